@@ -1,0 +1,64 @@
+"""Errors, by who is at fault.
+
+`PeerError`     somebody sent us nonsense (the kernel, a daemon, a requester): a broken frame, packet or file.
+`UsageError`    the caller misused us: a wrong name, a wrong size, a missing key.
+`Refused`       a request was understood and not granted; it carries the reason that is counted and the errno.
+`ModuleFailed`  a key module or handler was asked properly and could not.
+
+None of them ever carries key material: messages name lengths, offsets and names only.
+"""
+
+from __future__ import annotations
+
+import errno
+
+
+class UpcallError(Exception):
+    """The root of every error that upcall raises on purpose."""
+
+
+class PeerError(UpcallError):
+    """Bytes from outside that do not mean anything. `what` names the shape, `where` the offset in bytes."""
+
+    def __init__(self, what: str, why: str, where: int | None = None) -> None:
+        self.what, self.why, self.where = what, why, where
+        super().__init__(f"{what}: {why}" if where is None else f"{what}: {why} at byte {where}")
+
+
+class UsageError(UpcallError):
+    """The caller asked for something that cannot be."""
+
+
+class ModuleFailed(UpcallError):
+    """A key module could not do what it was asked. The text is shown to people: no secrets in it."""
+
+
+# reason -> errno. The reasons are words of the protocol (docs/protocol.md): they are counted by them, and
+# an unknown one from a newer peer is kept as it is.
+REASONS: dict[str, int] = {
+    "no-daemon": errno.ENOTCONN,  # nobody is registered for this uid
+    "no-context": errno.ENOMEM,  # every message context of this service is in use, as in the kernel
+    "daemon-gone": errno.ECONNRESET,  # it exited, or was killed, with the request in its hands
+    "daemon-full": errno.EAGAIN,  # its socket takes no more: it is stopped or hopelessly behind
+    "timed-out": errno.ETIMEDOUT,  # nobody answered within the service's patience
+    "closing": errno.ESHUTDOWN,  # the broker or the daemon is going down
+    "bad-request": errno.EBADMSG,  # the request itself makes no sense
+    "bad-answer": errno.EPROTO,  # the daemon's answer failed the check of its service
+    "no-service": errno.EOPNOTSUPP,  # nobody here serves that name
+    "not-permitted": errno.EPERM,  # an ordinary user asked for another uid's daemon
+    "no-key": errno.ENOKEY,  # no auth token with this signature in the user's keyring
+    "no-module": errno.ENOPKG,  # the auth token names a key module that is not installed
+    "locked": errno.EKEYREVOKED,  # the key's passphrase is not at hand
+    "module-failed": errno.EIO,  # the key module said that it cannot
+    "module-broke": errno.EFAULT,  # the key module raised something else, or returned nonsense
+    "busy": errno.EBUSY,  # every slot of this key is taken by calls that do not come back
+}
+
+
+class Refused(UpcallError):
+    """A request that was understood and is not granted, with its reason (one of REASONS) and errno."""
+
+    def __init__(self, reason: str, code: int | None = None) -> None:
+        self.reason = reason
+        self.errno = REASONS.get(reason, errno.EIO) if code is None else code
+        super().__init__(reason)

@@ -1,0 +1,45 @@
+"""The words: what travels between requester, broker and daemon. Frozen, without behaviour."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Requester(NamedTuple):
+    """Who asks. `pid` is 0 where the kernel does not say (eCryptfs does not)."""
+
+    uid: int
+    pid: int
+
+
+class Request(NamedTuple):
+    """A question. `deadline` is seconds on CLOCK_MONOTONIC; after it nobody listens any more.
+
+    `body` is what the service defines: for "ecryptfs" and "key", a tag 64 or tag 66 packet.
+    """
+
+    service: str
+    requester: Requester
+    deadline: float
+    body: bytes
+
+
+class Answer(NamedTuple):
+    """What the service's requester wanted to have."""
+
+    body: bytes
+
+
+class Refusal(NamedTuple):
+    """A request not granted: the errno for whoever speaks in errnos, the reason for people and counters."""
+
+    reason: str
+    errno: int
+
+
+class Notice(NamedTuple):
+    """Something told, that needs no reply."""
+
+    service: str
+    requester: Requester
+    body: bytes
