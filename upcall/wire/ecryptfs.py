@@ -84,7 +84,7 @@ class Frame(NamedTuple):
 
     type: int
     seq: int
-    index: int | None = None
+    index: int | None = None  # type: ignore[assignment]  # not tuple.index
     data: bytes | None = None
 
 
@@ -143,7 +143,13 @@ class Reply(NamedTuple):
 def pack_ask(ask: Ask) -> bytes:
     signature = ask.signature.encode("ascii")
     return b"".join(
-        (bytes((ask.tag,)), pack_length(len(signature)), signature, pack_length(len(ask.content)), ask.content)
+        (
+            bytes((ask.tag,)),
+            pack_length(len(signature)),
+            signature,
+            pack_length(len(ask.content)),
+            ask.content,
+        )
     )
 
 

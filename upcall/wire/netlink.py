@@ -41,7 +41,7 @@ class NetlinkMessage(NamedTuple):
 
     type: int
     seq: int
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # not tuple.index
     data: bytes | None = None
     flags: int = 0
     pid: int = 0
@@ -91,7 +91,7 @@ class Envelope(NamedTuple):
     """A REQUEST or NOTICE, whole. `deadline_ns` counts on CLOCK_MONOTONIC; 0 says that there is none."""
 
     seq: int
-    index: int
+    index: int  # type: ignore[assignment]  # not tuple.index
     service: str
     requester: Requester
     deadline_ns: int
@@ -121,8 +121,8 @@ def take_request(data: bytes) -> Envelope:
     """A REQUEST or NOTICE from exactly these bytes."""
     if len(data) < REQUEST_HEAD.size:
         raise PeerError("request", f"{len(data)} bytes, at least {REQUEST_HEAD.size} are needed")
-    length, kind, _, seq, _, index, size, version, name_len, _, uid, pid, deadline_ns = (
-        REQUEST_HEAD.unpack_from(data)
+    length, kind, _, seq, _, index, size, version, name_len, _, uid, pid, deadline_ns = REQUEST_HEAD.unpack_from(
+        data
     )
     if kind not in (REQUEST, NOTICE) or length != len(data) or size != length - _BEFORE_DATA:
         raise PeerError("request", f"type {kind}, nlmsg_len {length} and data_len {size} do not fit", 0)
@@ -159,7 +159,7 @@ class Response(NamedTuple):
     """A RESPONSE, whole."""
 
     seq: int
-    index: int
+    index: int  # type: ignore[assignment]  # not tuple.index
     outcome: Answer | Refusal
 
 

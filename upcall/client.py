@@ -1,0 +1,124 @@
+"""The requesters' side: ask one's own daemon through the broker, as the kernel would.
+
+with Client() as client:
+    wrapped = client.wrap(signature, key)
+    assert client.unwrap(signature, wrapped) == key
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from upcall.errors import PeerError, Refused, UpcallError, UsageError
+from upcall.kernel.local import connect
+from upcall.messages import Answer, Requester
+from upcall.runtime import find_place
+from upcall.wire.ecryptfs import (
+    CIPHER_OPAQUE,
+    MAX_KEY,
+    TAG_64,
+    TAG_66,
+    Ask,
+    FileKey,
+    pack_ask,
+    pack_file_key,
+    take_file_key,
+    take_reply,
+)
+from upcall.wire.netlink import MAX_MESSAGE, Envelope, pack_request, take_response
+
+
+class NoBroker(UpcallError):
+    """There is no broker where we looked, or it has gone."""
+
+
+class Connection:
+    """Requests over one SOCK_SEQPACKET connection, one after the other. Not for several threads at a time."""
+
+    def __init__(self, path: Path, owners: frozenset[int]) -> None:
+        self._socket = connect(path, owners)
+        self._seq = 0
+
+    def ask(self, service: str, uid: int, body: bytes, timeout: float) -> bytes:
+        """The answer's body. Refused with the reason; TimeoutError; ConnectionError if the other side went."""
+        self._seq = (self._seq + 1) & 0xFFFFFFFF
+        deadline = time.monotonic() + timeout
+        requester = Requester(uid, os.getpid())
+        envelope = Envelope(self._seq, 0, service, requester, int(deadline * 1e9), body)
+        self._socket.settimeout(timeout + 1)
+        self._socket.send(pack_request(envelope))
+        while True:
+            data = self._socket.recv(MAX_MESSAGE)
+            if not data:
+                raise ConnectionError("the connection was closed")
+            response = take_response(data)
+            if response.seq == self._seq:
+                break
+        if isinstance(response.outcome, Answer):
+            return response.outcome.body
+        raise Refused(response.outcome.reason, response.outcome.errno)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Client:
+    """A requester. `uid`: whose daemon is asked, one's own if not given; only root may ask another's."""
+
+    def __init__(self, folder: Path | None = None, uid: int | None = None, timeout: float = 10.0) -> None:
+        """NoBroker if there is none in `folder` (or in the usual places)."""
+        self._uid = os.getuid() if uid is None else uid
+        self.timeout = timeout
+        place = find_place(folder)
+        try:
+            self._connection = Connection(place.socket, frozenset({0, os.geteuid()}))
+        except (OSError, UsageError) as error:
+            raise NoBroker(f"no broker at {place.socket}: {error}") from error
+
+    def wrap(self, signature: str, key: bytes) -> bytes:
+        """1 to 64 bytes, wrapped by the key with this signature (16 hexadecimal digits). Refused, TimeoutError."""
+        if not 1 <= len(key) <= MAX_KEY:
+            raise UsageError(f"a key of {len(key)} bytes, 1 to {MAX_KEY} can be wrapped")
+        return self._packet(TAG_66, signature, pack_file_key(FileKey(CIPHER_OPAQUE, key)))
+
+    def unwrap(self, signature: str, wrapped: bytes) -> bytes:
+        """What `wrap` was given. Refused("module-failed") if another key wrapped it."""
+        return take_file_key(self._packet(TAG_64, signature, wrapped)).key
+
+    def _packet(self, tag: int, signature: str, content: bytes) -> bytes:
+        if len(signature) != 16 or signature.strip("0123456789abcdef"):
+            raise UsageError(f"signature {signature!r} is not 16 hexadecimal digits")
+        body = pack_ask(Ask(tag, signature, content))
+        return take_reply(self.ask("key", body)).content
+
+    def ask(self, service: str, body: bytes) -> bytes:
+        """Any service by its name. Refused, TimeoutError, NoBroker if it has gone, PeerError if it talks nonsense."""
+        try:
+            return self._connection.ask(service, self._uid, body, self.timeout)
+        except TimeoutError as error:
+            raise TimeoutError(f"the broker has not answered within {self.timeout} s") from error
+        except ConnectionError as error:
+            raise NoBroker(f"the broker has gone: {error}") from error
+
+    def status(self) -> dict[str, Any]:
+        """The broker's view of itself: for root of everybody, for others of themselves."""
+        found = json.loads(self.ask("broker.status", b""))
+        if not isinstance(found, dict):
+            raise PeerError("status", "is not a JSON object")
+        return found
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

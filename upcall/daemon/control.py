@@ -1,0 +1,73 @@
+"""What the user's own commands ask of the user's daemon: unlock, lock, status. Secrets go this way, never by argv."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from upcall.daemon.keyservice import KeyService
+from upcall.errors import PeerError, Refused, UpcallError
+from upcall.kernel.local import listen, peer_of, receive, unlink_quietly
+from upcall.messages import Answer, Refusal
+from upcall.wire.ecryptfs import SIGNATURE_LENGTH
+from upcall.wire.netlink import Envelope, pack_response, take_request
+
+UNLOCK, LOCK, STATUS = "daemon.unlock", "daemon.lock", "daemon.status"
+_PATIENCE = 1.0  # seconds that a connected command may keep the daemon's main thread
+
+
+class Control:
+    """The listening socket, 0600 in the user's own folder. One connection at a time: they are few and short."""
+
+    def __init__(self, path: Path, keys: KeyService) -> None:
+        """UsageError if a daemon of this user listens there already."""
+        self._path, self._keys = path, keys
+        self.listener = listen(path, 0o600)
+
+    def serve_one(self) -> None:
+        """One connection, one request."""
+        try:
+            connection, _ = self.listener.accept()
+        except OSError:
+            return
+        with connection:
+            connection.settimeout(_PATIENCE)
+            try:
+                if peer_of(connection)[1] not in (0, os.geteuid()):
+                    return
+                data = receive(connection)
+                if data:
+                    envelope = take_request(data)
+                    connection.send(pack_response(envelope.seq, envelope.index, self._answer(envelope)))
+            except (OSError, UpcallError):
+                return
+
+    def _answer(self, envelope: Envelope) -> Answer | Refusal:
+        try:
+            return Answer(self._do(envelope.service, envelope.body))
+        except PeerError:
+            refused = Refused("bad-request")
+        except Refused as error:
+            refused = error
+        return Refusal(refused.reason, refused.errno)
+
+    def _do(self, service: str, body: bytes) -> bytes:
+        if service == STATUS:
+            return json.dumps({"pid": os.getpid(), "keys": self._keys.status()}).encode("ascii")
+        if service == LOCK:
+            return str(self._keys.lock(_signature(body) if body else None)).encode("ascii")
+        if service == UNLOCK:
+            self._keys.unlock(_signature(body[:SIGNATURE_LENGTH]), bytearray(body[SIGNATURE_LENGTH:]))
+            return b""
+        raise Refused("no-service")
+
+    def close(self) -> None:
+        self.listener.close()
+        unlink_quietly(self._path)
+
+
+def _signature(data: bytes) -> str:
+    if len(data) != SIGNATURE_LENGTH or data.strip(b"0123456789abcdef"):
+        raise PeerError("signature", "is not 16 hexadecimal digits")
+    return data.decode("ascii")

@@ -1,0 +1,190 @@
+"""The handler of "ecryptfs" and "key": wraps and unwraps with the key that the user's keyring names.
+
+The auth token is looked up by signature on every request, as libecryptfs does: a key that was unlinked stops
+working at once. The opened key is kept, until its file or its auth token changes or it is locked.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from upcall.errors import ModuleFailed, PeerError, Refused
+from upcall.kernel.process import LockedMemory
+from upcall.keymodule import MAX_KEY, MAX_WRAPPED, KeyHandle, KeyModule
+from upcall.wire.authtok import AuthTok, take_auth_tok
+from upcall.wire.ecryptfs import STATUS_OK, TAG_64, TAG_65, TAG_67, Reply, pack_reply, take_ask, take_file_key
+from upcall.wire.netlink import Envelope
+
+_REREAD = 1.0  # seconds after which an auth token that was replaced in its place is noticed
+
+
+class Keyring(Protocol):
+    """The user's keyring (upcall.kernel.keyring)."""
+
+    def find(self, description: str, /) -> int | None: ...
+    def read(self, serial: int, /) -> bytes: ...
+
+
+class _Opened:
+    """A key in use. What it wraps is proved by unwrapping it, the first time for each size."""
+
+    __slots__ = ("_handle", "_prove_all", "_proved", "module", "reread", "serial", "token")
+
+    def __init__(self, handle: KeyHandle, module: str, serial: int, token: AuthTok, prove_all: bool) -> None:
+        self._handle, self.module, self.serial, self.token = handle, module, serial, token
+        self._prove_all = prove_all
+        self._proved: dict[int, int] = {}  # size of a clear key -> size of its wrapped form
+        self.reread = time.monotonic() + _REREAD
+
+    def stale(self) -> bool:
+        return self._handle.stale()
+
+    def unwrap(self, wrapped: bytes) -> bytes:
+        key = self._handle.unwrap(wrapped)
+        if not isinstance(key, bytes) or not 1 <= len(key) <= MAX_KEY:
+            raise Refused("module-broke")
+        return key
+
+    def wrap(self, key: bytes) -> bytes:
+        """A wrapped key that can be unwrapped: the kernel would believe anything, and lose the file."""
+        wrapped = self._handle.wrap(key)
+        if not isinstance(wrapped, bytes) or not len(key) <= len(wrapped) <= MAX_WRAPPED:
+            raise Refused("module-broke")
+        if self._prove_all or self._proved.get(len(key)) != len(wrapped):
+            if self.unwrap(wrapped) != key:
+                raise Refused("module-broke")
+            self._proved[len(key)] = len(wrapped)
+        return wrapped
+
+
+class KeyService:
+    """`modules`: what loads the key module of an alias. `fetch(signature, source)`: a passphrase kept elsewhere."""
+
+    services = ("ecryptfs", "key")
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        modules: Mapping[str, Callable[[], KeyModule]],
+        fetch: Callable[[str, str], bytearray],
+        prove_all: bool = False,
+    ) -> None:
+        self._keyring, self._modules, self._fetch = keyring, modules, fetch
+        self._prove_all = prove_all
+        self._lock = threading.Lock()
+        self._loaded: dict[str, KeyModule] = {}
+        self._opened: dict[str, _Opened] = {}
+        self._passphrases: dict[str, LockedMemory] = {}
+        self._locked: set[str] = set()
+
+    # --- the handler ---------------------------------------------------------------------------------------
+
+    def lane(self, envelope: Envelope) -> str:
+        return take_ask(envelope.body).signature
+
+    def answer(self, envelope: Envelope) -> bytes:
+        ask = take_ask(envelope.body)
+        opened = self._open(ask.signature)
+        if ask.tag != TAG_64:
+            return pack_reply(Reply(TAG_67, STATUS_OK, opened.wrap(ask.content)))
+        content = opened.unwrap(ask.content)
+        try:
+            take_file_key(content)
+        except PeerError:
+            raise ModuleFailed("what came out is no file key: another key wrapped it") from None
+        return pack_reply(Reply(TAG_65, STATUS_OK, content))
+
+    # --- keys ----------------------------------------------------------------------------------------------
+
+    def _open(self, signature: str) -> _Opened:
+        serial = self._keyring.find(signature)
+        if serial is None:
+            self.forget(signature)
+            raise Refused("no-key")
+        if signature in self._locked:
+            raise Refused("locked")
+        opened = self._opened.get(signature)
+        if opened is not None and opened.serial == serial and self._still_good(opened, signature):
+            return opened
+        token = take_auth_tok(self._keyring.read(serial))
+        if token.signature != signature:
+            raise Refused("no-key")
+        handle = self._module(token.alias).open(
+            signature, token.blob, lambda source: self._passphrase(signature, source)
+        )
+        opened = _Opened(handle, token.alias, serial, token, self._prove_all)
+        with self._lock:
+            if signature in self._locked:  # it was locked while it was being opened
+                raise Refused("locked")
+            self._opened[signature] = opened
+        return opened
+
+    def _still_good(self, opened: _Opened, signature: str) -> bool:
+        if opened.stale():
+            return False
+        now = time.monotonic()
+        if now >= opened.reread:
+            if take_auth_tok(self._keyring.read(opened.serial)) != opened.token:
+                return False
+            opened.reread = now + _REREAD
+        return True
+
+    def _module(self, alias: str) -> KeyModule:
+        module = self._loaded.get(alias)
+        if module is None:
+            load = self._modules.get(alias)
+            if load is None:
+                raise Refused("no-module")
+            module = self._loaded[alias] = load()
+        return module
+
+    def _passphrase(self, signature: str, source: str) -> bytearray:
+        if source != "ask":
+            return self._fetch(signature, source)
+        with self._lock:
+            kept = self._passphrases.get(signature)
+            if kept is None:
+                raise Refused("locked")
+            return kept.copy()
+
+    # --- what the user's commands do -----------------------------------------------------------------------
+
+    def unlock(self, signature: str, passphrase: bytearray) -> None:
+        """Keeps a passphrase (empty: there is none to keep) in locked memory; the key works from now on."""
+        with self._lock:
+            self._opened.pop(signature, None)
+            old = self._passphrases.pop(signature, None)
+            if old is not None:
+                old.wipe()
+            if passphrase:
+                self._passphrases[signature] = LockedMemory(passphrase)
+            self._locked.discard(signature)
+
+    def lock(self, signature: str | None) -> int:
+        """Forgets one key, or all, and refuses it until it is unlocked; gives how many were known."""
+        with self._lock:
+            known = set(self._opened) | set(self._passphrases)
+        for one in known if signature is None else {signature}:
+            with self._lock:
+                self._locked.add(one)
+            self.forget(one)
+        return len(known if signature is None else known & {signature})
+
+    def forget(self, signature: str) -> None:
+        """Drops the opened key and its passphrase."""
+        with self._lock:
+            self._opened.pop(signature, None)
+            kept = self._passphrases.pop(signature, None)
+            if kept is not None:
+                kept.wipe()
+
+    def status(self) -> list[dict[str, object]]:
+        """The keys in use, as plain data."""
+        with self._lock:
+            return [
+                {"signature": signature, "module": opened.module, "open": True}
+                for signature, opened in self._opened.items()
+            ] + [{"signature": signature, "locked": True} for signature in sorted(self._locked)]

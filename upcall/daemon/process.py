@@ -1,0 +1,320 @@
+"""The daemon's process: registration, the messages, the end. See the package's docstring for who runs what."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from upcall.daemon.control import Control
+from upcall.daemon.workers import Workers
+from upcall.errors import ModuleFailed, PeerError, Refused, UsageError
+from upcall.handler import Handler
+from upcall.kernel.netlink import NetlinkSocket, Packet
+from upcall.log import EventLog
+from upcall.messages import Answer, Refusal
+from upcall.runtime import Place
+from upcall.wire.netlink import (
+    HEADER,
+    HELO,
+    NOTICE,
+    QUIT,
+    REQUEST,
+    Envelope,
+    pack_control,
+    pack_response,
+    response_position,
+    take_request,
+)
+
+_RETRY_FIRST, _RETRY_MOST = 0.05, 1.0  # seconds between two tries to register
+_HELLO_PATIENCE = 1.0  # seconds until an unanswered HELO is sent again
+_QUIT_PATIENCE = 3.0  # seconds that we hold on, having said QUIT
+
+
+class _Broker(NamedTuple):
+    """The broker as registered with: whoever writes must be this."""
+
+    pid: int
+    uid: int
+    portid: int
+
+
+class _Job(NamedTuple):
+    envelope: Envelope
+    handler: Handler
+    broker: _Broker
+
+
+class Daemon:
+    """Everything that `upcall daemon` is, for one user."""
+
+    def __init__(
+        self,
+        place: Place,
+        handlers: Sequence[Handler],
+        control: Control | None = None,
+        log: EventLog | None = None,
+    ) -> None:
+        self.log = log or EventLog("upcall-daemon")
+        self._place, self._control = place, control
+        self._handlers = {service: handler for handler in handlers for service in handler.services}
+        self._socket = NetlinkSocket()
+        self._socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, b"\1".ljust(16, b"\0"))
+        self._owners: frozenset[int] = frozenset()
+        self._broker: _Broker | None = None
+        self._change = threading.Condition()
+        self._stopping = self._over = False
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_writer.setblocking(False)
+        self._workers: Workers[_Job] = Workers(self._receive, self._work, self._refuse)
+        self.strangers = 0  # messages from anybody but the broker
+
+    # --- the main thread -----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serves until SIGTERM (see `stop`) or until a newer daemon of this user takes over."""
+        self._workers.start()
+        while not self._stopping and not self._over:
+            self._register()
+            if self._broker is not None:
+                self._watch(self._broker)
+        self._say_goodbye()
+        self.log.flush()
+
+    def stop(self, *_: object) -> None:
+        """Ends `run` after what is held has been answered; from a signal handler or another thread."""
+        self._stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # it is awake already
+            self._wake_writer.send(b"x")
+
+    def _register(self) -> None:
+        """Says HELO until a broker answers. A broker that is not there costs one failing call per try."""
+        pause, told = _RETRY_FIRST, ""
+        while not (self._stopping or self._over or self._broker):
+            try:
+                portid, self._owners = self._place.broker()
+                self._socket.send_to(pack_control(HELO), portid)
+                wait = _HELLO_PATIENCE
+            except (OSError, UsageError) as error:
+                if str(error) != told:
+                    told = str(error)
+                    self.log("no-broker", folder=self._place.folder, why=error)
+                wait, pause = pause, min(_RETRY_MOST, pause * 2)
+            self._pause(wait)
+
+    def _watch(self, broker: _Broker) -> None:
+        """Until the broker ends or we do."""
+        self.log("registered", broker=broker.pid, portid=broker.portid)
+        try:
+            alive = os.pidfd_open(broker.pid)
+        except OSError:
+            alive = -1  # it has ended, or lives in another pid namespace, where only HELO can tell
+        try:
+            while not self._stopping and not self._over:
+                if self._pause(None if alive >= 0 else _HELLO_PATIENCE, alive):
+                    break
+                if alive < 0 and not self._reachable():
+                    break
+        finally:
+            if alive >= 0:
+                os.close(alive)
+        if not self._stopping and not self._over:
+            self.log("broker-gone", broker=broker.pid)
+            with self._change:
+                self._broker = None
+                self._socket.disconnect()
+
+    def _reachable(self) -> bool:
+        try:
+            self._socket.send(pack_control(HELO))
+        except OSError:
+            return False
+        return True
+
+    def _pause(self, timeout: float | None, alive: int = -1) -> bool:
+        """Waits for `timeout` seconds, a wake-up, a command of the user, or the broker's end (then True)."""
+        poll = select.poll()
+        poll.register(self._wake_reader, select.POLLIN)
+        if alive >= 0:
+            poll.register(alive, select.POLLIN)
+        if self._control is not None:
+            poll.register(self._control.listener, select.POLLIN)
+        for fd, _ in poll.poll(None if timeout is None else timeout * 1000):
+            if fd == alive:
+                return True
+            if fd == self._wake_reader.fileno():
+                self._wake_reader.recv(64)
+            elif self._control is not None:
+                self._control.serve_one()
+        return False
+
+    def _say_goodbye(self) -> None:
+        """QUIT, then wait until the broker has had all its answers and says QUIT, too."""
+        if self._broker is None or self._over:
+            return
+        try:
+            self._socket.send(pack_control(QUIT))
+        except OSError:
+            return
+        with self._change:
+            if not self._change.wait_for(lambda: self._over, _QUIT_PATIENCE):
+                self.log("quit-unanswered", running=self._workers.running)
+
+    # --- the workers ---------------------------------------------------------------------------------------
+
+    def _receive(self) -> tuple[_Job, str, float] | None:
+        """Blocks for the next message; gives a job if it is one."""
+        try:
+            packet = self._socket.receive(0)
+        except OSError as error:
+            self.log("receive-failed", why=error)
+            return None
+        if packet is None:
+            return None
+        broker = self._broker
+        if broker is None or packet[1:] != broker:
+            broker = self._identify(packet)
+            if broker is None:
+                return None
+        data = packet.data
+        kind = HEADER.unpack_from(data)[1] if len(data) >= HEADER.size else 0
+        if kind != REQUEST:
+            self._on_control(kind)
+            return None
+        return self._job(data, broker)
+
+    def _identify(self, packet: Packet) -> _Broker | None:
+        """Whether this comes from the broker: registered with now, by its HELO, or a moment ago."""
+        sender = _Broker(*packet[1:])
+        data = packet.data
+        with self._change:
+            if self._broker is None and sender.uid in self._owners:
+                if len(data) == HEADER.size and HEADER.unpack_from(data)[1] == HELO:
+                    try:
+                        self._socket.connect(sender.portid)
+                    except OSError as error:
+                        self.log("connect-failed", why=error)
+                        return None
+                    self._broker = sender
+                    self._change.notify_all()
+                    self._wake()
+                    return None
+                # Its HELO is in another worker's hands still.
+                self._change.wait_for(lambda: self._broker == sender, 0.25)
+            if self._broker == sender:
+                return sender
+        self.strangers += 1
+        self.log("stranger", uid=packet.uid, pid=packet.pid, portid=packet.portid)
+        return None
+
+    def _on_control(self, kind: int) -> None:
+        if kind == QUIT:
+            if not self._stopping:
+                self.log("replaced", why="a newer daemon of this user has registered")
+            with self._change:
+                self._over = True
+                self._change.notify_all()
+            self._wake()
+        elif kind not in (HELO, NOTICE):
+            self.log("unknown-message", type=kind)
+
+    def _job(self, data: bytes, broker: _Broker) -> tuple[_Job, str, float] | None:
+        """A request's envelope first: from there on an answer is owed, whatever the rest is."""
+        try:
+            envelope = take_request(data)
+        except PeerError as error:
+            self.log("bad-request", why=error)
+            self._refuse_position(data, broker)
+            return None
+        handler = self._handlers.get(envelope.service)
+        try:
+            if handler is None:
+                raise Refused("no-service")
+            lane = handler.lane(envelope)
+        except PeerError:
+            self._send(broker, envelope, Refusal(*_parts(Refused("bad-request"))))
+            return None
+        except Refused as refused:
+            self._send(broker, envelope, Refusal(*_parts(refused)))
+            return None
+        deadline = envelope.deadline_ns / 1e9
+        if deadline <= time.monotonic():
+            return None  # it lay in the socket for too long: the broker has answered
+        return _Job(envelope, handler, broker), lane, deadline
+
+    def _work(self, job: _Job) -> None:
+        outcome: Answer | Refusal
+        try:
+            outcome = Answer(job.handler.answer(job.envelope))
+        except Refused as refused:
+            outcome = Refusal(*_parts(refused))
+        except PeerError as error:
+            self._send(job.broker, job.envelope, Refusal(*_parts(Refused("bad-request"))))
+            self.log("bad-request", service=job.envelope.service, why=error)
+            return
+        except ModuleFailed as error:
+            self._send(job.broker, job.envelope, Refusal(*_parts(Refused("module-failed"))))
+            self.log("module-failed", service=job.envelope.service, seq=job.envelope.seq, why=error)
+            return
+        except BaseException as error:  # noqa: BLE001 - whatever a module raises is a refusal, and only that
+            self._send(job.broker, job.envelope, Refusal(*_parts(Refused("module-broke"))))
+            self.log("module-broke", seq=job.envelope.seq, error=type(error).__name__, at=_where(error))
+            return
+        self._send(job.broker, job.envelope, outcome)
+
+    def _refuse(self, job: _Job, refused: Refused) -> None:
+        self._send(job.broker, job.envelope, Refusal(*_parts(refused)))
+
+    def _refuse_position(self, data: bytes, broker: _Broker) -> None:
+        try:
+            seq, index = response_position(data)
+        except PeerError:
+            return
+        self._send_bytes(broker, pack_response(seq, index, Refusal(*_parts(Refused("bad-request")))))
+
+    def _send(self, broker: _Broker, envelope: Envelope, outcome: Answer | Refusal) -> None:
+        try:
+            data = pack_response(envelope.seq, envelope.index, outcome)
+        except PeerError as error:
+            self.log("module-broke", seq=envelope.seq, why=error)
+            data = pack_response(envelope.seq, envelope.index, Refusal(*_parts(Refused("module-broke"))))
+        self._send_bytes(broker, data)
+
+    def _send_bytes(self, broker: _Broker, data: bytes) -> None:
+        """To the broker that asked; a later one must not get it."""
+        if self._broker != broker:
+            return
+        try:
+            self._socket.socket.send(data)
+        except OSError as error:
+            self.log("answer-not-sent", why=error)
+
+
+def _parts(refused: Refused) -> tuple[str, int]:
+    return refused.reason, refused.errno
+
+
+def _where(error: BaseException) -> str:
+    """File and line where a module broke; its message may hold secrets and is not shown."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
+
+
+def serve(daemon: Daemon) -> None:
+    """Runs a daemon in this process until SIGTERM or SIGINT."""
+    signal.signal(signal.SIGTERM, daemon.stop)
+    signal.signal(signal.SIGINT, daemon.stop)
+    gc.freeze()
+    daemon.run()

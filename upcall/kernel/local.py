@@ -1,0 +1,81 @@
+"""AF_UNIX SOCK_SEQPACKET: how processes ask the broker, and how a user's commands reach that user's daemon.
+
+Source: unix(7). The peer's credentials are those of connect(2) or listen(2), and not forgeable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from pathlib import Path
+
+from upcall.errors import UsageError
+from upcall.wire.netlink import MAX_MESSAGE
+
+_UCRED = struct.Struct("=iII")
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """(pid, uid) of the other side."""
+    pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid
+
+
+def listen(path: Path, mode: int) -> socket.socket:
+    """A listening socket at `path`. One that nobody listens on any more is replaced; a live one is an error."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    listener.setblocking(False)
+    try:
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+                probe.settimeout(1)
+                try:
+                    probe.connect(os.fspath(path))
+                except ConnectionRefusedError:
+                    path.unlink()
+                else:
+                    raise UsageError(f"{path}: somebody listens there already")
+        before = os.umask(0o777 & ~mode)
+        try:
+            listener.bind(os.fspath(path))
+        finally:
+            os.umask(before)
+        listener.listen(128)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def connect(path: Path, owners: frozenset[int]) -> socket.socket:
+    """A connection to a listener that runs as one of `owners`. OSError if there is none, UsageError if not theirs."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        connection.settimeout(5)
+        connection.connect(os.fspath(path))
+        _, uid = peer_of(connection)
+        if uid not in owners:
+            raise UsageError(f"{path}: uid {uid} listens there, not one of {sorted(owners)}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def receive(connection: socket.socket) -> bytes | None:
+    """The next datagram; empty at the end; None if there is none now. ConnectionError for a truncated one."""
+    try:
+        data, _, flags, _ = connection.recvmsg(MAX_MESSAGE)
+    except BlockingIOError:
+        return None
+    if flags & socket.MSG_TRUNC:
+        raise ConnectionError("a message longer than the protocol has")
+    return data
+
+
+def unlink_quietly(path: Path) -> None:
+    """Takes a socket's name away; that it has gone already is no error."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()

@@ -1,0 +1,87 @@
+"""What a process asks the kernel about itself and about others."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import resource
+from pathlib import Path
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def harden() -> None:
+    """No core dumps, no ptrace by the same user, no gain of privileges. Works without any privilege."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Asks for a signal when the parent ends (prctl(2), PR_SET_PDEATHSIG)."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as we may have: one per daemon, requester and device."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def real_uid_of(pid: int) -> int | None:
+    """The real uid of a process, or None if there is none with this pid (proc(5), Uid of /proc/PID/status)."""
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text("ascii", "replace").splitlines():
+            if line.startswith("Uid:"):
+                return int(line.split()[1])
+    except OSError:
+        pass
+    return None
+
+
+class LockedMemory:
+    """A secret in a page of its own: locked where the limit allows, never dumped, zeroed in a forked child.
+
+    What Python cannot promise: copies that other objects made on the way here.
+    """
+
+    _MADV_DONTDUMP, _MADV_WIPEONFORK = 16, 18
+
+    def __init__(self, secret: bytearray) -> None:
+        """Takes the secret over: the caller's buffer is wiped."""
+        self._size = len(secret)
+        self._pages = mmap.mmap(-1, max(1, self._size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for advice in (self._MADV_DONTDUMP, self._MADV_WIPEONFORK):
+            with contextlib.suppress(OSError):
+                self._pages.madvise(advice)
+        buffer = (ctypes.c_char * len(self._pages)).from_buffer(self._pages)
+        self.locked = _libc.mlock(ctypes.byref(buffer), ctypes.c_size_t(len(self._pages))) == 0
+        del buffer
+        self._pages[: self._size] = bytes(secret)
+        secret[:] = bytes(len(secret))
+
+    def copy(self) -> bytearray:
+        """The secret in a buffer that the caller wipes."""
+        return bytearray(self._pages[: self._size])
+
+    def wipe(self) -> None:
+        self._pages[:] = bytes(len(self._pages))
+        self._size = 0
+
+    def __repr__(self) -> str:
+        return f"<LockedMemory {'locked' if self.locked else 'not locked'}>"
+
+
+def schedule_as_batch() -> None:
+    """SCHED_BATCH: waking us does not preempt whoever woke us.
+
+    The kernel's eCryptfs requester goes to sleep after it has sent its request without looking whether the
+    answer is there already; an answer that preempts it is not seen before the whole timeout is over.
+    """
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -1,0 +1,94 @@
+"""Where broker, daemon and requesters find each other.
+
+The system's broker lives in /run/upcall; a user's own in that user's runtime folder. In the broker's folder are its
+socket for requesters and the portid for daemons, written down because somebody may sit on the documented one.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from upcall.errors import UsageError
+from upcall.kernel.netlink import SYSTEM_PORTID
+
+SYSTEM_FOLDER = Path("/run/upcall")
+
+
+def user_folder() -> Path:
+    """This user's own runtime folder, made if need be, owned by the user and closed to others."""
+    uid = os.geteuid()
+    for base in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{uid}"):
+        # After su(1) the environment may name another user's folder.
+        if base and Path(base).is_dir() and Path(base).stat().st_uid == uid:
+            return _own(Path(base) / "upcall", 0o700)
+    if uid == 0:
+        return _own(SYSTEM_FOLDER / "root", 0o700)
+    return _own(Path(f"/tmp/upcall-{uid}"), 0o700)  # noqa: S108 - ownership and mode are checked
+
+
+def _own(folder: Path, mode: int) -> Path:
+    """The folder, ours and not writable by others; UsageError if somebody else made it."""
+    folder.mkdir(mode=mode, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise UsageError(f"{folder}: not a folder of our own that only we can write to")
+    return folder
+
+
+class Place(NamedTuple):
+    """A broker's folder."""
+
+    folder: Path
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "broker.sock"
+
+    @property
+    def portid_file(self) -> Path:
+        return self.folder / "portid"
+
+    def broker(self) -> tuple[int, frozenset[int]]:
+        """(portid, the uids that a broker there may have): what the file says if root or we wrote it."""
+        mine = frozenset({0, os.geteuid()})
+        try:
+            with self.portid_file.open("rb") as file:
+                owner = os.fstat(file.fileno()).st_uid
+                if owner not in mine:
+                    raise UsageError(f"{self.portid_file}: belongs to uid {owner}")
+                return int(file.read(16)), frozenset({owner})
+        except FileNotFoundError:
+            return SYSTEM_PORTID, frozenset({0})
+        except ValueError:
+            raise UsageError(f"{self.portid_file}: holds no number") from None
+
+
+def own_place(folder: Path | None = None) -> Place:
+    """Where this process, being a broker, is to be found."""
+    if folder is not None:
+        return Place(_own(folder, 0o755))
+    return Place(_own(SYSTEM_FOLDER, 0o755) if os.geteuid() == 0 else user_folder())
+
+
+def find_place(folder: Path | None = None) -> Place:
+    """Where to look for a broker: as told, or this user's own if there is one, or the system's."""
+    if folder is not None:
+        return Place(folder)
+    own = Place(user_folder())
+    return own if own.socket.exists() else Place(SYSTEM_FOLDER)
+
+
+def daemon_socket() -> Path:
+    """Where this user's daemon listens for this user's commands."""
+    return user_folder() / "daemon.sock"
+
+
+def publish(place: Place, portid: int) -> None:
+    """Writes the broker's portid down, at once or not at all."""
+    temporary = place.portid_file.with_suffix(f".{os.getpid()}")
+    temporary.write_text(f"{portid}\n", "ascii")
+    temporary.chmod(0o644)
+    temporary.replace(place.portid_file)

@@ -1,0 +1,30 @@
+"""What a service is to the broker: a name, how long its requesters wait, how many at once, and the check that an
+answer must pass before anybody sees it. One entry per conversation. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from upcall.wire import ecryptfs
+
+
+class Service(NamedTuple):
+    """`check(asked, answer)` raises PeerError on an answer that the requester must not see."""
+
+    name: str
+    patience: float  # seconds until the broker refuses
+    contexts: int  # per uid
+    check: Callable[[bytes, bytes], None]
+    check_request: Callable[[bytes], object]
+    local: bool  # may processes ask for it on the requesters' socket?
+
+
+# The kernel gives up after 3 s (ecryptfs_message_wait_timeout) and then leaves a context that a late answer
+# could hit: half a second is left for the way back.
+ECRYPTFS = Service("ecryptfs", 2.5, 32, ecryptfs.check_answer, ecryptfs.take_ask, local=False)
+
+# The same packets, asked for by processes: they may wait longer than the kernel does.
+KEY = Service("key", 10.0, 32, ecryptfs.check_answer, ecryptfs.take_ask, local=True)
+
+SERVICES = {service.name: service for service in (ECRYPTFS, KEY)}
