@@ -152,8 +152,6 @@ class Devices:
             {"uid": one, "open": True} for one in self._open if uid is None or one == uid
         ]
         found += [
-            {"uid": one, "open": False, "why": why}
-            for one, why in self._failed.items()
-            if uid is None or one == uid
+            {"uid": one, "open": False, "why": why} for one, why in self._failed.items() if uid is None or one == uid
         ]
         return found

@@ -8,7 +8,12 @@ import importlib
 import click
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    # name: (module below upcall.cli that holds `command`, one line for --help)
+    # name: (module below upcall.cli, or module:attribute if that is not `command`; one line for --help)
+    "broker": ("broker", "Run the message broker."),
+    "daemon": ("daemon", "Run this user's daemon."),
+    "status": ("status", "Show what the broker does."),
+    "wrap": ("wrap:wrap", "Wrap a small key with one of yours."),
+    "unwrap": ("wrap:unwrap", "Unwrap it again."),
     "lab": ("lab", "Run things on a real kernel in a virtual machine."),
 }
 
@@ -22,8 +27,9 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"upcall.cli.{COMMANDS[cmd_name][0]}").command
-        return command
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        found = getattr(importlib.import_module(f"upcall.cli.{module}"), attribute or "command")
+        return found if isinstance(found, click.Command) else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -121,9 +121,7 @@ def take_request(data: bytes) -> Envelope:
     """A REQUEST or NOTICE from exactly these bytes."""
     if len(data) < REQUEST_HEAD.size:
         raise PeerError("request", f"{len(data)} bytes, at least {REQUEST_HEAD.size} are needed")
-    length, kind, _, seq, _, index, size, version, name_len, _, uid, pid, deadline_ns = REQUEST_HEAD.unpack_from(
-        data
-    )
+    length, kind, _, seq, _, index, size, version, name_len, _, uid, pid, deadline_ns = REQUEST_HEAD.unpack_from(data)
     if kind not in (REQUEST, NOTICE) or length != len(data) or size != length - _BEFORE_DATA:
         raise PeerError("request", f"type {kind}, nlmsg_len {length} and data_len {size} do not fit", 0)
     if version != VERSION:
@@ -149,9 +147,7 @@ def pack_response(seq: int, index: int, outcome: Answer | Refusal) -> bytes:
         status, code = STATUS_REFUSED, outcome.errno
         body = outcome.reason.encode("ascii", "replace")[:MAX_REASON]
     size = RESPONSE_HEAD.size + len(body)
-    head = RESPONSE_HEAD.pack(
-        size, RESPONSE, 0, seq, 0, index, size - _BEFORE_DATA, VERSION, status, code & 0xFFFF
-    )
+    head = RESPONSE_HEAD.pack(size, RESPONSE, 0, seq, 0, index, size - _BEFORE_DATA, VERSION, status, code & 0xFFFF)
     return head + body
 
 

@@ -1,0 +1,33 @@
+"""`upcall broker`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from upcall.kernel.miscdev import DEVICE
+
+
+@click.command("broker")
+@click.option("--runtime", type=click.Path(file_okay=False, path_type=Path), help="Folder for socket and portid.")
+@click.option(
+    "--ecryptfs/--no-ecryptfs", default=None, help="Serve /dev/ecryptfs, or do not.  [default: if run by root]"
+)
+def command(runtime: Path | None, ecryptfs: bool | None) -> None:
+    """Run the message broker: the system's as root, or one for your own uid.
+
+    Root's broker serves every uid that has a daemon, and the kernel's eCryptfs for each of them. Anybody else's
+    serves that user's own processes. It runs in the foreground until SIGTERM or SIGINT, and then refuses what
+    it still owes.
+
+    \b
+    Exit codes: 0 ended as asked; 69 it could not start (who is in the way is said on stderr).
+    """
+    arguments = [f"folder={runtime.absolute()}"] if runtime is not None else []
+    if ecryptfs or (ecryptfs is None and os.geteuid() == 0):
+        arguments.append(f"device={DEVICE}")
+    # -P: never import anything from the working directory.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "upcall.broker", *arguments])  # noqa: S606

@@ -1,0 +1,83 @@
+"""`upcall status`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from upcall.client import Client
+
+
+@click.command("status")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.option("--runtime", type=click.Path(path_type=Path), help="The broker's folder.")
+def command(as_json: bool, runtime: Path | None) -> None:
+    """Show what the broker does: daemons, contexts, outcomes, refusals. Of your uid; for root, of all."""
+    with Client(runtime) as client:
+        status = client.status()
+    if as_json:
+        click.echo(json.dumps(status, indent=2))
+        return
+    console = Console()
+    broker = status["broker"]
+    console.print(f"broker: pid {broker['pid']}, uid {broker['uid']}, portid {broker['portid']}")
+    console.print(_daemons(status) if status["daemons"] else "no daemon is registered")
+    for daemon in status["daemons"]:
+        if daemon["pending"]:
+            console.print(_pending(daemon))
+    if status["outcomes"]:
+        console.print(_outcomes(status))
+    for title, counts in (("replies rejected", status["rejected"]), ("messages rejected", status.get("junk"))):
+        if counts:
+            console.print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    for device in status["devices"]:
+        state = "open" if device["open"] else f"not open: {device['why']}"
+        console.print(f"/dev/ecryptfs for uid {device['uid']}: {state}", highlight=False)
+
+
+def _daemons(status: dict[str, Any]) -> Table:
+    table = Table(title="daemons")
+    for column in ("uid", "pid", "age", "contexts", "most", "answered", "refused", "rejected"):
+        table.add_column(column, justify="right")
+    for daemon in status["daemons"]:
+        contexts = daemon["contexts"]
+        table.add_row(
+            str(daemon["uid"]),
+            str(daemon["pid"]) + (" (leaving)" if daemon["leaving"] else ""),
+            _age(daemon["age"]),
+            f"{contexts['in_use']}/{contexts['size']}",
+            str(contexts["most"]),
+            *(str(daemon[name]) for name in ("answered", "refused", "rejected")),
+        )
+    return table
+
+
+def _pending(daemon: dict[str, Any]) -> Table:
+    table = Table(title=f"pending, uid {daemon['uid']}")
+    for column in ("index", "sequence", "service", "age"):
+        table.add_column(column, justify="right")
+    for pending in daemon["pending"]:
+        table.add_row(str(pending["index"]), str(pending["seq"]), pending["service"], _age(pending["age"]))
+    return table
+
+
+def _outcomes(status: dict[str, Any]) -> Table:
+    table = Table(title="requests by outcome")
+    table.add_column("service")
+    table.add_column("outcome")
+    table.add_column("count", justify="right")
+    for service, outcomes in status["outcomes"].items():
+        for outcome, count in sorted(outcomes.items(), key=lambda item: -item[1]):
+            table.add_row(service, outcome, str(count))
+    return table
+
+
+def _age(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"

@@ -1,0 +1,89 @@
+"""`upcall wrap` and `upcall unwrap`: a requester in user space."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from upcall.client import Client
+from upcall.errors import UsageError
+from upcall.wire.ecryptfs import MAX_KEY, MAX_WRAPPED
+
+
+def _options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What both commands take."""
+    for option in (
+        click.argument("key", metavar="NAME|SIGNATURE"),
+        click.option(
+            "--encoding",
+            type=click.Choice(["raw", "hex", "base64"]),
+            default="raw",
+            show_default=True,
+            help="Of the wrapped side; the clear side is always raw.",
+        ),
+        click.option("--uid", type=int, help="Ask this uid's daemon (root only)."),
+        click.option("--timeout", type=float, default=10.0, show_default=True, help="Seconds."),
+        click.option("--runtime", type=click.Path(path_type=Path), help="The broker's folder."),
+    ):
+        function = option(function)
+    return function
+
+
+@click.command("wrap")
+@_options
+def wrap(key: str, encoding: str, uid: int | None, timeout: float, runtime: Path | None) -> None:
+    """Wrap 1 to 64 bytes from standard input with one of your keys; the wrapped ones go to standard output.
+
+    The request goes through the broker to your own daemon, as the kernel's would.
+    """
+    clear = _read(MAX_KEY)
+    with Client(runtime, uid, timeout) as client:
+        wrapped = client.wrap(_signature(key), clear)
+    sys.stdout.buffer.write(_ENCODE[encoding](wrapped))
+
+
+@click.command("unwrap")
+@_options
+def unwrap(key: str, encoding: str, uid: int | None, timeout: float, runtime: Path | None) -> None:
+    """Unwrap what `upcall wrap` gave, from standard input to standard output."""
+    data = _read(MAX_WRAPPED * 2 + 2)
+    try:
+        wrapped = _DECODE[encoding](data)
+    except (ValueError, binascii.Error) as error:
+        raise UsageError(f"standard input is not {encoding}: {error}") from None
+    with Client(runtime, uid, timeout) as client:
+        clear = client.unwrap(_signature(key), wrapped)
+    sys.stdout.buffer.write(clear)
+
+
+def _read(most: int) -> bytes:
+    data = sys.stdin.buffer.read(most + 1)
+    if not 1 <= len(data) <= most:
+        raise UsageError(f"standard input has {'no' if not data else 'too many'} bytes, 1 to {most} are taken")
+    return data
+
+
+def _signature(key: str) -> str:
+    if len(key) == 16 and not key.strip("0123456789abcdef"):
+        return key
+    from upcall.keystore import find  # only here: a signature needs no store
+
+    return find(key).signature
+
+
+_ENCODE: dict[str, Callable[[bytes], bytes]] = {
+    "raw": bytes,
+    "hex": lambda data: data.hex().encode("ascii") + b"\n",
+    "base64": lambda data: base64.b64encode(data) + b"\n",
+}
+_DECODE: dict[str, Callable[[bytes], bytes]] = {
+    "raw": bytes,
+    "hex": lambda data: bytes.fromhex(data.decode("ascii").strip()),
+    "base64": lambda data: base64.b64decode(data.strip(), validate=True),
+}

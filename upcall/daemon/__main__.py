@@ -1,0 +1,50 @@
+"""`upcall daemon` becomes this process: without the command line's libraries it starts and stays small."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from upcall.daemon.control import Control
+from upcall.daemon.keyservice import KeyService
+from upcall.daemon.process import Daemon, serve
+from upcall.errors import UpcallError
+from upcall.kernel import keyring
+from upcall.kernel.process import harden
+from upcall.keymodule import KeyModule
+from upcall.modules import load
+from upcall.passphrase import fetch
+from upcall.runtime import daemon_socket, find_place
+
+
+def run(arguments: list[str]) -> int:
+    """`folder=PATH`, `prove=all`, and one `module=ALIAS=PACKAGE:NAME` for each key module that may be loaded."""
+    modules: dict[str, Callable[[], KeyModule]] = {}
+    settings: dict[str, str] = {}
+    for key, value in (argument.split("=", 1) for argument in arguments):
+        if key == "module":
+            alias, spec = value.split("=", 1)
+            modules[alias] = functools.partial(load, spec)
+        else:
+            settings[key] = value
+    folder = settings.get("folder")
+    harden()
+    try:
+        keyring.join_session_and_link_user_keyring()
+        keys = KeyService(keyring, modules, fetch, settings.get("prove") == "all")
+        control = Control(daemon_socket(), keys)
+        try:
+            serve(Daemon(find_place(Path(folder) if folder else None), [keys], control))
+        finally:
+            control.close()
+    except (UpcallError, OSError) as error:
+        print(f"upcall daemon: {error}", file=sys.stderr)  # noqa: T201
+        return os.EX_UNAVAILABLE
+    return os.EX_OK
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
