@@ -40,7 +40,7 @@ def fingerprint(found: os.stat_result) -> Fingerprint:
 
 
 def read_private(path: str | Path, limit: int) -> tuple[bytearray, Fingerprint]:
-    """The content of a file that only we can read or write, and the fingerprint that it had before the reading.
+    """The content of a file that only we can read or write, and its fingerprint from before the reading.
 
     Refused with an OSError: not a regular file, not ours (or root's), open to others, longer than `limit`
     bytes. All is checked on the opened descriptor, so that nobody can swap the file in between; for the same

@@ -1,13 +1,14 @@
 """The kernel's keyrings: where auth tokens wait, under their signature, as keys of type "user".
 
-Source: keyctl(2), add_key(2), keyrings(7); include/uapi/linux/keyctl.h. Raw system calls, because glibc has no
-wrappers. Errors are OSError with the operation in `filename`.
+Source: keyctl(2), add_key(2), keyrings(7); include/uapi/linux/keyctl.h. Raw system calls, because glibc has
+no wrappers. Errors are OSError with the operation in `filename`.
 
 Whoever *possesses* a key (reaches it from his thread, process or session keyring) has its possessor rights,
-everybody else at most the owner's, which are next to nothing by default. A login session links the user keyring
-into its session keyring; a cron job, `su` or a container often has one without. There a key that one has just
-put into one's own user keyring cannot be read. So both sides do something: `ensure_user_keyring_linked` makes
-this process a possessor, and `add_user_key` gives the owner's other processes the right to read.
+everybody else at most the owner's, which are next to nothing by default. A login session links the user
+keyring into its session keyring; a cron job, `su` or a container often has one without. There a key that one
+has just put into one's own user keyring cannot be read. So both sides do something:
+`ensure_user_keyring_linked` makes this process a possessor, and `add_user_key` gives the owner's other
+processes the right to read.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ PERMISSIONS: Final = 0x3F0B0000
 MAX_PAYLOAD: Final = 32767  # of a "user" key: user_preparse() in security/keys/user_defined.c
 MAX_KEYRING: Final = 1 << 20  # ours: bytes of serials in a keyring, four for each key
 MAX_DESCRIPTION: Final = 4096 + 64  # KEY_MAX_DESC_SIZE is a page; type and numbers come before it
-_NO_USABLE_KEY = frozenset((errno.ENOKEY, errno.EKEYREVOKED, errno.EKEYEXPIRED, errno.EKEYREJECTED, errno.EACCES))
+_NO_USABLE_KEY = {errno.ENOKEY, errno.EKEYREVOKED, errno.EKEYEXPIRED, errno.EKEYREJECTED, errno.EACCES}
 
 # PyDLL keeps the GIL: these calls take about a microsecond and do not wait, while getting the GIL back can
 # take milliseconds when another thread is computing.
@@ -118,7 +119,7 @@ def read(serial: int) -> bytes:
     return payload
 
 
-# --- putting keys there and taking them away ------------------------------------------------------------------
+# --- putting keys there and taking them away ----------------------------------------------------------------
 
 
 def add_user_key(description: str, payload: bytes, keyring: int = USER_KEYRING) -> int:
@@ -147,7 +148,7 @@ def revoke(serial: int) -> None:
     _call("KEYCTL_REVOKE", _REVOKE, serial)
 
 
-# --- looking around -------------------------------------------------------------------------------------------
+# --- looking around -----------------------------------------------------------------------------------------
 
 
 def describe(serial: int) -> Key:
@@ -184,7 +185,7 @@ def _read_keyring(keyring: int) -> bytes:
     raise OSError(errno.EMSGSIZE, f"a keyring of {size} bytes", "KEYCTL_READ")
 
 
-# --- becoming a possessor -------------------------------------------------------------------------------------
+# --- becoming a possessor -----------------------------------------------------------------------------------
 
 
 def ensure_user_keyring_linked() -> None:

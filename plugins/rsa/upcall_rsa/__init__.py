@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+
 from upcall.errors import ModuleFailed, PeerError, Refused, UsageError
 from upcall.keymodule import API, MAX_KEY, MAX_WRAPPED, AskPassphrase, Enrolled
 from upcall.privatefile import Fingerprint, fingerprint, read_private, write_new
@@ -181,7 +182,9 @@ def _load(pem: bytearray, passphrase: bytearray, path: str, *, trusted: bool) ->
     encrypted = _is_encrypted(pem)
     try:
         key = load_pem_private_key(
-            pem, passphrase if encrypted else None, unsafe_skip_rsa_key_validation=trusted
+            pem,
+            passphrase if encrypted else None,  # type: ignore[arg-type] # any buffer will do
+            unsafe_skip_rsa_key_validation=trusted,
         )
     except UnsupportedAlgorithm:
         raise ModuleFailed(f"{path}: encrypted with, or for, an algorithm that is not supported") from None

@@ -2,8 +2,9 @@
 
     u16 len, path NUL, u16 len, passphrase NUL [, u16 len, source NUL]
 
-Source: src/key_mod/ecryptfs_key_mod_openssl.c of ecryptfs-utils 111. Lengths are in native byte order and count
-the NUL. The third field is ours: ecryptfs-utils stops reading before it. With it the passphrase is empty.
+Source: src/key_mod/ecryptfs_key_mod_openssl.c of ecryptfs-utils 111. Lengths are in native byte order and
+count the NUL. The third field is ours: ecryptfs-utils stops reading before it. With it, the passphrase is
+empty.
 """
 
 from __future__ import annotations
