@@ -136,7 +136,7 @@ def test_a_foreign_key_with_default_permissions_needs_possession(name: str) -> N
     try:
         in_a_child(f"k._add_key(k._ADD_KEY, b'user', {name!r}.encode(), b'secret', 6, k.USER_KEYRING)")
         read = f"s = k.find({name!r}); print(k.read(s).decode())"
-        with pytest.raises(AssertionError, match="PermissionError.*KEYCTL_READ"):
+        with pytest.raises(AssertionError, match=r"PermissionError.*KEYCTL_READ"):
             in_a_child(read)
         assert in_a_child("k.ensure_user_keyring_linked();" + read) == "secret"
         assert in_a_child("k.join_session_and_link_user_keyring();" + read) == "secret"
