@@ -1,0 +1,92 @@
+"""What ecryptfs-utils and the kernel said to each other, answered by this module."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.hashes import SHA1, Hash
+from upcall_rsa import Handle, module
+from upcall_rsa.blob import Blob, pack_blob, take_blob
+
+from upcall.wire import ecryptfs as wire
+from upcall.wire.authtok import take_auth_tok
+
+VECTORS: dict[str, Any] = json.loads(
+    (Path(__file__).parents[3] / "tests" / "vectors" / "ecryptfs.json").read_text()
+)
+KEY = VECTORS["keys"]["root"]
+
+
+def never(source: str) -> bytearray:
+    raise AssertionError(f"asked for {source}")
+
+
+def pairs(tag: int) -> list[tuple[wire.Ask, wire.Reply]]:
+    """Each captured request with this tag and its reply, where the module was able to give one."""
+    asked: dict[tuple[int, int | None], wire.Ask] = {}
+    found = []
+    for exchange in VECTORS["exchanges"]:
+        frame = wire.take_frame(bytes.fromhex(exchange["hex"]))
+        if frame.data is None:
+            continue
+        if frame.type == wire.REQUEST:
+            asked[frame.seq, frame.index] = wire.take_ask(frame.data)
+            continue
+        reply = wire.take_reply(frame.data)
+        ask = asked.pop((frame.seq, frame.index))
+        if ask.tag == tag and reply.status == wire.STATUS_OK:
+            found.append((ask, reply))
+    return found
+
+
+@pytest.fixture(scope="module")
+def handle(tmp_path_factory: pytest.TempPathFactory) -> Handle:
+    path = tmp_path_factory.mktemp("key") / "key.pem"
+    path.touch(0o600)
+    path.write_text(KEY["pem"])
+    blob = pack_blob(Blob(str(path), None, KEY["passphrase"].encode()))
+    return module.open(KEY["sig"], blob, never)
+
+
+def test_the_vectors_are_there() -> None:
+    assert len(pairs(wire.TAG_64)) >= 8
+    assert len(pairs(wire.TAG_66)) >= 8
+
+
+@pytest.mark.parametrize(("ask", "reply"), pairs(wire.TAG_64))
+def test_decrypt_requests(handle: Handle, ask: wire.Ask, reply: wire.Reply) -> None:
+    assert ask.signature == KEY["sig"]
+    assert handle.unwrap(ask.content) == reply.content
+
+
+@pytest.mark.parametrize(("ask", "reply"), pairs(wire.TAG_66))
+def test_encrypt_requests(handle: Handle, ask: wire.Ask, reply: wire.Reply) -> None:
+    """OAEP is random: what was wrapped then must unwrap to what was asked, and so must what we wrap."""
+    assert handle.unwrap(reply.content) == ask.content
+    wrapped = handle.wrap(ask.content)
+    assert len(wrapped) == len(reply.content)
+    assert handle.unwrap(wrapped) == ask.content
+
+
+@pytest.mark.parametrize("name", VECTORS["lower_header"])
+def test_lower_headers(handle: Handle, name: str) -> None:
+    header = bytes.fromhex(VECTORS["lower_header"][name])
+    at = header.index(bytes.fromhex(KEY["sig"])) + 9
+    wire.take_file_key(handle.unwrap(header[at : at + 256]))
+
+
+def test_signature() -> None:
+    digest = Hash(SHA1())
+    digest.update(bytes.fromhex(KEY["sig_preimage_hex"]))
+    assert digest.finalize()[:8].hex() == KEY["sig"]
+
+
+def test_blob() -> None:
+    told = VECTORS["auth_tok"]
+    token = take_auth_tok(bytes.fromhex(told["hex"]))
+    assert token.alias == module.name
+    assert take_blob(token.blob) == Blob(told["path"], None, told["passphrase"].encode())
+    assert pack_blob(take_blob(token.blob)) == token.blob

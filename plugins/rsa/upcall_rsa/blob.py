@@ -1,0 +1,106 @@
+"""The blob of the openssl key module: which file, and where its passphrase is kept.
+
+    u16 len, path NUL, u16 len, passphrase NUL [, u16 len, source NUL]
+
+Source: src/key_mod/ecryptfs_key_mod_openssl.c of ecryptfs-utils 111. Lengths are in native byte order and
+count the NUL. The third field is ours: ecryptfs-utils stops reading before it. With it, the passphrase is
+empty.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import NamedTuple
+
+from upcall.errors import PeerError, UsageError
+
+WHAT = "openssl blob"
+MAX_PATH = 1024
+MAX_PASSPHRASE = 1024
+MAX_SOURCE = 1024
+
+ASK, KEYRING, NONE, FILE = "ask", "keyring", "none", "file:"
+
+_LENGTH = struct.Struct("=H")
+
+
+class Blob(NamedTuple):
+    """A key file, and its passphrase (`source` None, as ecryptfs-utils keeps it) or where that is kept."""
+
+    path: str
+    source: str | None
+    passphrase: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"Blob(path={self.path!r}, source={self.source!r}, passphrase=<{len(self.passphrase)} bytes>)"
+
+
+def check_source(source: str) -> None:
+    """UsageError unless `source` is `ask`, `keyring`, `none` or `file:/absolute/path`."""
+    if source not in (ASK, KEYRING, NONE) and not source.startswith(FILE + "/"):
+        raise UsageError(f"{source!r} says nothing about where a passphrase is kept")
+
+
+def pack_blob(blob: Blob) -> bytes:
+    """UsageError for what could not be read back."""
+    path = os.fsencode(blob.path)
+    if not path.startswith(b"/"):
+        raise UsageError(f"the path of a key file must be absolute, {blob.path!r} is not")
+    fields = [_pack_field(path, "path", MAX_PATH)]
+    if blob.source is None:
+        if not blob.passphrase:
+            raise UsageError("without a source the blob needs the passphrase")
+        fields.append(_pack_field(bytes(blob.passphrase), "passphrase", MAX_PASSPHRASE))
+    else:
+        check_source(blob.source)
+        fields.append(_pack_field(b"", "passphrase", 0))
+        fields.append(_pack_field(os.fsencode(blob.source), "source", MAX_SOURCE))
+    return b"".join(fields)
+
+
+def take_blob(data: bytes) -> Blob:
+    """A blob from exactly these bytes. PeerError says which field is wrong and where."""
+    path, at = _take_field(data, 0, "path", MAX_PATH)
+    if not path.startswith(b"/"):
+        raise PeerError(WHAT, "the path is not absolute", 2)
+    passphrase, at = _take_field(data, at, "passphrase", MAX_PASSPHRASE)
+    if at == len(data):
+        # ecryptfs-utils with a key file that is not encrypted leaves the passphrase empty
+        return Blob(os.fsdecode(path), None if passphrase else NONE, passphrase)
+    start = at
+    source, at = _take_field(data, at, "source", MAX_SOURCE)
+    if at != len(data):
+        raise PeerError(WHAT, f"{len(data) - at} bytes too many", at)
+    if passphrase:
+        raise PeerError(WHAT, "holds a passphrase and also says where it is kept", start)
+    text = os.fsdecode(source)
+    try:
+        check_source(text)
+    except UsageError as error:
+        raise PeerError(WHAT, str(error), start + 2) from None
+    return Blob(os.fsdecode(path), text)
+
+
+def _pack_field(field: bytes, what: str, limit: int) -> bytes:
+    if len(field) > limit:
+        raise UsageError(f"the {what} has {len(field)} bytes, at most {limit} are allowed")
+    if b"\0" in field:
+        raise UsageError(f"the {what} holds a NUL")
+    return _LENGTH.pack(len(field) + 1) + field + b"\0"
+
+
+def _take_field(data: bytes, at: int, what: str, limit: int) -> tuple[bytes, int]:
+    start = at + _LENGTH.size
+    if start > len(data):
+        raise PeerError(WHAT, f"ends before the {what}", at)
+    (size,) = _LENGTH.unpack_from(data, at)
+    if not 1 <= size <= limit + 1:
+        raise PeerError(WHAT, f"a {what} of {size} bytes, 1 to {limit + 1} are allowed", at)
+    end = start + size
+    if end > len(data):
+        raise PeerError(WHAT, f"a {what} of {size} bytes, {len(data) - start} are there", at)
+    field = bytes(data[start : end - 1])
+    if data[end - 1] or b"\0" in field:
+        raise PeerError(WHAT, f"the {what} does not end in its only NUL", start)
+    return field, end

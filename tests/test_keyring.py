@@ -1,0 +1,167 @@
+"""The kernel's keyrings, on the kernel that we run on, as the user that we are."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from upcall.kernel import keyring
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    name = os.urandom(8).hex()
+    yield name
+    serial = keyring.find(name)
+    if serial is not None:
+        keyring.unlink(serial)
+
+
+def in_a_child(code: str) -> str:
+    """What Python code prints in a process with a session keyring of its own that links nothing."""
+    bare = "import sys; from upcall.kernel import keyring as k; k._call('join', 1, 0);"
+    done = subprocess.run([sys.executable, "-c", bare + code], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_add_find_read_replace_unlink(name: str) -> None:
+    assert keyring.find(name) is None
+    serial = keyring.add_user_key(name, b"\0first\0")
+    assert keyring.find(name) == serial
+    assert keyring.read(serial) == b"\0first\0"
+    assert keyring.add_user_key(name, b"second, longer") == serial
+    assert keyring.read(serial) == b"second, longer"
+    keyring.unlink(serial)
+    assert keyring.find(name) is None
+
+
+def test_the_longest_payload(name: str) -> None:
+    payload = os.urandom(keyring.MAX_PAYLOAD)
+    assert keyring.read(keyring.add_user_key(name, payload)) == payload
+    with pytest.raises(OSError, match="add_key") as caught:
+        keyring.add_user_key(name, payload + b"x")
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_the_buffer_is_wiped(name: str) -> None:
+    keyring.read(keyring.add_user_key(name, b"a passphrase"))
+    assert not any(ctypes.string_at(keyring._scratch.address, 64))
+
+
+def test_describe_and_permissions(name: str) -> None:
+    serial = keyring.add_user_key(name, b"x")
+    key = keyring.describe(serial)
+    assert key == (serial, "user", os.getuid(), os.getgid(), keyring.PERMISSIONS, name)
+    assert key in keyring.list_user_keyring()
+
+
+def test_a_description_may_hold_semicolons() -> None:
+    name = f"upcall;{os.urandom(4).hex()};x"
+    serial = keyring.add_user_key(name, b"x")
+    try:
+        assert keyring.describe(serial).description == name
+    finally:
+        keyring.unlink(serial)
+
+
+def test_a_nul_in_the_description_is_refused() -> None:
+    with pytest.raises(ValueError, match="NUL"):
+        keyring.add_user_key("a\0b", b"x")
+
+
+def test_a_revoked_key_is_not_found_and_can_be_replaced(name: str) -> None:
+    serial = keyring.add_user_key(name, b"x")
+    keyring.revoke(serial)
+    assert keyring.find(name) is None
+    with pytest.raises(OSError, match="KEYCTL_READ") as caught:
+        keyring.read(serial)
+    assert caught.value.errno == errno.EKEYREVOKED
+    assert keyring.add_user_key(name, b"y") != serial
+    assert keyring.find(name) is not None
+
+
+def test_an_expired_key_is_not_found(name: str) -> None:
+    serial = keyring.add_user_key(name, b"x")
+    keyring._call("KEYCTL_SET_TIMEOUT", 15, serial, 1)
+    subprocess.run(["sleep", "1.2"], check=True, timeout=5)
+    assert keyring.find(name) is None
+    keyring.unlink(serial)
+
+
+def test_errors_name_the_operation() -> None:
+    for call, operation in (
+        (keyring.read, "KEYCTL_READ"),
+        (keyring.unlink, "KEYCTL_UNLINK"),
+        (keyring.revoke, "KEYCTL_REVOKE"),
+        (keyring.describe, "KEYCTL_DESCRIBE"),
+    ):
+        with pytest.raises(OSError, match=operation) as caught:
+            call(0x7FFFFFFE)
+        assert caught.value.errno == errno.ENOKEY
+
+
+def test_many_keys_make_the_list_grow() -> None:
+    names = {f"upcall-{os.urandom(8).hex()}" for _ in range(100)}
+    serials = [keyring.add_user_key(name, b"x") for name in names]
+    try:
+        assert names <= {key.description for key in keyring.list_user_keyring()}
+    finally:
+        for serial in serials:
+            keyring.unlink(serial)
+
+
+def test_a_process_without_the_user_keyring_in_its_session_reads_the_key(name: str) -> None:
+    serial = keyring.add_user_key(name, b"for all of us")
+    code = f"s = k.find({name!r}); assert s == {serial}; print(k.read(s).decode())"
+    assert in_a_child(code) == "for all of us"
+
+
+def test_a_key_added_without_the_user_keyring_in_the_session_is_readable(name: str) -> None:
+    in_a_child(f"k.add_user_key({name!r}, b'from a bare session')")
+    serial = keyring.find(name)
+    assert serial is not None
+    assert keyring.read(serial) == b"from a bare session"
+
+
+def test_a_foreign_key_with_default_permissions_needs_possession(name: str) -> None:
+    """As ecryptfs-manager leaves it: nobody but possessors may read. Linking makes us one."""
+    try:
+        in_a_child(f"k._add_key(k._ADD_KEY, b'user', {name!r}.encode(), b'secret', 6, k.USER_KEYRING)")
+        read = f"s = k.find({name!r}); print(k.read(s).decode())"
+        with pytest.raises(AssertionError, match=r"PermissionError.*KEYCTL_READ"):
+            in_a_child(read)
+        assert in_a_child("k.ensure_user_keyring_linked();" + read) == "secret"
+        assert in_a_child("k.join_session_and_link_user_keyring();" + read) == "secret"
+    finally:
+        keyring.ensure_user_keyring_linked()
+
+
+def test_threads_do_not_share_a_buffer(name: str) -> None:
+    names = [f"{name}-{number}" for number in range(4)]
+    wrong: list[str] = []
+
+    def work(mine: str) -> None:
+        for _ in range(500):
+            serial = keyring.find(mine)
+            if serial is None or keyring.read(serial) != mine.encode() * 50:
+                wrong.append(mine)
+
+    serials = [keyring.add_user_key(each, each.encode() * 50) for each in names]
+    try:
+        threads = [threading.Thread(target=work, args=(each,)) for each in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+    finally:
+        for serial in serials:
+            keyring.unlink(serial)
+    assert not wrong

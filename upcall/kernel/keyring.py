@@ -1,0 +1,219 @@
+"""The kernel's keyrings: where auth tokens wait, under their signature, as keys of type "user".
+
+Source: keyctl(2), add_key(2), keyrings(7); include/uapi/linux/keyctl.h. Raw system calls, because glibc has
+no wrappers. Errors are OSError with the operation in `filename`.
+
+Whoever *possesses* a key (reaches it from his thread, process or session keyring) has its possessor rights,
+everybody else at most the owner's, which are next to nothing by default. A login session links the user
+keyring into its session keyring; a cron job, `su` or a container often has one without. There a key that one
+has just put into one's own user keyring cannot be read. So both sides do something:
+`ensure_user_keyring_linked` makes this process a possessor, and `add_user_key` gives the owner's other
+processes the right to read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+import sys
+import threading
+from typing import Final, NamedTuple
+
+PROCESS_KEYRING: Final = -2
+SESSION_KEYRING: Final = -3
+USER_KEYRING: Final = -4
+
+# add_key, keyctl; arm64 and riscv64 share the generic table
+_NUMBERS = {"x86_64": (248, 250), "aarch64": (217, 219), "riscv64": (217, 219)}
+_ADD_KEY, _KEYCTL = _NUMBERS.get(os.uname().machine if sys.maxsize > 1 << 32 else "", (-1, -1))  # ENOSYS
+
+_JOIN_SESSION, _REVOKE, _SETPERM, _DESCRIBE = 1, 3, 5, 6
+_LINK, _UNLINK, _SEARCH, _READ = 8, 9, 10, 11
+
+# Possessor: all. User: view, read, search. Any process of this uid can make itself a possessor by linking the
+# user keyring, so the owner's read right gives nothing away; without it ecryptfsd, a mount helper or a daemon
+# started from a bare session could not read the auth token. Nothing for the group and others.
+PERMISSIONS: Final = 0x3F0B0000
+
+MAX_PAYLOAD: Final = 32767  # of a "user" key: user_preparse() in security/keys/user_defined.c
+MAX_KEYRING: Final = 1 << 20  # ours: bytes of serials in a keyring, four for each key
+MAX_DESCRIPTION: Final = 4096 + 64  # KEY_MAX_DESC_SIZE is a page; type and numbers come before it
+_NO_USABLE_KEY = {errno.ENOKEY, errno.EKEYREVOKED, errno.EKEYEXPIRED, errno.EKEYREJECTED, errno.EACCES}
+
+# PyDLL keeps the GIL: these calls take about a microsecond and do not wait, while getting the GIL back can
+# take milliseconds when another thread is computing.
+_libc = ctypes.PyDLL(None, use_errno=True)
+_add_key = _libc["syscall"]
+_add_key.restype = ctypes.c_long
+_add_key.argtypes = [
+    ctypes.c_long,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_size_t,
+    ctypes.c_long,
+]
+_keyctl = _libc["syscall"]
+_keyctl.restype = ctypes.c_long
+_keyctl.argtypes = [
+    ctypes.c_long,
+    ctypes.c_long,
+    ctypes.c_long,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_long,
+]
+
+
+class Key(NamedTuple):
+    """What `describe` says. `permissions` is 8 bits each for possessor, user, group and others."""
+
+    serial: int
+    type: str
+    uid: int
+    gid: int
+    permissions: int
+    description: str
+
+
+class _Scratch(threading.local):
+    """A buffer per thread with room for any "user" key's payload, so that reading is one system call."""
+
+    def __init__(self) -> None:
+        self.size = MAX_PAYLOAD + 1
+        self.buffer = ctypes.create_string_buffer(self.size)
+        self.address = ctypes.addressof(self.buffer)
+
+
+_scratch = _Scratch()
+
+
+# --- what the daemon does for each request ------------------------------------------------------------------
+
+
+def find(description: str) -> int | None:
+    """The serial of the "user" key with this description in the user keyring, as libecryptfs looks for it.
+
+    None if there is none, or none that can be used: revoked, expired, or not to be searched by us.
+    """
+    serial: int = _keyctl(_KEYCTL, _SEARCH, USER_KEYRING, b"user", description.encode(), 0)
+    if serial > 0:
+        return serial
+    if ctypes.get_errno() in _NO_USABLE_KEY:
+        return None
+    raise _error("KEYCTL_SEARCH")
+
+
+def read(serial: int) -> bytes:
+    """The payload of a "user" key. The kernel writes it to a buffer that is wiped; the bytes cannot be."""
+    scratch = _scratch
+    size: int = _keyctl(_KEYCTL, _READ, serial, scratch.address, scratch.size, 0)
+    if size < 0:
+        raise _error("KEYCTL_READ")
+    if size > scratch.size:
+        raise OSError(errno.EMSGSIZE, f"a payload of {size} bytes", "KEYCTL_READ")
+    payload = ctypes.string_at(scratch.address, size)
+    ctypes.memset(scratch.address, 0, size)
+    return payload
+
+
+# --- putting keys there and taking them away ----------------------------------------------------------------
+
+
+def add_user_key(description: str, payload: bytes, keyring: int = USER_KEYRING) -> int:
+    """Adds a key of type "user", or replaces the payload of the one there; returns its serial.
+
+    In the user keyring it gets PERMISSIONS, and this process becomes a possessor, for only that may set them.
+    """
+    if "\0" in description:
+        raise ValueError("the description of a key cannot hold a NUL")
+    if keyring == USER_KEYRING:
+        ensure_user_keyring_linked()
+    serial: int = _add_key(_ADD_KEY, b"user", description.encode(), payload, len(payload), keyring)
+    if serial < 0:
+        raise _error("add_key")
+    _call("KEYCTL_SETPERM", _SETPERM, serial, PERMISSIONS)
+    return serial
+
+
+def unlink(serial: int, keyring: int = USER_KEYRING) -> None:
+    """Takes the key out of the keyring. A mount that holds it keeps it."""
+    _call("KEYCTL_UNLINK", _UNLINK, serial, keyring)
+
+
+def revoke(serial: int) -> None:
+    """Makes the key useless to everybody who holds it, mounts included."""
+    _call("KEYCTL_REVOKE", _REVOKE, serial)
+
+
+# --- looking around -----------------------------------------------------------------------------------------
+
+
+def describe(serial: int) -> Key:
+    """Type, owner, permissions and description of a key that we may view."""
+    buffer = ctypes.create_string_buffer(MAX_DESCRIPTION)
+    size = _call("KEYCTL_DESCRIBE", _DESCRIBE, serial, ctypes.addressof(buffer), len(buffer))
+    if size > len(buffer):
+        raise OSError(errno.EMSGSIZE, f"a description of {size} bytes", "KEYCTL_DESCRIBE")
+    kind, uid, gid, permissions, description = os.fsdecode(buffer.raw[: size - 1]).split(";", 4)
+    return Key(serial, kind, int(uid), int(gid), int(permissions, 16), description)
+
+
+def list_user_keyring() -> list[Key]:
+    """What lies directly in the user keyring, but for what we may not view and what vanishes meanwhile."""
+    keys = []
+    for (serial,) in struct.iter_unpack("=i", _read_keyring(USER_KEYRING)):
+        try:
+            keys.append(describe(serial))
+        except OSError as error:
+            if error.errno not in _NO_USABLE_KEY:
+                raise
+    return keys
+
+
+def _read_keyring(keyring: int) -> bytes:
+    """The serials in a keyring; asked anew if it grew between the kernel's two answers."""
+    size = 256
+    while size <= MAX_KEYRING:
+        buffer = ctypes.create_string_buffer(size)
+        needed = _call("KEYCTL_READ", _READ, keyring, ctypes.addressof(buffer), size)
+        if needed <= size:
+            return buffer.raw[:needed]
+        size = needed + 64
+    raise OSError(errno.EMSGSIZE, f"a keyring of {size} bytes", "KEYCTL_READ")
+
+
+# --- becoming a possessor -----------------------------------------------------------------------------------
+
+
+def ensure_user_keyring_linked() -> None:
+    """Makes this process possess what is in the user keyring, and leaves the caller's session keyring alone.
+
+    Links the user keyring into the process keyring, which ends with the process and at exec. Threads inherit
+    it when they are started: call this before.
+    """
+    _call("KEYCTL_LINK", _LINK, USER_KEYRING, PROCESS_KEYRING)
+
+
+def join_session_and_link_user_keyring() -> int:
+    """A new session keyring with nothing in it but the user keyring; returns its serial. For daemons.
+
+    Unlike the process keyring it outlives exec, so child processes possess the keys too. Before any thread.
+    """
+    serial = _call("KEYCTL_JOIN_SESSION_KEYRING", _JOIN_SESSION, 0)
+    _call("KEYCTL_LINK", _LINK, USER_KEYRING, SESSION_KEYRING)
+    return serial
+
+
+def _call(name: str, operation: int, first: int, second: int = 0, third: int = 0) -> int:
+    result: int = _keyctl(_KEYCTL, operation, first, second, third, 0)
+    if result < 0:
+        raise _error(name)
+    return result
+
+
+def _error(operation: str) -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code), operation)

@@ -1,0 +1,152 @@
+"""Which keys we have: one TOML file per key in $XDG_DATA_HOME/upcall/keys. There is no secret in them.
+
+The key file itself, named by `path`, belongs to the key module. What is here is enough to make the key's auth
+token anew after the next login, which begins with an empty user keyring.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import os
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from upcall.errors import PeerError, UsageError
+from upcall.privatefile import read_private, write_new
+
+MAX_FILE: Final = 16 * 1024  # bytes
+SUFFIX: Final = ".toml"
+COMPAT: Final = "compat"  # a source: the passphrase stands in the auth token, as with ecryptfs-utils
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,63}", re.ASCII)
+_SIGNATURE = re.compile(r"[0-9a-f]{16}")
+
+
+class Entry(NamedTuple):
+    """A key: its name, and what its file says."""
+
+    name: str
+    module: str  # alias of the key module
+    signature: str
+    path: str  # of the key file, absolute
+    source: str  # where the passphrase is kept: ask, keyring, none, file:/path or compat
+    description: str
+    created: datetime.datetime
+
+
+_TYPES: Final[dict[str, type]] = {
+    "module": str,
+    "signature": str,
+    "path": str,
+    "source": str,
+    "description": str,
+    "created": datetime.datetime,
+}
+
+
+def default_directory() -> Path:
+    """As the XDG base directory specification says: a relative $XDG_DATA_HOME is ignored."""
+    data = Path(os.environ.get("XDG_DATA_HOME", ""))
+    return (data if data.is_absolute() else Path.home() / ".local" / "share") / "upcall" / "keys"
+
+
+def check_name(name: str) -> None:
+    """UsageError unless it can be the name of a key, and of a file."""
+    if not _NAME.fullmatch(name) or name.endswith(SUFFIX):
+        raise UsageError(
+            f"{name!r} cannot be the name of a key: letters, digits and ._@+- are allowed, at most 64"
+        )
+
+
+class KeyStore:
+    """The directory with the entries. Nothing is kept in memory."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self.directory = default_directory() if directory is None else directory
+
+    def names(self) -> list[str]:
+        """Of all entries, sound or not, sorted; none if there is no directory."""
+        try:
+            files = [path.name for path in self.directory.iterdir()]
+        except FileNotFoundError:
+            return []
+        names = [name.removesuffix(SUFFIX) for name in files if name.endswith(SUFFIX)]
+        return sorted(name for name in names if _NAME.fullmatch(name))
+
+    def load(self, name: str) -> Entry:
+        """UsageError if there is no such key, PeerError with file and key if its file is wrong."""
+        path = self._path(name)
+        try:
+            text, _ = read_private(path, MAX_FILE)
+        except FileNotFoundError as error:
+            raise UsageError(f"there is no key {name!r} in {self.directory}") from error
+        return _parse(name, bytes(text), str(path))
+
+    def find(self, name_or_signature: str) -> Entry:
+        """The entry with this name or, failing that, this signature."""
+        if not _SIGNATURE.fullmatch(name_or_signature) or name_or_signature in self.names():
+            return self.load(name_or_signature)
+        for name in self.names():
+            entry = self.load(name)
+            if entry.signature == name_or_signature:
+                return entry
+        return self.load(name_or_signature)  # which says that there is none
+
+    def save(self, entry: Entry) -> None:
+        """FileExistsError if the name is taken."""
+        import tomli_w
+
+        path = self._path(entry.name)
+        self.prepare()
+        told = entry._asdict()
+        del told["name"]
+        try:
+            text = tomli_w.dumps(told).encode()
+        except UnicodeEncodeError:
+            raise UsageError("the path of the key file is not UTF-8, which TOML cannot say") from None
+        write_new(path, text)
+
+    def remove(self, name: str) -> None:
+        self._path(name).unlink()
+
+    def has(self, name: str) -> bool:
+        return os.path.lexists(self._path(name))
+
+    def prepare(self) -> None:
+        """Makes the directory, 0700, and refuses one in which others could put files."""
+        missing = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
+        for path in reversed(missing):
+            path.mkdir(0o700, exist_ok=True)
+        found = self.directory.stat()
+        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            mode = stat.S_IMODE(found.st_mode)
+            why = f"uid {found.st_uid}, mode {mode:04o}: others can write here"
+            raise PermissionError(errno.EPERM, why, str(self.directory))
+
+    def _path(self, name: str) -> Path:
+        check_name(name)
+        return self.directory / (name + SUFFIX)
+
+
+def _parse(name: str, text: bytes, where: str) -> Entry:
+    try:
+        told = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PeerError(where, str(error)) from None
+    if unknown := sorted(told.keys() - _TYPES.keys()):
+        raise PeerError(where, f"unknown key {unknown[0]!r}")
+    for key, kind in _TYPES.items():
+        if key not in told:
+            raise PeerError(where, f"{key!r} is missing")
+        if not isinstance(told[key], kind):
+            raise PeerError(where, f"{key!r} must be a {'date and time' if kind is not str else 'string'}")
+    if not _SIGNATURE.fullmatch(told["signature"]):
+        raise PeerError(where, "'signature' is not 16 hexadecimal digits")
+    if not told["path"].startswith("/"):
+        raise PeerError(where, "'path' is not absolute")
+    if told["source"] not in ("ask", "keyring", "none", COMPAT) and not told["source"].startswith("file:/"):
+        raise PeerError(where, "'source' is not ask, keyring, none, compat or file:/path")
+    return Entry(name, **told)
