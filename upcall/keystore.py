@@ -56,9 +56,7 @@ def default_directory() -> Path:
 def check_name(name: str) -> None:
     """UsageError unless it can be the name of a key, and of a file."""
     if not _NAME.fullmatch(name) or name.endswith(SUFFIX):
-        raise UsageError(
-            f"{name!r} cannot be the name of a key: letters, digits and ._@+- are allowed, at most 64"
-        )
+        raise UsageError(f"{name!r} cannot be the name of a key: letters, digits and ._@+- are allowed, at most 64")
 
 
 class KeyStore:

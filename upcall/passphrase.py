@@ -50,9 +50,7 @@ def from_terminal(prompt: str, again: str | None = None) -> bytearray:
     try:
         fd = os.open(TTY, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
-        raise UsageError(
-            "no terminal to ask for the passphrase: use --passphrase-fd or --passphrase-file"
-        ) from error
+        raise UsageError("no terminal to ask for the passphrase: use --passphrase-fd or --passphrase-file") from error
     try:
         secret = _ask(fd, prompt)
         if again is not None:

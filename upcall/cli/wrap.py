@@ -72,9 +72,9 @@ def _read(most: int) -> bytes:
 def _signature(key: str) -> str:
     if len(key) == 16 and not key.strip("0123456789abcdef"):
         return key
-    from upcall.keystore import find  # only here: a signature needs no store
+    from upcall.keystore import KeyStore  # only here: a signature needs no store
 
-    return find(key).signature
+    return KeyStore().find(key).signature
 
 
 _ENCODE: dict[str, Callable[[bytes], bytes]] = {

@@ -11,12 +11,12 @@ from pathlib import Path
 from upcall.daemon.control import Control
 from upcall.daemon.keyservice import KeyService
 from upcall.daemon.process import Daemon, serve
+from upcall.daemon.sources import fetch
 from upcall.errors import UpcallError
 from upcall.kernel import keyring
 from upcall.kernel.process import harden
 from upcall.keymodule import KeyModule
 from upcall.modules import load
-from upcall.passphrase import fetch
 from upcall.runtime import daemon_socket, find_place
 
 

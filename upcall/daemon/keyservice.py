@@ -63,7 +63,7 @@ class _Opened:
 class KeyService:
     """`modules`: what loads the key module of an alias. `fetch(signature, source)`: a passphrase kept elsewhere."""
 
-    services = ("ecryptfs", "key")
+    services: tuple[str, ...] = ("ecryptfs", "key")
 
     def __init__(
         self,
