@@ -1,0 +1,204 @@
+"""`upcall lab`: a real kernel in a virtual machine, from the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO, NoReturn
+
+import click
+
+from upcall.lab import image, machine
+from upcall.lab.doctor import checks
+from upcall.lab.errors import LabError
+from upcall.lab.terminal import Terminal
+
+EXIT_KERNEL_FAULT = os.EX_OSERR
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def command() -> None:
+    """Run things on a real kernel in a virtual machine.
+
+    The guest is Debian's own kernel in QEMU, with this machine's files under a scratch layer: it may write
+    anywhere, and nothing of it reaches this machine but what it puts into /results. eCryptfs is loaded; the users
+    alice (5001) and bob (5002) exist. It has no network."""
+
+
+memory_option = click.option(
+    "--memory", type=click.IntRange(min=512), default=machine.MEMORY, show_default=True, metavar="MB"
+)
+cpus_option = click.option(
+    "--cpus", type=click.IntRange(1, 16), default=machine.CPUS, show_default=True, metavar="N"
+)
+results_option = click.option(
+    "--results",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Where the files from the guest's /results go, and the kernel's log as kmsg.",
+)
+log_option = click.option(
+    "--kernel-log",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Where the kernel's log goes besides.",
+)
+
+
+@command.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=machine.TIME_LIMIT,
+    show_default=True,
+    metavar="SECONDS",
+    help="For the whole run, boot included.",
+)
+@memory_option
+@cpus_option
+@results_option
+@log_option
+@click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND [ARGS]...")
+def run(
+    timeout: float,
+    memory: int,
+    cpus: int,
+    results: Path | None,
+    kernel_log: Path | None,
+    argv: tuple[str, ...],
+) -> None:
+    """Run COMMAND in the guest as root, in this folder, with this Python first in its PATH.
+
+    Its output and its exit code become ours; its input is empty. 71 stands for a fault of the guest's kernel when
+    COMMAND itself went well, 75 for a timeout, 69 for a lab that cannot run here (see `upcall lab doctor`)."""
+    with _ending_by_signal(), _errors_shown(), _kernel_log_to(kernel_log, results) as folder:
+        result = machine.run(
+            argv,
+            timeout=timeout,
+            memory=memory,
+            cpus=cpus,
+            results=folder,
+            out=_writer(sys.stdout.buffer),
+            err=_writer(sys.stderr.buffer),
+        )
+    _exit_as(result)
+
+
+@command.command()
+@memory_option
+@cpus_option
+@results_option
+@log_option
+def shell(memory: int, cpus: int, results: Path | None, kernel_log: Path | None) -> None:
+    """Open a shell in the guest, on this terminal, without a time limit.
+
+    `exit` ends it; Ctrl-] ends it at once."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        _fail("the shell needs a terminal; use `upcall lab run` for commands", os.EX_USAGE)
+    program = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
+    with _ending_by_signal(), _errors_shown(), _kernel_log_to(kernel_log, results) as folder:
+        result = machine.run(
+            [program, "-i"],
+            timeout=None,
+            memory=memory,
+            cpus=cpus,
+            results=folder,
+            env={"TERM": os.environ.get("TERM", "linux")},
+            out=_writer(sys.stdout.buffer),
+            terminal=Terminal(sys.stdin.fileno()),
+        )
+    _exit_as(result)
+
+
+@command.command()
+def fetch() -> None:
+    """Download the newest kernel and busybox (about 70 MB) into the cache. `run` does it by itself the first time."""
+    with _ending_by_signal(), _errors_shown():
+        fetched = image.fetch(machine.say_on_stderr)
+    click.echo(f"{fetched.release} in {fetched.folder}")
+
+
+@command.command()
+@click.option("--json", "as_json", is_flag=True, help="A list of objects, for programs.")
+def doctor(as_json: bool) -> None:
+    """Say what the lab needs, what is missing, and the remedy. Exits with 0 only if the lab can run."""
+    found = list(checks())
+    if as_json:
+        click.echo(json.dumps([vars(check) for check in found], indent=2))
+    else:
+        for check in found:
+            remedy = f"; remedy: {check.remedy}" if check.remedy and not check.met else ""
+            click.echo(f"{'ok     ' if check.met else 'MISSING'} {check.name}: {check.found}{remedy}")
+    if not all(check.met for check in found):
+        sys.exit(os.EX_UNAVAILABLE)
+
+
+def _exit_as(result: machine.Result) -> NoReturn:
+    for line in result.kernel_faults:
+        click.echo(f"lab: the guest's kernel reported a fault: {line}", err=True)
+    sys.exit(result.returncode or (EXIT_KERNEL_FAULT if result.kernel_faults else 0))
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"lab: {message}", err=True)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _errors_shown() -> Iterator[None]:
+    try:
+        yield
+    except LabError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; the machine was stopped", 128 + signal.SIGINT)
+    except BrokenPipeError:
+        # Whoever read our output is gone; python would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+@contextlib.contextmanager
+def _ending_by_signal() -> Iterator[None]:
+    """A signal that ends us does so through the clean-up: the machine stops, nothing is left behind."""
+
+    def leave(number: int, _frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _kernel_log_to(file: Path | None, results: Path | None) -> Iterator[Path | None]:
+    """Gives the folder for the results, and copies the kernel's log out of it at the end, if that was asked for."""
+    if file is None:
+        yield results
+        return
+    with tempfile.TemporaryDirectory(prefix="upcall-lab-") as temporary:
+        folder = results or Path(temporary)
+        try:
+            yield folder
+        finally:
+            if (folder / "kmsg").exists():
+                shutil.copyfile(folder / "kmsg", file)
+
+
+def _writer(stream: BinaryIO) -> machine.Sink:
+    def write(chunk: bytes) -> None:
+        stream.write(chunk)
+        stream.flush()
+
+    return write

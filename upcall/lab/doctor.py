@@ -1,0 +1,123 @@
+"""What the lab needs of this machine, what is missing, and the remedy."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import image, machine, packages, qemu
+
+MEMORY_OF_QEMU = 256  # MB beside the guest's own
+ROOM = image.NEEDED_BYTES
+
+
+@dataclass(frozen=True)
+class Check:
+    """One need: its name, whether it is met, what was found, and what to do if it is not."""
+
+    name: str
+    met: bool
+    found: str
+    remedy: str = ""
+
+
+def checks() -> Iterator[Check]:
+    """All needs, in the order in which they should be seen to. Nothing is downloaded or changed."""
+    yield _processor()
+    yield _qemu()
+    yield _tools()
+    yield _kernel()
+    yield _cache()
+    yield _memory()
+
+
+def why_not() -> str | None:
+    """Why the lab cannot run here, with the remedy; None when it can."""
+    for check in checks():
+        if not check.met:
+            return f"{check.name}: {check.found}" + (f" ({check.remedy})" if check.remedy else "")
+    return None
+
+
+def _processor() -> Check:
+    found = f"{platform.system()} on {platform.machine()}"
+    # The guest runs the host's own programs, so it has to be of the host's kind.
+    return Check(
+        "processor", found == "Linux on x86_64", found, "use a Linux machine with an x86_64 processor"
+    )
+
+
+def _qemu() -> Check:
+    place = shutil.which(qemu.PROGRAM)
+    if place is None:
+        return Check(qemu.PROGRAM, False, "not found", qemu.REMEDY)
+    try:
+        devices = subprocess.run(
+            [place, "-machine", "none", "-device", "help"], capture_output=True, text=True, timeout=20
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check(qemu.PROGRAM, False, f"{place} does not run: {error}", qemu.REMEDY)
+    if "virtio-9p-pci" not in devices:
+        return Check(qemu.PROGRAM, False, f"{place} cannot share folders (virtio-9p-pci)", qemu.REMEDY)
+    return Check(qemu.PROGRAM, True, place)
+
+
+def _tools() -> Check:
+    missing = packages.missing_tools()
+    if not missing:
+        return Check("apt and dpkg", True, ", ".join(packages.TOOLS))
+    if image.cached():
+        return Check("apt and dpkg", True, "not needed: the kernel is downloaded")
+    return Check("apt and dpkg", False, f"{', '.join(missing)} not found", "use a Debian system")
+
+
+def _kernel() -> Check:
+    if cached := image.cached():
+        return Check("kernel and busybox", True, f"{cached.release} in {cached.folder}")
+    if packages.missing_tools():
+        return Check(
+            "kernel and busybox", False, "not downloaded, and there is no apt", "use a Debian system"
+        )
+    kernel = packages.kernel_package()
+    if kernel and packages.candidate(image.BUSYBOX_PACKAGE):
+        return Check("kernel and busybox", True, f"{kernel} will be downloaded at the first run")
+    if os.geteuid() == 0:
+        return Check(
+            "kernel and busybox", True, "apt's lists are empty; the first run will run `apt-get update`"
+        )
+    return Check("kernel and busybox", False, "not downloaded, and unknown to apt", "as root: apt-get update")
+
+
+def _cache() -> Check:
+    cache = image.cache_folder()
+    existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    remedy = "set XDG_CACHE_HOME to a folder that you may write to, with 1 GB free"
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return Check("cache", False, f"{existing} is not writable", remedy)
+    free = shutil.disk_usage(existing).free
+    if image.cached() is None and free < ROOM:
+        return Check("cache", False, f"{existing} has only {free >> 20} MB free", remedy)
+    return Check("cache", True, str(cache))
+
+
+def _memory() -> Check:
+    needed = machine.MEMORY + MEMORY_OF_QEMU
+    try:
+        available = _available_memory()
+    except (OSError, ValueError):
+        return Check("memory", True, "unknown")
+    return Check(
+        "memory", available >= needed, f"{available} MB available", f"free {needed} MB, or use --memory"
+    )
+
+
+def _available_memory() -> int:
+    """In MB, as the kernel estimates it."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return int(fields["MemAvailable"].split()[0]) >> 10

@@ -1,0 +1,102 @@
+"""QEMU's command line, and starting it so that it cannot outlive us."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import LabUnavailable
+from .image import Image
+
+PROGRAM = "qemu-system-x86_64"
+REMEDY = "apt-get install --no-install-recommends qemu-system-x86"
+PR_SET_PDEATHSIG = 1
+
+# `quiet` keeps all but errors from the emulated serial line, which is slow; the whole log comes through /dev/kmsg.
+# The processor's side channels do not matter to a guest that its user owns, and their remedies are slow to emulate.
+KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 printk.devkmsg=on log_buf_len=4M mitigations=off"
+
+# The guest's ports, which session.sh finds by these names.
+PORTS = ("control", "out", "err", "log")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one start needs. `console` is the file for the kernel's console, `results` the folder the guest may write;
+    with `terminal` the port `out` becomes a terminal, /dev/hvc0."""
+
+    image: Image
+    initramfs: Path
+    console: Path
+    results: Path
+    memory: int
+    cpus: int
+    terminal: bool = False
+
+
+def command_line(machine: Machine, ports: Mapping[str, int]) -> list[str]:
+    """The whole argument list; `ports` has the descriptor of a connected socket for each of PORTS."""
+    line = [
+        PROGRAM,
+        *("-no-user-config", "-nodefaults", "-no-reboot"),
+        *("-display", "none", "-machine", "pc", "-rtc", "base=utc"),
+        # KVM is left alone on purpose: in a machine that is itself virtual it may exist and hang at the firmware.
+        *("-accel", "tcg,thread=multi", "-cpu", "max"),
+        *("-smp", str(machine.cpus), "-m", str(machine.memory)),
+        *("-kernel", str(machine.image.kernel), "-initrd", str(machine.initramfs), "-append", KERNEL_OPTIONS),
+        *("-chardev", f"file,id=console,path={_escaped(machine.console)}", "-serial", "chardev:console"),
+        *("-virtfs", _shared("host", Path("/"), "readonly=on")),
+        *("-virtfs", _shared("results", machine.results, "readonly=off")),
+        *("-device", "virtio-serial-pci"),
+    ]
+    for number, name in enumerate(PORTS, start=1):
+        kind = "virtconsole" if machine.terminal and name == "out" else "virtserialport"
+        line += ["-chardev", f"socket,id={name},fd={ports[name]}"]
+        line += ["-device", f"{kind},chardev={name},nr={number},name={name}"]
+    return line
+
+
+def start(machine: Machine, ports: Mapping[str, socket.socket], errors: int) -> subprocess.Popen[bytes]:
+    """Starts QEMU with our ends' partners; its own complaints go to the descriptor `errors`."""
+    if shutil.which(PROGRAM) is None:
+        raise LabUnavailable(f"{PROGRAM} not found: {REMEDY}")
+    descriptors = {name: port.fileno() for name, port in ports.items()}
+    return subprocess.Popen(
+        command_line(machine, descriptors),
+        stdin=subprocess.DEVNULL,
+        stdout=errors,
+        stderr=errors,
+        pass_fds=tuple(descriptors.values()),
+        start_new_session=True,  # a Ctrl-C is for us; we end the machine in our own order
+        preexec_fn=_die_with(os.getpid()),
+    )
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    """For the child to run before it becomes QEMU: the kernel is to kill it when we end, however we end."""
+    prctl = ctypes.CDLL(
+        None, use_errno=True
+    ).prctl  # looked up here: between fork and exec nothing may be loaded
+
+    def in_child() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(os.EX_TEMPFAIL)
+
+    return in_child
+
+
+def _shared(tag: str, folder: Path, access: str) -> str:
+    return f"local,path={_escaped(folder)},mount_tag={tag},security_model=none,{access},multidevs=remap"
+
+
+def _escaped(path: Path) -> str:
+    """A comma ends a value in QEMU's options, two stand for one."""
+    return str(path).replace(",", ",,")

@@ -1,0 +1,130 @@
+# Process 1 after the root was switched: furnishes the guest, runs the command, reports, and powers off.
+# Beside it in /run/lab lie `settings` (shell variables), `paths` (calls of keep, traversable), and `command`.
+
+lab=/run/lab
+. $lab/settings
+
+# port NAME: its device. Ports appear some time after their driver was loaded, under numbers that are not ours.
+port() {
+	for try in $(seq 100); do
+		for each in /sys/class/virtio-ports/*; do
+			if [ "$(cat $each/name 2>/dev/null)" = "$1" ]; then
+				echo /dev/${each##*/}
+				return
+			fi
+		done
+		sleep 0.1
+	done
+	echo "lab: there is no port $1" >/dev/console
+	poweroff -f
+}
+
+# control goes both ways; the others carry the command's output, its errors, and the kernel's log.
+control=$(port control) log=$(port log)
+exec 3<>$control 7>$log
+
+# --- a root that looks lived in -----------------------------------------------------------------------------------
+# Folders that start empty here, so that commands may write to them; the host's own are behind $lab/root meanwhile.
+mkdir $lab/root
+mount --bind / $lab/root
+mkdir -p /tmp /home /dev/pts /dev/shm /dev/mqueue
+mount -t tmpfs -o mode=1777 tmp /tmp
+mount -t tmpfs -o mode=0755 home /home
+mount -t tmpfs -o mode=1777 shm /dev/shm
+mount -t devpts -o gid=5,mode=0620,ptmxmode=0666 pts /dev/pts
+mount -t mqueue mqueue /dev/mqueue
+mount -t cgroup2 cgroup /sys/fs/cgroup
+ln -sf /proc/self/fd /dev/fd
+for number in 0:stdin 1:stdout 2:stderr; do
+	ln -sf /proc/self/fd/${number%:*} /dev/${number#*:}
+done
+mkdir -p /run/lock /run/user
+chmod 1777 /run/lock
+
+# keep PATH: shows the host's PATH although an ancestor of it starts empty.
+keep() {
+	[ -e "$1" ] && return
+	mkdir -p "$1"
+	mount --bind "$lab/root$1" "$1"
+}
+# traversable FOLDER: lets the guest's users pass through; only the scratch layer changes.
+traversable() {
+	chmod o+x "$1"
+}
+. $lab/paths
+
+mkdir -p "/lib/modules/$RELEASE"
+mount --bind "$lab/root$MODULES" "/lib/modules/$RELEASE"
+umount -l $lab/root
+
+# --- people, names, helpers ---------------------------------------------------------------------------------------
+person() { # NAME UID
+	echo "$1:*:$2:$2:$1:/home/$1:/bin/sh" >>/etc/passwd
+	echo "$1:*:$2:" >>/etc/group
+	mkdir -m 0700 /home/$1
+	chown $2:$2 /home/$1
+}
+sed -i '/^\(alice\|bob\):/d; s|^root:\(.*\):/root:|root:\1:/home/root:|' /etc/passwd
+sed -i '/^\(alice\|bob\):/d' /etc/group
+person alice 5001
+person bob 5002
+mkdir -m 0700 /home/root
+hostname lab
+printf '127.0.0.1 localhost lab\n::1 localhost\n' >/etc/hosts
+ip link set lo up
+
+# The module tools are busybox's, first in PATH: its depmod made the index, which kmod's could not read.
+mkdir $lab/bin $lab/fallback
+for tool in modprobe insmod rmmod lsmod modinfo depmod; do
+	ln -s ../busybox $lab/bin/$tool
+done
+$lab/busybox --install -s $lab/fallback
+echo $lab/bin/modprobe >/proc/sys/kernel/modprobe
+echo 0 >/proc/sys/kernel/panic_on_oops
+
+mkdir -p /results
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 results /results
+
+# --- the command --------------------------------------------------------------------------------------------------
+cat /dev/kmsg >&7 &
+relays=$!
+echo ready >&3
+
+# Pipes stand between the command and the ports: a port can be opened only once, so /dev/stdout would fail on it.
+if [ "$INTERACTIVE" ]; then
+	port out >/dev/null
+	exec 5>/dev/hvc0
+	stty -F /dev/hvc0 rows "$ROWS" cols "$COLUMNS"
+	setsid -c sh $lab/command 3>&- 5>&- 7>&- </dev/hvc0 >/dev/hvc0 2>&1 &
+	command=$!
+else
+	out=$(port out) err=$(port err)
+	exec 5>$out 6>$err
+	mkfifo -m 0666 $lab/out $lab/err
+	cat $lab/out >&5 &
+	out=$!
+	cat $lab/err >&6 &
+	err=$!
+	relays="$relays $out $err"
+	setsid sh $lab/command 3>&- 5>&- 6>&- 7>&- </dev/null >$lab/out 2>$lab/err &
+	command=$!
+fi
+wait $command
+code=$?
+
+# --- the end ------------------------------------------------------------------------------------------------------
+# What the command left running ends with it, or the pipes would stay open.
+for process in /proc/[0-9]*; do
+	case " 1 $relays " in
+	*" ${process#/proc/} "*) ;;
+	*) kill -9 "${process#/proc/}" 2>/dev/null ;;
+	esac
+done
+[ "$INTERACTIVE" ] || wait $out $err
+umount /results 2>/dev/null || sync
+echo "lab: the command ended with $code $MARK" >/dev/kmsg
+printf %s "$MARK" >&5
+[ "$INTERACTIVE" ] || printf %s "$MARK" >&6
+echo "exit $code" >&3
+read -r -t 10 answer <&3 # the host has everything
+poweroff -f
