@@ -36,9 +36,7 @@ def command() -> None:
 memory_option = click.option(
     "--memory", type=click.IntRange(min=512), default=machine.MEMORY, show_default=True, metavar="MB"
 )
-cpus_option = click.option(
-    "--cpus", type=click.IntRange(1, 16), default=machine.CPUS, show_default=True, metavar="N"
-)
+cpus_option = click.option("--cpus", type=click.IntRange(1, 16), default=machine.CPUS, show_default=True, metavar="N")
 results_option = click.option(
     "--results",
     type=click.Path(file_okay=False, path_type=Path),

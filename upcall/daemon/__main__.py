@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def run(arguments: list[str]) -> int:
         keyring.join_session_and_link_user_keyring()
         keys = KeyService(keyring, modules, fetch, settings.get("prove") == "all")
         control = Control(daemon_socket(), keys)
+        threading.Thread(target=_warm, args=(keys,), name="warm", daemon=True).start()
         try:
             serve(Daemon(find_place(Path(folder) if folder else None), [keys], control))
         finally:
@@ -44,6 +46,12 @@ def run(arguments: list[str]) -> int:
         print(f"upcall daemon: {error}", file=sys.stderr)  # noqa: T201
         return os.EX_UNAVAILABLE
     return os.EX_OK
+
+
+def _warm(keys: KeyService) -> None:
+    """The keys whose auth tokens are there already."""
+    signatures = (key.description for key in keyring.list_user_keyring() if key.type == "user")
+    keys.warm(one for one in signatures if len(one) == 16 and not one.strip("0123456789abcdef"))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 
 from upcall.daemon.keyservice import KeyService
@@ -58,7 +59,9 @@ class Control:
         if service == LOCK:
             return str(self._keys.lock(_signature(body) if body else None)).encode("ascii")
         if service == UNLOCK:
-            self._keys.unlock(_signature(body[:SIGNATURE_LENGTH]), bytearray(body[SIGNATURE_LENGTH:]))
+            signature = _signature(body[:SIGNATURE_LENGTH])
+            self._keys.unlock(signature, bytearray(body[SIGNATURE_LENGTH:]))
+            threading.Thread(target=self._keys.warm, args=([signature],), name="warm", daemon=True).start()
             return b""
         raise Refused("no-service")
 

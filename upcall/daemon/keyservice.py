@@ -6,12 +6,13 @@ working at once. The opened key is kept, until its file or its auth token change
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from upcall.errors import ModuleFailed, PeerError, Refused
+from upcall.errors import ModuleFailed, PeerError, Refused, UpcallError
 from upcall.kernel.process import LockedMemory
 from upcall.keymodule import MAX_KEY, MAX_WRAPPED, KeyHandle, KeyModule
 from upcall.wire.authtok import AuthTok, take_auth_tok
@@ -149,6 +150,15 @@ class KeyService:
             if kept is None:
                 raise Refused("locked")
             return kept.copy()
+
+    def warm(self, signatures: Iterable[str]) -> None:
+        """Opens keys before they are asked for: importing a key module can cost a slow machine a kernel's patience.
+
+        What cannot be opened now is refused when it is asked for, with its reason.
+        """
+        for signature in signatures:
+            with contextlib.suppress(UpcallError, OSError):
+                self._open(signature)
 
     # --- what the user's commands do -----------------------------------------------------------------------
 

@@ -47,9 +47,7 @@ def why_not() -> str | None:
 def _processor() -> Check:
     found = f"{platform.system()} on {platform.machine()}"
     # The guest runs the host's own programs, so it has to be of the host's kind.
-    return Check(
-        "processor", found == "Linux on x86_64", found, "use a Linux machine with an x86_64 processor"
-    )
+    return Check("processor", found == "Linux on x86_64", found, "use a Linux machine with an x86_64 processor")
 
 
 def _qemu() -> Check:
@@ -80,16 +78,12 @@ def _kernel() -> Check:
     if cached := image.cached():
         return Check("kernel and busybox", True, f"{cached.release} in {cached.folder}")
     if packages.missing_tools():
-        return Check(
-            "kernel and busybox", False, "not downloaded, and there is no apt", "use a Debian system"
-        )
+        return Check("kernel and busybox", False, "not downloaded, and there is no apt", "use a Debian system")
     kernel = packages.kernel_package()
     if kernel and packages.candidate(image.BUSYBOX_PACKAGE):
         return Check("kernel and busybox", True, f"{kernel} will be downloaded at the first run")
     if os.geteuid() == 0:
-        return Check(
-            "kernel and busybox", True, "apt's lists are empty; the first run will run `apt-get update`"
-        )
+        return Check("kernel and busybox", True, "apt's lists are empty; the first run will run `apt-get update`")
     return Check("kernel and busybox", False, "not downloaded, and unknown to apt", "as root: apt-get update")
 
 
@@ -111,9 +105,7 @@ def _memory() -> Check:
         available = _available_memory()
     except (OSError, ValueError):
         return Check("memory", True, "unknown")
-    return Check(
-        "memory", available >= needed, f"{available} MB available", f"free {needed} MB, or use --memory"
-    )
+    return Check("memory", available >= needed, f"{available} MB available", f"free {needed} MB, or use --memory")
 
 
 def _available_memory() -> int:

@@ -176,9 +176,7 @@ def initramfs(image: Image, files: dict[str, bytes]) -> bytes:
         *(cpio.folder(name) for name in ("dev", "proc", "sys", "host", "scratch", "newroot")),
     ]
     for number, path in enumerate(order):
-        entries.append(
-            cpio.file(f"modules/{number:02}-{Path(path).name}", (image.modules / path).read_bytes())
-        )
+        entries.append(cpio.file(f"modules/{number:02}-{Path(path).name}", (image.modules / path).read_bytes()))
     for name, data in files.items():
         entries.append(cpio.file(name, data, 0o700))
     return cpio.archive(entries)

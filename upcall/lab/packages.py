@@ -47,9 +47,7 @@ def kernel_package() -> str | None:
 def update_lists(say: Say) -> None:
     """Runs `apt-get update`, which only root may. Raises LabUnavailable otherwise, or when it fails."""
     if os.geteuid() != 0:
-        raise LabUnavailable(
-            "apt's package lists do not have what the lab needs: run `apt-get update` as root first"
-        )
+        raise LabUnavailable("apt's package lists do not have what the lab needs: run `apt-get update` as root first")
     say("updating apt's package lists")
     _apt_get("update", Path("/"))
 

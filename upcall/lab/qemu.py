@@ -81,9 +81,7 @@ def start(machine: Machine, ports: Mapping[str, socket.socket], errors: int) -> 
 
 def _die_with(parent: int) -> Callable[[], None]:
     """For the child to run before it becomes QEMU: the kernel is to kill it when we end, however we end."""
-    prctl = ctypes.CDLL(
-        None, use_errno=True
-    ).prctl  # looked up here: between fork and exec nothing may be loaded
+    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: between fork and exec nothing may be loaded
 
     def in_child() -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
