@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 STATUS = "broker.status"  # the one service that the broker answers itself
 _PER_UID, _IN_ALL = 64, 1024  # connections
-_MESSAGES_PER_TURN = 4
 _ACCEPTS_PER_TURN = 8
 
 
@@ -40,19 +39,15 @@ class Connection:
         self.open = True
 
     def on_readable(self) -> None:
-        for _ in range(_MESSAGES_PER_TURN):
-            try:
-                data = receive(self.socket)
-            except OSError:
-                data = b""
-            if data is None:
-                return
-            if not data:
-                self.close()
-                return
+        """One message per turn, as with daemons."""
+        try:
+            data = receive(self.socket)
+        except OSError:
+            data = b""
+        if data:
             self._take(data)
-            if not self.open:
-                return
+        elif data is not None:
+            self.close()
 
     def _take(self, data: bytes) -> None:
         try:

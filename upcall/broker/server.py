@@ -33,7 +33,7 @@ from upcall.service import SERVICES, Service
 from upcall.wire.netlink import HEADER, HELO, QUIT, RESPONSE, pack_control, take_message
 
 _HELLOS_PER_TURN, _HELLOS_PAUSE = 16, 0.002
-_ANSWERS_PER_TURN, _JUNK_PAUSE = 8, 0.02
+_JUNK_IN_A_ROW, _JUNK_PAUSE = 8, 0.02
 
 
 class _Pidfd:
@@ -56,6 +56,7 @@ class DaemonLink:
         """OSError if the process or its socket is gone already."""
         self._server, self.uid, self.pid, self.portid = server, uid, pid, portid
         self.association: Association | None = None
+        self._junk = 0  # useless messages in a row
         self._alive = _Pidfd(pid)
         try:
             self.socket = NetlinkSocket()
@@ -90,16 +91,15 @@ class DaemonLink:
         self._server.broker.gone(self.association)
 
     def _on_readable(self) -> None:
-        useful = False
-        for count in range(1, _ANSWERS_PER_TURN + 1):
-            packet = self.socket.receive()
-            if packet is None:
-                return
-            useful = self._take(packet) or useful
-            if self.socket.closed:
-                return
-            if count == _ANSWERS_PER_TURN and not useful:
-                self._server.loop.mute(self.socket, time.monotonic() + _JUNK_PAUSE)
+        """One message per turn: fair to everybody, and no second call only to learn that there is no more."""
+        packet = self.socket.receive()
+        if packet is None or self._take(packet):
+            self._junk = 0
+            return
+        self._junk += 1
+        if self._junk >= _JUNK_IN_A_ROW:
+            self._junk = 0
+            self._server.loop.mute(self.socket, time.monotonic() + _JUNK_PAUSE)
 
     def _take(self, packet: Packet) -> bool:
         """One message; False if it was of no use."""
