@@ -15,6 +15,7 @@ from upcall.errors import UsageError
 from upcall.wire.netlink import MAX_MESSAGE
 
 _UCRED = struct.Struct("=iII")
+_TRUNC = int(socket.MSG_TRUNC)
 
 
 def peer_of(connection: socket.socket) -> tuple[int, int]:
@@ -70,7 +71,7 @@ def receive(connection: socket.socket) -> bytes | None:
         data, _, flags, _ = connection.recvmsg(MAX_MESSAGE)
     except BlockingIOError:
         return None
-    if flags & socket.MSG_TRUNC:
+    if flags & _TRUNC:
         raise ConnectionError("a message longer than the protocol has")
     return data
 

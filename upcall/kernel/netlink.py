@@ -25,6 +25,10 @@ SYSTEM_PORTID = 0x75706300
 
 _UCRED = struct.Struct("=iII")
 _ANCILLARY = socket.CMSG_SPACE(_UCRED.size)
+# Plain numbers: the socket module's are enumerations, whose arithmetic costs a microsecond per message.
+_CUT_SHORT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_DONTWAIT = int(socket.MSG_DONTWAIT)
+_SOL_SOCKET = int(socket.SOL_SOCKET)
 
 
 class Packet(NamedTuple):
@@ -72,7 +76,7 @@ class NetlinkSocket:
         Never waits for POLLOUT: it stays set while the *peer's* buffer is full.
         """
         try:
-            self.socket.send(data, socket.MSG_DONTWAIT)
+            self.socket.send(data, _DONTWAIT)
         except BlockingIOError:
             return False
         return True
@@ -80,22 +84,22 @@ class NetlinkSocket:
     def send_to(self, data: bytes, portid: int) -> bool:
         """The same, to any portid."""
         try:
-            self.socket.sendto(data, socket.MSG_DONTWAIT, (portid, 0))
+            self.socket.sendto(data, _DONTWAIT, (portid, 0))
         except BlockingIOError:
             return False
         return True
 
-    def receive(self, flags: int = socket.MSG_DONTWAIT) -> Packet | None:
+    def receive(self, flags: int = _DONTWAIT) -> Packet | None:
         """The next packet; None if there is none now. What came truncated or without credentials has uid -1."""
         try:
             data, ancillary, got, address = self.socket.recvmsg(MAX_MESSAGE, _ANCILLARY, flags)
         except BlockingIOError:
             return None
         pid = uid = -1
-        if not got & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            for level, kind, value in ancillary:
-                if level == socket.SOL_SOCKET and kind == SCM_CREDENTIALS and len(value) == _UCRED.size:
-                    pid, uid, _ = _UCRED.unpack(value)
+        if len(ancillary) == 1 and not got & _CUT_SHORT:
+            level, kind, value = ancillary[0]
+            if kind == SCM_CREDENTIALS and level == _SOL_SOCKET and len(value) == _UCRED.size:
+                pid, uid, _ = _UCRED.unpack(value)
         return Packet(data, pid, uid, address[0])
 
     def close(self) -> None:
