@@ -110,8 +110,10 @@ class KeyStore:
     def remove(self, name: str) -> None:
         self._path(name).unlink()
 
-    def has(self, name: str) -> bool:
-        return os.path.lexists(self._path(name))
+    def check_free(self, name: str) -> None:
+        """FileExistsError if there is such a key."""
+        if os.path.lexists(self._path(name)):
+            raise FileExistsError(errno.EEXIST, "there is a key of this name already", str(self._path(name)))
 
     def prepare(self) -> None:
         """Makes the directory, 0700, and refuses one in which others could put files."""

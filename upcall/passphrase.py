@@ -22,6 +22,7 @@ from upcall.privatefile import read_private
 SERVICE: Final = "upcall"  # in the `keyring` library; the user name there is the key's signature
 MAX_SIZE: Final = 1024  # bytes
 TTY: Final = "/dev/tty"
+PATIENCE: Final = 20.0  # seconds for the keyring library: somebody may have to unlock it
 
 
 class NoPassphrase(UpcallError):
@@ -103,7 +104,7 @@ def _strip(buffer: bytearray, size: int, what: str) -> bytearray:
     return secret
 
 
-# --- the `keyring` library -----------------------------------------------------------------------------------
+# --- the `keyring` library ----------------------------------------------------------------------------------
 
 
 def fetch_from_keyring(signature: str, timeout: float) -> bytearray:

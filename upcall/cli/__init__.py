@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 import importlib
+import os
+from typing import Any
 
 import click
+
+from upcall.errors import ModuleFailed, UpcallError, UsageError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module below upcall.cli, or module:attribute if that is not `command`; one line for --help)
@@ -14,8 +18,33 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("status", "Show what the broker does."),
     "wrap": ("wrap:wrap", "Wrap a small key with one of yours."),
     "unwrap": ("wrap:unwrap", "Unwrap it again."),
+    "key": ("key", "Make, add, list, show, lock and remove keys."),
     "lab": ("lab", "Run things on a real kernel in a virtual machine."),
 }
+
+
+# Exit codes of sysexits.h by the error's class, by name: what is not imported was not raised.
+_CODES = {
+    "FileNotFoundError": os.EX_NOINPUT,
+    "FileExistsError": os.EX_CANTCREAT,
+    "PermissionError": os.EX_NOPERM,
+    "UsageError": os.EX_USAGE,
+    "PeerError": os.EX_DATAERR,
+    "ModuleFailed": os.EX_DATAERR,
+    "Refused": os.EX_TEMPFAIL,
+    "NoDaemon": os.EX_UNAVAILABLE,
+    "NoPassphrase": os.EX_UNAVAILABLE,
+    "OSError": os.EX_OSERR,
+    "UpcallError": os.EX_SOFTWARE,
+}
+
+
+def exit_code(error: BaseException) -> int:
+    """What a command that failed with this error exits with."""
+    cause = error.__cause__
+    if isinstance(error, UsageError | ModuleFailed) and isinstance(cause, OSError):
+        error = cause  # the file that could not be had says more than who told us
+    return next((_CODES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _CODES), 1)
 
 
 class LazyGroup(click.Group):
@@ -31,9 +60,29 @@ class LazyGroup(click.Group):
         found = getattr(importlib.import_module(f"upcall.cli.{module}"), attribute or "command")
         return found if isinstance(found, click.Command) else None
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command. Errors become a line on stderr and an exit code of sysexits.h."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            error.show()
+            ctx.exit(os.EX_USAGE)
+        except BrokenPipeError:
+            raise  # click knows: whoever read our output has gone
+        except (UpcallError, OSError) as error:
+            click.echo(f"upcall: {error_text(error)}", err=True)
+            ctx.exit(exit_code(error))
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def error_text(error: UpcallError | OSError) -> str:
+    """One line for people: what, and the file if it is about one."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -41,9 +41,7 @@ def never(source: str) -> bytearray:
     raise AssertionError(f"asked for {source}")
 
 
-def write(
-    path: Path, key: AnyKey, word: bytes | None = WORD, shape: PrivateFormat = PrivateFormat.PKCS8
-) -> Path:
+def write(path: Path, key: AnyKey, word: bytes | None = WORD, shape: PrivateFormat = PrivateFormat.PKCS8) -> Path:
     encryption = BestAvailableEncryption(word) if word else NoEncryption()
     path.touch(0o600)
     path.write_bytes(key.private_bytes(Encoding.PEM, shape, encryption))
@@ -127,9 +125,7 @@ def test_generate_misused(tmp_path: Path, bits: int, word: bytes, source: str) -
 
 @pytest.mark.parametrize("shape", [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL])
 @pytest.mark.parametrize("word", [WORD, None])
-def test_every_form_of_pem(
-    tmp_path: Path, small: rsa.RSAPrivateKey, shape: PrivateFormat, word: bytes | None
-) -> None:
+def test_every_form_of_pem(tmp_path: Path, small: rsa.RSAPrivateKey, shape: PrivateFormat, word: bytes | None) -> None:
     path = write(tmp_path / "key.pem", small, word, shape)
     enrolled = module.enrol(path, bytearray(word or b""), "keyring")
     assert take_blob(enrolled.blob) == Blob(str(path), "keyring" if word else "none")

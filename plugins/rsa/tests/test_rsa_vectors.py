@@ -14,9 +14,7 @@ from upcall_rsa.blob import Blob, pack_blob, take_blob
 from upcall.wire import ecryptfs as wire
 from upcall.wire.authtok import take_auth_tok
 
-VECTORS: dict[str, Any] = json.loads(
-    (Path(__file__).parents[3] / "tests" / "vectors" / "ecryptfs.json").read_text()
-)
+VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[3] / "tests" / "vectors" / "ecryptfs.json").read_text())
 KEY = VECTORS["keys"]["root"]
 
 

@@ -151,11 +151,9 @@ class OpensslModule:
             _wipe(pem)
         _check_size(key, name, MIN_BITS)
         _self_test(key, name)
-        if not encrypted:
-            blob = Blob(name, NONE)
-        else:
-            blob = Blob(name, source, bytes(passphrase) if source is None else b"")
-        return Enrolled(signature_of(key.public_key()), pack_blob(blob), f"RSA-{key.key_size}")
+        kept = source if encrypted else NONE
+        blob = pack_blob(Blob(name, kept, bytes(passphrase) if kept is None else b""))
+        return Enrolled(signature_of(key.public_key()), blob, f"RSA-{key.key_size}")
 
 
 def _passphrase(told: Blob, ask: AskPassphrase) -> bytearray:

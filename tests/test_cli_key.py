@@ -1,0 +1,480 @@
+"""`upcall key`, with the kernel's own keyring, a real terminal, and the daemon's control socket and key service."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from upcall.cli import exit_code, main
+from upcall.daemon.control import Control
+from upcall.daemon.keyservice import KeyService
+from upcall.daemon.sources import fetch
+from upcall.errors import ModuleFailed, PeerError, Refused, UsageError
+from upcall.kernel import keyring
+from upcall.modules import load
+from upcall.passphrase import NoPassphrase
+from upcall.runtime import daemon_socket
+from upcall.wire import ecryptfs as wire
+from upcall.wire.authtok import take_auth_tok
+from upcall.wire.netlink import Envelope
+
+VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "ecryptfs.json").read_text())
+KEY = VECTORS["keys"]["root"]
+WORD = "correct horse"
+
+BACKEND = """
+import json, pathlib
+from keyring.backend import KeyringBackend
+from keyring.errors import KeyringLocked
+FILE = pathlib.Path(__file__).with_name("kept.json")
+
+class Backend(KeyringBackend):
+    priority = 1
+
+    def get_password(self, service, username):
+        return json.loads(FILE.read_text()).get(service + "/" + username) if FILE.exists() else None
+
+    def set_password(self, service, username, password):
+        if FILE.with_name("locked").exists():
+            raise KeyringLocked("somebody said no")
+        FILE.write_text(json.dumps({service + "/" + username: password}))
+"""
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Folders of our own, with names short enough for a socket; and what was added to the user keyring goes."""
+    folder = Path(tempfile.mkdtemp())
+    for name in ("DATA", "CONFIG", "RUNTIME"):
+        (folder / name).mkdir(0o700)
+        monkeypatch.setenv(f"XDG_{name}_{'DIR' if name == 'RUNTIME' else 'HOME'}", str(folder / name))
+    try:
+        yield folder
+    finally:
+        for key in keyring.list_user_keyring():
+            if str(folder).encode() in _payload(key):
+                keyring.unlink(key.serial)
+        shutil.rmtree(folder)
+
+
+def _payload(key: keyring.Key) -> bytes:
+    try:
+        return keyring.read(key.serial) if key.type == "user" else b""
+    except OSError:
+        return b""
+
+
+class Running:
+    """A daemon, as far as `upcall key` can tell: its socket and its keys, without a broker."""
+
+    def __init__(self) -> None:
+        self.keys = KeyService(keyring, {"openssl": lambda: load("upcall_rsa:module")}, fetch)
+        self._control = Control(daemon_socket(), self.keys)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while not self._stop.is_set():
+            if select.select([self._control.listener], [], [], 0.05)[0]:
+                self._control.serve_one()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(10)
+        self._control.close()
+
+    def works(self, signature: str) -> bool:
+        """Wraps a file's key and unwraps it, as the kernel would have it; False if the key is locked."""
+        clear = wire.pack_file_key(wire.FileKey(wire.CIPHER_AES_128, os.urandom(16)))
+        try:
+            wrapped = wire.take_reply(self._answer(wire.Ask(wire.TAG_66, signature, clear))).content
+        except Refused as error:
+            assert error.reason == "locked"
+            return False
+        return wire.take_reply(self._answer(wire.Ask(wire.TAG_64, signature, wrapped))).content == clear
+
+    def _answer(self, ask: wire.Ask) -> bytes:
+        return self.keys.answer(Envelope(1, 1, "ecryptfs", (0, 0), 0, wire.pack_ask(ask)))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def daemon() -> Iterator[Running]:
+    running = Running()
+    yield running
+    running.close()
+
+
+def run(*arguments: str | Path, word: str | None = None, code: int = 0, answer: str = "") -> Result:
+    """`upcall key`, with the passphrase on a descriptor if there is one."""
+    told = ["key", *map(str, arguments)]
+    reader, writer = os.pipe()
+    if word is not None:
+        os.write(writer, word.encode() + b"\n")
+        told += ["--passphrase-fd", str(reader)]
+    os.close(writer)
+    try:
+        result = CliRunner().invoke(main, told, input=answer)
+    finally:
+        os.close(reader)
+    assert result.exit_code == code, result.output
+    assert WORD not in result.output
+    return result
+
+
+def shown(name: str) -> dict[str, Any]:
+    told = json.loads(run("show", name, "--json").stdout)
+    assert isinstance(told, dict)
+    return told
+
+
+def word_file(home: Path, word: str = WORD) -> Path:
+    path = home / "word"
+    path.touch(0o600)
+    path.write_text(word)
+    return path
+
+
+def captured_pem(home: Path) -> Path:
+    path = home / "key.pem"
+    path.touch(0o600)
+    path.write_text(KEY["pem"])
+    return path
+
+
+def token_of(signature: str) -> bytes:
+    serial = keyring.find(signature)
+    assert serial is not None
+    return keyring.read(serial)
+
+
+# --- generate -----------------------------------------------------------------------------------------------
+
+
+def test_generate(home: Path, daemon: Running) -> None:
+    result = run("generate", "--bits", "2048", word=WORD)
+    told = shown("default")
+    signature = told["signature"]
+    options = f"ecryptfs_sig={signature},ecryptfs_cipher=aes,ecryptfs_key_bytes=16"
+    assert result.stdout.splitlines() == [
+        f"signature      {signature}",
+        f"key file       {home}/DATA/upcall/keys/default.pem",
+        f"mount options  {options}",
+        f"mount -i -t ecryptfs -o {options} LOWER UPPER",
+    ]
+    assert not result.stderr
+    assert told["in_keyring"] is True
+    assert (told["source"], told["description"], told["mount_options"]) == ("ask", "RSA-2048", options)
+    assert WORD.encode() not in token_of(signature)
+    assert daemon.works(signature)
+
+
+def test_generate_without_a_daemon() -> None:
+    result = run("generate", "--bits", "2048", word=WORD)
+    assert "note: nothing is decrypted until `upcall daemon` runs, and `upcall key add default`" in result.stderr
+
+
+def test_the_default_size() -> None:
+    run("generate", "--no-add", word=WORD)
+    assert shown("default")["description"] == "RSA-3072"
+    assert shown("default")["in_keyring"] is False
+
+
+def test_generate_with_a_file(home: Path, daemon: Running) -> None:
+    run("generate", "filed", "--bits", "2048", "--passphrase-file", word_file(home))
+    assert shown("filed")["source"] == f"file:{home}/word"
+    assert daemon.works(shown("filed")["signature"])
+
+
+def test_generate_without_a_passphrase(daemon: Running) -> None:
+    run("generate", "open", "--bits", "2048", "--no-passphrase")
+    assert shown("open")["source"] == "none"
+    assert daemon.works(shown("open")["signature"])
+
+
+def test_generate_elsewhere(home: Path) -> None:
+    run("generate", "--bits", "2048", "--path", home / "else.pem", word=WORD)
+    assert shown("default")["path"] == f"{home}/else.pem"
+    run("remove", "default", "--yes")
+    assert (home / "else.pem").exists()
+
+
+def test_generate_refuses() -> None:
+    assert "RSA" not in run("generate", "a/b", word=WORD, code=os.EX_USAGE).stdout
+    assert "2048, 3072, 4096 bits" in run("generate", "--bits", "1024", word=WORD, code=os.EX_USAGE).stderr
+    assert "no key module 'nix'" in run("generate", "--module", "nix", word=WORD, code=os.EX_USAGE).stderr
+    assert "1 to 1024 bytes" in run("generate", word="", code=os.EX_USAGE).stderr
+    run("generate", "--bits", "2048", "--no-add", word=WORD)
+    assert "already" in run("generate", word=WORD, code=os.EX_CANTCREAT).stderr
+    both = run("generate", "two", "--passphrase-file", "x", "--passphrase-keyring", code=os.EX_USAGE)
+    assert "goes with no other" in both.stderr
+
+
+def test_a_passphrase_file_that_others_can_read(home: Path) -> None:
+    path = word_file(home)
+    path.chmod(0o644)
+    result = run("generate", "--passphrase-file", path, code=os.EX_NOPERM)
+    assert f"{path}: mode 0644 lets others in" in result.stderr
+    assert not (home / "DATA/upcall/keys/default.pem").exists()
+
+
+# --- add ----------------------------------------------------------------------------------------------------
+
+
+def test_add_after_a_login(daemon: Running) -> None:
+    run("generate", "--bits", "2048", word=WORD)
+    signature = shown("default")["signature"]
+    run("remove", "default", "--keyring-only")
+    assert shown("default")["in_keyring"] is False
+    assert "wrong passphrase" in run("add", word="nonsense", code=os.EX_DATAERR).stderr
+    assert signature in run("add", word=WORD).stdout
+    assert daemon.works(signature)
+
+
+def test_add_needs_no_passphrase_where_it_is_kept(home: Path, daemon: Running) -> None:
+    run("generate", "filed", "--bits", "2048", "--no-add", "--passphrase-file", word_file(home))
+    run("generate", "open", "--bits", "2048", "--no-add", "--no-passphrase")
+    for name in ("filed", "open"):
+        run("add", name)
+        assert daemon.works(shown(name)["signature"])
+
+
+def test_add_a_key_of_ecryptfs_utils(home: Path, daemon: Running) -> None:
+    run("add", "old", "--pem", captured_pem(home), word=KEY["passphrase"])
+    told = shown("old")
+    assert (told["signature"], told["source"], told["path"]) == (KEY["sig"], "ask", f"{home}/key.pem")
+    assert KEY["passphrase"].encode() not in token_of(KEY["sig"])
+    assert daemon.works(KEY["sig"])
+
+
+def test_add_for_ecryptfsd(home: Path, daemon: Running) -> None:
+    """Byte for byte the auth token that mount.ecryptfs made, but for the path."""
+    path = captured_pem(home)
+    run("add", "old", "--pem", path, "--compat", word=KEY["passphrase"])
+    assert shown("old")["source"] == "compat"
+    captured = bytes.fromhex(VECTORS["auth_tok"]["hex"])
+    longer = len(str(path)) - len(VECTORS["auth_tok"]["path"])
+    ours, theirs = take_auth_tok(token_of(KEY["sig"])), take_auth_tok(captured)
+    old_path = VECTORS["auth_tok"]["path"].encode()
+    expected = theirs.blob.replace(old_path, str(path).encode())
+    expected = (int.from_bytes(expected[:2], sys.byteorder) + longer).to_bytes(2, sys.byteorder) + expected[2:]
+    assert ours == theirs._replace(blob=expected)
+    assert daemon.works(KEY["sig"])
+    run("remove", "old", "--keyring-only")
+    run("add", "old", word=KEY["passphrase"])
+    assert take_auth_tok(token_of(KEY["sig"])) == ours
+
+
+def test_add_refuses(home: Path) -> None:
+    path = captured_pem(home)
+    assert "no key 'default'" in run("add", code=os.EX_NOINPUT).stderr
+    assert "--compat goes with --pem" in run("add", "--compat", code=os.EX_USAGE).stderr
+    assert "No such file" in run("add", "--pem", home / "none", code=os.EX_NOINPUT).stderr
+    path.chmod(0o644)
+    assert "mode 0644" in run("add", "--pem", path, word="x", code=os.EX_NOPERM).stderr
+    path.chmod(0o600)
+    run("add", "old", "--pem", path, word=KEY["passphrase"])
+    assert "already" in run("add", "old", "--pem", path, word=KEY["passphrase"], code=os.EX_CANTCREAT).stderr
+
+
+def test_add_a_swapped_key_file() -> None:
+    run("generate", "one", "--bits", "2048", "--no-add", "--no-passphrase")
+    run("generate", "two", "--bits", "2048", "--no-add", "--no-passphrase")
+    Path(shown("one")["path"]).replace(shown("two")["path"])
+    assert "holds the key" in run("add", "two", code=os.EX_DATAERR).stderr
+
+
+# --- list, show, remove, lock -------------------------------------------------------------------------------
+
+
+def test_list(home: Path) -> None:
+    run("generate", "open", "--bits", "2048", "--no-add", "--no-passphrase")
+    run("add", "old", "--pem", captured_pem(home), "--compat", word=KEY["passphrase"])
+    result = run("list")
+    assert KEY["passphrase"] not in result.output
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines[0] == ["NAME", "SIGNATURE", "MODULE", "SIZE", "PASSPHRASE", "IN", "KEYRING"]
+    assert lines[1] == ["old", KEY["sig"], "openssl", "RSA-2048", "compat", "yes"]
+    assert lines[2] == ["open", shown("open")["signature"], "openssl", "RSA-2048", "none", "no"]
+    (home / "DATA/upcall/keys/old.toml").unlink()
+    told = {row["signature"]: row for row in json.loads(run("list", "--json").stdout)}
+    assert told[KEY["sig"]]["name"] is None
+    assert told[KEY["sig"]]["module"] == "openssl"
+    assert shown(KEY["sig"]) == told[KEY["sig"]]
+    run("remove", KEY["sig"])
+    assert keyring.find(KEY["sig"]) is None
+
+
+def test_a_broken_entry_does_not_hide_the_others(home: Path) -> None:
+    run("generate", "open", "--bits", "2048", "--no-add", "--no-passphrase")
+    broken = home / "DATA/upcall/keys/broken.toml"
+    broken.touch(0o600)
+    broken.write_text("what = 1")
+    result = run("list", code=os.EX_DATAERR)
+    assert f"{broken}: unknown key 'what'" in result.stderr
+    assert "open" in result.stdout
+    assert "unknown key" in run("show", "broken", code=os.EX_DATAERR).stderr
+
+
+def test_show_for_people() -> None:
+    run("generate", "open", "--bits", "2048", "--no-add", "--no-passphrase")
+    told = dict(line.split(maxsplit=1) for line in run("show", "open").stdout.splitlines())
+    assert (told["name"], told["source"]) == ("open", "none")
+    assert "in keyring     no" in run("show", told["signature"]).stdout
+
+
+def test_remove_asks(home: Path) -> None:
+    run("generate", "open", "--bits", "2048", "--no-passphrase")
+    signature = shown("open")["signature"]
+    files = home / "DATA/upcall/keys"
+    assert "is lost" in run("remove", "open", answer="n\n", code=1).stderr
+    assert keyring.find(signature) is None
+    assert len(list(files.iterdir())) == 2
+    run("remove", "open", answer="y\n")
+    assert not list(files.iterdir())
+    run("remove", "open", "--yes", code=os.EX_NOINPUT)
+
+
+def test_lock(daemon: Running) -> None:
+    run("generate", "--bits", "2048", word=WORD)
+    signature = shown("default")["signature"]
+    assert daemon.works(signature)
+    assert run("lock", "default").stdout == "1 key locked\n"
+    assert not daemon.works(signature)
+    run("add", word=WORD)
+    assert daemon.works(signature)
+    assert run("lock").stdout == "1 key locked\n"
+    assert not daemon.works(signature)
+    assert "no key 'other'" in run("lock", "other", code=os.EX_NOINPUT).stderr
+
+
+def test_lock_and_add_a_key_without_a_passphrase(daemon: Running) -> None:
+    run("generate", "open", "--bits", "2048", "--no-passphrase")
+    run("lock", "open")
+    assert not daemon.works(shown("open")["signature"])
+    run("add", "open")
+    assert daemon.works(shown("open")["signature"])
+
+
+def test_lock_without_a_daemon() -> None:
+    assert "no daemon" in run("lock", code=os.EX_UNAVAILABLE).stderr
+
+
+# --- on a terminal, and with the keyring library ---------------------------------------------------------------
+
+
+def on_a_terminal(arguments: list[str], answers: list[str]) -> tuple[int, str]:
+    """Exit code, and what was to be seen."""
+    command = [sys.executable, "-c", "from upcall.cli import main; main()", "key", *arguments]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, command)
+    seen, deadline = b"", time.monotonic() + 60
+    try:
+        while select.select([terminal], [], [], deadline - time.monotonic())[0]:
+            try:
+                seen += os.read(terminal, 10000)
+            except OSError:
+                break
+            if answers and seen.endswith(b": "):
+                os.write(terminal, answers.pop(0).encode() + b"\n")
+    finally:
+        os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen.decode()
+
+
+def test_typing_the_passphrase(daemon: Running) -> None:
+    code, seen = on_a_terminal(["generate", "--bits", "2048"], [WORD, WORD])
+    assert code == 0, seen
+    assert "New passphrase for the key default: \r\nThe same once more: \r\n" in seen
+    assert WORD not in seen
+    assert daemon.works(shown("default")["signature"])
+    code, seen = on_a_terminal(["add"], [WORD])
+    assert code == 0, seen
+    assert "Passphrase for the key default: \r\n" in seen
+
+
+def test_typing_two_that_differ(home: Path) -> None:
+    code, seen = on_a_terminal(["generate"], [WORD, "other"])
+    assert code == os.EX_USAGE
+    assert "the two passphrases differ" in seen
+    assert not list((home / "DATA/upcall/keys").iterdir())
+
+
+@pytest.fixture
+def backend(home: Path) -> Path:
+    (home / "CONFIG/python_keyring").mkdir()
+    config = f"[backend]\ndefault-keyring=ours.Backend\nkeyring-path={home}\n"
+    (home / "CONFIG/python_keyring/keyringrc.cfg").write_text(config)
+    (home / "ours.py").write_text(BACKEND)
+    return home
+
+
+def in_a_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The keyring library chooses its backend once per process."""
+    command = [sys.executable, "-c", "from upcall.cli import main; main()", "key", *arguments, "--passphrase-fd", "0"]
+    return subprocess.run(command, input=WORD, capture_output=True, text=True, timeout=60)
+
+
+def test_the_keyring_library(backend: Path) -> None:
+    done = in_a_process("generate", "kept", "--bits", "2048", "--passphrase-keyring")
+    assert done.returncode == 0, done.stderr
+    told = shown("kept")
+    assert told["source"] == "keyring"
+    assert json.loads((backend / "kept.json").read_text()) == {f"upcall/{told['signature']}": WORD}
+    running = Running()
+    try:
+        run("remove", "kept", "--keyring-only")
+        run("add", "kept")
+        assert running.works(told["signature"])
+    finally:
+        running.close()
+
+
+def test_the_keyring_library_will_not_keep_it(backend: Path) -> None:
+    (backend / "locked").touch()
+    done = in_a_process("generate", "kept", "--bits", "2048", "--passphrase-keyring")
+    assert done.returncode == os.EX_UNAVAILABLE
+    assert "cannot keep it: somebody said no" in done.stderr
+    assert not list((backend / "DATA/upcall/keys").iterdir())
+
+
+# --- exit codes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("x"), os.EX_USAGE),
+        (PeerError("x", "y"), os.EX_DATAERR),
+        (ModuleFailed("x"), os.EX_DATAERR),
+        (Refused("locked"), os.EX_TEMPFAIL),
+        (NoPassphrase("x"), os.EX_UNAVAILABLE),
+        (FileNotFoundError(), os.EX_NOINPUT),
+        (FileExistsError(), os.EX_CANTCREAT),
+        (PermissionError(), os.EX_NOPERM),
+        (IsADirectoryError(), os.EX_OSERR),
+    ],
+)
+def test_exit_codes(error: Exception, code: int) -> None:
+    assert exit_code(error) == code
+
+
+def test_the_clicks_own_errors() -> None:
+    for arguments in ([], ["nix"]):
+        run(*arguments, code=os.EX_USAGE)
+    run("show", code=os.EX_USAGE)

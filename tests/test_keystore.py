@@ -1,0 +1,120 @@
+"""The key store: one file per key, and clear words for a wrong one."""
+
+from __future__ import annotations
+
+import datetime
+import stat
+from pathlib import Path
+
+import pytest
+
+from upcall.errors import PeerError, UsageError
+from upcall.keystore import Entry, KeyStore, default_directory
+
+WHEN = datetime.datetime(2024, 5, 6, 7, 8, 9, tzinfo=datetime.UTC)
+ENTRY = Entry("home", "openssl", "80f0e50e8a936f95", "/k/ä key.pem", "ask", "RSA-3072", WHEN)
+SOUND = """\
+module = "openssl"
+signature = "80f0e50e8a936f95"
+path = "/key.pem"
+source = "ask"
+description = "RSA-3072"
+created = 2024-05-06T07:08:09Z
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> KeyStore:
+    return KeyStore(tmp_path / "upcall" / "keys")
+
+
+def write(store: KeyStore, text: str, name: str = "home") -> None:
+    store.prepare()
+    path = store.directory / f"{name}.toml"
+    path.touch(0o600)
+    path.write_text(text)
+
+
+def test_there_and_back(store: KeyStore) -> None:
+    assert store.names() == []
+    store.save(ENTRY)
+    assert store.names() == ["home"]
+    assert store.load("home") == store.find("home") == store.find(ENTRY.signature) == ENTRY
+    assert stat.S_IMODE(store.directory.stat().st_mode) == 0o700
+    assert stat.S_IMODE((store.directory / "home.toml").stat().st_mode) == 0o600
+    with pytest.raises(FileExistsError):
+        store.save(ENTRY)
+    with pytest.raises(FileExistsError):
+        store.check_free("home")
+    store.remove("home")
+    assert store.names() == []
+    store.check_free("home")
+
+
+def test_no_such_key(store: KeyStore) -> None:
+    for name in ("home", "80f0e50e8a936f95"):
+        with pytest.raises(UsageError, match=f"no key '{name}'"):
+            store.find(name)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", ".hidden", "-x", "a\n", "ä", "x" * 65, "x.toml"])
+def test_names_that_are_none(store: KeyStore, name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be the name"):
+        store.load(name)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("module =", "modul =", "unknown key 'modul'"),
+        ("module =", "# ", "'module' is missing"),
+        ('"openssl"', "3", "'module' must be a string"),
+        ("2024-05-06T07:08:09Z", '"today"', "'created' must be a date and time"),
+        ("80f0e50e8a936f95", "80F0", "'signature' is not 16 hexadecimal digits"),
+        ('"/key', '"key', "'path' is not absolute"),
+        ('"ask"', '"labpass"', "'source' is not ask, keyring"),
+        ('"ask"', '"', "line 4"),
+        ("module", "[module]\nmodule", "unknown|missing|string"),
+    ],
+)
+def test_wrong_files(store: KeyStore, old: str, new: str, why: str) -> None:
+    write(store, SOUND)
+    assert store.load("home").created == WHEN
+    (store.directory / "home.toml").write_text(SOUND.replace(old, new))
+    with pytest.raises(PeerError, match=why) as caught:
+        store.load("home")
+    assert "home.toml" in str(caught.value)
+
+
+def test_a_file_that_is_not_utf8(store: KeyStore) -> None:
+    write(store, SOUND)
+    (store.directory / "home.toml").write_bytes(b"\xff")
+    with pytest.raises(PeerError, match="codec"):
+        store.load("home")
+
+
+def test_a_file_that_others_can_write(store: KeyStore) -> None:
+    write(store, SOUND)
+    (store.directory / "home.toml").chmod(0o622)
+    with pytest.raises(PermissionError, match="lets others in"):
+        store.load("home")
+
+
+def test_a_directory_that_others_can_write(store: KeyStore) -> None:
+    store.prepare()
+    store.directory.chmod(0o777)
+    with pytest.raises(PermissionError, match="others can write here"):
+        store.save(ENTRY)
+
+
+def test_a_path_that_toml_cannot_say(store: KeyStore) -> None:
+    with pytest.raises(UsageError, match="not UTF-8"):
+        store.save(ENTRY._replace(path="/\udcff"))
+
+
+def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    assert default_directory() == Path("/data/upcall/keys")
+    for ignored in ("", "relative"):
+        monkeypatch.setenv("XDG_DATA_HOME", ignored)
+        assert default_directory() == Path.home() / ".local/share/upcall/keys"

@@ -1,0 +1,86 @@
+"""The options that say where a key's passphrase comes from, and what they lead to."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from upcall.errors import UsageError
+from upcall.keystore import Entry
+from upcall.passphrase import PATIENCE, fetch_from_keyring, from_fd, from_file, from_terminal
+
+
+class Given(NamedTuple):
+    """What was said on the command line."""
+
+    fd: int | None
+    file: Path | None
+    keyring: bool
+
+    def source(self) -> str:
+        """Where a new key's passphrase is kept from now on: what goes into its auth token."""
+        if self.keyring:
+            return "keyring"
+        return "ask" if self.file is None else f"file:{os.path.abspath(self.file)}"  # noqa: PTH100 - resolve() follows links
+
+
+def passphrase_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options; the command gets them as one argument, `given`."""
+
+    @functools.wraps(command)
+    def with_given(
+        passphrase_fd: int | None, passphrase_file: Path | None, passphrase_keyring: bool, **rest: Any
+    ) -> Any:
+        if passphrase_file is not None and (passphrase_fd is not None or passphrase_keyring):
+            raise UsageError("--passphrase-file goes with no other --passphrase option")
+        return command(given=Given(passphrase_fd, passphrase_file, passphrase_keyring), **rest)
+
+    for option in (_KEYRING, _FILE, _FD):
+        with_given = option(with_given)
+    return with_given
+
+
+_FD = click.option(
+    "--passphrase-fd", type=click.IntRange(min=0), metavar="N", help="Read the passphrase from this descriptor."
+)
+_FILE = click.option(
+    "--passphrase-file",
+    type=click.Path(path_type=Path),
+    help="Read it from this file, which nobody else may read. A new key's daemon will read it there, too.",
+)
+_KEYRING = click.option(
+    "--passphrase-keyring",
+    is_flag=True,
+    help="Keep a new key's passphrase in the desktop's keyring, where the daemon finds it.",
+)
+
+
+def passphrase_to_set(given: Given, name: str) -> bytearray:
+    """For a new key: typed twice, unless it comes from a file or a descriptor."""
+    secret = _from_options(given)
+    if secret is None:
+        secret = from_terminal(f"New passphrase for the key {name}: ", "The same once more: ")
+    return secret
+
+
+def passphrase_to_open(given: Given, entry: Entry) -> bytearray:
+    """For a key that exists: as the options say, or from where it is kept, or typed."""
+    secret = _from_options(given)
+    if secret is not None:
+        return secret
+    if entry.source == "keyring" and entry.signature:
+        return fetch_from_keyring(entry.signature, PATIENCE)
+    if entry.source.startswith("file:"):
+        return from_file(entry.source.removeprefix("file:"))
+    return from_terminal(f"Passphrase for the key {entry.name}: ")
+
+
+def _from_options(given: Given) -> bytearray | None:
+    if given.fd is not None:
+        return from_fd(given.fd)
+    return None if given.file is None else from_file(given.file)
