@@ -47,9 +47,9 @@ keep() {
 	mkdir -p "$1"
 	mount --bind "$lab/root$1" "$1"
 }
-# traversable FOLDER: lets the guest's users pass through; only the scratch layer changes.
+# traversable FOLDER: lets the guest's users pass through, whatever their groups; only the scratch layer changes.
 traversable() {
-	chmod o+x "$1"
+	chmod a+x "$1"
 }
 . $lab/paths
 
