@@ -69,6 +69,10 @@ def test_what_a_command_finds() -> None:
         ! su alice -c 'ls /home/bob' 2>/dev/null
         echo again >/dev/stdout
         test "$(cat /proc/1/comm)" = busybox
+        grep -q '^SigIgn:.0000000000000000$' /proc/self/status
+        (sleep 0.1 & exec sleep 0.2) # an orphan, for process 1 to reap
+        sleep 0.2
+        ! grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null
         echo fine
         """
     )
