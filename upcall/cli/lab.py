@@ -17,6 +17,7 @@ from typing import BinaryIO, NoReturn
 import click
 
 from upcall.lab import image, machine
+from upcall.lab.carrier import Sink
 from upcall.lab.doctor import checks
 from upcall.lab.errors import LabError
 from upcall.lab.terminal import Terminal
@@ -29,8 +30,8 @@ def command() -> None:
     """Run things on a real kernel in a virtual machine.
 
     The guest is Debian's own kernel in QEMU, with this machine's files under a scratch layer: it may write
-    anywhere, and nothing of it reaches this machine but what it puts into /results. eCryptfs is loaded; the users
-    alice (5001) and bob (5002) exist. It has no network."""
+    anywhere, and nothing of it reaches this machine but what it puts into /results. eCryptfs is loaded; the
+    users alice (5001) and bob (5002) exist. It has no network."""
 
 
 memory_option = click.option(
@@ -75,8 +76,9 @@ def run(
 ) -> None:
     """Run COMMAND in the guest as root, in this folder, with this Python first in its PATH.
 
-    Its output and its exit code become ours; its input is empty. 71 stands for a fault of the guest's kernel when
-    COMMAND itself went well, 75 for a timeout, 69 for a lab that cannot run here (see `upcall lab doctor`)."""
+    Its output and its exit code become ours; its input is empty. 71 stands for a fault of the guest's kernel
+    when COMMAND itself went well, 75 for a timeout, 69 for a lab that cannot run here (see `upcall lab
+    doctor`)."""
     with _ending_by_signal(), _errors_shown(), _kernel_log_to(kernel_log, results) as folder:
         result = machine.run(
             argv,
@@ -118,7 +120,9 @@ def shell(memory: int, cpus: int, results: Path | None, kernel_log: Path | None)
 
 @command.command()
 def fetch() -> None:
-    """Download the newest kernel and busybox (about 70 MB) into the cache. `run` does it by itself the first time."""
+    """Download the newest kernel and busybox (about 70 MB) into the cache.
+
+    `run` does it by itself the first time."""
     with _ending_by_signal(), _errors_shown():
         fetched = image.fetch(machine.say_on_stderr)
     click.echo(f"{fetched.release} in {fetched.folder}")
@@ -181,7 +185,8 @@ def _ending_by_signal() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _kernel_log_to(file: Path | None, results: Path | None) -> Iterator[Path | None]:
-    """Gives the folder for the results, and copies the kernel's log out of it at the end, if that was asked for."""
+    """Gives the folder for the results, and copies the kernel's log out of it at the end, if that was asked
+    for."""
     if file is None:
         yield results
         return
@@ -194,7 +199,7 @@ def _kernel_log_to(file: Path | None, results: Path | None) -> Iterator[Path | N
                 shutil.copyfile(folder / "kmsg", file)
 
 
-def _writer(stream: BinaryIO) -> machine.Sink:
+def _writer(stream: BinaryIO) -> Sink:
     def write(chunk: bytes) -> None:
         stream.write(chunk)
         stream.flush()

@@ -1,6 +1,7 @@
 """Carries the guest's streams to whoever wants them, for as long as the machine lives.
 
-One readiness loop: the guest's ports are sockets, QEMU's own end shows on a pidfd, the time limit is the loop's."""
+One readiness loop: the guest's ports are sockets, QEMU's own end shows on a pidfd, the time limit is the
+loop's."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ Sink = Callable[[bytes], object]
 class Carrier:
     """`sinks` take what comes through the port of their name. `deadline` is a time.monotonic() or None.
 
-    Afterwards `returncode` is the command's, or None if the machine ended first; `ready_at` is when it started."""
+    Afterwards `returncode` is the command's, or None if the machine ended first; `ready_at` is when it
+    started."""
 
     def __init__(
         self, mark: bytes, sinks: Mapping[str, Sink], deadline: float | None, terminal: Terminal | None = None
@@ -90,7 +92,9 @@ class Carrier:
     ) -> None:
         if key.data == "keyboard":
             assert self._terminal is not None  # noqa: S101 - only then was it registered
-            ports["out"].sendall(self._terminal.read())
+            typed = self._terminal.read()
+            with contextlib.suppress(OSError):  # the machine is gone
+                ports["out"].sendall(typed)
             return
         try:
             chunk = ports[key.data].recv(CHUNK)

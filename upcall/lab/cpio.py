@@ -1,4 +1,5 @@
-"""The "newc" cpio format, as the kernel's init/initramfs.c reads it (Documentation/driver-api/early-userspace).
+"""The "newc" cpio format, as the kernel's init/initramfs.c reads it
+(Documentation/driver-api/early-userspace).
 
 Only what an initramfs needs: folders, files and symbolic links, all owned by root. The kernel accepts several
 archives in a row as long as each starts on a four-byte boundary, which every archive from here keeps."""
@@ -37,7 +38,8 @@ def link(name: str, target: str) -> Entry:
 
 
 def archive(entries: Iterable[Entry]) -> bytes:
-    """The whole archive. Folders that hold an entry are added in front of it: the kernel makes none by itself."""
+    """The whole archive. Folders that hold an entry are added in front of it: the kernel makes none by
+    itself."""
     made: set[str] = set()
     members: list[bytes] = []
     for entry in entries:

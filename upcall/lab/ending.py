@@ -1,8 +1,8 @@
 """Knowing that a stream from the guest is complete.
 
-The guest's ports are queues of their own: the exit code can arrive while output is still under way, and closing a
-port tells the host nothing. So the guest ends every stream with a mark that is new for each run, and whoever reads
-the stream takes the mark out again."""
+The guest's ports are queues of their own: the exit code can arrive while output is still under way, and
+closing a port tells the host nothing. So the guest ends every stream with a mark that is new for each run,
+and whoever reads the stream takes the mark out again."""
 
 from __future__ import annotations
 

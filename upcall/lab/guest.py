@@ -14,6 +14,7 @@ from pathlib import Path
 RESULTS = "/results"
 # These folders start empty in the guest (session.sh mounts them).
 EMPTY_IN_GUEST = (Path("/tmp"), Path("/home"), Path("/run"), Path("/dev/shm"))  # noqa: S108
+EVERYBODY_ENTERS = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -44,8 +45,8 @@ def files(session: Session) -> dict[str, bytes]:
 
 
 def command_script(session: Session) -> str:
-    """A shell script that becomes the command. The host's /bin/sh does the last step: busybox's would take its own
-    `ls` before the host's. 127 and 126 mean what they mean in any shell."""
+    """A shell script that becomes the command. The host's /bin/sh does the last step: busybox's would take
+    its own `ls` before the host's. 127 and 126 mean what they mean in any shell."""
     environment = [shlex.quote(f"{name}={value}") for name, value in environment_for(session).items()]
     argv = [shlex.quote(argument) for argument in session.argv]
     return "\n".join(
@@ -77,9 +78,11 @@ def environment_for(session: Session) -> dict[str, str]:
 def python_folders() -> list[Path]:
     """Where this Python and what it imports live, by every name they go by."""
     package = Path(__file__).parent.parent.parent
-    named = [sys.prefix, sys.base_prefix, sys.exec_prefix, Path(sys.executable).parent, package, *sys.path]
-    real = [Path(sys.executable).resolve().parent, *(Path(folder).resolve() for folder in named)]
-    return [path for path in map(Path, [*named, *real]) if path.is_absolute() and path.is_dir()]
+    executable = Path(sys.executable)
+    prefixes = [Path(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path)]
+    named = [package, executable.parent, executable.resolve().parent, *prefixes]
+    real = [folder.resolve() for folder in named]
+    return [folder for folder in (*named, *real) if folder.is_absolute() and folder.is_dir()]
 
 
 def hidden(paths: Sequence[Path]) -> list[Path]:
@@ -88,9 +91,9 @@ def hidden(paths: Sequence[Path]) -> list[Path]:
 
 
 def closed(paths: Sequence[Path]) -> list[Path]:
-    """Of the paths and the folders above them those that only their owner or group may enter."""
+    """Of the paths and the folders above them those that not everybody may enter."""
     folders = {folder for path in paths for folder in (path, *path.parents)}
-    return sorted(folder for folder in folders if not folder.stat().st_mode & stat.S_IXOTH)
+    return sorted(folder for folder in folders if ~folder.stat().st_mode & EVERYBODY_ENTERS)
 
 
 def _settings(session: Session) -> str:

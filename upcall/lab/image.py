@@ -3,8 +3,8 @@
     ~/.cache/upcall/lab/PACKAGE_VERSION/   vmlinuz  busybox  release  modules/
     ~/.cache/upcall/lab/current            a link to the newest of these
 
-A folder is made under another name and renamed when it is complete, so that two first runs at once disturb nobody.
-Whoever uses one holds a shared lock on it; a fetch removes older ones that nobody holds."""
+A folder is made under another name and renamed when it is complete, so that two first runs at once disturb
+nobody. Whoever uses one holds a shared lock on it; a fetch removes older ones that nobody holds."""
 
 from __future__ import annotations
 
@@ -135,7 +135,8 @@ def _make(kernel: str, temporary: Path, say: Say) -> Path:
 
 
 def _index(busybox: Path, root: Path, release: str) -> None:
-    """Debian's package leaves modules.dep and its like to the installation; busybox's depmod needs no root."""
+    """Debian's package leaves modules.dep and its like to the installation; busybox's depmod needs no
+    root."""
     done = subprocess.run([str(busybox), "depmod", "-b", str(root), release], capture_output=True, text=True)
     if done.returncode != 0 or not (root / "lib/modules" / release / "modules.dep").exists():
         raise LabUnavailable(f"cannot index the kernel's modules: {done.stderr.strip()}")
@@ -167,8 +168,9 @@ def _remove_older(complete: Path) -> None:
 
 
 def initramfs(image: Image, files: dict[str, bytes]) -> bytes:
-    """An uncompressed initramfs (unpacking is what an emulated processor is slow at): busybox as /bin/busybox, the
-    modules as /modules/NN-NAME in the order they must be loaded, and `files`, of which only root may see the inside."""
+    """An uncompressed initramfs (unpacking is what an emulated processor is slow at): busybox as
+    /bin/busybox, the modules as /modules/NN-NAME in the order they must be loaded, and `files`, of which only
+    root may see the inside."""
     order = load_order((image.modules / "modules.dep").read_text(), MODULES)
     entries = [
         cpio.file("bin/busybox", image.busybox.read_bytes(), 0o755),

@@ -1,4 +1,5 @@
-"""The kernel's log as /dev/kmsg gives it (Documentation/ABI/testing/dev-kmsg): reading it, and finding faults in it."""
+"""The kernel's log as /dev/kmsg gives it (Documentation/ABI/testing/dev-kmsg): reading it, and finding faults
+in it."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ FAULT = re.compile(
 
 @dataclass(frozen=True)
 class Record:
-    """One message: its facility (0 is the kernel itself), its level (0 to 7), seconds since boot, and its text."""
+    """One message: its facility (0 is the kernel itself), its level (0 to 7), seconds since boot, and its
+    text."""
 
     facility: int
     level: int
@@ -42,12 +44,18 @@ def records(raw: bytes) -> Iterator[Record]:
 
 
 def faults(raw: bytes) -> list[str]:
-    """The texts in which the kernel reports a fault of its own. What programs write to /dev/kmsg does not count."""
-    return [record.text for record in records(raw) if record.facility == KERNEL_FACILITY and FAULT.search(record.text)]
+    """The texts in which the kernel reports a fault of its own. What programs write to /dev/kmsg does not
+    count."""
+    return [
+        record.text
+        for record in records(raw)
+        if record.facility == KERNEL_FACILITY and FAULT.search(record.text)
+    ]
 
 
 def console_faults(console: str) -> list[str]:
-    """The same in what reached the console: after a panic it holds lines that /dev/kmsg had no time to give."""
+    """The same in what reached the console: after a panic it holds lines that /dev/kmsg had no time to
+    give."""
     return [line.strip() for line in console.splitlines() if FAULT.search(line)]
 
 

@@ -29,8 +29,8 @@ CONSOLE_TAIL = 40  # lines
 @dataclass(frozen=True)
 class Result:
     """How the command ended, and what the guest said. `stdout` and `stderr` are empty where a sink took them.
-    `kernel_faults` are the lines in which the guest's kernel reports a fault of its own; `kernel_log` is all of it.
-    `boot_seconds` passed before the command started, `seconds` in all."""
+    `kernel_faults` are the lines in which the guest's kernel reports a fault of its own; `kernel_log` is all
+    of it. `boot_seconds` passed before the command started, `seconds` in all."""
 
     returncode: int
     stdout: bytes
@@ -60,9 +60,9 @@ def run(
 ) -> Result:
     """Boots a machine and runs `argv` there as root, in the folder `cwd` (ours if not given).
 
-    `timeout` (seconds) covers the boot too; `memory` is in MB. What the command writes goes to the sinks as it comes,
-    or into the Result. Files that it leaves in /results, and the kernel's log as `kmsg`, appear in the folder
-    `results`, also when this raises: LabUnavailable, LabTimedOut or MachineDied."""
+    `timeout` (seconds) covers the boot too; `memory` is in MB. What the command writes goes to the sinks as
+    it comes, or into the Result. Files that it leaves in /results, and the kernel's log as `kmsg`, appear in
+    the folder `results`, also when this raises: LabUnavailable, LabTimedOut or MachineDied."""
     if not argv:
         raise ValueError("no command to run")
     kernel = image.ensure(say_on_stderr)

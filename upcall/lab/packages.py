@@ -1,4 +1,5 @@
-"""Debian packages, fetched with apt and unpacked with dpkg-deb: nothing is installed, and root is not needed."""
+"""Debian packages, fetched with apt and unpacked with dpkg-deb: nothing is installed, and root is not
+needed."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def candidate(package: str) -> str | None:
 
 
 def kernel_package() -> str | None:
-    """The package with the kernel itself, which Debian's meta package depends on; None when apt knows none."""
+    """The package with the kernel itself, which Debian's meta package depends on; None when apt knows
+    none."""
     found = re.search(r"^ *Depends: (linux-image-\S+)$", _query("depends", KERNEL_META_PACKAGE), re.MULTILINE)
     return found[1] if found else None
 
@@ -53,7 +55,8 @@ def update_lists(say: Say) -> None:
 
 
 def download(packages: Sequence[str], folder: Path, say: Say) -> list[Path]:
-    """Downloads the packages into `folder`, apt checking their hashes; gives the .deb files, in no special order."""
+    """Downloads the packages into `folder`, apt checking their hashes; gives the .deb files, in no special
+    order."""
     say(f"downloading {', '.join(packages)}")
     _apt_get("download", folder, *packages)
     return sorted(folder.glob("*.deb"))

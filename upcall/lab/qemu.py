@@ -19,8 +19,9 @@ PROGRAM = "qemu-system-x86_64"
 REMEDY = "apt-get install --no-install-recommends qemu-system-x86"
 PR_SET_PDEATHSIG = 1
 
-# `quiet` keeps all but errors from the emulated serial line, which is slow; the whole log comes through /dev/kmsg.
-# The processor's side channels do not matter to a guest that its user owns, and their remedies are slow to emulate.
+# `quiet` keeps all but errors from the emulated serial line, which is slow; the whole log comes through
+# /dev/kmsg. The processor's side channels do not matter to a guest that its user owns, and their remedies are
+# slow to emulate.
 KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 printk.devkmsg=on log_buf_len=4M mitigations=off"
 
 # The guest's ports, which session.sh finds by these names.
@@ -29,8 +30,8 @@ PORTS = ("control", "out", "err", "log")
 
 @dataclass(frozen=True)
 class Machine:
-    """What one start needs. `console` is the file for the kernel's console, `results` the folder the guest may write;
-    with `terminal` the port `out` becomes a terminal, /dev/hvc0."""
+    """What one start needs. `console` is the file for the kernel's console, `results` the folder the guest
+    may write; with `terminal` the port `out` becomes a terminal, /dev/hvc0."""
 
     image: Image
     initramfs: Path
@@ -47,7 +48,8 @@ def command_line(machine: Machine, ports: Mapping[str, int]) -> list[str]:
         PROGRAM,
         *("-no-user-config", "-nodefaults", "-no-reboot"),
         *("-display", "none", "-machine", "pc", "-rtc", "base=utc"),
-        # KVM is left alone on purpose: in a machine that is itself virtual it may exist and hang at the firmware.
+        # KVM is left alone on purpose: in a machine that is itself virtual it may exist and hang at the
+        # firmware.
         *("-accel", "tcg,thread=multi", "-cpu", "max"),
         *("-smp", str(machine.cpus), "-m", str(machine.memory)),
         *("-kernel", str(machine.image.kernel), "-initrd", str(machine.initramfs), "-append", KERNEL_OPTIONS),
@@ -81,7 +83,7 @@ def start(machine: Machine, ports: Mapping[str, socket.socket], errors: int) -> 
 
 def _die_with(parent: int) -> Callable[[], None]:
     """For the child to run before it becomes QEMU: the kernel is to kill it when we end, however we end."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: between fork and exec nothing may be loaded
+    prctl = ctypes.CDLL(None).prctl  # looked up here: between fork and exec nothing may be loaded
 
     def in_child() -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,7 +1,7 @@
 """The folder that the guest writes its results to.
 
-Every user in the guest may write there, which nobody else on the host should: the guest gets a folder inside a
-private one, and what it left is moved to its place when the machine has ended."""
+Every user in the guest may write there, which nobody else on the host should: the guest gets a folder inside
+a private one, and what it left is moved to its place when the machine has ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def staging(results: Path | None) -> Iterator[Path]:
-    """Gives the folder for the guest; at the end, however it comes, its contents are in `results` (if any)."""
+    """Gives the folder for the guest; at the end, however it comes, its contents are in `results` (if
+    any)."""
     if results is not None:
         results.mkdir(parents=True, exist_ok=True)
     # Inside `results`, so that moving is renaming.
@@ -33,7 +34,8 @@ def staging(results: Path | None) -> Iterator[Path]:
 
 
 def merge(source: Path, target: Path) -> None:
-    """Moves what is in `source` into `target`, replacing what has the same name. Links are moved, not followed."""
+    """Moves what is in `source` into `target`, replacing what has the same name. Links are moved, not
+    followed."""
     for entry in sorted(source.iterdir()):
         place = target / entry.name
         if place.is_dir() and not place.is_symlink():

@@ -47,9 +47,9 @@ keep() {
 	mkdir -p "$1"
 	mount --bind "$lab/root$1" "$1"
 }
-# traversable FOLDER: lets the guest's users pass through; only the scratch layer changes.
+# traversable FOLDER: lets the guest's users pass through, whatever their groups; only the scratch layer changes.
 traversable() {
-	chmod o+x "$1"
+	chmod a+x "$1"
 }
 . $lab/paths
 
@@ -91,12 +91,12 @@ relays=$!
 echo ready >&3
 
 # Pipes stand between the command and the ports: a port can be opened only once, so /dev/stdout would fail on it.
+# The command runs in the foreground, because a shell lets background commands ignore SIGINT for good.
 if [ "$INTERACTIVE" ]; then
 	port out >/dev/null
 	exec 5>/dev/hvc0
 	stty -F /dev/hvc0 rows "$ROWS" cols "$COLUMNS"
-	setsid -c sh $lab/command 3>&- 5>&- 7>&- </dev/hvc0 >/dev/hvc0 2>&1 &
-	command=$!
+	setsid -c sh $lab/command 3>&- 5>&- 7>&- </dev/hvc0 >/dev/hvc0 2>&1
 else
 	out=$(port out) err=$(port err)
 	exec 5>$out 6>$err
@@ -106,10 +106,8 @@ else
 	cat $lab/err >&6 &
 	err=$!
 	relays="$relays $out $err"
-	setsid sh $lab/command 3>&- 5>&- 6>&- 7>&- </dev/null >$lab/out 2>$lab/err &
-	command=$!
+	setsid sh $lab/command 3>&- 5>&- 6>&- 7>&- </dev/null >$lab/out 2>$lab/err
 fi
-wait $command
 code=$?
 
 # --- the end ------------------------------------------------------------------------------------------------------
