@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "wrap": ("wrap:wrap", "Wrap a small key with one of yours."),
     "unwrap": ("wrap:unwrap", "Unwrap it again."),
     "key": ("key", "Make, add, list, show, lock and remove keys."),
+    "demo": ("demo", "Show everything at work, in a temporary folder."),
     "lab": ("lab", "Run things on a real kernel in a virtual machine."),
 }
 
@@ -32,6 +33,7 @@ _CODES = {
     "PeerError": os.EX_DATAERR,
     "ModuleFailed": os.EX_DATAERR,
     "Refused": os.EX_TEMPFAIL,
+    "NoBroker": os.EX_UNAVAILABLE,
     "NoDaemon": os.EX_UNAVAILABLE,
     "NoPassphrase": os.EX_UNAVAILABLE,
     "OSError": os.EX_OSERR,

@@ -46,11 +46,7 @@ def records(raw: bytes) -> Iterator[Record]:
 def faults(raw: bytes) -> list[str]:
     """The texts in which the kernel reports a fault of its own. What programs write to /dev/kmsg does not
     count."""
-    return [
-        record.text
-        for record in records(raw)
-        if record.facility == KERNEL_FACILITY and FAULT.search(record.text)
-    ]
+    return [record.text for record in records(raw) if record.facility == KERNEL_FACILITY and FAULT.search(record.text)]
 
 
 def console_faults(console: str) -> list[str]:
