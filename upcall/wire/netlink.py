@@ -145,7 +145,8 @@ def pack_response(seq: int, index: int, outcome: Answer | Refusal) -> bytes:
             raise PeerError("response", f"a body of {len(body)} bytes, at most {MAX_BODY} are allowed")
     else:
         status, code = STATUS_REFUSED, outcome.errno
-        body = outcome.reason.encode("ascii", "replace")[:MAX_REASON]
+        text = "".join(c if c.isprintable() else "?" for c in outcome.reason)
+        body = text.encode("ascii", "replace")[:MAX_REASON]
     size = RESPONSE_HEAD.size + len(body)
     head = RESPONSE_HEAD.pack(size, RESPONSE, 0, seq, 0, index, size - _BEFORE_DATA, VERSION, status, code & 0xFFFF)
     return head + body
