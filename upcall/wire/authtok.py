@@ -20,6 +20,7 @@ _VERSION_AND_TYPE = struct.Struct("=HH")
 _SIZES = struct.Struct("=II17s17s")  # key_size, data_len, signature, key_mod_alias
 _SIZES_AT = 628
 BLOB_AT = 670
+SIGNATURE_LENGTH = 16  # ECRYPTFS_SIG_SIZE_HEX
 KEY_SIZE = 16  # what mount.ecryptfs writes
 
 
@@ -37,7 +38,7 @@ class AuthTok(NamedTuple):
 def pack_auth_tok(token: AuthTok) -> bytes:
     """740 bytes plus the blob, zero-padded the way mount.ecryptfs does it."""
     signature, alias = token.signature.encode("ascii"), token.alias.encode("ascii")
-    if len(signature) != 16 or not 1 <= len(alias) <= 16 or b"\0" in signature + alias:
+    if len(signature) != SIGNATURE_LENGTH or not 1 <= len(alias) <= 16 or b"\0" in signature + alias:
         raise PeerError("auth token", "a signature has 16 characters, a module's alias 1 to 16")
     if len(token.blob) > MAX_BLOB:
         raise PeerError("auth token", f"a blob of {len(token.blob)} bytes, at most {MAX_BLOB} are allowed")
@@ -60,8 +61,11 @@ def take_auth_tok(data: bytes) -> AuthTok:
     _, size, signature, alias = _SIZES.unpack_from(data, _SIZES_AT)
     if size > MAX_BLOB or BLOB_AT + size > len(data):
         raise PeerError("auth token", f"data_len {size}, {len(data) - BLOB_AT} bytes are there", _SIZES_AT + 4)
+    name = _text(signature, "signature", _SIZES_AT + 8)
+    if len(name) != SIGNATURE_LENGTH:
+        raise PeerError("auth token", f"a signature of {len(name)} characters", _SIZES_AT + 8)
     return AuthTok(
-        _text(signature, "signature", _SIZES_AT + 8),
+        name,
         _text(alias, "alias", _SIZES_AT + 25),
         bytes(data[BLOB_AT : BLOB_AT + size]),
     )
