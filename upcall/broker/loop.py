@@ -6,6 +6,8 @@ import select
 from collections.abc import Callable
 from typing import Protocol
 
+Ready = tuple[int, Callable[[], None]]
+
 
 class HasFileno(Protocol):
     def fileno(self) -> int: ...
@@ -46,9 +48,15 @@ class Loop:
             del self._muted[fd]
             self._epoll.modify(fd, select.EPOLLIN)
 
-    def wait(self, timeout: float) -> list[Callable[[], None]]:
-        """Waits at most `timeout` seconds (negative: for ever); gives the callbacks of what is ready."""
-        return [self._callbacks[fd] for fd, _ in self._epoll.poll(timeout) if fd in self._callbacks]
+    def wait(self, timeout: float) -> list[Ready]:
+        """Waits at most `timeout` seconds (negative: for ever); gives what is ready, for `run`."""
+        return [(fd, self._callbacks[fd]) for fd, _ in self._epoll.poll(timeout) if fd in self._callbacks]
+
+    def run(self, ready: list[Ready]) -> None:
+        """Calls back, but for those that one before has removed: their descriptor may be another's by now."""
+        for fd, callback in ready:
+            if self._callbacks.get(fd) is callback:
+                callback()
 
     def close(self) -> None:
         self._epoll.close()

@@ -242,8 +242,7 @@ class Server:
             while not self._stopping:
                 ready = self.loop.wait(self._timeout(time.monotonic()))
                 self.since, woken = woken, time.monotonic()
-                for callback in ready:
-                    callback()
+                self.loop.run(ready)
                 now = time.monotonic()
                 self.broker.expire(now)
                 self.loop.unmute(now)
