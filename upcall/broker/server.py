@@ -193,7 +193,10 @@ class Server:
     def _register(self, packet: Packet) -> None:
         known = self.broker.registry.get(packet.uid)
         if known is not None and (known.pid, known.portid) == (packet.pid, packet.portid):
-            known.link.send(pack_control(HELO))  # it did not hear us the first time
+            try:
+                known.link.send(pack_control(HELO))  # it did not hear us the first time
+            except ConnectionError:
+                self.broker.gone(known)  # the process lives, but has closed its socket since
             return
         try:
             link = DaemonLink(self, packet.uid, packet.pid, packet.portid)
