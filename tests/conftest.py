@@ -1,10 +1,79 @@
-"""Settings for all tests; the fixtures that start processes are in upcall.testing."""
+"""Settings for all tests, and the fixtures that start a broker and daemons in folders of their own."""
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from gate import Gate
 from hypothesis import HealthCheck, settings
+
+from upcall.testing.keys import FolderKeyring
+from upcall.testing.processes import RunningBroker, RunningDaemon
+from upcall.testing.toy import make_toy_key
 
 settings.register_profile(
     "upcall", max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("upcall")
+
+MODULES = {"toy": "upcall.testing.toy:TOY", "bad": "misbehaving:BAD"}
+StartDaemon = Callable[..., RunningDaemon]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A broker's folder with a short name that other users can reach, too."""
+    above = Path(tempfile.mkdtemp(prefix="upcall-"))
+    above.chmod(0o755)
+    yield above / "broker"
+    shutil.rmtree(above)
+
+
+@pytest.fixture
+def broker(folder: Path) -> Iterator[RunningBroker]:
+    with RunningBroker(folder) as running:
+        yield running
+
+
+@pytest.fixture
+def keyring(folder: Path) -> FolderKeyring:
+    return FolderKeyring(folder.parent / "keys")
+
+
+@pytest.fixture
+def signature(folder: Path, keyring: FolderKeyring) -> str:
+    """A toy key that works."""
+    name, blob = make_toy_key(folder.parent / "toy.key")
+    return keyring.add(name, "toy", blob)
+
+
+@pytest.fixture
+def start_daemon(folder: Path, keyring: FolderKeyring) -> Iterator[StartDaemon]:
+    """Starts a daemon; registered when it returns, unless told not to wait."""
+    with contextlib.ExitStack() as stack:
+
+        def start(broker: RunningBroker | None = None, control: bool = False) -> RunningDaemon:
+            running = RunningDaemon(folder, folder.parent / "keys", MODULES, [Path(__file__).parent], control=control)
+            stack.enter_context(running)
+            if broker is not None:
+                broker.registered(running.pid)
+            return running
+
+        yield start
+
+
+@pytest.fixture
+def daemon(broker: RunningBroker, start_daemon: StartDaemon) -> RunningDaemon:
+    return start_daemon(broker)
+
+
+@pytest.fixture
+def gate(folder: Path) -> Iterator[Gate]:
+    opened = Gate(folder.parent / "gate")
+    yield opened
+    opened.close()

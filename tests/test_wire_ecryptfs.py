@@ -31,7 +31,7 @@ def file_keys() -> st.SearchStrategy[FileKey]:
     fixed = st.sampled_from(sorted(wire.AES_SIZES.items())).flatmap(
         lambda pair: st.binary(min_size=pair[1], max_size=pair[1]).map(lambda key: FileKey(pair[0], key))
     )
-    codes = sorted(wire.CIPHER_CODES - set(wire.AES_SIZES)) + [wire.CIPHER_OPAQUE]
+    codes = [*sorted(wire.CIPHER_CODES - set(wire.AES_SIZES)), wire.CIPHER_OPAQUE]
     free = st.builds(FileKey, st.sampled_from(codes), st.binary(min_size=1, max_size=64))
     return st.one_of(fixed, free)
 

@@ -1,0 +1,6 @@
+"""What plugin authors inherit: a contract suite for key modules, a played kernel, and brokers and daemons to start.
+
+`contract` checks a key module; `toy` is one that passes. `processes` starts a broker and daemons in folders of their
+own; `played` stands in for a daemon or a requester that says whatever the test wants; `kernel` stands in for
+/dev/ecryptfs. Nothing here needs a privilege, and nothing touches the user's own keyring.
+"""

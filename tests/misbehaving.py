@@ -1,0 +1,107 @@
+"""A key module that does whatever its auth token says: "verb argument"."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any, NoReturn
+
+from upcall.errors import ModuleFailed, Refused
+from upcall.keymodule import API, AskPassphrase
+from upcall.testing.toy import TOY, ToyKey, make_toy_key
+
+SECRET = "correct-horse-battery-staple"
+
+
+class BadKey:
+    def __init__(self, good: ToyKey, verb: str, argument: str) -> None:
+        self._good, self._verb, self._argument = good, verb, argument
+        self._calls = 0
+
+    def wrap(self, key: bytes, /) -> Any:
+        self._calls += 1
+        wrapped = self._good.wrap(key)
+        act = getattr(self, f"_{self._verb}", None)
+        return act(key, wrapped) if act else wrapped
+
+    def unwrap(self, wrapped: bytes, /) -> Any:
+        if self._verb == "unwrap_none":
+            return None
+        if self._verb == "unwrap_other":
+            return b"\0not a file key"
+        return self._good.unwrap(wrapped)
+
+    def stale(self) -> bool:
+        if self._verb == "stale_raises":
+            raise RuntimeError(SECRET)
+        return False
+
+    def _raise(self, key: bytes, wrapped: bytes) -> NoReturn:
+        raise RuntimeError(SECRET)
+
+    def _exit(self, key: bytes, wrapped: bytes) -> NoReturn:
+        raise SystemExit(SECRET)
+
+    def _interrupt(self, key: bytes, wrapped: bytes) -> NoReturn:
+        raise KeyboardInterrupt(SECRET)
+
+    def _fail(self, key: bytes, wrapped: bytes) -> NoReturn:
+        raise ModuleFailed("the card was pulled out")
+
+    def _refuse(self, key: bytes, wrapped: bytes) -> NoReturn:
+        raise Refused("locked")
+
+    def _none(self, key: bytes, wrapped: bytes) -> None:
+        return None
+
+    def _text(self, key: bytes, wrapped: bytes) -> str:
+        return wrapped.hex()
+
+    def _empty(self, key: bytes, wrapped: bytes) -> bytes:
+        return b""
+
+    def _short(self, key: bytes, wrapped: bytes) -> bytes:
+        return wrapped[: len(key) - 1]
+
+    def _long(self, key: bytes, wrapped: bytes) -> bytes:
+        return wrapped + bytes(513 - len(wrapped))
+
+    def _huge(self, key: bytes, wrapped: bytes) -> bytes:
+        return bytes(100_000)
+
+    def _clear(self, key: bytes, wrapped: bytes) -> bytes:
+        return key + bytes(40)
+
+    def _same(self, key: bytes, wrapped: bytes) -> bytes:
+        return key
+
+    def _garbage(self, key: bytes, wrapped: bytes) -> bytes:
+        return os.urandom(len(wrapped))
+
+    def _later(self, key: bytes, wrapped: bytes) -> bytes:
+        """Good at first; then of another size, and garbage."""
+        return wrapped if self._calls == 1 else wrapped + b"x"
+
+    def _gate(self, key: bytes, wrapped: bytes) -> bytes:
+        """Tells the test that it is here, and waits for its leave."""
+        with socket.socket(socket.AF_UNIX) as gate:
+            gate.connect(self._argument)
+            gate.recv(1)
+        return wrapped
+
+
+class BadModule:
+    name = "bad"
+    api = API
+
+    def open(self, signature: str, blob: bytes, ask: AskPassphrase, /) -> BadKey:
+        verb, _, argument = blob.decode().partition(" ")
+        if verb == "open_raises":
+            raise RuntimeError(SECRET)
+        path = Path(argument or "/tmp") if verb == "key" else Path(f"/proc/self/fd/{os.memfd_create('key')}")
+        name, good = make_toy_key(path)
+        return BadKey(TOY.open(name, good, ask), verb, argument)
+
+
+BAD = BadModule()

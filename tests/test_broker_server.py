@@ -1,0 +1,238 @@
+"""A real broker and real daemons over real sockets: who registers, who takes over, who dies, and what becomes of
+requests meanwhile."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+from conftest import StartDaemon
+from gate import Gate
+
+from upcall.errors import Refused
+from upcall.messages import Answer
+from upcall.testing.keys import FolderKeyring
+from upcall.testing.played import PlayedDaemon, PlayedRequester
+from upcall.testing.processes import RunningBroker, RunningDaemon, Started, until
+from upcall.wire.ecryptfs import Ask, FileKey, Reply, pack_ask, pack_file_key, pack_reply
+from upcall.wire.netlink import refusal
+
+KEY = b"0123456789abcdef"
+FILE_KEY = pack_file_key(FileKey(0, KEY))
+PLEASE = pack_ask(Ask(0x40, "0123456789abcdef", b"wrapped"))
+GOOD = Answer(pack_reply(Reply(0x41, 0, FILE_KEY)))
+
+
+def wrap_of(signature: str) -> bytes:
+    return pack_ask(Ask(0x42, signature, FILE_KEY))
+
+
+def works(broker: RunningBroker, signature: str) -> bool:
+    with broker.client() as client:
+        return client.unwrap(signature, client.wrap(signature, KEY)) == KEY
+
+
+def busy_key(keyring: FolderKeyring, gate: Gate) -> str:
+    return keyring.add("feedfeedfeedfeed", "bad", f"gate {gate.path}".encode())
+
+
+# --- HELO, QUIT, replacement ---------------------------------------------------------------------------------
+
+
+def test_one_request_all_the_way(broker: RunningBroker, daemon: RunningDaemon, signature: str) -> None:
+    assert works(broker, signature)
+    assert broker.outcomes() == {"answered": 2}
+    found = broker.daemon()
+    assert found is not None
+    assert (found["pid"], found["answered"], found["pending"]) == (daemon.pid, 2, [])
+
+
+def test_without_a_daemon(broker: RunningBroker, signature: str) -> None:
+    with broker.client() as client, pytest.raises(Refused, match="no-daemon"):
+        client.wrap(signature, KEY)
+
+
+def test_the_daemon_may_be_there_before_the_broker(
+    folder: object, start_daemon: StartDaemon, signature: str, request: pytest.FixtureRequest
+) -> None:
+    daemon = start_daemon()
+    daemon.logged("no-broker")
+    broker: RunningBroker = request.getfixturevalue("broker")
+    broker.registered(daemon.pid)
+    assert works(broker, signature)
+
+
+def test_a_newer_daemon_takes_over_and_nothing_is_lost(
+    broker: RunningBroker, daemon: RunningDaemon, start_daemon: StartDaemon, keyring: FolderKeyring, gate: Gate
+) -> None:
+    with PlayedRequester(broker.folder) as requester:
+        requester.ask(wrap_of(busy_key(keyring, gate)))
+        gate.arrived()  # the first has it in hand
+        second = start_daemon(broker)
+        assert daemon.wait() == 0
+        gate.arrived().release()  # the second was asked, too
+        assert requester.reason() == "answered"
+    assert broker.outcomes() == {"answered": 1}
+    assert second.process.poll() is None
+
+
+def test_a_takeover_and_an_answer_of_the_older_in_one_turn(broker: RunningBroker) -> None:
+    """The broker wakes to find a HELO, and then what the replaced one has sent to a socket that is closed by now."""
+    with PlayedDaemon(broker.folder) as first, PlayedRequester(broker.folder) as requester:
+        requester.ask(PLEASE)
+        held = first.request()
+        broker.stop()
+        second = PlayedDaemon(broker.folder, register=False)
+        second.hello()
+        first.answer(held, GOOD)
+        broker.go_on()
+        assert first.quit_heard()
+        second.helo_heard()
+        second.answer(second.request(), GOOD)
+        assert requester.reason() == "answered"
+        second.close()
+
+
+def test_sigterm_answers_what_it_holds_and_is_asked_no_more(
+    broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring, gate: Gate
+) -> None:
+    with PlayedRequester(broker.folder) as requester:
+        requester.ask(wrap_of(busy_key(keyring, gate)))
+        held = gate.arrived()
+        daemon.signal(signal.SIGTERM)
+        until(lambda: (broker.daemon() or {}).get("leaving"), "leaving")
+        requester.ask(wrap_of(busy_key(keyring, gate)))
+        assert requester.reason() == "no-daemon"
+        held.release()
+        assert requester.reason() == "answered"
+    assert daemon.wait() == 0
+    assert broker.daemon() is None
+
+
+def test_sigterm_of_an_idle_daemon_is_quick(broker: RunningBroker, daemon: RunningDaemon) -> None:
+    began = time.monotonic()
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+    assert time.monotonic() - began < 1
+    assert "Traceback" not in daemon.log
+
+
+def test_two_daemons_by_turns(broker: RunningBroker, start_daemon: StartDaemon, signature: str) -> None:
+    for _ in range(3):
+        start_daemon(broker)
+        assert works(broker, signature)
+
+
+def test_helo_twice_is_answered_twice(broker: RunningBroker) -> None:
+    with PlayedDaemon(broker.folder) as daemon:
+        first = daemon.broker
+        daemon.socket.disconnect()
+        daemon.register()
+        assert daemon.broker == first
+
+
+def test_helo_twice_and_gone(broker: RunningBroker) -> None:
+    """Its socket is closed, its process lives: only the broker's second HELO finds out."""
+    daemon = PlayedDaemon(broker.folder)
+    daemon.socket.disconnect()
+    broker.stop()
+    daemon.hello()
+    daemon.close()
+    broker.go_on()
+    with PlayedRequester(broker.folder) as requester:
+        requester.ask(PLEASE)
+        assert requester.reason() in ("daemon-gone", "no-daemon")
+    assert broker.daemon() is None
+
+
+# --- daemons that die, stop, or hang -------------------------------------------------------------------------
+
+
+def test_killed_with_a_request_in_hand(
+    broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring, gate: Gate
+) -> None:
+    with PlayedRequester(broker.folder) as requester:
+        requester.ask(wrap_of(busy_key(keyring, gate)))
+        gate.arrived()
+        began = time.monotonic()
+        daemon.kill()
+        assert requester.reason() == "daemon-gone"
+        assert time.monotonic() - began < 1
+        requester.ask(PLEASE)
+        assert requester.reason() == "no-daemon"
+
+
+def test_stopped_it_times_out_and_later_goes_on(
+    broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring, gate: Gate, signature: str
+) -> None:
+    with PlayedRequester(broker.folder) as requester:
+        requester.ask(wrap_of(busy_key(keyring, gate)), timeout=0.4)
+        held = gate.arrived()
+        daemon.stop()
+        began = time.monotonic()
+        requester.ask(wrap_of(signature), timeout=0.2)
+        assert [requester.reason(), requester.reason()] == ["timed-out", "timed-out"]
+        assert time.monotonic() - began < 1
+        daemon.go_on()
+        held.release()
+    until(lambda: broker.status()["rejected"] == {"state": 1}, "the late answer is rejected")
+    assert works(broker, signature)
+    assert broker.outcomes() == {"timed-out": 2, "answered": 2}
+
+
+def test_a_daemon_that_reads_nothing_is_full_at_last(broker: RunningBroker) -> None:
+    with PlayedDaemon(broker.folder), PlayedRequester(broker.folder) as requester:
+        big = pack_ask(Ask(0x40, "0123456789abcdef", bytes(8000)))
+        reasons = []
+        for _ in range(70):  # each waits a moment, in the end 32 would be too many at once
+            requester.ask(big, timeout=0.001)
+            reasons.append(requester.reason())
+        assert set(reasons) == {"timed-out", "daemon-full"}
+        assert reasons[-1] == "daemon-full"
+
+
+def test_more_at_once_than_there_are_contexts(broker: RunningBroker) -> None:
+    with PlayedDaemon(broker.folder) as daemon, PlayedRequester(broker.folder) as requester:
+        for _ in range(33):
+            requester.ask(PLEASE)
+        assert requester.response()[::2] == (33, refusal("no-context"))
+        for _ in range(32):
+            daemon.answer(daemon.request(), GOOD)
+        assert {requester.reason() for _ in range(32)} == {"answered"}
+        found = broker.daemon()
+        assert found is not None
+        assert found["contexts"] == {"size": 64, "in_use": 0, "most": 32}
+
+
+# --- brokers that die ----------------------------------------------------------------------------------------
+
+
+def test_a_broker_killed_and_started_again(broker: RunningBroker, daemon: RunningDaemon, signature: str) -> None:
+    assert works(broker, signature)
+    for _ in range(2):
+        broker.kill()
+        broker = RunningBroker(broker.folder)
+        with broker:
+            broker.registered(daemon.pid)
+            assert works(broker, signature)
+
+
+def test_a_broker_that_ends_refuses_what_it_owes(broker: RunningBroker) -> None:
+    with PlayedDaemon(broker.folder) as daemon, PlayedRequester(broker.folder) as requester:
+        requester.ask(PLEASE)
+        daemon.request()
+        broker.signal(signal.SIGTERM)
+        assert requester.reason() == "closing"
+        assert broker.wait() == 0
+        assert requester.closed()
+    assert sorted(path.name for path in broker.folder.iterdir()) == []
+    assert "Traceback" not in broker.log
+
+
+def test_two_brokers_in_one_folder(broker: RunningBroker, signature: str, daemon: RunningDaemon) -> None:
+    second = Started(["-m", "upcall.broker", f"folder={broker.folder}"], broker.folder.parent / "second.log")
+    with second:
+        assert second.wait() == 69
+    assert "somebody listens there already" in second.log
+    assert works(broker, signature)

@@ -1,0 +1,149 @@
+"""A daemon and a requester that say whatever the test wants, in the test's own process, over the real sockets."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from pathlib import Path
+from typing import Self
+
+from upcall.kernel.local import connect
+from upcall.kernel.netlink import NetlinkSocket, Packet
+from upcall.messages import Answer, Refusal, Requester
+from upcall.runtime import Place
+from upcall.testing.processes import PATIENCE, NotInTime
+from upcall.wire.netlink import (
+    HELO,
+    MAX_MESSAGE,
+    QUIT,
+    Envelope,
+    Response,
+    pack_control,
+    pack_request,
+    pack_response,
+    take_message,
+    take_request,
+    take_response,
+)
+
+
+class PlayedDaemon:
+    """Speaks to the broker in `folder`. Nothing is answered but what the test answers."""
+
+    def __init__(self, folder: Path, register: bool = True) -> None:
+        self._place = Place(folder)
+        self.socket = NetlinkSocket()
+        self.broker = 0  # the portid of the broker's socket for us
+        if register:
+            self.register()
+
+    def register(self) -> None:
+        """HELO, and the broker's HELO in its turn."""
+        self.hello()
+        self.helo_heard()
+
+    def helo_heard(self) -> None:
+        """Waits for the broker's HELO and connects to where it comes from."""
+        packet = self.receive()
+        if take_message(packet.data).type != HELO:
+            raise NotInTime("the broker said something, but not HELO")
+        self.broker = packet.portid
+        self.socket.connect(packet.portid)
+
+    def hello(self) -> None:
+        self.socket.send_to(pack_control(HELO), self._place.broker()[0])
+
+    def receive(self, timeout: float = PATIENCE) -> Packet:
+        if not select.select([self.socket], [], [], timeout)[0]:
+            raise NotInTime(f"the broker has said nothing within {timeout} s")
+        packet = self.socket.receive()
+        if packet is None:
+            raise NotInTime("readable, but nothing to read")
+        return packet
+
+    def request(self, timeout: float = PATIENCE) -> Envelope:
+        """The next request."""
+        return take_request(self.receive(timeout).data)
+
+    def quit_heard(self, timeout: float = PATIENCE) -> bool:
+        """Whether the next message is QUIT."""
+        return take_message(self.receive(timeout).data).type == QUIT
+
+    def silent(self) -> bool:
+        """Whether nothing is waiting to be read."""
+        return not select.select([self.socket], [], [], 0)[0]
+
+    def answer(self, request: Envelope, outcome: Answer | Refusal) -> None:
+        self.send(pack_response(request.seq, request.index, outcome))
+
+    def send(self, data: bytes) -> None:
+        self.socket.send(data)
+
+    def quit(self) -> None:
+        self.send(pack_control(QUIT))
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class PlayedRequester:
+    """A connection to a broker that sends without waiting for answers."""
+
+    def __init__(self, folder: Path, timeout: float = PATIENCE) -> None:
+        self.socket: socket.socket = connect(Place(folder).socket, frozenset({0, os.geteuid()}))
+        self.socket.settimeout(timeout)
+        self._seq = 0
+
+    def ask(self, body: bytes, service: str = "key", timeout: float = PATIENCE, uid: int | None = None) -> int:
+        """Sends a request; gives its seq."""
+        self._seq += 1
+        requester = Requester(os.getuid() if uid is None else uid, 0)
+        deadline = int((time.monotonic() + timeout) * 1e9)
+        self.send(pack_request(Envelope(self._seq, self._seq * 3, service, requester, deadline, body)))
+        return self._seq
+
+    def send(self, data: bytes) -> None:
+        self.socket.send(data)
+
+    def response(self) -> Response:
+        """The next answer; NotInTime, ConnectionError if there will be none."""
+        try:
+            data = self.socket.recv(MAX_MESSAGE)
+        except TimeoutError:
+            raise NotInTime("the broker has not answered") from None
+        if not data:
+            raise ConnectionError("the broker has closed the connection")
+        return take_response(data)
+
+    def reason(self) -> str:
+        """The reason of the next answer, which is a refusal; "answered" if it is none."""
+        outcome = self.response().outcome
+        return outcome.reason if isinstance(outcome, Refusal) else "answered"
+
+    def closed(self) -> bool:
+        """Whether the broker has closed the connection, whatever may be left to read. Waits for it."""
+        try:
+            while self.socket.recv(MAX_MESSAGE):
+                pass
+        except ConnectionError:
+            return True
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
