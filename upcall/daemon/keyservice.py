@@ -7,14 +7,16 @@ working at once. The opened key is kept, until its file or its auth token change
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from upcall.errors import ModuleFailed, PeerError, Refused, UpcallError
 from upcall.kernel.process import LockedMemory
-from upcall.keymodule import MAX_KEY, MAX_WRAPPED, KeyHandle, KeyModule
+from upcall.keymodule import MAX_KEY, MAX_WRAPPED, Closable, KeyHandle, KeyModule, Watched
+from upcall.messages import Requester
 from upcall.wire.authtok import AuthTok, take_auth_tok
 from upcall.wire.ecryptfs import STATUS_OK, TAG_64, TAG_65, TAG_67, Reply, pack_reply, take_ask, take_file_key
 from upcall.wire.netlink import Envelope
@@ -29,19 +31,79 @@ class Keyring(Protocol):
     def read(self, serial: int, /) -> bytes: ...
 
 
+class Prompter(Protocol):
+    """Whom a module may have a person asked by. See `keymodule.Secrets`, which this serves."""
+
+    def pin(self, token: str, prompt: str, asker: Asker, /) -> bytearray: ...
+    def verdict(self, token: str, good: bool, /) -> None: ...
+    def touch(self, token: str, prompt: str, asker: Asker, /) -> None: ...
+    def lock(self) -> None:
+        """Forgets every PIN."""
+
+
+class Asker(NamedTuple):
+    """The request for which a person is to be asked: who made it, and until when it can wait (monotonic)."""
+
+    service: str
+    requester: Requester
+    deadline: float
+
+
+class NoPrompter:
+    """Where nobody can be asked."""
+
+    def pin(self, token: str, prompt: str, asker: Asker, /) -> bytearray:
+        raise Refused("locked")
+
+    def verdict(self, token: str, good: bool, /) -> None:
+        return None
+
+    def touch(self, token: str, prompt: str, asker: Asker, /) -> None:
+        return None
+
+    def lock(self) -> None:
+        return None
+
+
+class _SecretsOf:
+    """`keymodule.Secrets` for one key. Which request is being served is known by the thread that serves it."""
+
+    def __init__(self, service: KeyService, signature: str) -> None:
+        self._service, self._signature = service, signature
+
+    def passphrase(self, source: str, /) -> bytearray:
+        return self._service.passphrase(self._signature, source)
+
+    def pin(self, token: str, prompt: str, /) -> bytearray:
+        return self._service.prompter.pin(token, prompt, self._service.asker())
+
+    def verdict(self, token: str, good: bool, /) -> None:
+        self._service.prompter.verdict(token, good)
+
+    def touch(self, token: str, prompt: str, /) -> None:
+        self._service.prompter.touch(token, prompt, self._service.asker())
+
+
 class _Opened:
     """A key in use. What it wraps is proved by unwrapping it, the first time for each size."""
 
-    __slots__ = ("_handle", "_prove_all", "_proved", "module", "reread", "serial", "token")
+    __slots__ = ("_handle", "_prove_all", "_proved", "_watched", "module", "reread", "serial", "token")
 
     def __init__(self, handle: KeyHandle, module: str, serial: int, token: AuthTok, prove_all: bool) -> None:
         self._handle, self.module, self.serial, self.token = handle, module, serial, token
+        self._watched = handle if isinstance(handle, Watched) else None
         self._prove_all = prove_all
         self._proved: dict[int, int] = {}  # size of a clear key -> size of its wrapped form
         self.reread = time.monotonic() + _REREAD
 
     def stale(self) -> bool:
-        return self._handle.stale()
+        return self._watched is not None and self._watched.stale()
+
+    def close(self) -> None:
+        """Lets go of what the handle holds; a module that fails at that has nothing more to say."""
+        if isinstance(self._handle, Closable):
+            with contextlib.suppress(Exception):
+                self._handle.close()
 
     def unwrap(self, wrapped: bytes) -> bytes:
         key = self._handle.unwrap(wrapped)
@@ -72,7 +134,10 @@ class KeyService:
         modules: Mapping[str, Callable[[], KeyModule]],
         fetch: Callable[[str, str], bytearray],
         prove_all: bool = False,
+        prompter: Prompter | None = None,
     ) -> None:
+        self.prompter: Prompter = prompter or NoPrompter()
+        self._serving = threading.local()
         self._keyring, self._modules, self._fetch = keyring, modules, fetch
         self._prove_all = prove_all
         self._lock = threading.Lock()
@@ -88,6 +153,7 @@ class KeyService:
 
     def answer(self, envelope: Envelope) -> bytes:
         ask = take_ask(envelope.body)
+        self._serving.asker = Asker(envelope.service, envelope.requester, envelope.deadline_ns / 1e9)
         opened = self._open(ask.signature)
         if ask.tag != TAG_64:
             return pack_reply(Reply(TAG_67, STATUS_OK, opened.wrap(ask.content)))
@@ -113,9 +179,7 @@ class KeyService:
         token = take_auth_tok(self._keyring.read(serial))
         if token.signature != signature:
             raise Refused("no-key")
-        handle = self._module(token.alias).open(
-            signature, token.blob, lambda source: self._passphrase(signature, source)
-        )
+        handle = self._module(token.alias).open(signature, token.blob, _SecretsOf(self, signature))
         opened = _Opened(handle, token.alias, serial, token, self._prove_all)
         with self._lock:
             if signature in self._locked:  # it was locked while it was being opened
@@ -142,7 +206,14 @@ class KeyService:
             module = self._loaded[alias] = load()
         return module
 
-    def _passphrase(self, signature: str, source: str) -> bytearray:
+    def asker(self) -> Asker:
+        """For what this thread is at work; without a request (keys are opened ahead), nobody can wait."""
+        nobody = Asker("", Requester(os.geteuid(), os.getpid()), 0.0)
+        asker = getattr(self._serving, "asker", nobody)
+        return asker if isinstance(asker, Asker) else nobody
+
+    def passphrase(self, signature: str, source: str) -> bytearray:
+        """What is kept in locked memory ("ask"), or elsewhere. Refused("locked")."""
         if source != "ask":
             return self._fetch(signature, source)
         with self._lock:
@@ -164,11 +235,8 @@ class KeyService:
 
     def unlock(self, signature: str, passphrase: bytearray) -> None:
         """Keeps a passphrase (empty: there is none to keep) in locked memory; the key works from now on."""
+        self.forget(signature)
         with self._lock:
-            self._opened.pop(signature, None)
-            old = self._passphrases.pop(signature, None)
-            if old is not None:
-                old.wipe()
             if passphrase:
                 self._passphrases[signature] = LockedMemory(passphrase)
             self._locked.discard(signature)
@@ -177,6 +245,8 @@ class KeyService:
         """Forgets one key, or all, and refuses it until it is unlocked; gives how many were known."""
         with self._lock:
             known = set(self._opened) | set(self._passphrases)
+        if signature is None:
+            self.prompter.lock()
         for one in known if signature is None else {signature}:
             with self._lock:
                 self._locked.add(one)
@@ -186,10 +256,12 @@ class KeyService:
     def forget(self, signature: str) -> None:
         """Drops the opened key and its passphrase."""
         with self._lock:
-            self._opened.pop(signature, None)
+            opened = self._opened.pop(signature, None)
             kept = self._passphrases.pop(signature, None)
             if kept is not None:
                 kept.wipe()
+        if opened is not None:
+            opened.close()
 
     def status(self) -> list[dict[str, object]]:
         """The keys in use, as plain data."""

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from upcall.errors import ModuleFailed, PeerError, Refused, UsageError
-from upcall.keymodule import API, MAX_KEY, MAX_WRAPPED, AskPassphrase, Enrolled
+from upcall.keymodule import API, MAX_KEY, MAX_WRAPPED, Enrolled, Making, Parameter, Secrets
 from upcall.privatefile import Fingerprint, fingerprint, read_private, write_new
 from upcall_rsa.blob import NONE, Blob, check_source, pack_blob, take_blob
 
@@ -37,6 +37,7 @@ MIN_BITS: Final = 2048
 MIN_BITS_TO_OPEN: Final = 1024  # ecryptfs-manager made such keys: what they protect stays readable
 MAX_BITS: Final = MAX_WRAPPED * 8
 EXPONENT: Final = 65537
+COMPAT: Final = "compat"
 
 _OAEP = padding.OAEP(mgf=padding.MGF1(SHA1()), algorithm=SHA1(), label=None)  # noqa: S303
 _ENCRYPTED = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
@@ -89,14 +90,18 @@ class Handle:
 
 
 class OpensslModule:
-    """A KeyModule and a KeyMaker."""
+    """A KeyModule, a KeyMaker and a KeyImporter."""
 
     name = "openssl"
     api = API
     suffix = ".pem"
-    sizes = (3072, 2048, 4096)
+    takes_passphrase = True
+    parameters: tuple[Parameter, ...] = (
+        Parameter("bits", "Size of the key in bits.", "3072", choices=("2048", "3072", "4096")),
+    )
+    import_parameters: tuple[Parameter, ...] = ()
 
-    def open(self, signature: str, blob: bytes, ask: AskPassphrase, /) -> Handle:
+    def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> Handle:
         try:
             told = take_blob(blob)
         except PeerError as error:
@@ -105,7 +110,7 @@ class OpensslModule:
         passphrase = bytearray()
         try:
             if _is_encrypted(pem):
-                passphrase = _passphrase(told, ask)
+                passphrase = _passphrase(told, secrets)
             key = _load(pem, passphrase, told.path, trusted=True)
         finally:
             _wipe(pem)
@@ -115,10 +120,9 @@ class OpensslModule:
             raise ModuleFailed(f"{told.path}: holds the key {theirs}, the auth token is for {signature}")
         return Handle(key, told.path, found)
 
-    def generate(self, path: Path, passphrase: bytearray, bits: int, source: str, /) -> Enrolled:
+    def generate(self, making: Making, /) -> Enrolled:
         """An empty passphrase with the source `none` leaves the key file unencrypted."""
-        if bits not in self.sizes:
-            raise UsageError(f"RSA keys have {', '.join(map(str, sorted(self.sizes)))} bits, not {bits}")
+        passphrase, source, path, bits = making.passphrase, making.source, making.path, int(making.values["bits"])
         check_source(source)
         if bool(passphrase) is (source == NONE):
             raise UsageError("a key file has a passphrase, or the source `none`")
@@ -135,12 +139,15 @@ class OpensslModule:
             _wipe(pem)
         return Enrolled(signature_of(key.public_key()), blob, f"RSA-{bits}")
 
-    def enrol(self, path: Path, passphrase: bytearray, source: str | None, /) -> Enrolled:
-        """Refused("locked") if the file is encrypted and the passphrase is empty: ask for it, come again.
+    def import_key(self, making: Making, /) -> Enrolled:
+        """An existing PEM file; it stays where it is.
 
-        A file that is not encrypted is enrolled with the source `none`, whatever `source` says.
+        One that is not encrypted gets the source `none`, whatever `source` says. With the source `compat` the blob
+        holds the passphrase itself, as ecryptfs-utils has it.
         """
-        name = os.path.abspath(path)  # noqa: PTH100  as above
+        passphrase = making.passphrase
+        source = None if making.source == COMPAT else making.source
+        name = os.path.abspath(making.path)  # noqa: PTH100  as above
         pem, _ = _read(name)
         try:
             encrypted = _is_encrypted(pem)
@@ -156,12 +163,12 @@ class OpensslModule:
         return Enrolled(signature_of(key.public_key()), blob, f"RSA-{key.key_size}")
 
 
-def _passphrase(told: Blob, ask: AskPassphrase) -> bytearray:
+def _passphrase(told: Blob, secrets: Secrets) -> bytearray:
     if told.source is None:
         return bytearray(told.passphrase)
     if told.source == NONE:
         raise ModuleFailed(f"{told.path}: is encrypted, but the auth token knows of no passphrase")
-    return ask(told.source)
+    return secrets.passphrase(told.source)
 
 
 def _read(path: str) -> tuple[bytearray, Fingerprint]:
