@@ -136,9 +136,7 @@ def _compile(source: Path, dest: Path, work: Path) -> Path:
 
 
 def _succeed(command: list[str], folder: Path) -> None:
-    done = subprocess.run(
-        command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600
-    )
+    done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
     if done.returncode != 0:
         raise LabUnavailable(f"{command[0]} failed:\n{done.stderr.strip()}")
 
@@ -179,9 +177,7 @@ def start_peer(built: Path, work: Path, bits: int = 2048) -> Peer:
     lower.mkdir()
     upper.mkdir()
     environment = {**os.environ, "LD_LIBRARY_PATH": str(built / LIBRARIES)}
-    daemon = subprocess.Popen(
-        [str(built / "usr/bin/ecryptfsd"), "-f"], env=environment, stdin=subprocess.DEVNULL
-    )
+    daemon = subprocess.Popen([str(built / "usr/bin/ecryptfsd"), "-f"], env=environment, stdin=subprocess.DEVNULL)
     try:
         _wait_for_device(daemon)
         _mount(built, lower, upper, _mount_options(work, bits), environment)
@@ -274,9 +270,7 @@ def prove(built: Path) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=["build", "prove"])
     parser.add_argument("folder", type=Path)
     given = parser.parse_args()

@@ -1,7 +1,8 @@
 """upcall: a kernel-userspace upcall message broker, shaped like eCryptfs's public-key messaging.
 
 The public names are few: `Client` asks one's own daemon; `Refused` says why not. Key modules need
-`upcall.keymodule` and `upcall.errors`. Names are imported when they are first used, so that nobody pays for what he does not need.
+`upcall.keymodule` and `upcall.errors`. Names are imported when they are first
+used, so that nobody pays for what he does not need.
 """
 
 from __future__ import annotations
