@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from gate import Gate
+from upcall.testing.gate import Gate
 from hypothesis import HealthCheck, settings
 
 from upcall.testing.keys import FolderKeyring
-from upcall.testing.processes import RunningBroker, RunningDaemon
+from upcall.testing.processes import RunningBroker, RunningDaemon, StartDaemon
 from upcall.testing.toy import make_toy_key
 
 settings.register_profile(
@@ -22,7 +22,6 @@ settings.register_profile(
 settings.load_profile("upcall")
 
 MODULES = {"toy": "upcall.testing.toy:TOY", "bad": "misbehaving:BAD"}
-StartDaemon = Callable[..., RunningDaemon]
 
 
 @pytest.fixture

@@ -147,6 +147,9 @@ class RunningDaemon(Started):
         super().__init__(arguments, folder.parent / "daemon.log", environment)
 
 
+StartDaemon = Callable[..., RunningDaemon]  # a fixture's: (broker to wait for, control)
+
+
 def in_child(function: Callable[[], object], uid: int | None = None, timeout: float = PATIENCE) -> Any:
     """What `function` gives in a forked child, as JSON says it; as another user, if we are root."""
     reader, writer = os.pipe()
