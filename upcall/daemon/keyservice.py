@@ -88,6 +88,8 @@ class KeyService:
 
     def answer(self, envelope: Envelope) -> bytes:
         ask = take_ask(envelope.body)
+        if ask.tag != TAG_64:
+            take_file_key(ask.content)  # modules are promised its size, and nothing else could be unwrapped again
         opened = self._open(ask.signature)
         if ask.tag != TAG_64:
             return pack_reply(Reply(TAG_67, STATUS_OK, opened.wrap(ask.content)))
