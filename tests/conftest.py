@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -56,8 +56,11 @@ def start_daemon(folder: Path, keyring: FolderKeyring) -> Iterator[StartDaemon]:
     """Starts a daemon; registered when it returns, unless told not to wait."""
     with contextlib.ExitStack() as stack:
 
-        def start(broker: RunningBroker | None = None, control: bool = False) -> RunningDaemon:
-            running = RunningDaemon(folder, folder.parent / "keys", MODULES, [Path(__file__).parent], control=control)
+        def start(
+            broker: RunningBroker | None = None, control: bool = False, handlers: Sequence[str] = ()
+        ) -> RunningDaemon:
+            keys, here = folder.parent / "keys", Path(__file__).parent
+            running = RunningDaemon(folder, keys, MODULES, [here], control, handlers)
             stack.enter_context(running)
             if broker is not None:
                 broker.registered(running.pid)
