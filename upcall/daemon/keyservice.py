@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from upcall.errors import ModuleFailed, PeerError, Refused, UpcallError
+from upcall.errors import ModuleFailed, PeerError, Refused
 from upcall.kernel.process import LockedMemory
 from upcall.keymodule import MAX_KEY, MAX_WRAPPED, KeyHandle, KeyModule
 from upcall.wire.authtok import AuthTok, take_auth_tok
@@ -159,7 +159,7 @@ class KeyService:
         What cannot be opened now is refused when it is asked for, with its reason.
         """
         for signature in signatures:
-            with contextlib.suppress(UpcallError, OSError):
+            with contextlib.suppress(BaseException):  # modules raise anything; a traceback could show a secret
                 self._open(signature)
 
     # --- what the user's commands do -----------------------------------------------------------------------
