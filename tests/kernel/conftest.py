@@ -10,7 +10,7 @@ from types import FrameType
 
 import pytest
 
-from tests.kernel.scene import enrol, keys
+from tests.kernel.scene import House, enrol, keys
 from upcall.lab.stage import Person, kernel_faults, person
 
 TIME_LIMIT = 90  # seconds for one test in the slow guest; nothing here should come near it
@@ -72,3 +72,14 @@ def _enrolled(name: str, key: str) -> Person:
     found = person(name)
     enrol(found, keys()[key])
     return found
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    """A broker of the test's own; its daemons are the test's to start."""
+    made = House()
+    try:
+        made.open()
+        yield made
+    finally:
+        made.close()

@@ -11,16 +11,29 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from upcall_rsa import module as openssl
 from upcall_rsa.blob import Blob, pack_blob
 
 from upcall.daemon.keyservice import KeyService
 from upcall.daemon.sources import fetch
+from upcall.handler import Handler
 from upcall.kernel import keyring
 from upcall.keymodule import KeyModule
-from upcall.lab.stage import PATIENCE, Person, Task, do_as, drop_caches, mount, unmount, wait_until
+from upcall.lab.stage import (
+    PATIENCE,
+    Person,
+    Task,
+    broker_status,
+    do_as,
+    drop_caches,
+    fork_broker,
+    fork_daemon,
+    mount,
+    unmount,
+    wait_until,
+)
 from upcall.wire.authtok import AuthTok, pack_auth_tok
 
 VECTORS = Path(__file__).parent.parent / "vectors"
@@ -194,3 +207,80 @@ def results(tasks: Sequence[Task[Outcome]], patience: float = PATIENCE) -> list[
 
 def lower_names(vault: Vault) -> list[str]:
     return sorted(os.listdir(vault.lower))
+
+
+# --- broker and daemons of one test --------------------------------------------------------------------------
+
+
+class House:
+    """A broker and daemons, forked from the test; what they log is kept."""
+
+    def __init__(self) -> None:
+        self.folder = Path(f"/tmp/ring3/{next(_numbers)}")
+        self.folder.mkdir(parents=True)
+        self.folder.chmod(0o1777)
+        self.broker: Task[None] | None = None
+        self.others: list[Task[object]] = []
+
+    def open(self) -> Task[None]:
+        """Starts the broker, anew if it is gone."""
+        self.broker = fork_broker(self.folder / "broker.log")
+        return self.broker
+
+    def daemon(self, who: Person, handler: Callable[[], Handler] = key_service) -> Task[None]:
+        task = fork_daemon(who, handler, self.folder / f"{who.name}.log")
+        self.others.append(task)  # type: ignore[arg-type]
+        return task
+
+    def run(self, who: Person, work: Callable[[], object]) -> Task[object]:
+        """Something else that is to end with the test."""
+        task = Task(who, work, output=self.folder / f"{who.name}.log")
+        self.others.append(task)
+        return task
+
+    def log(self, name: str = "broker") -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    def gate(self) -> Gate:
+        return Gate(self.folder / f"gate-{next(_numbers)}")
+
+    def close(self) -> None:
+        for task in reversed(self.others):
+            task.end()
+        if self.broker is not None:
+            self.broker.end()
+
+
+class Gate:
+    """Closed until somebody opens it; works across processes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def open(self) -> None:
+        self._path.touch()
+
+    def wait(self, patience: float = 60.0) -> None:
+        wait_until(self._path.exists, "the gate", patience)
+
+
+def pending(who: Person) -> int:
+    """How many requests the broker waits for this person's daemon to answer."""
+    return len(daemon_status(who).get("pending", []))
+
+
+def daemon_status(who: Person) -> dict[str, Any]:
+    """What the broker says of this person's daemon; empty if there is none."""
+    daemons: Any = (broker_status() or {}).get("daemons", [])
+    return next((daemon for daemon in daemons if daemon["uid"] == who.uid), {})
+
+
+def outcome_counts() -> dict[str, int]:
+    """How often the kernel's requests ended in what."""
+    outcomes: Any = (broker_status() or {}).get("outcomes", {})
+    return dict(outcomes.get("ecryptfs", {}))
+
+
+def kernel_counts() -> dict[str, int]:
+    counts: Any = (broker_status() or {}).get("kernel", {})
+    return dict(counts)

@@ -284,6 +284,7 @@ class Server:
         found["broker"] = {"pid": os.getpid(), "portid": self.registration.portid, "uid": os.geteuid()}
         if uid is None:
             found["junk"] = dict(self.junk)
+            found["kernel"] = {} if self.devices is None else dict(self.devices.counts)
         found["devices"] = [] if self.devices is None else self.devices.status(uid)
         return found
 
