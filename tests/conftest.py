@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from gate import Gate
+from upcall.testing.gate import Gate
 from hypothesis import HealthCheck, settings
 
 from upcall.testing.keys import FolderKeyring
-from upcall.testing.processes import RunningBroker, RunningDaemon
+from upcall.testing.processes import RunningBroker, RunningDaemon, StartDaemon
 from upcall.testing.toy import make_toy_key
 
 settings.register_profile(
@@ -22,7 +22,6 @@ settings.register_profile(
 settings.load_profile("upcall")
 
 MODULES = {"toy": "upcall.testing.toy:TOY", "bad": "misbehaving:BAD"}
-StartDaemon = Callable[..., RunningDaemon]
 
 
 @pytest.fixture
@@ -57,8 +56,11 @@ def start_daemon(folder: Path, keyring: FolderKeyring) -> Iterator[StartDaemon]:
     """Starts a daemon; registered when it returns, unless told not to wait."""
     with contextlib.ExitStack() as stack:
 
-        def start(broker: RunningBroker | None = None, control: bool = False) -> RunningDaemon:
-            running = RunningDaemon(folder, folder.parent / "keys", MODULES, [Path(__file__).parent], control=control)
+        def start(
+            broker: RunningBroker | None = None, control: bool = False, handlers: Sequence[str] = ()
+        ) -> RunningDaemon:
+            keys, here = folder.parent / "keys", Path(__file__).parent
+            running = RunningDaemon(folder, keys, MODULES, [here], control, handlers)
             stack.enter_context(running)
             if broker is not None:
                 broker.registered(running.pid)

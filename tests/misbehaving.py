@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from upcall.errors import ModuleFailed, Refused
 from upcall.keymodule import API, AskPassphrase
 from upcall.testing.toy import TOY, ToyKey, make_toy_key
+from upcall.wire.netlink import Envelope
 
 SECRET = "correct-horse-battery-staple"
 
@@ -83,6 +84,10 @@ class BadKey:
         """Good at first; then of another size, and garbage."""
         return wrapped if self._calls == 1 else wrapped + b"x"
 
+    def _clear_later(self, key: bytes, wrapped: bytes) -> bytes:
+        """Good at first; then of the same size, with the key in it."""
+        return wrapped if self._calls == 1 else key.ljust(len(wrapped))
+
     def _gate(self, key: bytes, wrapped: bytes) -> bytes:
         """Tells the test that it is here, and waits for its leave."""
         with socket.socket(socket.AF_UNIX) as gate:
@@ -105,3 +110,23 @@ class BadModule:
 
 
 BAD = BadModule()
+
+
+class BadHandler:
+    """Does what the request's body says."""
+
+    services = ("bad",)
+
+    def lane(self, envelope: Envelope, /) -> str:
+        if envelope.body == b"lane":
+            raise RuntimeError(SECRET)
+        return "bad"
+
+    def answer(self, envelope: Envelope, /) -> Any:
+        results = {b"none": None, b"text": "text", b"huge": bytes(100_000), b"good": b"it"}
+        if envelope.body in results:
+            return results[envelope.body]
+        raise RuntimeError(SECRET)
+
+
+HANDLER = BadHandler()

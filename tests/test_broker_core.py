@@ -306,6 +306,12 @@ def test_status_of_one_and_of_all(played: Played) -> None:
     assert "body" not in repr(everything)
 
 
+def test_status_counts_rejections_before_there_is_any_outcome(played: Played) -> None:
+    ask(played.broker)
+    played.broker.answered(played.daemon, b"junk")
+    assert played.broker.status(0.0)["rejected"] == played.broker.status(0.0, UID)["rejected"] == {"length": 1}
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Two uids, daemons that come, go, lie and lag, in any order."""
 

@@ -7,8 +7,8 @@ import signal
 import time
 
 import pytest
-from conftest import StartDaemon
-from gate import Gate
+from upcall.testing.processes import StartDaemon
+from upcall.testing.gate import Gate
 
 from upcall.errors import Refused
 from upcall.messages import Answer

@@ -1,3 +1,27 @@
-"""upcall: a kernel-userspace upcall message broker, shaped like eCryptfs's public-key messaging."""
+"""upcall: a kernel-userspace upcall message broker, shaped like eCryptfs's public-key messaging.
+
+The public names are few: `Client` asks one's own daemon; `Refused` says why not. Key modules need
+`upcall.keymodule` and `upcall.errors`. Names are imported when they are first
+used, so that nobody pays for what he does not need.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from upcall.client import Client, NoBroker
+    from upcall.errors import ModuleFailed, PeerError, Refused, UpcallError, UsageError
 
 __version__ = "0.1.0"
+__all__ = ["Client", "ModuleFailed", "NoBroker", "PeerError", "Refused", "UpcallError", "UsageError", "__version__"]
+
+_HOMES = {"Client": "client", "NoBroker": "client"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'upcall' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"upcall.{_HOMES.get(name, 'errors')}"), name)

@@ -245,7 +245,7 @@ class Broker:
             )
         outcomes: dict[str, dict[str, int]] = {}
         rejected: Counter[str] = Counter()
-        for one in self.outcomes if uid is None else [uid]:
+        for one in self.outcomes.keys() | self.rejected.keys() if uid is None else [uid]:
             for (service, outcome), count in self.outcomes.get(one, Counter()).items():
                 counts = outcomes.setdefault(service, {})
                 counts[outcome] = counts.get(outcome, 0) + count

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import math
-import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +63,7 @@ class Devices:
             if self._failed.get(uid) != why:
                 self._server.log("device-not-open", uid=uid, path=self._path, why=why)
             self._failed[uid] = why
-            self._wanted[uid] = time.monotonic() + _RETRY
+            self._wanted[uid] = self._server.now + _RETRY
             return
         self._failed.pop(uid, None)
         self._wanted.pop(uid, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import select
 from collections.abc import Callable
 from typing import Protocol
@@ -40,8 +41,9 @@ class Loop:
             self._epoll.modify(fd, 0)
             self._muted[fd] = until
 
-    def next_wake(self) -> float | None:
-        return min(self._muted.values(), default=None)
+    def next_wake(self) -> float:
+        """When `unmute` must be called at the latest; inf while nobody is muted."""
+        return min(self._muted.values()) if self._muted else math.inf
 
     def unmute(self, now: float) -> None:
         for fd in [fd for fd, until in self._muted.items() if until <= now]:

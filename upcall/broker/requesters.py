@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import socket
-import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,7 +82,7 @@ class Connection:
                 return
             deadline = envelope.deadline_ns / 1e9 or math.inf
             requester = Requester(self.uid, self.pid)
-            server.broker.ask(target, service.name, requester, envelope.body, origin, time.monotonic(), deadline)
+            server.broker.ask(target, service.name, requester, envelope.body, origin, server.now, deadline)
 
     def send(self, data: bytes) -> None:
         """An answer. A requester that does not read loses its connection: nobody waits for it."""

@@ -99,7 +99,7 @@ class DaemonLink:
         self._junk += 1
         if self._junk >= _JUNK_IN_A_ROW:
             self._junk = 0
-            self._server.loop.mute(self.socket, time.monotonic() + _JUNK_PAUSE)
+            self._server.loop.mute(self.socket, self._server.now + _JUNK_PAUSE)
 
     def _take(self, packet: Packet) -> bool:
         """One message; False if it was of no use."""
@@ -139,7 +139,9 @@ class Server:
         self.loop = Loop()
         self.broker = Broker(services, self.log)
         self.junk: Counter[str] = Counter()
-        self.since = time.monotonic()  # nothing that is read in this turn can have been there before
+        # Seconds, monotonic. The clock is read once a turn; nothing that is read in this turn can have been there
+        # before `since`, the turn before.
+        self.now = self.since = time.monotonic()
         self._system = os.geteuid() == 0
         self._stopping = False
         self.requesters = Requesters(self, place.socket)
@@ -172,7 +174,7 @@ class Server:
                 return
             self._on_hello(packet)
         # Whoever shouts here waits here: those who are registered have sockets of their own.
-        self.loop.mute(self.registration, time.monotonic() + _HELLOS_PAUSE)
+        self.loop.mute(self.registration, self.now + _HELLOS_PAUSE)
 
     def _on_hello(self, packet: Packet) -> None:
         try:
@@ -212,7 +214,7 @@ class Server:
             link.close()
             return
         self.log("registered", uid=packet.uid, pid=packet.pid, portid=packet.portid)
-        link.start(self.broker.helo(packet.uid, packet.pid, packet.portid, link, time.monotonic()))
+        link.start(self.broker.helo(packet.uid, packet.pid, packet.portid, link, self.now))
         if self.devices is not None:
             self.devices.open(packet.uid)
 
@@ -240,25 +242,23 @@ class Server:
     def run(self) -> None:
         """Serves until `stop`, then refuses what is owed and closes."""
         self.log("ready", folder=self.place.folder, portid=self.registration.portid)
-        woken = time.monotonic()
         try:
             while not self._stopping:
-                ready = self.loop.wait(self._timeout(time.monotonic()))
-                self.since, woken = woken, time.monotonic()
+                wake = self._next_wake()
+                ready = self.loop.wait(-1 if wake == math.inf else max(0.0, wake - self.now))
+                self.since, self.now = self.now, time.monotonic()
                 self.loop.run(ready)
-                now = time.monotonic()
-                self.broker.expire(now)
-                self.loop.unmute(now)
-                if self.devices is not None:
-                    self.devices.retry(now)
+                if self.now >= wake:
+                    self.broker.expire(self.now)
+                    self.loop.unmute(self.now)
+                    if self.devices is not None:
+                        self.devices.retry(self.now)
         finally:
             self._close()
 
-    def _timeout(self, now: float) -> float:
-        wake = min(self.broker.next_wake(), self.loop.next_wake() or math.inf)
-        if self.devices is not None:
-            wake = min(wake, self.devices.next_wake(now))
-        return -1 if wake == math.inf else max(0.0, wake - now)
+    def _next_wake(self) -> float:
+        wake = min(self.broker.next_wake(), self.loop.next_wake())
+        return wake if self.devices is None else min(wake, self.devices.next_wake(self.now))
 
     def _close(self) -> None:
         for association in self.broker.registry:
@@ -279,11 +279,11 @@ class Server:
 
     def status(self, uid: int | None) -> dict[str, object]:
         """For `upcall status`: of one uid, or of all."""
-        now = time.monotonic()
-        found = self.broker.status(now, uid)
+        found = self.broker.status(self.now, uid)
         found["broker"] = {"pid": os.getpid(), "portid": self.registration.portid, "uid": os.geteuid()}
         if uid is None:
             found["junk"] = dict(self.junk)
+            found["kernel"] = {} if self.devices is None else dict(self.devices.counts)
         found["devices"] = [] if self.devices is None else self.devices.status(uid)
         return found
 

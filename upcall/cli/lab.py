@@ -74,11 +74,11 @@ def run(
     kernel_log: Path | None,
     argv: tuple[str, ...],
 ) -> None:
-    """Run COMMAND in the guest as root, in this folder, with this Python first in its PATH.
+    """Run COMMAND in the guest as root.
 
-    Its output and its exit code become ours; its input is empty. 71 stands for a fault of the guest's kernel
-    when COMMAND itself went well, 75 for a timeout, 69 for a lab that cannot run here (see `upcall lab
-    doctor`)."""
+    It runs in this folder, with this Python first in its PATH. Its output and its exit code become ours;
+    its input is empty. 71 stands for a fault of the guest's kernel when COMMAND itself went well, 75 for
+    a timeout, 69 for a lab that cannot run here (see `upcall lab doctor`)."""
     with _ending_by_signal(), _errors_shown(), _kernel_log_to(kernel_log, results) as folder:
         result = machine.run(
             argv,
@@ -120,9 +120,9 @@ def shell(memory: int, cpus: int, results: Path | None, kernel_log: Path | None)
 
 @command.command()
 def fetch() -> None:
-    """Download the newest kernel and busybox (about 70 MB) into the cache.
+    """Download the newest kernel into the cache.
 
-    `run` does it by itself the first time."""
+    About 70 MB; `run` does it by itself the first time. An older kernel that nobody uses is removed."""
     with _ending_by_signal(), _errors_shown():
         fetched = image.fetch(machine.say_on_stderr)
     click.echo(f"{fetched.release} in {fetched.folder}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from upcall.daemon.keyservice import KeyService
 from upcall.errors import PeerError, Refused, UpcallError
-from upcall.kernel.local import listen, peer_of, receive, unlink_quietly
+from upcall.kernel.local import listen, peer_of, receive
 from upcall.messages import Answer, Refusal
 from upcall.wire.ecryptfs import SIGNATURE_LENGTH
 from upcall.wire.netlink import Envelope, pack_response, take_request
@@ -22,9 +23,10 @@ class Control:
     """The listening socket, 0600 in the user's own folder. One connection at a time: they are few and short."""
 
     def __init__(self, path: Path, keys: KeyService) -> None:
-        """UsageError if a daemon of this user listens there already."""
+        """An older daemon's socket is taken over, as its registration will be."""
         self._path, self._keys = path, keys
-        self.listener = listen(path, 0o600)
+        self.listener = listen(path, 0o600, take_over=True)
+        self._inode = path.stat().st_ino
 
     def serve_one(self) -> None:
         """One connection, one request."""
@@ -67,7 +69,9 @@ class Control:
 
     def close(self) -> None:
         self.listener.close()
-        unlink_quietly(self._path)
+        with contextlib.suppress(FileNotFoundError):
+            if self._path.stat().st_ino == self._inode:  # otherwise a newer daemon listens there by now
+                self._path.unlink()
 
 
 def _signature(data: bytes) -> str:

@@ -31,6 +31,7 @@ from upcall.wire.netlink import (
     Envelope,
     pack_control,
     pack_response,
+    refusal,
     response_position,
     take_request,
 )
@@ -243,11 +244,8 @@ class Daemon:
             if handler is None:
                 raise Refused("no-service")
             lane = handler.lane(envelope)
-        except PeerError:
-            self._send(broker, envelope, Refusal(*_parts(Refused("bad-request"))))
-            return None
-        except Refused as refused:
-            self._send(broker, envelope, Refusal(*_parts(refused)))
+        except BaseException as error:  # noqa: BLE001 - a handler may raise anything; its worker lives on
+            self._send(broker, envelope, self._refusal(envelope, error))
             return None
         deadline = envelope.deadline_ns / 1e9
         if deadline <= time.monotonic():
@@ -257,39 +255,43 @@ class Daemon:
     def _work(self, job: _Job) -> None:
         outcome: Answer | Refusal
         try:
-            outcome = Answer(job.handler.answer(job.envelope))
-        except Refused as refused:
-            outcome = Refusal(*_parts(refused))
-        except PeerError as error:
-            self._send(job.broker, job.envelope, Refusal(*_parts(Refused("bad-request"))))
-            self.log("bad-request", service=job.envelope.service, why=error)
-            return
-        except ModuleFailed as error:
-            self._send(job.broker, job.envelope, Refusal(*_parts(Refused("module-failed"))))
-            self.log("module-failed", service=job.envelope.service, seq=job.envelope.seq, why=error)
-            return
+            body = job.handler.answer(job.envelope)
+            if not isinstance(body, bytes):
+                raise TypeError
+            outcome = Answer(body)
         except BaseException as error:  # noqa: BLE001 - whatever a module raises is a refusal, and only that
-            self._send(job.broker, job.envelope, Refusal(*_parts(Refused("module-broke"))))
-            self.log("module-broke", seq=job.envelope.seq, error=type(error).__name__, at=_where(error))
-            return
+            outcome = self._refusal(job.envelope, error)
         self._send(job.broker, job.envelope, outcome)
 
+    def _refusal(self, envelope: Envelope, error: BaseException) -> Refusal:
+        """What a handler raised, for the broker; and for people, without what may hold a secret."""
+        if isinstance(error, Refused):
+            return Refusal(error.reason, error.errno)
+        if isinstance(error, PeerError):
+            self.log("bad-request", service=envelope.service, why=error)
+            return refusal("bad-request")
+        if isinstance(error, ModuleFailed):
+            self.log("module-failed", service=envelope.service, seq=envelope.seq, why=error)
+            return refusal("module-failed")
+        self.log("module-broke", seq=envelope.seq, error=type(error).__name__, at=_where(error))
+        return refusal("module-broke")
+
     def _refuse(self, job: _Job, refused: Refused) -> None:
-        self._send(job.broker, job.envelope, Refusal(*_parts(refused)))
+        self._send(job.broker, job.envelope, Refusal(refused.reason, refused.errno))
 
     def _refuse_position(self, data: bytes, broker: _Broker) -> None:
         try:
             seq, index = response_position(data)
         except PeerError:
             return
-        self._send_bytes(broker, pack_response(seq, index, Refusal(*_parts(Refused("bad-request")))))
+        self._send_bytes(broker, pack_response(seq, index, refusal("bad-request")))
 
     def _send(self, broker: _Broker, envelope: Envelope, outcome: Answer | Refusal) -> None:
         try:
             data = pack_response(envelope.seq, envelope.index, outcome)
         except PeerError as error:
             self.log("module-broke", seq=envelope.seq, why=error)
-            data = pack_response(envelope.seq, envelope.index, Refusal(*_parts(Refused("module-broke"))))
+            data = pack_response(envelope.seq, envelope.index, refusal("module-broke"))
         self._send_bytes(broker, data)
 
     def _send_bytes(self, broker: _Broker, data: bytes) -> None:
@@ -300,10 +302,6 @@ class Daemon:
             self._socket.socket.send(data)
         except OSError as error:
             self.log("answer-not-sent", why=error)
-
-
-def _parts(refused: Refused) -> tuple[str, int]:
-    return refused.reason, refused.errno
 
 
 def _where(error: BaseException) -> str:

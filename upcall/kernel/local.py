@@ -24,12 +24,14 @@ def peer_of(connection: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def listen(path: Path, mode: int) -> socket.socket:
-    """A listening socket at `path`. One that nobody listens on any more is replaced; a live one is an error."""
+def listen(path: Path, mode: int, take_over: bool = False) -> socket.socket:
+    """A listening socket at `path`. One that nobody listens on any more is replaced; a live one is an error,
+    unless we `take_over`: then whoever connects from now on is ours."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     listener.setblocking(False)
+    name = path.with_name(f"{path.name}.{os.getpid()}") if take_over else path
     try:
-        if path.is_socket():
+        if path.is_socket() and not take_over:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
                 probe.settimeout(1)
                 try:
@@ -40,10 +42,12 @@ def listen(path: Path, mode: int) -> socket.socket:
                     raise UsageError(f"{path}: somebody listens there already")
         before = os.umask(0o777 & ~mode)
         try:
-            listener.bind(os.fspath(path))
+            listener.bind(os.fspath(name))
         finally:
             os.umask(before)
         listener.listen(128)
+        if take_over:
+            name.replace(path)
     except BaseException:
         listener.close()
         raise

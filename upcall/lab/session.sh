@@ -86,8 +86,12 @@ mkdir -p /results
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 results /results
 
 # --- the command --------------------------------------------------------------------------------------------------
+# relay FIFO: carries what is written to it to standard output, and leaves a sign when all is through.
+relay() {
+	cat "$1"
+	: >"$1.through"
+}
 cat /dev/kmsg >&7 &
-relays=$!
 echo ready >&3
 
 # Pipes stand between the command and the ports: a port can be opened only once, so /dev/stdout would fail on it.
@@ -101,28 +105,37 @@ else
 	out=$(port out) err=$(port err)
 	exec 5>$out 6>$err
 	mkfifo -m 0666 $lab/out $lab/err
-	cat $lab/out >&5 &
-	out=$!
-	cat $lab/err >&6 &
-	err=$!
-	relays="$relays $out $err"
+	relay $lab/out >&5 &
+	relay $lab/err >&6 &
 	setsid sh $lab/command 3>&- 5>&- 6>&- 7>&- </dev/null >$lab/out 2>$lab/err
 fi
 code=$?
 
 # --- the end ------------------------------------------------------------------------------------------------------
-# What the command left running ends with it, or the pipes would stay open.
+# What the command left running ends with it, or the pipes would stay open. It is known by its session: setsid gave
+# the command one of its own.
+session_of() { # PID; the answer is in $session, because a subshell for each process would take a second in all
+	session=gone
+	read -r line 2>/dev/null <"/proc/$1/stat" || return
+	set -- ${line##*) } # state, parent, group, session
+	session=$4
+}
+session_of 1
+ours=$session
 for process in /proc/[0-9]*; do
-	case " 1 $relays " in
-	*" ${process#/proc/} "*) ;;
-	*) kill -9 "${process#/proc/}" 2>/dev/null ;;
-	esac
+	session_of ${process#/proc/}
+	[ "$session" = "$ours" ] || kill -9 ${process#/proc/} 2>/dev/null
 done
-[ "$INTERACTIVE" ] || wait $out $err
-umount /results 2>/dev/null || sync
+# But who hangs in a broken kernel cannot be ended: so this wait has a limit, and nothing below may sync.
+if [ ! "$INTERACTIVE" ]; then
+	for try in $(seq 40); do
+		[ -e $lab/out.through ] && [ -e $lab/err.through ] && break
+		sleep 0.05
+	done
+fi
 echo "lab: the command ended with $code $MARK" >/dev/kmsg
 printf %s "$MARK" >&5
 [ "$INTERACTIVE" ] || printf %s "$MARK" >&6
 echo "exit $code" >&3
 read -r -t 10 answer <&3 # the host has everything
-poweroff -f
+poweroff -n -f

@@ -11,6 +11,7 @@ import ctypes
 import os
 import pickle
 import pwd
+import select
 import signal
 import subprocess
 import sys
@@ -18,12 +19,15 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, NoReturn, TypeVar
 
 from upcall.client import Client, NoBroker
 from upcall.errors import UpcallError
+from upcall.handler import Handler
 from upcall.kernel import keyring
-from upcall.runtime import SYSTEM_FOLDER
+from upcall.kernel.miscdev import DEVICE
+from upcall.lab import kernellog
+from upcall.runtime import SYSTEM_FOLDER, Place
 
 T = TypeVar("T")
 
@@ -60,47 +64,105 @@ def person(name: str) -> Person:
 
 
 class ChildFailed(UpcallError):
-    """A forked child raised; the text is its traceback."""
+    """A forked child raised, or was killed; the text is its traceback."""
 
 
-def fork_as(who: Person, work: Callable[[], object]) -> int:
-    """Starts `work` in a child with this person's ids and keyrings; gives its pid. Its exit code is 1 if it raised."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
+class Task(Generic[T]):
+    """A forked child that does something in a person's place: with that person's ids and keyrings.
+
+    `output` takes what it writes to stderr. Forked, not started: importing Python anew costs seconds in the guest.
+    """
+
+    def __init__(
+        self, who: Person, work: Callable[[], T], *, keep_root: bool = False, output: Path | None = None
+    ) -> None:
+        reader, writer = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(reader)
+            _run_in_child(writer, lambda: _in_place_of(who, work, keep_root, output))
+        os.close(writer)
+        self._reader = reader
+        self._pidfd = os.pidfd_open(self.pid)
+        self._outcome: object = None
+
+    def __repr__(self) -> str:
+        return f"<Task {self.pid}>"
+
+    @property
+    def ended(self) -> bool:
+        return self._pidfd < 0 or bool(select.select([self._pidfd], [], [], 0)[0])
+
+    def send_signal(self, number: int) -> None:
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def result(self, patience: float = PATIENCE) -> T:
+        """What the work returned. Raises its OSError, ChildFailed for anything else, TimeoutError if it goes on."""
+        if self._pidfd >= 0:
+            self._outcome = self._collect(time.monotonic() + patience)
+        if isinstance(self._outcome, OSError | ChildFailed):
+            raise self._outcome
+        return self._outcome  # type: ignore[return-value]
+
+    def _collect(self, deadline: float) -> object:
+        data = b""
+        while chunk := self._read(deadline):
+            data += chunk
+        os.close(self._reader)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        _, status = os.waitpid(self.pid, 0)
+        if not data:
+            return ChildFailed(f"{self!r} ended with {os.waitstatus_to_exitcode(status)}")
+        return pickle.loads(data)  # noqa: S301 - our own child wrote it
+
+    def _read(self, deadline: float) -> bytes:
+        if not select.select([self._reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            raise TimeoutError(f"{self!r} goes on")
+        return os.read(self._reader, 1 << 16)
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        """Asks it to end, and kills it if that does not help within a few seconds."""
+        if self._pidfd < 0:
+            return
+        self.send_signal(number)
+        self.send_signal(signal.SIGCONT)
+        with contextlib.suppress(OSError, ChildFailed):  # TimeoutError is an OSError
+            self.result(5)
+        if self._pidfd >= 0:
+            self.send_signal(signal.SIGKILL)
+            with contextlib.suppress(OSError, ChildFailed):
+                self.result()
+
+
+def _run_in_child(writer: int, work: Callable[[], object]) -> NoReturn:
+    """Whatever the work does, the child must not return into its parent's code."""
     try:
-        _become(who, keep_root=False)
-        work()
-        code = 0
-    except BaseException:  # noqa: BLE001 - a child must not return into the parent's code
-        traceback.print_exc()
-    os._exit(code)
-
-
-def do_as(who: Person, work: Callable[[], T], *, keep_root: bool = False) -> T:
-    """Does it in a child with this person's ids and keyrings, and gives its result. ChildFailed, or the OSError."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            _become(who, keep_root)
-            result: object = work()
-        except OSError as error:
-            result = error
-        except BaseException:  # noqa: BLE001 - see fork_as
-            result = ChildFailed(traceback.format_exc())
+        result = work()
+    except OSError as error:
+        result = error
+    except BaseException:  # noqa: BLE001 - goes to the parent as a text
+        result = ChildFailed(traceback.format_exc())
+    try:
         with os.fdopen(writer, "wb") as pipe:
             pickle.dump(result, pipe)
+    finally:
         os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        data = pipe.read()
-    os.waitpid(pid, 0)
-    outcome = pickle.loads(data)  # noqa: S301 - our own child wrote it
-    if isinstance(outcome, OSError | ChildFailed):
-        raise outcome
-    return outcome  # type: ignore[no-any-return]
+
+
+def _in_place_of(who: Person, work: Callable[[], T], keep_root: bool, output: Path | None) -> T:
+    if output is not None:
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644), 2)
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+    _become(who, keep_root)
+    return work()
+
+
+def do_as(who: Person, work: Callable[[], T], *, keep_root: bool = False, patience: float = 300.0) -> T:
+    """Does it in a child with this person's ids and keyrings, and gives its result. ChildFailed, or the OSError."""
+    return Task(who, work, keep_root=keep_root).result(patience)
 
 
 def _become(who: Person, keep_root: bool) -> None:
@@ -125,18 +187,15 @@ def wait_until(true: Callable[[], bool], what: str, patience: float = PATIENCE) 
 
 
 def start_broker() -> subprocess.Popen[bytes]:
-    """The system's broker, ready for daemons."""
+    """The system's broker as people start it, ready for daemons."""
     process = subprocess.Popen([sys.executable, "-P", "-m", "upcall", "broker"])
-    try:
+    with _killed_unless_ready(process.kill):
         wait_until(lambda: broker_status() is not None, "the broker")
-    except BaseException:
-        process.kill()
-        raise
     return process
 
 
 def start_daemon(who: Person, *options: str) -> subprocess.Popen[bytes]:
-    """This person's daemon, registered, its device open."""
+    """This person's daemon as people start it, registered, its device open."""
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "upcall", "daemon", *options],
         user=who.uid,
@@ -145,12 +204,38 @@ def start_daemon(who: Person, *options: str) -> subprocess.Popen[bytes]:
         env=who.environment(),
         cwd="/",
     )
-    try:
+    with _killed_unless_ready(process.kill):
         wait_until(lambda: serving(who.uid) == process.pid, f"the daemon of {who.name}")
-    except BaseException:
-        process.kill()
-        raise
     return process
+
+
+def fork_broker(output: Path | None = None) -> Task[None]:
+    """The same broker, forked from this process: there at once."""
+    from upcall.broker.server import main
+
+    task = Task(person("root"), lambda: main(None, DEVICE), output=output)
+    with _killed_unless_ready(task.end):
+        wait_until(lambda: task.ended or broker_pid() == task.pid, "the broker")
+    return task
+
+
+def fork_daemon(who: Person, handler: Callable[[], Handler], output: Path | None = None) -> Task[None]:
+    """A daemon with this handler, made in the child. Returns when its device is open."""
+    from upcall.daemon.process import Daemon, serve
+
+    task = Task(who, lambda: serve(Daemon(Place(SYSTEM_FOLDER), [handler()])), output=output)
+    with _killed_unless_ready(task.end):
+        wait_until(lambda: task.ended or serving(who.uid) == task.pid, f"the daemon of {who.name}")
+    return task
+
+
+@contextlib.contextmanager
+def _killed_unless_ready(kill: Callable[[], None]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        kill()
+        raise
 
 
 def broker_status() -> dict[str, object] | None:
@@ -160,6 +245,11 @@ def broker_status() -> dict[str, object] | None:
             return client.status()
     except (NoBroker, TimeoutError):
         return None
+
+
+def broker_pid() -> int | None:
+    broker = (broker_status() or {}).get("broker")
+    return broker["pid"] if isinstance(broker, dict) else None
 
 
 def serving(uid: int) -> int | None:
@@ -213,15 +303,19 @@ def unmount(upper: Path) -> None:
 
 
 def drop_caches() -> None:
-    """Pages, dentries and inodes: what is opened next is read from the lower file."""
+    """Pages, dentries and inodes: what is opened next is read from the lower file.
+
+    Three times: after one, eCryptfs inodes that were used a moment ago are still there.
+    """
     os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    for _ in range(3):
+        Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
 @contextlib.contextmanager
-def mounted(who: Person, lower: Path, upper: Path, *signatures: str) -> Iterator[Path]:
+def mounted(who: Person, lower: Path, upper: Path, *signatures: str, key_bytes: int = 16) -> Iterator[Path]:
     """The same, unmounted at the end."""
-    mount(who, lower, upper, *signatures)
+    mount(who, lower, upper, *signatures, key_bytes=key_bytes)
     try:
         yield upper
     finally:
@@ -229,15 +323,16 @@ def mounted(who: Person, lower: Path, upper: Path, *signatures: str) -> Iterator
 
 
 def kernel_faults() -> list[str]:
-    """The lines of the kernel's log that speak of a bug."""
-    log = subprocess.run(["dmesg"], capture_output=True, text=True, check=True, timeout=20).stdout
-    words = (
-        "BUG:",
-        "kernel BUG",
-        "Oops",
-        "list_add corruption",
-        "list_del corruption",
-        "usercopy",
-        "general protection",
-    )
-    return [line for line in log.splitlines() if any(word in line for word in words)]
+    """The lines of the kernel's log in which it reports a fault of its own."""
+    log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    raw = b""
+    try:
+        while True:
+            try:
+                raw += os.read(log, 8192)  # one record each
+            except BlockingIOError:
+                return kernellog.faults(raw)
+            except BrokenPipeError:
+                continue  # records were overwritten while we read: it goes on with the oldest
+    finally:
+        os.close(log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from pathlib import Path
 
@@ -16,18 +17,21 @@ from upcall.testing.keys import FolderKeyring
 
 
 def run(arguments: list[str]) -> None:
-    """`folder=PATH`, `keys=PATH`, and one `module=ALIAS=PACKAGE:NAME` for each key module."""
-    modules, settings = {}, {}
+    """`folder=PATH`, `keys=PATH`, `control=yes`, `module=ALIAS=PACKAGE:NAME`, `handler=PACKAGE:NAME`; those two repeatedly."""
+    modules, settings, handlers = {}, {}, []
     for key, value in (argument.split("=", 1) for argument in arguments):
         if key == "module":
             alias, spec = value.split("=", 1)
             modules[alias] = functools.partial(load, spec)
+        elif key == "handler":
+            package, _, name = value.partition(":")
+            handlers.append(getattr(importlib.import_module(package), name))
         else:
             settings[key] = value
     keys = KeyService(FolderKeyring(Path(settings["keys"])), modules, fetch)
     control = Control(daemon_socket(), keys) if "control" in settings else None
     try:
-        serve(Daemon(find_place(Path(settings["folder"])), [keys], control))
+        serve(Daemon(find_place(Path(settings["folder"])), [keys, *handlers], control))
     finally:
         if control is not None:
             control.close()

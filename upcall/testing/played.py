@@ -33,7 +33,7 @@ class PlayedDaemon:
     """Speaks to the broker in `folder`. Nothing is answered but what the test answers."""
 
     def __init__(self, folder: Path, register: bool = True) -> None:
-        self._place = Place(folder)
+        self.folder = folder
         self.socket = NetlinkSocket()
         self.broker = 0  # the portid of the broker's socket for us
         if register:
@@ -53,7 +53,7 @@ class PlayedDaemon:
         self.socket.connect(packet.portid)
 
     def hello(self) -> None:
-        self.socket.send_to(pack_control(HELO), self._place.broker()[0])
+        self.socket.send_to(pack_control(HELO), Place(self.folder).broker()[0])
 
     def receive(self, timeout: float = PATIENCE) -> Packet:
         if not select.select([self.socket], [], [], timeout)[0]:

@@ -136,15 +136,26 @@ class RunningDaemon(Started):
     """A daemon whose keyring is the folder `keys`. It may not be registered yet: see RunningBroker.registered."""
 
     def __init__(
-        self, folder: Path, keys: Path, modules: Mapping[str, str], path: Sequence[Path] = (), control: bool = False
+        self,
+        folder: Path,
+        keys: Path,
+        modules: Mapping[str, str],
+        path: Sequence[Path] = (),
+        control: bool = False,
+        handlers: Sequence[str] = (),
     ) -> None:
+        """`modules` and `handlers` are named "package:attribute", and found in `path`, too."""
         run = folder.parent / "run"
         run.mkdir(mode=0o700, exist_ok=True)
         arguments = ["-m", "upcall.testing.daemon", f"folder={folder}", f"keys={keys}"]
         arguments += [f"module={alias}={spec}" for alias, spec in modules.items()]
+        arguments += [f"handler={spec}" for spec in handlers]
         arguments += ["control=yes"] if control else []
         environment = {"XDG_RUNTIME_DIR": str(run), "PYTHONPATH": os.pathsep.join(str(one) for one in path)}
         super().__init__(arguments, folder.parent / "daemon.log", environment)
+
+
+StartDaemon = Callable[..., RunningDaemon]  # a fixture's: (broker to wait for, control, handlers)
 
 
 def in_child(function: Callable[[], object], uid: int | None = None, timeout: float = PATIENCE) -> Any:

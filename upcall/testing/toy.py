@@ -14,7 +14,7 @@ _NONCE, _MAC = 16, 32
 
 
 def make_toy_key(path: Path, passphrase: bytes = b"") -> tuple[str, bytes]:
-    """A new key in `path`; its signature, and the blob for its auth token. A passphrase is asked for if there is one."""
+    """A new key in `path`; its signature, and the blob for its auth token. A passphrase is asked for, if any."""
     salt = os.urandom(32)
     path.write_bytes(salt + hashlib.sha256(salt + passphrase).digest())
     source = b"ask" if passphrase else b""

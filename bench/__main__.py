@@ -1,0 +1,54 @@
+"""`python -m bench`: runs the benchmarks, prints their tables. Exit status 1 if one could not be run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bench import files, flooding, footprint, library, roundtrip, rsa
+from bench.rows import FULL, QUICK, Effort, Row, show, write_json
+from bench.stage import BenchError, Stage
+
+GROUPS: dict[str, Callable[[Stage, Effort], Iterator[Row]]] = {
+    "daemon": roundtrip.daemon_rows,
+    "broker": roundtrip.broker_rows,
+    "rsa": rsa.rows,
+    "pyroute2": library.rows,
+    "flooding": flooding.rows,
+    "footprint": footprint.rows,
+    "files": files.rows,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Ratios of ours to a peer, from one run.")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: rough figures")
+    parser.add_argument("--only", action="append", choices=GROUPS, help="this group; may be given several times")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
+    options = parser.parse_args()
+    effort = QUICK if options.quick else FULL
+    rows: list[Row] = []
+    failed = False
+    for name in options.only or GROUPS:
+        start = time.monotonic()
+        try:
+            with Stage() as stage:
+                stage.compile()
+                found = list(GROUPS[name](stage, effort))
+        except BenchError as error:
+            print(f"bench: {name}: {error}", file=sys.stderr)
+            failed = True
+            continue
+        show(found)
+        print(f"  {time.monotonic() - start:.0f} s", flush=True)
+        rows += found
+    if options.json:
+        write_json(options.json, rows)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""What the clients ask for, and what the right answer is."""
+
+from __future__ import annotations
+
+import os
+
+from bench.noop import Handle
+from upcall.wire.ecryptfs import (
+    CIPHER_AES_256,
+    STATUS_OK,
+    TAG_64,
+    TAG_65,
+    TAG_66,
+    TAG_67,
+    Ask,
+    FileKey,
+    Reply,
+    pack_ask,
+    pack_file_key,
+    pack_reply,
+)
+
+NOOP_MODULES = {"noop": "bench.noop:module"}
+
+
+def new_signature() -> str:
+    """One that no key of anybody has."""
+    return os.urandom(8).hex()
+
+
+def noop_wrap(signature: str) -> tuple[bytes, bytes]:
+    """A tag 66 packet for an AES-256 key, and the tag 67 packet that the no-op key module makes of it."""
+    clear = new_file_key()
+    answer = Reply(TAG_67, STATUS_OK, Handle().wrap(clear))
+    return pack_ask(Ask(TAG_66, signature, clear)), pack_reply(answer)
+
+
+def unwrap(signature: str, clear: bytes, wrapped: bytes) -> tuple[bytes, bytes]:
+    """A tag 64 packet, and the tag 65 packet that answers it."""
+    return pack_ask(Ask(TAG_64, signature, wrapped)), pack_reply(Reply(TAG_65, STATUS_OK, clear))
+
+
+def new_file_key() -> bytes:
+    return pack_file_key(FileKey(CIPHER_AES_256, os.urandom(32)))

@@ -1,0 +1,205 @@
+/* Clients that measure. They obey lines on stdin and answer each with one on stdout:
+ *
+ *   body HEX EXPECTED         what to ask for, and the answer's body that is right         ready
+ *   run COUNT INFLIGHT MS     so many requests, or for so long     answered refused wrong p50 p99 wall  (ns)
+ */
+#include "wire.h"
+
+enum { SLOTS = 256, SAMPLES = 2000000 };
+
+struct client {
+	int fd, netlink;
+	struct sender peer; /* who has to answer */
+	uint32_t uid, seq;
+	uint8_t body[BUFFER], expected[BUFFER];
+	size_t body_size, expected_size;
+	struct {
+		uint64_t since;
+		uint32_t seq;
+		int busy;
+	} slots[SLOTS];
+	uint64_t answered, refused, wrong;
+	uint32_t *took;
+};
+
+static struct client client;
+
+static size_t from_hex(const char *text, uint8_t *out)
+{
+	size_t size = 0;
+	unsigned byte;
+	while (size < BUFFER && sscanf(text + 2 * size, "%2x", &byte) == 1)
+		out[size++] = (uint8_t)byte;
+	return size;
+}
+
+static size_t pack_request(uint8_t *out, uint32_t seq, uint32_t index, uint32_t uid, const void *body, size_t size)
+{
+	struct request *request = (void *)out;
+	size_t all = sizeof *request + 3 + size;
+	*request = (struct request){.version = VERSION, .name_len = 3, .uid = uid, .pid = (uint32_t)getpid(),
+				    .deadline = now() + 9000000000};
+	request->message.header = (struct nlmsghdr){.nlmsg_len = (uint32_t)all, .nlmsg_type = REQUEST, .nlmsg_seq = seq};
+	request->message.index = index;
+	request->message.data_len = (uint32_t)(all - sizeof request->message);
+	memcpy(out + sizeof *request, "key", 3);
+	memcpy(out + sizeof *request + 3, body, size);
+	return all;
+}
+
+static void ask(struct client *c, uint32_t index)
+{
+	static uint8_t out[BUFFER];
+	size_t size = pack_request(out, ++c->seq, index, c->uid, c->body, c->body_size);
+	c->slots[index].seq = c->seq;
+	c->slots[index].busy = 1;
+	c->slots[index].since = now();
+	if (send(c->fd, out, size, 0) < 0)
+		die("send");
+}
+
+static ssize_t take(struct client *c, uint8_t *data)
+{
+	struct sender sender;
+	if (!c->netlink)
+		return recv(c->fd, data, BUFFER, 0);
+	for (;;) {
+		ssize_t size = netlink_take(c->fd, data, &sender, 0);
+		if (size < 0 || (sender.who.uid == c->peer.who.uid && sender.who.pid == c->peer.who.pid))
+			return size;
+	}
+}
+
+/* One answer: its slot, free again. */
+static uint32_t taken(struct client *c)
+{
+	static uint8_t data[BUFFER];
+	const struct response *response = (void *)data;
+	for (;;) {
+		ssize_t size = take(c, data);
+		if (size <= 0)
+			die("no answer");
+		uint32_t index = response->message.index;
+		if (!is_response(data, size) || index >= SLOTS || !c->slots[index].busy ||
+		    response->message.header.nlmsg_seq != c->slots[index].seq) {
+			c->wrong++;
+			continue;
+		}
+		uint64_t took = now() - c->slots[index].since;
+		c->slots[index].busy = 0;
+		if (c->answered < SAMPLES)
+			c->took[c->answered] = took > UINT32_MAX ? UINT32_MAX : (uint32_t)took;
+		if (response->status)
+			c->refused++;
+		else if ((size_t)size - sizeof *response != c->expected_size ||
+			 memcmp(response + 1, c->expected, c->expected_size))
+			c->wrong++;
+		c->answered++;
+		return index;
+	}
+}
+
+static int by_size(const void *left, const void *right)
+{
+	uint32_t a = *(const uint32_t *)left, b = *(const uint32_t *)right;
+	return (a > b) - (a < b);
+}
+
+static void run(struct client *c, uint64_t count, uint32_t inflight, uint64_t milliseconds)
+{
+	uint64_t start = now(), end = start + milliseconds * 1000000, asked = 0;
+	c->answered = c->refused = c->wrong = 0;
+	for (; asked < inflight && asked < count; asked++)
+		ask(c, (uint32_t)asked);
+	while (c->answered < asked) {
+		uint32_t index = taken(c);
+		if (asked < count && now() < end) {
+			ask(c, index);
+			asked++;
+		}
+	}
+	uint64_t wall = now() - start;
+	size_t kept = c->answered < SAMPLES ? c->answered : SAMPLES;
+	qsort(c->took, kept, sizeof *c->took, by_size);
+	printf("%llu %llu %llu %u %u %llu\n", (unsigned long long)c->answered, (unsigned long long)c->refused,
+	       (unsigned long long)c->wrong, c->took[kept / 2], c->took[kept * 99 / 100], (unsigned long long)wall);
+}
+
+static int obey(struct client *c)
+{
+	static char line[4 * BUFFER], asked[2 * BUFFER], expected[2 * BUFFER];
+	struct timeval patience = {.tv_sec = 20};
+	unsigned long long count, milliseconds;
+	unsigned inflight;
+	setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+	setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+	c->took = calloc(SAMPLES, sizeof *c->took);
+	printf("ready %d\n", c->peer.who.pid);
+	while (c->took && fgets(line, sizeof line, stdin)) {
+		if (sscanf(line, "body %s %s", asked, expected) == 2) {
+			c->body_size = from_hex(asked, c->body);
+			c->expected_size = from_hex(expected, c->expected);
+			printf("ready\n");
+		} else if (sscanf(line, "run %llu %u %llu", &count, &inflight, &milliseconds) == 3 && count &&
+			   inflight >= 1 && inflight <= SLOTS) {
+			run(c, count, inflight, milliseconds);
+		} else {
+			printf("what?\n");
+		}
+	}
+	return 0;
+}
+
+/* Plays the broker: is found in FOLDER, takes one daemon's HELO, and gives it a socket of its own. */
+int drive_daemon(const char *folder)
+{
+	static uint8_t data[BUFFER];
+	int registration = netlink_open();
+	struct timeval patience = {.tv_sec = 20};
+	setsockopt(registration, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+	publish_portid(folder, netlink_portid(registration));
+	for (;;) {
+		ssize_t size = netlink_take(registration, data, &client.peer, 0);
+		if (size < 0)
+			die("no daemon");
+		if (is_control(data, size, HELO))
+			break;
+	}
+	client.netlink = 1;
+	client.uid = client.peer.who.uid;
+	client.fd = netlink_open();
+	netlink_connect(client.fd, client.peer.portid);
+	if (control_send(client.fd, HELO))
+		die("HELO");
+	return obey(&client);
+}
+
+int drive_broker(const char *path, uint32_t uid)
+{
+	client.fd = local_connect(path);
+	client.peer.who = local_peer(client.fd);
+	client.uid = uid;
+	return obey(&client);
+}
+
+/* Good requests as fast as they are taken, answers read so that nobody can call us deaf. */
+int flood_with_requests(const char *path, uint32_t uid, const char *body)
+{
+	static uint8_t out[BUFFER], in[BUFFER];
+	int fd = local_connect(path);
+	uint64_t count = 0;
+	client.body_size = from_hex(body, client.body);
+	while (!stopped) {
+		size_t size = pack_request(out, ++client.seq, 0, uid, client.body, client.body_size);
+		if (send(fd, out, size, MSG_DONTWAIT | MSG_NOSIGNAL) > 0) {
+			count++;
+		} else if (errno != EAGAIN) {
+			close(fd);
+			fd = local_connect(path);
+		}
+		while (recv(fd, in, sizeof in, MSG_DONTWAIT) > 0)
+			;
+	}
+	printf("%llu\n", (unsigned long long)count);
+	return 0;
+}

@@ -1,0 +1,223 @@
+/* What every C peer needs: the wire of docs/protocol.md, and netlink with credentials on every message. */
+#ifndef BENCH_WIRE_H
+#define BENCH_WIRE_H
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <linux/netlink.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { HELO = 100, QUIT, REQUEST, RESPONSE };
+enum { VERSION = 1, MAX_NAME = 64, MAX_REASON = 64, SIGNATURE = 16, BUFFER = 66000 };
+
+struct message {
+	struct nlmsghdr header;
+	uint32_t index, data_len;
+};
+
+struct request {
+	struct message message;
+	uint8_t version, name_len;
+	uint16_t flags;
+	uint32_t uid, pid;
+	uint64_t deadline;
+} __attribute__((packed));
+
+struct response {
+	struct message message;
+	uint8_t version, status;
+	uint16_t code;
+} __attribute__((packed));
+
+struct sender {
+	struct ucred who; /* pid -1: unknown, because the message or its credentials were cut short */
+	uint32_t portid;
+};
+
+static inline void die(const char *what)
+{
+	fprintf(stderr, "peer: %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+static inline uint64_t now(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
+static inline int netlink_open(void)
+{
+	struct sockaddr_nl address = {.nl_family = AF_NETLINK};
+	int on = 1, fd = socket(AF_NETLINK, SOCK_DGRAM | SOCK_CLOEXEC, NETLINK_USERSOCK);
+	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof on) ||
+	    bind(fd, (struct sockaddr *)&address, sizeof address))
+		die("netlink socket");
+	return fd;
+}
+
+static inline uint32_t netlink_portid(int fd)
+{
+	struct sockaddr_nl address;
+	socklen_t size = sizeof address;
+	if (getsockname(fd, (struct sockaddr *)&address, &size))
+		die("getsockname");
+	return address.nl_pid;
+}
+
+static inline void netlink_connect(int fd, uint32_t portid)
+{
+	struct sockaddr_nl address = {.nl_family = AF_NETLINK, .nl_pid = portid};
+	if (connect(fd, (struct sockaddr *)&address, sizeof address))
+		die("connect");
+}
+
+static inline ssize_t netlink_take(int fd, void *data, struct sender *sender, int flags)
+{
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(sizeof(struct ucred))];
+	} ancillary;
+	struct sockaddr_nl from;
+	struct iovec part = {data, BUFFER};
+	struct msghdr all = {.msg_name = &from, .msg_namelen = sizeof from, .msg_iov = &part, .msg_iovlen = 1,
+			     .msg_control = &ancillary, .msg_controllen = sizeof ancillary};
+	ssize_t size = recvmsg(fd, &all, flags);
+	if (size < 0)
+		return -1;
+	struct cmsghdr *found = CMSG_FIRSTHDR(&all);
+	sender->who = (struct ucred){.pid = -1, .uid = (uid_t)-1, .gid = (gid_t)-1};
+	sender->portid = from.nl_pid;
+	if (!(all.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) && found && found->cmsg_level == SOL_SOCKET &&
+	    found->cmsg_type == SCM_CREDENTIALS && found->cmsg_len == CMSG_LEN(sizeof(struct ucred)))
+		memcpy(&sender->who, CMSG_DATA(found), sizeof sender->who);
+	return size;
+}
+
+static inline int control_send(int fd, uint16_t type)
+{
+	struct nlmsghdr header = {.nlmsg_len = sizeof header, .nlmsg_type = type};
+	return send(fd, &header, sizeof header, 0) == sizeof header ? 0 : -1;
+}
+
+static inline int is_control(const void *data, ssize_t size, uint16_t type)
+{
+	const struct nlmsghdr *header = data;
+	return size == sizeof *header && header->nlmsg_len == sizeof *header && header->nlmsg_type == type;
+}
+
+/* A REQUEST of exactly these bytes, as take_request() has it: every length fits every other. */
+static inline int is_request(const void *data, ssize_t size)
+{
+	const struct request *request = data;
+	if (size < (ssize_t)sizeof *request || request->message.header.nlmsg_type != REQUEST ||
+	    request->message.header.nlmsg_len != (size_t)size ||
+	    request->message.data_len != (size_t)size - sizeof request->message || request->version != VERSION ||
+	    request->name_len < 1 || request->name_len > MAX_NAME ||
+	    sizeof *request + request->name_len > (size_t)size)
+		return 0;
+	for (const uint8_t *name = (const uint8_t *)(request + 1), *end = name + request->name_len; name < end; name++)
+		if (*name & 0x80)
+			return 0;
+	return 1;
+}
+
+static inline int is_response(const void *data, ssize_t size)
+{
+	const struct response *response = data;
+	return size >= (ssize_t)sizeof *response && response->message.header.nlmsg_type == RESPONSE &&
+	       response->message.header.nlmsg_len == (size_t)size &&
+	       response->message.data_len == (size_t)size - sizeof response->message &&
+	       response->version == VERSION && (!response->status || size <= (ssize_t)sizeof *response + MAX_REASON);
+}
+
+static inline uint32_t published_portid(const char *folder)
+{
+	char path[256];
+	unsigned portid = 0;
+	snprintf(path, sizeof path, "%s/portid", folder);
+	FILE *file = fopen(path, "r");
+	if (!file)
+		return 0;
+	if (fscanf(file, "%u", &portid) != 1)
+		portid = 0;
+	fclose(file);
+	return portid;
+}
+
+static inline void publish_portid(const char *folder, uint32_t portid)
+{
+	char path[256], temporary[270];
+	snprintf(path, sizeof path, "%s/portid", folder);
+	snprintf(temporary, sizeof temporary, "%s.new", path);
+	FILE *file = fopen(temporary, "w");
+	if (!file || fprintf(file, "%u\n", portid) < 0 || fclose(file) || rename(temporary, path))
+		die(path);
+}
+
+/* HELO to the broker, until it says HELO from the socket that it keeps for us; connects to that one. */
+static inline int registered(const char *folder, struct sender *broker)
+{
+	static uint8_t data[BUFFER];
+	struct nlmsghdr helo = {.nlmsg_len = sizeof helo, .nlmsg_type = HELO};
+	int fd = netlink_open();
+	struct timeval patience = {.tv_usec = 200000};
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+	for (int tries = 0; tries < 100; tries++) {
+		struct sockaddr_nl to = {.nl_family = AF_NETLINK, .nl_pid = published_portid(folder)};
+		if (!to.nl_pid || sendto(fd, &helo, sizeof helo, 0, (struct sockaddr *)&to, sizeof to) < 0) {
+			usleep(50000);
+			continue;
+		}
+		ssize_t size = netlink_take(fd, data, broker, 0);
+		if (is_control(data, size, HELO) && (broker->who.uid == 0 || broker->who.uid == geteuid())) {
+			netlink_connect(fd, broker->portid);
+			patience.tv_usec = 0;
+			setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+			return fd;
+		}
+	}
+	errno = ETIMEDOUT;
+	die("no broker answers");
+	return -1;
+}
+
+static inline int local_connect(const char *path)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
+	if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address))
+		die(path);
+	return fd;
+}
+
+static inline struct ucred local_peer(int fd)
+{
+	struct ucred who;
+	socklen_t size = sizeof who;
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size))
+		die("SO_PEERCRED");
+	return who;
+}
+
+extern volatile sig_atomic_t stopped; /* by SIGTERM: those who flood then say how much they sent */
+
+int serve_as_daemon(const char *folder, int keyring);
+int serve_as_broker(const char *folder);
+int drive_daemon(const char *folder);
+int drive_broker(const char *path, uint32_t uid);
+int flood_with_junk(const char *folder, int registers);
+int flood_with_requests(const char *path, uint32_t uid, const char *body);
+
+#endif

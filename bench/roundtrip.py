@@ -1,0 +1,162 @@
+"""The daemon alone, and the broker with the daemon behind it, both beside the same in C."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.packets import NOOP_MODULES, new_signature, noop_wrap
+from bench.rows import Effort, Row, by_turns, compared
+from bench.stage import Client, Stage, cpu_us, together
+
+_WARM_UP = 300
+
+
+class _Line(NamedTuple):
+    """A client and whoever answers it."""
+
+    client: Client
+    servers: tuple[int, ...]
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return (self.client.pid, *self.servers)
+
+    def p50(self, count: int) -> float:
+        with together(self.pids):
+            return self.client.run(count).p50
+
+    def p99(self, count: int) -> float:
+        with together(self.pids):
+            return self.client.run(count).p99
+
+    def p50_anywhere(self, count: int) -> float:
+        return self.client.run(count).p50
+
+    def cpu(self, count: int) -> float:
+        """Microseconds of processor time per message, of all that answer."""
+        with together(self.pids):
+            before = sum(map(cpu_us, self.servers))
+            answered = self.client.run(count).answered
+            return (sum(map(cpu_us, self.servers)) - before) / answered
+
+    def per_second(self, inflight: int, seconds: float) -> float:
+        return self.client.run(10_000_000, inflight, seconds).per_second
+
+
+_Lines = dict[str, _Line]
+
+
+def _compare(lines: _Lines, effort: Effort, measure: Callable[[_Line], float]) -> dict[str, list[float]]:
+    return by_turns({name: partial(measure, line) for name, line in lines.items()}, effort.rounds)
+
+
+def _end(stage: Stage, lines: _Lines) -> None:
+    stage.end(pid for line in lines.values() for pid in line.pids)
+
+
+# --- the daemon alone ----------------------------------------------------------------------------------------
+
+
+def daemon_rows(stage: Stage, effort: Effort) -> Iterator[Row]:
+    """The client plays the broker."""
+    signature = new_signature()
+    stage.add_key(signature)
+    lines = {"ours": _ours_alone(stage, signature), "C": _c_alone(stage, signature, "keyring")}
+    bare = {**lines, "C, no keyring": _c_alone(stage, signature)}
+    group, many = "daemon alone, no-op key module", effort.messages
+    row = partial(compared, group)
+    found = _compare(bare, effort, lambda line: line.cpu(many))
+    yield row("processor time, 1 in flight", "us", found["ours"], found["C"], "C daemon", at_most=1.5)
+    note = 'the C daemon looks each key up in the keyring, as ours does; "no keyring" is the same, but for that'
+    yield row("", "us", found["ours"], found["C, no keyring"], "C daemon, no keyring", note=note)
+    measures: dict[str, Callable[[_Line], float]] = {
+        "round trip p50, one processor": lambda line: line.p50(many),
+        "round trip p99, one processor": lambda line: line.p99(many),
+        "round trip p50, any processor": lambda line: line.p50_anywhere(many),
+    }
+    for title, measure in measures.items():
+        found = _compare(lines, effort, measure)
+        yield row(title, "us", found["ours"], found["C"], "C daemon")
+    for inflight in (32, 256):
+        found = _compare(lines, effort, partial(_Line.per_second, inflight=inflight, seconds=effort.seconds))
+        yield row(f"throughput, {inflight} in flight", "/s", found["ours"], found["C"], "C daemon")
+    _end(stage, bare)
+
+
+def _ours_alone(stage: Stage, signature: str) -> _Line:
+    folder = stage.place()
+    client = stage.client("drive-daemon", folder)
+    daemon = stage.daemon(folder, NOOP_MODULES)
+    client.ready().body(*noop_wrap(signature)).run(_WARM_UP)
+    return _Line(client, (daemon,))
+
+
+def _c_alone(stage: Stage, signature: str, *options: str) -> _Line:
+    folder = stage.place()
+    client = stage.client("drive-daemon", folder)
+    daemon = _c_daemon(stage, folder, *options)
+    client.ready().body(*noop_wrap(signature)).run(_WARM_UP)
+    return _Line(client, (daemon,))
+
+
+def _c_daemon(stage: Stage, folder: Path, *options: str) -> int:
+    return stage.peer("daemon", folder, *options).pid
+
+
+# --- through the broker --------------------------------------------------------------------------------------
+
+
+def broker_rows(stage: Stage, effort: Effort) -> Iterator[Row]:
+    """requester -> broker -> daemon -> broker -> requester."""
+    signature = new_signature()
+    stage.add_key(signature)
+    lines = {
+        "ours": _through(stage, signature, broker_is_ours=True, daemon_is_ours=True),
+        "C": _through(stage, signature, broker_is_ours=False, daemon_is_ours=False),
+        "our broker": _through(stage, signature, broker_is_ours=True, daemon_is_ours=False),
+        "our daemon": _through(stage, signature, broker_is_ours=False, daemon_is_ours=True),
+        "C, no broker": _c_alone(stage, signature, "keyring"),
+        "ours, no broker": _ours_alone(stage, signature),
+    }
+    whole = {name: lines[name] for name in ("ours", "C")}
+    group, many, peer = "broker and daemon, no-op key module", effort.messages, "C broker and daemon"
+    row = partial(compared, group)
+    found = _compare(lines, effort, lambda line: line.p50(many))
+    yield row("round trip p50, one processor", "us", found["ours"], found["C"], peer, at_most=3)
+    yield row("", "us", found["ours"], found["C, no broker"], "C daemon, no broker", at_most=3)
+    yield row("  our broker, C daemon", "us", found["our broker"], found["C"], peer)
+    yield row("  C broker, our daemon", "us", found["our daemon"], found["C"], peer)
+    yield _hop(group, found)
+    anywhere = _compare(whole, effort, lambda line: line.p50_anywhere(many))
+    yield row("round trip p50, any processor", "us", anywhere["ours"], anywhere["C"], peer, at_most=3)
+    cpu = _compare(whole, effort, lambda line: line.cpu(many))
+    yield row("processor time, 1 in flight", "us", cpu["ours"], cpu["C"], peer)
+    rate = _compare(whole, effort, partial(_Line.per_second, inflight=32, seconds=effort.seconds))
+    yield row("throughput, 32 in flight", "/s", rate["ours"], rate["C"], peer)
+    _end(stage, lines)
+
+
+def _hop(group: str, found: dict[str, list[float]]) -> Row:
+    """What a broker between them costs: a difference of medians, for single rounds are too rough to subtract."""
+    middle = {name: statistics.median(figures) for name, figures in found.items()}
+    ours, theirs = middle["ours"] - middle["ours, no broker"], middle["C"] - middle["C, no broker"]
+    ratio = ours / theirs if theirs > 0 else None
+    return Row(group, "added by the broker's hop", "us", ours, theirs, "C broker's hop", ratio)
+
+
+def _through(stage: Stage, signature: str, broker_is_ours: bool, daemon_is_ours: bool) -> _Line:
+    folder = stage.place()
+    if broker_is_ours:
+        broker = stage.broker(folder)
+    else:
+        broker = stage.peer("broker", folder).pid
+        stage.await_file(folder / "portid", broker)
+    daemon = stage.daemon(folder, NOOP_MODULES) if daemon_is_ours else _c_daemon(stage, folder, "keyring")
+    client = stage.client("drive-broker", folder / "broker.sock", os.geteuid()).ready()
+    client.body(*noop_wrap(signature)).await_daemon().run(_WARM_UP)
+    return _Line(client, (broker, daemon))

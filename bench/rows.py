@@ -1,0 +1,148 @@
+"""What a benchmark has to say: rows, and how people and programs see them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Effort(NamedTuple):
+    """How much work a run is worth: rounds of everything that is compared, and the size of one."""
+
+    rounds: int
+    messages: int  # of a round trip, one after the other
+    seconds: float  # of a throughput
+
+
+FULL = Effort(7, 3000, 1.0)
+QUICK = Effort(3, 600, 0.25)
+
+
+class Row(NamedTuple):
+    """One comparison. `ratio` is ours / peer, the median of the rounds' own ratios; `goal` is for people."""
+
+    group: str
+    name: str
+    unit: str
+    ours: float | None
+    peer: float | None = None
+    peer_is: str = ""
+    ratio: float | None = None
+    goal: str = ""
+    met: bool | None = None
+    note: str = ""
+
+
+def compared(
+    group: str,
+    name: str,
+    unit: str,
+    ours: Sequence[float],
+    peer: Sequence[float],
+    peer_is: str,
+    at_most: float | None = None,
+    at_least: float | None = None,
+    note: str = "",
+) -> Row:
+    """A row from the rounds of two that ran by turns: noise that lasts longer than a turn hits both."""
+    ratio = statistics.median(a / b for a, b in zip(ours, peer, strict=True))
+    goal, met = "", None
+    if at_most is not None:
+        goal, met = f"<= {at_most:g}x", ratio <= at_most
+    elif at_least is not None:
+        goal, met = f">= {at_least:g}x", ratio >= at_least
+    return Row(group, name, unit, statistics.median(ours), statistics.median(peer), peer_is, ratio, goal, met, note)
+
+
+def bounded(
+    group: str, name: str, unit: str, ours: float, at_most: float, peer: float | None = None, peer_is: str = ""
+) -> Row:
+    """A row whose goal is a figure of our own."""
+    ratio = None if peer is None else ours / peer
+    return Row(group, name, unit, ours, peer, peer_is, ratio, f"<= {at_most:g} {unit}", ours <= at_most)
+
+
+def by_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Runs each once per round, and every other round backwards, so that none always follows the same one."""
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds):
+        names = list(contenders)
+        for name in names if number % 2 == 0 else reversed(names):
+            found[name].append(contenders[name]())
+    return found
+
+
+def machine() -> dict[str, object]:
+    return {
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+        "python": platform.python_version(),
+        "uid": os.geteuid(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def write_json(path: Path, rows: Iterable[Row]) -> None:
+    found = {"machine": machine(), "rows": [row._asdict() for row in rows]}
+    path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+
+# --- for people ----------------------------------------------------------------------------------------------
+
+_HEADS = ("", "ours", "peer", "", "ratio", "goal", "")
+
+
+def _figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    verdict = {True: "met", False: "NOT MET", None: ""}[row.met]
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    return (
+        row.name, _figure(row.ours, row.unit), _figure(row.peer, row.unit), row.peer_is, ratio, row.goal, verdict
+    )  # fmt: skip
+
+
+def show(rows: Sequence[Row]) -> None:
+    """One table per group: drawn on a terminal, in plain columns elsewhere."""
+    for group in dict.fromkeys(row.group for row in rows):
+        mine = [row for row in rows if row.group == group]
+        if sys.stdout.isatty():
+            _draw(group, mine)
+        else:
+            _print(group, mine)
+        for note in dict.fromkeys(row.note for row in mine if row.note):
+            print(f"  ({note})")
+    sys.stdout.flush()
+
+
+def _draw(group: str, rows: Sequence[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=group, title_justify="left", title_style="bold")
+    for number, head in enumerate(_HEADS):
+        table.add_column(head, justify="right" if number in (1, 2, 4) else "left")
+    for row in rows:
+        *cells, verdict = _cells(row)
+        style = {True: "green", False: "red", None: ""}[row.met]
+        table.add_row(*cells, f"[{style}]{verdict}[/{style}]" if style else verdict)
+    Console().print(table)
+
+
+def _print(group: str, rows: Sequence[Row]) -> None:
+    lines = [_HEADS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADS))]
+    print(f"\n{group}")
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

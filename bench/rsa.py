@@ -1,0 +1,66 @@
+"""RSA-2048 from end to end, beside what the processors can do at all: `openssl speed`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from bench.packets import new_file_key, unwrap
+from bench.rows import Effort, Row, by_turns, compared
+from bench.stage import BenchError, Client, Stage
+
+_ALIAS, _SPEC = "openssl", "upcall_rsa:module"
+_INFLIGHT = 8  # four for each processor: it never waits for the next request
+
+
+def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
+    asked = _new_key(stage)
+    alone, broker = stage.place(), stage.place()
+    direct = stage.client("drive-daemon", alone)
+    pids = [stage.broker(broker)]
+    pids += [stage.daemon(folder, {_ALIAS: _SPEC}) for folder in (alone, broker)]
+    through = stage.client("drive-broker", broker / "broker.sock", os.geteuid()).ready()
+    direct.ready().body(*asked).run(20)
+    through.body(*asked).await_daemon().run(20)
+    seconds = max(1, round(effort.seconds * 2))
+    contenders: dict[str, Callable[[], float]] = {
+        "openssl": partial(_openssl, seconds),
+        "direct": lambda: _per_second(direct, seconds),
+        "through": lambda: _per_second(through, seconds),
+    }
+    found = by_turns(contenders, max(1, effort.rounds // 2))
+    row = partial(compared, "RSA-2048, unwraps from end to end, two processors")
+    peer = "openssl speed -multi 2"
+    yield row("daemon alone", "/s", found["direct"], found["openssl"], peer, at_least=0.88)
+    yield row("through our broker", "/s", found["through"], found["openssl"], peer, at_least=0.88)
+    stage.end([direct.pid, through.pid, *pids])
+
+
+def _new_key(stage: Stage) -> tuple[bytes, bytes]:
+    """A new key in the user keyring; what to ask of it, and the right answer."""
+    try:
+        from upcall_rsa import module
+    except ImportError:
+        raise BenchError("the RSA key module is not installed (plugins/rsa)") from None
+    enrolled = module.generate(stage.folder / "key.pem", bytearray(), 2048, "none")
+    stage.add_key(enrolled.signature, _ALIAS, enrolled.blob)
+    clear = new_file_key()
+    handle = module.open(enrolled.signature, enrolled.blob, lambda source: bytearray())
+    return unwrap(enrolled.signature, clear, handle.wrap(clear))
+
+
+def _per_second(client: Client, seconds: int) -> float:
+    return client.run(1_000_000, _INFLIGHT, seconds).per_second
+
+
+def _openssl(seconds: int) -> float:
+    """Private operations per second. Its last line ends in them and the public ones."""
+    program = shutil.which("openssl")
+    if program is None:
+        raise BenchError("there is no openssl to compare with")
+    command = [program, "speed", "-seconds", str(seconds), "-multi", "2", "rsa2048"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30 + 4 * seconds, check=True)
+    return float(done.stdout.split()[-2])

@@ -1,0 +1,298 @@
+"""Where benchmarks run: a folder that goes away, processes that end with us, keys that are taken out again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+# The daemon's whole code, imported before we fork: another uid may not be able to read our interpreter.
+import upcall.daemon.__main__ as daemon_main
+from bench import noop
+from upcall.kernel import keyring
+from upcall.kernel.process import die_with_parent
+from upcall.modules import load
+from upcall.wire.authtok import AuthTok, pack_auth_tok
+
+_ROOT = Path(__file__).resolve().parent.parent
+_SOURCES = Path(__file__).resolve().parent / "peer"
+_PATIENCE = 20.0  # seconds until something that should have started has failed
+
+
+class BenchError(Exception):
+    """A benchmark cannot be run, or what it measured was wrong."""
+
+
+class Sample(NamedTuple):
+    """What one run of a client found. Times in microseconds."""
+
+    answered: int
+    refused: int
+    wrong: int
+    p50: float
+    p99: float
+    wall: float
+
+    @property
+    def per_second(self) -> float:
+        return self.answered / self.wall * 1e6
+
+
+def cpu_us(pid: int) -> float:
+    """Processor time that a process has used, by its own clock (clock_getcpuclockid(3)), all threads together."""
+    return time.clock_gettime_ns((~pid << 3) | 2) / 1000
+
+
+def pin(pids: Iterable[int], cpus: set[int]) -> None:
+    """Every thread of these processes onto these processors."""
+    for pid in pids:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), cpus)
+
+
+@contextlib.contextmanager
+def together(pids: Iterable[int]) -> Iterator[None]:
+    """On one processor: what is compared is work, not how two processors wake each other."""
+    found = list(pids)
+    everywhere = os.sched_getaffinity(0)
+    pin(found, {max(everywhere)})
+    try:
+        yield
+    finally:
+        pin(found, everywhere)
+
+
+def rss_mb(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text("ascii").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise BenchError(f"process {pid} has no memory")
+
+
+class Client:
+    """A C client: says what it found for each run that it is told to make (peer/client.c)."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process, self.pid = process, process.pid
+        self.other = 0  # the pid of the other side
+
+    def ready(self) -> Client:
+        self.other = int(self._line().split()[1])
+        return self
+
+    def body(self, asked: bytes, expected: bytes) -> Client:
+        self._tell(f"body {asked.hex()} {expected.hex() or '-'}")
+        self._line()
+        return self
+
+    def run(self, count: int, inflight: int = 1, seconds: float = 5.0) -> Sample:
+        """BenchError if anything but the right answer came."""
+        sample = self._run(count, inflight, seconds)
+        if sample.refused or sample.wrong or not sample.answered:
+            raise BenchError(f"not all as it should be: {sample}")
+        return sample
+
+    def await_daemon(self) -> Client:
+        """Until somebody answers behind the broker."""
+        end = time.monotonic() + _PATIENCE
+        while self._run(1, 1, 1.0).refused:
+            if time.monotonic() > end:
+                raise BenchError("no daemon has registered with the broker")
+            time.sleep(0.02)
+        return self
+
+    def _run(self, count: int, inflight: int, seconds: float) -> Sample:
+        self._tell(f"run {count} {inflight} {int(seconds * 1000)}")
+        answered, refused, wrong, p50, p99, wall = (int(field) for field in self._line(seconds).split())
+        return Sample(answered, refused, wrong, p50 / 1000, p99 / 1000, wall / 1000)
+
+    def _tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line.encode("ascii") + b"\n")
+        self.process.stdin.flush()
+
+    def _line(self, longer: float = 0.0) -> bytes:
+        assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], _PATIENCE + longer)[0]:
+            raise BenchError("a client says nothing")
+        line = self.process.stdout.readline()
+        if not line:
+            raise BenchError("a client has ended; its reason is above")
+        return line
+
+
+class Stage:
+    """Use as a context manager. Everything started here ends with it."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="upcall-bench-"))
+        self.folder.chmod(0o755)  # other uids have to get to the sockets and the peer inside
+        self.log = (self.folder / "log").open("ab")
+        self._running: dict[int, subprocess.Popen[bytes] | None] = {}
+        self._keys: list[tuple[int, int]] = []  # uid, serial
+        self._folders = 0
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.end(list(self._running))
+            for uid, serial in self._keys:
+                self.do_as(uid, lambda serial=serial: keyring.unlink(serial))  # type: ignore[misc]
+        finally:
+            self.log.close()
+            shutil.rmtree(self.folder)
+
+    # --- processes -----------------------------------------------------------------------------------------
+
+    def compile(self) -> None:
+        """Makes the C peers. BenchError if there is no compiler."""
+        compiler = shutil.which("cc")
+        if compiler is None:
+            raise BenchError("there is no C compiler (cc); the peers that we compare with are written in C")
+        sources = [str(path) for path in sorted(_SOURCES.glob("*.c"))]
+        flags = ["-O2", "-Wall", "-Wextra", "-Werror"]
+        subprocess.run([compiler, *flags, "-o", str(self.folder / "peer"), *sources], check=True, timeout=60)
+
+    def place(self) -> Path:
+        """A folder for one more broker."""
+        self._folders += 1
+        folder = self.folder / str(self._folders)
+        folder.mkdir(mode=0o755)
+        return folder
+
+    def start(self, command: list[str], uid: int | None = None, talks: bool = False) -> subprocess.Popen[bytes]:
+        """A program, as another uid if told."""
+        pipe = subprocess.PIPE if talks else subprocess.DEVNULL
+        other = {} if uid in (None, os.geteuid()) else {"user": uid, "group": uid, "extra_groups": []}
+        process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=sys.stderr if talks else self.log, cwd=self.folder,
+            env={**os.environ, **self._environment(uid)}, **other,  # type: ignore[call-overload]
+        )  # fmt: skip
+        self._running[process.pid] = process
+        return process  # type: ignore[no-any-return]
+
+    def _environment(self, uid: int | None) -> dict[str, str]:
+        """A runtime folder for each process: two daemons of one uid would take each other for a mistake."""
+        runtime = tempfile.mkdtemp(prefix="run-", dir=self.folder)
+        if uid is not None:
+            os.chown(runtime, uid, -1)
+        return {"XDG_RUNTIME_DIR": runtime, "PYTHONPATH": str(_ROOT)}
+
+    def peer(self, *arguments: object, uid: int | None = None) -> subprocess.Popen[bytes]:
+        return self.start([str(self.folder / "peer"), *map(str, arguments)], uid)
+
+    def client(self, *arguments: object, uid: int | None = None) -> Client:
+        """One of the clients in C; `ready()` is still to be called, for it waits for the other side."""
+        return Client(self.start([str(self.folder / "peer"), *map(str, arguments)], uid, talks=True))
+
+    def broker(self, folder: Path) -> int:
+        """Our broker; gives its pid."""
+        process = self.start([sys.executable, "-m", "upcall.broker", f"folder={folder}"])
+        self.await_file(folder / "portid", process.pid)
+        return process.pid
+
+    def daemon(self, folder: Path, modules: Mapping[str, str]) -> int:
+        """Our daemon, started as `upcall daemon` starts it; gives its pid."""
+        named = [f"module={alias}={spec}" for alias, spec in modules.items()]
+        return self.start([sys.executable, "-m", "upcall.daemon", f"folder={folder}", *named]).pid
+
+    def daemon_as(self, uid: int, folder: Path, modules: Mapping[str, str]) -> int:
+        """The same, as another uid, who may not be able to read the interpreter: forked."""
+        for spec in modules.values():
+            load(spec)
+        named = [f"module={alias}={spec}" for alias, spec in modules.items()]
+        environment = self._environment(uid)
+
+        def work() -> None:
+            os.environ.update(environment)
+            os.dup2(self.log.fileno(), 2)
+            daemon_main.run([f"folder={folder}", *named])
+
+        pid = _fork_as(uid, work)
+        self._running[pid] = None
+        return pid
+
+    def do_as(self, uid: int, work: Callable[[], object]) -> None:
+        """A function, in a child of that uid; its keyrings are not ours."""
+        _, status = os.waitpid(_fork_as(uid, work), 0)
+        if status:
+            raise BenchError(f"what was to be done as uid {uid} failed; its reason is above")
+
+    def await_file(self, path: Path, pid: int) -> None:
+        end = time.monotonic() + _PATIENCE
+        while not path.exists():
+            if time.monotonic() > end or self._ended(pid):
+                raise BenchError(f"process {pid} did not start: {self._last_words()}")
+            time.sleep(0.01)
+
+    def _last_words(self) -> str:
+        return (self.folder / "log").read_text("utf-8", "replace")[-500:]
+
+    def _ended(self, pid: int) -> bool:
+        process = self._running[pid]
+        return process is not None and process.poll() is not None
+
+    def end(self, pids: Iterable[int]) -> None:
+        """SIGTERM, a while, SIGKILL."""
+        ending = [pid for pid in pids if pid in self._running]
+        for number, patience in ((signal.SIGTERM, 4.0), (signal.SIGKILL, 4.0)):
+            for pid in ending:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            until = time.monotonic() + patience
+            while ending and time.monotonic() < until:
+                ending = [pid for pid in ending if not self._reaped(pid)]
+                time.sleep(0.005)
+
+    def _reaped(self, pid: int) -> bool:
+        process = self._running[pid]
+        ended = os.waitpid(pid, os.WNOHANG)[0] == pid if process is None else process.poll() is not None
+        if ended:
+            del self._running[pid]
+            for stream in () if process is None else (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()
+        return ended
+
+    # --- keys ----------------------------------------------------------------------------------------------
+
+    def add_key(self, signature: str, alias: str = noop.ALIAS, blob: bytes = b"-", uid: int | None = None) -> None:
+        """An auth token into the uid's user keyring, until the end."""
+        uid = os.geteuid() if uid is None else uid
+        reader, writer = os.pipe()
+        token = pack_auth_tok(AuthTok(signature, alias, blob))
+        self.do_as(uid, lambda: os.write(writer, str(keyring.add_user_key(signature, token)).encode("ascii")))
+        self._keys.append((uid, int(os.read(reader, 20))))
+        os.close(reader)
+        os.close(writer)
+
+
+def _fork_as(uid: int, work: Callable[[], object]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        if uid != os.geteuid():
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+        die_with_parent(signal.SIGKILL)
+        work()
+        code = 0
+    except BaseException:  # noqa: BLE001 - nothing may run on in this copy of the parent
+        traceback.print_exc()
+    finally:
+        os._exit(code)

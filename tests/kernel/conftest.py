@@ -1,0 +1,85 @@
+"""Ring 3: the real kernel. Runs in the lab's guest only (`make test`, or `upcall lab run -- python -m pytest ...`)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from tests.kernel.scene import House, enrol, keys
+from upcall.lab.stage import Person, kernel_faults, person
+
+TIME_LIMIT = 90  # seconds for one test in the slow guest; nothing here should come near it
+
+
+def _why_not() -> str | None:
+    if not os.environ.get("UPCALL_LAB"):
+        return "needs the lab's guest: run `python tests/run_lab.py`"
+    if not Path("/dev/ecryptfs").exists():
+        return "this kernel has no /dev/ecryptfs"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here, why = Path(__file__).parent, _why_not()
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.kernel)
+            if why:
+                item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.fixture(autouse=True)
+def _sound_kernel(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test the kernel must have nothing to complain about; where it has, no later test means anything."""
+
+    def too_long(_number: int, _frame: FrameType | None) -> None:
+        pytest.fail(f"still running after {TIME_LIMIT} s")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(TIME_LIMIT)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    faults = kernel_faults()
+    if faults:
+        request.session.shouldstop = "the kernel is broken: " + faults[0]
+        pytest.fail("\n".join(faults))
+
+
+@pytest.fixture(scope="session")
+def root() -> Person:
+    return _enrolled("root", "captured")
+
+
+@pytest.fixture(scope="session")
+def alice() -> Person:
+    return _enrolled("alice", "rsa2048")
+
+
+@pytest.fixture(scope="session")
+def bob() -> Person:
+    return _enrolled("bob", "captured")
+
+
+def _enrolled(name: str, key: str) -> Person:
+    found = person(name)
+    enrol(found, keys()[key])
+    return found
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    """A broker of the test's own; its daemons are the test's to start."""
+    made = House()
+    try:
+        made.open()
+        yield made
+    finally:
+        made.close()

@@ -1,0 +1,286 @@
+"""What the tests of the real kernel share: keys, files on eCryptfs, and attempts whose errno and time are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from upcall_rsa import module as openssl
+from upcall_rsa.blob import Blob, pack_blob
+
+from upcall.daemon.keyservice import KeyService
+from upcall.daemon.sources import fetch
+from upcall.handler import Handler
+from upcall.kernel import keyring
+from upcall.keymodule import KeyModule
+from upcall.lab.stage import (
+    PATIENCE,
+    Person,
+    Task,
+    broker_status,
+    do_as,
+    drop_caches,
+    fork_broker,
+    fork_daemon,
+    mount,
+    unmount,
+    wait_until,
+)
+from upcall.wire.authtok import AuthTok, pack_auth_tok
+
+VECTORS = Path(__file__).parent.parent / "vectors"
+CONTENT = b"what only its owner may read\n"
+
+# The kernel gives a request up after 3 s. Anything refused by us must be there well before; what the guest adds in its
+# slowness is in these.
+AT_ONCE = 1.5
+NOT_HUNG = 6.0
+
+
+class Key(NamedTuple):
+    """A key of tests/vectors/keys.json."""
+
+    name: str
+    bits: int
+    signature: str
+    pem: str
+
+
+PASSPHRASE = b"labpass"
+
+
+@functools.cache
+def keys() -> dict[str, Key]:
+    told = json.loads((VECTORS / "keys.json").read_text())["keys"]
+    return {name: Key(name, key["bits"], key["signature"], key["pem"]) for name, key in told.items()}
+
+
+def enrol(who: Person, key: Key, source: str | None = None) -> None:
+    """Puts the key's file into the person's home and its auth token into the person's user keyring.
+
+    `source` as in the blob: None leaves the passphrase in the token, as ecryptfs-utils does.
+    """
+
+    def work() -> None:
+        path = who.home / f"{key.name}.pem"
+        if not path.exists():
+            path.touch(0o600)
+            path.write_text(key.pem)
+        blob = pack_blob(Blob(str(path), source, PASSPHRASE if source is None else b""))
+        keyring.add_user_key(key.signature, pack_auth_tok(AuthTok(key.signature, "openssl", blob)))
+
+    do_as(who, work)
+
+
+def strike_out(who: Person, key: Key) -> None:
+    """Takes the auth token out of the person's user keyring, if it is there."""
+
+    def work() -> None:
+        serial = keyring.find(key.signature)
+        if serial is not None:
+            keyring.unlink(serial)
+
+    do_as(who, work)
+
+
+def key_service(module: Callable[[], KeyModule] = lambda: openssl, prove_all: bool = False) -> KeyService:
+    """The handler of a daemon whose one key module this is, under the alias that the auth tokens name."""
+    return KeyService(keyring, {"openssl": module}, fetch, prove_all)
+
+
+# --- attempts ------------------------------------------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """What became of an attempt: its errno (0: it went well), how long it took, what it returned."""
+
+    errno: int
+    seconds: float
+    value: object
+
+    def __repr__(self) -> str:
+        return f"<{errno.errorcode.get(self.errno, 'ok')} after {self.seconds:.2f} s>"
+
+
+def begin(who: Person, work: Callable[[], object]) -> Task[Outcome]:
+    """Starts an attempt in a child."""
+
+    def timed() -> Outcome:
+        start = time.monotonic()
+        try:
+            value = work()
+        except OSError as error:
+            return Outcome(error.errno or -1, time.monotonic() - start, None)
+        return Outcome(0, time.monotonic() - start, value)
+
+    return Task(who, timed)
+
+
+def attempt(who: Person, work: Callable[[], object]) -> Outcome:
+    return begin(who, work).result()
+
+
+def opening(path: Path) -> Callable[[], object]:
+    """Opens a file that is there, and reads it."""
+    return path.read_bytes
+
+
+def creating(path: Path, content: bytes = CONTENT) -> Callable[[], object]:
+    return lambda: path.write_bytes(content)
+
+
+# --- files ---------------------------------------------------------------------------------------------------
+
+_numbers = itertools.count()
+
+
+class Vault:
+    """A person's eCryptfs mount: ciphertext in `lower`, the files in `upper`."""
+
+    def __init__(self, who: Person, *signatures: str, key_bytes: int = 16) -> None:
+        self.who, self.signatures, self.key_bytes = who, signatures, key_bytes
+        folder = Path(f"/tmp/ring3/{next(_numbers)}")
+        self.lower, self.upper = folder / "lower", folder / "upper"
+        self.is_mounted = False
+
+    def mount(self) -> None:
+        mount(self.who, self.lower, self.upper, *self.signatures, key_bytes=self.key_bytes)
+        self.is_mounted = True
+
+    def unmount(self) -> None:
+        """Waits for whoever is in there still: a killed process takes as long as the kernel's patience."""
+        if self.is_mounted:
+            wait_until(self._unmount, f"unmounting {self.upper}")
+            self.is_mounted = False
+
+    def _unmount(self) -> bool:
+        try:
+            unmount(self.upper)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
+        return True
+
+    def remount(self, *signatures: str) -> None:
+        """Everything that is opened now asks the daemon anew."""
+        self.unmount()
+        drop_caches()
+        self.signatures = signatures or self.signatures
+        self.mount()
+
+    def fill(self, count: int) -> list[Path]:
+        """Files, made by their owner; all with CONTENT."""
+        paths = [self.upper / f"file-{number}" for number in range(count)]
+        do_as(self.who, lambda: [path.write_bytes(CONTENT) for path in paths] and None)
+        return paths
+
+    def cold(self, count: int) -> list[Path]:
+        """The same, and the next opening of each asks the daemon."""
+        paths = self.fill(count)
+        self.remount()
+        return paths
+
+
+@contextlib.contextmanager
+def vault(who: Person, *signatures: str, key_bytes: int = 16) -> Iterator[Vault]:
+    made = Vault(who, *signatures, key_bytes=key_bytes)
+    made.mount()
+    try:
+        yield made
+    finally:
+        made.unmount()
+
+
+def results(tasks: Sequence[Task[Outcome]], patience: float = PATIENCE) -> list[Outcome]:
+    """Of attempts that were begun, in their order."""
+    return [task.result(patience) for task in tasks]
+
+
+def lower_names(vault: Vault) -> list[str]:
+    return sorted(os.listdir(vault.lower))
+
+
+# --- broker and daemons of one test --------------------------------------------------------------------------
+
+
+class House:
+    """A broker and daemons, forked from the test; what they log is kept."""
+
+    def __init__(self) -> None:
+        self.folder = Path(f"/tmp/ring3/{next(_numbers)}")
+        self.folder.mkdir(parents=True)
+        self.folder.chmod(0o1777)
+        self.broker: Task[None] | None = None
+        self.others: list[Task[object]] = []
+
+    def open(self) -> Task[None]:
+        """Starts the broker, anew if it is gone."""
+        self.broker = fork_broker(self.folder / "broker.log")
+        return self.broker
+
+    def daemon(self, who: Person, handler: Callable[[], Handler] = key_service) -> Task[None]:
+        task = fork_daemon(who, handler, self.folder / f"{who.name}.log")
+        self.others.append(task)  # type: ignore[arg-type]
+        return task
+
+    def run(self, who: Person, work: Callable[[], object]) -> Task[object]:
+        """Something else that is to end with the test."""
+        task = Task(who, work, output=self.folder / f"{who.name}.log")
+        self.others.append(task)
+        return task
+
+    def log(self, name: str = "broker") -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    def gate(self) -> Gate:
+        return Gate(self.folder / f"gate-{next(_numbers)}")
+
+    def close(self) -> None:
+        for task in reversed(self.others):
+            task.end()
+        if self.broker is not None:
+            self.broker.end()
+
+
+class Gate:
+    """Closed until somebody opens it; works across processes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def open(self) -> None:
+        self._path.touch()
+
+    def wait(self, patience: float = 60.0) -> None:
+        wait_until(self._path.exists, "the gate", patience)
+
+
+def pending(who: Person) -> int:
+    """How many requests the broker waits for this person's daemon to answer."""
+    return len(daemon_status(who).get("pending", []))
+
+
+def daemon_status(who: Person) -> dict[str, Any]:
+    """What the broker says of this person's daemon; empty if there is none."""
+    daemons: Any = (broker_status() or {}).get("daemons", [])
+    return next((daemon for daemon in daemons if daemon["uid"] == who.uid), {})
+
+
+def outcome_counts() -> dict[str, int]:
+    """How often the kernel's requests ended in what."""
+    outcomes: Any = (broker_status() or {}).get("outcomes", {})
+    return dict(outcomes.get("ecryptfs", {}))
+
+
+def kernel_counts() -> dict[str, int]:
+    counts: Any = (broker_status() or {}).get("kernel", {})
+    return dict(counts)

@@ -1,0 +1,201 @@
+"""Daemons that are not there, die, or are asked for too much: the caller has its error at once."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.kernel.hostile import HostileModule
+from tests.kernel.scene import (
+    AT_ONCE,
+    CONTENT,
+    NOT_HUNG,
+    Gate,
+    House,
+    Outcome,
+    attempt,
+    begin,
+    creating,
+    key_service,
+    keys,
+    opening,
+    outcome_counts,
+    pending,
+    results,
+    vault,
+)
+from upcall.daemon.keyservice import KeyService
+from upcall.keymodule import KeyHandle
+from upcall.lab.stage import Person, Task, wait_until
+
+KEY = keys()["rsa2048"]
+BOBS = keys()["captured"]
+
+
+def blocking(gate: Gate) -> Callable[[], KeyService]:
+    """A daemon whose module unwraps once the gate is open."""
+
+    def unwrap(handle: KeyHandle, wrapped: bytes) -> object:
+        gate.wait()
+        return handle.unwrap(wrapped)
+
+    return lambda: key_service(lambda: HostileModule(unwrap=unwrap))
+
+
+def _refused_at_once(tasks: list[Task[Outcome]], since: float) -> None:
+    for outcome in results(tasks):
+        assert outcome.errno == errno.EIO
+    assert time.monotonic() - since < AT_ONCE
+
+
+def _served_again(house: House, who: Person, path: Path) -> None:
+    """Without a daemon: refused at once. With a new one: as if nothing had been."""
+    created = attempt(who, creating(path.with_name("too-early")))
+    assert (created.errno, created.seconds < AT_ONCE) == (errno.ENOTCONN, True)
+    opened = attempt(who, opening(path))
+    assert (opened.errno, opened.seconds < AT_ONCE) == (errno.EIO, True)
+    house.daemon(who)
+    assert attempt(who, opening(path)).value == CONTENT
+    assert attempt(who, creating(path.with_name("new"))).errno == 0
+
+
+def test_no_daemon(house: House, alice: Person) -> None:
+    daemon = house.daemon(alice)
+    with vault(alice, KEY.signature) as files:
+        path = files.cold(1)[0]
+        daemon.end()
+        wait_until(lambda: "device-closed" in house.log(), "the device to be closed")
+        _served_again(house, alice, path)
+
+
+def test_killed_with_requests_taken(house: House, alice: Person) -> None:
+    house.daemon(alice)
+    with vault(alice, KEY.signature) as files:
+        paths = files.cold(4)
+        daemon = house.daemon(alice, blocking(house.gate()))
+        tasks = [begin(alice, opening(path)) for path in paths]
+        wait_until(lambda: pending(alice) == 4, "four requests")
+        daemon.send_signal(signal.SIGKILL)
+        _refused_at_once(tasks, time.monotonic())
+        assert outcome_counts()["daemon-gone"] == 4
+        _served_again(house, alice, paths[0])
+
+
+def test_killed_with_requests_queued(house: House, alice: Person) -> None:
+    """Stopped first, so that nobody takes them out of its socket."""
+    daemon = house.daemon(alice)
+    with vault(alice, KEY.signature) as files:
+        paths = files.cold(4)
+        daemon.send_signal(signal.SIGSTOP)
+        tasks = [begin(alice, opening(path)) for path in paths]
+        wait_until(lambda: pending(alice) == 4, "four requests")
+        daemon.send_signal(signal.SIGKILL)
+        _refused_at_once(tasks, time.monotonic())
+        _served_again(house, alice, paths[0])
+
+
+def test_replaced_with_requests_taken(house: House, alice: Person) -> None:
+    """A newer daemon takes over what the older one holds: nobody notices."""
+    house.daemon(alice)
+    with vault(alice, KEY.signature) as files:
+        paths = files.cold(4)
+        older = house.daemon(alice, blocking(house.gate()))
+        tasks = [begin(alice, opening(path)) for path in paths]
+        wait_until(lambda: pending(alice) == 4, "four requests")
+        house.daemon(alice)
+        assert [outcome.value for outcome in results(tasks)] == [CONTENT] * 4
+        wait_until(lambda: older.ended, "the older daemon")
+
+
+def test_stopped_while_eight_processes_open_files(house: House, alice: Person, bob: Person) -> None:
+    """The classic that breaks the kernel when the daemon itself has to read the device. Again and again."""
+    daemon = house.daemon(alice)
+    house.daemon(bob)
+    with vault(alice, KEY.signature) as files, vault(bob, BOBS.signature) as others:
+        for cycle in range(1, 4):
+            paths = files.cold(8)
+            bobs = others.cold(8)
+            daemon.send_signal(signal.SIGSTOP)
+            tasks = [begin(alice, opening(path)) for path in paths]
+            wait_until(lambda: pending(alice) == 8, "eight requests")
+            for path in bobs:
+                outcome = attempt(bob, opening(path))
+                assert (outcome.value, outcome.seconds < AT_ONCE) == (CONTENT, True)
+            for outcome in results(tasks):
+                assert outcome.errno == errno.EIO
+                assert outcome.seconds < NOT_HUNG
+            assert outcome_counts()["timed-out"] == 8 * cycle
+            daemon.send_signal(signal.SIGCONT)
+            for path in paths:
+                assert attempt(alice, opening(path)).value == CONTENT
+
+
+def test_stopped_while_files_are_opened_one_after_the_other(house: House, alice: Person) -> None:
+    """Each of them takes a context that the one before has just left."""
+    daemon = house.daemon(alice)
+    with vault(alice, KEY.signature) as files:
+        paths = files.cold(3)
+        daemon.send_signal(signal.SIGSTOP)
+        for path in paths:
+            assert attempt(alice, opening(path)).errno == errno.EIO
+        daemon.send_signal(signal.SIGCONT)
+        for path in paths:
+            assert attempt(alice, opening(path)).value == CONTENT
+
+
+def test_stop_and_continue_under_load(house: House, alice: Person) -> None:
+    """Short stops cost time, and nothing else. ecryptfsd ends after nine of them."""
+    daemon = house.daemon(alice)
+    with vault(alice, KEY.signature) as files:
+        paths = files.cold(40)
+        task = begin(alice, lambda: [path.read_bytes() for path in paths])
+        cycles = 0
+        while not task.ended:
+            daemon.send_signal(signal.SIGSTOP)
+            daemon.send_signal(signal.SIGCONT)
+            cycles += 1
+        assert task.result().value == [CONTENT] * 40
+        assert cycles > 20
+
+
+def test_more_than_the_kernel_has_room_for(house: House, alice: Person) -> None:
+    """Forty at once; the kernel has 32 contexts. Those beyond fail at once, the others are served, nothing is stuck."""
+    house.daemon(alice)
+    gate = house.gate()
+    with vault(alice, KEY.signature) as files:
+        paths = files.cold(40)
+        house.daemon(alice, blocking(gate))
+        task = begin(alice, lambda: _open_all(paths, gate))
+        outcomes: list[tuple[int, float]] = task.result().value  # type: ignore[assignment]
+        early = [code for code, seconds in outcomes if code]
+        assert set(early) <= {errno.EIO}
+        assert 8 <= len(early) < 40
+        assert all(seconds < NOT_HUNG for _, seconds in outcomes)
+        for path in paths:
+            assert attempt(alice, opening(path)).value == CONTENT
+
+
+def _open_all(paths: list[Path], gate: Gate) -> list[tuple[int, float]]:
+    """(errno, seconds) of each, all at the same time; the gate opens once eight have been refused."""
+    found: list[tuple[int, float]] = []
+
+    def work(path: Path) -> None:
+        start, code = time.monotonic(), 0
+        try:
+            path.read_bytes()
+        except OSError as error:
+            code = error.errno or -1
+        found.append((code, time.monotonic() - start))
+
+    threads = [threading.Thread(target=work, args=(path,)) for path in paths]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(found) >= 8, "eight refusals")
+    gate.open()
+    for thread in threads:
+        thread.join()
+    return found

@@ -1,0 +1,88 @@
+"""Runs the tests of ring 3 (tests/kernel) in the lab: `python tests/run_lab.py [--require] [PYTEST ARGUMENTS...]`.
+
+The machine is booted once for each group, so that what one group does to its kernel is no other group's concern.
+Output comes as it is written; JUnit XML and the kernel's log of each group go to build/ring3. The exit code is the
+first one of pytest that is not 0, or 71 when a kernel reported a fault. Where the lab cannot run, the tests that are
+left out are named with the reason, and the exit code is 0 (with --require: 69).
+"""
+
+from __future__ import annotations
+
+import argparse
+import compileall
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from upcall.lab import LabError, LabUnavailable, run, why_not
+
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parent
+RESULTS = PROJECT / "build" / "ring3"
+TIME_LIMIT = 600.0  # seconds for one group on a slow machine; on a quiet one they need a fifth of it
+
+_HARSH = ("test_daemon_faults.py", "test_stopped.py", "test_broker_faults.py", "test_device.py")
+_OTHERS = tuple(sorted(path.name for path in (HERE / "kernel").glob("test_*.py") if path.name not in _HARSH))
+GROUPS: Mapping[str, tuple[str, ...]] = {"files": _OTHERS, "faults": _HARSH}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--require", action="store_true", help="fail where the lab cannot run")
+    parser.add_argument("--group", choices=sorted(GROUPS), action="append", help="only this one; may be repeated")
+    parser.add_argument("--timeout", type=float, default=TIME_LIMIT, metavar="SECONDS", help="for each group")
+    options, arguments = parser.parse_known_args()
+    groups = {name: files for name, files in GROUPS.items() if not options.group or name in options.group}
+    reason = why_not()
+    if reason is not None:
+        return _left_out(groups, reason, options.require)
+    # Compiling costs the guest seconds, and what it writes is gone with it.
+    for folder in (PROJECT / "upcall", PROJECT / "plugins", HERE):
+        compileall.compile_dir(folder, quiet=2)
+    codes = [_run_group(name, files, arguments, options.timeout) for name, files in groups.items()]
+    return next((code for code in codes if code), 0)
+
+
+def _left_out(groups: Mapping[str, tuple[str, ...]], reason: str, required: bool) -> int:
+    files = [f"tests/kernel/{file}" for names in groups.values() for file in names]
+    print(f"LEFT OUT, because the lab cannot run here ({reason}):\n  " + "\n  ".join(files), flush=True)
+    return os.EX_UNAVAILABLE if required else 0
+
+
+def _run_group(name: str, files: tuple[str, ...], arguments: list[str], timeout: float) -> int:
+    """One boot. 71 is for a kernel that reported a fault although every test went well."""
+    command = ["python", "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml=/results/{name}.xml", *arguments]
+    command += [f"tests/kernel/{file}" for file in files]
+    print(f"--- ring 3, {name}: {' '.join(files)}", flush=True)
+    started = time.monotonic()
+    try:
+        result = run(
+            command,
+            timeout=timeout,
+            results=RESULTS / name,
+            cwd=PROJECT,
+            env={"PYTHONUNBUFFERED": "1"},
+            out=_writer(1),
+            err=_writer(2),
+        )
+    except LabError as error:
+        print(f"--- ring 3, {name}: {error}", flush=True)
+        return os.EX_UNAVAILABLE if isinstance(error, LabUnavailable) else os.EX_SOFTWARE
+    for line in result.kernel_faults:
+        print(f"--- ring 3, {name}: the kernel reported a fault: {line}", flush=True)
+    print(f"--- ring 3, {name}: exit code {result.returncode}, {time.monotonic() - started:.0f} s", flush=True)
+    return result.returncode or (os.EX_OSERR if result.kernel_faults else 0)
+
+
+def _writer(descriptor: int) -> Callable[[bytes], None]:
+    def write(chunk: bytes) -> None:
+        while chunk:
+            chunk = chunk[os.write(descriptor, chunk) :]
+
+    return write
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,295 @@
+"""Those who lie to a broker: wrong sockets, wrong processes, wrong numbers, wrong bytes. Each is counted, and the right
+answer works afterwards."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from upcall.kernel.netlink import NetlinkSocket
+from upcall.messages import Answer, Refusal
+from upcall.runtime import Place
+from upcall.testing.played import PlayedDaemon, PlayedRequester
+from upcall.testing.processes import RunningBroker, in_child, until
+from upcall.wire.ecryptfs import Ask, FileKey, Reply, pack_ask, pack_file_key, pack_reply
+from upcall.wire.netlink import (
+    HELO,
+    MAX_MESSAGE,
+    REQUEST,
+    RESPONSE,
+    Envelope,
+    NetlinkMessage,
+    pack_control,
+    pack_message,
+    pack_request,
+    pack_response,
+)
+
+FILE_KEY = pack_file_key(FileKey(0, b"0123456789abcdef"))
+UNWRAP = pack_ask(Ask(0x40, "0123456789abcdef", b"wrapped"))
+WRAP = pack_ask(Ask(0x42, "0123456789abcdef", FILE_KEY))
+GOOD = Answer(pack_reply(Reply(0x41, 0, FILE_KEY)))
+NOBODY = 65534
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+class Asked:
+    """A request that a played daemon has in hand."""
+
+    def __init__(self, broker: RunningBroker) -> None:
+        self.broker = broker
+        self.daemon = PlayedDaemon(broker.folder)
+        self.requester = PlayedRequester(broker.folder)
+        self.requester.ask(UNWRAP)
+        self.request: Envelope = self.daemon.request()
+
+    def rejected(self, **counts: int) -> None:
+        until(lambda: self.broker.status()["rejected"] == counts, f"rejected {counts}")
+
+    def junk(self, **counts: int) -> None:
+        """Of everybody: only root sees it; others see that the request is still pending."""
+        if os.geteuid() == 0:
+            until(lambda: self.broker.status()["junk"] == counts, f"junk {counts}")
+        self.broker.pending(1)
+
+    def still_works(self) -> None:
+        self.daemon.answer(self.request, GOOD)
+        assert self.requester.reason() == "answered"
+
+
+@pytest.fixture
+def asked(broker: RunningBroker) -> Iterator[Asked]:
+    held = Asked(broker)
+    yield held
+    held.daemon.close()
+    held.requester.close()
+
+
+def test_another_socket_of_the_same_process_is_refused_by_the_kernel(asked: Asked) -> None:
+    forger = NetlinkSocket()
+    with pytest.raises(ConnectionRefusedError):
+        forger.send_to(pack_response(asked.request.seq, asked.request.index, GOOD), asked.daemon.broker)
+    forger.close()
+    asked.still_works()
+
+
+def test_another_process_is_refused_by_the_kernel(asked: Asked) -> None:
+    def forge() -> str:
+        try:
+            NetlinkSocket().send_to(pack_response(asked.request.seq, asked.request.index, GOOD), asked.daemon.broker)
+        except OSError as error:
+            return errno.errorcode[error.errno or 0]
+        return "sent"
+
+    assert in_child(forge) == "ECONNREFUSED"
+    asked.still_works()
+
+
+def test_a_child_that_inherited_the_socket_is_not_the_daemon(asked: Asked) -> None:
+    def forge() -> str:
+        asked.daemon.answer(asked.request, GOOD)
+        return "sent"
+
+    assert in_child(forge) == "sent"
+    asked.junk(pid=1)
+    asked.still_works()
+
+
+@root_only
+def test_another_user_who_inherited_the_socket_is_not_the_daemon(asked: Asked) -> None:
+    def forge() -> str:
+        asked.daemon.answer(asked.request, GOOD)
+        return "sent"
+
+    assert in_child(forge, uid=NOBODY) == "sent"
+    asked.junk(uid=1)
+    asked.still_works()
+
+
+def test_wrong_numbers_then_the_right_ones(asked: Asked) -> None:
+    seq, index = asked.request.seq, asked.request.index
+    for wrong_seq, wrong_index in ((seq + 1 & 0xFFFFFFFF, index), (seq, index + 1), (seq, 1 << 31), (0, 0xFFFFFFFF)):
+        asked.daemon.send(pack_response(wrong_seq, wrong_index, GOOD))
+    asked.rejected(sequence=1, state=1, index=2)
+    asked.still_works()
+
+
+def test_duplicates(asked: Asked) -> None:
+    asked.still_works()
+    asked.daemon.answer(asked.request, GOOD)
+    asked.daemon.answer(asked.request, Refusal("locked", 1))
+    asked.rejected(state=2)
+
+
+def test_a_late_answer_after_the_context_is_used_again(asked: Asked) -> None:
+    """32 others, so that the first one's index comes round again."""
+    asked.still_works()
+    for _ in range(32):
+        asked.requester.ask(UNWRAP)
+        request = asked.daemon.request()
+        if request.index == asked.request.index:
+            break
+        asked.daemon.answer(request, GOOD)
+        assert asked.requester.reason() == "answered"
+    else:
+        pytest.fail("the index did not come back")
+    asked.daemon.answer(asked.request, GOOD)
+    asked.rejected(sequence=1)
+    asked.daemon.answer(request, GOOD)
+    assert asked.requester.reason() == "answered"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"x", bytes(15), bytes(16), bytes(24), b"\xff" * 40, pack_control(99), pack_control(HELO) + b"x",
+     pack_message(NetlinkMessage(REQUEST, 1, 0, b""))],
+    ids=["a byte", "15", "16", "24", "ones", "type 99", "HELO and more", "a REQUEST"],
+)  # fmt: skip
+def test_what_is_no_message(asked: Asked, data: bytes) -> None:
+    asked.daemon.send(data)
+    asked.junk(message=1)
+    asked.still_works()
+
+
+def test_a_response_too_short_to_fit_anything(asked: Asked) -> None:
+    asked.daemon.send(struct.pack("=IHHII", 16, RESPONSE, 0, asked.request.seq, 0))
+    asked.rejected(length=1)
+    asked.still_works()
+
+
+@pytest.mark.parametrize("body", [b"", b"\1\0\0\0", b"\1\0\0\0junk", b"\2\0\0\0"])
+def test_an_envelope_that_fits_with_garbage_in_it_settles(asked: Asked, body: bytes) -> None:
+    asked.daemon.send(pack_message(NetlinkMessage(RESPONSE, asked.request.seq, asked.request.index, body)))
+    assert asked.requester.reason() == "bad-answer"
+    asked.requester.ask(UNWRAP)
+    asked.request = asked.daemon.request()
+    asked.still_works()
+
+
+@pytest.mark.parametrize("size", [MAX_MESSAGE + 1, 200_000])
+def test_longer_than_the_protocol_has(asked: Asked, size: int) -> None:
+    """It comes truncated, and is nobody's."""
+    head = struct.pack("=IHHIIII", size, RESPONSE, 0, asked.request.seq, 0, asked.request.index, size - 24)
+    asked.daemon.send(head.ljust(size, b"x"))
+    asked.junk(uid=1)
+    asked.still_works()
+
+
+@pytest.mark.parametrize(
+    ("asks", "reply"),
+    [
+        pytest.param(WRAP, Reply(0x43, 0, b""), id="size 0"),
+        pytest.param(WRAP, Reply(0x43, 0, b"x"), id="size 1"),
+        pytest.param(WRAP, Reply(0x43, 0, bytes(513)), id="too long"),
+        pytest.param(WRAP, Reply(0x43, 0, FILE_KEY + bytes(40)), id="the clear key"),
+        pytest.param(WRAP, Reply(0x41, 0, FILE_KEY), id="the other tag"),
+        pytest.param(WRAP, Reply(0x43, 0xFF, b""), id="a failure as an answer"),
+        pytest.param(UNWRAP, Reply(0x41, 0, FILE_KEY[:-1] + b"\1"), id="checksum"),
+        pytest.param(UNWRAP, Reply(0x41, 0, b"\x07" + FILE_KEY[1:-3] + FILE_KEY[-2:]), id="size"),
+        pytest.param(UNWRAP, Reply(0x41, 0, b"\x99" + FILE_KEY[1:]), id="cipher"),
+        pytest.param(UNWRAP, Reply(0x41, 0, b""), id="nothing"),
+    ],
+)
+def test_answers_that_the_requester_must_not_see(broker: RunningBroker, asks: bytes, reply: Reply) -> None:
+    with PlayedDaemon(broker.folder) as daemon, PlayedRequester(broker.folder) as requester:
+        requester.ask(asks)
+        daemon.answer(daemon.request(), Answer(pack_reply(reply)))
+        assert requester.reason() == "bad-answer"
+
+
+def test_a_flood_of_junk_from_a_daemon_slows_only_itself(asked: Asked) -> None:
+    """Its socket is read in pieces with pauses; the broker's other doors stay open."""
+    forged = pack_response(asked.request.seq + 1 & 0xFFFFFFFF, asked.request.index, GOOD)
+    stop = threading.Event()
+
+    def flood() -> None:
+        while not stop.is_set():
+            if not asked.daemon.socket.send(forged):
+                stop.wait(0.001)
+
+    flooder = threading.Thread(target=flood)
+    flooder.start()
+    try:
+        began = time.monotonic()
+        for _ in range(20):
+            asked.broker.status()
+        assert time.monotonic() - began < 2
+    finally:
+        stop.set()
+        flooder.join()
+    until(lambda: asked.daemon.socket.send(pack_response(asked.request.seq, asked.request.index, GOOD)), "room again")
+    assert asked.requester.reason() == "answered"
+
+
+# --- registration --------------------------------------------------------------------------------------------
+
+
+def to_registration(broker: RunningBroker, *messages: bytes) -> None:
+    sender = NetlinkSocket()
+    for data in messages:
+        sender.send_to(data, Place(broker.folder).broker()[0])
+    sender.close()
+
+
+def test_junk_at_the_registration(asked: Asked) -> None:
+    request = pack_request(asked.request)
+    to_registration(
+        asked.broker, b"x", bytes(16), b"\xff" * 100, pack_control(101), pack_control(HELO) + b"x", request,
+        pack_response(asked.request.seq, asked.request.index, GOOD), bytes(150_000),
+    )  # fmt: skip
+    asked.junk(message=8)
+    asked.still_works()
+
+
+def test_helo_claiming_nonsense(broker: RunningBroker) -> None:
+    """What it says of itself (flags, seq, pid) is of no interest: the kernel says who it is."""
+    with PlayedDaemon(broker.folder, register=False) as daemon:
+        hello = pack_message(NetlinkMessage(HELO, 0xFFFFFFFF, 0, None, 0xFFFF, 1))
+        daemon.socket.send_to(hello, Place(broker.folder).broker()[0])
+        daemon.helo_heard()
+        broker.registered(os.getpid())
+
+
+def test_a_helo_whose_process_has_ended(broker: RunningBroker) -> None:
+    def hello() -> None:
+        to_registration(broker, pack_control(HELO))
+
+    broker.stop()
+    in_child(hello)
+    broker.go_on()
+    assert broker.daemon() is None
+    assert "pid" in broker.log
+
+
+def test_a_flood_of_helos_does_not_shut_the_others_out(broker: RunningBroker) -> None:
+    flooder = NetlinkSocket()
+    portid = Place(broker.folder).broker()[0]
+    while flooder.send_to(b"x", portid):
+        pass
+    with PlayedDaemon(broker.folder, register=False) as daemon:
+        until(lambda: not _full(daemon), "HELO sent")
+        daemon.helo_heard()
+    flooder.close()
+
+
+def _full(daemon: PlayedDaemon) -> bool:
+    return not daemon.socket.send_to(pack_control(HELO), Place(daemon.folder).broker()[0])
+
+
+@root_only
+def test_another_user_registers_for_itself_only(asked: Asked) -> None:
+    def register() -> bool:
+        with PlayedDaemon(asked.broker.folder):
+            found = asked.broker.status()
+            return [one["uid"] for one in found["daemons"]] == [NOBODY]
+
+    assert in_child(register, uid=NOBODY)
+    asked.still_works()
+    until(lambda: [one["uid"] for one in asked.broker.status()["daemons"]] == [0], "only ours is left")
+

@@ -1,0 +1,286 @@
+"""The broker's local socket: who may ask what, and requesters that do not behave."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from typing import Any
+
+import pytest
+
+from upcall.broker.requesters import _PER_UID
+from upcall.client import NoBroker
+from upcall.errors import Refused
+from upcall.messages import Answer, Requester
+from upcall.testing.played import PlayedDaemon, PlayedRequester
+from upcall.testing.processes import RunningBroker, in_child, until
+from upcall.wire.ecryptfs import Ask, FileKey, Reply, pack_ask, pack_file_key, pack_reply
+from upcall.wire.netlink import (
+    MAX_BODY,
+    MAX_MESSAGE,
+    REQUEST,
+    Envelope,
+    NetlinkMessage,
+    pack_control,
+    pack_message,
+    pack_request,
+)
+
+FILE_KEY = pack_file_key(FileKey(0, b"0123456789abcdef"))
+PLEASE = pack_ask(Ask(0x40, "0123456789abcdef", b"wrapped"))
+GOOD = Answer(pack_reply(Reply(0x41, 0, FILE_KEY)))
+NOBODY = 65534
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+def still_serves(broker: RunningBroker) -> None:
+    assert broker.status()["broker"]["pid"] == broker.pid
+
+
+def test_answers_carry_the_requesters_own_numbers(broker: RunningBroker) -> None:
+    with PlayedDaemon(broker.folder) as daemon, PlayedRequester(broker.folder) as requester:
+        sent = [requester.ask(PLEASE) for _ in range(5)]
+        asked = [daemon.request() for _ in range(5)]
+        for request in reversed(asked):
+            daemon.answer(request, GOOD)
+        got = [requester.response() for _ in range(5)]
+    assert [one.seq for one in got] == sent[::-1]
+    assert [one.index for one in got] == [seq * 3 for seq in sent[::-1]]
+
+
+def test_two_requesters_with_the_same_numbers(broker: RunningBroker) -> None:
+    with (
+        PlayedDaemon(broker.folder) as daemon,
+        PlayedRequester(broker.folder) as one,
+        PlayedRequester(broker.folder) as two,
+    ):
+        one.ask(PLEASE)
+        first = daemon.request()
+        two.ask(PLEASE)
+        second = daemon.request()
+        assert first.requester == second.requester == Requester(os.getuid(), os.getpid())
+        daemon.answer(second, GOOD)
+        assert two.reason() == "answered"
+        daemon.answer(first, GOOD)
+        assert one.reason() == "answered"
+
+
+@pytest.mark.parametrize(
+    ("service", "body", "reason"),
+    [
+        ("key", b"", "bad-request"),
+        ("key", b"\x40\x10", "bad-request"),
+        ("key", PLEASE + b"x", "bad-request"),
+        ("key", b"\x99" + PLEASE[1:], "bad-request"),
+        ("key", bytes(MAX_BODY), "bad-request"),
+        ("ecryptfs", PLEASE, "no-service"),
+        ("moon", PLEASE, "no-service"),
+        ("moon\0", PLEASE, "no-service"),
+        ("daemon.status", b"", "no-service"),
+    ],
+)
+def test_refused_without_asking_anybody(broker: RunningBroker, service: str, body: bytes, reason: str) -> None:
+    with PlayedDaemon(broker.folder) as daemon, PlayedRequester(broker.folder) as requester:
+        requester.ask(body, service)
+        assert requester.reason() == reason
+        assert daemon.silent()
+
+
+@pytest.mark.parametrize("at", [0, 4, 20, 24, 25], ids=["nlmsg_len", "type", "data_len", "version", "name_len"])
+def test_a_request_that_is_broken_behind_its_position_is_refused(broker: RunningBroker, at: int) -> None:
+    data = bytearray(pack_request(Envelope(5, 6, "key", Requester(os.getuid(), 0), 0, PLEASE)))
+    data[at] ^= 0x80
+    with PlayedRequester(broker.folder) as requester:
+        requester.send(bytes(data))
+        response = requester.response()
+        assert (response.seq, response.index) == (5, 6)
+        assert "bad-request" in repr(response)
+
+
+@pytest.mark.parametrize("data", [b"x", bytes(23), pack_control(REQUEST)], ids=["a byte", "23", "header"])
+def test_a_datagram_without_a_position_ends_the_connection(broker: RunningBroker, data: bytes) -> None:
+    with PlayedRequester(broker.folder) as requester:
+        requester.send(data)
+        assert requester.closed()
+    still_serves(broker)
+
+
+def test_a_datagram_longer_than_the_protocol_has_ends_the_connection(broker: RunningBroker) -> None:
+    with PlayedRequester(broker.folder) as requester:
+        requester.send(bytes(MAX_MESSAGE + 1))
+        assert requester.closed()
+    still_serves(broker)
+
+
+def test_descriptors_that_nobody_asked_for(broker: RunningBroker) -> None:
+    before = len(os.listdir(f"/proc/{broker.pid}/fd")) if os.geteuid() == 0 else 0
+    with PlayedRequester(broker.folder) as requester:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=i", 0))]
+        requester.socket.sendmsg([pack_message(NetlinkMessage(REQUEST, 1, 0, b""))], rights)
+        assert requester.reason() == "bad-request"
+        after = len(os.listdir(f"/proc/{broker.pid}/fd")) if os.geteuid() == 0 else 0
+        assert after <= before + 1  # the connection itself
+
+
+def test_a_requester_that_goes_with_requests_pending(broker: RunningBroker) -> None:
+    with PlayedDaemon(broker.folder) as daemon:
+        requester = PlayedRequester(broker.folder)
+        requester.ask(PLEASE)
+        requester.ask(PLEASE)
+        first, second = daemon.request(), daemon.request()
+        requester.close()
+        daemon.answer(first, GOOD)
+        daemon.answer(second, GOOD)
+        broker.pending(0)
+        with PlayedRequester(broker.folder) as another:
+            another.ask(PLEASE)
+            daemon.answer(daemon.request(), GOOD)
+            assert another.reason() == "answered"
+
+
+def test_a_requester_that_never_reads(broker: RunningBroker) -> None:
+    """Its answers pile up until its socket is full; then it has no connection, and the others have theirs."""
+    with PlayedRequester(broker.folder) as deaf, PlayedRequester(broker.folder) as other:
+
+        def gone() -> bool:
+            try:
+                deaf.ask(b"", "broker.status")
+            except OSError:
+                return True
+            return False
+
+        until(gone, "the connection is taken away")
+        other.ask(b"", "broker.status")
+        assert other.reason() == "answered"
+
+
+def test_too_many_connections(broker: RunningBroker) -> None:
+    most = [PlayedRequester(broker.folder) for _ in range(_PER_UID)]
+    for requester in most:
+        requester.ask(PLEASE)
+        assert requester.reason() == "no-daemon"
+    with PlayedRequester(broker.folder) as one_more:
+        assert one_more.closed()
+    with pytest.raises(NoBroker), broker.client() as client:
+        client.status()
+    for requester in most:
+        requester.close()
+    until(lambda: _serves(broker), "room again")
+
+
+def _serves(broker: RunningBroker) -> bool:
+    try:
+        still_serves(broker)
+    except NoBroker:
+        return False
+    return True
+
+
+@root_only
+def test_one_users_connections_are_not_anothers(broker: RunningBroker) -> None:
+    most = [PlayedRequester(broker.folder) for _ in range(_PER_UID)]
+
+    def status() -> Any:
+        return broker.status()["daemons"]
+
+    assert in_child(status, uid=NOBODY) == []
+    for requester in most:
+        requester.close()
+
+
+@root_only
+def test_another_uids_daemon_is_not_to_be_asked(broker: RunningBroker) -> None:
+    def ask(uid: int) -> str:
+        with PlayedRequester(broker.folder) as requester:
+            requester.ask(PLEASE, uid=uid)
+            return requester.reason()
+
+    with PlayedDaemon(broker.folder):
+        assert in_child(lambda: ask(0), uid=NOBODY) == "not-permitted"
+        assert in_child(lambda: ask(NOBODY), uid=NOBODY) == "no-daemon"
+        assert ask(NOBODY) == "no-daemon"  # root may ask for anybody
+
+
+@root_only
+def test_root_asks_another_uids_daemon(broker: RunningBroker) -> None:
+    """A daemon of another user answers root's request; the other user is told who asks."""
+    ready, done = os.pipe(), os.pipe()
+
+    def serve() -> list[int]:
+        with PlayedDaemon(broker.folder) as daemon:
+            os.write(ready[1], b"x")
+            request = daemon.request()
+            daemon.answer(request, GOOD)
+            os.read(done[0], 1)
+            return list(request.requester)
+
+    def ask() -> str:
+        os.read(ready[0], 1)
+        with PlayedRequester(broker.folder) as requester:
+            requester.ask(PLEASE, uid=NOBODY)
+            reason = requester.reason()
+        os.write(done[1], b"x")
+        return reason
+
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = 0 if ask() == "answered" else 1
+        finally:
+            os._exit(status)
+    assert in_child(serve, uid=NOBODY) == [0, pid]
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    for end in (*ready, *done):
+        os.close(end)
+
+
+def test_status_of_all_is_for_root(broker: RunningBroker) -> None:
+    with PlayedDaemon(broker.folder) as daemon:
+        found = broker.status()
+        assert ("junk" in found) == (os.getuid() == 0)
+        (mine,) = found["daemons"]
+        assert (mine["uid"], mine["portid"]) == (os.getuid(), daemon.socket.portid)
+        assert found["broker"]["pid"] == broker.pid
+        if os.geteuid() == 0:
+            assert in_child(broker.status, uid=NOBODY)["daemons"] == []
+            assert "junk" not in in_child(broker.status, uid=NOBODY)
+
+
+def test_status_shows_what_is_pending_and_no_bodies(broker: RunningBroker) -> None:
+    with PlayedDaemon(broker.folder) as daemon, PlayedRequester(broker.folder) as requester:
+        requester.ask(PLEASE)
+        request = daemon.request()
+        found = broker.daemon()
+        assert found is not None
+        (pending,) = found["pending"]
+        assert (pending["index"], pending["seq"], pending["service"]) == (request.index, request.seq, "key")
+        assert set(pending) == {"index", "seq", "service", "age"}
+
+
+@pytest.mark.parametrize("deadline", [1, 10**6, (1 << 64) - 1], ids=["long past", "a millisecond", "never"])
+def test_deadlines_of_a_requester(broker: RunningBroker, deadline: int) -> None:
+    data = pack_request(Envelope(1, 0, "key", Requester(os.getuid(), 0), deadline, PLEASE))
+    with PlayedDaemon(broker.folder) as daemon, PlayedRequester(broker.folder) as requester:
+        requester.send(data)
+        if deadline > 1 << 63:
+            daemon.answer(daemon.request(), GOOD)
+            assert requester.reason() == "answered"
+        else:
+            assert requester.reason() == "timed-out"
+
+
+def test_client_and_status_after_the_broker_has_gone(broker: RunningBroker) -> None:
+    with broker.client() as client:
+        broker.kill()
+        with pytest.raises(NoBroker):
+            client.status()
+    with pytest.raises(NoBroker):
+        broker.client()
+
+
+def test_a_client_says_what_it_was_refused_for(broker: RunningBroker) -> None:
+    with broker.client() as client, pytest.raises(Refused) as caught:
+        client.ask("moon", b"")
+    assert (caught.value.reason, caught.value.errno) == ("no-service", 95)

@@ -1,0 +1,157 @@
+"""The user's own commands to the user's daemon: unlock, lock, status; and one daemon after another."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+from misbehaving import SECRET
+
+from upcall.control import DaemonControl, NoDaemon
+from upcall.errors import Refused
+from upcall.kernel.local import connect
+from upcall.testing.keys import FolderKeyring
+from upcall.testing.processes import RunningBroker, StartDaemon, in_child, until
+from upcall.testing.toy import make_toy_key
+
+KEY = b"0123456789abcdef"
+PASSPHRASE = b"open sesame"
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+@pytest.fixture(autouse=True)
+def runtime_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    run = folder.parent / "run"
+    run.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(run))
+    return run
+
+
+@pytest.fixture
+def protected(folder: Path, keyring: FolderKeyring) -> str:
+    """A key whose passphrase is asked for."""
+    name, blob = make_toy_key(folder.parent / "protected.key", PASSPHRASE)
+    return keyring.add(name, "toy", blob)
+
+
+def refusal_of(broker: RunningBroker, signature: str) -> str:
+    with broker.client() as client:
+        try:
+            client.wrap(signature, KEY)
+        except Refused as refused:
+            return refused.reason
+    return "answered"
+
+
+def test_unlock_and_lock(broker: RunningBroker, start_daemon: StartDaemon, protected: str) -> None:
+    daemon = start_daemon(broker, control=True)
+    with DaemonControl() as control:
+        assert refusal_of(broker, protected) == "locked"
+        control.unlock(protected, bytearray(b"wrong"))
+        assert refusal_of(broker, protected) == "module-failed"
+        control.unlock(protected, bytearray(PASSPHRASE))
+        assert refusal_of(broker, protected) == "answered"
+        assert control.status()["keys"] == [{"signature": protected, "module": "toy", "open": True}]
+        assert control.lock(protected) == 1
+        assert refusal_of(broker, protected) == "locked"
+        assert control.status()["keys"] == [{"signature": protected, "locked": True}]
+        control.unlock(protected, bytearray(PASSPHRASE))
+        assert control.lock(None) == 1
+        assert refusal_of(broker, protected) == "locked"
+    for secret in (PASSPHRASE.decode(), "wrong"):
+        assert secret not in daemon.log
+
+
+def test_a_module_that_raises_while_a_key_is_warmed_up(
+    broker: RunningBroker, start_daemon: StartDaemon, keyring: FolderKeyring
+) -> None:
+    keyring.add("feedfeedfeedfeed", "bad", b"open_raises")
+    daemon = start_daemon(broker, control=True)
+    with DaemonControl() as control:
+        control.unlock("feedfeedfeedfeed", bytearray(b"x"))
+        assert refusal_of(broker, "feedfeedfeedfeed") == "module-broke"
+        assert control.status()["keys"] == []
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+    assert SECRET not in daemon.log
+
+
+@pytest.mark.parametrize(
+    ("service", "body", "reason"),
+    [("daemon.unlock", b"short", "bad-request"), ("daemon.lock", b"x" * 16, "bad-request"), ("moon", b"", "no-service")],
+)
+def test_commands_that_make_no_sense(
+    broker: RunningBroker, start_daemon: StartDaemon, service: str, body: bytes, reason: str
+) -> None:
+    start_daemon(broker, control=True)
+    with DaemonControl() as control, pytest.raises(Refused, match=reason):
+        control._ask(service, body)
+
+
+def test_junk_and_silence_on_the_control_socket(
+    broker: RunningBroker, start_daemon: StartDaemon, runtime_folder: Path, signature: str
+) -> None:
+    start_daemon(broker, control=True)
+    path = runtime_folder / "upcall" / "daemon.sock"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for junk in (b"x", bytes(100), b""):
+        with connect(path, frozenset({os.geteuid()})) as connection:
+            if junk:
+                connection.send(junk)
+                assert connection.recv(1) == b""
+    with connect(path, frozenset({os.geteuid()})), broker.client() as client:  # says nothing: requests go on
+        assert client.unwrap(signature, client.wrap(signature, KEY)) == KEY
+    with DaemonControl() as control:
+        assert control.status()["keys"]
+
+
+def test_no_daemon() -> None:
+    with pytest.raises(NoDaemon):
+        DaemonControl()
+
+
+def test_a_newer_daemon_takes_the_control_socket_over(
+    broker: RunningBroker, start_daemon: StartDaemon, signature: str
+) -> None:
+    first = start_daemon(broker, control=True)
+    second = start_daemon(broker, control=True)
+    assert first.wait() == 0
+    with DaemonControl() as control:  # the first, on its way out, has not taken the second's socket away
+        assert control.status()["pid"] == second.pid
+    second.signal(signal.SIGTERM)
+    assert second.wait() == 0
+    with pytest.raises(NoDaemon):
+        DaemonControl()
+
+
+def test_a_daemon_that_was_killed_leaves_a_socket_that_is_in_nobodys_way(
+    broker: RunningBroker, start_daemon: StartDaemon
+) -> None:
+    start_daemon(broker, control=True).kill()
+    until(lambda: broker.daemon() is None, "the broker knows")
+    second = start_daemon(broker, control=True)
+    with DaemonControl() as control:
+        assert control.status()["pid"] == second.pid
+
+
+@root_only
+def test_another_users_command(broker: RunningBroker, start_daemon: StartDaemon, runtime_folder: Path) -> None:
+    """Even where the folder would let it in."""
+    start_daemon(broker, control=True)
+    path = runtime_folder / "upcall" / "daemon.sock"
+    for reachable in (runtime_folder, path.parent):
+        reachable.chmod(0o755)
+    path.chmod(0o666)
+
+    def ask() -> str:
+        with connect(path, frozenset({0})) as connection:
+            try:
+                connection.send(bytes(100))
+                return "answered" if connection.recv(1) else "closed"
+            except ConnectionError:
+                return "closed"
+
+    assert in_child(ask, uid=65534) == "closed"

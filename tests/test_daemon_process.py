@@ -1,0 +1,334 @@
+"""Real daemons with key modules that misbehave, and with a broker that is played."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from misbehaving import SECRET
+
+from upcall.errors import Refused
+from upcall.kernel.netlink import NetlinkSocket
+from upcall.messages import Answer, Refusal, Requester
+from upcall.runtime import Place, publish
+from upcall.testing.gate import Gate
+from upcall.testing.keys import FolderKeyring
+from upcall.testing.played import PlayedRequester
+from upcall.testing.processes import NotInTime, RunningBroker, RunningDaemon, StartDaemon, in_child, until
+from upcall.wire.ecryptfs import Ask, FileKey, pack_ask, pack_file_key
+from upcall.wire.netlink import (
+    HELO,
+    QUIT,
+    REQUEST,
+    Envelope,
+    NetlinkMessage,
+    Response,
+    pack_control,
+    pack_message,
+    pack_request,
+    take_message,
+    take_response,
+)
+
+KEY = b"0123456789abcdef"
+FILE_KEY = pack_file_key(FileKey(0, KEY))
+BAD = "feedfeedfeedfeed"
+NOBODY = 65534
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+def wrap_of(signature: str) -> bytes:
+    return pack_ask(Ask(0x42, signature, FILE_KEY))
+
+
+# --- key modules that misbehave ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verb", "reason"),
+    [
+        ("raise", "module-broke"),
+        ("exit", "module-broke"),
+        ("interrupt", "module-broke"),
+        ("open_raises", "module-broke"),
+        ("none", "module-broke"),
+        ("text", "module-broke"),
+        ("empty", "module-broke"),
+        ("short", "module-broke"),
+        ("long", "module-broke"),
+        ("huge", "module-broke"),
+        ("unwrap_none", "module-broke"),
+        ("unwrap_other", "module-broke"),
+        ("same", "module-failed"),
+        ("clear", "module-failed"),
+        ("garbage", "module-failed"),
+        ("fail", "module-failed"),
+        ("refuse", "locked"),
+    ],
+)
+def test_a_module_that_misbehaves_is_refused_and_the_daemon_lives(
+    broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring, signature: str, verb: str, reason: str
+) -> None:
+    keyring.add(BAD, "bad", verb.encode())
+    with broker.client() as client:
+        for _ in range(4):  # more often than there are workers at the socket
+            with pytest.raises(Refused) as caught:
+                client.wrap(BAD, KEY)
+            assert caught.value.reason == reason
+        assert client.unwrap(signature, client.wrap(signature, KEY)) == KEY
+    assert SECRET not in daemon.log
+
+
+def test_a_module_that_goes_bad_later(broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring) -> None:
+    keyring.add(BAD, "bad", b"later")
+    with broker.client() as client:
+        assert client.unwrap(BAD, client.wrap(BAD, KEY)) == KEY
+        with pytest.raises(Refused, match="module-failed"):
+            client.wrap(BAD, KEY)
+
+
+def test_a_module_that_gives_the_key_away_later(
+    broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring
+) -> None:
+    """The daemon has proved a key of this size already; the broker looks into each."""
+    keyring.add(BAD, "bad", b"clear_later")
+    with broker.client() as client:
+        client.wrap(BAD, KEY)
+        with pytest.raises(Refused, match="bad-answer"):
+            client.wrap(BAD, KEY)
+
+
+def test_a_key_whose_staleness_cannot_be_told(
+    broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring
+) -> None:
+    keyring.add(BAD, "bad", b"stale_raises")
+    with broker.client() as client:
+        client.wrap(BAD, KEY)
+        with pytest.raises(Refused, match="module-broke"):
+            client.wrap(BAD, KEY)
+    assert SECRET not in daemon.log
+
+
+def test_a_key_that_hangs_holds_up_nobody_else(
+    broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring, gate: Gate, signature: str
+) -> None:
+    keyring.add(BAD, "bad", f"gate {gate.path}".encode())
+    with PlayedRequester(broker.folder) as requester, broker.client() as client:
+        for _ in range(20):
+            requester.ask(wrap_of(BAD))
+        held = gate.arrived()
+        assert client.unwrap(signature, client.wrap(signature, KEY)) == KEY
+        held.release()
+        for _ in range(19):
+            gate.arrived().release()
+        assert {requester.reason() for _ in range(20)} == {"answered"}
+
+
+def test_a_lane_whose_work_is_all_overdue_is_busy(
+    broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring, gate: Gate, signature: str
+) -> None:
+    keyring.add(BAD, "bad", f"gate {gate.path}".encode())
+    with PlayedRequester(broker.folder) as requester:
+        for _ in range(8):  # more than a lane holds
+            requester.ask(wrap_of(BAD), timeout=0.2)
+        held = gate.arrived()
+        assert {requester.reason() for _ in range(8)} == {"timed-out"}
+        requester.ask(wrap_of(BAD))
+        assert requester.reason() == "busy"
+        requester.ask(wrap_of(signature))
+        assert requester.reason() == "answered"
+        held.release()
+        requester.ask(wrap_of(BAD))
+        gate.arrived().release()
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 68, 200, 8000])
+def test_what_is_no_file_key_never_reaches_a_module(
+    broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring, size: int
+) -> None:
+    """A module is promised 1 to 67 bytes; and what is no file key could not be unwrapped again."""
+    keyring.add(BAD, "bad", b"raise")
+    with PlayedRequester(broker.folder) as requester:
+        requester.ask(pack_ask(Ask(0x42, BAD, bytes(size))))
+        assert requester.reason() == "bad-request"
+
+
+def test_keys_that_are_not_there(broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring) -> None:
+    keyring.add(BAD, "moon", b"")
+    with broker.client() as client:
+        with pytest.raises(Refused, match="no-key"):
+            client.wrap("0" * 16, KEY)
+        with pytest.raises(Refused, match="no-module"):
+            client.wrap(BAD, KEY)
+
+
+def test_a_key_that_another_one_wrapped(broker: RunningBroker, daemon: RunningDaemon, signature: str) -> None:
+    with broker.client() as client, pytest.raises(Refused, match="module-failed"):
+        client.unwrap(signature, bytes(100))
+
+
+# --- a played broker -----------------------------------------------------------------------------------------
+
+
+class PlayedBroker:
+    """Registers one daemon and says whatever the test wants."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.socket = NetlinkSocket()
+        publish(Place(folder), self.socket.portid)
+
+    def register(self) -> None:
+        until(self._helo, "a HELO")
+
+    def _helo(self) -> bool:
+        packet = self.socket.receive()
+        if packet is None or take_message(packet.data).type != HELO:
+            return False
+        self.portid = packet.portid
+        self.socket.connect(packet.portid)
+        return self.socket.send(pack_control(HELO))
+
+    def ask(self, seq: int, body: bytes, service: str = "key", timeout: float = 5.0) -> None:
+        deadline = int((time.monotonic() + timeout) * 1e9)
+        self.socket.send(pack_request(Envelope(seq, seq, service, Requester(0, 0), deadline, body)))
+
+    def response(self) -> Response:
+        def look() -> Response | None:
+            packet = self.socket.receive()
+            return None if packet is None else take_response(packet.data)
+
+        return until(look, "a response")
+
+
+def refused(response: Response) -> tuple[int, str]:
+    assert isinstance(response.outcome, Refusal)
+    return response.seq, response.outcome.reason
+
+
+def test_a_broker_that_talks_nonsense(folder: Path, start_daemon: StartDaemon, signature: str) -> None:
+    broker = PlayedBroker(folder)
+    daemon = start_daemon()
+    broker.register()
+    broker.ask(1, b"nonsense")
+    assert refused(broker.response()) == (1, "bad-request")
+    broker.ask(2, wrap_of(signature), "moon")
+    assert refused(broker.response()) == (2, "no-service")
+    broken = bytearray(pack_request(Envelope(3, 3, "key", Requester(0, 0), 1, b"")))
+    broken[24] = 99  # the version: what follows cannot be understood, but an answer is owed
+    broker.socket.send(bytes(broken))
+    assert refused(broker.response()) == (3, "bad-request")
+    for junk in (b"x", bytes(16), pack_control(99), pack_message(NetlinkMessage(REQUEST, 0, 0, b""))[:20]):
+        broker.socket.send(junk)
+    broker.ask(4, wrap_of(signature))
+    response = broker.response()
+    assert (response.seq, type(response.outcome)) == (4, Answer)
+    assert daemon.process.poll() is None
+
+
+@pytest.mark.parametrize("how", [b"lane", b"none", b"text", b"huge", b"raise"])
+def test_a_handler_that_misbehaves_is_refused_and_the_daemon_lives(
+    folder: Path, start_daemon: StartDaemon, how: bytes
+) -> None:
+    broker = PlayedBroker(folder)
+    daemon = start_daemon(handlers=["misbehaving:HANDLER"])
+    broker.register()
+    for seq in range(40):  # more often than there can be workers
+        broker.ask(seq, how, "bad")
+        assert refused(broker.response()) == (seq, "module-broke")
+    broker.ask(99, b"good", "bad")
+    assert broker.response().outcome == Answer(b"it")
+    assert SECRET not in daemon.log
+
+
+def test_a_request_past_its_deadline_is_dropped(folder: Path, start_daemon: StartDaemon, signature: str) -> None:
+    broker = PlayedBroker(folder)
+    start_daemon()
+    broker.register()
+    broker.ask(1, wrap_of(signature), timeout=-1)
+    broker.ask(2, wrap_of(signature))
+    assert broker.response().seq == 2
+
+
+def test_strangers_are_refused_by_the_kernel_once_there_is_a_broker(
+    folder: Path, start_daemon: StartDaemon, signature: str
+) -> None:
+    broker = PlayedBroker(folder)
+    start_daemon()
+    broker.register()
+    broker.ask(1, wrap_of(signature))
+    assert broker.response().seq == 1
+    with pytest.raises(ConnectionRefusedError):
+        NetlinkSocket().send_to(pack_control(QUIT), broker.portid)
+
+
+@root_only
+def test_a_squatter_of_another_user_is_not_believed(
+    folder: Path, start_daemon: StartDaemon, signature: str
+) -> None:
+    """The portid is right, the uid is not: neither its HELO nor its QUIT counts."""
+    folder.mkdir()
+    ready = os.pipe()
+
+    def squat() -> list[str]:
+        squatter = NetlinkSocket()
+        os.write(ready[1], str(squatter.portid).encode())
+        packet = until(squatter.receive, "a HELO")
+        for data in (pack_control(HELO), pack_control(QUIT), pack_control(HELO)):
+            squatter.send_to(data, packet.portid)
+        until(lambda: "stranger" in log.read_text(), "the daemon has noticed")
+        return ["done"]
+
+    log = folder.parent / "daemon.log"
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = 0 if in_child(squat, uid=NOBODY) == ["done"] else 1
+        finally:
+            os._exit(status)
+    publish(Place(folder), int(os.read(ready[0], 16)))
+    daemon = start_daemon()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    for end in ready:
+        os.close(end)
+    assert daemon.process.poll() is None
+    broker = RunningBroker(folder)
+    with broker:
+        broker.registered(daemon.pid)
+
+
+def test_a_portid_file_with_nonsense(folder: Path, start_daemon: StartDaemon, signature: str) -> None:
+    """It is told, and waited for something better."""
+    folder.mkdir()
+    place = Place(folder)
+    place.portid_file.write_text("moon")
+    daemon = start_daemon()
+    daemon.logged("holds no number")
+    for nonsense in ("-5", "9999999999999999", "0", ""):
+        place.portid_file.write_text(nonsense)
+    with RunningBroker(folder) as broker:
+        broker.registered(daemon.pid)
+
+
+def test_sigterm_without_a_broker(folder: Path, start_daemon: StartDaemon) -> None:
+    daemon = start_daemon()
+    daemon.logged("no-broker")
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+
+
+def test_a_broker_that_never_says_quit(folder: Path, start_daemon: StartDaemon) -> None:
+    """The daemon ends nevertheless, soon."""
+    broker = PlayedBroker(folder)
+    daemon = start_daemon()
+    broker.register()
+    daemon.logged("registered")
+    daemon.signal(signal.SIGTERM)
+    with pytest.raises(NotInTime):
+        daemon.wait(0.2)
+    assert daemon.wait(5) == 0
+    assert "quit-unanswered" in daemon.log
