@@ -423,7 +423,7 @@ def test_apts_empty_lists_are_updated_by_root_only(
 
 
 def test_no_command_is_a_usage_error() -> None:
-    assert CliRunner().invoke(main, ["lab", "run"]).exit_code == 2  # click's own
+    assert CliRunner().invoke(main, ["lab", "run"]).exit_code == os.EX_USAGE
     with pytest.raises(ValueError, match="no command"):
         run([])
 

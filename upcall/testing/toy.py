@@ -8,13 +8,13 @@ import os
 from pathlib import Path
 
 from upcall.errors import ModuleFailed
-from upcall.keymodule import API, AskPassphrase
+from upcall.keymodule import API, Secrets
 
 _NONCE, _MAC = 16, 32
 
 
 def make_toy_key(path: Path, passphrase: bytes = b"") -> tuple[str, bytes]:
-    """A new key in `path`; its signature, and the blob for its auth token. A passphrase is asked for if there is one."""
+    """A new key in `path`; its signature and its auth token's blob. A passphrase is asked for if there is one."""
     salt = os.urandom(32)
     path.write_bytes(salt + hashlib.sha256(salt + passphrase).digest())
     source = b"ask" if passphrase else b""
@@ -64,7 +64,7 @@ class ToyModule:
     name = "toy"
     api = API
 
-    def open(self, signature: str, blob: bytes, ask: AskPassphrase, /) -> ToyKey:
+    def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> ToyKey:
         name, _, source = blob.partition(b"\0")
         path = Path(os.fsdecode(name))
         try:
@@ -74,7 +74,7 @@ class ToyModule:
         salt = data[:32]
         if len(data) != 64 or _signature(salt) != signature:
             raise ModuleFailed(f"{path}: is not the key {signature}")
-        passphrase = ask(source.decode("ascii", "replace")) if source else bytearray()
+        passphrase = secrets.passphrase(source.decode("ascii", "replace")) if source else bytearray()
         fits = hashlib.sha256(salt + passphrase).digest() == data[32:]
         secret = hashlib.sha256(b"secret" + salt + passphrase).digest()
         passphrase[:] = bytes(len(passphrase))
