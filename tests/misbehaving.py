@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from upcall.errors import ModuleFailed, Refused
-from upcall.keymodule import API, AskPassphrase
+from upcall.keymodule import API, Secrets
 from upcall.testing.toy import TOY, ToyKey, make_toy_key
 from upcall.wire.netlink import Envelope
 
@@ -100,13 +100,13 @@ class BadModule:
     name = "bad"
     api = API
 
-    def open(self, signature: str, blob: bytes, ask: AskPassphrase, /) -> BadKey:
+    def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> BadKey:
         verb, _, argument = blob.decode().partition(" ")
         if verb == "open_raises":
             raise RuntimeError(SECRET)
         path = Path(argument or "/tmp") if verb == "key" else Path(f"/proc/self/fd/{os.memfd_create('key')}")
         name, good = make_toy_key(path)
-        return BadKey(TOY.open(name, good, ask), verb, argument)
+        return BadKey(TOY.open(name, good, secrets), verb, argument)
 
 
 BAD = BadModule()

@@ -1,9 +1,9 @@
 """What a key module is: a name, and a way to open a key; the opened key has two verbs, wrap and unwrap.
 
 A module is any object with the members of `KeyModule`; nothing is inherited. It is found by an entry point of the
-group `upcall.key_modules`, whose name is the alias that stands in the auth token (at most 16 characters). One that loads
-foreign libraries says so by an entry point of the same name in the group `upcall.isolated`, and is then run in a
-process of its own. Everything else here is an optional power: a second, small protocol that a module has or has not.
+group `upcall.key_modules`, whose name is the alias that stands in the auth token (at most 16 characters). One that
+loads foreign libraries says so by an entry point of the same name in the group `upcall.isolated`, and is then run in
+a process of its own. Everything else here is an optional power: a second, small protocol that a module has or has not.
 """
 
 from __future__ import annotations

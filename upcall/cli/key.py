@@ -14,9 +14,11 @@ import click
 from upcall import modules
 from upcall.cli import error_text
 from upcall.cli.passphrases import Given, passphrase_options, passphrase_to_open, passphrase_to_set
+from upcall.cli.secrets import CliSecrets
+from upcall.enrol import chosen
 from upcall.errors import ModuleFailed, PeerError, Refused, UsageError
 from upcall.kernel import keyring
-from upcall.keymodule import Enrolled, KeyMaker
+from upcall.keymodule import Enrolled, KeyImporter, KeyMaker, KeyModule, Limits, Making
 from upcall.keystore import COMPAT, Entry, KeyStore
 from upcall.passphrase import store_in_keyring, wipe
 from upcall.wire.authtok import AuthTok, pack_auth_tok, take_auth_tok
@@ -54,9 +56,7 @@ def generate(
     """
     store, maker = KeyStore(), _maker(alias)
     store.check_free(name)
-    bits = bits if bits is not None else next(iter(maker.sizes), 0)
-    if maker.sizes and bits not in maker.sizes:
-        raise UsageError(f"{alias} makes keys of {', '.join(map(str, sorted(maker.sizes)))} bits")
+    values = chosen(maker.parameters, {} if bits is None else {"bits": str(bits)})
     path = Path.cwd() / (path or store.directory / (name + maker.suffix))
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, "is there already", str(path))
@@ -64,7 +64,7 @@ def generate(
     source = "none" if no_passphrase else given.source()
     secret = bytearray() if no_passphrase else passphrase_to_set(given, name)
     try:
-        made = _generate(maker, path, secret, bits, source)
+        made = _generate(maker, Making(path, values, secret, source, Limits(), CliSecrets(given, name)))
         entry = _entry(name, alias, made, path, source)
         try:
             _save(store, entry, secret)
@@ -78,12 +78,12 @@ def generate(
     _print_entry(entry)
 
 
-def _generate(maker: KeyMaker, path: Path, secret: bytearray, bits: int, source: str) -> Enrolled:
+def _generate(maker: KeyMaker, making: Making) -> Enrolled:
     """A key of 4096 bits can take ten seconds: something should move meanwhile."""
     from rich.console import Console
 
-    with Console(stderr=True).status(f"Making a key of {bits} bits ..." if bits else "Making a key ..."):
-        return maker.generate(path, secret, bits, source)
+    with Console(stderr=True).status("Making a key ..."):
+        return maker.generate(making)
 
 
 @command.command()
@@ -108,7 +108,7 @@ def add(name: str, pem: Path | None, alias: str, compat: bool, given: Given) -> 
         if compat:
             raise UsageError("--compat goes with --pem")
         entry = store.find(name)
-        enrolled, secret = _enrol(_maker(entry.module), entry, given)
+        enrolled, secret = _enrol(_importer(entry.module), entry, given)
         if enrolled.signature != entry.signature:
             wipe(secret)
             raise ModuleFailed(f"{entry.path}: holds the key {enrolled.signature}, {name} is {entry.signature}")
@@ -130,7 +130,7 @@ def _take(
     store.check_free(name)
     source = COMPAT if compat else given.source()
     blank = _entry(name, alias, Enrolled("", b"", ""), path, source)
-    enrolled, secret = _enrol(_maker(alias), blank, given)
+    enrolled, secret = _enrol(_importer(alias), blank, given)
     entry = _entry(name, alias, enrolled, path, source if secret else "none")
     try:
         _save(store, entry, secret)
@@ -147,15 +147,16 @@ def _save(store: KeyStore, entry: Entry, secret: bytearray) -> None:
     store.save(entry)
 
 
-def _enrol(maker: KeyMaker, entry: Entry, given: Given) -> tuple[Enrolled, bytearray]:
+def _enrol(importer: KeyImporter, entry: Entry, given: Given) -> tuple[Enrolled, bytearray]:
     """The key's blob, and its passphrase, empty if it has none. It is asked for once the file is seen to need it."""
-    path, source = Path(entry.path), None if entry.source == COMPAT else entry.source
+    values = chosen(importer.import_parameters, {})
+    blank = Making(Path(entry.path), values, bytearray(), entry.source, Limits(), CliSecrets(given, entry.name))
     try:
-        return maker.enrol(path, bytearray(), source or "ask"), bytearray()
+        return importer.import_key(blank), bytearray()
     except Refused:
-        secret = passphrase_to_open(given, entry)
+        secret = passphrase_to_open(given, entry.name, entry.signature, entry.source)
     try:
-        return maker.enrol(path, secret, source), secret
+        return importer.import_key(blank._replace(passphrase=secret)), secret
     except BaseException:
         wipe(secret)
         raise
@@ -177,13 +178,24 @@ def _add(entry: Entry, blob: bytes, secret: bytearray) -> None:
         click.echo(f"upcall: note: nothing is decrypted until `upcall daemon` runs{again}", err=True)
 
 
-def _maker(alias: str) -> KeyMaker:
+def _load(alias: str) -> KeyModule:
     spec = modules.available().get(alias)
     if spec is None:
         raise UsageError(f"there is no key module {alias!r}: {', '.join(modules.available()) or 'none'} installed")
-    module = modules.load(spec)
+    return modules.load(spec)
+
+
+def _maker(alias: str) -> KeyMaker:
+    module = _load(alias)
     if not isinstance(module, KeyMaker):
-        raise UsageError(f"the key module {alias!r} has no keys in files: use its own tools")
+        raise UsageError(f"the key module {alias!r} makes no keys: use its own tools, then `upcall key import`")
+    return module
+
+
+def _importer(alias: str) -> KeyImporter:
+    module = _load(alias)
+    if not isinstance(module, KeyImporter):
+        raise UsageError(f"the key module {alias!r} takes in no keys")
     return module
 
 

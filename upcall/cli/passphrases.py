@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import click
 
 from upcall.errors import UsageError
-from upcall.keystore import Entry
 from upcall.passphrase import PATIENCE, fetch_from_keyring, from_fd, from_file, from_terminal
 
 
@@ -68,16 +67,16 @@ def passphrase_to_set(given: Given, name: str) -> bytearray:
     return secret
 
 
-def passphrase_to_open(given: Given, entry: Entry) -> bytearray:
+def passphrase_to_open(given: Given, name: str, signature: str, source: str) -> bytearray:
     """For a key that exists: as the options say, or from where it is kept, or typed."""
     secret = _from_options(given)
     if secret is not None:
         return secret
-    if entry.source == "keyring" and entry.signature:
-        return fetch_from_keyring(entry.signature, PATIENCE)
-    if entry.source.startswith("file:"):
-        return from_file(entry.source.removeprefix("file:"))
-    return from_terminal(f"Passphrase for the key {entry.name}: ")
+    if source == "keyring" and signature:
+        return fetch_from_keyring(signature, PATIENCE)
+    if source.startswith("file:"):
+        return from_file(source.removeprefix("file:"))
+    return from_terminal(f"Passphrase for the key {name}: ")
 
 
 def _from_options(given: Given) -> bytearray | None:

@@ -11,15 +11,12 @@ from cryptography.hazmat.primitives.hashes import SHA1, Hash
 from upcall_rsa import Handle, module
 from upcall_rsa.blob import Blob, pack_blob, take_blob
 
+from upcall.testing.secrets import Told
 from upcall.wire import ecryptfs as wire
 from upcall.wire.authtok import take_auth_tok
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[3] / "tests" / "vectors" / "ecryptfs.json").read_text())
 KEY = VECTORS["keys"]["root"]
-
-
-def never(source: str) -> bytearray:
-    raise AssertionError(f"asked for {source}")
 
 
 def pairs(tag: int) -> list[tuple[wire.Ask, wire.Reply]]:
@@ -46,7 +43,7 @@ def handle(tmp_path_factory: pytest.TempPathFactory) -> Handle:
     path.touch(0o600)
     path.write_text(KEY["pem"])
     blob = pack_blob(Blob(str(path), None, KEY["passphrase"].encode()))
-    return module.open(KEY["sig"], blob, never)
+    return module.open(KEY["sig"], blob, Told())
 
 
 def test_the_vectors_are_there() -> None:

@@ -1,0 +1,53 @@
+"""What a key module may ask for while a command runs: typed on the terminal, or given by the command's options."""
+
+from __future__ import annotations
+
+import click
+
+from upcall.cli.passphrases import Given, passphrase_to_open
+from upcall.errors import Refused
+from upcall.passphrase import from_terminal, wipe
+
+_TRIES = 3  # wrong PINs, after which nobody is asked any more: a token locks itself after a few
+
+
+class CliSecrets:
+    """`keymodule.Secrets` for one key and one command. What was had once is kept until `close`."""
+
+    def __init__(self, given: Given, name: str, signature: str = "", passphrase: bytearray | None = None) -> None:
+        """`passphrase`: if it is known already; it is copied."""
+        self._given, self._name, self._signature = given, name, signature
+        self.kept = None if passphrase is None else passphrase.copy()
+        self._pins: dict[str, bytearray] = {}
+        self._wrong: dict[str, int] = {}
+
+    def passphrase(self, source: str, /) -> bytearray:
+        """As the options say; or from where the blob says that it is kept; or typed."""
+        if self.kept is None:
+            self.kept = passphrase_to_open(self._given, self._name, self._signature, source)
+        return self.kept.copy()
+
+    def pin(self, token: str, prompt: str, /) -> bytearray:
+        if self._wrong.get(token, 0) >= _TRIES:
+            raise Refused("pin-refused")
+        if token not in self._pins:
+            self._pins[token] = from_terminal(f"{prompt.rstrip(': ')}: ")
+        return self._pins[token].copy()
+
+    def verdict(self, token: str, good: bool, /) -> None:
+        if good:
+            self._wrong.pop(token, None)
+            return
+        self._wrong[token] = self._wrong.get(token, 0) + 1
+        wipe(self._pins.pop(token, bytearray()))
+
+    def touch(self, token: str, prompt: str, /) -> None:
+        click.echo(f"upcall: {prompt}", err=True)
+
+    def close(self) -> None:
+        """Wipes everything that was kept."""
+        for secret in (self.kept, *self._pins.values()):
+            if secret is not None:
+                wipe(secret)
+        self.kept = None
+        self._pins.clear()

@@ -1,0 +1,41 @@
+"""What a key module asks for, told by the test instead of a person."""
+
+from __future__ import annotations
+
+from upcall.errors import Refused
+
+
+class Told:
+    """`keymodule.Secrets`: one passphrase and PINs by token; Refused("locked") for what was not told.
+
+    `given` holds every buffer that was handed out: a module must have wiped them. `verdicts` and `touches` note
+    what the module said.
+    """
+
+    def __init__(self, passphrase: bytes | None = None, pins: dict[str, bytes] | None = None) -> None:
+        self._passphrase, self._pins = passphrase, pins or {}
+        self.given: list[bytearray] = []
+        self.verdicts: list[tuple[str, bool]] = []
+        self.touches: list[str] = []
+
+    def passphrase(self, source: str, /) -> bytearray:
+        return self._give(self._passphrase)
+
+    def pin(self, token: str, prompt: str, /) -> bytearray:
+        return self._give(self._pins.get(token))
+
+    def verdict(self, token: str, good: bool, /) -> None:
+        self.verdicts.append((token, good))
+
+    def touch(self, token: str, prompt: str, /) -> None:
+        self.touches.append(token)
+
+    def wiped(self) -> bool:
+        """Whether nothing is left in any buffer that was handed out."""
+        return not any(any(buffer) for buffer in self.given)
+
+    def _give(self, secret: bytes | None) -> bytearray:
+        if secret is None:
+            raise Refused("locked")
+        self.given.append(bytearray(secret))
+        return self.given[-1]
