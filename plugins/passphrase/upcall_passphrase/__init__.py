@@ -1,0 +1,153 @@
+"""Keys that are made of a passphrase and kept nowhere: `upcall_passphrase.derived` makes one when it is opened.
+
+A file's key is wrapped with AES key wrap with padding (RFC 5649), AES-256: 67 bytes become 80. It uses no randomness,
+so the same key gives the same wrapped key; files' keys are random and no two are the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from typing import Final
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.constant_time import bytes_eq
+from cryptography.hazmat.primitives.keywrap import (
+    InvalidUnwrap,
+    aes_key_unwrap_with_padding,
+    aes_key_wrap_with_padding,
+)
+
+from upcall.errors import ModuleFailed, PeerError, UsageError
+from upcall.keymodule import API, MAX_KEY, Enrolled, Making, Parameter, Secrets
+from upcall_passphrase.blob import Blob, check_source, pack_blob, signature_of, take_blob
+from upcall_passphrase.derived import SALT, Cost, Derived, check_cost, derive, wipe
+
+__all__ = ["Handle", "PassphraseModule", "module"]
+
+MIN_COST: Final = 64  # MiB times passes, of a new key
+
+
+class Handle:
+    """A derived key. The verbs take turns, so that none of them can meet a key that is being wiped."""
+
+    def __init__(self, kek: bytearray) -> None:
+        """Takes `kek` over, and wipes it when closed."""
+        self._kek = kek
+        self._open = True
+        self._turn = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Handle({'open' if self._open else 'closed'})"
+
+    def wrap(self, key: bytes, /) -> bytes:
+        """8 bytes more than `key` has, and up to the next multiple of 8: 16 to 80."""
+        if not 1 <= len(key) <= MAX_KEY:
+            raise ModuleFailed(f"{len(key)} bytes to wrap, 1 to {MAX_KEY} are possible")
+        with self._turn:
+            self._check_open()
+            return aes_key_wrap_with_padding(self._kek, key)
+
+    def unwrap(self, wrapped: bytes, /) -> bytes:
+        key = b""
+        with self._turn:
+            self._check_open()
+            with contextlib.suppress(InvalidUnwrap):  # raised anew below: what the library says helps nobody
+                key = aes_key_unwrap_with_padding(self._kek, wrapped)
+        if not 1 <= len(key) <= MAX_KEY:
+            raise ModuleFailed(f"this key did not wrap these {len(wrapped)} bytes")
+        return key
+
+    def close(self) -> None:
+        """Wipes the key; what is called afterwards fails."""
+        with self._turn:
+            self._open = False
+            wipe(self._kek)
+
+    def _check_open(self) -> None:
+        if not self._open:  # wrapping with the zeros of a wiped key would be worse than losing the file
+            raise ModuleFailed("the key was closed")
+
+
+class PassphraseModule:
+    """A KeyModule and a KeyMaker."""
+
+    name = "passphrase"
+    api = API
+    suffix = ""
+    takes_passphrase = True
+    parameters: tuple[Parameter, ...] = (
+        Parameter("memory", "Memory that each guess costs, in MiB.", "64", choices=("32", "64", "128", "256")),
+        Parameter("passes", "How often that memory is gone through.", "3", choices=("1", "2", "3", "4", "6", "8")),
+    )
+
+    def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> Handle:
+        """Takes about 1 ms for each MiB and pass: 0.2 s with the defaults, at most 0.5 s."""
+        try:
+            told = take_blob(blob)
+        except PeerError as error:
+            raise ModuleFailed(str(error)) from error
+        if (theirs := signature_of(told)) != signature:
+            raise ModuleFailed(f"the blob is that of the key {theirs}, the auth token is for {signature}")
+        passphrase = secrets.passphrase(told.source)
+        try:
+            derived = _derive(passphrase, told.salt, told.cost)
+        finally:
+            wipe(passphrase)
+        if not bytes_eq(derived.check, told.check):
+            wipe(derived.kek)
+            raise ModuleFailed(f"a wrong passphrase for the key {signature}")
+        return Handle(derived.kek)
+
+    def generate(self, making: Making, /) -> Enrolled:
+        """A key with a new salt. No file is written: the blob must be kept, the passphrase alone opens nothing."""
+        check_source(making.source)
+        if not making.passphrase:
+            raise UsageError("a key that is made of a passphrase needs one")
+        _check_limits(making)
+        cost, salt = _cost(making), os.urandom(SALT)
+        derived = _derive(making.passphrase, salt, cost)
+        handle = Handle(derived.kek)
+        try:
+            _self_test(handle)
+        finally:
+            handle.close()
+        blob = Blob(cost, salt, derived.check, making.source)
+        return Enrolled(signature_of(blob), pack_blob(blob), f"Argon2id, {cost.memory} MiB x {cost.passes}")
+
+
+def _cost(making: Making) -> Cost:
+    try:
+        cost = Cost(int(making.values["memory"]), int(making.values["passes"]))
+    except (KeyError, ValueError):
+        raise UsageError("`memory` and `passes` are numbers") from None
+    check_cost(cost)
+    if cost.memory * cost.passes < MIN_COST:
+        raise UsageError(f"{cost.memory} MiB gone through {cost.passes} times is too cheap to guess at")
+    return cost
+
+
+def _check_limits(making: Making) -> None:
+    needed = (making.limits.key + 7) // 8 * 8 + 8
+    if needed > making.limits.wrapped:
+        raise ModuleFailed(f"a wrapped key has up to {needed} bytes, there is room for {making.limits.wrapped}")
+
+
+def _derive(passphrase: bytearray, salt: bytes, cost: Cost) -> Derived:
+    try:
+        return derive(passphrase, salt, cost)
+    except UnsupportedAlgorithm:
+        raise ModuleFailed("the OpenSSL that cryptography was built with has no Argon2id: 3.2 or newer has") from None
+    except MemoryError:
+        raise ModuleFailed(f"there is no memory of {cost.memory} MiB to derive the key in") from None
+
+
+def _self_test(handle: Handle) -> None:
+    """The longest key that eCryptfs could send, there and back."""
+    clear = os.urandom(MAX_KEY)
+    if handle.unwrap(handle.wrap(clear)) != clear:
+        raise ModuleFailed("the key does not unwrap what it wrapped")
+
+
+module = PassphraseModule()

@@ -1,0 +1,92 @@
+"""The blob of the passphrase key module: all that is needed beside the passphrase, and no secret.
+
+    u8 version 1, u16 memory in MiB, u8 passes, 16 bytes salt, 16 bytes check, u16 len, source
+
+Numbers are in network byte order. Everything before the source makes the key's signature. The version stands
+for Argon2id with 4 lanes and for all of `upcall_passphrase.derived`.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import Final, NamedTuple
+
+from cryptography.hazmat.primitives.hashes import SHA256, Hash
+
+from upcall.errors import PeerError, UsageError
+from upcall_passphrase.derived import CHECK, SALT, Cost, check_cost
+
+WHAT: Final = "passphrase blob"
+VERSION: Final = 1
+MAX_SOURCE: Final = 1024  # bytes
+
+ASK, KEYRING, FILE = "ask", "keyring", "file:"
+
+_HEAD = struct.Struct(f"!BHB{SALT}s{CHECK}s")
+_LENGTH = struct.Struct("!H")
+_SIGNED = b"upcall passphrase 1: signature\0"
+
+
+class Blob(NamedTuple):
+    """How a key is derived, how its passphrase is checked, and where it is kept."""
+
+    cost: Cost
+    salt: bytes
+    check: bytes
+    source: str
+
+
+def check_source(source: str) -> None:
+    """UsageError unless `source` is `ask`, `keyring` or `file:/absolute/path`: there is no key without."""
+    if "\0" in source or (source not in (ASK, KEYRING) and not source.startswith(FILE + "/")):
+        raise UsageError(f"{source!r} says nothing about where the passphrase is kept that the key is made of")
+
+
+def signature_of(blob: Blob) -> str:
+    """16 hexadecimal digits: the first 8 bytes of SHA-256 over `_SIGNED` and the blob up to its source.
+
+    The check value is in it, and with it the passphrase; but nobody can guess at that without going through Argon2id.
+    """
+    digest = Hash(SHA256())
+    digest.update(_SIGNED + _pack_head(blob))
+    return digest.finalize()[:8].hex()
+
+
+def pack_blob(blob: Blob) -> bytes:
+    """UsageError for what could not be read back."""
+    check_source(blob.source)
+    source = os.fsencode(blob.source)
+    if len(source) > MAX_SOURCE:
+        raise UsageError(f"the source of the passphrase has {len(source)} bytes, at most {MAX_SOURCE} are allowed")
+    return _pack_head(blob) + _LENGTH.pack(len(source)) + source
+
+
+def _pack_head(blob: Blob) -> bytes:
+    check_cost(blob.cost)
+    if (len(blob.salt), len(blob.check)) != (SALT, CHECK):
+        raise UsageError(f"a salt has {SALT} bytes, a check value {CHECK}")
+    return _HEAD.pack(VERSION, blob.cost.memory, blob.cost.passes, blob.salt, blob.check)
+
+
+def take_blob(data: bytes) -> Blob:
+    """A blob from exactly these bytes. PeerError says what is wrong and where."""
+    start = _HEAD.size + _LENGTH.size
+    if len(data) < start:
+        raise PeerError(WHAT, f"{len(data)} bytes, at least {start} are needed")
+    version, memory, passes, salt, check = _HEAD.unpack_from(data)
+    if version != VERSION:
+        raise PeerError(WHAT, f"version {version}, {VERSION} is known", 0)
+    (size,) = _LENGTH.unpack_from(data, _HEAD.size)
+    if size > MAX_SOURCE or start + size != len(data):
+        raise PeerError(WHAT, f"a source of {size} bytes, {len(data) - start} are there", _HEAD.size)
+    blob = Blob(Cost(memory, passes), salt, check, os.fsdecode(data[start:]))
+    try:
+        check_cost(blob.cost)
+    except UsageError as error:
+        raise PeerError(WHAT, str(error), 1) from None
+    try:
+        check_source(blob.source)
+    except UsageError as error:
+        raise PeerError(WHAT, str(error), start) from None
+    return blob

@@ -1,0 +1,85 @@
+"""From a passphrase to the key that wraps: Argon2id (RFC 9106), then HKDF-Expand (RFC 5869) for each use.
+
+    root  = Argon2id(passphrase, salt, memory, passes, 4 lanes), 32 bytes
+    kek   = HKDF-Expand-SHA256(root, "upcall passphrase 1: key"), 32 bytes
+    check = HKDF-Expand-SHA256(root, "upcall passphrase 1: check"), 16 bytes
+
+The check value stands in the blob and tells a wrong passphrase at once. It says nothing about the kek but what
+guessing the passphrase and going this whole way would say.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final, NamedTuple
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from upcall.errors import UsageError
+
+SALT: Final = 16  # bytes, as RFC 9106 recommends
+CHECK: Final = 16  # bytes
+LANES: Final = 4  # RFC 9106, 4
+MIB: Final = 1024  # KiB, which is what Argon2 counts in
+MAX_MEMORY: Final = 256  # MiB
+MAX_COST: Final = 512  # MiB times passes: half a second on an ordinary processor, and the kernel waits for it
+
+_ROOT: Final = 32
+_KEK: Final = 32
+_FOR_KEK: Final = b"upcall passphrase 1: key"
+_FOR_CHECK: Final = b"upcall passphrase 1: check"
+
+_one_at_a_time = threading.Lock()  # what one takes in memory is much, and others would only slow it down
+
+
+class Cost(NamedTuple):
+    """What one guess costs: the memory in MiB, and how many times it is gone through."""
+
+    memory: int
+    passes: int
+
+
+class Derived(NamedTuple):
+    """What a passphrase leads to. Whoever gets it wipes `kek`."""
+
+    kek: bytearray
+    check: bytes
+
+    def __repr__(self) -> str:
+        return f"Derived(kek=<{len(self.kek)} bytes>)"
+
+
+def check_cost(cost: Cost) -> None:
+    """UsageError for what would take too much memory or time."""
+    if not (1 <= cost.memory <= MAX_MEMORY and cost.passes >= 1 and cost.memory * cost.passes <= MAX_COST):
+        raise UsageError(
+            f"{cost.memory} MiB gone through {cost.passes} times: at most {MAX_MEMORY} MiB, "
+            f"and {MAX_COST} MiB times passes are possible"
+        )
+
+
+def stretch(passphrase: bytearray, salt: bytes, memory: int, passes: int, lanes: int, size: int) -> bytearray:
+    """Argon2id version 1.3; `memory` in KiB. The caller wipes what comes out."""
+    out = bytearray(size)
+    kdf = Argon2id(salt=salt, length=size, iterations=passes, lanes=lanes, memory_cost=memory)
+    with _one_at_a_time:
+        kdf.derive_into(passphrase, out)  # type: ignore[arg-type] # any buffer will do
+    return out
+
+
+def derive(passphrase: bytearray, salt: bytes, cost: Cost) -> Derived:
+    """Takes the cost in memory, and about 1 ms for each MiB and pass. Wipes nothing that it was given."""
+    root = stretch(passphrase, salt, cost.memory * MIB, cost.passes, LANES, _ROOT)
+    try:
+        kek = bytearray(_KEK)
+        HKDFExpand(SHA256(), _KEK, _FOR_KEK).derive_into(root, kek)
+        return Derived(kek, HKDFExpand(SHA256(), CHECK, _FOR_CHECK).derive(root))
+    finally:
+        wipe(root)
+
+
+def wipe(buffer: bytearray) -> None:
+    """Overwrites in place. Copies that libraries or the interpreter made are out of reach."""
+    buffer[:] = bytes(len(buffer))
