@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from upcall.errors import ModuleFailed
-from upcall.keymodule import API, AskPassphrase
+from upcall.keymodule import API, Secrets
 
 _NONCE, _MAC = 16, 32
 
@@ -64,7 +64,7 @@ class ToyModule:
     name = "toy"
     api = API
 
-    def open(self, signature: str, blob: bytes, ask: AskPassphrase, /) -> ToyKey:
+    def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> ToyKey:
         name, _, source = blob.partition(b"\0")
         path = Path(os.fsdecode(name))
         try:
@@ -74,7 +74,7 @@ class ToyModule:
         salt = data[:32]
         if len(data) != 64 or _signature(salt) != signature:
             raise ModuleFailed(f"{path}: is not the key {signature}")
-        passphrase = ask(source.decode("ascii", "replace")) if source else bytearray()
+        passphrase = secrets.passphrase(source.decode("ascii", "replace")) if source else bytearray()
         fits = hashlib.sha256(salt + passphrase).digest() == data[32:]
         secret = hashlib.sha256(b"secret" + salt + passphrase).digest()
         passphrase[:] = bytes(len(passphrase))
