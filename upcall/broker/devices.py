@@ -69,7 +69,7 @@ class Devices:
         self._wanted.pop(uid, None)
         self._open[uid] = device
         schedule_as_batch()
-        self._server.loop.add(device, lambda: self._on_readable(device))
+        self._server.loop.add(device, lambda: self._on_readable(device), uid)
         self._server.log("device-open", uid=uid, path=self._path)
 
     def retry(self, now: float) -> None:
