@@ -81,7 +81,11 @@ def test_a_module_that_raises_while_a_key_is_warmed_up(
 
 @pytest.mark.parametrize(
     ("service", "body", "reason"),
-    [("daemon.unlock", b"short", "bad-request"), ("daemon.lock", b"x" * 16, "bad-request"), ("moon", b"", "no-service")],
+    [
+        ("daemon.unlock", b"short", "bad-request"),
+        ("daemon.lock", b"x" * 16, "bad-request"),
+        ("moon", b"", "no-service"),
+    ],
 )
 def test_commands_that_make_no_sense(
     broker: RunningBroker, start_daemon: StartDaemon, service: str, body: bytes, reason: str

@@ -266,9 +266,7 @@ def test_strangers_are_refused_by_the_kernel_once_there_is_a_broker(
 
 
 @root_only
-def test_a_squatter_of_another_user_is_not_believed(
-    folder: Path, start_daemon: StartDaemon, signature: str
-) -> None:
+def test_a_squatter_of_another_user_is_not_believed(folder: Path, start_daemon: StartDaemon, signature: str) -> None:
     """The portid is right, the uid is not: neither its HELO nor its QUIT counts."""
     folder.mkdir()
     ready = os.pipe()
