@@ -1,5 +1,5 @@
-"""The broker's side towards eCryptfs, with a kernel that is played: it always reads, and only checked answers and plain
-failures are written."""
+"""The broker's side towards eCryptfs, with a kernel that is played: it always reads, and only checked answers and
+plain failures are written."""
 
 from __future__ import annotations
 
@@ -104,8 +104,9 @@ def test_stale_frames_are_read_and_never_answered(server: Server, kernel: Played
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\x66", b"\x66\0\0\0", pack_frame(Frame(REQUEST, 1, 0, DECRYPT))[:-1], pack_frame(Frame(103, 1, 0, DECRYPT)),
-     pack_frame(Frame(100, 0)), b"\x66\0\0\0\1\xff\xff" + bytes(20), bytes(547)],
+    [b"", b"\x66", b"\x66\0\0\0", pack_frame(Frame(REQUEST, 1, 0, DECRYPT))[:-1],
+     pack_frame(Frame(103, 1, 0, DECRYPT)), pack_frame(Frame(100, 0)),
+     b"\x66\0\0\0\1\xff\xff" + bytes(20), bytes(547)],
     ids=["a signal", "1 byte", "4 bytes", "cut short", "a RESPONSE", "HELO", "a length of five bytes", "zeros"],
 )  # fmt: skip
 def test_what_makes_no_sense_is_read_and_nothing_is_written(

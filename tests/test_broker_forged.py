@@ -1,5 +1,5 @@
-"""Those who lie to a broker: wrong sockets, wrong processes, wrong numbers, wrong bytes. Each is counted, and the right
-answer works afterwards."""
+"""Those who lie to a broker: wrong sockets, wrong processes, wrong numbers, wrong bytes. Each is counted, and the
+right answer works afterwards."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ import stat
 from pathlib import Path
 
 import pytest
-from misbehaving import SECRET
 
 from upcall.control import DaemonControl, NoDaemon
 from upcall.errors import Refused
@@ -19,6 +18,7 @@ from upcall.testing.toy import make_toy_key
 
 KEY = b"0123456789abcdef"
 PASSPHRASE = b"open sesame"
+SECRET = "correct-horse-battery-staple"  # in exceptions of tests/misbehaving.py
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from misbehaving import SECRET
 
 from upcall.errors import Refused
 from upcall.kernel.netlink import NetlinkSocket
@@ -37,6 +36,7 @@ KEY = b"0123456789abcdef"
 FILE_KEY = pack_file_key(FileKey(0, KEY))
 BAD = "feedfeedfeedfeed"
 NOBODY = 65534
+SECRET = "correct-horse-battery-staple"  # in exceptions of tests/misbehaving.py
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 

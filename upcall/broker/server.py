@@ -135,7 +135,7 @@ class Server:
         log: EventLog | None = None,
         device: OpenDevice | None = None,
     ) -> None:
-        """`device`: opens /dev/ecryptfs for a uid, or None where there is no right to serve it. OSError, UsageError."""
+        """`device` opens /dev/ecryptfs for a uid; None where there is no right to it. OSError, UsageError."""
         self.place = place
         self.log = log or EventLog("upcall-broker")
         self.loop = Loop()
