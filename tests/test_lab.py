@@ -46,9 +46,7 @@ def members(archive: bytes) -> list[tuple[str, int, bytes]]:
 
 
 def test_cpio_adds_the_folders_that_hold_an_entry_once_and_before_it() -> None:
-    made = cpio.archive(
-        [cpio.file("a/b/one", b"1" * 5, 0o755), cpio.file("a/two", b""), cpio.link("a/l", "two")]
-    )
+    made = cpio.archive([cpio.file("a/b/one", b"1" * 5, 0o755), cpio.file("a/two", b""), cpio.link("a/l", "two")])
     assert members(made) == [
         ("a", stat.S_IFDIR | 0o755, b""),
         ("a/b", stat.S_IFDIR | 0o755, b""),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gc
 import math
 import os
@@ -19,11 +20,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from upcall.broker.core import Broker
-from upcall.broker.devices import Devices
+from upcall.broker.devices import Devices, OpenDevice
 from upcall.broker.loop import REGISTRATION, URGENT, Loop
 from upcall.broker.requesters import Requesters
 from upcall.errors import PeerError
 from upcall.kernel.local import unlink_quietly
+from upcall.kernel.miscdev import Miscdev
 from upcall.kernel.netlink import SYSTEM_PORTID, NetlinkSocket, Packet, bound_to
 from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit, real_uid_of
 from upcall.log import EventLog
@@ -131,9 +133,9 @@ class Server:
         place: Place,
         services: Mapping[str, Service] = SERVICES,
         log: EventLog | None = None,
-        device: Path | None = None,
+        device: OpenDevice | None = None,
     ) -> None:
-        """`device`: /dev/ecryptfs, or None where there is no right to serve it. OSError, UsageError."""
+        """`device` opens /dev/ecryptfs for a uid; None where there is no right to it. OSError, UsageError."""
         self.place = place
         self.log = log or EventLog("upcall-broker")
         self.loop = Loop()
@@ -293,7 +295,8 @@ def main(folder: Path | None = None, device: Path | None = None) -> None:
     harden()
     raise_descriptor_limit()
     prefer_us()
-    server = Server(own_place(folder), device=device)
+    open_device = functools.partial(Miscdev, path=device) if device is not None else None
+    server = Server(own_place(folder), device=open_device)
     signal.signal(signal.SIGTERM, server.stop)
     signal.signal(signal.SIGINT, server.stop)
     gc.freeze()
