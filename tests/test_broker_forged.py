@@ -264,7 +264,7 @@ def test_a_helo_whose_process_has_ended(broker: RunningBroker) -> None:
     in_child(hello)
     broker.go_on()
     assert broker.daemon() is None
-    assert "pid" in broker.log
+    broker.logged("on=pid")
 
 
 def test_a_flood_of_helos_does_not_shut_the_others_out(broker: RunningBroker) -> None:

@@ -38,7 +38,7 @@ def test_pure(module: str) -> None:
         importer = left.pop()
         for name in imports(importer):
             if name.split(".")[0] == "upcall":
-                new = {name, name.rpartition(".")[0]} - seen
+                new = {name, name.rpartition(".")[0]} - seen - {"upcall"}  # which imports its public names when used
                 seen |= new
                 left += new
             elif name.split(".")[0] not in HARMLESS and (importer, name) not in ALLOWED:
