@@ -84,9 +84,7 @@ def test_everybody_has_this_python(tmp_path: Path) -> None:
     """From a folder below /tmp, which starts empty in the guest, and by a name that wants quoting."""
     folder = tmp_path / "a 'b' $c"
     folder.mkdir()
-    program = (
-        "import os, sys, upcall; print(os.getuid(), os.getcwd(), sys.prefix, upcall.__file__, sys.argv[1])"
-    )
+    program = "import os, sys, upcall; print(os.getuid(), os.getcwd(), sys.prefix, upcall.__file__, sys.argv[1])"
     (folder / "program.py").write_text(program)
     command = """
         python program.py "$1"
