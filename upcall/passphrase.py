@@ -51,12 +51,13 @@ def from_terminal(
 ) -> bytearray:
     """Typed on the controlling terminal, unseen; twice if `again`, the second prompt, is given.
 
-    `other`: how else it could be given, for those who have no terminal.
+    `other`: how else it could be given, for those who have no terminal; "" if in no way.
     """
     try:
         fd = os.open(TTY, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError as error:
-        raise UsageError(f"no terminal to ask on ({prompt.rstrip(': ')}): use {other}") from error
+    except OSError:
+        hint = f": use {other}" if other else ""
+        raise UsageError(f"no terminal to ask on ({prompt.rstrip(': ')}){hint}") from None
     try:
         secret = _ask(fd, prompt)
         if again is not None:

@@ -62,26 +62,29 @@ def _pair(text: str, option: str) -> tuple[str, str]:
 
 
 def gather(parameters: Sequence[Parameter], told: Told) -> dict[str, str]:
-    """Every parameter's value. Secret ones that must be given, and were not, are typed.
+    """Every parameter's value. Secret ones that must be given, and were not, are typed, once all else is right.
 
     A secret value ends up in a str, which nothing can wipe: it lives as long as the command.
     """
     check_known(parameters, (*told.plain, *told.asked, *told.fds, *told.files))
+    if exposed := [one.name for one in parameters if one.secret and one.name in told.plain]:
+        name = exposed[0]
+        raise UsageError(
+            f"the parameter {name!r} is a secret, which others would see on the command line: "
+            f"use --param {name}, --param-fd or --param-file"
+        )
     given = dict(told.plain)
-    for parameter in parameters:
-        name = parameter.name
-        if parameter.secret and name in given:
-            raise UsageError(
-                f"the parameter {name!r} is a secret, which others would see on the command line: "
-                f"use --param {name}, --param-fd or --param-file"
-            )
-        if name in told.fds:
-            given[name] = _text(from_fd(_number(told.fds[name], name)), name)
-        elif name in told.files:
-            given[name] = _text(from_file(told.files[name]), name)
-        elif name in told.asked or (parameter.secret and parameter.default is None):
-            prompt = parameter.help.rstrip(".") or name
-            given[name] = _text(from_terminal(f"{prompt}: ", other="--param-fd or --param-file"), name)
+    given |= {name: _text(from_fd(_number(number, name)), name) for name, number in told.fds.items()}
+    given |= {name: _text(from_file(path), name) for name, path in told.files.items()}
+    typed = [
+        one
+        for one in parameters
+        if one.name in told.asked or (one.secret and one.default is None and one.name not in given)
+    ]
+    chosen([one for one in parameters if one not in typed], given)
+    for one in typed:
+        prompt = one.help.rstrip(".") or one.name
+        given[one.name] = _text(from_terminal(f"{prompt}: ", other="--param-fd or --param-file"), one.name)
     return chosen(parameters, given)
 
 
