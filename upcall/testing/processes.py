@@ -151,7 +151,8 @@ class RunningDaemon(Started):
         arguments += [f"module={alias}={spec}" for alias, spec in modules.items()]
         arguments += [f"handler={spec}" for spec in handlers]
         arguments += ["control=yes"] if control else []
-        environment = {"XDG_RUNTIME_DIR": str(run), "PYTHONPATH": os.pathsep.join(str(one) for one in path)}
+        paths = [*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {"XDG_RUNTIME_DIR": str(run), "PYTHONPATH": os.pathsep.join(paths)}
         super().__init__(arguments, folder.parent / "daemon.log", environment)
 
 
