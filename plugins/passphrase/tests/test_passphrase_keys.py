@@ -30,36 +30,15 @@ from upcall.keymodule import (
     Public,
     Watched,
 )
+from upcall.testing.secrets import Told
 
 WORD = b"correct horse"
 CHEAP = Cost(1, 1)  # too cheap for `generate`, not for `open`
 
 
-class Secrets:
-    """Has one passphrase for one source, remembers what it gave, and has no PINs."""
-
-    def __init__(self, word: bytes = WORD, source: str = "ask") -> None:
-        self._source, self._word = source, word
-        self.given: list[bytearray] = []
-
-    def passphrase(self, source: str, /) -> bytearray:
-        assert source == self._source
-        self.given.append(bytearray(self._word))
-        return self.given[-1]
-
-    def pin(self, token: str, prompt: str, /) -> bytearray:
-        raise AssertionError(prompt)
-
-    def verdict(self, token: str, good: bool, /) -> None:
-        raise AssertionError(token)
-
-    def touch(self, token: str, prompt: str, /) -> None:
-        raise AssertionError(prompt)
-
-
 def making(word: bytes = WORD, source: str = "ask", memory: str = "64", passes: str = "1") -> Making:
     values = {"memory": memory, "passes": passes}
-    return Making(Path("/nowhere"), values, bytearray(word), source, Limits(), Secrets())
+    return Making(Path("/nowhere"), values, bytearray(word), source, Limits(), Told())
 
 
 def cheap(source: str = "ask") -> Enrolled:
@@ -74,7 +53,7 @@ def made() -> Enrolled:
 
 
 def open_(made: Enrolled) -> Handle:
-    return module.open(made.signature, made.blob, Secrets())
+    return module.open(made.signature, made.blob, Told(WORD))
 
 
 def test_the_shape(made: Enrolled) -> None:
@@ -161,7 +140,7 @@ def test_a_caller_with_little_room() -> None:
 
 def test_a_wrong_passphrase(made: Enrolled) -> None:
     for word in (b"battery staple", b"", b"correct hors", b"correct horse\n"):
-        secrets = Secrets(word)
+        secrets = Told(word)
         with pytest.raises(ModuleFailed, match=f"a wrong passphrase for the key {made.signature}") as caught:
             module.open(made.signature, made.blob, secrets)
         assert not word or word.decode() not in str(caught.value)
@@ -169,27 +148,31 @@ def test_a_wrong_passphrase(made: Enrolled) -> None:
 
 
 def test_the_passphrase_is_wiped(made: Enrolled) -> None:
-    secrets = Secrets()
+    secrets = Told(WORD)
     module.open(made.signature, made.blob, secrets)
     assert secrets.given == [bytearray(len(WORD))]
 
 
 def test_a_passphrase_that_cannot_be_had(made: Enrolled) -> None:
-    class Locked(Secrets):
-        def passphrase(self, source: str, /) -> bytearray:
-            raise Refused("locked")
-
     with pytest.raises(Refused, match="locked"):
-        module.open(made.signature, made.blob, Locked())
+        module.open(made.signature, made.blob, Told())
 
 
 def test_the_source_is_what_the_blob_says() -> None:
+    asked = []
+
+    class Noting(Told):
+        def passphrase(self, source: str, /) -> bytearray:
+            asked.append(source)
+            return super().passphrase(source)
+
     made = cheap("file:/run/secret")
-    module.open(made.signature, made.blob, Secrets(WORD, "file:/run/secret"))
+    module.open(made.signature, made.blob, Noting(WORD))
+    assert asked == ["file:/run/secret"]
 
 
 def test_another_signature_asks_for_no_passphrase(made: Enrolled) -> None:
-    secrets = Secrets()
+    secrets = Told(WORD)
     with pytest.raises(ModuleFailed, match="the auth token is for 0000000000000000"):
         module.open("0" * 16, made.blob, secrets)
     assert not secrets.given
@@ -199,7 +182,7 @@ def test_every_byte_of_the_blob_counts(made: Enrolled) -> None:
     """A salt, cost or check value that was changed is seen before anything is derived."""
     for at in range(len(made.blob) - len(b"\0\3ask")):
         changed = made.blob[:at] + bytes((made.blob[at] ^ 1,)) + made.blob[at + 1 :]
-        secrets = Secrets()
+        secrets = Told(WORD)
         with pytest.raises(ModuleFailed):
             module.open(made.signature, changed, secrets)
         assert not secrets.given
@@ -207,7 +190,7 @@ def test_every_byte_of_the_blob_counts(made: Enrolled) -> None:
 
 def test_a_bad_blob() -> None:
     with pytest.raises(ModuleFailed, match="passphrase blob: 1 bytes"):
-        module.open("0" * 16, b"\x01", Secrets())
+        module.open("0" * 16, b"\x01", Told(WORD))
 
 
 _NO_MEMORY = """

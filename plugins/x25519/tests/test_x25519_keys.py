@@ -38,35 +38,14 @@ from upcall.keymodule import (
     Public,
     Watched,
 )
+from upcall.testing.secrets import Told
 
 WORD = b"correct horse"
 AnyKey = x25519.X25519PrivateKey | ed25519.Ed25519PrivateKey
 
 
-class Secrets:
-    """Has one passphrase for one source, remembers what it gave, and has no PINs."""
-
-    def __init__(self, source: str | None = None, word: bytes = WORD) -> None:
-        self._source, self._word = source, word
-        self.given: list[bytearray] = []
-
-    def passphrase(self, source: str, /) -> bytearray:
-        assert source == self._source
-        self.given.append(bytearray(self._word))
-        return self.given[-1]
-
-    def pin(self, token: str, prompt: str, /) -> bytearray:
-        raise AssertionError(prompt)
-
-    def verdict(self, token: str, good: bool, /) -> None:
-        raise AssertionError(token)
-
-    def touch(self, token: str, prompt: str, /) -> None:
-        raise AssertionError(prompt)
-
-
 def making(path: Path, word: bytes = WORD, source: str = "ask", cipher: str = "aes-256-gcm") -> Making:
-    return Making(path, {"cipher": cipher}, bytearray(word), source, Limits(), Secrets())
+    return Making(path, {"cipher": cipher}, bytearray(word), source, Limits(), Told())
 
 
 def write(path: Path, key: AnyKey, word: bytes | None = WORD) -> Path:
@@ -87,7 +66,7 @@ def made(tmp_path: Path) -> Enrolled:
 
 
 def open_(made: Enrolled) -> Handle:
-    return module.open(made.signature, made.blob, Secrets("ask"))
+    return module.open(made.signature, made.blob, Told(WORD))
 
 
 def test_the_shape(made: Enrolled) -> None:
@@ -134,7 +113,7 @@ def test_a_file_that_was_sealed_with_another_cipher(pem: Path) -> None:
 
 def test_generate_without_a_passphrase(tmp_path: Path) -> None:
     made = module.generate(making(tmp_path / "new.pem", b"", "none"))
-    module.open(made.signature, made.blob, Secrets())
+    module.open(made.signature, made.blob, Told())
     assert module.import_key(making(tmp_path / "new.pem", b"", "ask")) == made
 
 
@@ -217,7 +196,7 @@ def test_keys_that_openssl_made(tmp_path: Path, options: list[str]) -> None:
     command = [OPENSSL, "pkcs8", "-topk8", *options, "-passout", f"file:{word}", "-out", str(path)]
     subprocess.run(command, input=made.stdout, check=True, timeout=20)
     enrolled = module.import_key(making(path))
-    handle = module.open(enrolled.signature, enrolled.blob, Secrets("ask"))
+    handle = module.open(enrolled.signature, enrolled.blob, Told(WORD))
     assert handle.unwrap(handle.wrap(bytes(67))) == bytes(67)
     public = subprocess.run(
         [OPENSSL, "pkey", "-pubout"], input=made.stdout, capture_output=True, check=True, timeout=20
@@ -229,12 +208,12 @@ def test_keys_that_openssl_made(tmp_path: Path, options: list[str]) -> None:
 
 
 def fails(path: Path, why: str, word: bytes = WORD, signature: str = "0" * 16) -> None:
-    secrets = Secrets("ask", word)
+    secrets = Told(word)
     with pytest.raises(ModuleFailed, match=why) as caught:
         module.open(signature, pack_blob(Blob(str(path), "ask", 0x12)), secrets)
     assert str(path) in str(caught.value)
     assert not word or word.decode() not in str(caught.value)
-    assert not any(any(given) for given in secrets.given)
+    assert secrets.wiped()
 
 
 def test_a_wrong_passphrase(pem: Path) -> None:
@@ -246,23 +225,19 @@ def test_an_empty_passphrase(pem: Path) -> None:
 
 
 def test_the_passphrase_is_wiped(made: Enrolled) -> None:
-    secrets = Secrets("ask")
+    secrets = Told(WORD)
     module.open(made.signature, made.blob, secrets)
     assert secrets.given == [bytearray(len(WORD))]
 
 
 def test_a_passphrase_that_cannot_be_had(made: Enrolled) -> None:
-    class Locked(Secrets):
-        def passphrase(self, source: str, /) -> bytearray:
-            raise Refused("locked")
-
     with pytest.raises(Refused, match="locked"):
-        module.open(made.signature, made.blob, Locked())
+        module.open(made.signature, made.blob, Told())
 
 
 def test_an_encrypted_file_whose_token_knows_of_no_passphrase(pem: Path) -> None:
     with pytest.raises(ModuleFailed, match="knows of no passphrase"):
-        module.open("0" * 16, pack_blob(Blob(str(pem), "none", 0x12)), Secrets())
+        module.open("0" * 16, pack_blob(Blob(str(pem), "none", 0x12)), Told())
 
 
 def test_another_key(pem: Path) -> None:
@@ -312,7 +287,7 @@ def test_no_file(tmp_path: Path) -> None:
 
 def test_a_bad_blob() -> None:
     with pytest.raises(ModuleFailed, match="x25519 blob: version 2"):
-        module.open("0" * 16, b"\x02\x12", Secrets())
+        module.open("0" * 16, b"\x02\x12", Told())
 
 
 @pytest.mark.parametrize("word", [WORD, None])
@@ -325,7 +300,7 @@ def test_a_damaged_file(tmp_path: Path, word: bytes | None) -> None:
     for at in range(len(good)):
         path.write_bytes(good[:at] + bytes((good[at] ^ 1,)) + good[at + 1 :])
         try:
-            module.open(signature, blob, Secrets("ask"))
+            module.open(signature, blob, Told(WORD))
         except ModuleFailed as error:
             assert str(path) in str(error)
 

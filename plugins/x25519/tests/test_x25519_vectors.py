@@ -27,6 +27,7 @@ from upcall_x25519.blob import Blob, pack_blob
 from upcall_x25519.sealed import INFO, SUITES, seal, unseal
 
 from upcall.errors import PeerError
+from upcall.testing.secrets import Told
 
 VECTORS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "rfc9180.json").read_text())["vectors"]
 NAMED = pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"].split(":")[0])
@@ -133,22 +134,6 @@ def test_another_context_opens_nothing() -> None:
             unseal(theirs, recipient)
 
 
-class Never:
-    """Of a key without a passphrase."""
-
-    def passphrase(self, source: str, /) -> bytearray:
-        raise AssertionError(source)
-
-    def pin(self, token: str, prompt: str, /) -> bytearray:
-        raise AssertionError(prompt)
-
-    def verdict(self, token: str, good: bool, /) -> None:
-        raise AssertionError(token)
-
-    def touch(self, token: str, prompt: str, /) -> None:
-        raise AssertionError(prompt)
-
-
 # --- the curve: RFC 7748 ------------------------------------------------------------------------------------
 
 ALICE = bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a")
@@ -196,7 +181,7 @@ def test_a_key_of_the_rfc_in_a_file(tmp_path: Path, secret: bytes, public: bytes
     path.touch(0o600)
     path.write_bytes(private(secret).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     signature = hashlib.sha256(b"upcall x25519 1: signature\0" + public).hexdigest()[:16]
-    handle = module.open(signature, pack_blob(Blob(str(path), "none", 0x13)), Never())
+    handle = module.open(signature, pack_blob(Blob(str(path), "none", 0x13)), Told())
     exported = load_pem_public_key(handle.export_public())
     assert isinstance(exported, X25519PublicKey)
     assert exported.public_bytes_raw() == public
