@@ -152,7 +152,7 @@ def test_every_size_beside_the_second_key_wrap(size: int) -> None:
     assert handle.unwrap(expected) == clear
 
 
-@pytest.mark.parametrize("size", [68, 72, 504])
+@pytest.mark.parametrize("size", [68, 72])
 def test_well_wrapped_but_too_long(size: int) -> None:
     kek, clear = os.urandom(32), os.urandom(size)
     padded = clear + bytes(-size % 8)

@@ -223,6 +223,12 @@ def test_what_cannot_be_wrapped(made: Enrolled, size: int) -> None:
         open_(made).wrap(bytes(size))
 
 
+@pytest.mark.parametrize("size", [0, 8, 15, 17, 79, 81, 88, 512, 8000])
+def test_what_is_no_wrapped_key(made: Enrolled, size: int) -> None:
+    with pytest.raises(ModuleFailed, match=f"{size} bytes, 16 to 80 are possible"):
+        open_(made).unwrap(bytes(size))
+
+
 def test_changed_wrapped_keys(made: Enrolled) -> None:
     handle = open_(made)
     wrapped = handle.wrap(bytes(67))
