@@ -179,10 +179,10 @@ def _add(entry: Entry, blob: bytes, secret: bytearray) -> None:
 
 
 def _load(alias: str) -> KeyModule:
-    spec = modules.available().get(alias)
-    if spec is None:
-        raise UsageError(f"there is no key module {alias!r}: {', '.join(modules.available()) or 'none'} installed")
-    return modules.load(spec)
+    available = modules.available()
+    if alias not in available:
+        raise UsageError(f"there is no key module {alias!r}: {', '.join(available) or 'none'} installed")
+    return modules.load(available[alias].spec)
 
 
 def _maker(alias: str) -> KeyMaker:
