@@ -54,6 +54,7 @@ REASONS: dict[str, int] = {
     "pin-refused": errno.EKEYREJECTED,  # too many wrong PINs: nobody is asked any more, so that the token lives
     "module-failed": errno.EIO,  # the key module said that it cannot
     "module-broke": errno.EFAULT,  # the key module raised something else, or returned nonsense
+    "module-off": errno.EAGAIN,  # its process broke several times in a row: it is left alone for a few seconds
     "busy": errno.EBUSY,  # every slot of this key is taken by calls that do not come back
 }
 
