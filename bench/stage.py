@@ -188,7 +188,8 @@ class Stage:
         runtime = tempfile.mkdtemp(prefix="run-", dir=self.folder)
         if uid is not None:
             os.chown(runtime, uid, -1)
-        return {"XDG_RUNTIME_DIR": runtime, "PYTHONPATH": str(_ROOT)}
+        path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+        return {"XDG_RUNTIME_DIR": runtime, "PYTHONPATH": path}
 
     def peer(self, *arguments: object, uid: int | None = None) -> subprocess.Popen[bytes]:
         return self.start([str(self.folder / "peer"), *map(str, arguments)], uid)
