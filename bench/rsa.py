@@ -47,12 +47,11 @@ def _new_key(stage: Stage) -> tuple[bytes, bytes]:
         from upcall_rsa import module
     except ImportError:
         raise BenchError("the RSA key module is not installed (plugins/rsa)") from None
-    secrets = Told()
-    making = Making(stage.folder / "key.pem", {"bits": "2048"}, bytearray(), "none", Limits(), secrets)
+    making = Making(stage.folder / "key.pem", {"bits": "2048"}, bytearray(), "none", Limits(), Told())
     enrolled = module.generate(making)
     stage.add_key(enrolled.signature, _ALIAS, enrolled.blob)
     clear = new_file_key()
-    handle = module.open(enrolled.signature, enrolled.blob, secrets)
+    handle = module.open(enrolled.signature, enrolled.blob, Told())
     return unwrap(enrolled.signature, clear, handle.wrap(clear))
 
 

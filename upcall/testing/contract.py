@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from upcall.errors import ModuleFailed, Refused
-from upcall.keymodule import API, MAX_KEY, MAX_WRAPPED, KeyHandle, KeyModule, Watched
+from upcall.keymodule import API, MAX_KEY, MAX_WRAPPED, Closable, KeyHandle, KeyModule, Watched
 from upcall.modules import MAX_ALIAS
 from upcall.testing.processes import in_child
 from upcall.testing.secrets import Told
@@ -123,11 +123,13 @@ class KeyModuleContract:
         assert (theirs != ours) or not salted
 
     def test_it_is_stale_once_its_file_has_changed(self, made: Made, key: KeyHandle) -> None:
-        if made.file is None or not isinstance(key, Watched):
+        if made.file is None:
             pytest.skip("this key is in no file")
+        assert isinstance(key, Watched)
         assert key.stale() is False
         data = made.file.read_bytes()
         new = made.file.with_name("new")
+        new.touch(0o600)
         new.write_bytes(data)
         new.replace(made.file)
         assert key.stale() is True
@@ -136,6 +138,18 @@ class KeyModuleContract:
         assert again.stale() is False
         made.file.unlink()
         assert again.stale() is True
+
+    def test_after_it_was_closed_it_wraps_nothing_or_wraps_well(self, made: Made, key: KeyHandle) -> None:
+        """Calls may be under way when a key is closed: they may fail, but not wrap with what is left of it."""
+        if not isinstance(key, Closable):
+            pytest.skip("this key cannot be closed")
+        before = key.wrap(b"0123456789abcdef")
+        key.close()
+        try:
+            wrapped = key.wrap(b"0123456789abcdef")
+        except ModuleFailed:
+            wrapped = before
+        assert open_key(made).unwrap(wrapped) == b"0123456789abcdef"
 
     def test_a_wrong_passphrase_is_module_failed_and_not_shown(self, made: Made) -> None:
         if not made.passphrase:
@@ -154,10 +168,10 @@ class KeyModuleContract:
     def test_the_passphrase_that_it_was_given_is_wiped(self, made: Made) -> None:
         if not made.passphrase:
             pytest.skip("this key has no passphrase")
-        secrets = Told(made.passphrase)
-        made.module.open(made.signature, made.blob, secrets)
-        assert secrets.given
-        assert secrets.wiped()
+        told = Told(made.passphrase)
+        made.module.open(made.signature, made.blob, told)
+        assert told.given
+        assert told.wiped()
 
     @pytest.mark.parametrize("blob", [b"", b"\0", b"x", b"\xff" * 100, bytes(4096)])
     def test_a_blob_that_makes_no_sense_is_module_failed(self, made: Made, blob: bytes) -> None:
