@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
+from tests.violent import SECRET
 from upcall.control import DaemonControl
 from upcall.errors import Refused, UsageError
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import PATIENCE, RunningBroker, RunningDaemon, until
 
 KEY = b"0123456789abcdef"
-ISOLATED = {"violent": "violent:VIOLENT"}
+ISOLATED = {"violent": "tests.violent:VIOLENT"}
 INLINE = {"toy": "upcall.testing.toy:TOY"}
 
 
@@ -57,7 +58,7 @@ def scene(
     folder: Path, broker: RunningBroker, keyring: FolderKeyring, signature: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Scene]:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder.parent / "run"))
-    path = [Path(__file__).parent]
+    path = [Path(__file__).parents[1]]
     with RunningDaemon(folder, folder.parent / "keys", INLINE, path, control=True, isolated=ISOLATED) as daemon:
         broker.registered(daemon.pid)
         yield Scene(broker, daemon, keyring, signature)
@@ -99,7 +100,7 @@ def test_crashes_cost_their_own_requests(scene: Scene, verb: str) -> None:
     assert steady.said == {"answered"}
     assert steady.worst < 1
     assert scene.daemon.process.poll() is None
-    assert "correct-horse" not in scene.daemon.log
+    assert SECRET not in scene.daemon.log
 
 
 def test_hangs_cost_their_own_requests(scene: Scene) -> None:

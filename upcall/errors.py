@@ -47,6 +47,7 @@ REASONS: dict[str, int] = {
     "no-service": errno.EOPNOTSUPP,  # nobody here serves that name
     "not-permitted": errno.EPERM,  # an ordinary user asked for another uid's daemon
     "no-key": errno.ENOKEY,  # no auth token with this signature in the user's keyring
+    "bad-token": errno.EKEYREJECTED,  # what stands there under the signature is no auth token of it
     "no-module": errno.ENOPKG,  # the auth token names a key module that is not installed
     "locked": errno.EKEYREVOKED,  # the key's passphrase is not at hand
     "prompting": errno.EAGAIN,  # a person is being asked; the next try finds the answer

@@ -185,9 +185,7 @@ class KeyService:
         opened = self._opened.get(signature)
         if opened is not None and opened.serial == serial and self._still_good(opened, signature):
             return opened
-        token = take_auth_tok(self._keyring.read(serial))
-        if token.signature != signature:
-            raise Refused("no-key")
+        token = self._token(serial, signature)
         handle = self._module(token.alias).open(signature, token.blob, _SecretsOf(self, signature))
         return self._keep(signature, opened, _Opened(handle, token.alias, serial, token, self._prove_all))
 
@@ -211,10 +209,21 @@ class KeyService:
             return False
         now = time.monotonic()
         if now >= opened.reread:
-            if take_auth_tok(self._keyring.read(opened.serial)) != opened.token:
+            if self._token(opened.serial, signature) != opened.token:
                 return False
             opened.reread = now + _REREAD
         return True
+
+    def _token(self, serial: int, signature: str) -> AuthTok:
+        try:
+            token = take_auth_tok(self._keyring.read(serial))
+        except OSError:
+            raise Refused("no-key") from None  # it was revoked or unlinked a moment ago, or is not to be read
+        except PeerError:
+            raise Refused("bad-token") from None
+        if token.signature != signature:
+            raise Refused("bad-token")
+        return token
 
     def _module(self, alias: str) -> KeyModule:
         module = self._loaded.get(alias)

@@ -153,7 +153,8 @@ class RunningDaemon(Started):
         arguments += [f"handler={spec}" for spec in handlers]
         arguments += [f"isolated={alias}={spec}" for alias, spec in (isolated or {}).items()]
         arguments += ["control=yes"] if control else []
-        environment = {"XDG_RUNTIME_DIR": str(run), "PYTHONPATH": os.pathsep.join(str(one) for one in path)}
+        paths = [*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {"XDG_RUNTIME_DIR": str(run), "PYTHONPATH": os.pathsep.join(paths)}
         super().__init__(arguments, folder.parent / "daemon.log", environment)
 
 
