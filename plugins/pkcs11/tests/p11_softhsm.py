@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-LIBRARY = "/usr/lib/softhsm/libsofthsm2.so"
+LIBRARY = os.path.realpath("/usr/lib/softhsm/libsofthsm2.so")
 PIN = b"4711-pin"
 PATIENCE = 60.0  # seconds; SoftHSM takes ten for an RSA key on a busy machine
 
@@ -51,7 +51,9 @@ class SoftHsm:
         (self.folder / label).rename(self.places[label])
 
     def tool(self, *arguments: str) -> None:
-        subprocess.run(["softhsm2-util", *arguments], env=self.environment(), check=True, capture_output=True, timeout=60)
+        subprocess.run(
+            ["softhsm2-util", *arguments], env=self.environment(), check=True, capture_output=True, timeout=60
+        )
 
     def environment(self) -> dict[str, str]:
         return {**os.environ, "SOFTHSM2_CONF": str(self.config)}

@@ -428,7 +428,8 @@ def library_by_two_names(hsm: SoftHsm) -> None:
     other.symlink_to(LIBRARY)
     enrolled = made(hsm)
     again = module.import_key(making(f"pkcs11:token=one;object=key?module-path={other}", TypedPins()))
-    assert again == enrolled
+    assert again.signature == enrolled.signature
+    assert f"module-path={other}".encode() in again.blob  # not what the link leads to today
 
 
 def pin_in_a_file(hsm: SoftHsm) -> None:

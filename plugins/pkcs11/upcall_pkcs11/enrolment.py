@@ -28,7 +28,7 @@ def generate(making: Making) -> Enrolled:
     if uri.object is None:
         raise UsageError("the URI of a new key needs object=LABEL")
     library = load(str(uri.module_path))
-    with _using(library, _one(library, [name_of_token(token) for token in library.tokens(uri)], uri)) as token:
+    with _using(library, _one([name_of_token(token) for token in library.tokens(uri)], uri)) as token:
         token.log_in(pins_for(uri, making.secrets))
         new = uri._replace(id=uri.id or os.urandom(16))
         with token.session(writing=True) as session:
@@ -92,7 +92,7 @@ def _key_uri(making: Making) -> Uri:
 def _choose(library: Library, uri: Uri) -> TokenName:
     """The token that is meant; of several, the only one that shows such a key to everybody."""
     found = [name_of_token(token) for token in library.tokens(uri)]
-    return _one(library, found if len(found) == 1 else _showing(library, found, uri) or found, uri)
+    return _one(found if len(found) == 1 else _showing(library, found, uri) or found, uri)
 
 
 def _showing(library: Library, names: list[TokenName], uri: Uri) -> list[TokenName]:
@@ -104,17 +104,22 @@ def _showing(library: Library, names: list[TokenName], uri: Uri) -> list[TokenNa
     return showing
 
 
-def _one(library: Library, names: list[TokenName], uri: Uri) -> TokenName:
+def _one(names: list[TokenName], uri: Uri) -> TokenName:
     if len(names) != 1:
-        told = [name.uri(library.path)._replace(object=uri.object, id=uri.id) for name in names]
+        told = [_full(name, uri)._replace(object=uri.object, id=uri.id) for name in names]
         raise _not_one(told, uri, "token")
     return names[0]
+
+
+def _full(name: TokenName, uri: Uri) -> Uri:
+    """The library stays as it was named: behind the name there will be a newer version one day."""
+    return name.uri(str(uri.module_path))._replace(pin_file=uri.pin_file)
 
 
 def _not_one(found: list[Uri], uri: Uri, what: str) -> ModuleFailed:
     if not found:
         return ModuleFailed(f"{uri}: there is no such {what}")
-    return ModuleFailed(f"{uri}: more than one {what} fits:" + "".join(f"\n  {one}" for one in found))
+    return ModuleFailed(f"{uri}: more than one {what} fits:" + "".join(sorted(f"\n  {one}" for one in found)))
 
 
 @contextlib.contextmanager
@@ -133,7 +138,7 @@ def _using(library: Library, name: TokenName) -> Iterator[Token]:
 
 def _enrol(token: Token, session: pkcs11.Session, private: pkcs11.Object, uri: Uri, making: Making) -> Enrolled:
     """With the session that found it, so that the lock is held: nobody takes the key away in between."""
-    full = objects.uri_of(private, token.name.uri(token.library.path))._replace(pin_file=uri.pin_file)
+    full = objects.uri_of(private, _full(token.name, uri))
     public, hidden = _public_half(session, private, full)
     scheme = scheme_of(public, making.values.get("hash", "sha1"))
     check_limits(public, scheme, making.limits)
