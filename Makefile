@@ -16,8 +16,8 @@ demo: setup
 	$(BIN)/upcall demo
 
 test: setup lab-tools
-	$(BIN)/python -m pytest -q -m "not lab and not kernel"
-	$(BIN)/python -m tests.lab
+	$(BIN)/python -m pytest -q -m "not kernel"
+	$(BIN)/python -m tests.run_lab
 
 check: setup
 	$(BIN)/ruff check .

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from upcall.testing.gate import Gate
 from hypothesis import HealthCheck, settings
 
+from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import RunningBroker, RunningDaemon, StartDaemon
 from upcall.testing.toy import make_toy_key

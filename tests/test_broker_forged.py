@@ -1,5 +1,5 @@
-"""Those who lie to a broker: wrong sockets, wrong processes, wrong numbers, wrong bytes. Each is counted, and the right
-answer works afterwards."""
+"""Those who lie to a broker: wrong sockets, wrong processes, wrong numbers, wrong bytes. Each is counted, and the
+right answer works afterwards."""
 
 from __future__ import annotations
 
@@ -292,4 +292,3 @@ def test_another_user_registers_for_itself_only(asked: Asked) -> None:
     assert in_child(register, uid=NOBODY)
     asked.still_works()
     until(lambda: [one["uid"] for one in asked.broker.status()["daemons"]] == [0], "only ours is left")
-

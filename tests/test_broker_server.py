@@ -7,14 +7,13 @@ import signal
 import time
 
 import pytest
-from upcall.testing.processes import StartDaemon
-from upcall.testing.gate import Gate
 
 from upcall.errors import Refused
 from upcall.messages import Answer
+from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedDaemon, PlayedRequester
-from upcall.testing.processes import RunningBroker, RunningDaemon, Started, until
+from upcall.testing.processes import RunningBroker, RunningDaemon, StartDaemon, Started, until
 from upcall.wire.ecryptfs import Ask, FileKey, Reply, pack_ask, pack_file_key, pack_reply
 from upcall.wire.netlink import refusal
 

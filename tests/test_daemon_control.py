@@ -8,7 +8,6 @@ import stat
 from pathlib import Path
 
 import pytest
-from misbehaving import SECRET
 
 from upcall.control import DaemonControl, NoDaemon
 from upcall.errors import Refused
@@ -19,6 +18,7 @@ from upcall.testing.toy import make_toy_key
 
 KEY = b"0123456789abcdef"
 PASSPHRASE = b"open sesame"
+SECRET = "correct-horse-battery-staple"  # in exceptions of tests/misbehaving.py
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
@@ -81,7 +81,11 @@ def test_a_module_that_raises_while_a_key_is_warmed_up(
 
 @pytest.mark.parametrize(
     ("service", "body", "reason"),
-    [("daemon.unlock", b"short", "bad-request"), ("daemon.lock", b"x" * 16, "bad-request"), ("moon", b"", "no-service")],
+    [
+        ("daemon.unlock", b"short", "bad-request"),
+        ("daemon.lock", b"x" * 16, "bad-request"),
+        ("moon", b"", "no-service"),
+    ],
 )
 def test_commands_that_make_no_sense(
     broker: RunningBroker, start_daemon: StartDaemon, service: str, body: bytes, reason: str

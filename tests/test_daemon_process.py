@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from misbehaving import SECRET
 
 from upcall.errors import Refused
 from upcall.kernel.netlink import NetlinkSocket
@@ -37,6 +36,7 @@ KEY = b"0123456789abcdef"
 FILE_KEY = pack_file_key(FileKey(0, KEY))
 BAD = "feedfeedfeedfeed"
 NOBODY = 65534
+SECRET = "correct-horse-battery-staple"  # in exceptions of tests/misbehaving.py
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
@@ -266,9 +266,7 @@ def test_strangers_are_refused_by_the_kernel_once_there_is_a_broker(
 
 
 @root_only
-def test_a_squatter_of_another_user_is_not_believed(
-    folder: Path, start_daemon: StartDaemon, signature: str
-) -> None:
+def test_a_squatter_of_another_user_is_not_believed(folder: Path, start_daemon: StartDaemon, signature: str) -> None:
     """The portid is right, the uid is not: neither its HELO nor its QUIT counts."""
     folder.mkdir()
     ready = os.pipe()

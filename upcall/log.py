@@ -20,7 +20,7 @@ class EventLog:
 
     def __init__(self, name: str, fd: int | None = None) -> None:
         self._prefix = f"{name}[{os.getpid()}]: "
-        self._fd = sys.stderr.fileno() if fd is None else fd
+        self._fd = _standard_error() if fd is None else fd
         self._lines: deque[str] = deque()
         self._lost = 0
         self._windows: dict[str, list[float]] = {}  # event -> [start of the second, lines in it]
@@ -64,6 +64,11 @@ class EventLog:
     def flush(self, timeout: float = 1.0) -> None:
         """Waits until what was logged is written, at most `timeout` seconds. For the very end only."""
         self._idle.wait(timeout)
+
+
+def _standard_error() -> int:
+    """Nothing is written if we were started without one: descriptor 2 may be a socket of ours by now."""
+    return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if sys.stderr is None else sys.stderr.fileno()
 
 
 def _shown(value: object) -> str:

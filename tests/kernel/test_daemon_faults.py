@@ -163,7 +163,7 @@ def test_stop_and_continue_under_load(house: House, alice: Person) -> None:
 
 
 def test_more_than_the_kernel_has_room_for(house: House, alice: Person) -> None:
-    """Forty at once; the kernel has 32 contexts. Those beyond fail at once, the others are served, nothing is stuck."""
+    """Forty at once, and 32 contexts: those beyond fail at once, the others are served, nothing is stuck."""
     house.daemon(alice)
     gate = house.gate()
     with vault(alice, KEY.signature) as files:

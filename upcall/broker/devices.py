@@ -9,11 +9,10 @@ from __future__ import annotations
 import errno
 import math
 from collections import Counter
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 from upcall.errors import PeerError
-from upcall.kernel.miscdev import Miscdev
 from upcall.kernel.process import schedule_as_batch
 from upcall.messages import Answer, Refusal, Requester
 from upcall.wire.ecryptfs import REQUEST, RESPONSE, Frame, pack_failure, pack_frame, take_ask, take_frame
@@ -28,12 +27,28 @@ _HEARTBEAT = 0.25  # bounds how old a request can be without our knowing
 _LAST_READS = 64  # twice the kernel's contexts
 
 
+class Device(Protocol):
+    """What is open in one uid's name: upcall.kernel.miscdev.Miscdev. `fd` is -1 once it is closed."""
+
+    uid: int
+    fd: int
+
+    def fileno(self) -> int: ...
+    def readable(self) -> bool: ...
+    def read(self) -> bytes: ...
+    def write(self, frame: bytes, /) -> None: ...
+    def close(self) -> None: ...
+
+
+OpenDevice = Callable[[int], Device]  # in the name of a uid; OSError
+
+
 class _FromKernel:
     """A request of the kernel: takes the outcome and writes the frame for it."""
 
     __slots__ = ("_asked", "_device", "_devices", "_index", "_seq")
 
-    def __init__(self, devices: Devices, device: Miscdev, seq: int, index: int, asked: bytes) -> None:
+    def __init__(self, devices: Devices, device: Device, seq: int, index: int, asked: bytes) -> None:
         self._devices, self._device = devices, device
         self._seq, self._index, self._asked = seq, index, asked
 
@@ -45,9 +60,9 @@ class _FromKernel:
 class Devices:
     """All of them. Failing to open one is logged and tried again for as long as its daemon is there."""
 
-    def __init__(self, server: Server, path: Path) -> None:
-        self._server, self._path = server, path
-        self._open: dict[int, Miscdev] = {}
+    def __init__(self, server: Server, open_device: OpenDevice) -> None:
+        self._server, self._open_device = server, open_device
+        self._open: dict[int, Device] = {}
         self._wanted: dict[int, float] = {}  # uid -> when to try again
         self._failed: dict[int, str] = {}
         self.counts: Counter[str] = Counter()
@@ -57,11 +72,11 @@ class Devices:
         if uid in self._open:
             return
         try:
-            device = Miscdev(uid, self._path)
+            device = self._open_device(uid)
         except OSError as error:
             why = "another daemon of this uid has it" if error.errno == errno.EINVAL else str(error)
             if self._failed.get(uid) != why:
-                self._server.log("device-not-open", uid=uid, path=self._path, why=why)
+                self._server.log("device-not-open", uid=uid, why=why)
             self._failed[uid] = why
             self._wanted[uid] = self._server.now + _RETRY
             return
@@ -69,8 +84,8 @@ class Devices:
         self._wanted.pop(uid, None)
         self._open[uid] = device
         schedule_as_batch()
-        self._server.loop.add(device, lambda: self._on_readable(device))
-        self._server.log("device-open", uid=uid, path=self._path)
+        self._server.loop.add(device, lambda: self._on_readable(device), uid)
+        self._server.log("device-open", uid=uid)
 
     def retry(self, now: float) -> None:
         for uid in [uid for uid, when in self._wanted.items() if when <= now]:
@@ -102,7 +117,7 @@ class Devices:
         for uid in tuple(self._open):
             self.close(uid)
 
-    def write(self, device: Miscdev, frame: Frame) -> None:
+    def write(self, device: Device, frame: Frame) -> None:
         """An answer; that its waiter has gone is counted, nothing more."""
         if device.fd < 0:
             return
@@ -112,7 +127,7 @@ class Devices:
             self.counts["not taken"] += 1
             self._server.log("kernel-did-not-take", uid=device.uid, seq=frame.seq, index=frame.index, why=error)
 
-    def _on_readable(self, device: Miscdev) -> None:
+    def _on_readable(self, device: Device) -> None:
         frame = self._read(device)
         if frame is None:
             return
@@ -129,7 +144,7 @@ class Devices:
         requester = Requester(device.uid, 0)
         self._server.broker.ask(device.uid, _SERVICE, requester, frame.data, origin, self._server.since)
 
-    def _read(self, device: Miscdev) -> Frame | None:
+    def _read(self, device: Device) -> Frame | None:
         try:
             data = device.read()
         except OSError as error:

@@ -1,4 +1,8 @@
-"""One readiness loop with callbacks that drain: never a task per message, never a wait for work to finish."""
+"""One readiness loop with callbacks that drain: never a task per message, never a wait for work to finish.
+
+Fair between owners (uids): when more is ready than a turn takes, those who had least of late come first. So what
+somebody waits behind does not grow with the number of others who never stop asking.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +11,52 @@ import select
 from collections.abc import Callable
 from typing import Protocol
 
-Ready = tuple[int, Callable[[], None]]
+URGENT = -1  # an owner who is always served first, and never counted: signals, and processes that end
+REGISTRATION, LISTENER = -2, -3  # owners that are nobody's, and count as one
+PER_TURN = 4  # callbacks; asking again what is ready costs less than one of them
+_HALVED_EVERY = 0.05  # seconds until what somebody had counts half
 
 
 class HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 
+class Source:
+    """Something to wait for, and whose it is."""
+
+    __slots__ = ("callback", "fd", "owner")
+
+    def __init__(self, fd: int, callback: Callable[[], None], owner: int) -> None:
+        self.fd, self.callback, self.owner = fd, callback, owner
+
+
 class Loop:
-    """Level-triggered epoll: the only kind that /dev/ecryptfs serves properly."""
+    """Level-triggered epoll: the only kind that /dev/ecryptfs serves properly, and what is left out of a turn
+    comes up again in the next."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._sources: dict[int, Source] = {}
         self._muted: dict[int, float] = {}
+        self._served: dict[int, int] = {URGENT: 0}  # by owner: callbacks of late
+        self._halved = 0.0
 
-    def add(self, source: HasFileno, callback: Callable[[], None]) -> None:
+    def add(self, source: HasFileno, callback: Callable[[], None], owner: int) -> None:
         fd = source.fileno()
         self._epoll.register(fd, select.EPOLLIN)
-        self._callbacks[fd] = callback
+        self._sources[fd] = Source(fd, callback, owner)
 
     def remove(self, source: HasFileno) -> None:
         """Before the source is closed; once or more often."""
         fd = source.fileno()
-        if self._callbacks.pop(fd, None) is not None:
+        if self._sources.pop(fd, None) is not None:
             self._epoll.unregister(fd)
         self._muted.pop(fd, None)
 
     def mute(self, source: HasFileno, until: float) -> None:
         """Lets a noisy source wait: its buffer fills, and its sender is the one that pays."""
         fd = source.fileno()
-        if fd in self._callbacks:
+        if fd in self._sources:
             self._epoll.modify(fd, 0)
             self._muted[fd] = until
 
@@ -50,15 +69,28 @@ class Loop:
             del self._muted[fd]
             self._epoll.modify(fd, select.EPOLLIN)
 
-    def wait(self, timeout: float) -> list[Ready]:
+    def wait(self, timeout: float) -> list[Source]:
         """Waits at most `timeout` seconds (negative: for ever); gives what is ready, for `run`."""
-        return [(fd, self._callbacks[fd]) for fd, _ in self._epoll.poll(timeout) if fd in self._callbacks]
+        return [self._sources[fd] for fd, _ in self._epoll.poll(timeout) if fd in self._sources]
 
-    def run(self, ready: list[Ready]) -> None:
-        """Calls back, but for those that one before has removed: their descriptor may be another's by now."""
-        for fd, callback in ready:
-            if self._callbacks.get(fd) is callback:
-                callback()
+    def run(self, ready: list[Source], now: float) -> None:
+        """Calls back a few of them, but for those that one before has removed: their descriptor may be another's
+        by now."""
+        if now - self._halved >= _HALVED_EVERY:
+            self._halve(now)
+        served = self._served
+        if len(ready) > PER_TURN:
+            ready.sort(key=lambda source: served.get(source.owner, 0))
+            del ready[PER_TURN:]
+        for source in ready:
+            if self._sources.get(source.fd) is source:
+                if source.owner != URGENT:
+                    served[source.owner] = served.get(source.owner, 0) + 1
+                source.callback()
+
+    def _halve(self, now: float) -> None:
+        self._halved = now
+        self._served = {owner: count >> 1 for owner, count in self._served.items() if count > 1} | {URGENT: 0}
 
     def close(self) -> None:
         self._epoll.close()

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from upcall.broker.loop import LISTENER
 from upcall.errors import PeerError
 from upcall.kernel.local import listen, peer_of, receive, unlink_quietly
 from upcall.messages import Answer, Refusal, Requester
@@ -121,7 +122,7 @@ class Requesters:
         self._listener = listen(path, 0o666)
         self._connections: set[Connection] = set()
         self._by_uid: Counter[int] = Counter()
-        server.loop.add(self._listener, self._on_connect)
+        server.loop.add(self._listener, self._on_connect, LISTENER)
 
     def _on_connect(self) -> None:
         for _ in range(_ACCEPTS_PER_TURN):
@@ -137,7 +138,7 @@ class Requesters:
                 continue
             self._connections.add(connection)
             self._by_uid[connection.uid] += 1
-            self.server.loop.add(accepted, connection.on_readable)
+            self.server.loop.add(accepted, connection.on_readable, connection.uid)
 
     def forget(self, connection: Connection) -> None:
         self.server.loop.remove(connection.socket)

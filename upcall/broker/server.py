@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gc
 import math
 import os
@@ -19,13 +20,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from upcall.broker.core import Broker
-from upcall.broker.devices import Devices
-from upcall.broker.loop import Loop
+from upcall.broker.devices import Devices, OpenDevice
+from upcall.broker.loop import REGISTRATION, URGENT, Loop
 from upcall.broker.requesters import Requesters
 from upcall.errors import PeerError
 from upcall.kernel.local import unlink_quietly
+from upcall.kernel.miscdev import Miscdev
 from upcall.kernel.netlink import SYSTEM_PORTID, NetlinkSocket, Packet, bound_to
-from upcall.kernel.process import harden, raise_descriptor_limit, real_uid_of
+from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit, real_uid_of
 from upcall.log import EventLog
 from upcall.registry import Association
 from upcall.runtime import Place, own_place, publish
@@ -68,8 +70,8 @@ class DaemonLink:
     def start(self, association: Association) -> None:
         self.association = association
         if not self.socket.closed:  # it may have died while it was told what is pending
-            self._server.loop.add(self.socket, self._on_readable)
-            self._server.loop.add(self._alive, self._on_exit)
+            self._server.loop.add(self.socket, self._on_readable, self.uid)
+            self._server.loop.add(self._alive, self._on_exit, URGENT)
 
     def send(self, data: bytes) -> bool:
         return self.socket.send(data)
@@ -131,9 +133,9 @@ class Server:
         place: Place,
         services: Mapping[str, Service] = SERVICES,
         log: EventLog | None = None,
-        device: Path | None = None,
+        device: OpenDevice | None = None,
     ) -> None:
-        """`device`: /dev/ecryptfs, or None where there is no right to serve it. OSError, UsageError."""
+        """`device` opens /dev/ecryptfs for a uid; None where there is no right to it. OSError, UsageError."""
         self.place = place
         self.log = log or EventLog("upcall-broker")
         self.loop = Loop()
@@ -148,10 +150,10 @@ class Server:
         self.devices = Devices(self, device) if device is not None else None
         self.registration = self._bind()
         publish(place, self.registration.portid)
-        self.loop.add(self.registration, self._on_registration)
+        self.loop.add(self.registration, self._on_registration, REGISTRATION)
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_writer.setblocking(False)
-        self.loop.add(self._wake_reader, self._on_signal)
+        self.loop.add(self._wake_reader, self._on_signal, URGENT)
 
     def _bind(self) -> NetlinkSocket:
         """The system's broker has a documented portid; if somebody sits there, any other, written down."""
@@ -247,7 +249,7 @@ class Server:
                 wake = self._next_wake()
                 ready = self.loop.wait(-1 if wake == math.inf else max(0.0, wake - self.now))
                 self.since, self.now = self.now, time.monotonic()
-                self.loop.run(ready)
+                self.loop.run(ready, self.now)
                 if self.now >= wake:
                     self.broker.expire(self.now)
                     self.loop.unmute(self.now)
@@ -292,7 +294,9 @@ def main(folder: Path | None = None, device: Path | None = None) -> None:
     """Runs a broker in this process until SIGTERM or SIGINT. OSError, UsageError before it is ready."""
     harden()
     raise_descriptor_limit()
-    server = Server(own_place(folder), device=device)
+    prefer_us()
+    open_device = functools.partial(Miscdev, path=device) if device is not None else None
+    server = Server(own_place(folder), device=open_device)
     signal.signal(signal.SIGTERM, server.stop)
     signal.signal(signal.SIGINT, server.stop)
     gc.freeze()

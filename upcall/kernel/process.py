@@ -33,6 +33,12 @@ def raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def prefer_us() -> None:
+    """Before others on the processor, if we may: many wait for the broker, and it never works for long."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, -10)
+
+
 def real_uid_of(pid: int) -> int | None:
     """The real uid of a process, or None if there is none with this pid (proc(5), Uid of /proc/PID/status)."""
     try:

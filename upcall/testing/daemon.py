@@ -17,7 +17,7 @@ from upcall.testing.keys import FolderKeyring
 
 
 def run(arguments: list[str]) -> None:
-    """`folder=PATH`, `keys=PATH`, `control=yes`, `module=ALIAS=PACKAGE:NAME`, `handler=PACKAGE:NAME`; those two repeatedly."""
+    """`folder=PATH`, `keys=PATH`, `control=yes`; any number of `module=ALIAS=PACKAGE:NAME`, `handler=PACKAGE:NAME`."""
     modules, settings, handlers = {}, {}, []
     for key, value in (argument.split("=", 1) for argument in arguments):
         if key == "module":

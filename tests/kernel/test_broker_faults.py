@@ -1,0 +1,190 @@
+"""The broker itself ends, is killed, is stopped, or finds its places taken."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kernel.scene import (
+    AT_ONCE,
+    CONTENT,
+    NOT_HUNG,
+    House,
+    attempt,
+    begin,
+    creating,
+    kernel_counts,
+    keys,
+    opening,
+    pending,
+    results,
+    vault,
+)
+from tests.kernel.test_daemon_faults import blocking
+from upcall.daemon.process import Daemon, serve
+from upcall.kernel.miscdev import Miscdev
+from upcall.kernel.netlink import SYSTEM_PORTID, NetlinkSocket
+from upcall.lab.stage import Person, broker_status, serving, wait_until
+from upcall.messages import Requester
+from upcall.runtime import SYSTEM_FOLDER, Place
+from upcall.wire.netlink import HELO, Envelope, pack_control, pack_request
+
+KEY = keys()["rsa2048"]
+
+
+@pytest.fixture
+def empty_house() -> Iterator[House]:
+    """Without a broker: the test decides when it comes."""
+    made = House()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_killed_and_started_anew(house: House, alice: Person, bob: Person) -> None:
+    """Who waited has its error when the kernel gives up; the daemons come back by themselves."""
+    house.daemon(alice)
+    bobs = house.daemon(bob)
+    with vault(alice, KEY.signature) as files:
+        paths = files.cold(5)
+        alices = house.daemon(alice, blocking(house.gate()))
+        tasks = [begin(alice, opening(path)) for path in paths[:4]]
+        wait_until(lambda: pending(alice) == 4, "four requests")
+        assert house.broker is not None
+        house.broker.end(signal.SIGKILL)
+        none = attempt(alice, creating(files.upper / "too-early"))
+        # A creation waits for its folder, which an opening of another name does not hold
+        assert (none.errno, none.seconds < AT_ONCE) == (errno.ENOTCONN, True)
+        house.open()
+        for outcome in results(tasks):
+            assert outcome.errno == errno.EIO
+            assert outcome.seconds < NOT_HUNG
+        for who, daemon in ((alice, alices), (bob, bobs)):
+            wait_until(lambda who=who, daemon=daemon: serving(who.uid) == daemon.pid, who.name)  # type: ignore[misc]
+        house.daemon(alice)
+        for path in paths:
+            assert attempt(alice, opening(path)).value == CONTENT
+
+
+def test_ends_with_requests_pending(house: House, alice: Person) -> None:
+    house.daemon(alice)
+    with vault(alice, KEY.signature) as files:
+        paths = files.cold(4)
+        house.daemon(alice, blocking(house.gate()))
+        tasks = [begin(alice, opening(path)) for path in paths]
+        wait_until(lambda: pending(alice) == 4, "four requests")
+        assert house.broker is not None
+        house.broker.send_signal(signal.SIGTERM)
+        since = time.monotonic()
+        assert [outcome.errno for outcome in results(tasks)] == [errno.EIO] * 4
+        assert time.monotonic() - since < AT_ONCE
+        assert attempt(alice, creating(files.upper / "too-early")).errno == errno.ENOTCONN
+        house.broker.result()
+        assert not (SYSTEM_FOLDER / "portid").exists()
+
+
+def test_stopped_for_longer_than_the_kernel_waits(house: House, alice: Person, bob: Person) -> None:
+    """One request goes stale in the device: it is never answered, and the next ones work.
+
+    One, because a second one before the stale one is read makes the kernel link a context twice, which is a BUG that
+    only reading at once prevents.
+    """
+    house.daemon(alice)
+    house.daemon(bob)
+    with vault(alice, KEY.signature) as files:
+        path = files.cold(1)[0]
+        assert house.broker is not None
+        house.broker.send_signal(signal.SIGSTOP)
+        try:
+            stuck = attempt(alice, opening(path))
+            assert stuck.errno == errno.EIO
+            assert 2.5 < stuck.seconds < NOT_HUNG
+        finally:
+            house.broker.send_signal(signal.SIGCONT)
+        wait_until(lambda: kernel_counts().get("stale") == 1, "the stale request to be read")
+        assert attempt(alice, opening(path)).value == CONTENT
+        assert kernel_counts().get("not taken", 0) == 0
+
+
+def test_another_process_has_the_device(empty_house: House, alice: Person, root: Person) -> None:
+    """An ecryptfsd that runs still: logged, tried again, and served once it is gone."""
+    house = empty_house
+    gate = house.gate()
+
+    def hold() -> None:
+        Miscdev(alice.uid)
+        held.open()
+        gate.wait()
+
+    held = house.gate()
+    holder = house.run(root, hold)
+    held.wait()
+    house.open()
+
+    daemon = house.run(alice, _serve)
+    wait_until(lambda: "another daemon of this uid has it" in house.log(), "the broker to notice")
+    status = broker_status()
+    assert status is not None
+    assert [(one["uid"], one["open"]) for one in status["devices"]] == [(alice.uid, False)]  # type: ignore[attr-defined]
+    gate.open()
+    holder.result()
+    wait_until(lambda: serving(alice.uid) == daemon.pid, "the device")
+    with vault(alice, KEY.signature) as files:
+        assert attempt(alice, opening(files.cold(1)[0])).value == CONTENT
+
+
+def _serve() -> None:
+    from tests.kernel.scene import key_service
+
+    serve(Daemon(Place(SYSTEM_FOLDER), [key_service()]))
+
+
+def test_a_squatter_on_the_documented_portid(empty_house: House, alice: Person, bob: Person) -> None:
+    """Anybody may bind any portid. The daemon believes nobody but root, and the broker goes elsewhere."""
+    house = empty_house
+    ready, done, heard = house.gate(), house.gate(), house.gate()
+
+    def squat() -> int:
+        """Answers whoever says HELO, as a broker would, and asks for a key."""
+        squatter = NetlinkSocket(SYSTEM_PORTID)
+        ready.open()
+        packet = squatter.receive(0)
+        assert packet is not None
+        assert packet.data == pack_control(HELO)
+        request = Envelope(1, 0, "ecryptfs", Requester(0, 0), 1 << 62, bytes(40))
+        for message in (pack_control(HELO), pack_request(request)):
+            squatter.send_to(message, packet.portid)
+        heard.open()
+        done.wait()
+        squatter.socket.settimeout(0.2)
+        try:
+            while True:  # more of its HELOs may come: it looks for a broker still
+                later = squatter.receive(0)
+                assert later is not None
+                assert later.data == pack_control(HELO)
+        except TimeoutError:
+            return packet.portid
+
+    squatter = house.run(bob, squat)
+    ready.wait()
+    daemon = house.run(alice, _serve)
+    heard.wait()
+    wait_until(lambda: "stranger" in house.log("alice"), "the daemon to refuse the squatter")
+    house.open()
+    status = broker_status()
+    assert status is not None
+    assert status["broker"]["portid"] != SYSTEM_PORTID  # type: ignore[index]
+    assert f"portid-taken portid={SYSTEM_PORTID} by=\"pid {squatter.pid} ('" in house.log().replace("\\", "")
+    assert f"uid {bob.uid}" in house.log()
+    wait_until(lambda: serving(alice.uid) == daemon.pid, "the daemon")
+    with vault(alice, KEY.signature) as files:
+        assert attempt(alice, opening(files.cold(1)[0])).value == CONTENT
+    done.open()
+    assert squatter.result() == daemon.pid
+    assert "portid" in os.listdir(SYSTEM_FOLDER)

@@ -1,0 +1,272 @@
+"""The broker's side towards eCryptfs, with a kernel that is played: it always reads, and only checked answers and
+plain failures are written."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from upcall.broker import devices
+from upcall.broker.server import Server
+from upcall.client import Client
+from upcall.log import EventLog
+from upcall.messages import Answer, Refusal
+from upcall.runtime import own_place
+from upcall.testing.kernel import PlayedKernel, Upcall, broker_below
+from upcall.testing.keys import FolderKeyring
+from upcall.testing.played import PlayedDaemon, PlayedRequester
+from upcall.testing.processes import StartDaemon, until
+from upcall.testing.toy import make_toy_key
+from upcall.wire.ecryptfs import REQUEST, Ask, FileKey, Frame, Reply, pack_ask, pack_file_key, pack_frame, pack_reply
+
+ME = os.getuid()
+FILE_KEY = pack_file_key(FileKey(7, b"0123456789abcdef"))
+SIGNATURE = "0123456789abcdef"
+ENCRYPT, DECRYPT = pack_ask(Ask(0x42, SIGNATURE, FILE_KEY)), pack_ask(Ask(0x40, SIGNATURE, bytes(256)))
+GOOD = Answer(pack_reply(Reply(0x41, 0, FILE_KEY)))
+
+
+@pytest.fixture
+def kernel() -> PlayedKernel:
+    return PlayedKernel()
+
+
+@pytest.fixture
+def server(kernel: PlayedKernel, folder: Path) -> Iterator[Server]:
+    with broker_below(kernel, folder) as running:
+        yield running
+
+
+@pytest.fixture
+def daemon(server: Server, kernel: PlayedKernel, folder: Path) -> Iterator[PlayedDaemon]:
+    with PlayedDaemon(folder) as played:
+        until(lambda: kernel.is_open(ME), "the device is open")
+        yield played
+
+
+def error_of(upcall: Upcall) -> str:
+    try:
+        upcall.result()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "answered"
+
+
+def served(server: Server, pid: int) -> None:
+    def look() -> bool:
+        association = server.broker.registry.get(ME)
+        return association is not None and association.pid == pid and server.devices is not None
+
+    until(look, "registered")
+
+
+def counts(server: Server) -> dict[str, int]:
+    assert server.devices is not None
+    return dict(server.devices.counts)
+
+
+def test_two_keys_all_the_way(
+    server: Server, kernel: PlayedKernel, folder: Path, start_daemon: StartDaemon, keyring: FolderKeyring
+) -> None:
+    served(server, start_daemon().pid)
+    until(lambda: kernel.is_open(ME), "the device is open")
+    for number in range(2):
+        name, blob = make_toy_key(folder.parent / f"{number}.key")
+        keyring.add(name, "toy", blob)
+        wrapped = kernel.ask(ME, pack_ask(Ask(0x42, name, FILE_KEY))).result()
+        assert kernel.ask(ME, pack_ask(Ask(0x40, name, wrapped))).result() == FILE_KEY
+    assert error_of(kernel.ask(ME, ENCRYPT)) == "EIO"  # no such key
+    assert (kernel.refused, kernel.lost) == ([], [])
+
+
+def test_without_a_daemon_there_is_no_device(server: Server, kernel: PlayedKernel, folder: Path) -> None:
+    assert error_of(kernel.ask(ME, DECRYPT)) == "ENOTCONN"
+    with PlayedDaemon(folder) as daemon:
+        until(lambda: kernel.is_open(ME), "the device is open")
+        daemon.quit()
+        until(lambda: not kernel.is_open(ME), "the device is closed")
+
+
+def test_stale_frames_are_read_and_never_answered(server: Server, kernel: PlayedKernel, daemon: PlayedDaemon) -> None:
+    for seq in range(40):
+        kernel.say(ME, pack_frame(Frame(REQUEST, seq)))
+    until(lambda: counts(server).get("stale") == 40, "all are read")
+    assert daemon.silent()
+    assert kernel.refused == []
+    upcall = kernel.ask(ME, DECRYPT)
+    daemon.answer(daemon.request(), GOOD)
+    assert upcall.result() == FILE_KEY
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x66", b"\x66\0\0\0", pack_frame(Frame(REQUEST, 1, 0, DECRYPT))[:-1],
+     pack_frame(Frame(103, 1, 0, DECRYPT)), pack_frame(Frame(100, 0)),
+     b"\x66\0\0\0\1\xff\xff" + bytes(20), bytes(547)],
+    ids=["a signal", "1 byte", "4 bytes", "cut short", "a RESPONSE", "HELO", "a length of five bytes", "zeros"],
+)  # fmt: skip
+def test_what_makes_no_sense_is_read_and_nothing_is_written(
+    server: Server, kernel: PlayedKernel, daemon: PlayedDaemon, data: bytes
+) -> None:
+    kernel.say(ME, data)
+    upcall = kernel.ask(ME, DECRYPT)
+    daemon.answer(daemon.request(), GOOD)
+    assert upcall.result() == FILE_KEY
+    assert kernel.refused == []
+
+
+@pytest.mark.parametrize("packet", [b"", b"\x99", b"\x44junk", DECRYPT[:-1], DECRYPT + b"x", b"\x42\x01x\x00"])
+def test_a_packet_that_nobody_understands_fails_at_once(
+    server: Server, kernel: PlayedKernel, daemon: PlayedDaemon, packet: bytes
+) -> None:
+    upcall = kernel.ask(ME, packet)
+    until(lambda: upcall.settled, "settled")
+    assert upcall.took < 1
+    assert (upcall.answer or b"")[1:] == b"\xff"
+    assert daemon.silent()
+
+
+@pytest.mark.parametrize(
+    ("packet", "outcome"),
+    [
+        pytest.param(ENCRYPT, Answer(pack_reply(Reply(0x43, 0, b""))), id="size 0"),
+        pytest.param(ENCRYPT, Answer(pack_reply(Reply(0x43, 0, b"x"))), id="size 1"),
+        pytest.param(ENCRYPT, Answer(pack_reply(Reply(0x43, 0, bytes(513)))), id="too long"),
+        pytest.param(ENCRYPT, Answer(pack_reply(Reply(0x43, 0, FILE_KEY + bytes(200)))), id="the clear key"),
+        pytest.param(ENCRYPT, Answer(pack_reply(Reply(0x43, 0, bytes(256))) + b"x"), id="trailing junk"),
+        pytest.param(ENCRYPT, GOOD, id="the other tag"),
+        pytest.param(ENCRYPT, Answer(b""), id="nothing"),
+        pytest.param(DECRYPT, Answer(pack_reply(Reply(0x41, 0, FILE_KEY[:-1] + b"\1"))), id="checksum"),
+        pytest.param(DECRYPT, Answer(pack_reply(Reply(0x41, 0, b"\x08" + FILE_KEY[1:]))), id="cipher"),
+        pytest.param(DECRYPT, Refusal("locked", 1), id="a refusal"),
+        pytest.param(DECRYPT, Refusal("moon", 1), id="a refusal that nobody knows"),
+    ],
+)
+def test_a_daemon_that_lies_costs_the_caller_eio_at_once_and_nobody_a_file(
+    server: Server, kernel: PlayedKernel, daemon: PlayedDaemon, packet: bytes, outcome: Answer | Refusal
+) -> None:
+    upcall = kernel.ask(ME, packet)
+    daemon.answer(daemon.request(), outcome)
+    assert error_of(upcall) == "EIO"
+    assert upcall.took < 1
+    assert (kernel.refused, kernel.lost) == ([], [])
+
+
+def test_a_daemon_that_is_killed_with_it_in_hand(
+    server: Server, kernel: PlayedKernel, start_daemon: StartDaemon, signature: str
+) -> None:
+    running = start_daemon()
+    served(server, running.pid)
+    until(lambda: kernel.is_open(ME), "the device is open")
+    running.stop()
+    upcall = kernel.ask(ME, pack_ask(Ask(0x42, signature, FILE_KEY)))
+    until(lambda: kernel.unread(ME) == 0, "read")
+    running.kill()
+    assert error_of(upcall) == "EIO"
+    assert upcall.took < 1
+    until(lambda: not kernel.is_open(ME), "the device is closed")
+
+
+def test_a_daemon_that_is_stopped_is_answered_for_before_the_kernel_gives_up(
+    server: Server, kernel: PlayedKernel, daemon: PlayedDaemon
+) -> None:
+    """2.5 s after it could first have been there; everything is read at once, however many there are."""
+    upcalls = [kernel.ask(ME, DECRYPT) for _ in range(32)]
+    assert error_of(kernel.ask(ME, DECRYPT)) == "ENOMEM"
+    until(lambda: kernel.unread(ME) == 0, "all are read")
+    assert {error_of(upcall) for upcall in upcalls} == {"EIO"}
+    assert all(2.0 < upcall.took < 2.9 for upcall in upcalls)
+    assert all(upcall.answer == b"\x41\xff" for upcall in upcalls)
+    late = daemon.request()
+    daemon.answer(late, GOOD)
+    until(lambda: server.broker.rejected.get(ME), "the late answer is rejected")
+    upcall = kernel.ask(ME, DECRYPT)
+    for _ in range(32):
+        request = daemon.request()
+    daemon.answer(request, GOOD)
+    assert upcall.result() == FILE_KEY
+    assert (kernel.refused, kernel.lost) == ([], [])
+
+
+def test_a_waiter_that_has_gone_is_einval_and_no_more(
+    server: Server, kernel: PlayedKernel, daemon: PlayedDaemon
+) -> None:
+    upcall = kernel.ask(ME, DECRYPT)
+    request = daemon.request()
+    kernel.give_up(upcall)
+    daemon.answer(request, GOOD)
+    until(lambda: counts(server).get("not taken") == 1, "not taken")
+    assert len(kernel.refused) == 1
+    again = kernel.ask(ME, DECRYPT)
+    daemon.answer(daemon.request(), GOOD)
+    assert again.result() == FILE_KEY
+
+
+def test_a_successor_answers_what_the_kernel_has_asked(
+    server: Server, kernel: PlayedKernel, daemon: PlayedDaemon, folder: Path
+) -> None:
+    upcall = kernel.ask(ME, DECRYPT)
+    daemon.request()
+    with PlayedDaemon(folder) as second:
+        second.answer(second.request(), GOOD)
+        assert upcall.result() == FILE_KEY
+        assert kernel.is_open(ME)
+
+
+def test_a_broker_that_ends_owes_the_kernel_nothing(kernel: PlayedKernel, folder: Path) -> None:
+    with broker_below(kernel, folder), PlayedDaemon(folder) as daemon:
+        until(lambda: kernel.is_open(ME), "the device is open")
+        held = [kernel.ask(ME, DECRYPT) for _ in range(3)]
+        daemon.request()
+    assert [error_of(upcall) for upcall in held] == ["EIO"] * 3
+    assert all(upcall.took < 2 for upcall in held)
+    assert not kernel.is_open(ME)
+
+
+def test_closing_reads_and_refuses_what_is_still_there(kernel: PlayedKernel, folder: Path) -> None:
+    """A loop that does not run has read nothing yet."""
+    with (folder.parent / "log").open("wb") as log:
+        server = Server(own_place(folder), log=EventLog("broker", log.fileno()), device=kernel.open)
+        assert server.devices is not None
+        server.devices.open(ME)
+        left = [kernel.ask(ME, packet) for packet in (DECRYPT, ENCRYPT, b"\x99", b"")]
+        kernel.say(ME, pack_frame(Frame(REQUEST, 9)))
+        kernel.say(ME, b"junk")
+        server.stop()
+        server.run()
+    assert [upcall.answer for upcall in left] == [b"\x41\xff", b"\x43\xff", b"\x41\xff", b"\x41\xff"]
+    assert kernel.refused == []
+    assert not kernel.is_open(ME)
+
+
+def test_a_flood_of_a_requester_leaves_the_kernels_contexts_alone(
+    server: Server, kernel: PlayedKernel, daemon: PlayedDaemon, folder: Path
+) -> None:
+    with PlayedRequester(folder) as requester:
+        for _ in range(40):
+            requester.ask(DECRYPT)
+        assert {requester.reason() for _ in range(8)} == {"no-context"}
+        upcall = kernel.ask(ME, DECRYPT)
+        requests = [daemon.request() for _ in range(33)]
+        assert [request.service for request in requests] == ["key"] * 32 + ["ecryptfs"]
+        daemon.answer(requests[-1], GOOD)
+        assert upcall.result() == FILE_KEY
+
+
+def test_a_device_that_cannot_be_opened_is_tried_again(
+    server: Server, kernel: PlayedKernel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_RETRY", 0.01)
+    kernel.cannot_open = errno.EINVAL
+    with PlayedDaemon(folder), Client(folder) as client:
+        until(lambda: client.status()["devices"], "told")
+        (told,) = client.status()["devices"]
+        assert (told["uid"], told["open"]) == (ME, False)
+        assert "another daemon" in told["why"]
+        kernel.cannot_open = 0
+        until(lambda: kernel.is_open(ME), "the device is open")
+        assert client.status()["devices"] == [{"uid": ME, "open": True}]

@@ -1,0 +1,120 @@
+"""A log that never blocks, over real pipes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from upcall import log as module
+from upcall.log import EventLog
+from upcall.testing.processes import RunningBroker, Started, until
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    yield reader, writer
+    for end in (reader, writer):
+        os.close(end)
+
+
+def lines(reader: int, log: EventLog) -> list[str]:
+    log.flush()
+    return os.read(reader, 1 << 20).decode().splitlines()
+
+
+def test_one_line_per_event(pipe: tuple[int, int]) -> None:
+    log = EventLog("name", pipe[1])
+    log("plain", number=5, text="word")
+    log("odd", blank="two words", quote='a"b', none="", lines="a\nb", bad="\udcff", path=Path("/x"))
+    assert lines(pipe[0], log) == [
+        f"name[{os.getpid()}]: plain number=5 text=word",
+        f"name[{os.getpid()}]: odd blank='two words' quote='a\"b' none='' lines='a\\nb' bad='\\udcff' path=/x",
+    ]
+
+
+def test_a_flood_of_one_event_is_counted_and_the_others_are_heard(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    log = EventLog("name", pipe[1])
+    for number in range(100):
+        log("flood", number=number)
+    log("other")
+    now[0] = 101.5
+    log("flood", number=100)
+    monkeypatch.undo()
+    found = lines(pipe[0], log)
+    assert len(found) == 20 + 1 + 2
+    assert found[19].endswith("flood number=19")
+    assert found[20].endswith("other")
+    assert found[21].endswith("flood suppressed=80")
+    assert found[22].endswith("flood number=100")
+
+
+def test_a_reader_that_does_not_read_blocks_nobody_and_what_is_lost_is_counted(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PER_SECOND", 1 << 30)
+    os.set_blocking(pipe[1], False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(pipe[1], bytes(4096))
+    os.set_blocking(pipe[1], True)
+    log = EventLog("name", pipe[1])
+    began = time.monotonic()
+    for number in range(3000):
+        log("event", number=number)
+    assert time.monotonic() - began < 1
+    os.set_blocking(pipe[0], False)
+    text = b""
+
+    def lost() -> bool:
+        nonlocal text
+        try:
+            text += os.read(pipe[0], 1 << 20)
+        except BlockingIOError:
+            return False
+        return b"lost lines=" in text
+
+    until(lost, "what was lost is told")
+
+
+def test_a_reader_that_has_gone(pipe: tuple[int, int]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    log = EventLog("name", writer)
+    log("into the void")
+    log.flush()
+    os.close(writer)
+
+
+def test_a_broker_with_a_full_log_serves_and_ends(folder: Path) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    with RunningBroker(folder, stderr=writer) as broker:
+        for _ in range(50):
+            broker.status()
+        broker.signal(signal.SIGTERM)
+        assert broker.wait() == 0
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_broker_without_stderr(folder: Path) -> None:
+    """A service manager may close it."""
+    broker_of = f"[sys.executable, '-m', 'upcall.broker', 'folder={folder}']"
+    code = f"import os, sys; os.close(2); os.execv(sys.executable, {broker_of})"
+    with Started(["-c", code], folder.parent / "log") as broker:
+        until(lambda: (folder / "portid").exists() or broker.process.poll() is not None, "up, or down")
+        assert broker.process.poll() is None

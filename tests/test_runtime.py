@@ -1,0 +1,131 @@
+"""Where broker, daemon and requesters find each other, and folders that are not to be trusted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from upcall import runtime
+from upcall.errors import UsageError
+from upcall.kernel.local import connect, listen
+from upcall.kernel.netlink import SYSTEM_PORTID
+from upcall.runtime import Place, find_place, own_place, publish, user_folder
+from upcall.testing.processes import Started
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give things away")
+ME = os.geteuid()
+
+
+def test_a_folder_of_our_own_is_made(tmp_path: Path) -> None:
+    place = own_place(tmp_path / "a" / "b")
+    assert place.folder.is_dir()
+    assert own_place(tmp_path / "a" / "b") == place
+
+
+def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(UsageError):
+        own_place(tmp_path / "link")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises((UsageError, FileExistsError)):
+        own_place(tmp_path / "dangling")
+
+
+def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
+    for mode in (0o777, 0o775, 0o1777):
+        (tmp_path / "open").mkdir(exist_ok=True)
+        (tmp_path / "open").chmod(mode)
+        with pytest.raises(UsageError):
+            own_place(tmp_path / "open")
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises((UsageError, FileExistsError)):
+        own_place(tmp_path / "file")
+
+
+@root_only
+def test_anothers_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", 65534, 65534)
+    with pytest.raises(UsageError):
+        own_place(tmp_path / "theirs")
+    with Started(["-m", "upcall.broker", f"folder={tmp_path / 'theirs'}"], tmp_path / "log") as broker:
+        assert broker.wait() == 69
+        assert "not a folder of our own" in broker.log
+
+
+def test_the_portid_is_written_and_read(tmp_path: Path) -> None:
+    place = own_place(tmp_path / "broker")
+    assert place.broker() == (SYSTEM_PORTID, frozenset({0}))
+    publish(place, 4711)
+    assert place.broker() == (4711, frozenset({ME}))
+    assert place.portid_file.stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in place.folder.iterdir()] == ["portid"]
+
+
+@pytest.mark.parametrize("text", ["", "moon", "1.5", "0x10", "\0", "1 2"])
+def test_a_portid_that_is_no_number(tmp_path: Path, text: str) -> None:
+    place = own_place(tmp_path / "broker")
+    place.portid_file.write_text(text)
+    with pytest.raises(UsageError, match="no number"):
+        place.broker()
+
+
+@root_only
+def test_a_portid_that_another_user_wrote(tmp_path: Path) -> None:
+    place = own_place(tmp_path / "broker")
+    publish(place, 1)
+    os.chown(place.portid_file, 65534, 65534)
+    with pytest.raises(UsageError, match="belongs to uid 65534"):
+        place.broker()
+
+
+def test_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert user_folder() == tmp_path / "upcall"
+    assert user_folder().stat().st_mode & 0o777 == 0o700
+    assert find_place() == Place(runtime.SYSTEM_FOLDER)
+    listener = listen(tmp_path / "upcall" / "broker.sock", 0o600)
+    assert find_place() == Place(tmp_path / "upcall")
+    listener.close()
+    (tmp_path / "upcall").chmod(0o777)
+    with pytest.raises(UsageError):
+        user_folder()
+
+
+@root_only
+def test_a_runtime_folder_of_another_user_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after su(1)."""
+    os.chown(tmp_path, 65534, 65534)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert user_folder().parent != tmp_path
+
+
+def test_listening_where_somebody_listens(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    first = listen(path, 0o600)
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(UsageError, match="somebody listens"):
+        listen(path, 0o600)
+    first.accept()[0].close()  # that was the one who asked whether somebody is there
+    second = listen(path, 0o600, take_over=True)
+    connect(path, frozenset({ME})).close()
+    second.accept()[0].close()
+    with pytest.raises(BlockingIOError):
+        first.accept()
+    first.close()
+    second.close()
+    listen(path, 0o600).close()  # nobody listens there any more
+    assert [one.name for one in tmp_path.iterdir()] == ["sock"]
+
+
+def test_a_listener_that_is_somebody_elses(tmp_path: Path) -> None:
+    listener = listen(tmp_path / "sock", 0o600)
+    with pytest.raises(UsageError, match="listens there"):
+        connect(tmp_path / "sock", frozenset({ME + 1}))
+    listener.close()

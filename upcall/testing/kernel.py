@@ -1,0 +1,237 @@
+"""A played kernel: what fs/ecryptfs does on its side of /dev/ecryptfs, its habits included, without a privilege.
+
+It has 32 message contexts and waits 3 s; it reuses a context once its waiter has gone, and turns an unread request
+into a stale frame of five bytes; it takes what fits on index and sequence, and EINVAL is all that it says to the rest.
+Unlike the real one it notes when an answer would have cost somebody a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from upcall.broker.server import Server
+from upcall.errors import PeerError
+from upcall.log import EventLog
+from upcall.runtime import Place, own_place
+from upcall.testing.processes import PATIENCE, NotInTime
+from upcall.wire.ecryptfs import (
+    MAX_READ,
+    MAX_WRITE,
+    REQUEST,
+    RESPONSE,
+    TAG_65,
+    Frame,
+    check_answer,
+    pack_frame,
+    take_file_key,
+    take_frame,
+    take_reply,
+)
+
+
+class Upcall:
+    """A process in the kernel that waits for an answer."""
+
+    def __init__(self, packet: bytes, deadline: float) -> None:
+        self.packet, self.deadline = packet, deadline
+        self.index = self.seq = -1
+        self.asked = time.monotonic()
+        self.took = 0.0  # seconds until it was settled
+        self.answer: bytes | None = None
+        self.error = 0
+        self._settled = threading.Event()
+
+    def settle(self, answer: bytes | None, error: int = 0) -> None:
+        self.answer, self.error = answer, error
+        self.took = time.monotonic() - self.asked
+        self._settled.set()
+
+    @property
+    def settled(self) -> bool:
+        return self._settled.is_set()
+
+    def result(self) -> bytes:
+        """The key that came, wrapped or in clear. OSError as the process would see it: EIO, ENOMEM, ENOTCONN."""
+        if not self._settled.wait(max(0.0, self.deadline - time.monotonic())) and not self.settled:
+            self.settle(None, errno.EIO)
+        if self.answer is None:
+            raise OSError(self.error, os.strerror(self.error))
+        try:
+            reply = take_reply(self.answer)
+            if reply.tag != self.packet[0] + 1 or reply.status:
+                raise PeerError("answer", "a failure")
+            if reply.tag == TAG_65:
+                take_file_key(reply.content)
+        except PeerError:
+            raise OSError(errno.EIO, os.strerror(errno.EIO)) from None
+        return reply.content
+
+
+class PlayedDevice:
+    """/dev/ecryptfs as one uid has it open. Level-triggered readiness works, as with the real one."""
+
+    def __init__(self, kernel: PlayedKernel, uid: int) -> None:
+        self._kernel, self.uid = kernel, uid
+        self.fd = os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_CLOEXEC)
+        self.queue: deque[bytes | Upcall] = deque()
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def put(self, what: bytes | Upcall) -> None:
+        self.queue.append(what)
+        os.eventfd_write(self.fd, 1)
+
+    def readable(self) -> bool:
+        return bool(select.select([self.fd], [], [], 0)[0])
+
+    def read(self) -> bytes:
+        if not select.select([self.fd], [], [], PATIENCE)[0]:
+            raise NotInTime("a read that would have hung: the device was not readable")
+        os.eventfd_read(self.fd)
+        return self._kernel.hand_out(self.queue.popleft())
+
+    def write(self, frame: bytes, /) -> None:
+        self._kernel.take(frame)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            self._kernel.closed(self)
+            os.close(self.fd)
+            self.fd = -1
+
+
+class PlayedKernel:
+    """Give `open` to a Server as its device. `ask` is what a process does that opens or creates a file."""
+
+    def __init__(self, contexts: int = 32, timeout: float = 3.0) -> None:
+        self.timeout = timeout
+        self.cannot_open = 0  # an errno: the device is not there, or another daemon has it
+        self.refused: list[bytes] = []  # what was written and met EINVAL
+        self.lost: list[bytes] = []  # answers that it took, and that nobody could ever use
+        self._lock = threading.Lock()
+        self._contexts: list[Upcall | None] = [None] * contexts
+        self._devices: dict[int, PlayedDevice] = {}
+        self._seq = 0
+
+    # --- the broker's side ---------------------------------------------------------------------------------
+
+    def open(self, uid: int) -> PlayedDevice:
+        """OSError EINVAL while another one of this uid is open."""
+        with self._lock:
+            code = self.cannot_open or (errno.EINVAL if uid in self._devices else 0)
+            if code:
+                raise OSError(code, os.strerror(code))
+            self._devices[uid] = PlayedDevice(self, uid)
+            return self._devices[uid]
+
+    def closed(self, device: PlayedDevice) -> None:
+        """Who is still in its queue waits in vain: nobody is told."""
+        with self._lock:
+            del self._devices[device.uid]
+
+    def hand_out(self, what: bytes | Upcall) -> bytes:
+        with self._lock:
+            self._expire()
+            if isinstance(what, bytes):
+                return what
+            if what not in self._contexts:
+                return pack_frame(Frame(REQUEST, what.seq))
+            data = pack_frame(Frame(REQUEST, what.seq, what.index, what.packet))
+            return data if len(data) <= MAX_READ else b""
+
+    def take(self, data: bytes) -> None:
+        """OSError EINVAL for what fits nobody who waits."""
+        with self._lock:
+            self._expire()
+            upcall = self._fitting(data)
+            if upcall is None:
+                self.refused.append(data)
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            self._contexts[upcall.index] = None
+        answer = take_frame(data).data or b""
+        self._note(upcall.packet, answer)
+        upcall.settle(answer)
+
+    def _fitting(self, data: bytes) -> Upcall | None:
+        try:
+            frame = take_frame(data)
+        except PeerError:
+            return None
+        if frame.type != RESPONSE or frame.index is None or len(data) > MAX_WRITE:
+            return None
+        upcall = self._contexts[frame.index] if frame.index < len(self._contexts) else None
+        return upcall if upcall is not None and upcall.seq == frame.seq else None
+
+    def _note(self, asked: bytes, answer: bytes) -> None:
+        """The real one believes any tag 67 with status 0, and writes what is in it to the file."""
+        if answer[1:2] == b"\0":
+            try:
+                check_answer(asked, answer)
+            except PeerError:
+                self.lost.append(answer)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for index, upcall in enumerate(self._contexts):
+            if upcall is not None and (upcall.deadline <= now or upcall.settled):
+                self._contexts[index] = None
+
+    # --- the processes' side -------------------------------------------------------------------------------
+
+    def ask(self, uid: int, packet: bytes) -> Upcall:
+        """A process of `uid` needs this packet answered; it does not wait yet."""
+        upcall = Upcall(packet, time.monotonic() + self.timeout)
+        with self._lock:
+            self._expire()
+            device = self._devices.get(uid)
+            free = [index for index, waiting in enumerate(self._contexts) if waiting is None]
+            if device is None or not free:
+                upcall.settle(None, errno.ENOTCONN if device is None else errno.ENOMEM)
+                return upcall
+            self._seq += 1
+            upcall.index, upcall.seq = free[0], self._seq
+            self._contexts[upcall.index] = upcall
+            device.put(upcall)
+        return upcall
+
+    def give_up(self, upcall: Upcall) -> None:
+        """Its timeout is over, now."""
+        upcall.deadline = 0.0
+        upcall.settle(None, errno.EIO)
+
+    def say(self, uid: int, data: bytes) -> None:
+        """Any bytes; none at all is what a signal makes of a read."""
+        with self._lock:
+            self._devices[uid].put(data)
+
+    def is_open(self, uid: int) -> bool:
+        return uid in self._devices
+
+    def unread(self, uid: int) -> int:
+        return len(self._devices[uid].queue)
+
+
+@contextlib.contextmanager
+def broker_below(kernel: PlayedKernel, folder: Path) -> Iterator[Server]:
+    """A broker in a thread of this process that serves `folder` and faces `kernel`. Its log is next to the folder."""
+    place: Place = own_place(folder)
+    with (folder.parent / "broker.log").open("ab") as log:
+        server = Server(place, log=EventLog("upcall-broker", log.fileno()), device=kernel.open)
+        thread = threading.Thread(target=server.run, name="broker")
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+            thread.join(PATIENCE)
+            if thread.is_alive():
+                raise NotInTime("the broker has not ended")
