@@ -1,4 +1,4 @@
-"""The pkcs11 blob: whole, cut short, with junk behind it, and whatever hypothesis thinks of; and what needs no token."""
+"""The pkcs11 blob, whole, cut short, with junk behind it, and fuzzed; and whatever else needs no token."""
 
 from __future__ import annotations
 

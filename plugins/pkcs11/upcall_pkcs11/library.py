@@ -63,6 +63,7 @@ class Library:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.pid = os.getpid()  # a fork has a copy of the library that must not be used
         self.lock = threading.RLock()
         self.in_use: set[InUse] = set()  # tokens with a session; without any, the library may be started anew
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -70,6 +71,8 @@ class Token:
 
     def release(self) -> None:
         """Once for each `use`. The last one logs out."""
+        if os.getpid() != self.library.pid:
+            return
         with self.library.lock:
             self.users -= 1
             if self.users == 0:
@@ -155,6 +158,8 @@ class Token:
 
     def log_in(self, pins: Pins) -> None:
         """Unless we are. Refused from `pins`, ModuleFailed if the PIN is wrong. The lock is not held for a person."""
+        if os.getpid() != self.library.pid:
+            raise ModuleFailed(f"{self}: belongs to the process that opened it, not to its forks")
         seen = self._wrong
         if self._is_logged_in():
             return
