@@ -11,8 +11,9 @@ import pytest
 pytest.importorskip("pkcs11", reason="python-pkcs11 is not installed")
 
 from upcall_pkcs11 import module
-from upcall_pkcs11.softhsm import PIN, SoftHsm, making, missing
+from upcall_pkcs11.softhsm import PIN, SoftHsm, TypedPins, missing
 
+from upcall.errors import ModuleFailed
 from upcall.testing.contract import KeyModuleContract, Made
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -20,28 +21,27 @@ labels = (f"key{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of keys in one token, its PIN in a file. One for all: a library in use does not look for tokens."""
+def hsm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SoftHsm]:
+    """One token for all, and its PIN in a file: a library in use does not look for new tokens."""
     hsm = SoftHsm(tmp_path_factory.mktemp("softhsm"))
     hsm.add("one")
-    pin = hsm.folder / "pin"
-    pin.touch(0o600)
-    pin.write_bytes(PIN)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOFTHSM2_CONF", str(hsm.config))
-        yield f"{hsm.uri('one', ';object={}')}&pin-source=file:{pin}"
+        yield hsm
 
 
 class InToken(KeyModuleContract):
+    """The contract knows no PINs, so they come from the file."""
+
     kind = "ec"
-    uri: str
+    hsm: SoftHsm
 
     @pytest.fixture(autouse=True)
-    def _token(self, uri: str) -> None:
-        self.uri = uri
+    def _token(self, hsm: SoftHsm) -> None:
+        self.hsm = hsm
 
     def make(self, tmp_path: Path) -> Made:
-        enrolled = module.generate(making(self.uri.format(next(labels)), type=self.kind))
+        enrolled = self.hsm.new_key(self.kind, label=next(labels), with_pin=True)
         return Made(module, enrolled.signature, enrolled.blob)
 
 
@@ -63,3 +63,16 @@ class TestIsolated(InToken):
 
     def make(self, tmp_path: Path) -> Made:
         return super().make(tmp_path)._replace(module=self.isolated)
+
+    def test_pins_are_asked_for_and_judged_across_the_processes(self) -> None:
+        enrolled = self.hsm.new_key(label=next(labels))
+        secrets = TypedPins(b"0000")
+        key = self.isolated.open(enrolled.signature, enrolled.blob, secrets)
+        wrapped = key.wrap(b"file key")
+        assert secrets.asked == []
+        with pytest.raises(ModuleFailed, match="the PIN was wrong"):
+            key.unwrap(wrapped)
+        secrets.typed = PIN
+        assert key.unwrap(wrapped) == key.unwrap(wrapped) == b"file key"
+        assert len(secrets.asked) == 2
+        assert secrets.verdicts == [False, True]

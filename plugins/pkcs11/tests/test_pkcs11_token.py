@@ -22,6 +22,7 @@ from upcall_pkcs11.softhsm import LIBRARY, PIN, SoftHsm, TypedPins, making, miss
 
 from upcall.errors import ModuleFailed, Refused
 from upcall.keymodule import KeyImporter, KeyMaker, KeyModule
+from upcall.testing.processes import in_child
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -238,12 +239,9 @@ def sessions_closed(hsm: SoftHsm, call: str) -> None:
 
 
 def pin_in_a_file(hsm: SoftHsm) -> None:
-    file = hsm.folder / "pin"
-    file.touch(0o600)
+    file, secrets = hsm.pin_file, TypedPins()
     file.write_bytes(PIN + b"\n")
-    secrets = TypedPins()
-    uri = f"{hsm.uri('one')}&pin-source=file:{file}"
-    enrolled = module.generate(making(uri, secrets, type="ec"))
+    enrolled = module.generate(making(hsm.uri("one", with_pin=True), secrets, type="ec"))
     handle = module.open(enrolled.signature, enrolled.blob, secrets)
     wrapped = handle.wrap(b"file key")
     assert handle.unwrap(wrapped) == b"file key"
@@ -289,6 +287,24 @@ def leading_zeros(hsm: SoftHsm) -> None:
     assert handle.unwrap(b"\x01" + point + cipher.encrypt(nonce, b"file key", b"\x01")) == b"file key"
 
 
+def forked(hsm: SoftHsm) -> None:
+    """A fork does not use what its parent has opened, opens keys itself, and logs its parent out of nothing."""
+    enrolled, secrets = hsm.new_key(), TypedPins()
+    handle = module.open(enrolled.signature, enrolled.blob, secrets)
+    wrapped = handle.wrap(b"file key")
+    assert handle.unwrap(wrapped) == b"file key"
+
+    def child() -> str:
+        with fails("belongs to the process that opened it"):
+            handle.unwrap(wrapped)
+        handle.close()
+        return module.open(enrolled.signature, enrolled.blob, TypedPins()).unwrap(wrapped).hex()
+
+    assert bytes.fromhex(in_child(child)) == b"file key"
+    assert handle.unwrap(wrapped) == b"file key"
+    assert len(secrets.asked) == 1
+
+
 def no_secret_is_kept(hsm: SoftHsm) -> None:
     """The buffer that the PIN came in is wiped, whether it was right or wrong."""
     enrolled = hsm.new_key()
@@ -326,6 +342,7 @@ def no_secret_is_kept(hsm: SoftHsm) -> None:
         pin_in_a_file,
         touch,
         leading_zeros,
+        forked,
         no_secret_is_kept,
     ],
     ids=lambda work: work.__name__,

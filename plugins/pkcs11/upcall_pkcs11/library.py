@@ -61,13 +61,15 @@ class InUse(Protocol):
 class Library:
     """`lock` is held around every call into the library, and around every use of its objects."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, forked: bool = False) -> None:
         self.path = path
         self.pid = os.getpid()  # a fork has a copy of the library that must not be used
         self.lock = threading.RLock()
         self.in_use: set[InUse] = set()  # tokens with a session; without any, the library may be started anew
         try:
             self._lib = pkcs11.lib(path)
+            if forked:
+                self._start_anew()
         except pkcs11.PKCS11Error as error:
             raise ModuleFailed(f"{path}: cannot be used as a PKCS #11 library: {_why(error, path)}") from None
 
@@ -134,9 +136,10 @@ def load(path: str) -> Library:
     """
     real = os.path.realpath(path)  # two names of one library would be initialized twice, and refuse that
     with _loading:
-        if real not in _libraries:
+        known = _libraries.get(real)
+        if known is None or known.pid != os.getpid():
             _check(real)
-            _libraries[real] = Library(real)
+            _libraries[real] = Library(real, forked=known is not None)
         return _libraries[real]
 
 

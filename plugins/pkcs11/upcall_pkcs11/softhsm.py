@@ -43,10 +43,16 @@ class SoftHsm:
         self._tokens.mkdir(mode=0o700)
         self.config = folder / "softhsm2.conf"
         self.config.write_text(f"directories.tokendir = {self._tokens}\nlog.level = ERROR\n")
+        self.pin_file = folder / "pin"
+        self.pin_file.touch(0o600)
+        self.pin_file.write_bytes(PIN)
         self._places: dict[str, Path] = {}
 
-    def uri(self, token: str, rest: str = ";object=key") -> str:
-        return f"pkcs11:token={token}{rest}?module-path={LIBRARY}"
+    def uri(self, token: str, rest: str = ";object=key", with_pin: bool = False) -> str:
+        """`with_pin`: it comes from a file, nobody is asked."""
+        return f"pkcs11:token={token}{rest}?module-path={LIBRARY}" + (
+            f"&pin-source=file:{self.pin_file}" if with_pin else ""
+        )
 
     def add(self, label: str) -> None:
         """A new token, whose PIN is PIN."""
@@ -67,10 +73,10 @@ class SoftHsm:
     def environment(self) -> dict[str, str]:
         return {**os.environ, "SOFTHSM2_CONF": str(self.config)}
 
-    def run(self, work: Callable[..., None], *arguments: Any) -> None:
+    def run(self, work: Callable[..., None], *arguments: Any) -> str:
         """Calls a function of an importable module, with this and the arguments, in a fresh interpreter.
 
-        AssertionError with the traceback if it raises.
+        Gives what it printed. AssertionError with the traceback if it raises.
         """
         told = pickle.dumps((work.__module__, work.__qualname__, (self, *arguments)))
         folder = Path(str(sys.modules[work.__module__].__file__)).parent
@@ -83,12 +89,20 @@ class SoftHsm:
         )
         if done.returncode != 0:
             raise AssertionError(f"exit code {done.returncode}\n" + done.stderr.decode(errors="replace"))
+        return done.stdout.decode()
 
-    def new_key(self, kind: str = "ec", token: str = "one", label: str = "key", **values: Any) -> Enrolled:  # noqa: S107
+    def new_key(
+        self,
+        kind: str = "ec",
+        token: str = "one",  # noqa: S107 - a token's label
+        label: str = "key",
+        with_pin: bool = False,
+        **values: Any,
+    ) -> Enrolled:
         """Only in a process with `environment()`."""
         from upcall_pkcs11 import module
 
-        return module.generate(making(self.uri(token, f";object={label}"), type=kind, **values))
+        return module.generate(making(self.uri(token, f";object={label}", with_pin), type=kind, **values))
 
     def session(self, token: str) -> pkcs11.Session:
         """One with which everything can be done. Only in a process with `environment()`."""

@@ -254,6 +254,8 @@ _tokens: dict[tuple[str, TokenName], Token] = {}
 def use(library: Library, name: TokenName) -> Token:
     """The process's one `Token` for a token."""
     with library.lock:
-        token = _tokens.setdefault((library.path, name), Token(library, name))
+        token = _tokens.get((library.path, name))
+        if token is None or token.library is not library:  # or it is the parent's, of whom this is a fork
+            token = _tokens[library.path, name] = Token(library, name)
         token.users += 1
         return token
