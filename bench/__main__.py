@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import files, flooding, footprint, library, roundtrip, rsa
+from bench import files, flooding, footprint, library, modules, roundtrip, rsa
 from bench.rows import FULL, QUICK, Effort, Row, show, write_json
 from bench.stage import BenchError, Stage
 
@@ -16,6 +16,7 @@ GROUPS: dict[str, Callable[[Stage, Effort], Iterator[Row]]] = {
     "daemon": roundtrip.daemon_rows,
     "broker": roundtrip.broker_rows,
     "rsa": rsa.rows,
+    "modules": modules.rows,
     "pyroute2": library.rows,
     "flooding": flooding.rows,
     "footprint": footprint.rows,

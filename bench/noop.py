@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from upcall.keymodule import API, AskPassphrase, KeyHandle
+from upcall.keymodule import API, KeyHandle, Secrets
 
 ALIAS = "noop"
 _TABLE = bytes(byte ^ 0x55 for byte in range(256))
@@ -23,7 +23,7 @@ class NoopModule:
     name = ALIAS
     api = API
 
-    def open(self, signature: str, blob: bytes, ask: AskPassphrase, /) -> KeyHandle:
+    def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> KeyHandle:
         return Handle()
 
 

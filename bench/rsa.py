@@ -11,6 +11,8 @@ from functools import partial
 from bench.packets import new_file_key, unwrap
 from bench.rows import Effort, Row, by_turns, compared
 from bench.stage import BenchError, Client, Stage
+from upcall.keymodule import Limits, Making
+from upcall.testing.secrets import Told
 
 _ALIAS, _SPEC = "openssl", "upcall_rsa:module"
 _INFLIGHT = 8  # four for each processor: it never waits for the next request
@@ -45,10 +47,11 @@ def _new_key(stage: Stage) -> tuple[bytes, bytes]:
         from upcall_rsa import module
     except ImportError:
         raise BenchError("the RSA key module is not installed (plugins/rsa)") from None
-    enrolled = module.generate(stage.folder / "key.pem", bytearray(), 2048, "none")
+    making = Making(stage.folder / "key.pem", {"bits": "2048"}, bytearray(), "none", Limits(), Told())
+    enrolled = module.generate(making)
     stage.add_key(enrolled.signature, _ALIAS, enrolled.blob)
     clear = new_file_key()
-    handle = module.open(enrolled.signature, enrolled.blob, lambda source: bytearray())
+    handle = module.open(enrolled.signature, enrolled.blob, Told())
     return unwrap(enrolled.signature, clear, handle.wrap(clear))
 
 

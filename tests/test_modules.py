@@ -26,15 +26,15 @@ def install(folder: Path, package: str, code: str, alias: str) -> None:
 
 def test_what_is_installed() -> None:
     found = modules.available()
-    assert found["openssl"] == "upcall_rsa:module"
-    assert modules.load(found["openssl"]).name == "openssl"
+    assert found["openssl"] == ("upcall_rsa:module", False)
+    assert modules.load(found["openssl"].spec).name == "openssl"
 
 
 def test_an_outsider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "outsider", GOOD, "good")
     install(tmp_path, "long", GOOD, "an-alias-of-more-than-16")
     monkeypatch.syspath_prepend(tmp_path)
-    assert modules.available()["good"] == "outsider:module"
+    assert modules.available()["good"] == modules.Found("outsider:module", isolated=False)
     assert not [alias for alias in modules.available() if len(alias) > 16]
     assert modules.load("outsider:module").name == "good"
 

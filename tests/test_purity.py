@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PURE = ["contexts", "registry", "service", "messages", "errors", "keymodule", "handler", "broker.core"]
+PURE = ["contexts", "registry", "service", "messages", "errors", "keymodule", "handler", "broker.core", "isolation.breaker"]
 PURE += [f"wire.{path.stem}" for path in sorted((ROOT / "upcall" / "wire").glob("[!_]*.py"))]
 HARMLESS = {"__future__", "collections", "enum", "errno", "itertools", "math", "struct", "typing"}
 # A random number to start counting from; a type that stands in signatures.
@@ -38,7 +38,7 @@ def test_pure(module: str) -> None:
         importer = left.pop()
         for name in imports(importer):
             if name.split(".")[0] == "upcall":
-                new = {name, name.rpartition(".")[0]} - seen
+                new = {name, name.rpartition(".")[0]} - seen - {"upcall"}  # which imports its public names when used
                 seen |= new
                 left += new
             elif name.split(".")[0] not in HARMLESS and (importer, name) not in ALLOWED:

@@ -47,12 +47,14 @@ REASONS: dict[str, int] = {
     "no-service": errno.EOPNOTSUPP,  # nobody here serves that name
     "not-permitted": errno.EPERM,  # an ordinary user asked for another uid's daemon
     "no-key": errno.ENOKEY,  # no auth token with this signature in the user's keyring
+    "bad-token": errno.EKEYREJECTED,  # what stands there under the signature is no auth token of it
     "no-module": errno.ENOPKG,  # the auth token names a key module that is not installed
     "locked": errno.EKEYREVOKED,  # the key's passphrase is not at hand
     "prompting": errno.EAGAIN,  # a person is being asked; the next try finds the answer
     "pin-refused": errno.EKEYREJECTED,  # too many wrong PINs: nobody is asked any more, so that the token lives
     "module-failed": errno.EIO,  # the key module said that it cannot
     "module-broke": errno.EFAULT,  # the key module raised something else, or returned nonsense
+    "module-off": errno.EAGAIN,  # its process broke several times in a row: it is left alone for a few seconds
     "busy": errno.EBUSY,  # every slot of this key is taken by calls that do not come back
 }
 

@@ -8,25 +8,35 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from upcall.errors import ModuleFailed
-from upcall.keymodule import API, GROUP, KeyModule
+from upcall.keymodule import API, GROUP, ISOLATED_GROUP, KeyModule
 
 MAX_ALIAS = 16  # what an auth token has room for
 
 
-def available() -> dict[str, str]:
-    """Alias to "package:attribute" of every installed key module. None of them is imported.
+class Found(NamedTuple):
+    """An installed key module."""
+
+    spec: str  # "package:attribute"
+    isolated: bool  # its author says that it is better run in a process of its own
+
+
+def available() -> dict[str, Found]:
+    """Alias to every installed key module. None of them is imported.
 
     Where two claim an alias, the first on sys.path has it, as with modules.
     """
     from importlib.metadata import distributions
 
-    found: dict[str, str] = {}
+    found: dict[str, Found] = {}
     for distribution in distributions(path=_trusted_path()):
-        for point in distribution.entry_points.select(group=GROUP):
+        points = distribution.entry_points
+        isolated = {point.name for point in points.select(group=ISOLATED_GROUP)}
+        for point in points.select(group=GROUP):
             if _is_alias(point.name):
-                found.setdefault(point.name, f"{point.module}:{point.attr}")
+                found.setdefault(point.name, Found(f"{point.module}:{point.attr}", point.name in isolated))
     return dict(sorted(found.items()))
 
 

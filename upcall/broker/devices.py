@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from upcall.broker.loop import URGENT
 from upcall.errors import PeerError
 from upcall.kernel.process import schedule_as_batch
 from upcall.messages import Answer, Refusal, Requester
@@ -84,7 +85,7 @@ class Devices:
         self._wanted.pop(uid, None)
         self._open[uid] = device
         schedule_as_batch()
-        self._server.loop.add(device, lambda: self._on_readable(device), uid)
+        self._server.loop.add(device, lambda: self._on_readable(device), URGENT)
         self._server.log("device-open", uid=uid)
 
     def retry(self, now: float) -> None:

@@ -11,9 +11,9 @@ import select
 from collections.abc import Callable
 from typing import Protocol
 
-URGENT = -1  # an owner who is always served first, and never counted: signals, and processes that end
+URGENT = -1  # an owner who is served in every turn: the kernel, signals, and processes that end
 REGISTRATION, LISTENER = -2, -3  # owners that are nobody's, and count as one
-PER_TURN = 4  # callbacks; asking again what is ready costs less than one of them
+PER_TURN = 4  # callbacks, the urgent ones not counted; asking again what is ready costs less than one of them
 _HALVED_EVERY = 0.05  # seconds until what somebody had counts half
 
 
@@ -38,7 +38,7 @@ class Loop:
         self._epoll = select.epoll()
         self._sources: dict[int, Source] = {}
         self._muted: dict[int, float] = {}
-        self._served: dict[int, int] = {URGENT: 0}  # by owner: callbacks of late
+        self._served: dict[int, int] = {}  # by owner: callbacks of late
         self._halved = 0.0
 
     def add(self, source: HasFileno, callback: Callable[[], None], owner: int) -> None:
@@ -80,17 +80,18 @@ class Loop:
             self._halve(now)
         served = self._served
         if len(ready) > PER_TURN:
-            ready.sort(key=lambda source: served.get(source.owner, 0))
-            del ready[PER_TURN:]
+            urgent = [source for source in ready if source.owner == URGENT]
+            others = [source for source in ready if source.owner != URGENT]
+            others.sort(key=lambda source: served.get(source.owner, 0))
+            ready = urgent + others[:PER_TURN]
         for source in ready:
             if self._sources.get(source.fd) is source:
-                if source.owner != URGENT:
-                    served[source.owner] = served.get(source.owner, 0) + 1
+                served[source.owner] = served.get(source.owner, 0) + 1
                 source.callback()
 
     def _halve(self, now: float) -> None:
         self._halved = now
-        self._served = {owner: count >> 1 for owner, count in self._served.items() if count > 1} | {URGENT: 0}
+        self._served = {owner: count >> 1 for owner, count in self._served.items() if count > 1}
 
     def close(self) -> None:
         self._epoll.close()

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 STATUS = "broker.status"  # the one service that the broker answers itself
 _PER_UID, _IN_ALL = 64, 1024  # connections
-_ACCEPTS_PER_TURN = 8
+_SHOWN = 64  # daemons and devices in a status that would be too long
+_ACCEPTS_PER_TURN, _ACCEPT_PAUSE = 8, 0.1
 
 
 class Connection:
@@ -128,8 +129,12 @@ class Requesters:
         for _ in range(_ACCEPTS_PER_TURN):
             try:
                 accepted, _ = self._listener.accept()
-            except OSError:
-                return  # nobody there, or no descriptor free: the next turn sees
+            except BlockingIOError:
+                return
+            except OSError as error:  # no descriptor is free; asking again at once would not help
+                self.server.log("no-connection", why=error)
+                self.server.loop.mute(self._listener, self.server.now + _ACCEPT_PAUSE)
+                return
             accepted.setblocking(False)
             connection = Connection(self, accepted)
             if self._by_uid[connection.uid] >= _PER_UID or len(self._connections) >= _IN_ALL:
@@ -151,11 +156,13 @@ class Requesters:
         """JSON, cut down to what a body can hold."""
         found = self.server.status(uid)
         body = json.dumps(found).encode("ascii")
-        daemons = found["daemons"]
-        if len(body) > MAX_BODY and isinstance(daemons, list):
-            found["daemons"], found["not_shown"] = daemons[:64], len(daemons[64:])
-            for daemon in daemons[:64]:
-                daemon["pending"] = []
+        if len(body) > MAX_BODY:
+            for name in ("daemons", "devices"):
+                rows = found[name]
+                if isinstance(rows, list):
+                    found[name], found[f"{name}_not_shown"] = rows[:_SHOWN], len(rows[_SHOWN:])
+                    for row in rows[:_SHOWN]:
+                        row.pop("pending", None)
             body = json.dumps(found).encode("ascii")
         return body
 

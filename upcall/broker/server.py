@@ -36,6 +36,7 @@ from upcall.wire.netlink import HEADER, HELO, QUIT, RESPONSE, pack_control, take
 
 _HELLOS_PER_TURN, _HELLOS_PAUSE = 16, 0.002
 _JUNK_IN_A_ROW, _JUNK_PAUSE = 8, 0.02
+_LAST_WORDS = 256
 
 
 class _Pidfd:
@@ -89,6 +90,10 @@ class DaemonLink:
 
     def _on_exit(self) -> None:
         assert self.association is not None  # noqa: S101 - set before the loop knows us
+        for _ in range(_LAST_WORDS):  # what it had answered before it ended still counts
+            if self.socket.closed or (packet := self.socket.receive()) is None:
+                break
+            self._take(packet)
         self._server.log("daemon-exited", uid=self.uid, pid=self.pid)
         self._server.broker.gone(self.association)
 
@@ -216,8 +221,9 @@ class Server:
             link.close()
             return
         self.log("registered", uid=packet.uid, pid=packet.pid, portid=packet.portid)
-        link.start(self.broker.helo(packet.uid, packet.pid, packet.portid, link, self.now))
-        if self.devices is not None:
+        association = self.broker.helo(packet.uid, packet.pid, packet.portid, link, self.now)
+        link.start(association)
+        if self.devices is not None and self.broker.registry.get(packet.uid) is association:
             self.devices.open(packet.uid)
 
     def reject(self, on: str, packet: Packet) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from upcall.errors import UsageError
 from upcall.modules import available
 
 
@@ -19,12 +20,18 @@ from upcall.modules import available
     help="Unwrap every wrapped key before it is answered, not only the first of each size: slower, and safe from a "
     "key module that goes bad later.",
 )
-def command(runtime: Path | None, prove_all: bool) -> None:
+@click.option("--isolate", multiple=True, metavar="ALIAS", help="Run this key module in a process of its own.")
+@click.option(
+    "--inline", multiple=True, metavar="ALIAS", help="Run it in the daemon itself, whatever its author says."
+)
+def command(runtime: Path | None, prove_all: bool, isolate: tuple[str, ...], inline: tuple[str, ...]) -> None:
     """Run this user's daemon: it answers the broker with this user's keys.
 
     It looks for this user's own broker and then for the system's, and registers; when the broker restarts, it
     registers again. A newer daemon of the same user takes over from an older one. It runs in the foreground until
     SIGTERM or SIGINT, and answers what it holds before it ends.
+
+    A key module that loads foreign libraries gets a process of its own, which may crash or hang alone.
 
     \b
     Exit codes: 0 ended as asked, or replaced; 69 it could not start.
@@ -32,5 +39,16 @@ def command(runtime: Path | None, prove_all: bool) -> None:
     arguments = [f"folder={runtime.absolute()}"] if runtime is not None else []
     arguments += ["prove=all"] if prove_all else []
     # Found here and handed over: importlib.metadata would double the daemon's start and cost it 5 MB.
-    arguments += [f"module={alias}={spec}" for alias, spec in available().items()]
+    arguments += _modules(frozenset(isolate), frozenset(inline))
     os.execv(sys.executable, [sys.executable, "-P", "-m", "upcall.daemon", *arguments])  # noqa: S606
+
+
+def _modules(isolate: frozenset[str], inline: frozenset[str]) -> list[str]:
+    """The daemon's arguments for the installed key modules."""
+    found = available()
+    if unknown := sorted((isolate | inline) - found.keys()):
+        raise UsageError(f"there is no key module {unknown[0]!r}: {', '.join(found) or 'none'} installed")
+    if both := sorted(isolate & inline):
+        raise UsageError(f"{both[0]!r} cannot be both isolated and inline")
+    apart = isolate | {alias for alias, module in found.items() if module.isolated} - inline
+    return [f"{'isolated' if alias in apart else 'module'}={alias}={module.spec}" for alias, module in found.items()]

@@ -28,7 +28,7 @@ def command(as_json: bool, runtime: Path | None) -> None:
     console.print(f"broker: pid {broker['pid']}, uid {broker['uid']}, portid {broker['portid']}")
     console.print(_daemons(status) if status["daemons"] else "no daemon is registered")
     for daemon in status["daemons"]:
-        if daemon["pending"]:
+        if daemon.get("pending"):
             console.print(_pending(daemon))
     if status["outcomes"]:
         console.print(_outcomes(status))

@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from upcall.daemon.control import Control
 from upcall.daemon.keyservice import KeyService
+from upcall.daemon.loading import loaders
 from upcall.daemon.process import Daemon, serve
 from upcall.daemon.sources import fetch
 from upcall.errors import UpcallError
 from upcall.kernel import keyring
 from upcall.kernel.process import harden
-from upcall.keymodule import KeyModule
-from upcall.modules import load
+from upcall.log import EventLog
 from upcall.runtime import daemon_socket, find_place
 
 
 def run(arguments: list[str]) -> int:
-    """`folder=PATH`, `prove=all`, and one `module=ALIAS=PACKAGE:NAME` for each key module that may be loaded."""
-    modules: dict[str, Callable[[], KeyModule]] = {}
-    settings: dict[str, str] = {}
-    for key, value in (argument.split("=", 1) for argument in arguments):
-        if key == "module":
-            alias, spec = value.split("=", 1)
-            modules[alias] = functools.partial(load, spec)
-        else:
-            settings[key] = value
+    """`folder=PATH`, `prove=all`, and one `module=ALIAS=PACKAGE:NAME` for each key module that may be loaded;
+    `isolated` instead of `module` for one that gets a process of its own."""
+    settings = dict(argument.split("=", 1) for argument in arguments)
     folder = settings.get("folder")
     harden()
+    log = EventLog("upcall-daemon")
+    modules = loaders(arguments, lambda: keys.asker().deadline, log)
     try:
         keyring.join_session_and_link_user_keyring()
         keys = KeyService(keyring, modules, fetch, settings.get("prove") == "all")
         control = Control(daemon_socket(), keys)
         threading.Thread(target=_warm, args=(keys,), name="warm", daemon=True).start()
         try:
-            serve(Daemon(find_place(Path(folder) if folder else None), [keys], control))
+            serve(Daemon(find_place(Path(folder) if folder else None), [keys], control, log))
         finally:
             control.close()
     except (UpcallError, OSError) as error:

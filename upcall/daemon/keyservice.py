@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from upcall.errors import ModuleFailed, PeerError, Refused
 from upcall.kernel.process import LockedMemory
@@ -39,6 +39,13 @@ class Prompter(Protocol):
     def touch(self, token: str, prompt: str, asker: Asker, /) -> None: ...
     def lock(self) -> None:
         """Forgets every PIN."""
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A module with something to say in the status: one in a process of its own (upcall.isolation)."""
+
+    def report(self) -> dict[str, object]: ...
 
 
 class Asker(NamedTuple):
@@ -178,26 +185,45 @@ class KeyService:
         opened = self._opened.get(signature)
         if opened is not None and opened.serial == serial and self._still_good(opened, signature):
             return opened
-        token = take_auth_tok(self._keyring.read(serial))
-        if token.signature != signature:
-            raise Refused("no-key")
+        token = self._token(serial, signature)
         handle = self._module(token.alias).open(signature, token.blob, _SecretsOf(self, signature))
-        opened = _Opened(handle, token.alias, serial, token, self._prove_all)
+        return self._keep(signature, opened, _Opened(handle, token.alias, serial, token, self._prove_all))
+
+    def _keep(self, signature: str, before: _Opened | None, new: _Opened) -> _Opened:
+        """Puts a newly opened key in the place of what was there before, and closes what is not used."""
         with self._lock:
-            if signature in self._locked:  # it was locked while it was being opened
-                raise Refused("locked")
-            self._opened[signature] = opened
-        return opened
+            there = self._opened.get(signature)
+            locked = signature in self._locked  # while it was being opened
+            beaten = there is not None and there is not before and there.token == new.token  # by another thread
+            if not locked and not beaten:
+                self._opened[signature] = new
+        useless = new if locked or beaten else there
+        if useless is not None:
+            useless.close()
+        if locked:
+            raise Refused("locked")
+        return there if beaten and there is not None else new
 
     def _still_good(self, opened: _Opened, signature: str) -> bool:
         if opened.stale():
             return False
         now = time.monotonic()
         if now >= opened.reread:
-            if take_auth_tok(self._keyring.read(opened.serial)) != opened.token:
+            if self._token(opened.serial, signature) != opened.token:
                 return False
             opened.reread = now + _REREAD
         return True
+
+    def _token(self, serial: int, signature: str) -> AuthTok:
+        try:
+            token = take_auth_tok(self._keyring.read(serial))
+        except OSError:
+            raise Refused("no-key") from None  # it was revoked or unlinked a moment ago, or is not to be read
+        except PeerError:
+            raise Refused("bad-token") from None
+        if token.signature != signature:
+            raise Refused("bad-token")
+        return token
 
     def _module(self, alias: str) -> KeyModule:
         module = self._loaded.get(alias)
@@ -205,7 +231,7 @@ class KeyService:
             load = self._modules.get(alias)
             if load is None:
                 raise Refused("no-module")
-            module = self._loaded[alias] = load()
+            module = self._loaded.setdefault(alias, load())  # another thread may have been faster
         return module
 
     def asker(self) -> Asker:
@@ -266,9 +292,14 @@ class KeyService:
             opened.close()
 
     def status(self) -> list[dict[str, object]]:
-        """The keys in use, as plain data."""
+        """The keys in use, and the modules in processes of their own, as plain data."""
+        modules = [module.report() for module in list(self._loaded.values()) if isinstance(module, Reporting)]
         with self._lock:
-            return [
-                {"signature": signature, "module": opened.module, "open": True}
-                for signature, opened in self._opened.items()
-            ] + [{"signature": signature, "locked": True} for signature in sorted(self._locked)]
+            return (
+                modules
+                + [
+                    {"signature": signature, "module": opened.module, "open": True}
+                    for signature, opened in self._opened.items()
+                ]
+                + [{"signature": signature, "locked": True} for signature in sorted(self._locked)]
+            )

@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import threading
 import time
 import traceback
@@ -38,7 +39,8 @@ from upcall.wire.netlink import (
 
 _RETRY_FIRST, _RETRY_MOST = 0.05, 1.0  # seconds between two tries to register
 _HELLO_PATIENCE = 1.0  # seconds until an unanswered HELO is sent again
-_QUIT_PATIENCE = 3.0  # seconds that we hold on, having said QUIT
+# Seconds that we hold on, having said QUIT: what a requester waits at most and a little; less, if we hold nothing.
+_QUIT_PATIENCE, _QUIT_PATIENCE_IDLE = 10.5, 2.0
 
 
 class _Broker(NamedTuple):
@@ -69,7 +71,7 @@ class Daemon:
         self._place, self._control = place, control
         self._handlers = {service: handler for handler in handlers for service in handler.services}
         self._socket = NetlinkSocket()
-        self._socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, b"\1".ljust(16, b"\0"))
+        self._socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 1, 0))
         self._owners: frozenset[int] = frozenset()
         self._broker: _Broker | None = None
         self._change = threading.Condition()
@@ -92,7 +94,12 @@ class Daemon:
         self.log.flush()
 
     def stop(self, *_: object) -> None:
-        """Ends `run` after what is held has been answered; from a signal handler or another thread."""
+        """Ends `run` after what is held has been answered; the second time, at once. From a signal handler or
+        another thread."""
+        if self._stopping:
+            with self._change:
+                self._over = True
+                self._change.notify_all()
         self._stopping = True
         self._wake()
 
@@ -169,9 +176,14 @@ class Daemon:
             self._socket.send(pack_control(QUIT))
         except OSError:
             return
+        said = time.monotonic()
         with self._change:
-            if not self._change.wait_for(lambda: self._over, _QUIT_PATIENCE):
-                self.log("quit-unanswered", running=self._workers.running)
+            while not self._over:
+                patience = _QUIT_PATIENCE if self._workers.running else _QUIT_PATIENCE_IDLE
+                if time.monotonic() - said > patience:
+                    self.log("quit-unanswered", running=self._workers.running)
+                    return
+                self._change.wait(0.1)
 
     # --- the workers ---------------------------------------------------------------------------------------
 

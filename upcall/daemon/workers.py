@@ -16,6 +16,7 @@ Job = TypeVar("Job")
 WAITING = 2  # workers kept at the socket when idle
 PER_LANE = max(2, min(8, os.cpu_count() or 2))
 AT_MOST = 32
+WAITING_IN_LANE = 64
 
 
 class _Lane(Generic[Job]):
@@ -84,10 +85,13 @@ class Workers(Generic[Job]):
                 if not self._receiving and self.threads < self._at_most:
                     self._add()
                 return lane
-            if time.monotonic() < max(lane.deadlines):
+            now = time.monotonic()
+            while lane.waiting and lane.waiting[0][1] <= now:
+                lane.waiting.popleft()  # the broker has answered
+            if now < max(lane.deadlines) and len(lane.waiting) < WAITING_IN_LANE:
                 lane.waiting.append((job, deadline))
                 return None
-        self._refuse(job, Refused("busy"))  # all that runs here is overdue: it hangs
+        self._refuse(job, Refused("busy"))  # all that runs here is overdue: it hangs; or too many wait already
         return None
 
     def _leave(self, lane: _Lane[Job], name: str, deadline: float) -> tuple[Job, float] | None:

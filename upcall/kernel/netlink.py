@@ -26,7 +26,7 @@ SYSTEM_PORTID = 0x75706300
 _UCRED = struct.Struct("=iII")
 _ANCILLARY = socket.CMSG_SPACE(_UCRED.size)
 # Plain numbers: the socket module's are enumerations, whose arithmetic costs a microsecond per message.
-_CUT_SHORT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_NO_ROOM = int(socket.MSG_CTRUNC)
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 _SOL_SOCKET = int(socket.SOL_SOCKET)
 
@@ -71,13 +71,15 @@ class NetlinkSocket:
             raise OSError(code, os.strerror(code))
 
     def send(self, data: bytes) -> bool:
-        """To the connected peer. False if it takes no more now; ConnectionRefusedError if it is gone.
+        """To the connected peer. False if it takes no more now, or not this; ConnectionError if it is gone.
 
         Never waits for POLLOUT: it stays set while the *peer's* buffer is full.
         """
         try:
             self.socket.send(data, _DONTWAIT)
-        except BlockingIOError:
+        except ConnectionError:
+            raise
+        except OSError:  # EAGAIN, and what memory or size can make of it: ENOBUFS, EMSGSIZE
             return False
         return True
 
@@ -90,13 +92,16 @@ class NetlinkSocket:
         return True
 
     def receive(self, flags: int = _DONTWAIT) -> Packet | None:
-        """The next packet; None if there is none now. What came truncated or without credentials has uid -1."""
+        """The next packet; None if there is none now. What came without credentials has uid -1.
+
+        One that was too long is cut short, as its nlmsg_len then tells.
+        """
         try:
             data, ancillary, got, address = self.socket.recvmsg(MAX_MESSAGE, _ANCILLARY, flags)
         except BlockingIOError:
             return None
         pid = uid = -1
-        if len(ancillary) == 1 and not got & _CUT_SHORT:
+        if len(ancillary) == 1 and not got & _NO_ROOM:
             level, kind, value = ancillary[0]
             if kind == SCM_CREDENTIALS and level == _SOL_SOCKET and len(value) == _UCRED.size:
                 pid, uid, _ = _UCRED.unpack(value)

@@ -143,6 +143,7 @@ class RunningDaemon(Started):
         path: Sequence[Path] = (),
         control: bool = False,
         handlers: Sequence[str] = (),
+        isolated: Mapping[str, str] | None = None,
     ) -> None:
         """`modules` and `handlers` are named "package:attribute", and found in `path`, too."""
         run = folder.parent / "run"
@@ -150,8 +151,10 @@ class RunningDaemon(Started):
         arguments = ["-m", "upcall.testing.daemon", f"folder={folder}", f"keys={keys}"]
         arguments += [f"module={alias}={spec}" for alias, spec in modules.items()]
         arguments += [f"handler={spec}" for spec in handlers]
+        arguments += [f"isolated={alias}={spec}" for alias, spec in (isolated or {}).items()]
         arguments += ["control=yes"] if control else []
-        environment = {"XDG_RUNTIME_DIR": str(run), "PYTHONPATH": os.pathsep.join(str(one) for one in path)}
+        paths = [*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {"XDG_RUNTIME_DIR": str(run), "PYTHONPATH": os.pathsep.join(paths)}
         super().__init__(arguments, folder.parent / "daemon.log", environment)
 
 

@@ -28,6 +28,16 @@ __all__ = ["Handle", "PassphraseModule", "module"]
 
 MIN_COST: Final = 64  # MiB times passes, of a new key
 
+_BLOCK: Final = 8  # bytes
+
+
+def wrapped_size(size: int) -> int:
+    """How long a key of this size is when it is wrapped: padded, and one block more."""
+    return (size + _BLOCK - 1) // _BLOCK * _BLOCK + _BLOCK
+
+
+MAX_WRAPPED: Final = wrapped_size(MAX_KEY)
+
 
 class Handle:
     """A derived key. The verbs take turns, so that none of them can meet a key that is being wiped."""
@@ -50,6 +60,8 @@ class Handle:
             return aes_key_wrap_with_padding(self._kek, key)
 
     def unwrap(self, wrapped: bytes, /) -> bytes:
+        if len(wrapped) % _BLOCK or not 2 * _BLOCK <= len(wrapped) <= MAX_WRAPPED:
+            raise ModuleFailed(f"{len(wrapped)} bytes, {2 * _BLOCK} to {MAX_WRAPPED} are possible, by eights")
         key = b""
         with self._turn:
             self._check_open()
@@ -129,7 +141,7 @@ def _cost(making: Making) -> Cost:
 
 
 def _check_limits(making: Making) -> None:
-    needed = (making.limits.key + 7) // 8 * 8 + 8
+    needed = wrapped_size(making.limits.key)
     if needed > making.limits.wrapped:
         raise ModuleFailed(f"a wrapped key has up to {needed} bytes, there is room for {making.limits.wrapped}")
 

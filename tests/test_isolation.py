@@ -1,0 +1,446 @@
+"""Key modules in processes of their own: real processes, which crash, hang, leak and lie."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from upcall.errors import ModuleFailed, Refused, UpcallError
+from upcall.isolation.child import CONCURRENT
+from upcall.isolation.module import IsolatedModule
+from upcall.keymodule import Closable, KeyModule, Public, Watched
+from upcall.testing.gate import Gate
+from upcall.testing.processes import PATIENCE, until
+from upcall.testing.secrets import Told
+from upcall.testing.toy import TOY, make_toy_key
+
+SIGNATURE = "0123456789abcdef"
+SECRET = "correct-horse-battery-staple"  # what violent.py says, prints and raises
+KEY = b"a file key"
+
+
+class Scene:
+    """An isolated module, its log, and the patience of the requests that the test makes."""
+
+    def __init__(self, spec: str, memory: int = 0) -> None:
+        self.patience = PATIENCE
+        self.log: list[str] = []
+        self.module = IsolatedModule("it", spec, lambda: time.monotonic() + self.patience, self._note, memory)
+
+    def _note(self, event: str, /, **fields: object) -> None:
+        self.log.append(f"{event} {fields}")
+
+    def open(self, what: str, secrets: Any = None, signature: str = SIGNATURE) -> Any:
+        return self.module.open(signature, what.encode(), secrets or Told())
+
+    @property
+    def pid(self) -> int | None:
+        found = self.module.report()["pid"]
+        assert found is None or isinstance(found, int)
+        return found
+
+    def failures(self) -> int:
+        return sum(line.startswith("module-died") for line in self.log)
+
+    def failed(self, times: int) -> None:
+        until(lambda: self.failures() == times, f"{times} failures in the log")
+
+
+Make = Callable[..., Scene]
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    made: list[Scene] = []
+
+    def start(spec: str = "violent:VIOLENT", memory: int = 0) -> Scene:
+        made.append(Scene(spec, memory))
+        return made[-1]
+
+    yield start
+    for scene in made:
+        scene.module.close()
+
+
+@pytest.fixture
+def scene(make: Make) -> Scene:
+    return make()
+
+
+def outcome(call: Callable[[], object]) -> str:
+    """What came of a call, in a word."""
+    try:
+        call()
+    except Refused as refused:
+        return refused.reason
+    except UpcallError as error:
+        return type(error).__name__
+    return "done"
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+# --- the same face -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["inline", "isolated"])
+def toy(request: pytest.FixtureRequest, make: Make) -> KeyModule:
+    return TOY if request.param == "inline" else make("upcall.testing.toy:TOY").module
+
+
+def test_keys_come_back(toy: KeyModule, tmp_path: Path) -> None:
+    signature, blob = make_toy_key(tmp_path / "key")
+    handle = toy.open(signature, blob, Told())
+    for size in (1, 16, 67):
+        clear = os.urandom(size)
+        wrapped = handle.wrap(clear)
+        assert isinstance(wrapped, bytes)
+        assert handle.unwrap(wrapped) == clear
+    for garbage in (b"", b"x", wrapped[:-1], bytes(8000), bytes(200_000)):
+        with pytest.raises(ModuleFailed):
+            handle.unwrap(garbage)
+    assert not isinstance(handle, Public)
+
+
+def test_passphrases(toy: KeyModule, tmp_path: Path) -> None:
+    signature, blob = make_toy_key(tmp_path / "key", b"right")
+    told = Told(b"right")
+    assert toy.open(signature, blob, told).wrap(b"x")
+    assert told.wiped()
+    wrong = Told(b"wrong")
+    with pytest.raises(ModuleFailed, match="the passphrase does not fit") as caught:
+        toy.open(signature, blob, wrong)
+    assert wrong.wiped()
+    assert "right" not in str(caught.value)
+    with pytest.raises(Refused, match="locked"):
+        toy.open(signature, blob, Told())
+
+
+def test_errors_keep_their_kinds(toy: KeyModule, tmp_path: Path) -> None:
+    signature, blob = make_toy_key(tmp_path / "key")
+    with pytest.raises(ModuleFailed, match=f"is not the key {SIGNATURE}"):
+        toy.open(SIGNATURE, blob, Told())
+    for nonsense in (b"", b"\0", b"\xff" * 100, bytes(4096)):
+        with pytest.raises(ModuleFailed):
+            toy.open(signature, nonsense, Told())
+
+
+def test_staleness(toy: KeyModule, tmp_path: Path) -> None:
+    signature, blob = make_toy_key(tmp_path / "key")
+    handle = toy.open(signature, blob, Told())
+    assert isinstance(handle, Watched)
+    assert handle.stale() is False
+    (tmp_path / "key").unlink()
+    assert handle.stale() is True
+
+
+def test_a_hundred_at_once(toy: KeyModule, tmp_path: Path) -> None:
+    signature, blob = make_toy_key(tmp_path / "key")
+    handle = toy.open(signature, blob, Told())
+
+    def turn(number: int) -> bool:
+        clear = number.to_bytes(4) * 8
+        return handle.unwrap(handle.wrap(clear)) == clear
+
+    with ThreadPoolExecutor(100) as pool:
+        assert all(pool.map(turn, range(300)))
+
+
+def test_powers(scene: Scene, tmp_path: Path) -> None:
+    handle = scene.open("peace")
+    assert isinstance(handle, Public)
+    assert isinstance(handle, Closable)
+    assert isinstance(handle, Watched)
+    assert int(handle.export_public()) == scene.pid
+    (tmp_path / "there").touch()
+    watching = scene.open(f"watching {tmp_path / 'there'}")
+    assert not watching.stale()
+    (tmp_path / "there").unlink()
+    assert watching.stale()
+    assert not handle.stale()
+
+
+def test_the_last_key_that_is_closed_ends_the_process(scene: Scene, tmp_path: Path) -> None:
+    one, two = scene.open(f"close_marks {tmp_path / 'closed'}"), scene.open("peace")
+    pid = scene.pid
+    assert pid
+    one.close()
+    assert (tmp_path / "closed").exists()
+    assert outcome(lambda: one.wrap(KEY)) == "ModuleFailed"
+    assert scene.pid == pid
+    two.close()
+    two.close()
+    until(lambda: gone(pid), "the process ended")
+    assert outcome(lambda: scene.open("peace").wrap(KEY)) == "done"
+    assert scene.failures() == 0
+
+
+# --- what the daemon is asked --------------------------------------------------------------------------------
+
+
+def test_a_pin(scene: Scene) -> None:
+    told = Told(pins={"token": b"1234"})
+    assert scene.open("pin", told).wrap(KEY) == b"1234"
+    assert told.wiped()
+    assert told.verdicts == [("token", True)]
+    assert told.touches == ["token"]
+    assert outcome(lambda: scene.open("pin", Told()).wrap(KEY)) == "locked"
+    assert outcome(lambda: scene.open("pin_elsewhere", told).wrap(KEY)) == "done"
+
+
+def test_questions_are_answered_in_the_thread_that_asked_and_others_do_not_wait(scene: Scene) -> None:
+    """A person who thinks about a PIN keeps nobody else waiting."""
+    asked, leave, threads = threading.Event(), threading.Event(), []
+
+    class Slow(Told):
+        def pin(self, token: str, prompt: str, /) -> bytearray:
+            threads.append(threading.get_ident())
+            asked.set()
+            assert leave.wait(PATIENCE)
+            return bytearray(b"1234")
+
+    handle, other = scene.open("pin", Slow()), scene.open("peace")
+    results: list[bytes] = []
+    thread = threading.Thread(target=lambda: results.append(handle.wrap(KEY)))
+    thread.start()
+    assert asked.wait(PATIENCE)
+    assert other.unwrap(other.wrap(KEY)) == KEY
+    leave.set()
+    thread.join(PATIENCE)
+    assert results == [b"1234"]
+    assert threads == [thread.ident]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Refused("prompting"), "prompting"),
+        (ModuleFailed("no such file"), "ModuleFailed"),
+        (OSError(SECRET), "module-broke"),
+    ],
+)
+def test_a_question_without_an_answer(scene: Scene, error: Exception, said: str) -> None:
+    class Failing(Told):
+        def passphrase(self, source: str, /) -> bytearray:
+            assert source == "ask"
+            raise error
+
+    assert outcome(lambda: scene.open("passphrase ask", Failing()).wrap(KEY)) == said
+
+
+# --- modules that do not behave ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [
+        ("raise", "module-broke"),
+        ("leave", "module-broke"),
+        ("text", "module-broke"),
+        ("huge", "module-broke"),
+        ("leak_memory", "module-broke"),
+        ("fail", "ModuleFailed"),
+        ("refuse", "locked"),
+    ],
+)
+def test_errors_cost_a_request_but_no_process(make: Make, verb: str, said: str) -> None:
+    scene = make(memory=200 << 20)
+    handle, other = scene.open(verb), scene.open("peace")
+    pid = scene.pid
+    assert outcome(lambda: handle.wrap(KEY)) == said
+    assert other.unwrap(other.wrap(KEY)) == KEY
+    assert scene.pid == pid
+    assert scene.failures() == 0
+    assert SECRET not in "".join(scene.log)
+
+
+@pytest.mark.parametrize("verb", ["open_raise", "open_none"])
+def test_errors_when_a_key_is_opened(scene: Scene, verb: str) -> None:
+    assert outcome(lambda: scene.open(verb)) == "module-broke"
+    assert scene.open("peace").wrap(KEY)
+
+
+def test_a_module_that_is_not_there(make: Make) -> None:
+    with pytest.raises(ModuleFailed, match="No module named 'nowhere'"):
+        make("nowhere:module").open("")
+
+
+@pytest.mark.parametrize("verb", ["abort", "segv", "exit_now", "scribble"])
+def test_a_crash_costs_a_request(scene: Scene, verb: str) -> None:
+    handle, other = scene.open(verb), scene.open("peace")
+    assert not other.stale()
+    start = time.monotonic()
+    assert outcome(lambda: handle.wrap(KEY)) == "module-broke"
+    assert time.monotonic() - start < PATIENCE / 2
+    assert other.stale()
+    assert outcome(lambda: other.wrap(KEY)) == "module-broke"  # who does not look whether it is stale
+    again = scene.open("peace")
+    assert again.unwrap(again.wrap(KEY)) == KEY
+    scene.failed(1)
+
+
+def test_a_crash_refuses_all_that_was_in_its_hands(scene: Scene, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        doors = [Gate(tmp_path / str(number)) for number in range(3)]
+        verbs = ("abort_at_gate", "gate", "gate")
+        keys: list[Any] = [scene.open(f"{verb} {door.path}") for verb, door in zip(verbs, doors, strict=True)]
+        calls = [pool.submit(outcome, functools.partial(key.wrap, KEY)) for key in keys]
+        visitors = [door.arrived() for door in doors]
+        visitors[0].release()
+        assert [call.result(PATIENCE) for call in calls] == ["module-broke"] * 3
+        for door in doors:
+            door.close()
+
+
+def test_descriptors_that_leak_are_the_childs_own(scene: Scene) -> None:
+    handle, other = scene.open("leak_descriptors"), scene.open("peace")
+    before = len(os.listdir("/proc/self/fd"))
+    assert outcome(lambda: handle.wrap(KEY)) == "module-broke"  # OSError: too many open files
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert other.unwrap(other.wrap(KEY)) == KEY  # what is open stays open
+
+
+def test_what_it_prints_goes_nowhere(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
+    assert scene.open("shout").wrap(KEY)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_fork_serves_nobody(scene: Scene) -> None:
+    handle = scene.open("fork")
+    assert [outcome(lambda: handle.wrap(KEY)) for _ in range(3)] == ["done"] * 3
+    assert scene.failures() == 0
+
+
+def test_what_it_forked_ends_with_it(scene: Scene, tmp_path: Path) -> None:
+    start = time.monotonic()
+    assert outcome(lambda: scene.open(f"fork_and_stay {tmp_path / 'pid'}").wrap(KEY)) == "module-broke"
+    assert time.monotonic() - start < PATIENCE / 2  # although the socket is still open there
+    left = int((tmp_path / "pid").read_text())
+    until(lambda: gone(left) or ") Z" in Path(f"/proc/{left}/stat").read_text(), "what was left behind ended")
+
+
+def test_killed_between_two_requests(scene: Scene) -> None:
+    handle = scene.open("peace")
+    pid = scene.pid
+    assert pid
+    assert not handle.stale()
+    os.kill(pid, signal.SIGKILL)
+    until(handle.stale, "the handle knows")
+    assert scene.open("peace").wrap(KEY)
+    assert scene.pid != pid
+    assert scene.module.report()["restarts"] == 1
+
+
+def test_its_surroundings(scene: Scene) -> None:
+    found = scene.open("environment").wrap(KEY).decode().splitlines()
+    assert "NoNewPrivs:\t1" in found
+    assert "Max core file size 0 0 bytes" in found
+    assert "Max open files 256 256 files" in found
+    assert "dumpable 0" in found
+    assert found[-3:] == ["/dev/null"] * 3
+
+
+# --- hangs, and modules that keep breaking -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["hang", "hang_with_everything", "stop"])
+def test_a_hang_costs_its_request_and_is_ended(scene: Scene, verb: str) -> None:
+    handle = scene.open(verb)
+    pid = scene.pid
+    assert pid
+    scene.patience = 0.1
+    assert outcome(lambda: handle.wrap(KEY)) == "timed-out"
+    scene.failed(1)
+    assert handle.stale()
+    until(lambda: gone(pid), "the process was killed")
+    scene.patience = PATIENCE
+    assert scene.open("peace").wrap(KEY)
+    assert "hangs" in "".join(scene.log)
+
+
+def test_a_hang_does_not_cost_what_else_is_under_way(scene: Scene, gate: Gate) -> None:
+    hanging, waiting = scene.open("hang"), scene.open(f"gate {gate.path}")
+    pid = scene.pid
+    assert pid
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(outcome, lambda: waiting.wrap(KEY))
+        visitor = gate.arrived()
+        scene.patience = 0.05
+        assert outcome(lambda: hanging.wrap(KEY)) == "timed-out"
+        scene.failed(1)
+        scene.patience = PATIENCE
+        assert scene.open("peace").wrap(KEY)  # in a process beside it
+        assert scene.pid != pid
+        assert not gone(pid)
+        visitor.release()
+        assert call.result(PATIENCE) == "done"
+    until(lambda: gone(pid), "the process that hangs was killed")
+
+
+def test_a_late_answer_saves_the_process(scene: Scene, gate: Gate) -> None:
+    handle = scene.open(f"gate {gate.path}")
+    scene.patience = 0.05
+    assert outcome(lambda: handle.wrap(KEY)) == "timed-out"
+    gate.arrived().release()
+    scene.patience = PATIENCE
+    assert handle.unwrap(b"x")
+    until(lambda: not any(t.name.startswith("Thread-") for t in threading.enumerate()), "nobody looks after it")
+    assert not handle.stale()
+    assert scene.failures() == 0
+
+
+def test_more_than_it_takes_at_a_time(scene: Scene, gate: Gate) -> None:
+    handle = scene.open(f"gate {gate.path}")
+    with ThreadPoolExecutor(CONCURRENT) as pool:
+        calls = [pool.submit(outcome, lambda: handle.wrap(KEY)) for _ in range(CONCURRENT)]
+        visitors = [gate.arrived() for _ in range(CONCURRENT)]
+        scene.patience = 0.05
+        assert outcome(lambda: handle.wrap(KEY)) == "busy"
+        for visitor in visitors:
+            visitor.release()
+        assert {call.result(PATIENCE) for call in calls} == {"done"}
+
+
+def test_one_that_keeps_breaking_is_left_alone_and_tried_again(scene: Scene, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    bad.touch()
+
+    def request() -> str:
+        return outcome(lambda: scene.open(f"abort_or_not {bad}").wrap(KEY))
+
+    assert [request() for _ in range(3)] == ["module-broke"] * 3
+    scene.failed(3)
+    assert request() == "module-off"
+    assert scene.module.report()["breaker"] == "off"
+    bad.unlink()
+    until(lambda: request() == "done", "it was tried again")
+    assert scene.module.report()["breaker"] == "closed"
+    assert [request() for _ in range(3)] == ["done"] * 3
+
+
+def test_a_key_that_breaks_it_does_not_turn_off_the_others(scene: Scene) -> None:
+    said = []
+    for _ in range(4):
+        said.append(outcome(lambda: scene.open("abort", signature="f" * 16).wrap(KEY)))
+        assert outcome(lambda: scene.open("peace").wrap(KEY)) == "done"
+    assert said == ["module-broke"] * 3 + ["module-off"]
+
+
+def test_a_module_that_breaks_when_a_key_is_opened(scene: Scene) -> None:
+    assert [outcome(lambda: scene.open("open_abort")) for _ in range(4)] == ["module-broke"] * 3 + ["module-off"]

@@ -1,0 +1,114 @@
+"""The messages between a daemon and a key module in a process of its own: one datagram each, native byte order.
+
+    version u8, kind u8, code u16, id u32, handle u32, text_len u32, text (UTF-8), data
+
+    kind         from    text           data             code
+    OPEN         daemon  signature      blob             `handle` is what the key is called from now on
+    WRAP, UNWRAP daemon                 what to work on
+    STALE, EXPORT, CLOSE daemon
+    PASSPHRASE   child   source
+    PIN, TOUCH   child   token          prompt (UTF-8)
+    VERDICT      child   token                           1 if the PIN was good
+    ANSWER       both                   what was asked   of OPEN: the handle's powers; of STALE: 1 if it is
+    REFUSED      both    reason                          errno
+    FAILED       both    why, for people
+    BROKE        both    what and where, for the log
+
+`id` is the daemon's for each of its requests. What the child asks bears the id of the request for which it asks, one
+question at a time; what is said on either side about a question or a request bears its id.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+from upcall.errors import PeerError
+
+VERSION: Final = 1
+MAX_TEXT: Final = 8192  # bytes: a path of 4096, and words around it
+MAX_DATA: Final = 65536
+
+OPEN, WRAP, UNWRAP, STALE, EXPORT, CLOSE = range(1, 7)
+ANSWER, REFUSED, FAILED, BROKE = range(16, 20)
+PASSPHRASE, PIN, VERDICT, TOUCH = range(32, 36)
+
+REQUESTS: Final = frozenset({OPEN, WRAP, UNWRAP, STALE, EXPORT, CLOSE})
+OUTCOMES: Final = frozenset({ANSWER, REFUSED, FAILED, BROKE})
+QUESTIONS: Final = frozenset({PASSPHRASE, PIN, VERDICT, TOUCH})
+
+WATCHED, CLOSABLE, PUBLIC = 1, 2, 4  # powers of a handle
+
+HEAD: Final = struct.Struct("=BBHIII")
+MAX_MESSAGE: Final = HEAD.size + MAX_TEXT + MAX_DATA
+
+_WITH_HANDLE = REQUESTS
+_WITH_CODE = frozenset({ANSWER, REFUSED, VERDICT})
+_WITH_TEXT = frozenset({OPEN, REFUSED, FAILED, BROKE, *QUESTIONS})
+_WITH_DATA = frozenset({OPEN, WRAP, UNWRAP, ANSWER, PIN, TOUCH})
+
+
+class Message(NamedTuple):
+    """One message. `data` may hold a secret: what is taken is a buffer of its own, for its owner to wipe."""
+
+    kind: int
+    id: int
+    handle: int = 0
+    code: int = 0
+    text: str = ""
+    data: bytes | bytearray = b""
+
+    def __repr__(self) -> str:
+        return (
+            f"Message(kind={self.kind}, id={self.id}, handle={self.handle}, code={self.code}, "
+            f"text=<{len(self.text)} characters>, data=<{len(self.data)} bytes>)"
+        )
+
+
+def pack(message: Message) -> bytearray:
+    """The bytes of one message, for their owner to wipe. PeerError if the wire cannot say it."""
+    kind, number, handle, code, words, data = message
+    try:
+        text = words.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise PeerError("message", "its text cannot be written in UTF-8") from None
+    _check(kind, handle, code, len(text), len(data))
+    if not 0 <= number <= 0xFFFFFFFF or not 0 <= handle <= 0xFFFFFFFF or not 0 <= code <= 0xFFFF:
+        raise PeerError("message", f"id {number}, handle {handle} or code {code} is out of bounds")
+    buffer = bytearray(HEAD.size + len(text) + len(data))
+    HEAD.pack_into(buffer, 0, VERSION, kind, code, number, handle, len(text))
+    buffer[HEAD.size : HEAD.size + len(text)] = text
+    buffer[HEAD.size + len(text) :] = data
+    return buffer
+
+
+def take(data: bytes | bytearray | memoryview) -> Message:
+    """One message from exactly these bytes."""
+    if len(data) < HEAD.size:
+        raise PeerError("message", f"{len(data)} bytes, at least {HEAD.size} are needed")
+    version, kind, code, number, handle, size = HEAD.unpack_from(data)
+    if version != VERSION:
+        raise PeerError("message", f"version {version}, {VERSION} is known", 0)
+    if size > len(data) - HEAD.size:
+        raise PeerError("message", f"text_len {size}, {len(data) - HEAD.size} bytes are left", 12)
+    at = HEAD.size + size
+    _check(kind, handle, code, size, len(data) - at)
+    text = str(data[HEAD.size : at], "utf-8", "surrogateescape") if size else ""
+    return Message(kind, number, handle, code, text, bytearray(data[at:]))
+
+
+def _check(kind: int, handle: int, code: int, text: int, data: int) -> None:
+    """Only what the kind has a place for, and not too much of it."""
+    if kind not in REQUESTS and kind not in OUTCOMES and kind not in QUESTIONS:
+        raise PeerError("message", f"kind {kind} is unknown", 1)
+    if (code and kind not in _WITH_CODE) or (handle and kind not in _WITH_HANDLE):
+        raise PeerError("message", f"kind {kind} has no place for code {code}, handle {handle}", 2)
+    if text > (MAX_TEXT if kind in _WITH_TEXT else 0):
+        raise PeerError("message", f"kind {kind} has no place for a text of {text} bytes", 12)
+    if data > (MAX_DATA if kind in _WITH_DATA else 0):
+        raise PeerError("message", f"kind {kind} has no place for {data} bytes", HEAD.size)
+
+
+def fitting(text: str) -> str:
+    """The text of an error of others as the wire can say it: what is too long is cut off."""
+    return text.encode("utf-8", "backslashreplace")[:MAX_TEXT].decode("utf-8", "ignore")
