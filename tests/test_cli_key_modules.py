@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from pinned import ADMIN, PIN
-from test_cli_key import Running, home, on_a_terminal, run, shown, token_of
+from tests.pinned import ADMIN, PIN
+from tests.test_cli_key import Running, home, on_a_terminal, run, shown, token_of
 
 from upcall.kernel import keyring
 

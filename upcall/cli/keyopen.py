@@ -30,10 +30,10 @@ def opened(target: Target, secrets: CliSecrets) -> Iterator[KeyHandle]:
 
 
 def load(alias: str) -> KeyModule:
-    spec = modules.available().get(alias)
-    if spec is None:
+    found = modules.available().get(alias)
+    if found is None:
         raise UsageError(f"there is no key module {alias!r}: {', '.join(modules.available()) or 'none'} installed")
-    return modules.load(spec)
+    return modules.load(found.spec)
 
 
 def importer_of(module: KeyModule, alias: str) -> KeyImporter:
