@@ -179,7 +179,7 @@ def _unseal(path: str, tcti: str, key: KeyFile, trusted: bytes | None, secrets: 
         return _ask(tcti, lambda chip: chip.unseal(key, trusted, None), _drop)
     lockout = _ask(tcti, Chip.lockout)
     lockout.check(tcti)
-    token = f"tpm2 {signature_of(key)}"
+    token = _token(path)
     pin = secrets.pin(token, _prompt(path, lockout))
     try:
         if not 1 <= len(pin) <= MAX_PIN:  # cannot be it, so the TPM need not count it
@@ -214,13 +214,18 @@ def _drop(unsealed: tuple[bytearray, bytes]) -> None:
 # --- people --------------------------------------------------------------------------------------------------
 
 
+def _token(path: str) -> str:
+    """Whose PIN it is: that of the key file, for a TPM may have any number of them."""
+    return f"tpm2 {path}"
+
+
 def _prompt(path: str, lockout: Lockout) -> str:
     left = max(1, lockout.allowed - lockout.wrong)
     return f"PIN of the TPM key {Path(path).name}" + (f" ({left} left before the TPM locks)" if lockout.wrong else "")
 
 
 def _new_pin(path: str, secrets: Secrets) -> bytearray:
-    pin = secrets.pin(f"tpm2 new {path}", f"New PIN of the TPM key {Path(path).name}")
+    pin = secrets.pin(_token(path), f"New PIN of the TPM key {Path(path).name}")
     if not MIN_PIN <= len(pin) <= MAX_PIN or pin.endswith(b"\0"):
         size = len(pin)
         _wipe(pin)

@@ -66,10 +66,11 @@ def library() -> Any:
     os.environ.setdefault("TSS2_LOG", "all+NONE")  # else it writes to our stderr whatever is refused
     try:
         return importlib.import_module("tpm2_pytss")
-    except ImportError as error:
+    except Exception as error:  # noqa: BLE001 - older ones fail in many ways beside a newer cryptography
         raise ModuleFailed(
-            "the TPM library is missing: pip install 'upcall-tpm2[tss]', which needs "
-            f"apt-get install libtss2-dev libtss2-tcti-device0 gcc pkg-config python3-dev ({error})"
+            "the TPM library tpm2-pytss is missing, or cannot be loaded: pip install 'upcall-tpm2[tss]', which needs "
+            "apt-get install libtss2-dev libtss2-tcti-device0 gcc pkg-config python3-dev "
+            f"({type(error).__name__}: {error})"
         ) from None
 
 
