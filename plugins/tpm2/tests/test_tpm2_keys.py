@@ -17,9 +17,9 @@ from upcall_tpm2 import module, signature_of
 from upcall_tpm2.blob import Blob, pack_blob, take_blob
 from upcall_tpm2.chip import Chip, Lockout, conversation, library
 from upcall_tpm2.keyfile import KeyFile, pack_key_file, take_key_file
-from upcall_tpm2.swtpm import SoftwareTpm
+from upcall_tpm2.swtpm import SoftwareTpm, missing
 
-from upcall.enrol import prove
+from upcall.enrol import chosen, prove
 from upcall.errors import ModuleFailed, Refused, UsageError
 from upcall.keymodule import (
     API,
@@ -37,10 +37,43 @@ from upcall.modules import load
 from upcall.testing.secrets import Told
 
 Generate = Callable[..., Enrolled]
-PIN = b"2718"  # as in conftest.py
+PIN = b"2718"
 KEY = b"0123456789abcdef"
 HANDLE = 0x81000001
 KINDS: list[dict[str, str]] = [{}, {"pin": "yes"}, {"pcrs": "sha256:7,11"}, {"pcrs": "sha256:7", "pin": "yes"}]
+
+
+@pytest.fixture
+def tpm(tmp_path: Path) -> Iterator[SoftwareTpm]:
+    if what := missing():
+        pytest.skip(what)
+    with SoftwareTpm(tmp_path / "tpm") as running:
+        yield running
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "key.tss2"
+
+
+@pytest.fixture
+def told(path: Path) -> Told:
+    """Somebody who knows the PIN."""
+    return Told(pins={f"tpm2 {path}": PIN})
+
+
+@pytest.fixture
+def making(tpm: SoftwareTpm, path: Path, told: Told) -> Making:
+    values = chosen(module.parameters, {"tcti": tpm.tcti})
+    return Making(path, values, bytearray(), "none", Limits(), told)
+
+
+@pytest.fixture
+def generate(making: Making) -> Generate:
+    def generate(**values: str) -> Enrolled:
+        return module.generate(making._replace(values={**making.values, **values}))
+
+    return generate
 
 
 def open_key(key: Enrolled, told: Told) -> KeyHandle:

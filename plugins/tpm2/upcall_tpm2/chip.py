@@ -223,8 +223,8 @@ class Chip:
 @contextlib.contextmanager
 def conversation(tcti: str) -> Iterator[Chip]:
     """A TPM that answers. ModuleFailed if there is none, or none for us."""
+    _check_device(tcti)  # first: the library takes a while to load
     tss = library()
-    _check_device(tcti)
     with _turn, contextlib.ExitStack() as stack:
         try:
             esys = stack.enter_context(tss.ESAPI(tcti))
