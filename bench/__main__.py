@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=GROUPS, help="this group; may be given several times")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that stages are taken down
     effort = QUICK if options.quick else FULL
     rows: list[Row] = []
     failed = False
