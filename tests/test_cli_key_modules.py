@@ -25,7 +25,7 @@ def pinned(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = home / "site" / "pinned-1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pinned\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[upcall.key_modules]\npinned = pinned:module\n")
+    (info / "entry_points.txt").write_text("[upcall.key_modules]\npinned = tests.pinned:module\n")
     monkeypatch.syspath_prepend(Path(__file__).parent)
     monkeypatch.syspath_prepend(home / "site")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(home / "site"), str(Path(__file__).parents[1])]))
