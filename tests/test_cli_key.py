@@ -185,7 +185,7 @@ def test_generate(home: Path, daemon: Running) -> None:
 
 def test_generate_without_a_daemon() -> None:
     result = run("generate", "--bits", "2048", word=WORD)
-    assert "note: nothing is decrypted until `upcall daemon` runs, and `upcall key add default`" in result.stderr
+    assert "note: nothing is decrypted until `upcall daemon` runs, and `upcall key unlock default`" in result.stderr
 
 
 def test_the_default_size() -> None:
@@ -255,7 +255,7 @@ def test_add_needs_no_passphrase_where_it_is_kept(home: Path, daemon: Running) -
 
 
 def test_add_a_key_of_ecryptfs_utils(home: Path, daemon: Running) -> None:
-    run("add", "old", "--pem", captured_pem(home), word=KEY["passphrase"])
+    run("import", "old", "--file", captured_pem(home), word=KEY["passphrase"])
     told = shown("old")
     assert (told["signature"], told["source"], told["path"]) == (KEY["sig"], "ask", f"{home}/key.pem")
     assert KEY["passphrase"].encode() not in token_of(KEY["sig"])
@@ -265,7 +265,7 @@ def test_add_a_key_of_ecryptfs_utils(home: Path, daemon: Running) -> None:
 def test_add_for_ecryptfsd(home: Path, daemon: Running) -> None:
     """Byte for byte the auth token that mount.ecryptfs made, but for the path."""
     path = captured_pem(home)
-    run("add", "old", "--pem", path, "--compat", word=KEY["passphrase"])
+    run("import", "old", "--file", path, "--compat", word=KEY["passphrase"])
     assert shown("old")["source"] == "compat"
     captured = bytes.fromhex(VECTORS["auth_tok"]["hex"])
     longer = len(str(path)) - len(VECTORS["auth_tok"]["path"])
@@ -283,13 +283,13 @@ def test_add_for_ecryptfsd(home: Path, daemon: Running) -> None:
 def test_add_refuses(home: Path) -> None:
     path = captured_pem(home)
     assert "no key 'default'" in run("add", code=os.EX_NOINPUT).stderr
-    assert "--compat goes with --pem" in run("add", "--compat", code=os.EX_USAGE).stderr
-    assert "No such file" in run("add", "--pem", home / "none", code=os.EX_NOINPUT).stderr
+    assert "No such file" in run("import", "x", "--file", home / "none", code=os.EX_NOINPUT).stderr
+    assert "from a file" in run("import", "x", code=os.EX_USAGE).stderr
     path.chmod(0o644)
-    assert "mode 0644" in run("add", "--pem", path, word="x", code=os.EX_NOPERM).stderr
+    assert "mode 0644" in run("import", "x", "--file", path, word="x", code=os.EX_NOPERM).stderr
     path.chmod(0o600)
-    run("add", "old", "--pem", path, word=KEY["passphrase"])
-    assert "already" in run("add", "old", "--pem", path, word=KEY["passphrase"], code=os.EX_CANTCREAT).stderr
+    run("import", "old", "--file", path, word=KEY["passphrase"])
+    assert "already" in run("import", "old", "--file", path, word=KEY["passphrase"], code=os.EX_CANTCREAT).stderr
 
 
 def test_add_a_swapped_key_file() -> None:
@@ -304,11 +304,11 @@ def test_add_a_swapped_key_file() -> None:
 
 def test_list(home: Path) -> None:
     run("generate", "open", "--bits", "2048", "--no-add", "--no-passphrase")
-    run("add", "old", "--pem", captured_pem(home), "--compat", word=KEY["passphrase"])
+    run("import", "old", "--file", captured_pem(home), "--compat", word=KEY["passphrase"])
     result = run("list")
     assert KEY["passphrase"] not in result.output
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert lines[0] == ["NAME", "SIGNATURE", "MODULE", "SIZE", "PASSPHRASE", "IN", "KEYRING"]
+    assert lines[0] == ["NAME", "SIGNATURE", "MODULE", "KIND", "PASSPHRASE", "IN", "KEYRING"]
     assert lines[1] == ["old", KEY["sig"], "openssl", "RSA-2048", "compat", "yes"]
     assert lines[2] == ["open", shown("open")["signature"], "openssl", "RSA-2048", "none", "no"]
     (home / "DATA/upcall/keys/old.toml").unlink()

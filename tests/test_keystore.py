@@ -12,14 +12,19 @@ from upcall.errors import PeerError, UsageError
 from upcall.keystore import Entry, KeyStore, default_directory
 
 WHEN = datetime.datetime(2024, 5, 6, 7, 8, 9, tzinfo=datetime.UTC)
-ENTRY = Entry("home", "openssl", "80f0e50e8a936f95", "/k/ä key.pem", "ask", "RSA-3072", WHEN)
+SIGNATURE = "80f0e50e8a936f95"
+PARAMETERS = {"bits": "3072"}
+ENTRY = Entry("home", "openssl", SIGNATURE, "ask", "RSA-3072", WHEN, "/k/ä key.pem", b"\0blob\xff", PARAMETERS)
 SOUND = """\
 module = "openssl"
 signature = "80f0e50e8a936f95"
-path = "/key.pem"
 source = "ask"
 description = "RSA-3072"
 created = 2024-05-06T07:08:09Z
+path = "/key.pem"
+blob = "YmxvYg=="
+[parameters]
+bits = "3072"
 """
 
 
@@ -51,6 +56,25 @@ def test_there_and_back(store: KeyStore) -> None:
     store.check_free("home")
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ENTRY._replace(path=None, parameters={}),
+        ENTRY._replace(source="compat", blob=None),
+        ENTRY._replace(source="file:/x", blob=b""),
+    ],
+)
+def test_what_may_be_missing(store: KeyStore, entry: Entry) -> None:
+    store.save(entry)
+    assert store.load("home") == entry
+
+
+def test_the_blob_of_a_compat_key_is_not_written(store: KeyStore) -> None:
+    with pytest.raises(UsageError, match="secret"):
+        store.save(ENTRY._replace(source="compat"))
+    assert store.names() == []
+
+
 def test_no_such_key(store: KeyStore) -> None:
     for name in ("home", "80f0e50e8a936f95"):
         with pytest.raises(UsageError, match=f"no key '{name}'"):
@@ -73,7 +97,15 @@ def test_names_that_are_none(store: KeyStore, name: str) -> None:
         ("80f0e50e8a936f95", "80F0", "'signature' is not 16 hexadecimal digits"),
         ('"/key', '"key', "'path' is not absolute"),
         ('"ask"', '"labpass"', "'source' is not ask, keyring"),
-        ('"ask"', '"', "line 4"),
+        ('"ask"', '"', "line 3"),
+        ('"ask"', '"compat"', "'blob' of a compat key holds a secret"),
+        ("blob =", "# ", "'blob' is missing"),
+        ("YmxvYg==", "YmxvYg", "'blob' is not base64"),
+        ("YmxvYg==", "YmxvYg==" * 2, "'blob' is not base64"),
+        ("YmxvYg==", "YmxvYg\\u00e4", "'blob' is not base64"),
+        ("YmxvYg==", "AAAA" * 1366, "'blob' has 4098 bytes"),
+        ('"3072"', "3072", "'parameters.bits' must be a string"),
+        ('[parameters]\nbits = "3072"', "parameters = 1", "'parameters' must be a table of strings"),
         ("module", "[module]\nmodule", "unknown|missing|string"),
     ],
 )

@@ -117,7 +117,7 @@ class Making(NamedTuple):
     """What a module is given to make a key with, or to take one in. Nothing of it may be kept."""
 
     path: Path  # where to put the key file, if there is one: absolute, with the module's suffix, not there yet;
-    # of an import: the file to import, if one was named
+    # of an import: the file to import, Path() if none was named
     values: Mapping[str, str]  # by the parameters' names, checked against choices, defaults filled in
     passphrase: bytearray  # empty if there is to be none
     source: str  # for the blob: where the passphrase will be found: "ask", "keyring", "file:/path", "none";

@@ -1,22 +1,27 @@
 """Which keys we have: one TOML file per key in $XDG_DATA_HOME/upcall/keys. There is no secret in them.
 
-The key file itself, named by `path`, belongs to the key module. What is here is enough to make the key's auth
-token anew after the next login, which begins with an empty user keyring.
+The key itself belongs to the key module: in the file `path`, in a token, wherever the blob says. What is here is
+enough to make the key's auth token anew after the next login, which begins with an empty user keyring.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import datetime
 import errno
 import os
 import re
 import stat
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from upcall.errors import PeerError, UsageError
 from upcall.privatefile import read_private, write_new
+from upcall.wire.authtok import MAX_BLOB
 
 MAX_FILE: Final = 16 * 1024  # bytes
 SUFFIX: Final = ".toml"
@@ -26,25 +31,30 @@ _SIGNATURE = re.compile(r"[0-9a-f]{16}")
 
 
 class Entry(NamedTuple):
-    """A key: its name, and what its file says."""
+    """A key: its name, and what its file says. Nothing of it is secret."""
 
     name: str
     module: str  # alias of the key module
     signature: str
-    path: str  # of the key file, absolute
     source: str  # where the passphrase is kept: ask, keyring, none, file:/path or compat
     description: str
     created: datetime.datetime
+    path: str | None = None  # of the key file, absolute, if there is one
+    blob: bytes | None = None  # for the auth token; not of a compat key, where it holds the passphrase
+    parameters: Mapping[str, str] = MappingProxyType({})  # what was chosen when it was made, but for secrets
 
 
-_TYPES: Final[dict[str, type]] = {
-    "module": str,
-    "signature": str,
-    "path": str,
-    "source": str,
-    "description": str,
-    "created": datetime.datetime,
+_TYPES: Final[dict[str, tuple[type, str]]] = {
+    "module": (str, "a string"),
+    "signature": (str, "a string"),
+    "source": (str, "a string"),
+    "description": (str, "a string"),
+    "created": (datetime.datetime, "a date and time"),
+    "path": (str, "a string"),
+    "blob": (str, "a string"),
+    "parameters": (dict, "a table of strings"),
 }
+_OPTIONAL: Final = frozenset({"path", "blob", "parameters"})
 
 
 def default_directory() -> Path:
@@ -94,17 +104,21 @@ class KeyStore:
         return self.load(name_or_signature)  # which says that there is none
 
     def save(self, entry: Entry) -> None:
-        """FileExistsError if the name is taken."""
+        """FileExistsError if the name is taken; UsageError rather than write a secret."""
         import tomli_w
 
+        if entry.source == COMPAT and entry.blob is not None:
+            raise UsageError("the blob of a compat key holds a secret: it is kept nowhere")
         path = self._path(entry.name)
         self.prepare()
-        told = entry._asdict()
-        del told["name"]
+        told = {key: value for key, value in entry._asdict().items() if value is not None and key != "name"}
+        told["parameters"] = dict(entry.parameters)
+        if entry.blob is not None:
+            told["blob"] = base64.b64encode(entry.blob).decode("ascii")
         try:
             text = tomli_w.dumps(told).encode()
         except UnicodeEncodeError:
-            raise UsageError("the path of the key file is not UTF-8, which TOML cannot say") from None
+            raise UsageError("a path or parameter is not UTF-8, which TOML cannot say") from None
         write_new(path, text)
 
     def remove(self, name: str) -> None:
@@ -136,17 +150,38 @@ def _parse(name: str, text: bytes, where: str) -> Entry:
         told = tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PeerError(where, str(error)) from None
-    if unknown := sorted(told.keys() - _TYPES.keys()):
-        raise PeerError(where, f"unknown key {unknown[0]!r}")
-    for key, kind in _TYPES.items():
-        if key not in told:
-            raise PeerError(where, f"{key!r} is missing")
-        if not isinstance(told[key], kind):
-            raise PeerError(where, f"{key!r} must be a {'date and time' if kind is not str else 'string'}")
+    _check_types(told, where)
     if not _SIGNATURE.fullmatch(told["signature"]):
         raise PeerError(where, "'signature' is not 16 hexadecimal digits")
-    if not told["path"].startswith("/"):
+    if not told.get("path", "/").startswith("/"):
         raise PeerError(where, "'path' is not absolute")
     if told["source"] not in ("ask", "keyring", "none", COMPAT) and not told["source"].startswith("file:/"):
         raise PeerError(where, "'source' is not ask, keyring, none, compat or file:/path")
+    if ("blob" in told) is (told["source"] == COMPAT):
+        raise PeerError(where, "'blob' of a compat key holds a secret" if "blob" in told else "'blob' is missing")
+    if "blob" in told:
+        told["blob"] = _take_blob(told["blob"], where)
     return Entry(name, **told)
+
+
+def _check_types(told: Mapping[str, Any], where: str) -> None:
+    if unknown := sorted(told.keys() - _TYPES.keys()):
+        raise PeerError(where, f"unknown key {unknown[0]!r}")
+    for key, (kind, called) in _TYPES.items():
+        if key not in told and key not in _OPTIONAL:
+            raise PeerError(where, f"{key!r} is missing")
+        if key in told and not isinstance(told[key], kind):
+            raise PeerError(where, f"{key!r} must be {called}")
+    for key, value in told.get("parameters", {}).items():
+        if not isinstance(value, str):
+            raise PeerError(where, f"'parameters.{key}' must be a string")
+
+
+def _take_blob(text: str, where: str) -> bytes:
+    try:
+        blob = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise PeerError(where, f"'blob' is not base64: {error}") from None
+    if len(blob) > MAX_BLOB:
+        raise PeerError(where, f"'blob' has {len(blob)} bytes, at most {MAX_BLOB} are allowed")
+    return blob

@@ -46,12 +46,18 @@ def from_file(path: str | Path) -> bytearray:
     return _strip(buffer, len(buffer), str(path))
 
 
-def from_terminal(prompt: str, again: str | None = None) -> bytearray:
-    """Typed on the controlling terminal, unseen; twice if `again`, the second prompt, is given."""
+def from_terminal(
+    prompt: str, again: str | None = None, other: str = "--passphrase-fd or --passphrase-file"
+) -> bytearray:
+    """Typed on the controlling terminal, unseen; twice if `again`, the second prompt, is given.
+
+    `other`: how else it could be given, for those who have no terminal; "" if in no way.
+    """
     try:
         fd = os.open(TTY, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError as error:
-        raise UsageError("no terminal to ask for the passphrase: use --passphrase-fd or --passphrase-file") from error
+    except OSError:
+        hint = f": use {other}" if other else ""
+        raise UsageError(f"no terminal to ask on ({prompt.rstrip(': ')}){hint}") from None
     try:
         secret = _ask(fd, prompt)
         if again is not None:

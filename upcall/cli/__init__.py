@@ -18,7 +18,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("status", "Show what the broker does."),
     "wrap": ("wrap:wrap", "Wrap a small key with one of yours."),
     "unwrap": ("wrap:unwrap", "Unwrap it again."),
-    "key": ("key", "Make, add, list, show, lock and remove keys."),
+    "key": ("key", "Make, import, add, list, show, lock, unlock and remove keys."),
+    "ecryptfs": ("ecryptfs", "Look at eCryptfs files from below."),
     "demo": ("demo", "Show everything at work, in a temporary folder."),
     "lab": ("lab", "Run things on a real kernel in a virtual machine."),
 }

@@ -1,143 +1,191 @@
-"""`upcall key`: the user's keys, in their files, in the kernel's user keyring and in the daemon."""
+"""`upcall key`: the user's keys, where their modules keep them, in the kernel's user keyring and in the daemon."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
-import json
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 
-from upcall import modules
-from upcall.cli import error_text
-from upcall.cli.passphrases import Given, passphrase_options, passphrase_to_open, passphrase_to_set
+from upcall.cli.keyopen import blob_of, importer_of, load, opened
+from upcall.cli.keyshow import Target, list_keys, print_entry, show, target_of
+from upcall.cli.parameters import Told, gather, parameter_options
+from upcall.cli.passphrases import Given, new_passphrase_options, passphrase_options, passphrase_to_set
 from upcall.cli.secrets import CliSecrets
-from upcall.enrol import chosen
-from upcall.errors import ModuleFailed, PeerError, Refused, UsageError
+from upcall.enrol import open_and_prove, take_in
+from upcall.errors import UsageError
 from upcall.kernel import keyring
-from upcall.keymodule import Enrolled, KeyImporter, KeyMaker, KeyModule, Limits, Making
+from upcall.keymodule import (
+    Enrolled,
+    KeyMaker,
+    Limits,
+    Making,
+    Parameter,
+    Public,
+)
 from upcall.keystore import COMPAT, Entry, KeyStore
 from upcall.passphrase import store_in_keyring, wipe
-from upcall.wire.authtok import AuthTok, pack_auth_tok, take_auth_tok
+from upcall.wire.authtok import AuthTok, pack_auth_tok
 
 _NAME = click.argument("name", default="default")
-_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+_MODULE = click.option(
+    "--module", "alias", default="openssl", show_default=True, help="Which key module keeps the key."
+)
+_NO_ADD = click.option("--no-add", is_flag=True, help="Do not put the key's auth token into the user keyring.")
 
 
 @click.group()
 def command() -> None:
-    """Make, add, list, show, lock and remove keys.
+    """Make, import, add, list, show, lock, unlock and remove keys.
 
-    A key has a name, a key file and an auth token. The auth token stands in the kernel's user keyring under the
-    key's signature, and goes with the last session: after a login, `upcall key add NAME` puts it there again.
+    A key has a name, a key module that keeps it, and an auth token. The auth token stands in the kernel's user
+    keyring under the key's signature, and goes with the last session: after a login, `upcall key add NAME` puts it
+    there again.
     """
 
 
-# --- generate and add ------------------------------------------------------------------------------------------
+command.add_command(list_keys)
+command.add_command(show)
+
+
+# --- generate and import ---------------------------------------------------------------------------------------
 
 
 @command.command()
 @_NAME
-@click.option("--module", "alias", default="openssl", show_default=True, help="Which key module keeps the key.")
-@click.option("--bits", type=int, help="Size of the key; by default what the key module thinks best.")
+@_MODULE
+@click.option("--bits", type=int, help="The same as --param bits=N.")
 @click.option("--path", type=click.Path(path_type=Path), help="The key file.  [default: beside the key's entry]")
-@click.option("--no-add", is_flag=True, help="Do not put the key's auth token into the user keyring.")
+@_NO_ADD
 @click.option("--no-passphrase", is_flag=True, help="Leave the key file unencrypted.")
-@passphrase_options
+@parameter_options
+@new_passphrase_options
 def generate(
-    name: str, alias: str, bits: int | None, path: Path | None, no_add: bool, no_passphrase: bool, given: Given
+    name: str,
+    alias: str,
+    bits: int | None,
+    path: Path | None,
+    no_add: bool,
+    no_passphrase: bool,
+    told: Told,
+    given: Given,
 ) -> None:
     """Make a new key called NAME, "default" if none is given.
 
-    Without options the passphrase is typed, twice, and the daemon keeps it in memory until it ends.
+    Without options the passphrase, if the key module wants one, is typed, twice, and the daemon keeps it in memory
+    until it ends. What a key module lets you choose is said with --param; a wrong name lists the right ones.
     """
-    store, maker = KeyStore(), _maker(alias)
+    store, module = KeyStore(), load(alias)
     store.check_free(name)
-    values = chosen(maker.parameters, {} if bits is None else {"bits": str(bits)})
-    path = Path.cwd() / (path or store.directory / (name + maker.suffix))
+    if not isinstance(module, KeyMaker):
+        raise UsageError(f"the key module {alias!r} makes no keys: use its own tools, then `upcall key import`")
+    if bits is not None:
+        told = told._replace(plain={**told.plain, "bits": str(bits)})
+    values = gather(module.parameters, told)
+    path = _new_path(store, module, name, alias, path)
+    source, secret = _new_passphrase(module, alias, name, no_passphrase, given)
+    try:
+        with contextlib.closing(CliSecrets(given, name, passphrase=secret)) as secrets:
+            making = Making(path, values, secret, source, Limits(), secrets)
+            made = _generate(module, making)
+            with _removed_if_it_fails(path if module.suffix else None):
+                open_and_prove(module, made, secrets, making.limits)
+                entry = _entry(name, alias, made, making, module.parameters, path if module.suffix else None)
+                _save(store, entry, secret)
+            if not no_add:
+                _add(entry, made.blob, secret)
+    finally:
+        wipe(secret)
+    print_entry(entry)
+
+
+def _new_path(store: KeyStore, maker: KeyMaker, name: str, alias: str, path: Path | None) -> Path:
+    """Where the key file will be, absolute; for a module without key files, a name that it may make use of."""
+    if path is not None and not maker.suffix:
+        raise UsageError(f"the key module {alias!r} has no key files: --path says nothing to it")
+    path = _absolute(path or store.directory / (name + maker.suffix))
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, "is there already", str(path))
     store.prepare()
-    source = "none" if no_passphrase else given.source()
-    secret = bytearray() if no_passphrase else passphrase_to_set(given, name)
-    try:
-        made = _generate(maker, Making(path, values, secret, source, Limits(), CliSecrets(given, name)))
-        entry = _entry(name, alias, made, path, source)
-        try:
-            _save(store, entry, secret)
-        except BaseException:
-            path.unlink()  # nothing was encrypted with it yet
-            raise
-        if not no_add:
-            _add(entry, made.blob, secret)
-    finally:
-        wipe(secret)
-    _print_entry(entry)
+    return path
+
+
+def _new_passphrase(
+    maker: KeyMaker, alias: str, name: str, no_passphrase: bool, given: Given
+) -> tuple[str, bytearray]:
+    """Where the passphrase will be found, and what it is."""
+    if no_passphrase and given.any():
+        raise UsageError("--no-passphrase goes with no other passphrase option")
+    if not maker.takes_passphrase and given.any():
+        raise UsageError(f"the keys of {alias!r} have no passphrase of ours")
+    if no_passphrase or not maker.takes_passphrase:
+        return "none", bytearray()
+    return given.source(), passphrase_to_set(given, name)
 
 
 def _generate(maker: KeyMaker, making: Making) -> Enrolled:
-    """A key of 4096 bits can take ten seconds: something should move meanwhile."""
+    """A key of 4096 bits can take ten seconds: something should move meanwhile; but not where a PIN is typed."""
     from rich.console import Console
 
+    if not maker.takes_passphrase:
+        return maker.generate(making)
     with Console(stderr=True).status("Making a key ..."):
         return maker.generate(making)
 
 
-@command.command()
-@_NAME
-@click.option("--pem", type=click.Path(path_type=Path), help="Take this key file, and call the key NAME.")
-@click.option("--module", "alias", default="openssl", show_default=True, help="With --pem: the key module.")
+@contextlib.contextmanager
+def _removed_if_it_fails(path: Path | None) -> Iterator[None]:
+    """A new key file goes again: nothing was encrypted with it yet."""
+    try:
+        yield
+    except BaseException:
+        if path is not None:
+            path.unlink(missing_ok=True)
+        raise
+
+
+@command.command("import")
+@click.argument("name")
+@_MODULE
+@click.option("--file", "path", type=click.Path(path_type=Path), help="The key file, if it is in one. It stays there.")
 @click.option(
     "--compat",
     is_flag=True,
-    help="With --pem: put the passphrase itself into the auth token, as ecryptfs-utils does, so that ecryptfsd "
-    "can use it. Careful: every process of this user can read it there.",
+    help="Put the passphrase itself into the auth token, as ecryptfs-utils does, so that ecryptfsd can use it. "
+    "Careful: every process of this user can read it there.",
 )
-@passphrase_options
-def add(name: str, pem: Path | None, alias: str, compat: bool, given: Given) -> None:
-    """Put the auth token of the key NAME into the user keyring.
+@_NO_ADD
+@parameter_options
+@new_passphrase_options
+def import_key(name: str, alias: str, path: Path | None, compat: bool, no_add: bool, told: Told, given: Given) -> None:
+    """Take in a key that exists, in a file or wherever the key module finds it, and call it NAME.
 
-    With --pem a key file that exists becomes the key NAME first. A passphrase that is needed and kept nowhere is
-    asked for; the daemon keeps it in memory.
+    A passphrase is asked for only if the key has one.
     """
-    store = KeyStore()
-    if pem is None:
-        if compat:
-            raise UsageError("--compat goes with --pem")
-        entry = store.find(name)
-        enrolled, secret = _enrol(_importer(entry.module), entry, given)
-        if enrolled.signature != entry.signature:
-            wipe(secret)
-            raise ModuleFailed(f"{entry.path}: holds the key {enrolled.signature}, {name} is {entry.signature}")
-    else:
-        entry, enrolled, secret = _take(store, name, Path.cwd() / pem, alias, compat, given)
-    try:
-        _add(entry, enrolled.blob, secret)
-    finally:
-        wipe(secret)
-    _print_entry(entry)
-
-
-def _take(
-    store: KeyStore, name: str, path: Path, alias: str, compat: bool, given: Given
-) -> tuple[Entry, Enrolled, bytearray]:
-    """Makes an entry for a key file that exists."""
+    store, module = KeyStore(), load(alias)
+    store.check_free(name)
+    importer = importer_of(module, alias)
     if compat and given.keyring:
         raise UsageError("--compat keeps the passphrase in the auth token, not in the keyring library")
-    store.check_free(name)
-    source = COMPAT if compat else given.source()
-    blank = _entry(name, alias, Enrolled("", b"", ""), path, source)
-    enrolled, secret = _enrol(_importer(alias), blank, given)
-    entry = _entry(name, alias, enrolled, path, source if secret else "none")
-    try:
+    path = None if path is None else _absolute(path)
+    values = gather(importer.import_parameters, told)
+    with contextlib.closing(CliSecrets(given, name)) as secrets:
+        source = COMPAT if compat else given.source()
+        making = Making(path or Path(), values, bytearray(), source, Limits(), secrets)
+        enrolled = take_in(importer, making)
+        open_and_prove(module, enrolled, secrets, making.limits)
+        secret = secrets.kept or bytearray()
+        making = making if secret else making._replace(source="none")
+        entry = _entry(name, alias, enrolled, making, importer.import_parameters, path)
         _save(store, entry, secret)
-    except BaseException:
-        wipe(secret)
-        raise
-    return entry, enrolled, secret
+        if not no_add:
+            _add(entry, enrolled.blob, secret)
+    print_entry(entry)
 
 
 def _save(store: KeyStore, entry: Entry, secret: bytearray) -> None:
@@ -147,19 +195,51 @@ def _save(store: KeyStore, entry: Entry, secret: bytearray) -> None:
     store.save(entry)
 
 
-def _enrol(importer: KeyImporter, entry: Entry, given: Given) -> tuple[Enrolled, bytearray]:
-    """The key's blob, and its passphrase, empty if it has none. It is asked for once the file is seen to need it."""
-    values = chosen(importer.import_parameters, {})
-    blank = Making(Path(entry.path), values, bytearray(), entry.source, Limits(), CliSecrets(given, entry.name))
-    try:
-        return importer.import_key(blank), bytearray()
-    except Refused:
-        secret = passphrase_to_open(given, entry.name, entry.signature, entry.source)
-    try:
-        return importer.import_key(blank._replace(passphrase=secret)), secret
-    except BaseException:
-        wipe(secret)
-        raise
+def _entry(
+    name: str,
+    alias: str,
+    enrolled: Enrolled,
+    making: Making,
+    parameters: tuple[Parameter, ...],
+    path: Path | None,
+) -> Entry:
+    open_ones = {one.name for one in parameters if not one.secret}
+    return Entry(
+        name,
+        alias,
+        enrolled.signature,
+        making.source,
+        enrolled.description,
+        datetime.datetime.now(datetime.UTC).replace(microsecond=0),
+        None if path is None else str(path),
+        None if making.source == COMPAT else enrolled.blob,
+        {key: value for key, value in making.values.items() if key in open_ones},
+    )
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow symbolic links
+
+
+# --- add and unlock --------------------------------------------------------------------------------------------
+
+
+@command.command()
+@_NAME
+@passphrase_options
+def add(name: str, given: Given) -> None:
+    """Put the auth token of the key NAME into the user keyring, after a login, and unlock the key.
+
+    A passphrase that is needed and kept nowhere is asked for; the daemon keeps it in memory. The key is tried
+    before anything is put anywhere.
+    """
+    entry = KeyStore().find(name)
+    module = load(entry.module)
+    with contextlib.closing(CliSecrets(given, entry.name, entry.signature)) as secrets:
+        blob = blob_of(entry, module, secrets)
+        open_and_prove(module, Enrolled(entry.signature, blob, entry.description), secrets, Limits())
+        _add(entry, blob, secrets.kept or bytearray())
+    print_entry(entry)
 
 
 def _add(entry: Entry, blob: bytes, secret: bytearray) -> None:
@@ -174,136 +254,59 @@ def _add(entry: Entry, blob: bytes, secret: bytearray) -> None:
             daemon.unlock(entry.signature, secret if asked else bytearray())
     except NoDaemon as error:
         click.echo(f"upcall: note: {error}", err=True)
-        again = f", and `upcall key add {entry.name}` asks for the passphrase again" if asked else ""
+        again = f", and `upcall key unlock {entry.name}` asks for the passphrase again" if asked else ""
         click.echo(f"upcall: note: nothing is decrypted until `upcall daemon` runs{again}", err=True)
 
 
-def _load(alias: str) -> KeyModule:
-    available = modules.available()
-    if alias not in available:
-        raise UsageError(f"there is no key module {alias!r}: {', '.join(available) or 'none'} installed")
-    return modules.load(available[alias].spec)
+@command.command()
+@click.argument("name", required=False)
+@passphrase_options
+def unlock(name: str | None, given: Given) -> None:
+    """Let the daemon use a key again, given its NAME or signature; all keys in the user keyring if none is given.
+
+    A passphrase that is needed and kept nowhere is asked for, tried, and handed to the daemon. The user keyring
+    stays as it is: see `upcall key add`.
+    """
+    from upcall.control import DaemonControl
+
+    if name is None and given.any():
+        raise UsageError("whose passphrase is it? NAME is missing")
+    with DaemonControl() as daemon:
+        targets = [_known_to_the_kernel(name)] if name is not None else _all_known()
+        for target in targets:
+            with contextlib.closing(CliSecrets(given, target.name, target.signature)) as secrets:
+                if target.source in ("ask", None):
+                    with opened(target, secrets):
+                        pass
+                daemon.unlock(target.signature, secrets.kept or bytearray())
+    click.echo(f"{len(targets)} {'key' if len(targets) == 1 else 'keys'} unlocked")
 
 
-def _maker(alias: str) -> KeyMaker:
-    module = _load(alias)
-    if not isinstance(module, KeyMaker):
-        raise UsageError(f"the key module {alias!r} makes no keys: use its own tools, then `upcall key import`")
-    return module
+def _known_to_the_kernel(name: str) -> Target:
+    target = target_of(name)
+    if keyring.find(target.signature) is None:
+        raise UsageError(f"the key {name} is not in the user keyring: use `upcall key add {name}`")
+    return target
 
 
-def _importer(alias: str) -> KeyImporter:
-    module = _load(alias)
-    if not isinstance(module, KeyImporter):
-        raise UsageError(f"the key module {alias!r} takes in no keys")
-    return module
+def _all_known() -> list[Target]:
+    targets = [target_of(name) for name in KeyStore().names()]
+    return [target for target in targets if keyring.find(target.signature) is not None]
 
 
-def _entry(name: str, alias: str, enrolled: Enrolled, path: Path, source: str) -> Entry:
-    now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
-    path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow symbolic links
-    return Entry(name, alias, enrolled.signature, str(path), source, enrolled.description, now)
-
-
-# --- list and show ---------------------------------------------------------------------------------------------
-
-
-@command.command("list")
-@_JSON
-@click.pass_context
-def list_keys(ctx: click.Context, as_json: bool) -> None:
-    """List the keys, and auth tokens in the user keyring that others put there."""
-    store, rows = KeyStore(), []
-    for name in store.names():
-        try:
-            rows.append(_row(store.load(name)))
-        except (PeerError, OSError) as error:
-            click.echo(f"upcall: {error_text(error)}", err=True)
-    broken = len(store.names()) - len(rows)
-    known = {row["signature"] for row in rows}
-    rows += [row for row in _foreign_rows() if row["signature"] not in known]
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-    else:
-        _print_table(rows)
-    if broken:
-        ctx.exit(os.EX_DATAERR)
+# --- lock, remove and export -----------------------------------------------------------------------------------
 
 
 @command.command()
-@click.argument("name")
-@_JSON
-def show(name: str, as_json: bool) -> None:
-    """Show what is known about a key, given its NAME or signature. Never a secret."""
-    try:
-        row = _row(KeyStore().find(name))
-    except UsageError:
-        found = [row for row in _foreign_rows() if row["signature"] == name]
-        if not found:
-            raise
-        row = found[0]
-    if as_json:
-        click.echo(json.dumps(row, indent=2))
-        return
-    for key, value in row.items():
-        if value is not None:
-            told = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
-            click.echo(f"{key.replace('_', ' '):<14} {told}")
+@click.argument("name", required=False)
+def lock(name: str | None) -> None:
+    """Make the daemon forget a key and its passphrase, given its NAME or signature; all keys if none is given."""
+    from upcall.control import DaemonControl
 
-
-def _mount_options(signature: str) -> str:
-    return f"ecryptfs_sig={signature},ecryptfs_cipher=aes,ecryptfs_key_bytes=16"
-
-
-def _row(entry: Entry) -> dict[str, Any]:
-    told = {**entry._asdict(), "created": entry.created.isoformat()}
-    told["in_keyring"] = keyring.find(entry.signature) is not None
-    return {**told, "mount_options": _mount_options(entry.signature)}
-
-
-def _foreign_rows() -> list[dict[str, Any]]:
-    """Auth tokens of private keys in the user keyring, however they came there."""
-    keyring.ensure_user_keyring_linked()
-    rows = []
-    for key in keyring.list_user_keyring():
-        try:
-            token = take_auth_tok(keyring.read(key.serial)) if key.type == "user" else None
-        except (OSError, PeerError):
-            continue  # not to be read, or something else: the user keyring is for everybody
-        if token is not None and token.signature == key.description:
-            row: dict[str, Any] = dict.fromkeys(Entry._fields)
-            row |= {"module": token.alias, "signature": token.signature, "in_keyring": True}
-            rows.append({**row, "mount_options": _mount_options(token.signature)})
-    return rows
-
-
-def _print_entry(entry: Entry) -> None:
-    options = _mount_options(entry.signature)
-    click.echo(f"signature      {entry.signature}")
-    click.echo(f"key file       {entry.path}")
-    click.echo(f"mount options  {options}")
-    click.echo(f"mount -i -t ecryptfs -o {options} LOWER UPPER")
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    heads = ("NAME", "SIGNATURE", "MODULE", "SIZE", "PASSPHRASE", "IN KEYRING")
-    cells = [heads] + [
-        (
-            row["name"] or "-",
-            row["signature"],
-            row["module"],
-            row["description"] or "-",
-            row["source"] or "-",
-            "yes" if row["in_keyring"] else "no",
-        )
-        for row in rows
-    ]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
-    for line in cells:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-# --- remove and lock -------------------------------------------------------------------------------------------
+    signature = None if name is None else target_of(name).signature
+    with DaemonControl() as daemon:
+        count = daemon.lock(signature)
+    click.echo(f"{count} {'key' if count == 1 else 'keys'} locked")
 
 
 @command.command()
@@ -313,26 +316,27 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 def remove(name: str, keyring_only: bool, yes: bool) -> None:
     """Take a key, given its NAME or signature, out of the user keyring and the daemon, and delete its files.
 
-    A key file outside of upcall's own directory is never deleted.
+    A key file outside of upcall's own directory is never deleted, nor is a key in a token.
     """
-    store = KeyStore()
-    try:
-        entry = store.find(name)
-    except UsageError:
-        if keyring.find(name) is None:
-            raise
-        _forget(name)
+    store, target = KeyStore(), target_of(name)
+    _forget(target.signature)
+    entry = target.entry
+    if keyring_only or entry is None:
         return
-    _forget(entry.signature)
-    if keyring_only:
-        return
-    files = [Path(entry.path)] if Path(entry.path).parent == store.directory else []
+    files = [] if entry.path is None or Path(entry.path).parent != store.directory else [Path(entry.path)]
     if not yes:
-        lost = f" What is encrypted with it is lost if there is no other copy of {files[0]}." if files else ""
-        click.confirm(f"Delete the key {entry.name}?{lost}", abort=True, err=True)
+        click.confirm(f"Delete the key {entry.name}?{_what_is_lost(entry, files)}", abort=True, err=True)
     for path in files:
         path.unlink(missing_ok=True)
     store.remove(entry.name)
+
+
+def _what_is_lost(entry: Entry, files: list[Path]) -> str:
+    if files:
+        return f" What is encrypted with it is lost if there is no other copy of {files[0]}."
+    if entry.path is None:
+        return " Its entry says how the key is found, or made: what is encrypted with it may be lost without a copy."
+    return ""
 
 
 def _forget(signature: str) -> None:
@@ -348,20 +352,17 @@ def _forget(signature: str) -> None:
         pass  # then nobody holds it
 
 
-@command.command()
-@click.argument("name", required=False)
-def lock(name: str | None) -> None:
-    """Make the daemon forget a key and its passphrase, given its NAME or signature; all keys if none is given."""
-    from upcall.control import DaemonControl
-
-    signature = None
-    if name is not None:
-        try:
-            signature = KeyStore().find(name).signature
-        except UsageError:
-            if keyring.find(name) is None:
-                raise
-            signature = name
-    with DaemonControl() as daemon:
-        count = daemon.lock(signature)
-    click.echo(f"{count} {'key' if count == 1 else 'keys'} locked")
+@command.command("export-public")
+@_NAME
+@passphrase_options
+def export_public(name: str, given: Given) -> None:
+    """Write the public half of a key, given its NAME or signature, to standard output, as PEM."""
+    target = target_of(name)
+    with (
+        contextlib.closing(CliSecrets(given, target.name, target.signature)) as secrets,
+        opened(target, secrets) as handle,
+    ):
+        if not isinstance(handle, Public):
+            raise UsageError(f"the keys of {target.module!r} have no public half")
+        pem = handle.export_public()
+    sys.stdout.buffer.write(pem)

@@ -21,6 +21,9 @@ class Given(NamedTuple):
     file: Path | None
     keyring: bool
 
+    def any(self) -> bool:
+        return self.fd is not None or self.file is not None or self.keyring
+
     def source(self) -> str:
         """Where a new key's passphrase is kept from now on: what goes into its auth token."""
         if self.keyring:
@@ -29,19 +32,22 @@ class Given(NamedTuple):
 
 
 def passphrase_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options; the command gets them as one argument, `given`."""
+    """Adds the options of a command that uses a key; it gets them as one argument, `given`."""
 
     @functools.wraps(command)
     def with_given(
-        passphrase_fd: int | None, passphrase_file: Path | None, passphrase_keyring: bool, **rest: Any
+        passphrase_fd: int | None, passphrase_file: Path | None, passphrase_keyring: bool = False, **rest: Any
     ) -> Any:
         if passphrase_file is not None and (passphrase_fd is not None or passphrase_keyring):
             raise UsageError("--passphrase-file goes with no other --passphrase option")
         return command(given=Given(passphrase_fd, passphrase_file, passphrase_keyring), **rest)
 
-    for option in (_KEYRING, _FILE, _FD):
-        with_given = option(with_given)
-    return with_given
+    return _FD(_FILE(with_given))
+
+
+def new_passphrase_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for a command that enrols a key, and decides where its passphrase will be found."""
+    return _KEYRING(passphrase_options(command))
 
 
 _FD = click.option(

@@ -31,7 +31,7 @@ class CliSecrets:
         if self._wrong.get(token, 0) >= _TRIES:
             raise Refused("pin-refused")
         if token not in self._pins:
-            self._pins[token] = from_terminal(f"{prompt.rstrip(': ')}: ")
+            self._pins[token] = from_terminal(f"{prompt.rstrip(': ')}: ", other="")
         return self._pins[token].copy()
 
     def verdict(self, token: str, good: bool, /) -> None:

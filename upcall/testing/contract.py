@@ -16,9 +16,10 @@ from typing import NamedTuple
 import pytest
 
 from upcall.errors import ModuleFailed, Refused
-from upcall.keymodule import API, MAX_KEY, MAX_WRAPPED, KeyHandle, KeyModule
+from upcall.keymodule import API, MAX_KEY, MAX_WRAPPED, Closable, KeyHandle, KeyModule, Watched
 from upcall.modules import MAX_ALIAS
 from upcall.testing.processes import in_child
+from upcall.testing.secrets import Told
 
 SIZES = range(1, MAX_KEY + 1)
 TIMES = 20  # for each of two threads
@@ -122,54 +123,66 @@ class KeyModuleContract:
         assert (theirs != ours) or not salted
 
     def test_it_is_stale_once_its_file_has_changed(self, made: Made, key: KeyHandle) -> None:
-        assert key.stale() is False
         if made.file is None:
             pytest.skip("this key is in no file")
+        assert isinstance(key, Watched)
+        assert key.stale() is False
         data = made.file.read_bytes()
         new = made.file.with_name("new")
+        new.touch(0o600)
         new.write_bytes(data)
         new.replace(made.file)
         assert key.stale() is True
         again = open_key(made)
+        assert isinstance(again, Watched)
         assert again.stale() is False
         made.file.unlink()
         assert again.stale() is True
+
+    def test_after_it_was_closed_it_wraps_nothing_or_wraps_well(self, made: Made, key: KeyHandle) -> None:
+        """Calls may be under way when a key is closed: they may fail, but not wrap with what is left of it."""
+        if not isinstance(key, Closable):
+            pytest.skip("this key cannot be closed")
+        before = key.wrap(b"0123456789abcdef")
+        key.close()
+        try:
+            wrapped = key.wrap(b"0123456789abcdef")
+        except ModuleFailed:
+            wrapped = before
+        assert open_key(made).unwrap(wrapped) == b"0123456789abcdef"
 
     def test_a_wrong_passphrase_is_module_failed_and_not_shown(self, made: Made) -> None:
         if not made.passphrase:
             pytest.skip("this key has no passphrase")
         with pytest.raises(ModuleFailed) as caught:
-            made.module.open(made.signature, made.blob, lambda source: bytearray(b"a-wrong-passphrase"))
+            made.module.open(made.signature, made.blob, Told(b"a-wrong-passphrase"))
         for secret in (b"a-wrong-passphrase", made.passphrase):
             assert secret.decode("utf-8", "replace") not in f"{caught.value!r} {caught.value.__cause__!r}"
 
     def test_a_passphrase_that_is_not_at_hand_is_not_the_modules_matter(self, made: Made) -> None:
         if not made.passphrase:
             pytest.skip("this key has no passphrase")
-
-        def ask(source: str) -> bytearray:
-            raise Refused("locked")
-
         with pytest.raises(Refused, match="locked"):
-            made.module.open(made.signature, made.blob, ask)
+            made.module.open(made.signature, made.blob, Told())
 
     def test_the_passphrase_that_it_was_given_is_wiped(self, made: Made) -> None:
         if not made.passphrase:
             pytest.skip("this key has no passphrase")
-        given = bytearray(made.passphrase)
-        made.module.open(made.signature, made.blob, lambda source: given)
-        assert not any(given)
+        told = Told(made.passphrase)
+        made.module.open(made.signature, made.blob, told)
+        assert told.given
+        assert told.wiped()
 
     @pytest.mark.parametrize("blob", [b"", b"\0", b"x", b"\xff" * 100, bytes(4096)])
     def test_a_blob_that_makes_no_sense_is_module_failed(self, made: Made, blob: bytes) -> None:
         with pytest.raises(ModuleFailed):
-            made.module.open(made.signature, blob, lambda source: bytearray(made.passphrase))
+            made.module.open(made.signature, blob, Told(made.passphrase))
 
     def test_another_keys_signature_is_module_failed(self, made: Made) -> None:
         with pytest.raises(ModuleFailed):
-            made.module.open("0" * 16, made.blob, lambda source: bytearray(made.passphrase))
+            made.module.open("0" * 16, made.blob, Told(made.passphrase))
 
 
 def open_key(made: Made) -> KeyHandle:
     """The key, opened with its passphrase."""
-    return made.module.open(made.signature, made.blob, lambda source: bytearray(made.passphrase))
+    return made.module.open(made.signature, made.blob, Told(made.passphrase))

@@ -24,6 +24,7 @@ CHECK: Final = 16  # bytes
 LANES: Final = 4  # RFC 9106, 4
 MIB: Final = 1024  # KiB, which is what Argon2 counts in
 MAX_MEMORY: Final = 256  # MiB
+MAX_PASSES: Final = 8
 MAX_COST: Final = 512  # MiB times passes: half a second on an ordinary processor, and the kernel waits for it
 
 _ROOT: Final = 32
@@ -53,10 +54,11 @@ class Derived(NamedTuple):
 
 def check_cost(cost: Cost) -> None:
     """UsageError for what would take too much memory or time."""
-    if not (1 <= cost.memory <= MAX_MEMORY and cost.passes >= 1 and cost.memory * cost.passes <= MAX_COST):
+    memory, passes = cost
+    if not (1 <= memory <= MAX_MEMORY and 1 <= passes <= MAX_PASSES and memory * passes <= MAX_COST):
         raise UsageError(
-            f"{cost.memory} MiB gone through {cost.passes} times: at most {MAX_MEMORY} MiB, "
-            f"and {MAX_COST} MiB times passes are possible"
+            f"{memory} MiB gone through {passes} times: at most {MAX_MEMORY} MiB, {MAX_PASSES} times, "
+            f"and {MAX_COST} of both multiplied are possible"
         )
 
 
@@ -70,7 +72,7 @@ def stretch(passphrase: bytearray, salt: bytes, memory: int, passes: int, lanes:
 
 
 def derive(passphrase: bytearray, salt: bytes, cost: Cost) -> Derived:
-    """Takes the cost in memory, and about 1 ms for each MiB and pass. Wipes nothing that it was given."""
+    """Takes the cost in memory, and 0.5 to 1 ms for each MiB and pass. Wipes nothing that it was given."""
     root = stretch(passphrase, salt, cost.memory * MIB, cost.passes, LANES, _ROOT)
     try:
         kek = bytearray(_KEK)

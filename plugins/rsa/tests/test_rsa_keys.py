@@ -17,12 +17,13 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     load_pem_private_key,
+    load_pem_public_key,
 )
 from upcall_rsa import module, signature_of
 from upcall_rsa.blob import Blob, pack_blob, take_blob
 
 from upcall.errors import ModuleFailed, Refused, UsageError
-from upcall.keymodule import API, Enrolled, KeyImporter, KeyMaker, KeyModule, Limits, Making
+from upcall.keymodule import API, Enrolled, KeyImporter, KeyMaker, KeyModule, Limits, Making, Public
 from upcall.testing.secrets import Told
 
 WORD = b"correct horse"
@@ -275,6 +276,11 @@ def test_the_passphrase_is_wiped(pem: Path, word: bytes) -> None:
     assert secrets.wiped()
 
 
+def test_which_file() -> None:
+    with pytest.raises(UsageError, match="from a file"):
+        enrol(Path())
+
+
 # --- the handle ---------------------------------------------------------------------------------------------
 
 
@@ -332,3 +338,12 @@ def test_the_openssl_command(tmp_path: Path) -> None:
         run += ["-pkeyopt", "rsa_padding_mode:oaep"]
         opened = subprocess.run(run, check=True, capture_output=True, timeout=60)
         assert opened.stdout == b"a key"
+
+
+def test_the_public_half(pem: Path, small: rsa.RSAPrivateKey) -> None:
+    enrolled = enrol(pem)
+    handle = module.open(enrolled.signature, enrolled.blob, Told(WORD))
+    assert isinstance(handle, Public)
+    public = load_pem_public_key(handle.export_public())
+    assert isinstance(public, rsa.RSAPublicKey)
+    assert public.public_numbers() == small.public_key().public_numbers()

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
     load_pem_private_key,
 )
 
@@ -88,6 +89,10 @@ class Handle:
         except OSError:
             return True
 
+    def export_public(self) -> bytes:
+        """SubjectPublicKeyInfo in PEM, as `openssl pkey -pubout` writes it."""
+        return self._public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
 
 class OpensslModule:
     """A KeyModule, a KeyMaker and a KeyImporter."""
@@ -145,6 +150,8 @@ class OpensslModule:
         One that is not encrypted gets the source `none`, whatever `source` says. With the source `compat` the blob
         holds the passphrase itself, as ecryptfs-utils has it.
         """
+        if making.path == Path():
+            raise UsageError("an RSA key is imported from a file")
         passphrase = making.passphrase
         source = None if making.source == COMPAT else making.source
         name = os.path.abspath(making.path)  # noqa: PTH100  as above

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from cryptography.hazmat.primitives.serialization import (
@@ -175,7 +175,7 @@ def _load(pem: bytearray, passphrase: bytearray, path: str) -> X25519PrivateKey:
         key = load_pem_private_key(pem, passphrase if encrypted else None)  # type: ignore[arg-type] # any buffer
     except UnsupportedAlgorithm:
         raise ModuleFailed(f"{path}: encrypted with, or for, an algorithm that is not supported") from None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, InternalError):  # InternalError: a private key that has not 32 bytes
         why = "a wrong passphrase, or a damaged PEM file" if encrypted else "not a sound private key in PEM"
         raise ModuleFailed(f"{path}: {why}") from None
     if not isinstance(key, X25519PrivateKey):

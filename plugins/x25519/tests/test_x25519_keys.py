@@ -1,0 +1,414 @@
+"""Making, importing and opening X25519 keys in files, and refusing the wrong ones."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import stat
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519, x25519
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from upcall_x25519 import FORMS, Handle, module, signature_of
+from upcall_x25519.blob import Blob, pack_blob, take_blob
+from upcall_x25519.sealed import OVERHEAD, SUITES, seal
+
+from upcall.errors import ModuleFailed, Refused, UsageError
+from upcall.keymodule import (
+    API,
+    MAX_KEY,
+    Closable,
+    Enrolled,
+    KeyImporter,
+    KeyMaker,
+    KeyModule,
+    Limits,
+    Making,
+    Public,
+    Watched,
+)
+from upcall.testing.secrets import Told
+
+WORD = b"correct horse"
+AnyKey = x25519.X25519PrivateKey | ed25519.Ed25519PrivateKey
+
+
+def making(path: Path, word: bytes = WORD, source: str = "ask", cipher: str = "aes-256-gcm") -> Making:
+    return Making(path, {"cipher": cipher}, bytearray(word), source, Limits(), Told())
+
+
+def write(path: Path, key: AnyKey, word: bytes | None = WORD) -> Path:
+    encryption = BestAvailableEncryption(word) if word else NoEncryption()
+    path.touch(0o600)
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
+    return path
+
+
+@pytest.fixture
+def pem(tmp_path: Path) -> Path:
+    return write(tmp_path / "key.pem", x25519.X25519PrivateKey.generate())
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Enrolled:
+    return module.generate(making(tmp_path / "made.pem"))
+
+
+def open_(made: Enrolled) -> Handle:
+    return module.open(made.signature, made.blob, Told(WORD))
+
+
+def test_the_shape(made: Enrolled) -> None:
+    typed: KeyModule = module
+    assert (typed.name, typed.api) == ("x25519", API)
+    assert isinstance(module, KeyMaker)
+    assert isinstance(module, KeyImporter)
+    assert module.parameters[0].default in FORMS
+    handle = open_(made)
+    assert isinstance(handle, Watched)
+    assert isinstance(handle, Public)
+    assert not isinstance(handle, Closable)
+
+
+# --- making and importing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cipher", FORMS)
+def test_generate_and_open(tmp_path: Path, cipher: str) -> None:
+    path = tmp_path / "new.pem"
+    made = module.generate(making(path, cipher=cipher))
+    assert made.description == "X25519"
+    assert take_blob(made.blob) == Blob(str(path), "ask", FORMS[cipher])
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_bytes().startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
+    assert list(tmp_path.iterdir()) == [path]
+    assert module.import_key(making(path, cipher=cipher)) == made
+    handle = open_(made)
+    for size in (1, 19, 35, 67):
+        clear = os.urandom(size)
+        wrapped = handle.wrap(clear)
+        assert len(wrapped) == size + OVERHEAD == size + 49
+        assert wrapped[0] == FORMS[cipher]
+        assert handle.unwrap(wrapped) == clear
+        assert handle.wrap(clear) != wrapped
+
+
+def test_a_file_that_was_sealed_with_another_cipher(pem: Path) -> None:
+    handles = [open_(module.import_key(making(pem, cipher=cipher))) for cipher in FORMS]
+    for one in handles:
+        for other in handles:
+            assert other.unwrap(one.wrap(b"clear")) == b"clear"
+
+
+def test_generate_without_a_passphrase(tmp_path: Path) -> None:
+    made = module.generate(making(tmp_path / "new.pem", b"", "none"))
+    module.open(made.signature, made.blob, Told())
+    assert module.import_key(making(tmp_path / "new.pem", b"", "ask")) == made
+
+
+def test_generate_never_overwrites(pem: Path) -> None:
+    before = pem.read_bytes()
+    with pytest.raises(ModuleFailed, match="is there already"):
+        module.generate(making(pem))
+    assert pem.read_bytes() == before
+    assert list(pem.parent.iterdir()) == [pem]
+
+
+def test_generate_does_not_follow_a_link(tmp_path: Path) -> None:
+    (tmp_path / "new.pem").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ModuleFailed, match="is there already"):
+        module.generate(making(tmp_path / "new.pem"))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_generate_in_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(ModuleFailed, match="No such file"):
+        module.generate(making(tmp_path / "no" / "new.pem"))
+
+
+@pytest.mark.parametrize(
+    ("word", "source", "cipher"),
+    [
+        (WORD, "none", "aes-256-gcm"),
+        (b"", "ask", "aes-256-gcm"),
+        (WORD, "moon", "aes-256-gcm"),
+        (WORD, "compat", "aes-256-gcm"),
+        (WORD, "ask", "rot13"),
+    ],
+)
+def test_generate_misused(tmp_path: Path, word: bytes, source: str, cipher: str) -> None:
+    with pytest.raises(UsageError):
+        module.generate(making(tmp_path / "new.pem", word, source, cipher))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_caller_with_little_room(tmp_path: Path) -> None:
+    asked = making(tmp_path / "new.pem")._replace(limits=Limits(MAX_KEY, 115))
+    with pytest.raises(ModuleFailed, match="up to 116 bytes, there is room for 115"):
+        module.generate(asked)
+    assert not list(tmp_path.iterdir())
+    module.generate(asked._replace(limits=Limits(MAX_KEY, 116)))
+
+
+def test_import_asks_for_a_passphrase_only_if_one_is_needed(tmp_path: Path, pem: Path) -> None:
+    with pytest.raises(Refused) as caught:
+        module.import_key(making(pem, b""))
+    assert caught.value.reason == "locked"
+    plain = write(tmp_path / "plain.pem", x25519.X25519PrivateKey.generate(), None)
+    assert take_blob(module.import_key(making(plain, b"", "keyring")).blob).source == "none"
+
+
+def test_import_of_an_encrypted_file_needs_a_source(pem: Path) -> None:
+    with pytest.raises(UsageError, match="must be kept somewhere"):
+        module.import_key(making(pem, WORD, "none"))
+    with pytest.raises(UsageError, match="says nothing about where"):
+        module.import_key(making(pem, WORD, "compat"))
+
+
+def test_import_refuses_other_keys(tmp_path: Path) -> None:
+    path = write(tmp_path / "key.pem", ed25519.Ed25519PrivateKey.generate())
+    with pytest.raises(ModuleFailed, match="not of X25519"):
+        module.import_key(making(path))
+
+
+OPENSSL = shutil.which("openssl")
+
+
+@pytest.mark.skipif(OPENSSL is None, reason="needs the openssl command (Debian: openssl)")
+@pytest.mark.parametrize("options", [["-v2", "aes-256-cbc"], ["-scrypt"], ["-nocrypt"]])
+def test_keys_that_openssl_made(tmp_path: Path, options: list[str]) -> None:
+    assert OPENSSL is not None
+    path, word = tmp_path / "key.pem", tmp_path / "word"
+    word.write_bytes(WORD)
+    made = subprocess.run([OPENSSL, "genpkey", "-algorithm", "X25519"], capture_output=True, check=True, timeout=20)
+    path.touch(0o600)
+    command = [OPENSSL, "pkcs8", "-topk8", *options, "-passout", f"file:{word}", "-out", str(path)]
+    subprocess.run(command, input=made.stdout, check=True, timeout=20)
+    enrolled = module.import_key(making(path))
+    handle = module.open(enrolled.signature, enrolled.blob, Told(WORD))
+    assert handle.unwrap(handle.wrap(bytes(67))) == bytes(67)
+    public = subprocess.run(
+        [OPENSSL, "pkey", "-pubout"], input=made.stdout, capture_output=True, check=True, timeout=20
+    )
+    assert handle.export_public() == public.stdout
+
+
+# --- opening ------------------------------------------------------------------------------------------------
+
+
+def fails(path: Path, why: str, word: bytes = WORD, signature: str = "0" * 16) -> None:
+    secrets = Told(word)
+    with pytest.raises(ModuleFailed, match=why) as caught:
+        module.open(signature, pack_blob(Blob(str(path), "ask", 0x12)), secrets)
+    assert str(path) in str(caught.value)
+    assert not word or word.decode() not in str(caught.value)
+    assert secrets.wiped()
+
+
+def test_a_wrong_passphrase(pem: Path) -> None:
+    fails(pem, "wrong passphrase", b"battery staple")
+
+
+def test_an_empty_passphrase(pem: Path) -> None:
+    fails(pem, "wrong passphrase", b"")
+
+
+def test_the_passphrase_is_wiped(made: Enrolled) -> None:
+    secrets = Told(WORD)
+    module.open(made.signature, made.blob, secrets)
+    assert secrets.given == [bytearray(len(WORD))]
+
+
+def test_a_passphrase_that_cannot_be_had(made: Enrolled) -> None:
+    with pytest.raises(Refused, match="locked"):
+        module.open(made.signature, made.blob, Told())
+
+
+def test_an_encrypted_file_whose_token_knows_of_no_passphrase(pem: Path) -> None:
+    with pytest.raises(ModuleFailed, match="knows of no passphrase"):
+        module.open("0" * 16, pack_blob(Blob(str(pem), "none", 0x12)), Told())
+
+
+def test_another_key(pem: Path) -> None:
+    fails(pem, "the auth token is for 0000000000000000")
+
+
+def test_a_truncated_file(pem: Path) -> None:
+    pem.write_bytes(pem.read_bytes()[:200])
+    fails(pem, "damaged PEM")
+
+
+def test_an_empty_file(pem: Path) -> None:
+    pem.write_bytes(b"")
+    fails(pem, "not a sound private key")
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o620, 0o602, 0o666])
+def test_a_file_open_to_others(pem: Path, mode: int) -> None:
+    pem.chmod(mode)
+    fails(pem, f"mode {mode:04o} lets others in")
+
+
+def test_a_file_of_somebody_else(pem: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can give files away")
+    os.chown(pem, 12345, -1)
+    fails(pem, "belongs to uid 12345")
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    fails(tmp_path, "is a directory")
+
+
+def test_a_fifo(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo", 0o600)
+    fails(tmp_path / "fifo", "not a regular file")
+
+
+def test_a_large_file(pem: Path) -> None:
+    os.truncate(pem, 16 * 1024 + 1)
+    fails(pem, "16385 bytes, at most 16384")
+
+
+def test_no_file(tmp_path: Path) -> None:
+    fails(tmp_path / "no.pem", "No such file")
+
+
+def test_a_bad_blob() -> None:
+    with pytest.raises(ModuleFailed, match="x25519 blob: version 2"):
+        module.open("0" * 16, b"\x02\x12", Told())
+
+
+@pytest.mark.parametrize("size", [0, 31, 33, 64])
+def test_a_key_of_another_size(tmp_path: Path, size: int) -> None:
+    """PKCS #8 as RFC 8410 has it, but for the size."""
+    key = bytes((0x04, size)) + bytes(size)
+    body = bytes.fromhex("020100300506032b656e") + bytes((0x04, len(key))) + key
+    text = base64.encodebytes(bytes((0x30, len(body))) + body)
+    path = tmp_path / "key.pem"
+    path.touch(0o600)
+    path.write_bytes(b"-----BEGIN PRIVATE KEY-----\n" + text + b"-----END PRIVATE KEY-----\n")
+    with pytest.raises(ModuleFailed, match="not a sound private key"):
+        module.import_key(making(path, b""))
+
+
+@pytest.mark.parametrize("word", [WORD, None])
+def test_a_damaged_file(tmp_path: Path, word: bytes | None) -> None:
+    """Each byte changed in turn: refused, or the same key (what was changed meant nothing)."""
+    key = x25519.X25519PrivateKey.generate()
+    path, signature = write(tmp_path / "key.pem", key, word), signature_of(key.public_key())
+    good = path.read_bytes()
+    blob = pack_blob(Blob(str(path), "ask" if word else "none", 0x12))
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes((good[at] ^ 1,)) + good[at + 1 :])
+        try:
+            module.open(signature, blob, Told(WORD))
+        except ModuleFailed as error:
+            assert str(path) in str(error)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.touch(),
+        lambda path: path.unlink(),
+        lambda path: path.chmod(0o400),
+        lambda path: path.write_bytes(path.read_bytes()),
+    ],
+)
+def test_stale(tmp_path: Path, made: Enrolled, change: Callable[[Path], object]) -> None:
+    handle = open_(made)
+    assert not handle.stale()
+    change(tmp_path / "made.pem")
+    assert handle.stale()
+    assert handle.unwrap(handle.wrap(b"x")) == b"x"
+
+
+def test_no_secret_in_the_repr(tmp_path: Path, made: Enrolled) -> None:
+    assert repr(open_(made)) == f"Handle('{tmp_path / 'made.pem'}', X25519)"
+
+
+# --- wrapping and unwrapping --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 68, 1000])
+def test_what_cannot_be_wrapped(made: Enrolled, size: int) -> None:
+    with pytest.raises(ModuleFailed, match=f"{size} bytes to wrap, 1 to 67"):
+        open_(made).wrap(bytes(size))
+
+
+def test_changed_wrapped_keys(made: Enrolled) -> None:
+    """Also the bit of the point that RFC 7748 masks: HPKE hashes the point as it was sent."""
+    handle = open_(made)
+    wrapped = handle.wrap(bytes(67))
+    for at in range(len(wrapped)):
+        for bit in (1, 0x80):
+            changed = wrapped[:at] + bytes((wrapped[at] ^ bit,)) + wrapped[at + 1 :]
+            with pytest.raises(ModuleFailed):
+                handle.unwrap(changed)
+    for size in range(len(wrapped)):
+        with pytest.raises(ModuleFailed):
+            handle.unwrap(wrapped[:size])
+    with pytest.raises(ModuleFailed):
+        handle.unwrap(wrapped + b"\0")
+
+
+def test_what_another_key_wrapped(tmp_path: Path, made: Enrolled) -> None:
+    other = open_(module.generate(making(tmp_path / "other.pem")))
+    with pytest.raises(ModuleFailed, match="did not seal these 53 bytes"):
+        open_(made).unwrap(other.wrap(b"four"))
+
+
+@pytest.mark.parametrize("form", SUITES)
+@pytest.mark.parametrize("size", [0, 68, 463])
+def test_what_somebody_sealed_who_keeps_no_limits(tmp_path: Path, form: int, size: int) -> None:
+    """Everybody who has the public key can."""
+    key = x25519.X25519PrivateKey.generate()
+    path = write(tmp_path / "key.pem", key, None)
+    handle = open_(module.import_key(making(path)))
+    with pytest.raises(ModuleFailed, match=f"{size + 49} bytes, 50 to 116 are possible"):
+        handle.unwrap(seal(form, bytes(size), key.public_key()))
+
+
+_FUZZED = Handle(x25519.X25519PrivateKey.generate(), 0x12, "/fuzz", None)  # type: ignore[arg-type]
+
+
+@given(st.binary(max_size=140))
+def test_any_bytes(wrapped: bytes) -> None:
+    with pytest.raises(ModuleFailed):
+        _FUZZED.unwrap(wrapped)
+
+
+@given(st.sampled_from(sorted(SUITES)), st.binary(min_size=49, max_size=115))
+def test_nearly_right_bytes(form: int, rest: bytes) -> None:
+    with pytest.raises(ModuleFailed):
+        _FUZZED.unwrap(bytes((form,)) + rest)
+
+
+def test_two_threads(made: Enrolled) -> None:
+    handle, start, right = open_(made), threading.Barrier(2), []
+
+    def work() -> None:
+        start.wait(20)
+        for _ in range(500):
+            clear = os.urandom(67)
+            right.append(handle.unwrap(handle.wrap(clear)) == clear)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert right == [True] * 1000

@@ -1,0 +1,55 @@
+"""Opening a key in the command itself, through its module, as the daemon does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from upcall import modules
+from upcall.cli.keyshow import Target
+from upcall.cli.secrets import CliSecrets
+from upcall.enrol import chosen, take_in
+from upcall.errors import ModuleFailed, UsageError
+from upcall.keymodule import Closable, KeyHandle, KeyImporter, KeyModule, Limits, Making
+from upcall.keystore import COMPAT, Entry
+
+
+@contextlib.contextmanager
+def opened(target: Target, secrets: CliSecrets) -> Iterator[KeyHandle]:
+    module = load(target.module)
+    blob = target.blob
+    if blob is None and target.entry is not None:
+        blob = blob_of(target.entry, module, secrets)
+    handle = module.open(target.signature, blob or b"", secrets)
+    try:
+        yield handle
+    finally:
+        if isinstance(handle, Closable):
+            handle.close()
+
+
+def load(alias: str) -> KeyModule:
+    found = modules.available().get(alias)
+    if found is None:
+        raise UsageError(f"there is no key module {alias!r}: {', '.join(modules.available()) or 'none'} installed")
+    return modules.load(found.spec)
+
+
+def importer_of(module: KeyModule, alias: str) -> KeyImporter:
+    if not isinstance(module, KeyImporter):
+        raise UsageError(f"the key module {alias!r} takes in no keys")
+    return module
+
+
+def blob_of(entry: Entry, module: KeyModule, secrets: CliSecrets) -> bytes:
+    """The blob of a compat key holds its passphrase and is kept nowhere: it is made anew."""
+    if entry.blob is not None:
+        return entry.blob
+    importer = importer_of(module, entry.module)
+    values = chosen(importer.import_parameters, entry.parameters)
+    path = Path() if entry.path is None else Path(entry.path)
+    enrolled = take_in(importer, Making(path, values, bytearray(), COMPAT, Limits(), secrets))
+    if enrolled.signature != entry.signature:
+        raise ModuleFailed(f"{entry.path}: holds the key {enrolled.signature}, {entry.name} is {entry.signature}")
+    return enrolled.blob
