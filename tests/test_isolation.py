@@ -16,6 +16,7 @@ import pytest
 
 from tests.violent import SECRET
 from upcall.errors import ModuleFailed, Refused, UpcallError
+from upcall.isolation import child
 from upcall.isolation.child import CONCURRENT
 from upcall.isolation.module import IsolatedModule
 from upcall.keymodule import Closable, KeyModule, Public, Watched
@@ -76,6 +77,11 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
 @pytest.fixture
 def scene(make: Make) -> Scene:
     return make()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "GRACE", 0.2)
 
 
 def outcome(call: Callable[[], object]) -> str:
@@ -380,6 +386,7 @@ def test_its_surroundings(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("verb", ["hang", "hang_with_everything", "stop"])
+@pytest.mark.usefixtures("impatient")
 def test_a_hang_costs_its_request_and_is_ended(scene: Scene, verb: str) -> None:
     handle = scene.open(verb)
     pid = scene.pid
@@ -394,6 +401,7 @@ def test_a_hang_costs_its_request_and_is_ended(scene: Scene, verb: str) -> None:
     assert "hangs" in "".join(scene.log)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_hang_does_not_cost_what_else_is_under_way(scene: Scene, gate: Gate) -> None:
     hanging, waiting = scene.open("hang"), scene.open(f"gate {gate.path}")
     pid = scene.pid

@@ -98,19 +98,20 @@ def test_crashes_cost_their_own_requests(scene: Scene, verb: str) -> None:
             assert scene.wrap(bad) == "module-broke"
             assert scene.wrap(good) == "answered"
     assert steady.said == {"answered"}
-    assert steady.worst < 1
+    assert steady.worst < 2
     assert scene.daemon.process.poll() is None
     assert SECRET not in scene.daemon.log
 
 
 def test_hangs_cost_their_own_requests(scene: Scene) -> None:
     good, bad = scene.key("peace"), scene.key("hang_with_everything")
+    assert scene.wrap(good) == "answered"  # its process runs: what takes long now is the hang
     with Steady(scene) as steady:
-        assert scene.wrap(bad, timeout=0.2) == "timed-out"
+        assert scene.wrap(bad, timeout=0.5) == "timed-out"
         scene.daemon.logged("why=hangs")
         assert scene.wrap(good) == "answered"
     assert steady.said == {"answered"}
-    assert steady.worst < 1
+    assert steady.worst < 2
     assert scene.status()["restarts"] == 1
 
 
