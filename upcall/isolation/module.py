@@ -232,6 +232,8 @@ class _Handle:
             self._module.give_back(self._child, True)
 
     def _verb(self, kind: int, data: bytes = b"") -> Message:
+        if not self._open:
+            raise ModuleFailed("this key was closed")
         try:
             outcome = self._ask(kind, self._module.deadline(), data)
         except Gone:
