@@ -131,7 +131,7 @@ def test_another_process_has_the_device(empty_house: House, alice: Person, root:
     wait_until(lambda: "another daemon of this uid has it" in house.log(), "the broker to notice")
     status = broker_status()
     assert status is not None
-    assert [(one["uid"], one["open"]) for one in status["devices"]] == [(alice.uid, False)]  # type: ignore[attr-defined]
+    assert [(one["uid"], one["open"]) for one in status["devices"]] == [(alice.uid, False)]
     gate.open()
     holder.result()
     wait_until(lambda: serving(alice.uid) == daemon.pid, "the device")
@@ -179,7 +179,7 @@ def test_a_squatter_on_the_documented_portid(empty_house: House, alice: Person, 
     house.open()
     status = broker_status()
     assert status is not None
-    assert status["broker"]["portid"] != SYSTEM_PORTID  # type: ignore[index]
+    assert status["broker"]["portid"] != SYSTEM_PORTID
     assert f"portid-taken portid={SYSTEM_PORTID} by=\"pid {squatter.pid} ('" in house.log().replace("\\", "")
     assert f"uid {bob.uid}" in house.log()
     wait_until(lambda: serving(alice.uid) == daemon.pid, "the daemon")

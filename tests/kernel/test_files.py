@@ -23,7 +23,7 @@ from tests.kernel.scene import (
     vault,
 )
 from upcall.control import DaemonControl
-from upcall.lab.stage import Person, broker_status, do_as, end, start_broker, start_daemon
+from upcall.lab.stage import Person, broker_status, do_as, end, start_broker, start_daemons
 
 CAPTURED, OTHER = keys()["captured"], keys()["rsa2048"]
 HEADER = 8192  # bytes before the first page of a lower file
@@ -33,7 +33,7 @@ HEADER = 8192  # bytes before the first page of a lower file
 def _people(root: Person, alice: Person, bob: Person) -> Iterator[None]:
     running = [start_broker()]
     try:
-        running += [start_daemon(who) for who in (root, alice, bob)]
+        running += start_daemons(root, alice, bob)
         yield
     finally:
         for process in reversed(running):
@@ -192,5 +192,5 @@ def test_nothing_is_left_over() -> None:
     assert isinstance(daemons, list)
     assert len(daemons) == 3
     assert all(daemon["pending"] == [] and daemon["rejected"] == 0 for daemon in daemons)
-    assert all(device["open"] for device in status["devices"])  # type: ignore[attr-defined]
+    assert all(device["open"] for device in status["devices"])
     assert os.listdir("/run/upcall") != []
