@@ -21,8 +21,9 @@ class Service(NamedTuple):
 
 
 # The kernel gives up after 3 s (ecryptfs_message_wait_timeout) and then leaves a context that a late answer
-# could hit: half a second is left for the way back.
-ECRYPTFS = Service("ecryptfs", 2.5, 32, ecryptfs.check_answer, ecryptfs.take_ask, local=False)
+# could hit: half a second is left for the way back. The kernel's contexts, 32 unless ecryptfs_message_buf_len says
+# otherwise, are shared by all uids: a key module that hangs must leave some to the others.
+ECRYPTFS = Service("ecryptfs", 2.5, 24, ecryptfs.check_answer, ecryptfs.take_ask, local=False)
 
 # The same packets, asked for by processes: they may wait longer than the kernel does.
 KEY = Service("key", 10.0, 32, ecryptfs.check_answer, ecryptfs.take_ask, local=True)
