@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,16 @@ def empty_house() -> Iterator[House]:
         yield made
     finally:
         made.close()
+
+
+def test_it_stays_in_memory(house: House) -> None:
+    """A stall of more than 3 s with a request unread is a BUG as soon as there is a second one."""
+    assert house.broker is not None
+    status = Path(f"/proc/{house.broker.pid}/status").read_text()
+    (locked,) = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmLck:")]
+    assert locked > 1000
+    (size,) = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")]
+    assert size < 100_000  # locked as it is touched, and not all that is mapped
 
 
 def test_killed_and_started_anew(house: House, alice: Person, bob: Person) -> None:

@@ -27,7 +27,7 @@ from upcall.errors import PeerError
 from upcall.kernel.local import unlink_quietly
 from upcall.kernel.miscdev import Miscdev
 from upcall.kernel.netlink import SYSTEM_PORTID, NetlinkSocket, Packet, bound_to
-from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit, real_uid_of
+from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit, real_uid_of, stay_in_memory
 from upcall.log import EventLog
 from upcall.registry import Association
 from upcall.runtime import Place, own_place, publish
@@ -301,7 +301,10 @@ def main(folder: Path | None = None, device: Path | None = None) -> None:
     harden()
     raise_descriptor_limit()
     prefer_us()
-    open_device = functools.partial(Miscdev, path=device) if device is not None else None
+    open_device = None
+    if device is not None:
+        open_device = functools.partial(Miscdev, path=device)
+        stay_in_memory()  # a page that comes back from a slow disk can take longer than the kernel's 3 s
     server = Server(own_place(folder), device=open_device)
     signal.signal(signal.SIGTERM, server.stop)
     signal.signal(signal.SIGINT, server.stop)
