@@ -40,6 +40,12 @@ def _people(root: Person, alice: Person, bob: Person) -> Iterator[None]:
             end(process)
 
 
+def test_a_daemon_that_is_registered_has_its_keys_open(alice: Person) -> None:
+    """Importing a key module and reading the key can take this machine longer than the kernel waits."""
+    status = do_as(alice, lambda: DaemonControl().status())
+    assert {"signature": OTHER.signature, "module": "openssl", "open": True} in status["keys"]
+
+
 def test_create_remount_and_read_by_three_uids_at_once(root: Person, alice: Person, bob: Person) -> None:
     count = 20
 
