@@ -201,7 +201,7 @@ def test_more_at_once_than_there_are_contexts(broker: RunningBroker) -> None:
         assert {requester.reason() for _ in range(32)} == {"answered"}
         found = broker.daemon()
         assert found is not None
-        assert found["contexts"] == {"size": 56, "in_use": 0, "most": 32}
+        assert found["contexts"] == {"size": 64, "in_use": 0, "most": 32}
 
 
 # --- brokers that die ----------------------------------------------------------------------------------------

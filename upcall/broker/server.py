@@ -31,7 +31,7 @@ from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit, rea
 from upcall.log import EventLog
 from upcall.registry import Association
 from upcall.runtime import Place, own_place, publish
-from upcall.service import SERVICES, Service
+from upcall.service import SERVICES, Service, with_contexts
 from upcall.wire.netlink import HEADER, HELO, QUIT, RESPONSE, pack_control, take_message
 
 _HELLOS_PER_TURN, _HELLOS_PAUSE = 16, 0.002
@@ -296,7 +296,7 @@ class Server:
         return found
 
 
-def main(folder: Path | None = None, device: Path | None = None) -> None:
+def main(folder: Path | None = None, device: Path | None = None, contexts: int | None = None) -> None:
     """Runs a broker in this process until SIGTERM or SIGINT. OSError, UsageError before it is ready."""
     harden()
     raise_descriptor_limit()
@@ -305,7 +305,8 @@ def main(folder: Path | None = None, device: Path | None = None) -> None:
     if device is not None:
         open_device = functools.partial(Miscdev, path=device)
         stay_in_memory()  # a page that comes back from a slow disk can take longer than the kernel's 3 s
-    server = Server(own_place(folder), device=open_device)
+    services = SERVICES if contexts is None else with_contexts(contexts)
+    server = Server(own_place(folder), services, device=open_device)
     signal.signal(signal.SIGTERM, server.stop)
     signal.signal(signal.SIGINT, server.stop)
     gc.freeze()
