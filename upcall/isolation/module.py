@@ -237,6 +237,8 @@ class _Handle:
         try:
             outcome = self._ask(kind, self._module.deadline(), data)
         except Gone:
+            if not self._open:  # the last key that is closed takes the child with it
+                raise ModuleFailed("the key was closed meanwhile") from None
             raise Refused("module-broke") from None
         except PeerError as error:
             raise ModuleFailed(str(error)) from error
