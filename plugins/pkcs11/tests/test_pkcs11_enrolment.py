@@ -143,7 +143,8 @@ def not_this_key(hsm: SoftHsm) -> None:
         uri = b"object=key"
         blob = enrolled.blob.replace(uri, b"object=kex")
         ident = blob.index(b";id=") + 5
-        module.open(enrolled.signature, blob[:ident] + b"F" + blob[ident + 1 :], TypedPins())
+        other = b"0" if blob[ident : ident + 1] == b"F" else b"F"
+        module.open(enrolled.signature, blob[:ident] + other + blob[ident + 1 :], TypedPins())
 
 
 def attributes(hsm: SoftHsm) -> None:
