@@ -1,4 +1,4 @@
-"""Runs the tests of ring 3 (tests/kernel) in the lab: `python tests/run_lab.py [--require] [PYTEST ARGUMENTS...]`.
+"""Runs the tests of ring 3 (tests/kernel) in the lab: `python -m tests.run_lab [--require] [PYTEST ARGUMENTS...]`.
 
 The machine is booted once for each group, so that what one group does to its kernel is no other group's concern.
 Output comes as it is written; JUnit XML and the kernel's log of each group go to build/ring3. The exit code is the

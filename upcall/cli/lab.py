@@ -143,7 +143,7 @@ def ecryptfs(
 
     root, alice and bob have a key, a daemon and a mount each; they create files, mount them anew and read them at the
     same time; then alice's daemon is killed and started again. Exits with 0 only if every file came back equal, every
-    refusal came at once and the kernel's log is clean. What broker and daemons log is left in /results."""
+    refusal came at once and the kernel's log is clean. What broker and daemons log is in `log` in the results."""
     env = {"COLUMNS": str(shutil.get_terminal_size((100, 24)).columns)}
     if sys.stdout.isatty():
         env |= {"FORCE_COLOR": "1", "TERM": os.environ.get("TERM", "linux")}
