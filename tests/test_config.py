@@ -44,10 +44,10 @@ def test_without_files_everything_is_allowed(write: Write) -> None:
 
 def test_the_user_narrows_the_systems_list_and_cannot_widen_it(write: Write) -> None:
     write('[plugins]\nallow = ["openssl", "x25519"]\n')
-    assert config.load().allow == {"openssl", "x25519"}
+    assert config.load().allow == frozenset({"openssl", "x25519"})
     user = write('[plugins]\nallow = ["x25519", "mine"]\n', user=True)
     found = config.load()
-    assert found.allow == {"x25519"}
+    assert found.allow == frozenset({"x25519"})
     assert not found.allows("mine")
     assert str(user) in found.refusal("mine")
 
