@@ -24,7 +24,7 @@ SPEC = "tests.broken:BROKEN"
 
 # What is broken -> the check that is meant for it, and words of what it says.
 BREAKS: dict[str, tuple[str, str]] = {
-    "another version": ("it_states_its_name_and_the_protocols_version", "written for version 2"),
+    "another version": ("it_states_its_name_and_api", "written for version 2"),
     "upper case": ("its_parameters_are_described", "'Label'"),
     "help of two lines": ("its_parameters_are_described", "not one line"),
     "secret with a default": ("its_parameters_are_described", "is a secret, and has a default"),
@@ -38,7 +38,7 @@ BREAKS: dict[str, tuple[str, str]] = {
     "forgets to answer": ("keys_of_every_size_come_back", "wrap gave a NoneType for 33 bytes"),
     "answers with another type": ("keys_of_every_size_come_back", "wrap gave a bytearray for 33 bytes"),
     "too short": ("keys_of_every_size_come_back", "another key (32 bytes)"),
-    "too long": ("the_longest_key_fits_a_files_header", "wrap made 513 bytes of 67"),
+    "too long": ("the_longest_key_fits_the_header", "wrap made 513 bytes of 67"),
     "clear inside": ("the_wrapped_key_does_not_hold_the_clear_one", "bytes 0 to 8 of the clear key"),
     "not twice": ("the_same_key_may_be_wrapped_twice", "I have wrapped already"),
     "for this handle only": ("what_was_wrapped_can_be_unwrapped_after_opening_anew", "did not wrap it"),
@@ -50,8 +50,8 @@ BREAKS: dict[str, tuple[str, str]] = {
     "hangs at nothing": ("sizes_out_of_range_fail_cleanly", "it hangs"),
     "two threads share a buffer": ("two_threads_at_once_do_not_disturb_each_other", "another key came back"),
     "repeats after a fork": ("a_forked_process_does_not_repeat_random_numbers", "same random numbers"),
-    "slow to open": ("it_answers_within_the_kernels_patience", "s of it to open"),
-    "any signature": ("another_keys_signature_is_refused", "signature (0000000000000000): was not refused"),
+    "slow to open": ("it_answers_while_the_kernel_waits", "s of it to open"),
+    "any signature": ("the_signature_of_another_key_is_refused", "signature (0000000000000000): was not refused"),
     "blob breaks it": ("a_blob_that_makes_no_sense_is_refused", "not UnicodeDecodeError at "),
     "any passphrase": ("a_wrong_passphrase_is_refused", "was not refused"),
     "hides that it is locked": ("a_passphrase_that_is_not_at_hand_is_not_its_matter", "Refused was expected"),
@@ -115,7 +115,7 @@ def test_every_check_has_a_break_that_it_sees() -> None:
 
 
 def test_names_read_as_sentences() -> None:
-    assert title(CHECKS[0]) == "it states its name and the protocols version"
+    assert title(CHECKS[0]) == "it states its name and api"
 
 
 def test_a_check_that_does_not_apply_says_why(tmp_path: Path) -> None:

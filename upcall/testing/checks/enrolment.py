@@ -29,7 +29,7 @@ from upcall.wire.authtok import MAX_BLOB
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
-def it_states_its_name_and_the_protocols_version(subject: Subject) -> None:
+def it_states_its_name_and_api(subject: Subject) -> None:
     module = subject.made.module
     expect(is_alias(module.name), f"its name {module.name!r} is not 1 to 16 printable ASCII characters")
     expect(module.api == API, f"it was written for version {module.api!r} of upcall.keymodule, this is {API}")
@@ -137,7 +137,7 @@ def _writes_files(subject: Subject) -> KeyMaker:
 
 
 CHECKS: tuple[Check, ...] = (
-    it_states_its_name_and_the_protocols_version,
+    it_states_its_name_and_api,
     its_parameters_are_described,
     its_signature_and_blob_fit_an_auth_token,
     its_blob_holds_no_secret,

@@ -21,7 +21,7 @@ _FUZZING = 3.0  # seconds; damaged blobs may lead to slow places
 _DAMAGED = 200  # blobs at most
 
 
-def another_keys_signature_is_refused(subject: Subject) -> None:
+def the_signature_of_another_key_is_refused(subject: Subject) -> None:
     signature = subject.made.signature
     near = signature[:-1] + ("0" if signature[-1] != "0" else "1")
     for other in ("0" * 16, near):
@@ -149,7 +149,7 @@ def _with_passphrase(subject: Subject) -> bytes:
 
 
 CHECKS: tuple[Check, ...] = (
-    another_keys_signature_is_refused,
+    the_signature_of_another_key_is_refused,
     a_blob_that_makes_no_sense_is_refused,
     a_wrong_passphrase_is_refused,
     a_passphrase_that_is_not_at_hand_is_not_its_matter,

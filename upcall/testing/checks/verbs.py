@@ -39,7 +39,7 @@ def keys_of_every_size_come_back(subject: Subject) -> None:
         expect(back == clear, f"unwrap gave another key ({len(back)} bytes) than was wrapped ({size} bytes)")
 
 
-def the_longest_key_fits_a_files_header(subject: Subject) -> None:
+def the_longest_key_fits_the_header(subject: Subject) -> None:
     key = subject.open()
     for size in (MAX_KEY, MAX_KEY - 1, 35, 19):  # eCryptfs adds three bytes to keys of 64, 32 and 16
         length = len(key.wrap(os.urandom(size)) or b"")
@@ -125,7 +125,7 @@ def a_forked_process_does_not_repeat_random_numbers(subject: Subject) -> None:
     expect(theirs not in (ours, again) or ours == again, "a forked process uses the same random numbers again")
 
 
-def it_answers_within_the_kernels_patience(subject: Subject) -> None:
+def it_answers_while_the_kernel_waits(subject: Subject) -> None:
     start = time.monotonic()
     key = subject.open()
     opened = time.monotonic()
@@ -137,7 +137,7 @@ def it_answers_within_the_kernels_patience(subject: Subject) -> None:
 
 CHECKS: tuple[Check, ...] = (
     keys_of_every_size_come_back,
-    the_longest_key_fits_a_files_header,
+    the_longest_key_fits_the_header,
     the_wrapped_key_does_not_hold_the_clear_one,
     the_same_key_may_be_wrapped_twice,
     what_was_wrapped_can_be_unwrapped_after_opening_anew,
@@ -146,5 +146,5 @@ CHECKS: tuple[Check, ...] = (
     sizes_out_of_range_fail_cleanly,
     two_threads_at_once_do_not_disturb_each_other,
     a_forked_process_does_not_repeat_random_numbers,
-    it_answers_within_the_kernels_patience,
+    it_answers_while_the_kernel_waits,
 )
