@@ -88,7 +88,7 @@ class Key:
     def _interrupted(self, key: bytes) -> bytes:
         self._turn.release()
         try:
-            time.sleep(0.01)
+            time.sleep(0.005)
         finally:
             self._turn.acquire()
         if self._closed:
@@ -178,7 +178,7 @@ class Module:
         told, _, _ = blob.partition(b"\n")
         fault, path, label = _take(told)
         if fault == "slow to open":
-            time.sleep(0.06)
+            time.sleep(0.02)
         if fault == "leaves a process" and os.fork() == 0:
             os._exit(0)
         if fault == "comes back twice":

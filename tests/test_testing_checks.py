@@ -93,7 +93,7 @@ def outcome(check: Check, fault: str, folder: Path) -> str:
     files = folder / check.__name__
     (files / "key").mkdir(parents=True)
     (files / "more").mkdir()
-    prompt = 0.05 if fault == "slow to open" else 10
+    prompt = 0.015 if fault == "slow to open" else 10
     patience = 1.0 if "hangs" in fault and check.__name__ == BREAKS[fault][0] else 30.0
     try:
         run_check(check, Subject(made(files / "key", fault), files / "more", patience=patience, prompt=prompt))

@@ -41,7 +41,7 @@ from upcall.testing.subject import (
 T = TypeVar("T")
 KEPT, BROKEN, LEFT_OUT = "kept", "broken", "left out"
 LOADING, MAKING = "it_can_be_loaded", "a_key_can_be_made"
-_GRACE = 5.0  # seconds in which a process whose check is overdue may still say so itself
+_GRACE = 2.0  # seconds in which a process whose check is overdue may still say so itself
 
 
 class Order(NamedTuple):

@@ -102,11 +102,11 @@ def closing_harms_no_call_under_way(subject: Subject) -> None:
     key = _closable(subject)
     wrapped: list[bytes] = []
     wrong: list[str] = []
-    closing, begun = threading.Event(), threading.Event()
+    closed, begun = threading.Event(), threading.Event()
 
     def work() -> None:
         try:
-            while not closing.is_set() and len(wrapped) < _WRAPS:
+            while not closed.is_set() and len(wrapped) < _WRAPS:
                 begun.set()
                 wrapped.append(key.wrap(_CLEAR))
         except CLEAN:
@@ -117,8 +117,8 @@ def closing_harms_no_call_under_way(subject: Subject) -> None:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     begun.wait()
-    closing.set()
     key.close()
+    closed.set()
     thread.join()
     if wrong:
         raise ContractBroken(f"wrap, while another thread closed the key: {wrong[0]}")
