@@ -208,7 +208,7 @@ def _imported(order: Order, module: KeyImporter, opener: KeyModule) -> Made:
     told = Told(order.passphrase.encode(), pin=order.pin.encode())
     values = chosen(module.import_parameters, order.values)
     taken = take_in(module, Making(Path(order.file), values, bytearray(), "ask", Limits(), told))
-    word = order.passphrase.encode() if told.given else b""
+    word = order.passphrase.encode() if told.sources else b""
     return Made(opener, taken.signature, taken.blob, word, None, order.pin.encode(), None, {}, order.spec)
 
 
