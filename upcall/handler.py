@@ -1,6 +1,7 @@
 """What a message handler is: it answers the requests of some services, in the user's own name.
 
-A handler is any object with these members; nothing is inherited.
+A handler is any object with these members; nothing is inherited. It is found by an entry point of the group
+`upcall.handlers`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from upcall.wire.netlink import Envelope
+
+GROUP = "upcall.handlers"
 
 
 class Handler(Protocol):

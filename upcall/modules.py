@@ -1,4 +1,4 @@
-"""Finding key modules by their entry points, and checking what was found.
+"""Finding plugins by their entry points, and loading key modules, checked.
 
 importlib.metadata costs 25 ms, so it is imported when it is used: the daemon is handed the map of aliases.
 """
@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from upcall.errors import ModuleFailed
+from upcall import config
+from upcall.errors import ModuleFailed, UsageError
+from upcall.handler import GROUP as HANDLERS
 from upcall.keymodule import API, GROUP, ISOLATED_GROUP, KeyModule
 
 MAX_ALIAS = 16  # what an auth token has room for
@@ -23,21 +25,57 @@ class Found(NamedTuple):
     isolated: bool  # its author says that it is better run in a process of its own
 
 
-def available() -> dict[str, Found]:
-    """Alias to every installed key module. None of them is imported.
+class Installed(NamedTuple):
+    """An installed plugin, of a key module or a handler, and what its distribution says."""
 
-    Where two claim an alias, the first on sys.path has it, as with modules.
+    alias: str
+    group: str  # of entry points
+    spec: str
+    isolated: bool
+    distribution: str
+    version: str
+
+
+def installed() -> list[Installed]:
+    """Every installed plugin, by group and alias. None of them is imported.
+
+    Where two of a group claim an alias, the first on sys.path has it, as with modules.
     """
     from importlib.metadata import distributions
 
-    found: dict[str, Found] = {}
+    found: dict[tuple[str, str], Installed] = {}
     for distribution in distributions(path=_trusted_path()):
         points = distribution.entry_points
         isolated = {point.name for point in points.select(group=ISOLATED_GROUP)}
-        for point in points.select(group=GROUP):
-            if _is_alias(point.name):
-                found.setdefault(point.name, Found(f"{point.module}:{point.attr}", point.name in isolated))
-    return dict(sorted(found.items()))
+        for group in (GROUP, HANDLERS):
+            for point in points.select(group=group):
+                if is_alias(point.name):
+                    plugin = Installed(
+                        point.name,
+                        group,
+                        f"{point.module}:{point.attr}",
+                        group == GROUP and point.name in isolated,
+                        distribution.metadata["Name"],
+                        distribution.version,
+                    )
+                    found.setdefault((group, point.name), plugin)
+    return [found[key] for key in sorted(found)]
+
+
+def available() -> dict[str, Found]:
+    """Alias to every installed key module. None of them is imported, and not all may be allowed: see `find`."""
+    return {one.alias: Found(one.spec, one.isolated) for one in installed() if one.group == GROUP}
+
+
+def find(alias: str) -> Found:
+    """The key module of this alias. UsageError if there is none, or the configuration does not allow it."""
+    found = available()
+    if alias not in found:
+        raise UsageError(f"there is no key module {alias!r}: {', '.join(found) or 'none'} installed")
+    configured = config.load()
+    if not configured.allows(alias):
+        raise UsageError(configured.refusal(alias))
+    return found[alias]
 
 
 def load(spec: str) -> KeyModule:
@@ -58,7 +96,7 @@ def load(spec: str) -> KeyModule:
 
 def _checked(module: object, spec: str) -> KeyModule:
     name, api = getattr(module, "name", None), getattr(module, "api", None)
-    if not isinstance(name, str) or not _is_alias(name):
+    if not isinstance(name, str) or not is_alias(name):
         raise ModuleFailed(f"key module {spec}: its name is not 1 to {MAX_ALIAS} printable ASCII characters")
     if api != API:
         raise ModuleFailed(f"key module {spec}: written for version {api} of the protocol, this is {API}")
@@ -67,7 +105,7 @@ def _checked(module: object, spec: str) -> KeyModule:
     return module  # type: ignore[return-value]
 
 
-def _is_alias(name: str) -> bool:
+def is_alias(name: str) -> bool:
     return 1 <= len(name) <= MAX_ALIAS and name.isascii() and name.isprintable()
 
 

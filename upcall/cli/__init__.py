@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "wrap": ("wrap:wrap", "Wrap a small key with one of yours."),
     "unwrap": ("wrap:unwrap", "Unwrap it again."),
     "key": ("key", "Make, import, add, list, show, lock, unlock and remove keys."),
+    "plugin": ("plugin", "List, show, check and start plugins."),
     "ecryptfs": ("ecryptfs", "Look at eCryptfs files from below."),
     "demo": ("demo", "Show everything at work, in a temporary folder."),
     "lab": ("lab", "Run things on a real kernel in a virtual machine."),
@@ -37,6 +38,7 @@ _CODES = {
     "NoBroker": os.EX_UNAVAILABLE,
     "NoDaemon": os.EX_UNAVAILABLE,
     "NoPassphrase": os.EX_UNAVAILABLE,
+    "ConfigError": os.EX_CONFIG,
     "OSError": os.EX_OSERR,
     "UpcallError": os.EX_SOFTWARE,
 }

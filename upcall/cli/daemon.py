@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from upcall import config
 from upcall.errors import UsageError
 from upcall.modules import available
 
@@ -31,7 +32,8 @@ def command(runtime: Path | None, prove_all: bool, isolate: tuple[str, ...], inl
     registers again. A newer daemon of the same user takes over from an older one. It runs in the foreground until
     SIGTERM or SIGINT, and answers what it holds before it ends.
 
-    A key module that loads foreign libraries gets a process of its own, which may crash or hang alone.
+    A key module that loads foreign libraries gets a process of its own, which may crash or hang alone. One that
+    [plugins] allow in the configuration does not name is never loaded.
 
     \b
     Exit codes: 0 ended as asked, or replaced; 69 it could not start.
@@ -50,5 +52,15 @@ def _modules(isolate: frozenset[str], inline: frozenset[str]) -> list[str]:
         raise UsageError(f"there is no key module {unknown[0]!r}: {', '.join(found) or 'none'} installed")
     if both := sorted(isolate & inline):
         raise UsageError(f"{both[0]!r} cannot be both isolated and inline")
+    configured = config.load()
+    denied = {alias for alias in found if not configured.allows(alias)}
+    if named := sorted(denied & (isolate | inline)):
+        raise UsageError(configured.refusal(named[0]))
     apart = isolate | {alias for alias, module in found.items() if module.isolated} - inline
-    return [f"{'isolated' if alias in apart else 'module'}={alias}={module.spec}" for alias, module in found.items()]
+    arguments = [
+        f"{'isolated' if alias in apart else 'module'}={alias}={module.spec}"
+        for alias, module in found.items()
+        if alias not in denied
+    ]
+    # Their keys are refused with the reason, not as if the module were not there.
+    return arguments + [f"denied={alias}={configured.refusal(alias)}" for alias in sorted(denied)]

@@ -30,10 +30,7 @@ def opened(target: Target, secrets: CliSecrets) -> Iterator[KeyHandle]:
 
 
 def load(alias: str) -> KeyModule:
-    found = modules.available().get(alias)
-    if found is None:
-        raise UsageError(f"there is no key module {alias!r}: {', '.join(modules.available()) or 'none'} installed")
-    return modules.load(found.spec)
+    return modules.load(modules.find(alias).spec)
 
 
 def importer_of(module: KeyModule, alias: str) -> KeyImporter:

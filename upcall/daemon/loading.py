@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 
+from upcall.errors import ModuleFailed
 from upcall.keymodule import KeyModule
 from upcall.log import EventLog
 from upcall.modules import load
@@ -14,6 +15,7 @@ def loaders(
     arguments: Iterable[str], deadline: Callable[[], float], log: EventLog
 ) -> dict[str, Callable[[], KeyModule]]:
     """By alias, from `module=ALIAS=PACKAGE:NAME`, or `isolated=` for one that gets a process of its own.
+    `denied=ALIAS=WHY`: it is installed, and is not to be loaded.
 
     `deadline()`: until when the request can wait that the calling thread serves; 0 if it serves none.
     """
@@ -24,7 +26,13 @@ def loaders(
             found[alias] = functools.partial(load, spec)
         elif kind == "isolated":
             found[alias] = functools.partial(_apart, alias, spec, deadline, log)
+        elif kind == "denied":
+            found[alias] = functools.partial(_denied, spec)
     return found
+
+
+def _denied(why: str) -> KeyModule:
+    raise ModuleFailed(why)
 
 
 def _apart(alias: str, spec: str, deadline: Callable[[], float], log: EventLog) -> KeyModule:

@@ -6,23 +6,27 @@ from upcall.errors import Refused
 
 
 class Told:
-    """`keymodule.Secrets`: one passphrase and PINs by token; Refused("locked") for what was not told.
+    """`keymodule.Secrets`: one passphrase, and PINs by token or one for any. Refused("locked") for what was not told.
 
-    `given` holds every buffer that was handed out: a module must have wiped them. `verdicts` and `touches` note
-    what the module said.
+    `given` holds every buffer that was handed out: a module must have wiped them. `sources`, `verdicts` and
+    `touches` note what the module said.
     """
 
-    def __init__(self, passphrase: bytes | None = None, pins: dict[str, bytes] | None = None) -> None:
-        self._passphrase, self._pins = passphrase, pins or {}
+    def __init__(
+        self, passphrase: bytes | None = None, pins: dict[str, bytes] | None = None, pin: bytes | None = None
+    ) -> None:
+        self._passphrase, self._pins, self._pin = passphrase, pins or {}, pin
         self.given: list[bytearray] = []
+        self.sources: list[str] = []  # of the passphrases that were asked for
         self.verdicts: list[tuple[str, bool]] = []
         self.touches: list[str] = []
 
     def passphrase(self, source: str, /) -> bytearray:
+        self.sources.append(source)
         return self._give(self._passphrase)
 
     def pin(self, token: str, prompt: str, /) -> bytearray:
-        return self._give(self._pins.get(token))
+        return self._give(self._pins.get(token, self._pin))
 
     def verdict(self, token: str, good: bool, /) -> None:
         self.verdicts.append((token, good))

@@ -13,8 +13,7 @@ pytest.importorskip("pkcs11", reason="python-pkcs11 is not installed")
 from upcall_pkcs11 import module
 from upcall_pkcs11.softhsm import PIN, SoftHsm, TypedPins, missing
 
-from upcall.errors import ModuleFailed, Refused
-from upcall.keymodule import Closable, KeyHandle
+from upcall.errors import ModuleFailed
 from upcall.testing.contract import KeyModuleContract, Made
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -64,13 +63,6 @@ class TestIsolated(InToken):
 
     def make(self, tmp_path: Path) -> Made:
         return super().make(tmp_path)._replace(module=self.isolated)
-
-    def test_after_it_was_closed_it_wraps_nothing_or_wraps_well(self, made: Made, key: KeyHandle) -> None:
-        """Its process has ended with its last key: refused in upcall's words, not in the module's."""
-        assert isinstance(key, Closable)
-        key.close()
-        with pytest.raises(Refused, match="module-broke"):
-            key.wrap(b"0123456789abcdef")
 
     def test_pins_are_asked_for_and_judged_across_the_processes(self) -> None:
         enrolled = self.hsm.new_key(label=next(labels))

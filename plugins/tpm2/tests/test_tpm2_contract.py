@@ -16,6 +16,7 @@ from upcall.isolation.module import IsolatedModule
 from upcall.keymodule import Limits, Making
 from upcall.testing.contract import KeyModuleContract, Made
 from upcall.testing.secrets import Told
+from upcall.testing.subject import make_key
 
 
 class TestSealed(KeyModuleContract):
@@ -29,14 +30,15 @@ class TestSealed(KeyModuleContract):
             yield
 
     def make(self, tmp_path: Path) -> Made:
-        path = tmp_path / "key.tss2"
-        values = chosen(module.parameters, {"tcti": self.tpm.tcti, **self.values})
-        key = module.generate(Making(path, values, bytearray(), "none", Limits(), Told()))
-        return Made(module, key.signature, key.blob, b"", path)
+        return make_key(module, module, tmp_path, {"tcti": self.tpm.tcti, **self.values})
 
 
 class TestSealedToPcrs(TestSealed):
     values = {"pcrs": "sha256:7,11"}
+
+
+class TestSealedWithPin(TestSealed):
+    values = {"pin": "yes"}
 
 
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""docs/plugin-guide.md, done: a plugin from `upcall plugin new`, changed in its two verbs only, on real eCryptfs.
+
+It is installed into the very environment that runs this: in the guest that is a scratch layer.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+GUIDE = Path(__file__).parents[2] / "docs" / "plugin-guide.md"
+NAME = "sealed"
+
+
+def snippet(mark: str) -> str:
+    """The guide's code block below this mark."""
+    found = re.search(rf"<!-- {mark} -->\n```python\n(.*?)```\n", GUIDE.read_text(), re.DOTALL)
+    assert found is not None, mark
+    return found[1]
+
+
+def run(*command: str, folder: Path, timeout: float = 120) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def upcall(*arguments: str) -> Sequence[str]:
+    return [sys.executable, "-P", "-m", "upcall", *arguments]
+
+
+def with_verbs(source: str) -> str:
+    """The guide's verbs in the place of the template's."""
+    lines = source.split("\n")
+    begin = next(number for number, line in enumerate(lines) if line.startswith("# --- YOUR TWO VERBS"))
+    end = next(number for number, line in enumerate(lines) if line.startswith("# --- until here"))
+    text = "\n".join([*lines[: begin + 1], snippet("verbs"), *lines[end:]])
+    imports = re.compile(r"from cryptography\.hazmat\.primitives\.keywrap import \(.*?\)\n", re.DOTALL)
+    assert imports.search(text)
+    return imports.sub(lambda _: snippet("imports"), text)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The plugin's project, installed."""
+    folder = tmp_path_factory.mktemp("guide")
+    run(*upcall("plugin", "new", NAME), folder=folder)
+    source = folder / f"upcall-{NAME}" / f"upcall_{NAME}" / "__init__.py"
+    source.write_text(with_verbs(source.read_text()))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    options = ["--no-index", "--no-build-isolation", "--no-deps"]
+    run(*pip, "install", *options, f"./upcall-{NAME}", folder=folder, timeout=300)
+    yield folder / f"upcall-{NAME}"
+    run(*pip, "uninstall", "--yes", f"upcall-{NAME}", folder=folder)
+
+
+def test_it_keeps_the_contract(project: Path) -> None:
+    said = run(*upcall("plugin", "check", NAME), folder=project)
+    assert ", 0 broken, " in said
+
+
+def test_a_file_is_written_and_read_on_ecryptfs(project: Path) -> None:
+    (project / "mount_it.py").write_text(snippet("mount"))
+    said = run(sys.executable, "mount_it.py", folder=project)
+    assert said == "written, unmounted, mounted again and read: what only alice may read\n"

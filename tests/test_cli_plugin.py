@@ -1,0 +1,261 @@
+"""`upcall plugin list`, `show`, `check` and `new`, on modules as an installer leaves them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from upcall_x25519 import module as x25519
+
+from upcall.errors import UsageError
+from upcall.keymodule import Limits, Making
+from upcall.privatefile import fingerprint
+from upcall.templates import write_plugin
+from upcall.testing.secrets import Told
+from upcall.testing.toy import make_toy_key
+
+PROJECT = Path(__file__).parents[1]
+
+
+class Site:
+    """A folder of packages in PYTHONPATH, and a configuration."""
+
+    def __init__(self, folder: Path) -> None:
+        self.packages, self.config = folder / "site", folder / "config"
+        self.packages.mkdir()
+
+    def environment(self) -> dict[str, str]:
+        path = os.pathsep.join([str(self.packages), str(PROJECT)])
+        return {**os.environ, "PYTHONPATH": path, "XDG_CONFIG_HOME": str(self.config), "COLUMNS": "200"}
+
+    def run(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-P", "-m", "upcall", "plugin", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=self.environment(), timeout=timeout)
+
+    def json(self, *arguments: str) -> Any:
+        done = self.run(*arguments, "--json")
+        assert done.returncode in (0, 1), done.stderr
+        return json.loads(done.stdout)
+
+    def broken(self, *arguments: str) -> dict[str, str]:
+        """What `check` finds broken, and why."""
+        return {one["check"]: one["why"] for one in self.json("check", *arguments) if one["outcome"] == "broken"}
+
+    def install(self, package: str, alias: str, code: str | None = None, group: str = "upcall.key_modules") -> None:
+        """What an installer would leave there. Without code: of a package that can be found already."""
+        if code is not None:
+            (self.packages / f"{package}.py").write_text(code)
+        spec = f"{package}:module" if ":" not in package else package
+        info = self.packages / f"{alias}-1.2.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: of-{alias}\nVersion: 1.2\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{alias} = {spec}\n")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+# --- list and show -------------------------------------------------------------------------------------------
+
+
+def test_list_loads_nothing(site: Site) -> None:
+    site.install("explosive", "explosive", "raise SystemExit('loaded')")
+    site.install("explosive2", "hand", "raise SystemExit('loaded')", "upcall.handlers")
+    rows = {row["name"]: row for row in site.json("list")}
+    assert rows["explosive"] == {
+        "name": "explosive",
+        "kind": "key module",
+        "distribution": "of-explosive",
+        "version": "1.2",
+        "spec": "explosive:module",
+        "isolated": False,
+        "allowed": True,
+    }
+    assert rows["hand"]["kind"] == "handler"
+    assert "of-explosive 1.2" in site.run("list").stdout
+
+
+def test_show(site: Site) -> None:
+    told = site.json("show", "openssl")
+    assert (told["api"], told["powers"]) == (1, ["open", "generate", "import"])
+    assert told["parameters"][0]["choices"] == ["2048", "3072", "4096"]
+    assert told["file"].endswith("upcall_rsa/__init__.py")
+    text = site.run("show", "openssl").stdout
+    assert "[2048 | 3072 | 4096; default 3072]" in text
+    assert "passphrase   yes" in text
+
+
+def test_show_of_a_handler(site: Site) -> None:
+    site.install("hand", "hand", "class module:\n    services = ('quota',)\n", "upcall.handlers")
+    assert site.json("show", "hand")["services"] == ["quota"]
+    assert "is a handler" in site.run("check", "hand").stderr
+
+
+@pytest.mark.parametrize("what", ["show", "check"])
+def test_what_is_not_there_not_allowed_or_not_to_be_loaded(site: Site, what: str) -> None:
+    assert "there is no plugin 'nothing': " in site.run(what, "nothing").stderr
+    site.install("explosive", "explosive", "raise RuntimeError('broken')")
+    done = site.run(what, "explosive")
+    assert "explosive:module: RuntimeError: broken" in done.stdout + done.stderr
+    (site.config / "upcall").mkdir(parents=True)
+    (site.config / "upcall" / "config.toml").write_text('[plugins]\nallow = ["openssl"]\n')
+    done = site.run(what, "explosive")
+    assert done.returncode == os.EX_USAGE
+    assert "is installed, but not allowed" in done.stderr
+
+
+# --- check ---------------------------------------------------------------------------------------------------
+
+
+def test_check_of_a_sound_module(site: Site) -> None:
+    site.install("tests.broken:BROKEN", "broken")
+    done = site.run("check", "broken")
+    assert done.returncode == 0, done.stdout
+    assert "✓ garbage is refused\n" in done.stdout
+    assert done.stdout.endswith("0 broken, 0 do not apply\n")
+
+
+@pytest.mark.parametrize("what", ["openssl --param bits=2048", "x25519 --isolated", "passphrase --param passes=1"])
+def test_check_of_the_plugins_here(site: Site, what: str) -> None:
+    done = site.run("check", *what.split())
+    assert done.returncode == 0, done.stdout
+    apart = "in a process of its own it does the same: it is in one already" in done.stdout
+    assert apart is ("--isolated" in what)
+
+
+def test_check_names_what_is_broken(site: Site) -> None:
+    site.install("broken2", "broken", "from tests.broken import Module\nmodule = Module('never stale')\n")
+    done = site.run("check", "broken")
+    assert done.returncode == 1
+    assert "✗ it is stale once its file has changed: another file is in the place of its own" in done.stdout
+    assert ", 1 broken, " in done.stdout
+
+
+CRASHES = """
+import os, signal
+from tests.broken import Key, Module
+def unwrap(self, wrapped, unwrap=Key.unwrap):
+    if wrapped == b"x":
+        {what}
+    return unwrap(self, wrapped)
+Key.unwrap = unwrap
+module = Module()
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("os.abort()", "the process that had loaded it was killed by SIGABRT"),
+        ("os._exit(3)", "it ended the process that had loaded it, with 3"),
+        ("os.kill(os.getpid(), signal.SIGSTOP)", "it hangs with everything: not a word for 3 s"),
+    ],
+)
+def test_a_crash_breaks_one_check(site: Site, what: str, why: str) -> None:
+    site.install("crashing", "broken", CRASHES.format(what=what))
+    verdicts = site.json("check", "broken", "--timeout", "1" if "STOP" in what else "20")
+    assert {one["check"]: one["why"] for one in verdicts if one["outcome"] == "broken"} == {"garbage_is_refused": why}
+    assert len(verdicts) == len({one["check"] for one in verdicts}) == 35
+
+
+@pytest.mark.parametrize(
+    ("code", "check", "why"),
+    [
+        ("raise SystemExit(0)", "it_can_be_loaded", "SystemExit"),
+        ("import os; os._exit(0)", "it_can_be_loaded", "it ended the process that had loaded it, with 0"),
+        ("from tests.broken import Module\nmodule = Module('another version')", "it_can_be_loaded", "version 2"),
+        ("from tests.broken import Module\nmodule = Module()\nmodule.name = 'other'", "it_can_be_loaded", "'other'"),
+        ("class module:\n name, api, open = 'broken', 1, print", "a_key_can_be_made", "neither makes nor imports"),
+        (
+            "from tests.broken import Module\nmodule = Module()\nmodule.generate = lambda making: 1 / 0",
+            "a_key_can_be_made",
+            "raised ZeroDivisionError at ",
+        ),
+    ],
+)
+def test_without_a_key_there_is_nothing_to_check(site: Site, code: str, check: str, why: str) -> None:
+    site.install("hopeless", "broken", code)
+    broken = site.broken("broken")
+    assert list(broken) == [check]
+    assert why in broken[check]
+
+
+def test_a_key_that_exists(site: Site, tmp_path: Path) -> None:
+    """It stays where it is, and as it is."""
+    key, word = tmp_path / "key.pem", tmp_path / "word"
+    making = Making(key, {"cipher": "aes-256-gcm"}, bytearray(b"its own passphrase"), "ask", Limits(), Told())
+    x25519.generate(making)
+    word.touch(0o600)
+    word.write_text("its own passphrase\n")
+    before = fingerprint(key.stat())
+    done = site.run("check", "x25519", "--file", str(key), "--passphrase-file", str(word))
+    assert done.returncode == 0, done.stdout
+    assert "✓ a wrong passphrase is refused" in done.stdout
+    assert fingerprint(key.stat()) == before
+    assert "wrong passphrase" in site.broken("x25519", "--file", str(key))["a_key_can_be_made"]
+
+
+def test_a_module_that_makes_no_keys_is_given_one(site: Site, tmp_path: Path) -> None:
+    site.install("upcall.testing.toy:TOY", "toy")
+    assert "must be given" not in site.broken("toy")["a_key_can_be_made"]
+    signature, blob = make_toy_key(tmp_path / "toy.key")
+    done = site.run("check", "toy", "--param", f"signature={signature}", "--param", f"blob={blob.hex()}")
+    assert done.returncode == 0, done.stdout
+
+
+def test_what_is_told_wrongly(site: Site) -> None:
+    assert "there is no parameter 'nothing'" in site.run("check", "openssl", "--param", "nothing=1").stderr
+    assert "does not exist" in site.run("check", "openssl", "--file", "/nowhere").stderr
+
+
+# --- new -----------------------------------------------------------------------------------------------------
+
+
+def test_a_new_plugin_installs_and_keeps_the_contract(site: Site, tmp_path: Path) -> None:
+    """Offline, as it is."""
+    if tuple(map(int, version("setuptools").split(".")[:2])) < (70, 1):
+        pytest.skip("needs setuptools 70.1 or newer, which builds wheels by itself")
+    folder = tmp_path / "project"
+    done = site.run("new", "trial_1", "--folder", str(folder))
+    assert done.returncode == 0, done.stderr
+    options = ["--quiet", "--no-index", "--no-build-isolation", "--no-deps", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(site.packages), str(folder)]
+    subprocess.run(command, check=True, timeout=120)
+    assert (site.packages / "upcall_trial_1" / "py.typed").exists()
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)]
+    tested = subprocess.run(command, capture_output=True, text=True, env=site.environment(), timeout=120, cwd=folder)
+    assert tested.returncode == 0, tested.stdout
+    assert " passed" in tested.stdout
+    checked = site.run("check", "trial_1")
+    assert checked.returncode == 0, checked.stdout
+    assert site.json("show", "trial_1")["powers"] == ["open", "generate"]
+    assert "is taken: upcall-trial" in site.run("new", "trial_1").stderr
+
+
+@pytest.mark.parametrize("name", ["", "1st", "Upper", "with-dash", "a b", "x" * 17, "../up", "naïve"])
+def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="1 to 16 of a-z"):
+        write_plugin(name, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(FileExistsError):
+        write_plugin("mine", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_no_placeholder_is_left(tmp_path: Path) -> None:
+    written = write_plugin("x" * 16, tmp_path / "new")
+    assert len(written) == 7
+    assert not [path for path in written if "@" in path.name or "@" in path.read_text()]
+    assert not [path for path in written if max(map(len, path.read_text().splitlines()), default=0) > 140]

@@ -1,0 +1,141 @@
+"""The configuration: what the system's file allows, the user's can only narrow; what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from upcall import config, modules
+from upcall.cli import main
+from upcall.cli.daemon import _modules
+from upcall.config import Config, ConfigError
+from upcall.daemon.loading import loaders
+from upcall.errors import ModuleFailed, UsageError
+from upcall.log import EventLog
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes the system's file, or the user's, and gives its path."""
+    monkeypatch.setattr(config, "SYSTEM", tmp_path / "system.toml")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    config.user_file().parent.mkdir(parents=True)
+
+    def put(text: str | bytes, user: bool = False, mode: int = 0o644) -> Path:
+        file = config.user_file() if user else tmp_path / "system.toml"
+        file.write_bytes(text.encode() if isinstance(text, str) else text)
+        file.chmod(mode)
+        return file
+
+    return put
+
+
+def test_without_files_everything_is_allowed(write: Write) -> None:
+    assert config.load() == Config()
+    assert config.load().allows("anything")
+
+
+def test_the_user_narrows_the_systems_list_and_cannot_widen_it(write: Write) -> None:
+    write('[plugins]\nallow = ["openssl", "x25519"]\n')
+    assert config.load().allow == frozenset({"openssl", "x25519"})
+    user = write('[plugins]\nallow = ["x25519", "mine"]\n', user=True)
+    found = config.load()
+    assert found.allow == frozenset({"x25519"})
+    assert not found.allows("mine")
+    assert str(user) in found.refusal("mine")
+
+
+def test_a_user_without_a_list_has_the_systems(write: Write) -> None:
+    write("[plugins]\nallow = []\n")
+    write("", user=True)
+    assert config.load().allow == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('plugin.allow = ["x"]', "plugin: unknown; plugins can be set here"),
+        ('[plugins]\nalow = ["x"]', r"plugins\.alow: unknown; plugins\.allow can be set here"),
+        ("plugins = 1", "plugins: a table is wanted"),
+        ('[plugins]\nallow = "openssl"', r"plugins\.allow: a list of names is wanted"),
+        ("[plugins]\nallow = [1]", r"plugins\.allow: a list of names is wanted"),
+        ("[plugins]\nallow = nothing", "line 2"),
+        (b"\xff", "is not UTF-8 at byte 0"),
+    ],
+)
+@pytest.mark.parametrize("user", [False, True])
+def test_what_is_wrong_is_named(write: Write, text: str | bytes, why: str, user: bool) -> None:
+    file = write(text, user)
+    with pytest.raises(ConfigError, match=why) as caught:
+        config.load()
+    assert str(caught.value).startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646, 0o666])
+def test_a_file_that_others_could_write_is_refused(write: Write, mode: int) -> None:
+    write("", user=True, mode=mode)
+    with pytest.raises(ConfigError, match=f"mode {mode:04o} lets others write"):
+        config.load()
+
+
+def test_a_file_of_somebody_else_is_refused(write: Write) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    os.chown(write(""), 65534, 65534)
+    with pytest.raises(ConfigError, match="belongs to uid 65534"):
+        config.load()
+
+
+def test_what_is_no_file_is_refused(write: Write) -> None:
+    file = write("")
+    file.unlink()
+    os.mkfifo(file, 0o644)
+    with pytest.raises(ConfigError, match="not a regular file"):
+        config.load()
+
+
+def test_commands_refuse_a_module_that_is_not_allowed(write: Write) -> None:
+    file = write('[plugins]\nallow = ["x25519"]\n')
+    assert modules.find("x25519").spec == "upcall_x25519:module"
+    with pytest.raises(UsageError, match=f"'openssl' is installed, but not allowed: .* in {file}"):
+        modules.find("openssl")
+    with pytest.raises(UsageError, match="there is no key module 'nothing'"):
+        modules.find("nothing")
+    done = CliRunner().invoke(main, ["key", "generate", "new", "--module", "openssl"])
+    assert done.exit_code == os.EX_USAGE
+    assert "not allowed" in done.output
+
+
+def test_the_daemon_is_told_which_are_denied_and_why(write: Write) -> None:
+    write('[plugins]\nallow = ["x25519"]\n')
+    with pytest.raises(UsageError, match="not allowed"):
+        _modules(frozenset({"openssl"}), frozenset())
+    arguments = _modules(frozenset(), frozenset())
+    assert "module=x25519=upcall_x25519:module" in arguments
+    assert not [one for one in arguments if "upcall_rsa" in one]
+    load = loaders(arguments, lambda: 0.0, EventLog("test"))
+    assert load["x25519"]().name == "x25519"
+    with pytest.raises(ModuleFailed, match="'openssl' is installed, but not allowed"):
+        load["openssl"]()
+
+
+def test_a_broken_configuration_has_its_own_exit_code(write: Write) -> None:
+    write("[plugins]\n?", user=True)
+    done = CliRunner().invoke(main, ["plugin", "list"])
+    assert done.exit_code == os.EX_CONFIG
+    assert "line 2" in done.output
+
+
+def test_plugin_list_says_what_is_allowed(write: Write) -> None:
+    write('[plugins]\nallow = ["x25519"]\n')
+    done = CliRunner().invoke(main, ["plugin", "list", "--json"])
+    allowed = {one["name"]: one["allowed"] for one in json.loads(done.output)}
+    assert allowed["x25519"] is True
+    assert allowed["openssl"] is False

@@ -1,0 +1,216 @@
+"""The contract's checks on an installed module, in a process of their own: what a module does to it ends one check.
+
+`check_module` starts `python -m upcall.testing.checking` and hears from it by lines of JSON on a pipe. A module that
+crashes the process, or stops it, fails the check that was being made; another process makes the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from upcall.enrol import chosen, take_in
+from upcall.errors import UpcallError, UsageError
+from upcall.isolation.module import IsolatedModule
+from upcall.keymodule import KeyImporter, KeyMaker, KeyModule, Limits, Making
+from upcall.modules import load
+from upcall.testing.checks import CHECKS
+from upcall.testing.secrets import Told
+from upcall.testing.subject import (
+    PASSPHRASE,
+    PATIENCE,
+    PIN,
+    ContractBroken,
+    Made,
+    NotApplicable,
+    Subject,
+    described,
+    make_key,
+    run_check,
+)
+
+T = TypeVar("T")
+KEPT, BROKEN, LEFT_OUT = "kept", "broken", "left out"
+LOADING, MAKING = "it_can_be_loaded", "a_key_can_be_made"
+_GRACE = 2.0  # seconds in which a process whose check is overdue may still say so itself
+
+
+class Order(NamedTuple):
+    """What is to be checked, and with what."""
+
+    alias: str
+    spec: str
+    isolated: bool  # the checks talk to it as the daemon does to an isolated one
+    values: Mapping[str, str] = {}  # by the parameters' names
+    file: str = ""  # a key file to import instead of making one
+    importing: bool = False
+    passphrase: str = PASSPHRASE.decode()
+    pin: str = PIN.decode()
+    patience: float = PATIENCE
+
+
+class Verdict(NamedTuple):
+    """What came out of one check. `why` is empty if it is kept."""
+
+    check: str
+    outcome: str  # KEPT, BROKEN, LEFT_OUT
+    why: str
+
+
+def check_module(order: Order) -> Iterator[Verdict]:
+    """Every check's verdict, as it is reached. If the module cannot be loaded, or makes no key, there is no more."""
+    left = [LOADING, MAKING, *(check.__name__ for check in CHECKS)]
+    while left:
+        for verdict in _one_process(order, left):
+            left.remove(verdict.check)
+            yield verdict
+            if verdict.outcome == BROKEN and verdict.check in (LOADING, MAKING):
+                return
+
+
+def _one_process(order: Order, left: Sequence[str]) -> Iterator[Verdict]:
+    """The verdicts that one process reaches. At least one: if it ends early, that on the check it was making."""
+    reader, writer = os.pipe()
+    told = os.memfd_create("order")  # on stdin, not in argv: there are secrets in it
+    os.write(told, json.dumps([order._asdict(), list(left)]).encode())
+    os.lseek(told, 0, os.SEEK_SET)
+    with tempfile.TemporaryDirectory(prefix="upcall-check-") as folder:
+        arguments = [sys.executable, "-P", "-m", "upcall.testing.checking", str(writer), folder]
+        null = subprocess.DEVNULL  # what a module prints is no verdict
+        try:
+            process = subprocess.Popen(
+                arguments, stdin=told, stdout=null, stderr=null, pass_fds=[writer], start_new_session=True
+            )
+        finally:
+            os.close(writer)
+            os.close(told)
+        try:
+            yield from _heard(process, reader, order.patience + _GRACE, left)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # and what it has started: they are a session of their own
+            process.wait()
+            os.close(reader)
+
+
+def _heard(process: subprocess.Popen[bytes], fd: int, patience: float, left: Sequence[str]) -> Iterator[Verdict]:
+    waiting, buffer = list(left), b""
+    while waiting:
+        deadline = time.monotonic() + patience
+        while b"\n" not in buffer:
+            if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                yield Verdict(waiting[0], BROKEN, f"it hangs with everything: not a word for {patience:g} s")
+                return
+            if not (chunk := os.read(fd, 65536)):
+                yield Verdict(waiting[0], BROKEN, _ending(process))
+                return
+            buffer += chunk
+        line, _, buffer = buffer.partition(b"\n")
+        verdict = Verdict(*json.loads(line))
+        waiting.remove(verdict.check)
+        yield verdict
+
+
+def _ending(process: subprocess.Popen[bytes]) -> str:
+    """How it has ended. It is not reaped: until then nobody else can have its pid."""
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        ended = select.select([pidfd], [], [], _GRACE)[0]
+        found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    finally:
+        os.close(pidfd)
+    if not ended or found is None:
+        return "it closed what was not its own: the pipe of this check"
+    if found.si_code == os.CLD_EXITED:
+        return f"it ended the process that had loaded it, with {found.si_status}"
+    return f"the process that had loaded it was killed by {signal.Signals(found.si_status).name}"
+
+
+# --- the process ---------------------------------------------------------------------------------------------
+
+
+class _Sayer:
+    """Says verdicts to whoever has started us."""
+
+    def __init__(self, out: int, left: Sequence[str]) -> None:
+        self._out, self.left = out, list(left)
+
+    def __call__(self, check: str, outcome: str, why: str = "") -> None:
+        name = check if check in self.left else self.left[0]  # what went well before fails only now
+        self.left.remove(name)
+        os.write(self._out, json.dumps([name, outcome, why]).encode() + b"\n")
+
+    def attempt(self, check: str, work: Callable[[], T]) -> T:
+        """What it gives. If that is nothing, says so, and ends this process."""
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - modules raise anything
+            self(check, BROKEN, str(error) if isinstance(error, UpcallError) else f"raised {described(error)}")
+            sys.exit(1)
+        if check in self.left:
+            self(check, KEPT)
+        return result
+
+
+def _serve(out: int, folder: Path) -> None:
+    told, left = json.loads(sys.stdin.buffer.read())
+    order, say = Order(**told), _Sayer(out, left)
+    module = say.attempt(LOADING, lambda: _loaded(order))
+    made = say.attempt(MAKING, lambda: _made(order, module, folder))
+    for number, check in enumerate(CHECKS):
+        if check.__name__ not in say.left:
+            continue
+        files = folder / str(number)
+        files.mkdir()
+        try:
+            run_check(check, Subject(made, files, patience=order.patience))
+        except NotApplicable as error:
+            say(check.__name__, LEFT_OUT, str(error))
+        except ContractBroken as error:
+            say(check.__name__, BROKEN, str(error))
+        else:
+            say(check.__name__, KEPT)
+    os._exit(0)  # no tidy end: a check that hangs has left its thread behind
+
+
+def _loaded(order: Order) -> KeyModule:
+    module = load(order.spec)
+    if module.name != order.alias:
+        raise UsageError(f"its name is {module.name!r}, but its entry point is called {order.alias!r}")
+    return module
+
+
+def _made(order: Order, module: KeyModule, folder: Path) -> Made:
+    opener: KeyModule = IsolatedModule(order.alias, order.spec) if order.isolated else module
+    files = folder / "key"
+    files.mkdir()
+    word, pin = order.passphrase.encode(), order.pin.encode()
+    if isinstance(module, KeyMaker) and not order.importing:
+        return make_key(module, opener, files, order.values, word, pin, order.spec)
+    if isinstance(module, KeyImporter):
+        return _imported(order, module, opener)
+    if order.values.keys() != {"signature", "blob"}:
+        raise UsageError("it neither makes nor imports keys: name one with --param signature=... --param blob=HEX")
+    blob = bytes.fromhex(order.values["blob"])
+    return Made(opener, order.values["signature"], blob, b"", None, pin, None, {}, order.spec)
+
+
+def _imported(order: Order, module: KeyImporter, opener: KeyModule) -> Made:
+    """An existing key. Its file is not told to the checks: they would take it away for a while."""
+    told = Told(order.passphrase.encode(), pin=order.pin.encode())
+    values = chosen(module.import_parameters, order.values)
+    taken = take_in(module, Making(Path(order.file), values, bytearray(), "ask", Limits(), told))
+    word = order.passphrase.encode() if told.sources else b""
+    return Made(opener, taken.signature, taken.blob, word, None, order.pin.encode(), None, {}, order.spec)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), Path(sys.argv[2]))
