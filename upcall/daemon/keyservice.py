@@ -188,23 +188,18 @@ class KeyService:
     # --- the handler ---------------------------------------------------------------------------------------
 
     def lane(self, envelope: Envelope) -> str:
-        """One per key; and one more for requests that may wait for a person, so that eCryptfs never waits behind."""
-        signature = take_ask(envelope.body).signature
-        return f"{signature} patient" if self._asker_of(envelope).patient() else signature
+        """One per key and service: those of "key" may wait for a person, and eCryptfs must not wait behind them."""
+        return f"{take_ask(envelope.body).signature} {envelope.service}"
 
     def answer(self, envelope: Envelope) -> bytes:
         ask = take_ask(envelope.body)
         if ask.tag != TAG_64:
             take_file_key(ask.content)  # modules are promised its size, and nothing else could be unwrapped again
-        self.serving.asker = self._asker_of(envelope)
+        self.serving.asker = Asker(envelope.service, envelope.requester, envelope.deadline_ns / 1e9)
         try:
             return self._answer(ask)
         finally:
             self._over()
-
-    @staticmethod
-    def _asker_of(envelope: Envelope) -> Asker:
-        return Asker(envelope.service, envelope.requester, envelope.deadline_ns / 1e9)
 
     def _answer(self, ask: Ask) -> bytes:
         opened = self._open(ask.signature)

@@ -42,9 +42,9 @@ class Agent:
     def attach(self, connection: socket.socket, welcome: bytes) -> None:
         """Never waits. `welcome`: what the terminal is sent first."""
         connection.setblocking(False)
-        with contextlib.suppress(OSError):
-            connection.send(welcome)
-        with self._lock:
+        with self._lock:  # once the terminal knows, so do all others
+            with contextlib.suppress(OSError):
+                connection.send(welcome)
             before, self._connection = self._connection, connection
         if before is not None:
             with contextlib.suppress(OSError):

@@ -14,6 +14,7 @@ from upcall.prompting.turn import MAX_PIN
 from upcall.wire.isolation import ANSWER, CLOSE, FAILED, MAX_MESSAGE, PIN, REFUSED, TOUCH, Message, pack, take
 
 _LINE = 4096  # bytes: what a terminal hands over at once at most (termios(3), canonical mode)
+_NO = 0x03  # Ctrl-C
 _HANG_UP = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
@@ -120,26 +121,27 @@ class Terminal:
                 with memoryview(buffer)[size:] as room:
                     count = os.readv(self._fd, [room])
                 size += count
-                ended = not count or buffer[size - 1] in b"\r\n"
-                size -= bool(count and ended)
+                if not count or buffer[size - 1] == _NO:
+                    return 0
+                ended = buffer[size - 1] == 0x0A
+                size -= ended
                 if ended and size <= MAX_PIN:
-                    return size if count else 0
+                    return size
                 if ended or size == len(buffer):
                     buffer[:], size = bytes(len(buffer)), 0
                     self._write(f"\nThat is longer than {MAX_PIN} bytes. PIN: ")
-        except KeyboardInterrupt:
-            return 0
         except OSError:
             raise TerminalGone("the terminal has gone") from None
 
     @contextmanager
     def _hidden(self) -> Iterator[None]:
-        """Nothing of what is typed is shown; and Ctrl-Z would leave the terminal so."""
+        """Nothing of what is typed is shown, and no key sends a signal, which could come at any time and leave the
+        terminal so; Ctrl-C ends a line instead."""
         try:
             before = termios.tcgetattr(self._fd)
             hidden = termios.tcgetattr(self._fd)
-            hidden[3] &= ~termios.ECHO  # the fourth field holds the local modes, the last one the characters
-            hidden[6][termios.VSUSP] = b"\0"
+            hidden[3] &= ~(termios.ECHO | termios.ISIG)  # the fourth field holds the local modes, the last the keys
+            hidden[6][termios.VEOL] = bytes([_NO])
             self._poll.modify(self._fd, select.POLLIN)
             termios.tcsetattr(self._fd, termios.TCSAFLUSH, hidden)
         except termios.error:
