@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import shutil
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -200,6 +201,7 @@ class OnTerminal:
         environment.pop("DISPLAY", None)
         self.way = Pinentry(program, environment)
         self._pool = ThreadPoolExecutor()
+        self._before = termios.tcgetattr(self._slave)
         self.turn = Turn(PATIENCE)
         self.answer = self._pool.submit(self.way.ask, QUESTION, self.turn)
         self.seen = b""
@@ -210,6 +212,11 @@ class OnTerminal:
             if not select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 raise NotInTime(f"{words!r} is not to be seen in {self.seen!r}")
             self.seen += os.read(self.master, 4096)
+
+    def type(self, keys: bytes) -> None:
+        """Once it listens: what is typed before is dropped."""
+        until(lambda: termios.tcgetattr(self._slave)[3] != self._before[3], "it reads unseen")
+        os.write(self.master, keys)
 
     def close(self) -> None:
         self.turn.withdraw()
@@ -230,7 +237,7 @@ def real(request: pytest.FixtureRequest) -> Iterator[OnTerminal]:
 
 def test_a_real_one(real: OnTerminal) -> None:
     real.expect(b"PIN:")
-    os.write(real.master, b"27%1828\r")
+    real.type(b"27%1828\r")
     assert real.answer.result(PATIENCE) == b"27%1828"
     assert b"PIN of the 100% card" in real.seen
     assert b"27%1828" not in real.seen
@@ -238,7 +245,7 @@ def test_a_real_one(real: OnTerminal) -> None:
 
 def test_a_real_one_says_no(real: OnTerminal) -> None:
     real.expect(b"PIN:")
-    os.write(real.master, b"\x03" if "tty" in str(real.way._path) else b"\t\t\r")
+    real.type(b"\x03" if "tty" in str(real.way._path) else b"\t\t\r")
     with pytest.raises(Cancelled):
         real.answer.result(PATIENCE)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import stat
@@ -177,25 +178,32 @@ class _Dialog:
         """Ends it: asked first, so that the terminal is put in order."""
         self._buffer[:] = bytes(len(self._buffer))
         process = self._process
-        try:
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    pipe.close()
-            process.terminate()
-            process.wait(_PARTING)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            # The group outlives its leader while anything of it is there, and its number with it.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+        os.kill(process.pid, signal.SIGTERM)
+        with contextlib.suppress(OSError):  # no more descriptors: then it is not waited for
+            _wait_for_end(process.pid, _PARTING)
+        with contextlib.suppress(PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it has started, while its pid is still its own
+        process.wait()
 
     def __enter__(self) -> _Dialog:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _wait_for_end(pid: int, seconds: float) -> None:
+    """Without reaping it."""
+    watch = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(watch, select.POLLIN)
+        poll.poll(seconds * 1000)
+    finally:
+        os.close(watch)
 
 
 class _Line:
