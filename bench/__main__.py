@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import files, flooding, footprint, library, modules, roundtrip, rsa
+from bench import files, flooding, footprint, isolation, library, modules, roundtrip, rsa
 from bench.rows import FULL, QUICK, Effort, Row, show, write_json
 from bench.stage import BenchError, Stage
 
@@ -20,6 +21,7 @@ GROUPS: dict[str, Callable[[Stage, Effort], Iterator[Row]]] = {
     "pyroute2": library.rows,
     "flooding": flooding.rows,
     "footprint": footprint.rows,
+    "isolation": isolation.rows,
     "files": files.rows,
 }
 
@@ -30,6 +32,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=GROUPS, help="this group; may be given several times")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that stages are taken down
     effort = QUICK if options.quick else FULL
     rows: list[Row] = []
     failed = False

@@ -5,21 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
 from bench.packets import new_file_key, unwrap
 from bench.rows import Effort, Row, by_turns, compared
-from bench.stage import BenchError, Client, Stage
+from bench.stage import BenchError, Client, Stage, cpu_us
 from upcall.keymodule import Limits, Making
 from upcall.testing.secrets import Told
 
 _ALIAS, _SPEC = "openssl", "upcall_rsa:module"
+_UNWRAPS = 500
 _INFLIGHT = 8  # four for each processor: it never waits for the next request
 
 
 def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
-    asked = _new_key(stage)
+    asked, unwrap_once = _new_key(stage)
     alone, broker = stage.place(), stage.place()
     direct = stage.client("drive-daemon", alone)
     pids = [stage.broker(broker)]
@@ -38,11 +40,13 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
     peer = "openssl speed -multi 2"
     yield row("daemon alone", "/s", found["direct"], found["openssl"], peer, at_least=0.88)
     yield row("through our broker", "/s", found["through"], found["openssl"], peer, at_least=0.88)
+    cpu = by_turns({"ours": partial(_cpu, direct), "module": partial(_cpu_here, unwrap_once)}, effort.rounds)
+    yield row("daemon's processor time per unwrap", "us", cpu["ours"], cpu["module"], "the key module by itself")
     stage.end([direct.pid, through.pid, *pids])
 
 
-def _new_key(stage: Stage) -> tuple[bytes, bytes]:
-    """A new key in the user keyring; what to ask of it, and the right answer."""
+def _new_key(stage: Stage) -> tuple[tuple[bytes, bytes], Callable[[], object]]:
+    """A new key in the user keyring: what to ask of it and the right answer; the same unwrap, done here."""
     try:
         from upcall_rsa import module
     except ImportError:
@@ -52,7 +56,21 @@ def _new_key(stage: Stage) -> tuple[bytes, bytes]:
     stage.add_key(enrolled.signature, _ALIAS, enrolled.blob)
     clear = new_file_key()
     handle = module.open(enrolled.signature, enrolled.blob, Told())
-    return unwrap(enrolled.signature, clear, handle.wrap(clear))
+    wrapped = handle.wrap(clear)
+    return unwrap(enrolled.signature, clear, wrapped), partial(handle.unwrap, wrapped)
+
+
+def _cpu(client: Client) -> float:
+    before = cpu_us(client.other)
+    answered = client.run(_UNWRAPS, _INFLIGHT).answered
+    return (cpu_us(client.other) - before) / answered
+
+
+def _cpu_here(unwrap_once: Callable[[], object]) -> float:
+    before = time.process_time()
+    for _ in range(_UNWRAPS):
+        unwrap_once()
+    return (time.process_time() - before) / _UNWRAPS * 1e6
 
 
 def _per_second(client: Client, seconds: int) -> float:

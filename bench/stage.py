@@ -178,7 +178,7 @@ class Stage:
         other = {} if uid in (None, os.geteuid()) else {"user": uid, "group": uid, "extra_groups": []}
         process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=sys.stderr if talks else self.log, cwd=self.folder,
-            env={**os.environ, **self._environment(uid)}, **other,  # type: ignore[call-overload]
+            preexec_fn=_end_with_parent, env={**os.environ, **self._environment(uid)}, **other,  # type: ignore[call-overload]
         )  # fmt: skip
         self._running[process.pid] = process
         return process  # type: ignore[no-any-return]
@@ -188,7 +188,8 @@ class Stage:
         runtime = tempfile.mkdtemp(prefix="run-", dir=self.folder)
         if uid is not None:
             os.chown(runtime, uid, -1)
-        return {"XDG_RUNTIME_DIR": runtime, "PYTHONPATH": str(_ROOT)}
+        path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+        return {"XDG_RUNTIME_DIR": runtime, "PYTHONPATH": path}
 
     def peer(self, *arguments: object, uid: int | None = None) -> subprocess.Popen[bytes]:
         return self.start([str(self.folder / "peer"), *map(str, arguments)], uid)
@@ -277,6 +278,11 @@ class Stage:
         self._keys.append((uid, int(os.read(reader, 20))))
         os.close(reader)
         os.close(writer)
+
+
+def _end_with_parent() -> None:
+    """In the child, after its uid was set, which would undo this; for when we are killed and cannot tidy up."""
+    die_with_parent(signal.SIGKILL)
 
 
 def _fork_as(uid: int, work: Callable[[], object]) -> int:

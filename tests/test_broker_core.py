@@ -29,8 +29,8 @@ def check(asked: bytes, answer: bytes) -> None:
 
 
 SERVICES = {
-    "short": Service("short", 2.5, 2, check, len, local=True),
-    "long": Service("long", 10.0, 3, check, len, local=True),
+    "short": Service("short", 2.5, 2, 0, check, len, local=True),
+    "long": Service("long", 10.0, 3, 0, check, len, local=True),
 }
 
 
@@ -421,3 +421,17 @@ class AnyOrder(RuleBasedStateMachine):
 
 AnyOrder.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 TestAnyOrder = AnyOrder.TestCase
+
+
+def test_some_contexts_are_left_to_the_others() -> None:
+    """The kernel's are shared by all uids: while there is another, nobody gets the last ones."""
+    services = {"short": SERVICES["short"]._replace(contexts=4, reserve=1)}
+    broker = Broker(services, lambda *_, **__: None)
+    broker.helo(UID, 1, 1, Link(), 0.0)
+    alone = [ask(broker) for _ in range(5)]
+    assert [origin.outcomes for origin in alone] == [[], [], [], [], [refusal("no-context")]]
+    broker.refuse_all(UID, "closing")
+    broker.helo(OTHER, 2, 2, Link(), 0.0)
+    crowded = [ask(broker) for _ in range(4)]
+    assert [origin.outcomes for origin in crowded] == [[], [], [], [refusal("no-context")]]
+    assert ask(broker, uid=OTHER).outcomes == []

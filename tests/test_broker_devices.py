@@ -16,6 +16,7 @@ from upcall.client import Client
 from upcall.log import EventLog
 from upcall.messages import Answer, Refusal
 from upcall.runtime import own_place
+from upcall.service import ECRYPTFS
 from upcall.testing.kernel import PlayedKernel, Upcall, broker_below
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedDaemon, PlayedRequester
@@ -175,7 +176,7 @@ def test_a_daemon_that_is_stopped_is_answered_for_before_the_kernel_gives_up(
     server: Server, kernel: PlayedKernel, daemon: PlayedDaemon
 ) -> None:
     """2.5 s after it could first have been there; everything is read at once, however many there are."""
-    upcalls = [kernel.ask(ME, DECRYPT) for _ in range(32)]
+    upcalls = [kernel.ask(ME, DECRYPT) for _ in range(ECRYPTFS.contexts)]
     assert error_of(kernel.ask(ME, DECRYPT)) == "ENOMEM"
     until(lambda: kernel.unread(ME) == 0, "all are read")
     assert {error_of(upcall) for upcall in upcalls} == {"EIO"}
@@ -185,7 +186,7 @@ def test_a_daemon_that_is_stopped_is_answered_for_before_the_kernel_gives_up(
     daemon.answer(late, GOOD)
     until(lambda: server.broker.rejected.get(ME), "the late answer is rejected")
     upcall = kernel.ask(ME, DECRYPT)
-    for _ in range(32):
+    for _ in range(ECRYPTFS.contexts):
         request = daemon.request()
     daemon.answer(request, GOOD)
     assert upcall.result() == FILE_KEY

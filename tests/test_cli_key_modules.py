@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
 from tests.pinned import ADMIN, PIN
 from tests.test_cli_key import Running, home, on_a_terminal, run, shown, token_of
-
 from upcall.kernel import keyring
 
 __all__ = ["home"]  # the fixture
@@ -24,8 +26,9 @@ def pinned(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pinned\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[upcall.key_modules]\npinned = tests.pinned:module\n")
+    monkeypatch.syspath_prepend(Path(__file__).parent)
     monkeypatch.syspath_prepend(home / "site")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(home / "site"), str(Path(__file__).parent)]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(home / "site"), str(Path(__file__).parents[1])]))
 
 
 def secret_file(home: Path, word: str = ADMIN) -> Path:
@@ -86,16 +89,25 @@ def test_a_secret_parameter_from_a_descriptor() -> None:
     reader, writer = os.pipe()
     os.write(writer, ADMIN.encode())
     os.close(writer)
-    stdin = os.dup(0)
+    os.set_inheritable(reader, True)
     try:
-        os.dup2(reader, 0)  # pty.fork gives its child a terminal there, so it is read in this process
-        result = run("generate", "card", *GIVEN, "--param-fd", "admin=0", code=os.EX_USAGE)
+        seen = typed("generate", "card", *GIVEN, "--no-add", "--param-fd", f"admin={reader}")
     finally:
-        os.dup2(stdin, 0)
-        os.close(stdin)
         os.close(reader)
-    assert "no terminal to ask on (PIN of the card)" in result.stderr
-    assert not list(Path(os.environ["XDG_DATA_HOME"], "upcall/keys").iterdir())
+    assert "administrator" not in seen
+
+
+def test_without_a_terminal(home: Path) -> None:
+    """Whoever runs the tests may have one, a new session has none."""
+    command = [sys.executable, "-c", "from upcall.cli import main; main()", "key", "generate", "card", *GIVEN]
+    for given, why in (
+        ([], "(The administrator's word): use --param-fd or --param-file"),
+        (["--param-file", f"admin={secret_file(home)}"], "(PIN of the card)"),
+    ):
+        done = subprocess.run([*command, *given], start_new_session=True, capture_output=True, text=True, timeout=60)
+        assert done.returncode == os.EX_USAGE
+        assert f"no terminal to ask on {why}\n" in done.stderr
+    assert not list((home / "DATA/upcall/keys").iterdir())
 
 
 def test_a_wrong_pin(home: Path) -> None:
@@ -131,10 +143,9 @@ def test_parameters_that_are_wrong(home: Path, arguments: list[str], why: str) -
 
 
 def test_a_parameter_that_must_be_given() -> None:
-    result = run("generate", "card", "--module", "pinned", "--param", "admin", code=os.EX_USAGE)
-    assert "no terminal" in result.stderr
-    result = run("import", "card", "--module", "pinned", code=os.EX_USAGE)
-    assert "the parameter 'label' must be given: What it is called." in result.stderr
+    for command in (["generate", "card", "--param", "admin"], ["import", "card"]):
+        result = run(*command, "--module", "pinned", code=os.EX_USAGE)
+        assert "the parameter 'label' must be given: What it is called." in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.pinned import FAULTS, PIN, PinnedKey
 
+from tests.pinned import FAULTS, PIN, PinnedKey
 from upcall.enrol import chosen, open_and_prove, prove, take_in
 from upcall.errors import ModuleFailed, Refused, UsageError
 from upcall.keymodule import API, Enrolled, Limits, Making, Parameter, Secrets

@@ -18,6 +18,7 @@ from upcall.keymodule import API, Secrets
 
 SECRET = "correct-horse-battery-staple"
 MASK = 0x5A
+LEAKED: list[bytes] = []
 
 
 def mixed(data: bytes) -> bytes:
@@ -77,6 +78,7 @@ class Key:
 
     def _stop(self) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
+        threading.Event().wait()  # it may be a moment until all threads have stopped
 
     def _hang_or_not(self) -> None:
         if Path(self._argument).exists():
@@ -91,9 +93,8 @@ class Key:
             os.open("/dev/null", os.O_RDONLY)
 
     def _leak_memory(self) -> None:
-        leaked = []
         while True:
-            leaked.append(bytes(range(256)) * (1 << 18))
+            LEAKED.append(bytes(range(256)) * (1 << 12))
 
     def _scribble(self) -> None:
         """Garbage into whatever is open, the socket included."""

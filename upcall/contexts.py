@@ -114,6 +114,10 @@ class Contexts:
     def in_use(self) -> int:
         return len(self._allocated)
 
+    def left(self, service: str) -> int:
+        """How many contexts the service has free."""
+        return len(self._free[service])
+
     def acquire(self, service: str) -> Context:
         """A context off the free list. NoContext when the service's share is used up; KeyError if unknown."""
         free = self._free[service]

@@ -31,7 +31,8 @@ class Limits(NamedTuple):
 class Secrets(Protocol):
     """What the daemon (or the command line) gets for a module. The module wipes what it was given.
 
-    Each method may raise Refused: "locked" if the secret cannot be had now, "prompting" if a person is being asked
+    To be called in the thread that calls the module, which is known to be at work for a certain request. Each method
+    may raise Refused: "locked" if the secret cannot be had now, "prompting" if a person is being asked
     and this request cannot wait for it; the next try finds the answer. Let it pass.
     """
 

@@ -15,16 +15,26 @@ class Service(NamedTuple):
     name: str
     patience: float  # seconds until the broker refuses
     contexts: int  # per uid
+    reserve: int  # of these: left to the other uids, while any is registered
     check: Callable[[bytes, bytes], None]
     check_request: Callable[[bytes], object]
     local: bool  # may processes ask for it on the requesters' socket?
 
 
 # The kernel gives up after 3 s (ecryptfs_message_wait_timeout) and then leaves a context that a late answer
-# could hit: half a second is left for the way back.
-ECRYPTFS = Service("ecryptfs", 2.5, 32, ecryptfs.check_answer, ecryptfs.take_ask, local=False)
+# could hit: half a second is left for the way back. It has 32 contexts, too (ecryptfs_message_buf_len), but for all
+# uids together: a key module that hangs must leave some to the others.
+ECRYPTFS = Service("ecryptfs", 2.5, 32, 8, ecryptfs.check_answer, ecryptfs.take_ask, local=False)
 
 # The same packets, asked for by processes: they may wait longer than the kernel does.
-KEY = Service("key", 10.0, 32, ecryptfs.check_answer, ecryptfs.take_ask, local=True)
+KEY = Service("key", 10.0, 32, 0, ecryptfs.check_answer, ecryptfs.take_ask, local=True)
 
 SERVICES = {service.name: service for service in (ECRYPTFS, KEY)}
+
+
+def with_contexts(count: int) -> dict[str, Service]:
+    """The same services with `count` contexts each, a quarter of them held back where some are."""
+    return {
+        name: service._replace(contexts=count, reserve=count // 4 if service.reserve else 0)
+        for name, service in SERVICES.items()
+    }

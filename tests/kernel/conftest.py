@@ -18,7 +18,7 @@ TIME_LIMIT = 90  # seconds for one test in the slow guest; nothing here should c
 
 def _why_not() -> str | None:
     if not os.environ.get("UPCALL_LAB"):
-        return "needs the lab's guest: run `python tests/run_lab.py`"
+        return "needs the lab's guest: run `python -m tests.run_lab`"
     if not Path("/dev/ecryptfs").exists():
         return "this kernel has no /dev/ecryptfs"
     return None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from upcall_rsa import module as openssl
 
-from upcall.keymodule import API, Secrets, KeyHandle
+from upcall.keymodule import API, KeyHandle, Secrets
 from upcall.wire.netlink import Envelope
 
 Verb = Callable[[KeyHandle, bytes], object]
@@ -36,8 +36,8 @@ class HostileModule:
     def __init__(self, wrap: Verb | None = None, unwrap: Verb | None = None) -> None:
         self._wrap, self._unwrap = wrap, unwrap
 
-    def open(self, signature: str, blob: bytes, ask: Secrets, /) -> KeyHandle:
-        return _Handle(openssl.open(signature, blob, ask), self._wrap, self._unwrap)
+    def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> KeyHandle:
+        return _Handle(openssl.open(signature, blob, secrets), self._wrap, self._unwrap)
 
 
 class LyingDaemon:

@@ -21,6 +21,7 @@ from upcall.daemon.sources import fetch
 from upcall.handler import Handler
 from upcall.kernel import keyring
 from upcall.keymodule import KeyModule
+from upcall.lab import stage
 from upcall.lab.stage import (
     PATIENCE,
     Person,
@@ -266,13 +267,11 @@ class Gate:
 
 def pending(who: Person) -> int:
     """How many requests the broker waits for this person's daemon to answer."""
-    return len(daemon_status(who).get("pending", []))
+    return stage.pending(who.uid)
 
 
 def daemon_status(who: Person) -> dict[str, Any]:
-    """What the broker says of this person's daemon; empty if there is none."""
-    daemons: Any = (broker_status() or {}).get("daemons", [])
-    return next((daemon for daemon in daemons if daemon["uid"] == who.uid), {})
+    return stage.daemon_status(who.uid)
 
 
 def outcome_counts() -> dict[str, int]:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,16 @@ def empty_house() -> Iterator[House]:
         yield made
     finally:
         made.close()
+
+
+def test_it_stays_in_memory(house: House) -> None:
+    """A stall of more than 3 s with a request unread is a BUG as soon as there is a second one."""
+    assert house.broker is not None
+    status = Path(f"/proc/{house.broker.pid}/status").read_text()
+    (locked,) = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmLck:")]
+    assert locked > 1000
+    (size,) = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")]
+    assert size < 100_000  # locked as it is touched, and not all that is mapped
 
 
 def test_killed_and_started_anew(house: House, alice: Person, bob: Person) -> None:
@@ -131,7 +142,7 @@ def test_another_process_has_the_device(empty_house: House, alice: Person, root:
     wait_until(lambda: "another daemon of this uid has it" in house.log(), "the broker to notice")
     status = broker_status()
     assert status is not None
-    assert [(one["uid"], one["open"]) for one in status["devices"]] == [(alice.uid, False)]  # type: ignore[attr-defined]
+    assert [(one["uid"], one["open"]) for one in status["devices"]] == [(alice.uid, False)]
     gate.open()
     holder.result()
     wait_until(lambda: serving(alice.uid) == daemon.pid, "the device")
@@ -179,7 +190,7 @@ def test_a_squatter_on_the_documented_portid(empty_house: House, alice: Person, 
     house.open()
     status = broker_status()
     assert status is not None
-    assert status["broker"]["portid"] != SYSTEM_PORTID  # type: ignore[index]
+    assert status["broker"]["portid"] != SYSTEM_PORTID
     assert f"portid-taken portid={SYSTEM_PORTID} by=\"pid {squatter.pid} ('" in house.log().replace("\\", "")
     assert f"uid {bob.uid}" in house.log()
     wait_until(lambda: serving(alice.uid) == daemon.pid, "the daemon")

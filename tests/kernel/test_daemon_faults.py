@@ -31,6 +31,7 @@ from tests.kernel.scene import (
 from upcall.daemon.keyservice import KeyService
 from upcall.keymodule import KeyHandle
 from upcall.lab.stage import Person, Task, wait_until
+from upcall.service import ECRYPTFS
 
 KEY = keys()["rsa2048"]
 BOBS = keys()["captured"]
@@ -163,7 +164,7 @@ def test_stop_and_continue_under_load(house: House, alice: Person) -> None:
 
 
 def test_more_than_the_kernel_has_room_for(house: House, alice: Person) -> None:
-    """Forty at once, and 32 contexts: those beyond fail at once, the others are served, nothing is stuck."""
+    """Forty at once, more than there are contexts: some fail at once, the others are served, nothing is stuck."""
     house.daemon(alice)
     gate = house.gate()
     with vault(alice, KEY.signature) as files:
@@ -173,14 +174,14 @@ def test_more_than_the_kernel_has_room_for(house: House, alice: Person) -> None:
         outcomes: list[tuple[int, float]] = task.result().value  # type: ignore[assignment]
         early = [code for code, seconds in outcomes if code]
         assert set(early) <= {errno.EIO}
-        assert 8 <= len(early) < 40
+        assert 40 - ECRYPTFS.contexts <= len(early) < 40
         assert all(seconds < NOT_HUNG for _, seconds in outcomes)
         for path in paths:
             assert attempt(alice, opening(path)).value == CONTENT
 
 
-def _open_all(paths: list[Path], gate: Gate) -> list[tuple[int, float]]:
-    """(errno, seconds) of each, all at the same time; the gate opens once eight have been refused."""
+def _open_all(paths: list[Path], gate: Gate, *, ours: bool = True) -> list[tuple[int, float]]:
+    """(errno, seconds) of each, all at the same time. Opens the gate itself, if `ours`, once eight were refused."""
     found: list[tuple[int, float]] = []
 
     def work(path: Path) -> None:
@@ -194,8 +195,27 @@ def _open_all(paths: list[Path], gate: Gate) -> list[tuple[int, float]]:
     threads = [threading.Thread(target=work, args=(path,)) for path in paths]
     for thread in threads:
         thread.start()
-    wait_until(lambda: len(found) >= 8, "eight refusals")
-    gate.open()
+    if ours:
+        wait_until(lambda: len(found) >= 8, "eight refusals")
+        gate.open()
     for thread in threads:
         thread.join()
     return found
+
+
+def test_one_person_cannot_take_all_of_the_kernels_room(house: House, alice: Person, bob: Person) -> None:
+    """The kernel's contexts are everybody's. A module that hangs must not hold them all."""
+    house.daemon(alice)
+    house.daemon(bob)
+    gate = house.gate()
+    with vault(alice, KEY.signature) as files, vault(bob, BOBS.signature) as others:
+        paths, bobs = files.cold(40), others.cold(4)
+        house.daemon(alice, blocking(gate))
+        tasks = [begin(alice, lambda: _open_all(paths, gate, ours=False))]
+        wait_until(lambda: pending(alice) == ECRYPTFS.contexts - ECRYPTFS.reserve, "the crowd")
+        for path in bobs:
+            outcome = attempt(bob, opening(path))
+            assert (outcome.value, outcome.seconds < AT_ONCE) == (CONTENT, True)
+        assert pending(alice) == ECRYPTFS.contexts - ECRYPTFS.reserve
+        gate.open()
+        results(tasks)

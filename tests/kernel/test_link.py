@@ -67,7 +67,7 @@ def test_another_uid_writes_to_alices_link(house: House, alice: Person, bob: Per
         assert house.broker is not None
         broker = broker_status()
         assert broker is not None
-        known = {broker["broker"]["portid"]}  # type: ignore[index]
+        known = {broker["broker"]["portid"]}
         targets = [*(set(_portids_of(house.broker.pid)) - known), *_portids_of(daemon.pid)]
         assert len(targets) == 2
 

@@ -11,11 +11,11 @@ from upcall.errors import UsageError
 
 
 def run(arguments: list[str]) -> int:
-    """`folder=PATH` and `device=PATH`, both optional."""
+    """`folder=PATH`, `device=PATH` and `contexts=N`, all optional."""
     settings = dict(argument.split("=", 1) for argument in arguments)
-    folder, device = settings.get("folder"), settings.get("device")
+    folder, device, contexts = (settings.get(name) for name in ("folder", "device", "contexts"))
     try:
-        main(Path(folder) if folder else None, Path(device) if device else None)
+        main(Path(folder) if folder else None, Path(device) if device else None, int(contexts) if contexts else None)
     except (UsageError, OSError) as error:
         print(f"upcall broker: {error}", file=sys.stderr)  # noqa: T201
         return os.EX_UNAVAILABLE

@@ -55,13 +55,16 @@ class Broker:
         if association is None or association.leaving:
             return self._settle(uid, service, origin, refusal("no-daemon"))
         contexts = self._contexts[uid]
+        rules = self.services[service]
         try:
+            if rules.reserve and len(self.registry) > 1 and contexts.left(service) <= rules.reserve:
+                raise NoContext(service)
             context = contexts.acquire(service)
         except NoContext:
             return self._settle(uid, service, origin, refusal("no-context"))
         context.origin, context.body, context.requester = origin, body, requester
         context.since = now
-        context.deadline = min(deadline, now + self.services[service].patience)
+        context.deadline = min(deadline, now + rules.patience)
         self._wake = min(self._wake, context.deadline)
         self._send(association, contexts, context)
         return None

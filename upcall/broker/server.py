@@ -27,11 +27,11 @@ from upcall.errors import PeerError
 from upcall.kernel.local import unlink_quietly
 from upcall.kernel.miscdev import Miscdev
 from upcall.kernel.netlink import SYSTEM_PORTID, NetlinkSocket, Packet, bound_to
-from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit, real_uid_of
+from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit, real_uid_of, stay_in_memory
 from upcall.log import EventLog
 from upcall.registry import Association
 from upcall.runtime import Place, own_place, publish
-from upcall.service import SERVICES, Service
+from upcall.service import SERVICES, Service, with_contexts
 from upcall.wire.netlink import HEADER, HELO, QUIT, RESPONSE, pack_control, take_message
 
 _HELLOS_PER_TURN, _HELLOS_PAUSE = 16, 0.002
@@ -296,13 +296,17 @@ class Server:
         return found
 
 
-def main(folder: Path | None = None, device: Path | None = None) -> None:
+def main(folder: Path | None = None, device: Path | None = None, contexts: int | None = None) -> None:
     """Runs a broker in this process until SIGTERM or SIGINT. OSError, UsageError before it is ready."""
     harden()
     raise_descriptor_limit()
     prefer_us()
-    open_device = functools.partial(Miscdev, path=device) if device is not None else None
-    server = Server(own_place(folder), device=open_device)
+    open_device = None
+    if device is not None:
+        open_device = functools.partial(Miscdev, path=device)
+        stay_in_memory()  # a page that comes back from a slow disk can take longer than the kernel's 3 s
+    services = SERVICES if contexts is None else with_contexts(contexts)
+    server = Server(own_place(folder), services, device=open_device)
     signal.signal(signal.SIGTERM, server.stop)
     signal.signal(signal.SIGINT, server.stop)
     gc.freeze()

@@ -16,7 +16,12 @@ from upcall.kernel.miscdev import DEVICE
 @click.option(
     "--ecryptfs/--no-ecryptfs", default=None, help="Serve /dev/ecryptfs, or do not.  [default: if run by root]"
 )
-def command(runtime: Path | None, ecryptfs: bool | None) -> None:
+@click.option(
+    "--contexts",
+    type=click.IntRange(4, 4096),
+    help="Message contexts of each uid, for each service: what may be pending at once.  [default: 32]",
+)
+def command(runtime: Path | None, ecryptfs: bool | None, contexts: int | None) -> None:
     """Run the message broker: the system's as root, or one for your own uid.
 
     Root's broker serves every uid that has a daemon, and the kernel's eCryptfs for each of them. Anybody else's
@@ -29,5 +34,7 @@ def command(runtime: Path | None, ecryptfs: bool | None) -> None:
     arguments = [f"folder={runtime.absolute()}"] if runtime is not None else []
     if ecryptfs or (ecryptfs is None and os.geteuid() == 0):
         arguments.append(f"device={DEVICE}")
+    if contexts is not None:
+        arguments.append(f"contexts={contexts}")
     # -P: never import anything from the working directory.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "upcall.broker", *arguments])  # noqa: S606

@@ -119,6 +119,49 @@ def shell(memory: int, cpus: int, results: Path | None, kernel_log: Path | None)
 
 
 @command.command()
+@click.option(
+    "--files", type=click.IntRange(5, 5000), default=40, show_default=True, metavar="N", help="For each person."
+)
+@click.option("--bits", type=click.Choice(["2048", "3072", "4096"]), default="2048", show_default=True)
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=300.0, show_default=True, metavar="SECONDS"
+)
+@memory_option
+@cpus_option
+@results_option
+@log_option
+def ecryptfs(
+    files: int,
+    bits: str,
+    timeout: float,
+    memory: int,
+    cpus: int,
+    results: Path | None,
+    kernel_log: Path | None,
+) -> None:
+    """Show three people's files on the real kernel's eCryptfs.
+
+    root, alice and bob have a key, a daemon and a mount each; they create files, mount them anew and read them at the
+    same time; then alice's daemon is killed and started again. Exits with 0 only if every file came back equal, every
+    refusal came at once and the kernel's log is clean. What broker and daemons log is in `log` in the results."""
+    env = {"COLUMNS": str(shutil.get_terminal_size((100, 24)).columns)}
+    if sys.stdout.isatty():
+        env |= {"FORCE_COLOR": "1", "TERM": os.environ.get("TERM", "linux")}
+    with _ending_by_signal(), _errors_shown(), _kernel_log_to(kernel_log, results) as folder:
+        result = machine.run(
+            [sys.executable, "-P", "-m", "upcall.lab.ecryptfs", str(files), bits],
+            timeout=timeout,
+            memory=memory,
+            cpus=cpus,
+            results=folder,
+            env=env,
+            out=_writer(sys.stdout.buffer),
+            err=_writer(sys.stderr.buffer),
+        )
+    _exit_as(result)
+
+
+@command.command()
 def fetch() -> None:
     """Download the newest kernel into the cache.
 

@@ -23,7 +23,11 @@ def command(as_json: bool, runtime: Path | None) -> None:
     if as_json:
         click.echo(json.dumps(status, indent=2))
         return
-    console = Console()
+    show(status, Console())
+
+
+def show(status: dict[str, Any], console: Console) -> None:
+    """A broker's status, for people."""
     broker = status["broker"]
     console.print(f"broker: pid {broker['pid']}, uid {broker['uid']}, portid {broker['portid']}")
     console.print(_daemons(status) if status["daemons"] else "no daemon is registered")

@@ -19,6 +19,8 @@ from upcall.kernel.process import harden
 from upcall.log import EventLog
 from upcall.runtime import daemon_socket, find_place
 
+_WARMING = 4.0  # seconds that registering waits for keys to be opened
+
 
 def run(arguments: list[str]) -> int:
     """`folder=PATH`, `prove=all`, and one `module=ALIAS=PACKAGE:NAME` for each key module that may be loaded;
@@ -34,7 +36,11 @@ def run(arguments: list[str]) -> int:
         prompter = LazyPrompter(arguments, log)
         keys = KeyService(keyring, modules, fetch, settings.get("prove") == "all", prompter)
         control = Control(daemon_socket(), keys)
-        threading.Thread(target=_warm, args=(keys,), name="warm", daemon=True).start()
+        # Whoever is registered is asked. Importing a key module can cost a busy machine more than the kernel's 3 s,
+        # and an older daemon, which has its keys open, serves meanwhile.
+        warming = threading.Thread(target=_warm, args=(keys,), name="warm", daemon=True)
+        warming.start()
+        warming.join(_WARMING)
         try:
             serve(Daemon(find_place(Path(folder) if folder else None), [keys], control, log))
         finally:

@@ -19,7 +19,18 @@ from upcall.kernel.process import LockedMemory
 from upcall.keymodule import MAX_KEY, MAX_WRAPPED, Closable, KeyHandle, KeyModule, Watched
 from upcall.messages import Requester
 from upcall.wire.authtok import AuthTok, take_auth_tok
-from upcall.wire.ecryptfs import STATUS_OK, TAG_64, TAG_65, TAG_67, Ask, Reply, pack_reply, take_ask, take_file_key
+from upcall.wire.ecryptfs import (
+    SIGNATURE_LENGTH,
+    STATUS_OK,
+    TAG_64,
+    TAG_65,
+    TAG_67,
+    Ask,
+    Reply,
+    pack_reply,
+    take_ask,
+    take_file_key,
+)
 from upcall.wire.netlink import Envelope
 
 PATIENT = 5.0  # seconds that a request must have left to wait for a person
@@ -188,8 +199,12 @@ class KeyService:
     # --- the handler ---------------------------------------------------------------------------------------
 
     def lane(self, envelope: Envelope) -> str:
-        """One per key and service: those of "key" may wait for a person, and eCryptfs must not wait behind them."""
-        return f"{take_ask(envelope.body).signature} {envelope.service}"
+        """The signature, as far as it takes to find the lane; `answer` looks at the whole packet. And the service:
+        requests of "key" may wait for a person, and eCryptfs must not wait behind them."""
+        body = envelope.body
+        if len(body) < 2 + SIGNATURE_LENGTH or body[1] != SIGNATURE_LENGTH:
+            return take_ask(body).signature  # says what is wrong with it
+        return body[2 : 2 + SIGNATURE_LENGTH].decode("latin-1") + envelope.service
 
     def answer(self, envelope: Envelope) -> bytes:
         ask = take_ask(envelope.body)

@@ -69,7 +69,7 @@ class Child:
         self._poll.register(self._socket, select.POLLIN)
         self._running = False  # there is a process to kill
         self.gone = False  # nothing more comes from it, nothing more is sent to it
-        self.retired = False  # it hangs: what is under way may come to its end, nothing new is begun
+        self.retired = False  # it hangs or leaks: what is under way may come to its end, nothing new is begun
         self.pid: int | None = None
         self.status: int | None = None
         arguments = [sys.executable, "-P", "-m", "upcall.isolation", str(theirs.fileno()), str(memory), spec]
@@ -164,6 +164,8 @@ class Child:
                     self._send(said)
                 if isinstance(said.data, bytearray):
                     said.data[:] = bytes(len(said.data))
+            if heard.kind in (FAILED, BROKE) and heard.code:
+                self._retire("leaks: no descriptors or no memory left", key)
             return heard
         except Gone:
             self.end("closed its socket")
@@ -262,9 +264,9 @@ class Child:
             else:
                 self._calls.pop(number, None)
             self._change.notify_all()
-            hung = self.retired
-        if hung:
-            self._end_if_hung()
+            retired = self.retired
+        if retired:
+            self._end_if_due()
 
     def _look_after(self, number: int) -> None:
         """A while after a call was given up: has it been answered? If not, the child hangs, at least in part."""
@@ -278,13 +280,18 @@ class Child:
             call = self._calls.get(number)
             if call is None or self.gone:
                 return
+        self._retire("hangs", call.key)
+        self._end_if_due()
+
+    def _retire(self, why: str, key: str) -> None:
+        """Nothing new is begun here."""
+        with self._change:
             told, self.retired = self.retired, True
         if not told:
-            self._failed("hangs", {call.key})
-        self._end_if_hung()
+            self._failed(why, {key})
 
-    def _end_if_hung(self) -> None:
-        """Once all that is left in a child that hangs is overdue."""
+    def _end_if_due(self) -> None:
+        """Once all that is left in a child that was retired is overdue."""
         with self._change:
             if not self.retired or not all(call.overdue for call in self._calls.values()):
                 return

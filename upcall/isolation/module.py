@@ -232,9 +232,13 @@ class _Handle:
             self._module.give_back(self._child, True)
 
     def _verb(self, kind: int, data: bytes = b"") -> Message:
+        if not self._open:
+            raise ModuleFailed("this key was closed")
         try:
             outcome = self._ask(kind, self._module.deadline(), data)
         except Gone:
+            if not self._open:  # the last key that is closed takes the child with it
+                raise ModuleFailed("the key was closed meanwhile") from None
             raise Refused("module-broke") from None
         except PeerError as error:
             raise ModuleFailed(str(error)) from error

@@ -16,6 +16,7 @@ from upcall.wire.isolation import (
     BROKE,
     CLOSABLE,
     CLOSE,
+    EXHAUSTED,
     EXPORT,
     FAILED,
     MAX_DATA,
@@ -36,6 +37,8 @@ from upcall.wire.isolation import (
     pack,
     take,
 )
+
+_TO_WORK_WITH = 4 << 20  # bytes
 
 
 class _Nonsense(Exception):
@@ -74,7 +77,10 @@ class Server:
                     self._on_outcome(message)
                     continue
                 self._enter()
-                self._send(self._serve(message))
+                answer = self._serve(message)
+                if answer.kind in (FAILED, BROKE) and self._exhausted():
+                    answer = answer._replace(code=EXHAUSTED)
+                self._send(answer)
                 with self._lock:
                     self._receiving += 1
             status = 0
@@ -88,6 +94,15 @@ class Server:
             if not self._receiving:
                 self._receiving += 1
                 threading.Thread(target=self._work, daemon=True).start()
+
+    def _exhausted(self) -> bool:
+        """Whether nothing is left to work with: something leaks, and a new process has everything again."""
+        try:
+            os.close(os.dup(self._socket.fileno()))
+            bytearray(_TO_WORK_WITH)
+        except (OSError, MemoryError):
+            return True
+        return False
 
     def _send(self, message: Message) -> None:
         data = pack(message)

@@ -67,6 +67,16 @@ _keyctl.argtypes = [
 ]
 
 
+# The one call of each request: what does not change is converted once.
+_search = _libc["syscall"]
+_search.restype = ctypes.c_long
+_SEARCH_USER_KEYRING = (
+    *map(ctypes.c_long, (_KEYCTL, _SEARCH, USER_KEYRING)),
+    ctypes.c_char_p(b"user"),
+)
+_ZERO = ctypes.c_long(0)
+
+
 class Key(NamedTuple):
     """What `describe` says. `permissions` is 8 bits each for possessor, user, group and others."""
 
@@ -98,7 +108,7 @@ def find(description: str) -> int | None:
 
     None if there is none, or none that can be used: revoked, expired, or not to be searched by us.
     """
-    serial: int = _keyctl(_KEYCTL, _SEARCH, USER_KEYRING, b"user", description.encode(), 0)
+    serial: int = _search(*_SEARCH_USER_KEYRING, description.encode(), _ZERO)
     if serial > 0:
         return serial
     if ctypes.get_errno() in _NO_USABLE_KEY:

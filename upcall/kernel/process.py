@@ -50,6 +50,16 @@ def real_uid_of(pid: int) -> int | None:
     return None
 
 
+def stay_in_memory() -> None:
+    """Nothing of this process is ever taken back from memory (mlockall(2)); what it never touches costs nothing.
+
+    For root only: others have a limit, behind which new memory would be refused.
+    """
+    current, future, on_fault = 1, 2, 4
+    if os.geteuid() == 0:
+        _libc.mlockall(current | future | on_fault)
+
+
 class LockedMemory:
     """A secret in a page of its own: locked where the limit allows, never dumped, zeroed in a forked child.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import pickle
 import pwd
@@ -19,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Generic, NamedTuple, NoReturn, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from upcall.client import Client, NoBroker
 from upcall.errors import UpcallError
@@ -175,38 +176,55 @@ def _become(who: Person, keep_root: bool) -> None:
 
 
 def wait_until(true: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
-    """Looks every few milliseconds. TimeoutError names what did not come true."""
-    deadline = time.monotonic() + patience
+    """Looks every few milliseconds, less often as time goes by. TimeoutError names what did not come true."""
+    start, pause = time.monotonic(), 0.01
     while not true():
-        if time.monotonic() > deadline:
+        if time.monotonic() - start > patience:
             raise TimeoutError(f"{what}: not within {patience} s")
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(0.1, pause * 1.1)  # looking costs the one who is waited for
 
 
 # --- broker and daemons --------------------------------------------------------------------------------------
 
 
-def start_broker() -> subprocess.Popen[bytes]:
-    """The system's broker as people start it, ready for daemons."""
-    process = subprocess.Popen([sys.executable, "-P", "-m", "upcall", "broker"])
+def start_broker(stderr: int | None = None) -> subprocess.Popen[bytes]:
+    """The system's broker as people start it, ready for daemons. `stderr`: the descriptor that takes its log."""
+    process = subprocess.Popen([sys.executable, "-P", "-m", "upcall", "broker"], stderr=stderr)
     with _killed_unless_ready(process.kill):
-        wait_until(lambda: broker_status() is not None, "the broker")
+        wait_until(lambda: broker_status() is not None, "the broker", 2 * PATIENCE)
     return process
 
 
-def start_daemon(who: Person, *options: str) -> subprocess.Popen[bytes]:
+def start_daemon(who: Person, stderr: int | None = None) -> subprocess.Popen[bytes]:
     """This person's daemon as people start it, registered, its device open."""
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "upcall", "daemon", *options],
-        user=who.uid,
-        group=who.gid,
-        extra_groups=[],
-        env=who.environment(),
-        cwd="/",
-    )
-    with _killed_unless_ready(process.kill):
-        wait_until(lambda: serving(who.uid) == process.pid, f"the daemon of {who.name}")
-    return process
+    return start_daemons(who, stderr=stderr)[0]
+
+
+def start_daemons(*people: Person, stderr: int | None = None) -> list[subprocess.Popen[bytes]]:
+    """A daemon each. All start at the same time."""
+    with contextlib.ExitStack() as on_failure:
+        started = []
+        for who in people:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "upcall", "daemon"],
+                user=who.uid,
+                group=who.gid,
+                extra_groups=[],
+                env=who.environment(),
+                cwd="/",
+                stderr=stderr,
+            )
+            on_failure.callback(process.kill)
+            started.append(process)
+        for who, process in zip(people, started, strict=True):
+            wait_until(functools.partial(_serves, who, process.pid), f"the daemon of {who.name}", 2 * PATIENCE)
+        on_failure.pop_all()
+    return started
+
+
+def _serves(who: Person, pid: int) -> bool:
+    return serving(who.uid) == pid
 
 
 def fork_broker(output: Path | None = None) -> Task[None]:
@@ -238,7 +256,7 @@ def _killed_unless_ready(kill: Callable[[], None]) -> Iterator[None]:
         raise
 
 
-def broker_status() -> dict[str, object] | None:
+def broker_status() -> dict[str, Any] | None:
     """The broker's status, or None while there is none."""
     try:
         with Client(SYSTEM_FOLDER) as client:
@@ -248,19 +266,27 @@ def broker_status() -> dict[str, object] | None:
 
 
 def broker_pid() -> int | None:
-    broker = (broker_status() or {}).get("broker")
-    return broker["pid"] if isinstance(broker, dict) else None
+    status = broker_status()
+    return status["broker"]["pid"] if status else None
+
+
+def daemon_status(uid: int) -> dict[str, Any]:
+    """What the broker says of a uid's daemon; empty if there is none."""
+    daemons = (broker_status() or {}).get("daemons", [])
+    return next((daemon for daemon in daemons if daemon["uid"] == uid), {})
+
+
+def pending(uid: int) -> int:
+    """How many requests a uid's daemon owes the broker."""
+    return len(daemon_status(uid).get("pending", []))
 
 
 def serving(uid: int) -> int | None:
     """The pid of the daemon that is registered for a uid and has its device open."""
-    status = broker_status() or {"daemons": [], "devices": []}
-    daemons, devices = status["daemons"], status["devices"]
-    if not isinstance(daemons, list) or not isinstance(devices, list):
+    status = broker_status()
+    if status is None or not any(device["uid"] == uid and device["open"] for device in status["devices"]):
         return None
-    if not any(device["uid"] == uid and device["open"] for device in devices):
-        return None
-    return next((daemon["pid"] for daemon in daemons if daemon["uid"] == uid), None)
+    return next((daemon["pid"] for daemon in status["daemons"] if daemon["uid"] == uid), None)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

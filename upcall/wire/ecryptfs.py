@@ -41,6 +41,7 @@ CIPHER_CODES = frozenset({0x02, 0x03, 0x04, 0x07, 0x08, 0x09, 0x0A, 0x0B})
 
 _FRAME = struct.Struct(">BI")
 _MESSAGE = struct.Struct("=II")
+_ASK_HEAD = struct.Struct(">BB16sB")  # tag, length, signature, first byte of the content's length
 
 
 # --- packet lengths ------------------------------------------------------------------------------------------
@@ -155,6 +156,14 @@ def pack_ask(ask: Ask) -> bytes:
 
 def take_ask(data: bytes) -> Ask:
     """A tag 64 or 66 packet from exactly these bytes; the signature must be 16 hexadecimal digits."""
+    if len(data) >= _ASK_HEAD.size:  # a good one, at once; whatever is wrong is found out below
+        tag, size, signature, count = _ASK_HEAD.unpack_from(data)
+        at = _ASK_HEAD.size
+        if count >= 192:
+            count, at = take_length(data, at - 1, "request packet")
+        fits = tag in ANSWER_TO and size == SIGNATURE_LENGTH and at + count == len(data)
+        if fits and not signature.strip(b"0123456789abcdef"):
+            return Ask(tag, signature.decode("ascii"), data[at:])
     if not data:
         raise PeerError("request packet", "is empty")
     tag = data[0]

@@ -11,8 +11,8 @@
     VERDICT      child   token                           1 if the PIN was good
     ANSWER       both                   what was asked   of OPEN: the handle's powers; of STALE: 1 if it is
     REFUSED      both    reason                          errno
-    FAILED       both    why, for people
-    BROKE        both    what and where, for the log
+    FAILED       both    why, for people                 EXHAUSTED if the child should be replaced
+    BROKE        both    what and where, for the log     the same
 
 `id` is the daemon's for each of its requests. What the child asks bears the id of the request for which it asks, one
 question at a time; what is said on either side about a question or a request bears its id.
@@ -38,12 +38,13 @@ OUTCOMES: Final = frozenset({ANSWER, REFUSED, FAILED, BROKE})
 QUESTIONS: Final = frozenset({PASSPHRASE, PIN, VERDICT, TOUCH})
 
 WATCHED, CLOSABLE, PUBLIC = 1, 2, 4  # powers of a handle
+EXHAUSTED: Final = 1  # no descriptors or no memory left: something leaks
 
 HEAD: Final = struct.Struct("=BBHIII")
 MAX_MESSAGE: Final = HEAD.size + MAX_TEXT + MAX_DATA
 
 _WITH_HANDLE = REQUESTS
-_WITH_CODE = frozenset({ANSWER, REFUSED, VERDICT})
+_WITH_CODE = frozenset({*OUTCOMES, VERDICT})
 _WITH_TEXT = frozenset({OPEN, REFUSED, FAILED, BROKE, *QUESTIONS})
 _WITH_DATA = frozenset({OPEN, WRAP, UNWRAP, ANSWER, PIN, TOUCH})
 

@@ -135,6 +135,12 @@ def test_a_caller_with_little_room() -> None:
     module.generate(asked._replace(limits=Limits(MAX_KEY, 80)))
 
 
+def test_a_machine_that_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("upcall_passphrase.MAX_SECONDS", 0.0)
+    with pytest.raises(ModuleFailed, match="choose less memory or fewer passes"):
+        module.generate(making())
+
+
 # --- opening ------------------------------------------------------------------------------------------------
 
 

@@ -72,7 +72,7 @@ def stretch(passphrase: bytearray, salt: bytes, memory: int, passes: int, lanes:
 
 
 def derive(passphrase: bytearray, salt: bytes, cost: Cost) -> Derived:
-    """Takes the cost in memory, and about 1 ms for each MiB and pass. Wipes nothing that it was given."""
+    """Takes the cost in memory, and 0.5 to 1 ms for each MiB and pass. Wipes nothing that it was given."""
     root = stretch(passphrase, salt, cost.memory * MIB, cost.passes, LANES, _ROOT)
     try:
         kek = bytearray(_KEK)

@@ -14,6 +14,7 @@ from upcall_rsa.blob import Blob, pack_blob, take_blob
 from upcall.testing.secrets import Told
 from upcall.wire import ecryptfs as wire
 from upcall.wire.authtok import take_auth_tok
+from upcall.wire.ecryptfs_header import take_header
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[3] / "tests" / "vectors" / "ecryptfs.json").read_text())
 KEY = VECTORS["keys"]["root"]
@@ -68,9 +69,9 @@ def test_encrypt_requests(handle: Handle, ask: wire.Ask, reply: wire.Reply) -> N
 
 @pytest.mark.parametrize("name", VECTORS["lower_header"])
 def test_lower_headers(handle: Handle, name: str) -> None:
-    header = bytes.fromhex(VECTORS["lower_header"][name])
-    at = header.index(bytes.fromhex(KEY["sig"])) + 9
-    wire.take_file_key(handle.unwrap(header[at : at + 256]))
+    (packet,) = take_header(bytes.fromhex(VECTORS["lower_header"][name])).packets
+    assert packet.signature == KEY["sig"]
+    wire.take_file_key(handle.unwrap(packet.wrapped))
 
 
 def test_signature() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import stat
@@ -288,6 +289,19 @@ def test_no_file(tmp_path: Path) -> None:
 def test_a_bad_blob() -> None:
     with pytest.raises(ModuleFailed, match="x25519 blob: version 2"):
         module.open("0" * 16, b"\x02\x12", Told())
+
+
+@pytest.mark.parametrize("size", [0, 31, 33, 64])
+def test_a_key_of_another_size(tmp_path: Path, size: int) -> None:
+    """PKCS #8 as RFC 8410 has it, but for the size."""
+    key = bytes((0x04, size)) + bytes(size)
+    body = bytes.fromhex("020100300506032b656e") + bytes((0x04, len(key))) + key
+    text = base64.encodebytes(bytes((0x30, len(body))) + body)
+    path = tmp_path / "key.pem"
+    path.touch(0o600)
+    path.write_bytes(b"-----BEGIN PRIVATE KEY-----\n" + text + b"-----END PRIVATE KEY-----\n")
+    with pytest.raises(ModuleFailed, match="not a sound private key"):
+        module.import_key(making(path, b""))
 
 
 @pytest.mark.parametrize("word", [WORD, None])

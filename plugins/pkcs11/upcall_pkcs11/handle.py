@@ -1,0 +1,105 @@
+"""An opened key: the public half in memory, the private half in the token."""
+
+from __future__ import annotations
+
+import weakref
+
+import pkcs11
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pkcs11 import ObjectClass
+
+from upcall.errors import ModuleFailed
+from upcall.keymodule import MAX_KEY, Secrets
+from upcall_pkcs11 import objects
+from upcall_pkcs11.blob import Flags, Scheme
+from upcall_pkcs11.pins import AskedPins, FilePins, Pins
+from upcall_pkcs11.schemes import NotOurs, PublicKey, name_of, wrapping
+from upcall_pkcs11.token import Lost, Token
+from upcall_pkcs11.uri import Uri
+
+_NOT_OURS = (
+    pkcs11.DataInvalid,
+    pkcs11.DataLenRange,
+    pkcs11.EncryptedDataInvalid,
+    pkcs11.EncryptedDataLenRange,
+)
+_UNCLEAR = (pkcs11.GeneralError, pkcs11.FunctionFailed)  # SoftHSM's word for broken padding, and for much else
+
+
+def pins_for(uri: Uri, secrets: Secrets) -> Pins:
+    return AskedPins(secrets) if uri.pin_file is None else FilePins(uri.pin_file)
+
+
+class Handle:
+    """Wraps without the token, unwraps in it, one thread at a time.
+
+    A session that was lost is opened again, with a login, once for each call. It has the token from `use`, and
+    gives it back when it is closed or forgotten.
+    """
+
+    def __init__(
+        self, token: Token, uri: Uri, public: PublicKey, scheme: Scheme, flags: Flags, secrets: Secrets
+    ) -> None:
+        self._token, self._uri, self._public, self._flags, self._secrets = token, uri, public, flags, secrets
+        self._wrapping = wrapping(public, scheme)
+        self._pins = pins_for(uri, secrets)
+        self._private: pkcs11.PrivateKey | None = None
+        self._era = 0  # of the session that `_private` belongs to
+        self._end = weakref.finalize(self, token.release)
+
+    def __repr__(self) -> str:
+        return f"Handle({self._uri}, {name_of(self._public)})"
+
+    def wrap(self, key: bytes, /) -> bytes:
+        if not 1 <= len(key) <= MAX_KEY or not self._wrapping.size(len(key)):
+            raise ModuleFailed(f"{len(key)} bytes to wrap, 1 to {MAX_KEY} are possible")
+        return self._wrapping.wrap(key)
+
+    def unwrap(self, wrapped: bytes, /) -> bytes:
+        try:
+            self._wrapping.check(wrapped)
+            try:
+                return self._unwrap(wrapped)
+            except Lost as lost:
+                self._token.drop(lost.era)
+            return self._unwrap(wrapped)
+        except NotOurs:
+            raise ModuleFailed(f"{self._uri}: this key did not wrap these {len(wrapped)} bytes") from None
+        except Lost:
+            raise ModuleFailed(f"{self._token}: its session was lost again at once") from None
+
+    def _unwrap(self, wrapped: bytes) -> bytes:
+        self._token.log_in(self._pins)
+        if self._flags & Flags.TOUCH:
+            self._secrets.touch(self._token.id, f"Touch the {self._token}")
+        with self._token.session() as session:
+            private = self._find(session)
+            try:
+                return self._wrapping.unwrap(private, wrapped)
+            except _NOT_OURS:
+                raise NotOurs from None
+            except _UNCLEAR:
+                if self._token.there():
+                    raise NotOurs from None
+                raise
+
+    def _find(self, session: pkcs11.Session) -> pkcs11.PrivateKey:
+        if self._private is None or self._era != self._token.era:
+            found = objects.find(session, ObjectClass.PRIVATE_KEY, self._uri)
+            if not found and not self._token.there():
+                raise Lost(self._token.era)
+            if len(found) != 1:
+                raise ModuleFailed(f"{self._uri}: the token has {len(found)} such private keys")
+            self._private, self._era = found[0], self._token.era  # type: ignore[assignment]
+        return self._private  # type: ignore[return-value]
+
+    def stale(self) -> bool:
+        """True once the token is known to be gone: opening it anew says so, or finds it again."""
+        return not self._end.alive or self._token.gone()
+
+    def close(self) -> None:
+        """The last key of a token that is closed logs out of it."""
+        self._end()
+
+    def export_public(self) -> bytes:
+        return self._public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

@@ -1,0 +1,472 @@
+"""Keys in a TPM in software: made, opened again after a reboot, and refused, each time with the reason."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import upcall_tpm2
+from upcall_tpm2 import module, signature_of
+from upcall_tpm2.blob import Blob, pack_blob, take_blob
+from upcall_tpm2.chip import Chip, Lockout, conversation, library
+from upcall_tpm2.keyfile import KeyFile, pack_key_file, take_key_file
+from upcall_tpm2.swtpm import SoftwareTpm, missing
+
+from upcall.enrol import chosen, prove
+from upcall.errors import ModuleFailed, Refused, UsageError
+from upcall.keymodule import (
+    API,
+    Closable,
+    Enrolled,
+    KeyHandle,
+    KeyImporter,
+    KeyMaker,
+    KeyModule,
+    Limits,
+    Making,
+    Watched,
+)
+from upcall.modules import load
+from upcall.testing.secrets import Told
+
+Generate = Callable[..., Enrolled]
+PIN = b"2718"
+KEY = b"0123456789abcdef"
+HANDLE = 0x81000001
+KINDS: list[dict[str, str]] = [{}, {"pin": "yes"}, {"pcrs": "sha256:7,11"}, {"pcrs": "sha256:7", "pin": "yes"}]
+
+
+@pytest.fixture
+def tpm(tmp_path: Path) -> Iterator[SoftwareTpm]:
+    if what := missing():
+        pytest.skip(what)
+    with SoftwareTpm(tmp_path / "tpm") as running:
+        yield running
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "key.tss2"
+
+
+@pytest.fixture
+def told(path: Path) -> Told:
+    """Somebody who knows the PIN."""
+    return Told(pins={f"tpm2 {path}": PIN})
+
+
+@pytest.fixture
+def making(tpm: SoftwareTpm, path: Path, told: Told) -> Making:
+    values = chosen(module.parameters, {"tcti": tpm.tcti})
+    return Making(path, values, bytearray(), "none", Limits(), told)
+
+
+@pytest.fixture
+def generate(making: Making) -> Generate:
+    def generate(**values: str) -> Enrolled:
+        return module.generate(making._replace(values={**making.values, **values}))
+
+    return generate
+
+
+def open_key(key: Enrolled, told: Told) -> KeyHandle:
+    return module.open(key.signature, key.blob, told)
+
+
+def refusal(key: Enrolled, told: Told) -> str:
+    """Why it cannot be opened; in bounded time."""
+    begun = time.monotonic()
+    with pytest.raises(ModuleFailed) as caught:
+        open_key(key, told)
+    assert time.monotonic() - begun < 5
+    assert told.wiped()
+    return str(caught.value)
+
+
+def with_tpm(tpm: SoftwareTpm, method: str, *arguments: Any) -> Any:
+    with library().ESAPI(tpm.tcti) as esys:
+        return getattr(esys, method)(*arguments)
+
+
+def lockout(tpm: SoftwareTpm) -> Lockout:
+    with conversation(tpm.tcti) as chip:
+        return chip.lockout()
+
+
+def extend(tpm: SoftwareTpm, pcr: int) -> None:
+    tss = library()
+    digests = tss.TPML_DIGEST_VALUES([tss.TPMT_HA(hashAlg=tss.TPM2_ALG.SHA256, digest=tss.TPMU_HA(sha256=b"x" * 32))])
+    with tss.ESAPI(tpm.tcti) as esys:
+        esys.pcr_extend(tss.ESYS_TR(pcr), digests)
+
+
+def test_the_shape() -> None:
+    assert load("upcall_tpm2:module") is module
+    assert isinstance(module, KeyMaker)
+    assert isinstance(module, KeyImporter)
+    typed: KeyModule = module
+    assert (typed.name, typed.api, module.takes_passphrase) == ("tpm2", API, False)
+
+
+# --- making and opening --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", KINDS, ids=str)
+def test_a_key_opens_again_after_a_reboot(
+    tpm: SoftwareTpm, generate: Generate, path: Path, told: Told, making: Making, values: dict[str, str]
+) -> None:
+    key = generate(**values)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert take_blob(key.blob)[:2] == (str(path), tpm.tcti)
+    first = open_key(key, told)
+    prove(first, Limits())
+    assert len(first.wrap(bytes(67))) == 80
+    tpm.restart()
+    assert open_key(key, told).unwrap(first.wrap(KEY)) == KEY
+    assert module.import_key(making) == key
+    assert told.wiped()
+    assert all(good for _, good in told.verdicts)
+
+
+def test_two_keys_are_two_keys(generate: Generate, path: Path, told: Told) -> None:
+    key = generate()
+    wrapped = open_key(key, told).wrap(KEY)
+    path.unlink()
+    other = generate()
+    assert other.signature != key.signature
+    with pytest.raises(ModuleFailed, match="did not wrap these 24 bytes"):
+        open_key(other, told).unwrap(wrapped)
+    assert "holds the key" in refusal(key, told)
+
+
+def test_the_description_says_what_it_takes(generate: Generate) -> None:
+    assert generate(pin="yes", pcrs="sha256:11,7").description == "TPM, AES-256, PIN, PCRs sha256:7,11"
+
+
+def test_nothing_is_left_in_the_tpm(tpm: SoftwareTpm, generate: Generate, told: Told) -> None:
+    """swtpm has room for three objects and three sessions."""
+    key = generate(pcrs="sha256:7", pin="yes")
+    for _ in range(5):
+        open_key(key, told)
+    tss = library()
+    for first in (tss.TPM2_HT.TRANSIENT, tss.TPM2_HT.LOADED_SESSION):
+        _, found = with_tpm(tpm, "get_capability", tss.TPM2_CAP.HANDLES, int(first) << 24, 10)
+        assert len(found.data.handles) == 0
+
+
+def test_a_persistent_storage_key_can_be_the_parent(tpm: SoftwareTpm, generate: Generate, told: Told) -> None:
+    with pytest.raises(ModuleFailed, match="storage key that is to be the parent is not there"):
+        generate(parent=f"{HANDLE:x}")
+    with conversation(tpm.tcti) as chip:
+        chip._esys.evict_control(library().ESYS_TR.OWNER, chip.storage_key(0x40000001)[0], HANDLE)
+    key = generate(parent=f"{HANDLE:x}")
+    tpm.restart()
+    prove(open_key(key, told), Limits())
+    with_tpm(tpm, "hierarchy_change_auth", library().ESYS_TR.OWNER, "owner's")
+    prove(open_key(key, told), Limits())
+
+
+def test_an_owner_with_a_password_is_told_of_the_other_way(tpm: SoftwareTpm, generate: Generate, told: Told) -> None:
+    key = generate()
+    with_tpm(tpm, "hierarchy_change_auth", library().ESYS_TR.OWNER, "owner's")
+    assert "owner hierarchy is disabled or has a password" in refusal(key, told)
+
+
+def test_many_threads_open_and_use_keys(generate: Generate, told: Told) -> None:
+    key, wrong = generate(), []
+    shared = open_key(key, told)
+
+    def work() -> None:
+        try:
+            handle = open_key(key, told)
+            for _ in range(200):
+                clear = os.urandom(67)
+                if shared.unwrap(handle.wrap(clear)) != clear:
+                    wrong.append("another key came back")
+        except BaseException as error:  # noqa: BLE001 - the test fails with it
+            wrong.append(repr(error))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+
+
+def test_a_closed_key_is_wiped_and_wraps_nothing(generate: Generate, told: Told) -> None:
+    handle = open_key(generate(), told)
+    assert isinstance(handle, Closable)
+    assert isinstance(handle, upcall_tpm2.Handle)
+    wrapped, secret = handle.wrap(KEY), handle._key
+    assert secret is not None
+    assert any(secret)
+    handle.close()
+    handle.close()
+    assert not any(secret)
+    with pytest.raises(ModuleFailed, match="has been locked"):
+        handle.wrap(KEY)
+    with pytest.raises(ModuleFailed, match="has been locked"):
+        handle.unwrap(wrapped)
+
+
+def test_it_is_stale_when_its_file_changes(generate: Generate, path: Path, told: Told) -> None:
+    handle = open_key(generate(), told)
+    assert isinstance(handle, Watched)
+    assert not handle.stale()
+    path.touch()
+    assert handle.stale()
+    path.unlink()
+    assert handle.stale()
+
+
+def test_no_file_is_written_over(generate: Generate, path: Path) -> None:
+    path.write_bytes(b"mine")
+    with pytest.raises(ModuleFailed, match="is there already"):
+        generate()
+    assert path.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"pcrs": "sha1:7"}, "sha256, sha384, sha512 are possible"),
+        ({"pcrs": "7"}, "like sha256:7,11"),
+        ({"pcrs": "sha256:24"}, "0 to 23"),
+        ({"pcrs": "sha256:7,7"}, "each once"),
+        ({"tcti": "cmd:touch /tmp/x"}, "a TPM is at"),
+        ({"tcti": "/tmp/evil.so"}, "a TPM is at"),
+        ({"parent": "40000001"}, "81000000"),
+        ({"parent": "srk"}, "81000000"),
+    ],
+)
+def test_what_cannot_be_chosen(generate: Generate, path: Path, values: dict[str, str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        generate(**values)
+    assert not path.exists()
+
+
+def test_room_for_what_comes_out(making: Making) -> None:
+    with pytest.raises(UsageError, match="a key of 67 bytes becomes 80, and there is room for 79"):
+        module.generate(making._replace(limits=Limits(67, 79)))
+
+
+@pytest.mark.parametrize("pin", [b"123", b"x" * 33])
+def test_a_pin_that_cannot_be_one(making: Making, path: Path, pin: bytes) -> None:
+    told = Told(pins={f"tpm2 {path}": pin})
+    with pytest.raises(UsageError, match=r"PIN of (3|33) bytes"):
+        module.generate(making._replace(values={**making.values, "pin": "yes"}, secrets=told))
+    assert told.wiped()
+    assert not path.exists()
+
+
+def test_a_missing_bank_is_told(tpm: SoftwareTpm, generate: Generate) -> None:
+    tss = library()
+    with tss.ESAPI(tpm.tcti) as esys:
+        nothing = tss.TPML_PCR_SELECTION.unmarshal(bytes.fromhex("00000001 000d 03 000000"))[0]
+        esys.pcr_allocate(nothing)
+    tpm.restart()
+    with pytest.raises(ModuleFailed, match="has no PCR sha512:7"):
+        generate(pcrs="sha512:7")
+
+
+# --- refusals ------------------------------------------------------------------------------------------------
+
+
+def test_changed_pcrs(tpm: SoftwareTpm, generate: Generate, told: Told) -> None:
+    key = generate(pcrs="sha256:7,11")
+    extend(tpm, 10)
+    open_key(key, told)
+    extend(tpm, 11)
+    assert "PCRs sha256:7,11 are not what they were" in refusal(key, told)
+    tpm.restart()
+    open_key(key, told)
+
+
+def test_changed_pcrs_do_not_cost_a_try(tpm: SoftwareTpm, generate: Generate, told: Told) -> None:
+    key = generate(pcrs="sha256:7", pin="yes")
+    extend(tpm, 7)
+    assert "are not what they were" in refusal(key, told)
+    assert lockout(tpm).wrong == 0
+    assert told.verdicts == []
+
+
+def test_wrong_pins_until_the_lock_out(tpm: SoftwareTpm, generate: Generate, path: Path, told: Told) -> None:
+    tss = library()
+    with tss.ESAPI(tpm.tcti) as esys:
+        esys.dictionary_attack_parameters(2, 77, 77)
+    key, free = generate(pin="yes"), path.with_name("free.tss2")
+    guess = Told(pins={f"tpm2 {path}": b"wrong"})
+    for count in (1, 2):
+        assert refusal(key, guess).endswith("wrong PIN")
+        assert lockout(tpm).wrong == count
+    assert guess.verdicts == [(f"tpm2 {path}", False)] * 2
+    asked = len(told.given)
+    words = refusal(key, told)
+    assert "locked out after too many wrong PINs" in words
+    assert "forgets one every 77 s" in words
+    assert len(told.given) == asked, "nobody is asked for a PIN that the TPM would not look at"
+    assert lockout(tpm) == Lockout(True, 2, 2, 77)
+    path.rename(free)
+    open_key(generate(), told)  # a key without a PIN does not care
+    free.replace(path)
+    with tss.ESAPI(tpm.tcti) as esys:
+        esys.dictionary_attack_lock_reset()
+    open_key(key, told)
+    assert told.verdicts == [(f"tpm2 {path}", True)]
+
+
+@pytest.mark.parametrize("pin", [b"", b"x" * 33])
+def test_a_pin_that_cannot_be_it_is_not_tried(tpm: SoftwareTpm, generate: Generate, path: Path, pin: bytes) -> None:
+    key = generate(pin="yes")
+    assert "wrong PIN" in refusal(key, Told(pins={f"tpm2 {path}": pin}))
+    assert lockout(tpm).wrong == 0
+
+
+def test_a_pin_that_is_not_at_hand_is_not_the_modules_matter(generate: Generate) -> None:
+    key = generate(pin="yes")
+    with pytest.raises(Refused, match="locked"):
+        open_key(key, Told())
+
+
+def test_a_tpm_that_is_gone_and_back(tpm: SoftwareTpm, generate: Generate, told: Told) -> None:
+    key = generate()
+    opened = open_key(key, told)
+    tpm.shutdown()
+    tpm.kill()
+    assert "no TPM can be reached there" in refusal(key, told)
+    assert opened.unwrap(opened.wrap(KEY)) == KEY
+    tpm.start()
+    open_key(key, told)
+
+
+@pytest.fixture
+def stopped(tpm: SoftwareTpm, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoftwareTpm]:
+    """A TPM that can be made to say nothing."""
+    yield tpm
+    os.kill(tpm.pid, signal.SIGCONT)
+
+
+def test_a_tpm_that_says_nothing(
+    stopped: SoftwareTpm, generate: Generate, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = generate(pin="yes")
+    late: list[bytearray] = []
+    unseal = Chip.unseal
+
+    def unseal_and_tell(*arguments: Any) -> Any:
+        found = unseal(*arguments)
+        late.append(found[0])
+        return found
+
+    monkeypatch.setattr(Chip, "unseal", unseal_and_tell)
+    monkeypatch.setattr(Chip, "lockout", lambda chip: stop_and_look(chip, stopped))
+    with monkeypatch.context() as patient:
+        patient.setattr(upcall_tpm2, "PATIENCE", 0.3)
+        assert "no answer within 0.3 s" in refusal(key, told)
+    os.kill(stopped.pid, signal.SIGCONT)
+    for thread in threading.enumerate():
+        if thread.name == "tpm2":
+            thread.join(10)
+    assert len(late) == 1
+    assert not any(late[0]), "what comes too late is wiped"
+    assert told.verdicts == []
+    monkeypatch.undo()
+    assert lockout(stopped).wrong == 0, "the PIN was not wiped under the hands of the TPM"
+    open_key(key, told)
+
+
+def stop_and_look(chip: Chip, tpm: SoftwareTpm) -> Lockout:
+    """The TPM stops between telling how many tries are left and looking at the PIN."""
+    os.kill(tpm.pid, signal.SIGSTOP)
+    return Lockout(False, 0, 3, 1000)
+
+
+def test_no_device(making: Making) -> None:
+    with pytest.raises(ModuleFailed, match="device:/dev/no-tpm: there is no TPM here"):
+        module.generate(making._replace(values={**making.values, "tcti": "device:/dev/no-tpm"}))
+
+
+def test_another_tpm(tpm: SoftwareTpm, generate: Generate, told: Told, making: Making, tmp_path: Path) -> None:
+    key = generate()
+    with SoftwareTpm(tmp_path / "other") as other:
+        elsewhere = key._replace(blob=pack_blob(take_blob(key.blob)._replace(tcti=other.tcti)))
+        assert "another TPM sealed this key, or this TPM was cleared" in refusal(elsewhere, told)
+        values = {**making.values, "tcti": other.tcti}
+        with pytest.raises(ModuleFailed, match="another TPM sealed this key"):
+            module.import_key(making._replace(values=values))
+
+
+def test_a_cleared_tpm(tpm: SoftwareTpm, generate: Generate, told: Told) -> None:
+    key = generate()
+    with_tpm(tpm, "clear", library().ESYS_TR.LOCKOUT)
+    assert "this TPM was cleared since" in refusal(key, told)
+
+
+def test_a_damaged_sealed_part(generate: Generate, path: Path, told: Told) -> None:
+    key = generate()
+    found = take_key_file(path.read_bytes())
+    private = found.private[:-1] + bytes((found.private[-1] ^ 1,))
+    path.write_bytes(pack_key_file(found._replace(private=private)))
+    assert "sealed part of the key file is damaged" in refusal(key, told)
+
+
+@pytest.mark.parametrize("text", [b"", b"junk", bytes(100), b"x" * 9000])
+def test_a_damaged_file(generate: Generate, path: Path, told: Told, text: bytes) -> None:
+    key = generate()
+    path.write_bytes(text)
+    assert ("is damaged" if len(text) < 9000 else "at most 8192 are allowed") in refusal(key, told)
+
+
+def test_a_file_that_others_may_read(generate: Generate, path: Path, told: Told) -> None:
+    key = generate()
+    path.chmod(0o644)
+    assert "lets others in" in refusal(key, told)
+
+
+def test_sealed_data_that_is_no_key(tpm: SoftwareTpm, making: Making, path: Path) -> None:
+    with conversation(tpm.tcti) as chip:
+        made, _ = chip.seal(0x40000001, bytearray(b"short"), None, None)
+    path.touch(0o600)
+    path.write_bytes(pack_key_file(made))
+    with pytest.raises(ModuleFailed, match="has not the 32 bytes of a key"):
+        module.import_key(making)
+
+
+def test_a_library_that_is_missing(making: Making, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "tpm2_pytss", None)
+    with pytest.raises(ModuleFailed, match=r"tpm2-pytss is missing.*upcall-tpm2\[tss\].*libtss2-dev"):
+        module.generate(making)
+
+
+def test_no_secret_is_shown(generate: Generate, told: Told, path: Path) -> None:
+    key = generate(pin="yes")
+    handle = open_key(key, told)
+    assert isinstance(handle, upcall_tpm2.Handle)
+    assert handle._key is not None
+    shown = f"{handle!r} {key!r} {module!r}".encode() + key.blob + path.read_bytes()
+    assert PIN not in shown
+    assert bytes(handle._key) not in shown
+    assert isinstance(signature_of(take_key_file(path.read_bytes())), str)
+
+
+def test_a_blob_of_another_storage_key_is_not_followed(generate: Generate, told: Told) -> None:
+    """Somebody on the bus who answers in the TPM's stead has another storage key."""
+    key = generate()
+    blob: Blob = take_blob(key.blob)
+    swapped = blob._replace(parent=blob.parent[:-1] + bytes((blob.parent[-1] ^ 1,)))
+    assert "another TPM" in refusal(key._replace(blob=pack_blob(swapped)), told)
+
+
+def test_key_files_are_what_the_tpm_made(generate: Generate, path: Path) -> None:
+    generate(pcrs="sha256:0,23", pin="yes")
+    key: KeyFile = take_key_file(path.read_bytes())
+    assert pack_key_file(key) == path.read_bytes()

@@ -1,0 +1,276 @@
+"""Keys sealed by a TPM 2.0: without this very machine, the PCRs and the PIN that were chosen, they cannot be had.
+
+What is sealed is an AES-256 key that wraps with padding (AES-KWP, RFC 5649): 67 bytes become 80. The TPM unseals it
+once, when the key is opened; it is then kept until the key is locked or its file changes, so that a request costs
+microseconds and no TPM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+from cryptography.hazmat.primitives.keywrap import (
+    InvalidUnwrap,
+    aes_key_unwrap_with_padding,
+    aes_key_wrap_with_padding,
+)
+
+from upcall.errors import ModuleFailed, PeerError, UsageError
+from upcall.keymodule import API, MAX_KEY, Enrolled, Limits, Making, Parameter, Secrets
+from upcall.privatefile import Fingerprint, fingerprint, read_private, write_new
+from upcall_tpm2.blob import Blob, check_tcti, pack_blob, take_blob
+from upcall_tpm2.bounded import within
+from upcall_tpm2.chip import KEY, Chip, Lockout, WrongPin, conversation
+from upcall_tpm2.keyfile import MAX_FILE, OWNER, PERSISTENT, KeyFile, pack_key_file, take_key_file
+from upcall_tpm2.sealed import Pcrs, parse_pcrs
+
+__all__ = ["Handle", "Tpm2Module", "module", "signature_of"]
+
+PATIENCE: Final = 8.0  # seconds for a conversation: slow TPMs need one; the kernel's request is refused before
+MIN_PIN, MAX_PIN = 4, 32  # bytes; a TPM takes no more than the size of the name's hash
+T = TypeVar("T")
+_DOMAIN: Final = b"upcall tpm2 sealed key\0"
+
+_TCTI = Parameter("tcti", "Where the TPM is.", "device:/dev/tpmrm0")
+
+
+def signature_of(key: KeyFile) -> str:
+    """16 hexadecimal digits: 8 bytes of SHA-256 over the name of the sealed object, which stands for all it says."""
+    return hashlib.sha256(_DOMAIN + key.sealed().name).digest()[:8].hex()
+
+
+class Handle:
+    """An unsealed key. Its verbs take turns: a key may only be wiped while nobody wraps with it."""
+
+    def __init__(self, key: bytearray, path: str, found: Fingerprint) -> None:
+        self._key: bytearray | None = key
+        self._lock = threading.Lock()
+        self._path, self._found = path, found
+
+    def __repr__(self) -> str:
+        return f"Handle({self._path!r}, {'closed' if self._key is None else 'open'})"
+
+    def wrap(self, key: bytes, /) -> bytes:
+        if not 1 <= len(key) <= MAX_KEY:
+            raise ModuleFailed(f"{len(key)} bytes to wrap, 1 to {MAX_KEY} are possible")
+        with self._lock:
+            return aes_key_wrap_with_padding(self._unlocked(), key)
+
+    def unwrap(self, wrapped: bytes, /) -> bytes:
+        with self._lock:
+            try:
+                return aes_key_unwrap_with_padding(self._unlocked(), wrapped)
+            except InvalidUnwrap:
+                pass
+        raise ModuleFailed(f"{self._path}: this key did not wrap these {len(wrapped)} bytes")
+
+    def _unlocked(self) -> bytes:
+        if self._key is None:
+            raise ModuleFailed(f"{self._path}: the key has been locked")
+        return self._key  # type: ignore[return-value] # any buffer will do
+
+    def stale(self) -> bool:
+        try:
+            return fingerprint(os.stat(self._path)) != self._found  # noqa: PTH116  a third of Path's cost
+        except OSError:
+            return True
+
+    def close(self) -> None:
+        with self._lock:
+            if self._key is not None:
+                _wipe(self._key)
+            self._key = None
+
+
+class Tpm2Module:
+    """A KeyModule, a KeyMaker and a KeyImporter."""
+
+    name = "tpm2"
+    api = API
+    suffix = ".tss2"
+    takes_passphrase = False
+    parameters: tuple[Parameter, ...] = (
+        _TCTI,
+        Parameter("pcrs", "Opens only while these PCRs hold what they hold now: sha256:7, say.", ""),
+        Parameter("pin", "Whether a PIN is asked for.", "no", choices=("yes", "no")),
+        Parameter("parent", "A persistent storage key, 81000001 say, instead of the owner's primary key.", ""),
+    )
+    import_parameters: tuple[Parameter, ...] = (_TCTI,)
+
+    def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> Handle:
+        try:
+            told = take_blob(blob)
+        except PeerError as error:
+            raise ModuleFailed(str(error)) from error
+        key, found = _read(told.path)
+        if (theirs := signature_of(key)) != signature:
+            raise ModuleFailed(f"{told.path}: holds the key {theirs}, the auth token is for {signature}")
+        unsealed, _ = _unseal(told.path, told.tcti, key, told.parent, secrets)
+        return Handle(unsealed, told.path, found)
+
+    def generate(self, making: Making, /) -> Enrolled:
+        _check_limits(making.limits)
+        path, tcti, pcrs, parent = _where(making.path), making.values["tcti"], None, OWNER
+        check_tcti(tcti)
+        if making.values["pcrs"]:
+            pcrs = parse_pcrs(making.values["pcrs"])
+        if making.values["parent"]:
+            parent = _parse_parent(making.values["parent"])
+        _ask(tcti, Chip.lockout)  # a TPM that is not there is said before anybody thinks of a PIN
+        pin = _new_pin(path, making.secrets) if making.values["pin"] == "yes" else None
+        try:
+            key, name = _seal(tcti, parent, pcrs, pin)
+        finally:
+            _wipe(pin)
+        blob = pack_blob(Blob(path, tcti, name))
+        try:
+            write_new(Path(path), pack_key_file(key))
+        except OSError as error:
+            raise ModuleFailed(f"{path}: {error.strerror}") from error
+        return Enrolled(signature_of(key), blob, _describe(key))
+
+    def import_key(self, making: Making, /) -> Enrolled:
+        """A key file that exists: sealed by this TPM, 32 bytes, opened once to see that it can be."""
+        _check_limits(making.limits)
+        path, tcti = _where(making.path), making.values["tcti"]
+        check_tcti(tcti)
+        key, _ = _read(path)
+        unsealed, name = _unseal(path, tcti, key, None, making.secrets)
+        _wipe(unsealed)
+        return Enrolled(signature_of(key), pack_blob(Blob(path, tcti, name)), _describe(key))
+
+
+# --- the TPM -------------------------------------------------------------------------------------------------
+
+
+def _ask(tcti: str, work: Callable[[Chip], T], drop: Callable[[T], None] = lambda _: None) -> T:
+    """One conversation, for as long as we are patient."""
+
+    def converse() -> T:
+        with conversation(tcti) as chip:
+            return work(chip)
+
+    return within(PATIENCE, f"the TPM at {tcti}", converse, drop)
+
+
+def _seal(tcti: str, parent: int, pcrs: Pcrs | None, pin: bytearray | None) -> tuple[KeyFile, bytes]:
+    """A new key, proved by unsealing it, and the storage key's name."""
+    secret, again = bytearray(os.urandom(KEY)), bytearray()
+    try:
+        key, name = _ask(tcti, lambda chip: chip.seal(parent, secret, pcrs, pin))
+        again, _ = _ask(tcti, lambda chip: chip.unseal(key, name, pin), _drop)
+        if again != secret:
+            raise ModuleFailed(f"{tcti}: the TPM gives back another key than was sealed")
+    finally:
+        _wipe(secret)
+        _wipe(again)
+    return key, name
+
+
+def _unseal(path: str, tcti: str, key: KeyFile, trusted: bytes | None, secrets: Secrets) -> tuple[bytearray, bytes]:
+    """The key, and the storage key's name. A PIN is asked for, and tried, only if the TPM would look at it."""
+    if not key.pin:
+        return _ask(tcti, lambda chip: chip.unseal(key, trusted, None), _drop)
+    lockout = _ask(tcti, Chip.lockout)
+    lockout.check(tcti)
+    token = _token(path)
+    pin = secrets.pin(token, _prompt(path, lockout))
+    try:
+        if not 1 <= len(pin) <= MAX_PIN:  # cannot be it, so the TPM need not count it
+            raise WrongPin(f"{path}: wrong PIN")
+        unsealed = _unseal_by(tcti, key, trusted, pin)
+    except WrongPin:
+        secrets.verdict(token, False)
+        raise
+    finally:
+        _wipe(pin)
+    secrets.verdict(token, True)
+    return unsealed
+
+
+def _unseal_by(tcti: str, key: KeyFile, trusted: bytes | None, pin: bytearray) -> tuple[bytearray, bytes]:
+    """The PIN is copied: who gives up waiting wipes it, and a TPM that comes back must not be told a wrong one."""
+    own = bytearray(pin)
+
+    def work(chip: Chip) -> tuple[bytearray, bytes]:
+        try:
+            return chip.unseal(key, trusted, own)
+        finally:
+            _wipe(own)
+
+    return _ask(tcti, work, _drop)
+
+
+def _drop(unsealed: tuple[bytearray, bytes]) -> None:
+    _wipe(unsealed[0])
+
+
+# --- people --------------------------------------------------------------------------------------------------
+
+
+def _token(path: str) -> str:
+    """Whose PIN it is: that of the key file, for a TPM may have any number of them."""
+    return f"tpm2 {path}"
+
+
+def _prompt(path: str, lockout: Lockout) -> str:
+    left = max(1, lockout.allowed - lockout.wrong)
+    return f"PIN of the TPM key {Path(path).name}" + (f" ({left} left before the TPM locks)" if lockout.wrong else "")
+
+
+def _new_pin(path: str, secrets: Secrets) -> bytearray:
+    pin = secrets.pin(_token(path), f"New PIN of the TPM key {Path(path).name}")
+    if not MIN_PIN <= len(pin) <= MAX_PIN or pin.endswith(b"\0"):
+        size = len(pin)
+        _wipe(pin)
+        raise UsageError(f"a PIN of {size} bytes: {MIN_PIN} to {MAX_PIN} are possible")
+    return pin
+
+
+def _describe(key: KeyFile) -> str:
+    return "TPM, AES-256" + (", PIN" if key.pin else "") + (f", PCRs {key.pcrs}" if key.pcrs else "")
+
+
+# --- arguments and files -------------------------------------------------------------------------------------
+
+
+def _check_limits(limits: Limits) -> None:
+    longest = (limits.key + 7) // 8 * 8 + 8
+    if longest > limits.wrapped:
+        raise UsageError(f"a key of {limits.key} bytes becomes {longest}, and there is room for {limits.wrapped}")
+
+
+def _parse_parent(text: str) -> int:
+    with contextlib.suppress(ValueError):
+        if (parent := int(text, 16)) in PERSISTENT:
+            return parent
+    raise UsageError(f"a persistent handle is a number from 81000000 to 81ffffff, and not {text!r}")
+
+
+def _where(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100  resolve() would follow symbolic links
+
+
+def _read(path: str) -> tuple[KeyFile, Fingerprint]:
+    try:
+        text, found = read_private(path, MAX_FILE)
+        return take_key_file(bytes(text)), found
+    except OSError as error:
+        raise ModuleFailed(f"{path}: {error.strerror}") from error
+    except PeerError as error:
+        raise ModuleFailed(f"{path}: is damaged, or not one of ours: {error}") from error
+
+
+def _wipe(buffer: bytearray | None) -> None:
+    """Overwrites in place. Copies that libraries or the interpreter made are out of reach."""
+    if buffer is not None:
+        buffer[:] = bytes(len(buffer))
+
+
+module = Tpm2Module()

@@ -1,0 +1,186 @@
+"""A daemon with a key module in a process of its own, beside one that it runs itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.violent import SECRET
+from upcall.control import DaemonControl
+from upcall.errors import Refused, UsageError
+from upcall.testing.keys import FolderKeyring
+from upcall.testing.processes import PATIENCE, RunningBroker, RunningDaemon, until
+
+KEY = b"0123456789abcdef"
+ISOLATED = {"violent": "tests.violent:VIOLENT"}
+INLINE = {"toy": "upcall.testing.toy:TOY"}
+
+
+class Scene:
+    """A broker, a daemon, and keys of both modules; `other` is a key of the module that is run inline."""
+
+    def __init__(self, broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring, other: str) -> None:
+        self.broker, self.daemon, self._keyring, self.other = broker, daemon, keyring, other
+        self._count = 0
+
+    def key(self, what: str) -> str:
+        self._count += 1
+        return self._keyring.add(f"{self._count:016x}", "violent", what.encode())
+
+    def wrap(self, signature: str, timeout: float = PATIENCE) -> str:
+        """What came of it: the reason, or "answered"."""
+        with self.broker.client(timeout) as client:
+            try:
+                assert client.unwrap(signature, client.wrap(signature, KEY)) == KEY
+            except Refused as refused:
+                return refused.reason
+        return "answered"
+
+    def status(self) -> dict[str, Any]:
+        """What the daemon says of the isolated module."""
+        with DaemonControl() as control:
+            rows = control.status()["keys"]
+        found: dict[str, Any] = next(row for row in rows if row.get("isolated"))
+        return found
+
+
+@pytest.fixture
+def scene(
+    folder: Path, broker: RunningBroker, keyring: FolderKeyring, signature: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Scene]:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder.parent / "run"))
+    path = [Path(__file__).parents[1]]
+    with RunningDaemon(folder, folder.parent / "keys", INLINE, path, control=True, isolated=ISOLATED) as daemon:
+        broker.registered(daemon.pid)
+        yield Scene(broker, daemon, keyring, signature)
+
+
+class Steady:
+    """Somebody who uses the other module all the time; `worst` is the longest that he had to wait."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.worst, self.said, self.times = 0.0, {"answered"}, 0
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            start = time.monotonic()
+            self.said.add(self._scene.wrap(self._scene.other))
+            self.worst = max(self.worst, time.monotonic() - start)
+            self.times += 1
+
+    def __enter__(self) -> Steady:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+@pytest.mark.parametrize("verb", ["abort", "segv", "scribble", "leak_descriptors", "raise", "text", "open_abort"])
+def test_crashes_cost_their_own_requests(scene: Scene, verb: str) -> None:
+    good, bad = scene.key("peace"), scene.key(verb)
+    assert scene.wrap(good) == "answered"
+    with Steady(scene) as steady:
+        for _ in range(3):
+            assert scene.wrap(bad) == "module-broke"
+            assert scene.wrap(good) == "answered"
+    assert steady.said == {"answered"}
+    assert steady.worst < 2
+    assert scene.daemon.process.poll() is None
+    assert SECRET not in scene.daemon.log
+
+
+def test_hangs_cost_their_own_requests(scene: Scene) -> None:
+    good, bad = scene.key("peace"), scene.key("hang_with_everything")
+    assert scene.wrap(good) == "answered"  # its process runs: what takes long now is the hang
+    with Steady(scene) as steady:
+        assert scene.wrap(bad, timeout=0.5) == "timed-out"
+        scene.daemon.logged("why=hangs")
+        assert scene.wrap(good) == "answered"
+    assert steady.said == {"answered"}
+    assert steady.worst < 2
+    assert scene.status()["restarts"] == 1
+
+
+def test_a_daemon_without_its_isolated_process_goes_on(scene: Scene) -> None:
+    good = scene.key("peace")
+    assert scene.wrap(good) == "answered"
+    pid = scene.status()["pid"]
+    os.kill(pid, signal.SIGKILL)
+    scene.daemon.logged("module-died")
+    assert scene.wrap(good) == "answered"
+    found = scene.status()
+    assert found == {"module": "violent", "isolated": True, "pid": found["pid"], "restarts": 1, "breaker": "closed"}
+    assert found["pid"] != pid
+
+
+def test_one_that_keeps_breaking_is_refused_at_once(scene: Scene) -> None:
+    bad = scene.key("open_abort")
+    assert [scene.wrap(bad) for _ in range(3)] == ["module-broke"] * 3
+    until(lambda: scene.wrap(bad) == "module-off", "it is left alone")
+    assert scene.status()["breaker"] != "closed"
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_the_process_ends_with_its_daemon(scene: Scene, how: signal.Signals) -> None:
+    """Also when it hangs so that it notices nothing itself: with a daemon that is killed, the kernel sees to it."""
+    assert scene.wrap(scene.key("peace")) == "answered"
+    pid = scene.status()["pid"]
+    if how == signal.SIGKILL:
+        os.kill(pid, signal.SIGSTOP)
+    scene.daemon.signal(how)
+    scene.daemon.wait()
+    until(lambda: not Path(f"/proc/{pid}").exists() or ") Z" in Path(f"/proc/{pid}/stat").read_text(), "it ended")
+
+
+def test_locking_the_last_key_ends_the_process(scene: Scene) -> None:
+    good = scene.key("peace")
+    assert scene.wrap(good) == "answered"
+    with DaemonControl() as control:
+        assert control.lock(good) == 1
+    assert scene.status()["pid"] is None
+    assert scene.wrap(good) == "locked"
+
+
+# --- what nobody pays for who has no isolated modules --------------------------------------------------------
+
+
+def test_nothing_is_imported_for_modules_that_run_inline() -> None:
+    code = (
+        "import sys, upcall.daemon.__main__\n"
+        "print([name for name in sys.modules if 'isolation' in name or name in ('subprocess', 'multiprocessing')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_who_says_what_is_isolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    from upcall.cli import daemon
+    from upcall.modules import Found
+
+    found = {"one": Found("one:module", False), "two": Found("two:module", True)}
+    monkeypatch.setattr(daemon, "available", lambda: found)
+
+    def arguments(isolate: str = "", inline: str = "") -> list[str]:
+        return daemon._modules(frozenset(isolate.split()), frozenset(inline.split()))
+
+    assert arguments() == ["module=one=one:module", "isolated=two=two:module"]
+    assert arguments(isolate="one") == ["isolated=one=one:module", "isolated=two=two:module"]
+    assert arguments(inline="two") == ["module=one=one:module", "module=two=two:module"]
+    with pytest.raises(UsageError, match="no key module 'three'"):
+        arguments(inline="three")
+    with pytest.raises(UsageError, match="cannot be both"):
+        arguments(isolate="one", inline="one")
