@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(wildcard plugins/*)
 
-.PHONY: demo test check bench setup lab-tools lab-tests clean help
+.PHONY: demo test check bench setup test-tools clean help
 
 help:
 	@echo "make demo    the broker, a daemon and a key at work; needs no privileges and no eCryptfs"
@@ -15,7 +15,7 @@ help:
 demo: setup
 	$(BIN)/upcall demo
 
-test: setup lab-tools
+test: setup test-tools
 	$(BIN)/python -m pytest -q -m "not kernel"
 	$(BIN)/python -m tests.run_lab
 
@@ -25,7 +25,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not lab and not kernel"
 
-bench: setup
+bench: setup test-tools
 	$(BIN)/python -m bench
 
 setup: .venv/made
@@ -41,10 +41,19 @@ setup: .venv/made
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' $(addprefix -e ,$(addprefix ./,$(PLUGINS)))
 	@touch $@
 
-# Root on a Debian machine gets what the virtual machine needs; others are told by `upcall lab doctor`.
-lab-tools:
-	@command -v qemu-system-x86_64 >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
-		apt-get update -qq && apt-get install -y -qq --no-install-recommends qemu-system-x86 >/dev/null; } || true
+# What the tests need besides Python: the virtual machine, a token, a TPM and a pinentry, all in software. Root on a
+# Debian machine gets it; for others the tests that need what is missing say so and are left out.
+TOOLS := qemu-system-x86 softhsm2 swtpm libtss2-dev libtss2-tcti-device0 libtss2-tcti-swtpm0 gcc pkg-config pinentry-tty
+
+test-tools: setup
+	@if test "$$(id -u)" = 0 && command -v apt-get >/dev/null && ! dpkg -s $(TOOLS) >/dev/null 2>&1; then \
+		echo "installing $(TOOLS) ..."; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends $(TOOLS) >/dev/null || echo "not installed" >&2; fi
+	@if pkg-config --exists tss2-esys 2>/dev/null && ! $(BIN)/python -c 'import tpm2_pytss' 2>/dev/null; then \
+		echo "building tpm2-pytss ..."; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e './plugins/tpm2[tss]' || \
+		echo "not built" >&2; fi
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,8 +3,10 @@
 Threads. The *main* thread registers with the broker, watches whether it lives, serves the user's own commands
 (unlock, lock) and takes signals. *Workers* block in recvmsg on the one netlink socket: the kernel wakes one of them
 per message, and that one sees it through: decode, look up the key, call the module, answer. Handing a message to
-another thread would cost more than most answers do. When the last waiting worker gets work, one more is started, up
-to a bound. One thread writes the log.
+another thread would cost more than most answers do. As many wait there as there are processors; when the last of
+them gets work from a key that has been slow, one more is started, up to a bound, and ends when it is not needed. A
+*watch*, asleep while nobody works, starts one for keys that have always been quick and now are not. One thread
+writes the log.
 
 Lanes. Each key has a lane that holds a few workers at most; what comes beyond that waits in the lane's own queue, and
 the worker goes back to the socket. So a module that hangs holds its lane's workers and nobody else's, and its

@@ -13,10 +13,13 @@ from upcall.errors import Refused
 
 Job = TypeVar("Job")
 
-WAITING = 2  # workers kept at the socket when idle
 PER_LANE = max(2, min(8, os.cpu_count() or 2))
+WAITING = PER_LANE  # workers kept at the socket when idle: each more costs the others the interpreter's lock
 AT_MOST = 32
-WAITING_IN_LANE = 64
+WAITING_IN_LANE = 4096  # as many as a broker can have contexts
+QUICK = 1e-3  # seconds: a worker that is back this soon needs nobody at the socket meanwhile
+OVERLONG = 0.02  # seconds that the socket may be left alone, whatever a lane's pace has been
+_PACES = 256  # lanes whose pace is remembered
 
 
 class _Lane(Generic[Job]):
@@ -45,45 +48,62 @@ class Workers(Generic[Job]):
         self._per_lane, self._at_most = per_lane, at_most
         self._lock = threading.Lock()
         self._lanes: dict[str, _Lane[Job]] = {}
+        self._paces: dict[str, float] = {}  # seconds that a lane's jobs take, smoothed
         self._receiving = 0
+        self._taken = 0  # jobs so far
+        self._watching = False
+        self._begun = threading.Semaphore(0)
         self.threads = 0
 
     def start(self) -> None:
         with self._lock:
             for _ in range(WAITING):
                 self._add()
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def _add(self) -> None:
-        """One more thread at the socket; the lock is held."""
-        self.threads += 1
-        self._receiving += 1
-        threading.Thread(target=self._run, name=f"worker-{self.threads}", daemon=True).start()
+        """One more thread at the socket, if there may be one; the lock is held."""
+        if self.threads < self._at_most:
+            self.threads += 1
+            self._receiving += 1
+            threading.Thread(target=self._run, name=f"worker-{self.threads}", daemon=True).start()
 
     def _run(self) -> None:
-        while True:
+        staying = True
+        while staying:
             got = self._receive()
-            if got is None:
-                continue
-            job, name, deadline = got
-            lane = self._enter(job, name, deadline)
-            while lane is not None:
-                self._work(job)
-                following = self._leave(lane, name, deadline)
-                if following is None:
-                    break
-                job, deadline = following
+            if got is not None:
+                staying = self._serve(*got)
+
+    def _serve(self, job: Job, name: str, deadline: float) -> bool:
+        """One job, and what has gathered in its lane meanwhile. False if this worker is not needed any more."""
+        begun = time.perf_counter()
+        lane = self._enter(job, name, deadline)
+        if lane is None:
+            return True
+        while True:
+            self._work(job)
+            ended = time.perf_counter()
+            following = self._leave(lane, name, deadline, ended - begun)
+            if isinstance(following, bool):
+                return following
+            begun, (job, deadline) = ended, following
 
     def _enter(self, job: Job, name: str, deadline: float) -> _Lane[Job] | None:
         """A place in the lane; None if the job waits there, or was refused."""
         with self._lock:
+            self._taken += 1
             lane = self._lanes.get(name)
             if lane is None:
                 lane = self._lanes[name] = _Lane()
             if len(lane.deadlines) < self._per_lane:
                 lane.deadlines.append(deadline)
                 self._receiving -= 1
-                if not self._receiving and self.threads < self._at_most:
+                if not self._receiving and self._paces.get(name, OVERLONG) > QUICK:
                     self._add()
+                if not self._watching:
+                    self._watching = True
+                    self._begun.release()
                 return lane
             now = time.monotonic()
             while lane.waiting and lane.waiting[0][1] <= now:
@@ -94,9 +114,10 @@ class Workers(Generic[Job]):
         self._refuse(job, Refused("busy"))  # all that runs here is overdue: it hangs; or too many wait already
         return None
 
-    def _leave(self, lane: _Lane[Job], name: str, deadline: float) -> tuple[Job, float] | None:
-        """The lane's next job in time, or None: back to the socket."""
+    def _leave(self, lane: _Lane[Job], name: str, deadline: float, took: float) -> tuple[Job, float] | bool:
+        """The lane's next job in time; or whether to go back to the socket."""
         with self._lock:
+            self._paces[name] = (3 * self._paces.get(name, took) + took) / 4
             lane.deadlines.remove(deadline)
             now = time.monotonic()
             while lane.waiting:
@@ -106,8 +127,27 @@ class Workers(Generic[Job]):
                     return job, deadline
             if not lane.deadlines:
                 del self._lanes[name]
+                if len(self._paces) > _PACES:
+                    self._paces.clear()
+            if self._receiving >= WAITING:
+                self.threads -= 1
+                return False
             self._receiving += 1
-            return None
+            return True
+
+    def _watch(self) -> None:
+        """Sends one more worker to the socket when a lane that has always been quick is not; asleep while nobody
+        works."""
+        while True:
+            self._begun.acquire()
+            taken = -1
+            while self._watching:
+                time.sleep(OVERLONG)
+                with self._lock:
+                    self._watching = bool(self._lanes)
+                    if not self._receiving and taken == self._taken:
+                        self._add()
+                    taken = self._taken
 
     @property
     def running(self) -> int:
