@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from pathlib import Path
 from types import TracebackType
@@ -62,6 +63,11 @@ class Connection:
         if isinstance(response.outcome, Answer):
             return response.outcome.body
         raise Refused(response.outcome.reason, response.outcome.errno)
+
+    def detach(self) -> socket.socket:
+        """The connection itself, for whoever has something else to say on it; blocking."""
+        self._socket.settimeout(None)
+        return self._socket
 
     def close(self) -> None:
         self._socket.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from types import TracebackType
 from typing import Any, Self
 
@@ -43,6 +44,18 @@ class DaemonControl:
         if not isinstance(found, dict):
             raise PeerError("status", "is not a JSON object")
         return found
+
+    def prompts(self) -> socket.socket:
+        """A connection on which the daemon asks for PINs from now on: see upcall.prompting.agent."""
+        connection = self._connect()
+        try:
+            connection.ask("daemon.prompt", os.geteuid(), b"", 5.0)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, OSError):
+                raise NoDaemon(f"the daemon does not answer: {error}") from error
+            raise
+        return connection.detach()
 
     def _ask(self, service: str, body: bytes) -> bytes:
         """One request per connection: the daemon's main thread has other things to watch."""

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("status", "Show what the broker does."),
     "wrap": ("wrap:wrap", "Wrap a small key with one of yours."),
     "unwrap": ("wrap:unwrap", "Unwrap it again."),
+    "prompt": ("prompt", "Type the PINs that keys in tokens need, in this terminal."),
     "key": ("key", "Make, import, add, list, show, lock, unlock and remove keys."),
     "plugin": ("plugin", "List, show, check and start plugins."),
     "ecryptfs": ("ecryptfs", "Look at eCryptfs files from below."),

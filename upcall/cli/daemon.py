@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from upcall import config
+from upcall.daemon.prompter import PIN_TIME, PROMPT_TIME, WAYS
 from upcall.errors import UsageError
 from upcall.modules import available
 
@@ -25,12 +26,47 @@ from upcall.modules import available
 @click.option(
     "--inline", multiple=True, metavar="ALIAS", help="Run it in the daemon itself, whatever its author says."
 )
-def command(runtime: Path | None, prove_all: bool, isolate: tuple[str, ...], inline: tuple[str, ...]) -> None:
+@click.option(
+    "--pin-time",
+    type=click.FloatRange(min=0),
+    default=PIN_TIME,
+    show_default=True,
+    metavar="SECONDS",
+    help="Keep a PIN in locked memory for so long after its token took it; 0: type it each time.",
+)
+@click.option(
+    "--prompt-time",
+    type=click.FloatRange(min=5, max=3600),
+    default=PROMPT_TIME,
+    show_default=True,
+    metavar="SECONDS",
+    help="Take a prompt away that nobody has answered for so long.",
+)
+@click.option("--pinentry", metavar="PATH", help="The program that asks on a desktop.  [default: pinentry, in PATH]")
+@click.option(
+    "--ask",
+    default=",".join(WAYS),
+    show_default=True,
+    metavar="WAY,...",
+    help="How people are asked for PINs, the best first.",
+)
+def command(
+    runtime: Path | None,
+    prove_all: bool,
+    isolate: tuple[str, ...],
+    inline: tuple[str, ...],
+    pin_time: float,
+    prompt_time: float,
+    pinentry: str | None,
+    ask: str,
+) -> None:
     """Run this user's daemon: it answers the broker with this user's keys.
 
     It looks for this user's own broker and then for the system's, and registers; when the broker restarts, it
     registers again. A newer daemon of the same user takes over from an older one. It runs in the foreground until
     SIGTERM or SIGINT, and answers what it holds before it ends.
+
+    A key in a token needs a PIN: see `upcall prompt`.
 
     A key module that loads foreign libraries gets a process of its own, which may crash or hang alone. One that
     [plugins] allow in the configuration does not name is never loaded.
@@ -40,6 +76,10 @@ def command(runtime: Path | None, prove_all: bool, isolate: tuple[str, ...], inl
     """
     arguments = [f"folder={runtime.absolute()}"] if runtime is not None else []
     arguments += ["prove=all"] if prove_all else []
+    if unknown := sorted(set(filter(None, ask.split(","))) - set(WAYS)):
+        raise UsageError(f"--ask {unknown[0]}: there are {', '.join(WAYS)}")
+    arguments += [f"pin-time={pin_time}", f"prompt-time={prompt_time}", f"ask={ask}"]
+    arguments += [f"pinentry={pinentry}"] if pinentry is not None else []
     # Found here and handed over: importlib.metadata would double the daemon's start and cost it 5 MB.
     arguments += _modules(frozenset(isolate), frozenset(inline))
     os.execv(sys.executable, [sys.executable, "-P", "-m", "upcall.daemon", *arguments])  # noqa: S606

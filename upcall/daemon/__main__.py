@@ -11,6 +11,7 @@ from upcall.daemon.control import Control
 from upcall.daemon.keyservice import KeyService
 from upcall.daemon.loading import loaders
 from upcall.daemon.process import Daemon, serve
+from upcall.daemon.prompter import LazyPrompter
 from upcall.daemon.sources import fetch
 from upcall.errors import UpcallError
 from upcall.kernel import keyring
@@ -23,7 +24,8 @@ _WARMING = 4.0  # seconds that registering waits for keys to be opened
 
 def run(arguments: list[str]) -> int:
     """`folder=PATH`, `prove=all`, and one `module=ALIAS=PACKAGE:NAME` for each key module that may be loaded;
-    `isolated` instead of `module` for one that gets a process of its own."""
+    `isolated` instead of `module` for one that gets a process of its own. How people are asked for PINs:
+    `ask=WAY,...`, `pinentry=PATH`, `pin-time=SECONDS`, `prompt-time=SECONDS`."""
     settings = dict(argument.split("=", 1) for argument in arguments)
     folder = settings.get("folder")
     harden()
@@ -31,7 +33,8 @@ def run(arguments: list[str]) -> int:
     modules = loaders(arguments, lambda: keys.asker().deadline, log)
     try:
         keyring.join_session_and_link_user_keyring()
-        keys = KeyService(keyring, modules, fetch, settings.get("prove") == "all")
+        prompter = LazyPrompter(arguments, log)
+        keys = KeyService(keyring, modules, fetch, settings.get("prove") == "all", prompter)
         control = Control(daemon_socket(), keys)
         # Whoever is registered is asked. Importing a key module can cost a busy machine more than the kernel's 3 s,
         # and an older daemon, which has its keys open, serves meanwhile.

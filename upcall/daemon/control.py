@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import threading
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from upcall.messages import Answer, Refusal
 from upcall.wire.ecryptfs import SIGNATURE_LENGTH
 from upcall.wire.netlink import Envelope, pack_response, take_request
 
-UNLOCK, LOCK, STATUS = "daemon.unlock", "daemon.lock", "daemon.status"
+UNLOCK, LOCK, STATUS, PROMPT = "daemon.unlock", "daemon.lock", "daemon.status", "daemon.prompt"
 _PATIENCE = 1.0  # seconds that a connected command may keep the daemon's main thread
 
 
 class Control:
-    """The listening socket, 0600 in the user's own folder. One connection at a time: they are few and short."""
+    """The listening socket, 0600 in the user's own folder. One connection at a time: they are few and short, but
+    for those of terminals that answer prompts, which go to the prompter."""
 
     def __init__(self, path: Path, keys: KeyService) -> None:
         """An older daemon's socket is taken over, as its registration will be."""
@@ -42,12 +44,19 @@ class Control:
                 data = receive(connection)
                 if data:
                     envelope = take_request(data)
-                    connection.send(pack_response(envelope.seq, envelope.index, self._answer(envelope)))
+                    answer = self._answer(envelope, connection)
+                    if answer is not None:
+                        connection.send(pack_response(envelope.seq, envelope.index, answer))
             except (OSError, UpcallError):
                 return
 
-    def _answer(self, envelope: Envelope) -> Answer | Refusal:
+    def _answer(self, envelope: Envelope, connection: socket.socket) -> Answer | Refusal | None:
+        """None if the connection is somebody else's now, who answers."""
         try:
+            if envelope.service == PROMPT:
+                welcome = pack_response(envelope.seq, envelope.index, Answer(b""))
+                self._keys.prompter.attach(connection.dup(), welcome)
+                return None
             return Answer(self._do(envelope.service, envelope.body))
         except PeerError:
             refused = Refused("bad-request")

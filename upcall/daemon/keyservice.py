@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -24,6 +25,7 @@ from upcall.wire.ecryptfs import (
     TAG_64,
     TAG_65,
     TAG_67,
+    Ask,
     Reply,
     pack_reply,
     take_ask,
@@ -31,6 +33,7 @@ from upcall.wire.ecryptfs import (
 )
 from upcall.wire.netlink import Envelope
 
+PATIENT = 5.0  # seconds that a request must have left to wait for a person
 _REREAD = 1.0  # seconds after which an auth token that was replaced in its place is noticed
 
 
@@ -47,8 +50,17 @@ class Prompter(Protocol):
     def pin(self, token: str, prompt: str, asker: Asker, /) -> bytearray: ...
     def verdict(self, token: str, good: bool, /) -> None: ...
     def touch(self, token: str, prompt: str, asker: Asker, /) -> None: ...
+    def over(self) -> None:
+        """The calling thread is done with its request: a verdict that has not come comes no more."""
+
     def lock(self) -> None:
         """Forgets every PIN."""
+
+    def unlock(self) -> None:
+        """A person is there: they may be asked again, whatever was wrong before."""
+
+    def attach(self, connection: socket.socket, welcome: bytes, /) -> None:
+        """Takes over a connection of `upcall prompt`, which is to be sent `welcome`, or Refused. Never waits."""
 
 
 @runtime_checkable
@@ -65,6 +77,10 @@ class Asker(NamedTuple):
     requester: Requester
     deadline: float
 
+    def patient(self) -> bool:
+        """Whether it can wait for a person. eCryptfs never can."""
+        return self.deadline - time.monotonic() >= PATIENT
+
 
 class NoPrompter:
     """Where nobody can be asked."""
@@ -78,8 +94,24 @@ class NoPrompter:
     def touch(self, token: str, prompt: str, asker: Asker, /) -> None:
         return None
 
+    def over(self) -> None:
+        return None
+
     def lock(self) -> None:
         return None
+
+    def unlock(self) -> None:
+        return None
+
+    def attach(self, connection: socket.socket, welcome: bytes, /) -> None:
+        raise Refused("no-service")
+
+
+class _Serving(threading.local):
+    """What a thread is at work for."""
+
+    asker: Asker | None = None
+    asked = False  # it got a PIN, or tried to
 
 
 class _SecretsOf:
@@ -92,6 +124,7 @@ class _SecretsOf:
         return self._service.passphrase(self._signature, source)
 
     def pin(self, token: str, prompt: str, /) -> bytearray:
+        self._service.serving.asked = True
         return self._service.prompter.pin(token, prompt, self._service.asker())
 
     def verdict(self, token: str, good: bool, /) -> None:
@@ -154,7 +187,7 @@ class KeyService:
         prompter: Prompter | None = None,
     ) -> None:
         self.prompter: Prompter = prompter or NoPrompter()
-        self._serving = threading.local()
+        self.serving = _Serving()
         self._keyring, self._modules, self._fetch = keyring, modules, fetch
         self._prove_all = prove_all
         self._lock = threading.Lock()
@@ -166,17 +199,24 @@ class KeyService:
     # --- the handler ---------------------------------------------------------------------------------------
 
     def lane(self, envelope: Envelope) -> str:
-        """The signature, as far as it takes to find the lane; `answer` looks at the whole packet."""
+        """The signature, as far as it takes to find the lane; `answer` looks at the whole packet. And the service:
+        requests of "key" may wait for a person, and eCryptfs must not wait behind them."""
         body = envelope.body
         if len(body) < 2 + SIGNATURE_LENGTH or body[1] != SIGNATURE_LENGTH:
             return take_ask(body).signature  # says what is wrong with it
-        return body[2 : 2 + SIGNATURE_LENGTH].decode("latin-1")
+        return body[2 : 2 + SIGNATURE_LENGTH].decode("latin-1") + envelope.service
 
     def answer(self, envelope: Envelope) -> bytes:
         ask = take_ask(envelope.body)
         if ask.tag != TAG_64:
             take_file_key(ask.content)  # modules are promised its size, and nothing else could be unwrapped again
-        self._serving.asker = Asker(envelope.service, envelope.requester, envelope.deadline_ns / 1e9)
+        self.serving.asker = Asker(envelope.service, envelope.requester, envelope.deadline_ns / 1e9)
+        try:
+            return self._answer(ask)
+        finally:
+            self._over()
+
+    def _answer(self, ask: Ask) -> bytes:
         opened = self._open(ask.signature)
         if ask.tag != TAG_64:
             return pack_reply(Reply(TAG_67, STATUS_OK, opened.wrap(ask.content)))
@@ -186,6 +226,11 @@ class KeyService:
         except PeerError:
             raise ModuleFailed("what came out is no file key: another key wrapped it") from None
         return pack_reply(Reply(TAG_65, STATUS_OK, content))
+
+    def _over(self) -> None:
+        if self.serving.asked:
+            self.serving.asked = False
+            self.prompter.over()
 
     # --- keys ----------------------------------------------------------------------------------------------
 
@@ -250,9 +295,7 @@ class KeyService:
 
     def asker(self) -> Asker:
         """For what this thread is at work; without a request (keys are opened ahead), nobody can wait."""
-        nobody = Asker("", Requester(os.geteuid(), os.getpid()), 0.0)
-        asker = getattr(self._serving, "asker", nobody)
-        return asker if isinstance(asker, Asker) else nobody
+        return self.serving.asker or Asker("", Requester(os.geteuid(), os.getpid()), 0.0)
 
     def passphrase(self, signature: str, source: str) -> bytearray:
         """What is kept in locked memory ("ask"), or elsewhere. Refused("locked")."""
@@ -272,23 +315,26 @@ class KeyService:
         for signature in signatures:
             with contextlib.suppress(BaseException):  # modules raise anything; a traceback could show a secret
                 self._open(signature)
+            self._over()
 
     # --- what the user's commands do -----------------------------------------------------------------------
 
     def unlock(self, signature: str, passphrase: bytearray) -> None:
         """Keeps a passphrase (empty: there is none to keep) in locked memory; the key works from now on."""
         self.forget(signature)
+        self.prompter.unlock()
         with self._lock:
             if passphrase:
                 self._passphrases[signature] = LockedMemory(passphrase)
             self._locked.discard(signature)
 
     def lock(self, signature: str | None) -> int:
-        """Forgets one key, or all, and refuses it until it is unlocked; gives how many were known."""
+        """Forgets one key, or all, and refuses it until it is unlocked; gives how many were known.
+
+        Every PIN goes, too: which token a key is in is not known here, and a PIN is soon typed again."""
         with self._lock:
             known = set(self._opened) | set(self._passphrases)
-        if signature is None:
-            self.prompter.lock()
+        self.prompter.lock()
         for one in known if signature is None else {signature}:
             with self._lock:
                 self._locked.add(one)

@@ -144,18 +144,20 @@ class RunningDaemon(Started):
         control: bool = False,
         handlers: Sequence[str] = (),
         isolated: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`modules` and `handlers` are named "package:attribute", and found in `path`, too."""
+        """`modules` and `handlers` are named "package:attribute", and found in `path`, too. `options`: of prompts."""
         run = folder.parent / "run"
         run.mkdir(mode=0o700, exist_ok=True)
         arguments = ["-m", "upcall.testing.daemon", f"folder={folder}", f"keys={keys}"]
         arguments += [f"module={alias}={spec}" for alias, spec in modules.items()]
         arguments += [f"handler={spec}" for spec in handlers]
         arguments += [f"isolated={alias}={spec}" for alias, spec in (isolated or {}).items()]
-        arguments += ["control=yes"] if control else []
+        arguments += [*options, "control=yes"] if control else [*options]
         paths = [*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {"XDG_RUNTIME_DIR": str(run), "PYTHONPATH": os.pathsep.join(paths)}
-        super().__init__(arguments, folder.parent / "daemon.log", environment)
+        surroundings = {"XDG_RUNTIME_DIR": str(run), "PYTHONPATH": os.pathsep.join(paths), **(environment or {})}
+        super().__init__(arguments, folder.parent / "daemon.log", surroundings)
 
 
 StartDaemon = Callable[..., RunningDaemon]  # a fixture's: (broker to wait for, control, handlers)

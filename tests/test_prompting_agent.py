@@ -1,0 +1,155 @@
+"""Terminals that lie, are slow or go away: the daemon's side of `upcall prompt`, over real sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from upcall.errors import UpcallError
+from upcall.log import EventLog
+from upcall.prompting.agent import REPLACED, Agent
+from upcall.prompting.turn import MAX_PIN, Cancelled, Question, Turn, Unanswered, Unavailable
+from upcall.testing.processes import PATIENCE
+from upcall.wire.isolation import ANSWER, CLOSE, FAILED, MAX_MESSAGE, OPEN, PIN, REFUSED, TOUCH, Message, pack, take
+
+QUESTION = Question("PIN of the card", ("Token: card",))
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.log_reader, writer = os.pipe()
+        self.agent = Agent(EventLog("test", writer))
+        self.turn = Turn(PATIENCE)
+        self.pool = ThreadPoolExecutor()
+
+    def attach(self) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.agent.attach(theirs, b"welcome")
+        ours.settimeout(PATIENCE)
+        assert ours.recv(100) == b"welcome"
+        return ours
+
+    def ask(self) -> Future[bytearray]:
+        return self.pool.submit(self.agent.ask, QUESTION, self.turn)
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    made = Scene()
+    yield made
+    made.turn.withdraw()
+    made.pool.shutdown()
+    made.turn.close()
+
+
+def heard(connection: socket.socket) -> Message:
+    return take(connection.recv(MAX_MESSAGE))
+
+
+def test_a_pin(scene: Scene) -> None:
+    terminal = scene.attach()
+    answer = scene.ask()
+    asked = heard(terminal)
+    assert (asked.kind, asked.data) == (PIN, b"PIN of the card\nToken: card")
+    terminal.send(pack(Message(ANSWER, asked.id + 7, data=b"old")))  # to a question of a while ago
+    terminal.send(pack(Message(ANSWER, asked.id, data=b"1234")))
+    assert answer.result(PATIENCE) == b"1234"
+    assert scene.agent.available()
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (lambda n: Message(REFUSED, n, text="locked"), Cancelled),
+        (lambda n: Message(ANSWER, n), Cancelled),
+        (lambda n: Message(FAILED, n, text="in the\nbackground"), Unavailable),
+        (lambda n: Message(ANSWER, n, data=b"7" * (MAX_PIN + 1)), Unavailable),
+    ],
+)
+def test_no_pin(scene: Scene, said: Callable[[int], Message], error: type[UpcallError]) -> None:
+    terminal = scene.attach()
+    answer = scene.ask()
+    terminal.send(pack(said(heard(terminal).id)))
+    with pytest.raises(error) as caught:
+        answer.result(PATIENCE)
+    assert str(caught.value).isprintable()
+    assert scene.agent.available()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"x",
+        bytes(100),
+        bytes(pack(Message(OPEN, 1))),
+        bytes(pack(Message(CLOSE, 1))),
+        bytes(pack(Message(ANSWER, 1, data=b"7" * 5000))),
+        b"many",
+    ],
+)
+def test_one_that_talks_nonsense(scene: Scene, said: bytes) -> None:
+    """Is let go of; there is none any more."""
+    terminal = scene.attach()
+    answer = scene.ask()
+    heard(terminal)
+    if said == b"many":
+        for _ in range(16):
+            terminal.send(pack(Message(ANSWER, 999, data=b"1234")))
+    elif said:
+        terminal.send(said)
+    else:
+        terminal.close()
+    with pytest.raises(Unavailable, match="no terminal is attached"):
+        answer.result(PATIENCE)
+    assert not scene.agent.available()
+
+
+def test_an_older_one_hands_over(scene: Scene) -> None:
+    older = scene.attach()
+    answer = scene.ask()
+    heard(older)
+    newer = scene.attach()
+    assert heard(older).text == REPLACED
+    assert older.recv(100) == b""
+    asked = heard(newer)
+    newer.send(pack(Message(ANSWER, asked.id, data=b"1234")))
+    assert answer.result(PATIENCE) == b"1234"
+
+
+def test_one_that_went_while_nobody_asked(scene: Scene) -> None:
+    scene.attach().close()
+    assert not scene.agent.available()
+    assert not scene.agent.notify(QUESTION, scene.turn)
+    with pytest.raises(Unavailable):
+        scene.agent.ask(QUESTION, scene.turn)
+
+
+def test_one_that_reads_nothing(scene: Scene) -> None:
+    """Its queue is full one day: nobody waits for that."""
+    terminal = scene.attach()
+    while scene.agent.notify(QUESTION, scene.turn):
+        pass
+    with pytest.raises(Unavailable):
+        scene.agent.ask(QUESTION, scene.turn)
+    terminal.close()
+
+
+def test_a_question_in_time(scene: Scene) -> None:
+    terminal = scene.attach()
+    short = Turn(0.1)
+    with pytest.raises(Unanswered):
+        scene.agent.ask(QUESTION, short)
+    short.close()
+    asked = heard(terminal)
+    assert heard(terminal) == Message(CLOSE, asked.id, data=bytearray())
+
+
+def test_a_notice(scene: Scene) -> None:
+    terminal = scene.attach()
+    assert scene.agent.notify(QUESTION, scene.turn)
+    assert heard(terminal).kind == TOUCH

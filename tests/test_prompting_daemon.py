@@ -1,0 +1,379 @@
+"""PINs from a person's terminal to a key module and back, through a real broker and a real daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.carded import PIN, make_card_key
+from tests.typing_there import Typist
+from upcall.control import DaemonControl
+from upcall.errors import Refused
+from upcall.testing.keys import FolderKeyring
+from upcall.testing.processes import RunningBroker, RunningDaemon, until
+
+KEY = b"0123456789abcdef"
+TYPED = PIN.decode() + "\n"
+IMPATIENT = 2.5  # seconds, as eCryptfs
+
+Start = Callable[..., RunningDaemon]
+
+
+@pytest.fixture(autouse=True)
+def runtime_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    run = folder.parent / "run"
+    run.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(run))
+    return run
+
+
+class Card:
+    """Keys in a token that notes how it is tried."""
+
+    def __init__(self, folder: Path, keyring: FolderKeyring) -> None:
+        self._tries, self._keyring = folder.parent / "tries", keyring
+
+    def key(self, label: str = "one", token: str = "card", manner: str = "") -> str:
+        signature, blob = make_card_key(self._tries, label, token, manner)
+        return self._keyring.add(signature, "card", blob)
+
+    @property
+    def tries(self) -> list[str]:
+        return self._tries.read_text().split() if self._tries.exists() else []
+
+
+@pytest.fixture
+def card(folder: Path, keyring: FolderKeyring) -> Card:
+    return Card(folder, keyring)
+
+
+@pytest.fixture(params=["inline", "isolated"])
+def manner(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def start(folder: Path, broker: RunningBroker) -> Iterator[Start]:
+    with contextlib.ExitStack() as stack:
+
+        def started(manner: str = "inline", *options: str) -> RunningDaemon:
+            spec = {"card": "carded:CARD"}
+            running = RunningDaemon(
+                folder,
+                folder.parent / "keys",
+                {} if manner == "isolated" else spec,
+                [Path(__file__).parent],
+                control=True,
+                isolated=spec if manner == "isolated" else {},
+                options=options or ("ask=agent",),
+            )
+            stack.enter_context(running)
+            broker.registered(running.pid)
+            return running
+
+        yield started
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[Typist]:
+    """`upcall prompt`, attached."""
+    with Typist(["-m", "upcall", "prompt"]) as typist:
+        typist.expect("PINs are asked for here")
+        yield typist
+
+
+def asked(broker: RunningBroker, signature: str, timeout: float = 10.0) -> str:
+    with broker.client(timeout) as client:
+        try:
+            client.wrap(signature, KEY)
+        except Refused as refused:
+            return refused.reason
+    return "answered"
+
+
+@pytest.fixture
+def asking(broker: RunningBroker) -> Iterator[Callable[[str], Future[str]]]:
+    with ThreadPoolExecutor() as pool:
+        yield lambda signature: pool.submit(asked, broker, signature)
+
+
+Asking = Callable[[str], "Future[str]"]
+
+
+def test_a_request_that_can_wait(broker: RunningBroker, start: Start, card: Card, asking: Asking, manner: str) -> None:
+    daemon = start(manner)
+    with terminal() as typist:
+        answer = asking(card.key())
+        typist.expect("PIN of the card")
+        typist.expect("Token: card")
+        typist.expect(f"(pid {os.getpid()}")
+        typist.expect("by the service key")
+        typist.expect("Started by: ")
+        typist.expect("PIN: ")
+        typist.type(TYPED)
+        assert answer.result() == "answered"
+        assert asked(broker, card.key("two")) == "answered"  # nobody is asked again
+    assert card.tries == ["good", "good"]
+    assert PIN.decode() not in typist.seen
+    assert PIN.decode() not in daemon.log
+
+
+def test_one_that_cannot_wait_finds_the_pin_when_it_comes_again(
+    broker: RunningBroker, start: Start, card: Card, manner: str
+) -> None:
+    daemon, key = start(manner), card.key()
+    with terminal() as typist:
+        began = time.monotonic()
+        assert asked(broker, key, IMPATIENT) == "prompting"
+        assert time.monotonic() - began < IMPATIENT - 1
+        assert asked(broker, key, IMPATIENT) == "prompting"
+        typist.expect("PIN: ")
+        typist.type(TYPED)
+        daemon.logged("outcome=answered")
+        assert asked(broker, key, IMPATIENT) == "answered"
+    assert typist.seen.count("PIN: ") == 1
+    assert card.tries == ["good"]
+
+
+def test_requests_join(broker: RunningBroker, start: Start, card: Card, asking: Asking, manner: str) -> None:
+    start(manner)
+    keys = [card.key("one"), card.key("two")]
+    with terminal() as typist:
+        answers = [asking(key) for key in keys]
+        typist.expect("PIN: ")
+        broker.pending(2)
+        typist.type("wrong\n")
+        until(lambda: card.tries == ["wrong"], "one try")  # the other request does not use up another one
+        typist.expect("1 wrong PIN so far: you are asked 1 more time")
+        typist.expect("PIN: ")
+        typist.type(TYPED)
+        assert sorted(answer.result() for answer in answers) == ["answered", "module-failed"]
+    assert card.tries == ["wrong", "good"]
+
+
+def test_ecryptfs_does_not_queue_behind_those_that_wait(
+    broker: RunningBroker, start: Start, card: Card, asking: Asking
+) -> None:
+    start()
+    other = card.key("two")
+    with terminal() as typist:
+        answer = asking(card.key("one"))
+        typist.expect("PIN: ")
+        assert asked(broker, other, IMPATIENT) == "prompting"
+        typist.type(TYPED)
+        assert answer.result() == "answered"
+
+
+def test_wrong_pins(broker: RunningBroker, start: Start, card: Card, asking: Asking, manner: str) -> None:
+    daemon, key = start(manner), card.key(manner="again")
+    with terminal() as typist:
+        answer = asking(key)
+        for _ in range(2):
+            typist.expect("PIN: ")
+            typist.type("31415\n")
+        assert answer.result() == "pin-refused"
+        assert asked(broker, key) == "pin-refused"
+        assert asked(broker, card.key("two"), IMPATIENT) == "pin-refused"
+        daemon.logged("upcall key unlock")
+        with DaemonControl() as control:
+            control.unlock(key, bytearray())  # asks at once, in nobody's name
+        typist.expect("your daemon itself")
+        typist.expect("2 wrong PINs so far: another one may lock the token!")
+        typist.expect("PIN: ")
+        typist.type(TYPED)
+        daemon.logged("outcome=answered", 10)
+        until(lambda: asked(broker, key) == "answered", "the key is open")
+    assert card.tries == ["wrong", "wrong", "good"]
+    assert "31415" not in daemon.log + typist.seen
+
+
+def test_no_verdict_counts_as_a_wrong_one(
+    broker: RunningBroker, start: Start, card: Card, asking: Asking, manner: str
+) -> None:
+    """A token that was taken out, or a module that crashed, may have counted it."""
+    start(manner)
+    key = card.key(manner="mute")
+    with terminal() as typist:
+        for _ in range(2):
+            answer = asking(key)
+            typist.expect("PIN: ")
+            typist.type(TYPED)
+            assert answer.result() == "module-failed"
+        assert asked(broker, key) == "pin-refused"
+
+
+def test_no_means_no_for_a_while(broker: RunningBroker, start: Start, card: Card, asking: Asking) -> None:
+    start()
+    key = card.key()
+    with terminal() as typist:
+        for no in (b"\x03", b"\x04", b"\n"):
+            answer = asking(key)
+            typist.expect("PIN: ")
+            typist.type(no)
+            assert answer.result() == "locked"
+            typist.expect("refused")
+            assert asked(broker, key, IMPATIENT) == "locked"
+            assert asked(broker, card.key("two")) == "locked"
+            with DaemonControl() as control:
+                control.unlock("0" * 16, bytearray())  # a person who unlocks anything is there again
+    assert card.tries == []
+
+
+def test_lock_forgets(broker: RunningBroker, start: Start, card: Card, asking: Asking, manner: str) -> None:
+    start(manner)
+    key = card.key()
+    with terminal() as typist:
+        answer = asking(key)
+        typist.expect("PIN: ")
+        typist.type(TYPED)
+        assert answer.result() == "answered"
+        with DaemonControl() as control:
+            control.lock(key)
+            assert asked(broker, key) == "locked"
+        answer = asking(card.key("two"))  # the same token's PIN is not there any more
+        typist.expect("PIN: ")
+        with DaemonControl() as control:
+            control.lock(None)  # the prompt is taken away
+        typist.expect("too late")
+        assert answer.result() == "locked"
+    assert card.tries == ["good"]
+
+
+@pytest.mark.parametrize("seconds", ["0", "0.2"])
+def test_a_pin_is_kept_for_its_time(
+    broker: RunningBroker, start: Start, card: Card, asking: Asking, seconds: str
+) -> None:
+    start("inline", "ask=agent", f"pin-time={seconds}")
+    with terminal() as typist:
+        for label in ("one", "two"):
+            answer = asking(card.key(label))
+            typist.expect("PIN: ")
+            typist.type(TYPED)
+            assert answer.result() == "answered"
+            threading.Event().wait(float(seconds))
+    assert card.tries == ["good", "good"]
+
+
+def test_a_pin_that_is_not_kept_serves_all_that_waited_for_it(
+    broker: RunningBroker, start: Start, card: Card, asking: Asking
+) -> None:
+    start("inline", "ask=agent", "pin-time=0")
+    with terminal() as typist:
+        answers = [asking(card.key(label)) for label in ("one", "two")]
+        typist.expect("PIN: ")
+        broker.pending(2)
+        broker.pending(2)
+        typist.type(TYPED)
+        results = [answer.result() for answer in answers]
+    assert results == ["answered", "answered"]
+    assert typist.seen.count("PIN: ") == 1
+
+
+def test_an_ignored_prompt_goes_away(broker: RunningBroker, start: Start, card: Card) -> None:
+    daemon = start("inline", "ask=agent", "prompt-time=0.3")
+    with terminal() as typist:
+        assert asked(broker, card.key()) == "locked"
+        typist.expect("too late")
+    daemon.logged("outcome=unanswered")
+
+
+def test_nobody_to_ask(broker: RunningBroker, start: Start, card: Card, asking: Asking) -> None:
+    daemon, key = start(), card.key()
+    assert asked(broker, key) == "locked"
+    daemon.logged("run `upcall prompt` in a terminal")
+    with terminal() as typist:
+        answer = asking(key)
+        typist.expect("PIN: ")
+        typist.type(TYPED)
+        assert answer.result() == "answered"
+
+
+def test_the_window_closes_in_the_middle(broker: RunningBroker, start: Start, card: Card, asking: Asking) -> None:
+    daemon, key = start(), card.key()
+    with terminal() as typist:
+        answer = asking(key)
+        typist.expect("PIN: ")
+        typist.close_window()
+        assert answer.result() == "locked"
+        daemon.logged("terminal-gone")
+        assert typist.ended() != 0
+    with terminal() as typist:  # and is no "no": the next terminal is asked at once
+        answer = asking(key)
+        typist.expect("PIN: ")
+        typist.type(TYPED)
+        assert answer.result() == "answered"
+
+
+def test_a_newer_terminal_takes_over_with_the_question(start: Start, card: Card, asking: Asking) -> None:
+    start()
+    with terminal() as first:
+        answer = asking(card.key())
+        first.expect("PIN: ")
+        with terminal() as second:
+            second.expect("PIN: ")
+            first.expect("another terminal answers prompts now")
+            assert first.ended() == 0
+            second.type(TYPED)
+            assert answer.result() == "answered"
+            second.type(b"\x03")
+            assert second.ended() == 0
+
+
+def test_a_touch(broker: RunningBroker, start: Start, card: Card, asking: Asking, manner: str) -> None:
+    start(manner)
+    with terminal() as typist:
+        answer = asking(card.key(manner="touch"))
+        typist.expect("Touch the card")
+        typist.expect("PIN: ")
+        typist.type(TYPED)
+        assert answer.result() == "answered"
+        assert asked(broker, card.key("two", manner="touch")) == "answered"
+        assert asked(broker, card.key("three")) == "answered"
+    assert typist.seen.count("Touch the card") == 1  # not twice within a few seconds
+
+
+def test_the_daemon_serves_others_while_it_asks(
+    broker: RunningBroker, start: Start, card: Card, asking: Asking
+) -> None:
+    start()
+    with terminal() as typist:
+        answer = asking(card.key())
+        typist.expect("PIN: ")
+        with DaemonControl() as control:  # its main thread is not held up
+            assert control.status()["keys"] == []
+        typist.type(TYPED)
+        assert answer.result() == "answered"
+
+
+def test_prompting_is_not_imported_before_it_is_needed() -> None:
+    program = (
+        "import sys; from upcall.daemon import __main__; from upcall.daemon.prompter import LazyPrompter; "
+        "one = LazyPrompter([], None); one.over(); one.lock(); one.unlock(); "
+        "print([name for name in sys.modules if name.startswith('upcall.prompting') or name == 'subprocess'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_daemon_ends(start: Start) -> None:
+    daemon = start()
+    with terminal() as typist:
+        daemon.kill()
+        typist.expect("the daemon has ended")
+        assert typist.ended() == os.EX_UNAVAILABLE
+
+
+def test_a_terminal_where_none_is_wanted(start: Start) -> None:
+    start("inline", "ask=pinentry")
+    with Typist(["-m", "upcall", "prompt"]) as typist:
+        typist.expect("no-service")
+        assert typist.ended() == os.EX_TEMPFAIL

@@ -1,0 +1,71 @@
+"""Who wants a PIN: real processes, some with names that want to be more than a name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from upcall.messages import Requester
+from upcall.prompting.requester import describe, plain
+
+ME = os.getuid()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("card", "card"),
+        ("a\nb\r\x1b[2J\x07", "a?b??[2J?"),
+        ("\u202egpj.exe\u2066", "?gpj.exe?"),
+        ("K\u00e4rtchen", "K\u00e4rtchen"),
+        ("\udc80\0", "??"),
+        ("x" * 200, "x" * 157 + "..."),
+    ],
+)
+def test_plain(text: str, shown: str) -> None:
+    assert plain(text) == shown
+
+
+def test_this_process() -> None:
+    first, second = describe("key", Requester(ME, os.getpid()))
+    comm = Path("/proc/self/comm").read_text().strip()
+    assert first == f"For: {comm} (pid {os.getpid()}, {os.readlink('/proc/self/exe')}), by the service key"
+    assert second.startswith("Started by: ")
+    assert f"({os.getppid()})" in second
+    assert 1 <= second.count(" (") <= 4
+
+
+def test_without_a_process() -> None:
+    assert describe("ecryptfs", Requester(ME, 0)) == ("For: a file on your eCryptfs mount",)
+    assert describe("key", Requester(ME, 0)) == ("For: somebody who was not named, by the service key",)
+    assert "your daemon itself" in describe("", Requester(ME, os.getpid()))[0]
+
+
+def test_one_that_has_ended() -> None:
+    with subprocess.Popen(["true"]) as process:
+        pass
+    ended = f"For: a process that has ended, pid {process.pid}, by the service key"
+    assert describe("key", Requester(ME, process.pid)) == (ended,)
+
+
+def test_a_pid_that_is_somebody_elses_by_now() -> None:
+    assert "has ended" in describe("key", Requester(ME + 1, os.getpid()))[0]
+
+
+def test_a_hostile_name() -> None:
+    program = (
+        "import ctypes, sys; ctypes.CDLL(None).prctl(15, b'x\\nFor: \\x1b[31mssh', 0, 0, 0); "
+        "print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        lines = describe("key\n\x1b", Requester(ME, process.pid))
+        process.communicate(b"")
+    assert lines[0].startswith("For: x?For: ?[31mssh (pid ")
+    assert lines[0].endswith("by the service key??")
+    assert all(line.isprintable() for line in lines)

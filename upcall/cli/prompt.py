@@ -1,0 +1,45 @@
+"""`upcall prompt`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import click
+
+from upcall.errors import UsageError
+
+
+@click.command("prompt")
+def command() -> None:
+    """Answer the daemon's questions for PINs in this terminal.
+
+    Keys in tokens (smart cards, TPMs) need a PIN from time to time. While this runs, the daemon asks for it here, and
+    says who wants it. Ctrl-C, or an empty line, says no to a question; Ctrl-C between two questions ends it. A newer
+    `upcall prompt` takes over from an older one.
+
+    \b
+    Exit codes: 0 ended here, or another terminal took over; 64 no terminal; 69 there is no daemon, or it has ended.
+    """
+    from upcall.control import DaemonControl, NoDaemon
+    from upcall.passphrase import TTY
+    from upcall.prompting.agent import REPLACED
+    from upcall.prompting.terminal import Ended, Terminal, TerminalGone
+
+    try:
+        fd = os.open(TTY, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        raise UsageError("no terminal to ask on") from None
+    with DaemonControl() as daemon, daemon.prompts() as connection:
+        click.echo("PINs are asked for here. Ctrl-C ends this.", err=True)
+        try:
+            Terminal(fd, connection).run()
+        except KeyboardInterrupt:
+            click.echo(err=True)
+        except TerminalGone:
+            pass
+        except Ended as error:
+            if str(error) != REPLACED:
+                raise NoDaemon(str(error)) from None
+            with contextlib.suppress(OSError):
+                click.echo(f"upcall: {error}", err=True)

@@ -1,0 +1,68 @@
+"""The prompter of a daemon that may never need one: upcall.prompting is imported with the first prompt."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from upcall.daemon.keyservice import Asker
+from upcall.errors import UsageError
+from upcall.log import EventLog
+
+if TYPE_CHECKING:
+    from upcall.prompting.prompts import Prompts
+
+PIN_TIME, PROMPT_TIME = 900.0, 60.0  # seconds: how long a PIN is kept, and how long a person may take for it
+WAYS = ("agent", "pinentry", "systemd")  # see upcall.prompting.ways
+
+
+class LazyPrompter:
+    """`keyservice.Prompter`, by the daemon's arguments `ask=`, `pinentry=`, `pin-time=` and `prompt-time=`."""
+
+    def __init__(self, arguments: Iterable[str], log: EventLog) -> None:
+        settings = dict(argument.split("=", 1) for argument in arguments)
+        self._log = log
+        self._pinentry = settings.get("pinentry")
+        self._pin_time = float(settings.get("pin-time", PIN_TIME))
+        self._prompt_time = float(settings.get("prompt-time", PROMPT_TIME))
+        self._ways = tuple(filter(None, settings["ask"].split(","))) if "ask" in settings else WAYS
+        if unknown := sorted(set(self._ways) - set(WAYS)):
+            raise UsageError(f"no way to ask is called {unknown[0]!r}: there are {', '.join(WAYS)}")
+        self._lock = threading.Lock()
+        self._prompts: Prompts | None = None
+
+    def _loaded(self) -> Prompts:
+        with self._lock:
+            if self._prompts is None:
+                from upcall.prompting.prompts import Settings
+                from upcall.prompting.ways import prompts
+
+                settings = Settings(self._pin_time, self._prompt_time)
+                self._prompts = prompts(self._ways, self._pinentry, settings, self._log)
+            return self._prompts
+
+    def pin(self, token: str, prompt: str, asker: Asker, /) -> bytearray:
+        return self._loaded().pin(token, prompt, asker)
+
+    def verdict(self, token: str, good: bool, /) -> None:
+        self._loaded().verdict(token, good)
+
+    def touch(self, token: str, prompt: str, asker: Asker, /) -> None:
+        self._loaded().touch(token, prompt, asker)
+
+    def over(self) -> None:
+        if self._prompts is not None:
+            self._prompts.over()
+
+    def lock(self) -> None:
+        if self._prompts is not None:
+            self._prompts.lock()
+
+    def unlock(self) -> None:
+        if self._prompts is not None:
+            self._prompts.unlock()
+
+    def attach(self, connection: socket.socket, welcome: bytes, /) -> None:
+        self._loaded().attach(connection, welcome)
