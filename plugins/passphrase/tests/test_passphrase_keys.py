@@ -121,7 +121,7 @@ def test_the_defaults_open_within_a_second() -> None:
         making(memory="lots"),
         making()._replace(values={}),
     ],
-    ids=repr,
+    ids=lambda asked: f"{asked.source} {len(asked.passphrase)} {asked.values}",
 )
 def test_generate_misused(asked: Making) -> None:
     with pytest.raises(UsageError):
