@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -248,6 +249,36 @@ def test_lock_forgets(broker: RunningBroker, start: Start, card: Card, asking: A
     assert card.tries == ["good"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root reads the memory of a process that is not dumpable")
+def test_nothing_of_a_pin_is_left_in_the_daemon(
+    broker: RunningBroker, start: Start, card: Card, asking: Asking
+) -> None:
+    daemon, word = start("isolated"), os.urandom(6).hex()
+    with terminal() as typist:
+        for typed, outcome in ((word, "module-failed"), (PIN.decode(), "answered")):
+            answer = asking(card.key())
+            typist.expect("PIN: ")
+            typist.type(typed + "\n")
+            assert answer.result() == outcome
+    assert found_in_memory(daemon.pid, PIN)  # it is kept
+    assert not found_in_memory(daemon.pid, word.encode())
+    with DaemonControl() as control:
+        control.lock(None)
+    assert not found_in_memory(daemon.pid, PIN)
+
+
+def found_in_memory(pid: int, word: bytes) -> bool:
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            start, end = (int(one, 16) for one in line.split()[0].split("-"))
+            if " rw" in line and "[v" not in line:
+                memory.seek(start)
+                with contextlib.suppress(OSError):
+                    if word in memory.read(end - start):
+                        return True
+    return False
+
+
 @pytest.mark.parametrize("seconds", ["0", "0.2"])
 def test_a_pin_is_kept_for_its_time(
     broker: RunningBroker, start: Start, card: Card, asking: Asking, seconds: str
@@ -263,15 +294,12 @@ def test_a_pin_is_kept_for_its_time(
     assert card.tries == ["good", "good"]
 
 
-def test_a_pin_that_is_not_kept_serves_all_that_waited_for_it(
-    broker: RunningBroker, start: Start, card: Card, asking: Asking
-) -> None:
-    start("inline", "ask=agent", "pin-time=0")
+def test_a_pin_that_is_not_kept_serves_all_that_waited_for_it(start: Start, card: Card, asking: Asking) -> None:
+    daemon = start("inline", "ask=agent", "pin-time=0")
     with terminal() as typist:
         answers = [asking(card.key(label)) for label in ("one", "two")]
         typist.expect("PIN: ")
-        broker.pending(2)
-        broker.pending(2)
+        daemon.logged("prompt-joined")
         typist.type(TYPED)
         results = [answer.result() for answer in answers]
     assert results == ["answered", "answered"]
@@ -364,12 +392,42 @@ def test_prompting_is_not_imported_before_it_is_needed() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_by_pinentry_and_then_by_a_password_agent(
+    start: Start, card: Card, asking: Asking, folder: Path, runtime_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next way is tried where one cannot."""
+    monkeypatch.setenv("DISPLAY", ":0")
+    pinentry = folder.parent / "pinentry"
+    answer = f"echo 'D {PIN.decode()}'; echo OK"
+    script = "#!/bin/sh\necho OK; while read -r line; do case $line in GETPIN) %s;; *) echo OK;; esac; done\n"
+    pinentry.write_text(script % answer)
+    pinentry.chmod(0o755)
+    place = runtime_folder / "systemd" / "ask-password"
+    place.mkdir(parents=True)
+    daemon = start("inline", f"pinentry={pinentry}")
+    assert asking(card.key("one")).result() == "answered"
+    pinentry.write_text(script % "exit 1")
+    answered = asking(card.key("two", token="other"))
+    (ask,) = until(lambda: list(place.glob("ask.*")) or None, "a question for the agents")
+    (target,) = (line.removeprefix("Socket=") for line in ask.read_text().splitlines() if line.startswith("Socket="))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"+" + PIN + b"\0", target)
+    assert answered.result() == "answered"
+    daemon.logged("cannot-ask way=pinentry")
+    assert PIN.decode() not in daemon.log
+
+
 def test_the_daemon_ends(start: Start) -> None:
     daemon = start()
     with terminal() as typist:
         daemon.kill()
         typist.expect("the daemon has ended")
         assert typist.ended() == os.EX_UNAVAILABLE
+
+
+def test_a_way_that_there_is_not() -> None:
+    done = subprocess.run([sys.executable, "-m", "upcall", "daemon", "--ask", "moon"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (64, "upcall: --ask moon: there are agent, pinentry, systemd\n")
 
 
 def test_a_terminal_where_none_is_wanted(start: Start) -> None:

@@ -8,9 +8,9 @@ them gets work from a key that has been slow, one more is started, up to a bound
 *watch*, asleep while nobody works, starts one for keys that have always been quick and now are not. One thread
 writes the log.
 
-Lanes. Each key has a lane that holds a few workers at most; what comes beyond that waits in the lane's own queue, and
-the worker goes back to the socket. So a module that hangs holds its lane's workers and nobody else's, and its
-lane refuses at once when all it holds is overdue.
+Lanes. Each key has a lane per service that holds a few workers at most; what comes beyond that waits in the lane's
+own queue, and the worker goes back to the socket. So a module that hangs holds its lane's workers and nobody else's,
+and its lane refuses at once when all it holds is overdue.
 
 Ownership. The socket belongs to `Daemon`; it is connected to the broker's socket for this daemon, so that the kernel
 refuses everybody else, and lives on when the broker does not. A request belongs to the worker that took it, which

@@ -78,12 +78,14 @@ class LockedMemory:
         buffer = (ctypes.c_char * len(self._pages)).from_buffer(self._pages)
         self.locked = _libc.mlock(ctypes.byref(buffer), ctypes.c_size_t(len(self._pages))) == 0
         del buffer
-        self._pages[: self._size] = bytes(secret)
+        with memoryview(self._pages) as view:  # a slice of the pages themselves would be a copy that nobody wipes
+            view[: self._size] = secret
         secret[:] = bytes(len(secret))
 
     def copy(self) -> bytearray:
         """The secret in a buffer that the caller wipes."""
-        return bytearray(self._pages[: self._size])
+        with memoryview(self._pages) as view:
+            return bytearray(view[: self._size])
 
     def wipe(self) -> None:
         self._pages[:] = bytes(len(self._pages))

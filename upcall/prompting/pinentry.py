@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import stat
 import subprocess
@@ -37,7 +36,11 @@ class Pinentry:
         self._path, self._environment = path, environment
 
     def _program(self) -> str | None:
-        return shutil.which(self._path or "pinentry", path=self._environment.get("PATH"))
+        """shutil.which without shutil, which brings three compression libraries into the daemon."""
+        name = self._path or "pinentry"
+        folders = [""] if "/" in name else os.get_exec_path(dict(self._environment))
+        found = (os.path.join(folder, name) for folder in folders)  # noqa: PTH118
+        return next((path for path in found if os.access(path, os.X_OK) and Path(path).is_file()), None)
 
     def _display(self) -> bool:
         return bool(self._environment.get("DISPLAY") or self._environment.get("WAYLAND_DISPLAY"))

@@ -85,6 +85,8 @@ class Prompts:
                 elif joined is not None and joined.failed:
                     raise Refused("locked")
                 else:
+                    if state.prompt is not None and state.prompt is not joined:
+                        self._log("prompt-joined", token=state.name)
                     joined = state.prompt or self._open(state, prompt, asker)
                     self._wait(state, until, until)
             return secret

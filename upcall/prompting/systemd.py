@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import socket
 import struct
 from collections.abc import Mapping
@@ -59,7 +58,7 @@ class PasswordAgents:
         place = folder(self._environment)
         if place is None:
             raise Unavailable("no password agent has run here")
-        name = secrets.token_hex(8)
+        name = os.urandom(8).hex()
         answers, asked = place / f"sck.{name}", place / f"ask.{name}"
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as listener:

@@ -117,6 +117,7 @@ class Terminal:
                     if message.kind == CLOSE and message.id == number:
                         return None
                     self._other(message)
+                    self._write("PIN: ")
                     continue
                 with memoryview(buffer)[size:] as room:
                     count = os.readv(self._fd, [room])

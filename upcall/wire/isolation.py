@@ -16,6 +16,8 @@
 
 `id` is the daemon's for each of its requests. What the child asks bears the id of the request for which it asks, one
 question at a time; what is said on either side about a question or a request bears its id.
+
+The daemon and `upcall prompt` use some of them, too: see upcall.prompting.agent.
 """
 
 from __future__ import annotations
