@@ -9,7 +9,7 @@ PLUGINS := $(wildcard plugins/*)
 help:
 	@echo "make demo    the broker, a daemon and a key at work; needs no privileges and no eCryptfs"
 	@echo "make test    all tests: bytes, real sockets, and the real kernel in a virtual machine"
-	@echo "make check   lint, types, and the tests that need no virtual machine; under a minute"
+	@echo "make check   lint, types, and the quick tests of bytes and sockets; under a minute"
 	@echo "make bench   measures us and our peers in one run, and prints the ratios"
 
 demo: setup
@@ -23,7 +23,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not lab and not kernel"
+	$(BIN)/python -m pytest -q -m "not lab and not kernel and not slow"
 
 bench: setup test-tools
 	$(BIN)/python -m bench
@@ -43,7 +43,8 @@ setup: .venv/made
 
 # What the tests need besides Python: the virtual machine, a token, a TPM and a pinentry, all in software. Root on a
 # Debian machine gets it; for others the tests that need what is missing say so and are left out.
-TOOLS := qemu-system-x86 softhsm2 swtpm libtss2-dev libtss2-tcti-device0 libtss2-tcti-swtpm0 gcc pkg-config pinentry-tty
+TOOLS := qemu-system-x86 softhsm2 swtpm libtss2-dev libtss2-tcti-device0 libtss2-tcti-swtpm0 gcc pkg-config \
+	pinentry-tty pinentry-curses
 
 test-tools: setup
 	@if test "$$(id -u)" = 0 && command -v apt-get >/dev/null && ! dpkg -s $(TOOLS) >/dev/null 2>&1; then \

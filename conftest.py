@@ -1,0 +1,21 @@
+"""Which tests are slow: those of the files named here, and of the plugins that need a token or a TPM."""
+
+from __future__ import annotations
+
+import pytest
+
+SLOW = (
+    "tests/test_bench.py",
+    "tests/test_cli_plugin.py",
+    "tests/test_isolation",
+    "tests/test_prompting",
+    "tests/test_testing_checks.py",
+    "tests/test_testing_contract.py",
+    "plugins/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
