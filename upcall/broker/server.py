@@ -30,7 +30,7 @@ from upcall.kernel.netlink import SYSTEM_PORTID, NetlinkSocket, Packet, bound_to
 from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit, real_uid_of, stay_in_memory
 from upcall.log import EventLog
 from upcall.registry import Association
-from upcall.runtime import Place, own_place, publish
+from upcall.runtime import SYSTEM_FOLDER, Place, own_place, publish
 from upcall.service import SERVICES, Service, with_contexts
 from upcall.wire.netlink import HEADER, HELO, QUIT, RESPONSE, pack_control, take_message
 
@@ -162,7 +162,7 @@ class Server:
 
     def _bind(self) -> NetlinkSocket:
         """The system's broker has a documented portid; if somebody sits there, any other, written down."""
-        if not self._system or self.place.folder != own_place().folder:
+        if not self._system or self.place.folder != SYSTEM_FOLDER:
             return NetlinkSocket()
         try:
             return NetlinkSocket(SYSTEM_PORTID)

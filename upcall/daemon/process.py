@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import select
 import signal
@@ -259,7 +260,7 @@ class Daemon:
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything; its worker lives on
             self._send(broker, envelope, self._refusal(envelope, error))
             return None
-        deadline = envelope.deadline_ns / 1e9
+        deadline = envelope.deadline_ns / 1e9 or math.inf
         if deadline <= time.monotonic():
             return None  # it lay in the socket for too long: the broker has answered
         return _Job(envelope, handler, broker), lane, deadline

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA1, Hash
 from cryptography.hazmat.primitives.serialization import (
@@ -200,7 +200,7 @@ def _load(pem: bytearray, passphrase: bytearray, path: str, *, trusted: bool) ->
         )
     except UnsupportedAlgorithm:
         raise ModuleFailed(f"{path}: encrypted with, or for, an algorithm that is not supported") from None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, InternalError):  # the last for some damaged keys of other kinds
         why = "a wrong passphrase, or a damaged PEM file" if encrypted else "not a sound private key in PEM"
         raise ModuleFailed(f"{path}: {why}") from None
     if not isinstance(key, rsa.RSAPrivateKey):
