@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -15,7 +16,7 @@ from bench.noop import module as noop
 from bench.packets import new_signature
 from bench.rows import QUICK, Effort, Row, bounded, by_turns, compared, show
 from bench.stage import BenchError, Stage, rss_mb
-from upcall.errors import UpcallError
+from upcall.errors import UpcallError, UsageError
 from upcall.isolation.module import IsolatedModule
 from upcall.keymodule import KeyHandle, KeyMaker, Limits, Making
 from upcall.modules import Found, available, load
@@ -38,8 +39,9 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
     finally:
         isolated.close()
         stage.end([bare])
-    for alias, found in available().items():
-        yield from _installed(stage.folder, alias, found, effort)
+    with contextlib.ExitStack() as stack:
+        for alias, found in available().items():
+            yield from _installed(stage.folder, stack, alias, found, effort)
 
 
 def _round_trips(isolated: IsolatedModule, effort: Effort) -> Iterator[Row]:
@@ -65,24 +67,52 @@ def _memory(isolated: IsolatedModule, bare: int) -> Iterator[Row]:
     yield row("of which shared with nobody", "MB", _private_mb(pid), at_most=15, peer=_private_mb(bare))
 
 
-def _installed(folder: Path, alias: str, found: Found, effort: Effort) -> Iterator[Row]:
-    """Wraps and unwraps per second of a module that can make a key without being told much."""
+def _installed(folder: Path, stack: contextlib.ExitStack, alias: str, found: Found, effort: Effort) -> Iterator[Row]:
+    """Wraps and unwraps per second of a module, where what it needs is here."""
     module = load(found.spec)
     if not isinstance(module, KeyMaker):
         return
-    values = {one.name: one.default for one in module.parameters if one.default is not None}
     passphrase = bytearray(_PASSPHRASE if module.takes_passphrase else b"")
     path, source = folder / f"{alias}{module.suffix}", "ask" if passphrase else "none"
     isolated = IsolatedModule(alias, found.spec)
     try:
+        values = {one.name: one.default for one in module.parameters if one.default is not None}
+        values |= _DEVICES[alias](folder, stack) if alias in _DEVICES else {}
         made = module.generate(Making(path, values, passphrase, source, Limits(), Told(_PASSPHRASE)))
         inside = module.open(made.signature, made.blob, Told(_PASSPHRASE))
         apart = isolated.open(made.signature, made.blob, Told(_PASSPHRASE))
         yield from _verbs(f"{alias} ({made.description})", apart, inside, effort)
-    except (UpcallError, KeyError) as error:
+    except (UpcallError, KeyError, ImportError) as error:
         print(f"bench: isolation: {alias} is left out: {type(error).__name__}: {error}", file=sys.stderr)
     finally:
         isolated.close()
+
+
+def _token(folder: Path, _: contextlib.ExitStack) -> dict[str, str]:
+    """A new token of SoftHSM's, whose PIN is in a file. It is found by the environment, by the child, too."""
+    from upcall_pkcs11.softhsm import SoftHsm, missing
+
+    if missing():
+        raise UsageError(missing())
+    tokens = SoftHsm(folder)
+    tokens.add("bench")
+    os.environ["SOFTHSM2_CONF"] = str(tokens.config)
+    return {"uri": tokens.uri("bench", with_pin=True), "type": "rsa", "bits": "2048"}
+
+
+def _tpm(folder: Path, stack: contextlib.ExitStack) -> dict[str, str]:
+    """A TPM of swtpm's."""
+    from upcall_tpm2.swtpm import SoftwareTpm, missing
+
+    if missing():
+        raise UsageError(missing())
+    tpm = SoftwareTpm(folder / "tpm")
+    stack.callback(tpm.kill)
+    return {"tcti": tpm.tcti}
+
+
+# What a key is made in, where it is made in something: parameters for `generate`.
+_DEVICES: dict[str, Callable[[Path, contextlib.ExitStack], dict[str, str]]] = {"pkcs11": _token, "tpm2": _tpm}
 
 
 def _verbs(name: str, apart: KeyHandle, inside: KeyHandle, effort: Effort) -> Iterator[Row]:
