@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from bench.packets import new_file_key, unwrap
-from bench.rows import Effort, Row, by_turns, compared
-from bench.stage import BenchError, Client, Stage, cpu_us
+from bench.rows import Effort, Row, bounded, by_turns, compared
+from bench.stage import BenchError, Client, Stage, cpu_us, rss_mb
 from upcall.keymodule import Limits, Making
 from upcall.testing.secrets import Told
 
@@ -42,6 +42,7 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
     yield row("through our broker", "/s", found["through"], found["openssl"], peer, at_least=0.88)
     cpu = by_turns({"ours": partial(_cpu, direct), "module": partial(_cpu_here, unwrap_once)}, effort.rounds)
     yield row("daemon's processor time per unwrap", "us", cpu["ours"], cpu["module"], "the key module by itself")
+    yield bounded("RSA-2048, unwraps from end to end, two processors", "daemon's rss", "MB", rss_mb(direct.other), 25)
     stage.end([direct.pid, through.pid, *pids])
 
 
