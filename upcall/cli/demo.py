@@ -196,8 +196,8 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
                 now = tally.equal + tally.different - done
                 progress.update(task, completed=now)
                 rate = 2 * now / (time.monotonic() - begun)
-                title = f"{rate:,.0f} requests/s   p50 {_ms(tally, 0.5)}   p99 {_ms(tally, 0.99)}"
-                live.update(Group(progress, self._view(title)))
+                heading = f"{rate:,.0f} requests/s   p50 {_ms(tally, 0.5)}   p99 {_ms(tally, 0.99)}"
+                live.update(Group(progress, self._view(heading)))
                 workers[0].join(0.125)
         tally.busy += time.monotonic() - begun
         now = tally.equal + tally.different - done
