@@ -12,18 +12,6 @@ class Requester(NamedTuple):
     pid: int
 
 
-class Request(NamedTuple):
-    """A question. `deadline` is seconds on CLOCK_MONOTONIC; after it nobody listens any more.
-
-    `body` is what the service defines: for "ecryptfs" and "key", a tag 64 or tag 66 packet.
-    """
-
-    service: str
-    requester: Requester
-    deadline: float
-    body: bytes
-
-
 class Answer(NamedTuple):
     """What the service's requester wanted to have."""
 
@@ -35,11 +23,3 @@ class Refusal(NamedTuple):
 
     reason: str
     errno: int
-
-
-class Notice(NamedTuple):
-    """Something told, that needs no reply."""
-
-    service: str
-    requester: Requester
-    body: bytes
