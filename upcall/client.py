@@ -26,6 +26,7 @@ from upcall.wire.ecryptfs import (
     TAG_66,
     Ask,
     FileKey,
+    is_signature,
     pack_ask,
     pack_file_key,
     take_file_key,
@@ -97,7 +98,7 @@ class Client:
         return take_file_key(self._packet(TAG_64, signature, wrapped)).key
 
     def _packet(self, tag: int, signature: str, content: bytes) -> bytes:
-        if len(signature) != 16 or signature.strip("0123456789abcdef"):
+        if not is_signature(signature):
             raise UsageError(f"signature {signature!r} is not 16 hexadecimal digits")
         body = pack_ask(Ask(tag, signature, content))
         return take_reply(self.ask("key", body)).content

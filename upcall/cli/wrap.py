@@ -13,7 +13,7 @@ import click
 
 from upcall.client import Client
 from upcall.errors import UsageError
-from upcall.wire.ecryptfs import MAX_KEY, MAX_WRAPPED
+from upcall.wire.ecryptfs import MAX_KEY, MAX_WRAPPED, is_signature
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,7 +70,7 @@ def _read(most: int) -> bytes:
 
 
 def _signature(key: str) -> str:
-    if len(key) == 16 and not key.strip("0123456789abcdef"):
+    if is_signature(key):
         return key
     from upcall.keystore import KeyStore  # only here: a signature needs no store
 

@@ -18,6 +18,7 @@ from upcall.kernel import keyring
 from upcall.kernel.process import harden
 from upcall.log import EventLog
 from upcall.runtime import daemon_socket, find_place
+from upcall.wire.ecryptfs import is_signature
 
 _WARMING = 4.0  # seconds that registering waits for keys to be opened
 
@@ -54,7 +55,7 @@ def run(arguments: list[str]) -> int:
 def _warm(keys: KeyService) -> None:
     """The keys whose auth tokens are there already."""
     signatures = (key.description for key in keyring.list_user_keyring() if key.type == "user")
-    keys.warm(one for one in signatures if len(one) == 16 and not one.strip("0123456789abcdef"))
+    keys.warm(filter(is_signature, signatures))
 
 
 if __name__ == "__main__":

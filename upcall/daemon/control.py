@@ -13,7 +13,7 @@ from upcall.daemon.keyservice import KeyService
 from upcall.errors import PeerError, Refused, UpcallError
 from upcall.kernel.local import listen, peer_of, receive
 from upcall.messages import Answer, Refusal
-from upcall.wire.ecryptfs import SIGNATURE_LENGTH
+from upcall.wire.ecryptfs import SIGNATURE_LENGTH, is_signature
 from upcall.wire.netlink import Envelope, pack_response, take_request
 
 UNLOCK, LOCK, STATUS, PROMPT = "daemon.unlock", "daemon.lock", "daemon.status", "daemon.prompt"
@@ -84,6 +84,7 @@ class Control:
 
 
 def _signature(data: bytes) -> str:
-    if len(data) != SIGNATURE_LENGTH or data.strip(b"0123456789abcdef"):
+    signature = data.decode("latin-1")
+    if not is_signature(signature):
         raise PeerError("signature", "is not 16 hexadecimal digits")
-    return data.decode("ascii")
+    return signature

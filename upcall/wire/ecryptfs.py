@@ -116,6 +116,14 @@ def take_frame(data: bytes) -> Frame:
     return Frame(kind, seq, index, data[at + _MESSAGE.size :])
 
 
+# --- signatures ----------------------------------------------------------------------------------------------
+
+
+def is_signature(text: str) -> bool:
+    """Whether it can be a key's signature: 16 hexadecimal digits, lower case."""
+    return len(text) == SIGNATURE_LENGTH and not text.strip("0123456789abcdef")
+
+
 # --- the packets ---------------------------------------------------------------------------------------------
 
 
