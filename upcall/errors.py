@@ -52,17 +52,37 @@ REASONS: dict[str, int] = {
     "locked": errno.EKEYREVOKED,  # the key's passphrase is not at hand
     "prompting": errno.EAGAIN,  # a person is being asked; the next try finds the answer
     "pin-refused": errno.EKEYREJECTED,  # too many wrong PINs: nobody is asked any more, so that the token lives
+    "no-name-server": errno.ECONNREFUSED,  # no name server says anything in time
+    "name-server-failed": errno.EAGAIN,  # they do, but that they cannot or will not
+    # Kerberos (cifs.spnego). mount(2) has them all as they are; docs/cifs.md says what others see.
+    "no-ticket": errno.ENOKEY,  # no credential cache or keytab of the user's that could be used
+    "ticket-expired": errno.EKEYEXPIRED,  # there was one; or the account or the password has expired
+    "cache-refused": errno.EACCES,  # the only ones there could have been planted, or are open to others
+    "unknown-service": errno.EKEYREJECTED,  # the realm does not know this file server
+    "wrong-realm": errno.EKEYREJECTED,  # no ticket leads to the server's realm
+    "clock-skew": errno.EKEYREJECTED,  # the clock here and the KDC's are too far apart
+    "kdc-unreachable": errno.EAGAIN,  # no KDC of the realm answers
+    "kdc-refused": errno.EKEYREJECTED,  # the KDC gives no ticket for another reason: the log has its words
+    "no-mechanism": errno.EKEYREJECTED,  # sec= asks for one that nobody here speaks
+    "no-library": errno.ENOPKG,  # the Kerberos library is not installed
     "module-failed": errno.EIO,  # the key module said that it cannot
     "module-broke": errno.EFAULT,  # the key module raised something else, or returned nonsense
     "module-off": errno.EAGAIN,  # its process broke several times in a row: it is left alone for a few seconds
+    "unknown-type": errno.ENOPKG,  # a key of a type that nobody here knows
+    "forged": errno.EACCES,  # an upcall that the kernel did not make, or whose description is none of its own
+    "duplicate": errno.EALREADY,  # the same key is being answered
+    "requester-gone": errno.ESRCH,  # the process that waited for it has ended
     "busy": errno.EBUSY,  # every slot of this key is taken by calls that do not come back
 }
 
 
 class Refused(UpcallError):
-    """A request that was understood and is not granted, with its reason (one of REASONS) and errno."""
+    """A request that was understood and is not granted, with its reason (one of REASONS) and errno.
 
-    def __init__(self, reason: str, code: int | None = None) -> None:
-        self.reason = reason
+    `why` is for the log of whoever refuses, and goes no further: no secrets in it.
+    """
+
+    def __init__(self, reason: str, code: int | None = None, why: str = "") -> None:
+        self.reason, self.why = reason, why
         self.errno = REASONS.get(reason, errno.EIO) if code is None else code
         super().__init__(reason)

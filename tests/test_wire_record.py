@@ -1,0 +1,103 @@
+"""Records as lines and as entries of the journal, both ways, cut short and damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from upcall.errors import PeerError
+from upcall.wire.record import MESSAGE_ID, Record, Source, fields_of, line_of, take_journal, take_line
+
+RECORD = Record(1769860800.25, 1000, "key", "answered", 0.000062, 305419896, "openssl")
+LINE = (
+    "upcall-daemon[4711]: request at=2026-01-31T12:00:00.250000Z uid=1000 service=key outcome=answered "
+    "seconds=0.000062 seq=305419896 handler=openssl"
+)
+WHO = Source("upcall-daemon", 4711)
+
+
+def test_a_line() -> None:
+    assert f"upcall-daemon[4711]: {line_of(RECORD)}" == LINE
+    assert take_line(LINE) == (WHO, RECORD)
+    assert take_line(f"Jan 31 12:00:00 host {LINE}") == (WHO, RECORD)  # as journalctl shows it
+    assert take_line(f"{LINE} colour=blue") == (WHO, RECORD)  # of a newer version
+
+
+def test_the_docs_show_every_field() -> None:
+    docs = (Path(__file__).parents[1] / "docs" / "observing.md").read_text()
+    assert [f"| `{name}` |" in docs for name in Record._fields] == [True] * len(Record._fields)
+    assert MESSAGE_ID in docs and re.fullmatch("[0-9a-f]{32}", MESSAGE_ID)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "upcall-broker[1]: ready folder=/run/upcall", "something else", "request at=5", "upcall-broker[1]: "]
+)
+def test_other_lines(line: str) -> None:
+    assert take_line(line) is None
+
+
+def test_cut_short_anywhere_it_is_damaged() -> None:
+    start = LINE.index("request") + len("request")
+    whole = {LINE.index("handler=") + len("handler=") + size for size in range(len("openssl") + 1)}
+    for size in range(start, len(LINE)):
+        if size not in whole:  # a handler's name that is cut short is a name
+            with pytest.raises(PeerError):
+                take_line(LINE[:size])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("uid=1000", "uid=x"),
+        ("uid=1000", "uid"),
+        ("uid=1000 ", ""),
+        ("seconds=0.000062", "seconds=soon"),
+        ("at=2026", "at=20266"),
+        ("key", "'ke"),
+        ("key", "'k\\x'"),
+        ("=openssl", '=o"p'),
+    ],
+)
+def test_damaged(old: str, new: str) -> None:
+    with pytest.raises(PeerError):
+        take_line(LINE.replace(old, new))
+
+
+@given(st.text(max_size=40), st.text(max_size=40), st.text(max_size=40))
+@example("it's", "'", '"')
+def test_any_text_comes_back(service: str, outcome: str, handler: str) -> None:
+    record = RECORD._replace(service=service, outcome=outcome, handler=handler)
+    line = line_of(record)
+    assert line.isprintable()
+    assert take_line(f"upcall-broker[1]: {line}") == (Source("upcall-broker", 1), record)
+
+
+@given(st.text())
+def test_nothing_that_is_read_does_harm(text: str) -> None:
+    with contextlib.suppress(PeerError):
+        take_line(f"upcall-broker[1]: request {text}")
+
+
+def entry(**changes: object) -> dict[str, object]:
+    fields = {name: str(value) for name, value in fields_of(RECORD, "upcall-daemon").items()}
+    return {"__REALTIME_TIMESTAMP": "1769860800250000", "_PID": "4711", **fields, **changes}
+
+
+def test_the_journal() -> None:
+    assert take_journal(json.loads(json.dumps(entry()))) == (WHO, RECORD)
+    assert entry()["MESSAGE"] == "key answered for uid 1000 after 0.062 ms"
+    assert take_journal(entry(MESSAGE_ID="other")) is None
+
+
+@pytest.mark.parametrize(
+    "changes", [{"UPCALL_UID": "x"}, {"__REALTIME_TIMESTAMP": "x"}, {"_PID": "?"}, {"UPCALL_SECONDS": [1, 2]}]
+)
+def test_a_damaged_entry(changes: dict[str, object]) -> None:
+    with pytest.raises(PeerError):
+        take_journal(entry(**changes))

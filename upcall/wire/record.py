@@ -1,0 +1,124 @@
+"""What is written of a request once it is settled, as a line of a log and as fields of systemd's journal. Pure.
+
+    upcall-broker[4711]: request at=2026-01-31T12:00:00.000000Z uid=1000 service=key outcome=answered \
+seconds=0.000062 seq=305419896 handler=''
+
+The same names, in capitals and behind UPCALL_, are the journal's fields.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from upcall.errors import PeerError
+from upcall.wire.logfmt import shown
+
+EVENT: Final = "request"
+MESSAGE_ID: Final = "6f1c7d7a0d5f4c2e9a3b8e5d41c0b796"  # of all records in the journal; made for this, and for good
+MAX_LINE: Final = 4096  # bytes; a record is far shorter
+
+_PREFIX = re.compile(r"(?:^|\s)(upcall-[a-z]+)\[(\d+)\]: (\S+)(?: |$)", re.ASCII)
+_FIELD = re.compile(r"""([a-z]+)=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s"']*)(?: |$)""", re.ASCII)
+_INFO = 6  # syslog(3)
+
+
+class Record(NamedTuple):
+    """`uid`: whose daemon was asked. `outcome`: "answered", or the reason of the refusal. `seq`: the number under
+    which the broker asked the daemon, the same on both sides; 0 if it was not asked. `handler`: who answered in the
+    daemon, a key module's alias or what a handler is called; empty in the broker."""
+
+    at: float  # seconds since 1970, when it was settled
+    uid: int
+    service: str
+    outcome: str
+    seconds: float  # from the request's coming in here to its being settled
+    seq: int
+    handler: str = ""
+
+
+class Source(NamedTuple):
+    """Who has written it: upcall-broker or upcall-daemon."""
+
+    name: str
+    pid: int
+
+
+def line_of(record: Record) -> str:
+    """The event and its fields, as an EventLog has them behind name and pid."""
+    fields = {**record._asdict(), "at": _time(record.at), "seconds": f"{record.seconds:.6f}"}
+    return " ".join([EVENT, *(f"{key}={shown(value)}" for key, value in fields.items())])
+
+
+def fields_of(record: Record, name: str) -> dict[str, object]:
+    """For the journal, which adds time and pid itself."""
+    message = f"{record.service} {record.outcome} for uid {record.uid} after {record.seconds * 1e3:.3f} ms"
+    told = {**record._asdict(), "seconds": f"{record.seconds:.6f}"}
+    del told["at"]
+    return {
+        "MESSAGE": message,
+        "MESSAGE_ID": MESSAGE_ID,
+        "PRIORITY": _INFO,
+        "SYSLOG_IDENTIFIER": name,
+        **{f"UPCALL_{key.upper()}": value for key, value in told.items()},
+    }
+
+
+def take_line(text: str) -> tuple[Source, Record] | None:
+    """A record from a line of a log, whatever stands before it; None for another event. PeerError if damaged."""
+    start = _PREFIX.search(text[:MAX_LINE])
+    if start is None or start[3] != EVENT:
+        return None
+    fields, at = {}, start.end()
+    while at < len(text):
+        found = _FIELD.match(text, at)
+        if found is None:
+            raise PeerError("record", f"no field {text[at : at + 20]!r}", at)
+        fields[found[1]] = _unquoted(found[2])
+        at = found.end()
+    return Source(start[1], int(start[2])), _record(fields)
+
+
+def take_journal(entry: Mapping[str, object]) -> tuple[Source, Record] | None:
+    """A record from an entry as `journalctl --output=json` gives it; None for another. PeerError if damaged."""
+    if entry.get("MESSAGE_ID") != MESSAGE_ID:
+        return None
+    fields = {key.removeprefix("UPCALL_").lower(): str(value) for key, value in entry.items() if key[:7] == "UPCALL_"}
+    try:
+        at = int(str(entry["__REALTIME_TIMESTAMP"])) / 1e6
+        pid = int(str(entry.get("_PID", 0)))
+    except (KeyError, ValueError):
+        raise PeerError("record", "the journal gives no time") from None
+    return Source(str(entry.get("SYSLOG_IDENTIFIER", "")), pid), _record({**fields, "at": _time(at)})
+
+
+def _record(fields: Mapping[str, str]) -> Record:
+    """A field that we do not know is a newer version's."""
+    try:
+        return Record(
+            datetime.fromisoformat(fields["at"]).timestamp(),
+            int(fields["uid"]),
+            fields["service"],
+            fields["outcome"],
+            float(fields["seconds"]),
+            int(fields["seq"]),
+            fields["handler"],
+        )
+    except (KeyError, ValueError, OverflowError) as error:
+        raise PeerError("record", f"{type(error).__name__}: {error}") from None
+
+
+def _unquoted(text: str) -> str:
+    if text[:1] not in ("'", '"'):
+        return text
+    try:
+        return str(ast.literal_eval(text))
+    except (SyntaxError, ValueError):
+        raise PeerError("record", f"{text!r} is no text") from None
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
