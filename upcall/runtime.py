@@ -21,15 +21,17 @@ def user_folder() -> Path:
     """This user's own runtime folder, made if need be, owned by the user and closed to others."""
     uid = os.geteuid()
     for base in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{uid}"):
+        if base == "/run/user/0":
+            continue  # comes and goes with root's logins, and root's daemon is the machine's
         # After su(1) the environment may name another user's folder.
         if base and Path(base).is_dir() and Path(base).stat().st_uid == uid:
-            return _own(Path(base) / "upcall", 0o700)
+            return own_folder(Path(base) / "upcall", 0o700)
     if uid == 0:
-        return _own(SYSTEM_FOLDER / "root", 0o700)
-    return _own(Path(f"/tmp/upcall-{uid}"), 0o700)  # noqa: S108 - ownership and mode are checked
+        return own_folder(SYSTEM_FOLDER / "root", 0o700)
+    return own_folder(Path(f"/tmp/upcall-{uid}"), 0o700)  # noqa: S108 - ownership and mode are checked
 
 
-def _own(folder: Path, mode: int) -> Path:
+def own_folder(folder: Path, mode: int) -> Path:
     """The folder, ours and not writable by others; UsageError if somebody else made it."""
     folder.mkdir(mode=mode, parents=True, exist_ok=True)
     found = folder.lstat()
@@ -46,6 +48,11 @@ class Place(NamedTuple):
     @property
     def socket(self) -> Path:
         return self.folder / "broker.sock"
+
+    @property
+    def request_key_socket(self) -> Path:
+        """For forwarders of request_key; root's."""
+        return self.folder / "request-key.sock"
 
     @property
     def portid_file(self) -> Path:
@@ -69,8 +76,8 @@ class Place(NamedTuple):
 def own_place(folder: Path | None = None) -> Place:
     """Where this process, being a broker, is to be found."""
     if folder is not None:
-        return Place(_own(folder, 0o755))
-    return Place(_own(SYSTEM_FOLDER, 0o755) if os.geteuid() == 0 else user_folder())
+        return Place(own_folder(folder, 0o755))
+    return Place(own_folder(SYSTEM_FOLDER, 0o755) if os.geteuid() == 0 else user_folder())
 
 
 def find_place(folder: Path | None = None) -> Place:

@@ -31,6 +31,12 @@ _ADD_KEY, _KEYCTL = _NUMBERS.get(os.uname().machine if sys.maxsize > 1 << 32 els
 
 _JOIN_SESSION, _REVOKE, _SETPERM, _DESCRIBE = 1, 3, 5, 6
 _LINK, _UNLINK, _SEARCH, _READ = 8, 9, 10, 11
+_SET_TIMEOUT, _GET_PERSISTENT, _MOVE, _CAPABILITIES = 15, 22, 30, 31
+_MOVE_EXCL = 1  # EEXIST instead of displacing what has the same type and description
+
+# Bits of `capabilities`: KEYCTL_CAPS0_*.
+PERSISTENT_KEYRINGS: Final = 0x02
+MOVE: Final = 0x80
 
 # Possessor: all. User: view, read, search. Any process of this uid can make itself a possessor by linking the
 # user keyring, so the owner's read right gives nothing away; without it ecryptfsd, a mount helper or a daemon
@@ -141,11 +147,33 @@ def add_user_key(description: str, payload: bytes, keyring: int = USER_KEYRING) 
         raise ValueError("the description of a key cannot hold a NUL")
     if keyring == USER_KEYRING:
         ensure_user_keyring_linked()
-    serial: int = _add_key(_ADD_KEY, b"user", description.encode(), payload, len(payload), keyring)
+    return _add(b"user", description, payload, keyring)
+
+
+def add_keyring(description: str, keyring: int) -> int:
+    """Adds an empty keyring, in place of one of the same description; returns its serial."""
+    return _add(b"keyring", description, None, keyring)
+
+
+def _add(kind: bytes, description: str, payload: bytes | None, keyring: int) -> int:
+    serial: int = _add_key(_ADD_KEY, kind, description.encode(), payload, len(payload or b""), keyring)
     if serial < 0:
         raise _error("add_key")
     _call("KEYCTL_SETPERM", _SETPERM, serial, PERMISSIONS)
     return serial
+
+
+def set_timeout(serial: int, seconds: int) -> None:
+    """The key expires then, counted from now in whole seconds; 0: never. A new payload takes the time-out away."""
+    _call("KEYCTL_SET_TIMEOUT", _SET_TIMEOUT, serial, seconds)
+
+
+def move(serial: int, source: int, target: int, *, exclusive: bool = False) -> None:
+    """From one keyring to another in one step, in place of what has the same type and description there.
+
+    With `exclusive` that is FileExistsError instead. Since Linux 5.3.
+    """
+    _call("KEYCTL_MOVE", _MOVE, serial, source, target, _MOVE_EXCL if exclusive else 0)
 
 
 def unlink(serial: int, keyring: int = USER_KEYRING) -> None:
@@ -163,18 +191,55 @@ def revoke(serial: int) -> None:
 
 def describe(serial: int) -> Key:
     """Type, owner, permissions and description of a key that we may view."""
+    kind, uid, gid, permissions, description = os.fsdecode(describe_raw(serial)).split(";", 4)
+    return Key(serial, kind, int(uid), int(gid), int(permissions, 16), description)
+
+
+def describe_raw(serial: int) -> bytes:
+    """The same as the kernel says it, "type;uid;gid;permissions;description", without the NUL."""
     buffer = ctypes.create_string_buffer(MAX_DESCRIPTION)
     size = _call("KEYCTL_DESCRIBE", _DESCRIBE, serial, ctypes.addressof(buffer), len(buffer))
     if size > len(buffer):
         raise OSError(errno.EMSGSIZE, f"a description of {size} bytes", "KEYCTL_DESCRIBE")
-    kind, uid, gid, permissions, description = os.fsdecode(buffer.raw[: size - 1]).split(";", 4)
-    return Key(serial, kind, int(uid), int(gid), int(permissions, 16), description)
+    return buffer.raw[: size - 1]
+
+
+def search(keyring: int, kind: str, description: str) -> int | None:
+    """The serial of the key of this type and description in the keyring or in those in it; None as in `find`."""
+    serial: int = _search(
+        *map(ctypes.c_long, (_KEYCTL, _SEARCH, keyring)),
+        *map(ctypes.c_char_p, (kind.encode(), description.encode())),
+        _ZERO,
+    )
+    if serial > 0:
+        return serial
+    if ctypes.get_errno() in _NO_USABLE_KEY:
+        return None
+    raise _error("KEYCTL_SEARCH")
+
+
+def capabilities() -> int:
+    """PERSISTENT_KEYRINGS, MOVE and the like, of a kernel that lets this process add keys, and touches none.
+
+    OSError: ENOSYS without keyrings, EOPNOTSUPP before Linux 5.3, EPERM from the seccomp filter of a container.
+    """
+    _add_key(_ADD_KEY, None, None, None, 0, 0)
+    if ctypes.get_errno() != errno.EFAULT:  # what the kernel says of the missing type
+        raise _error("add_key")
+    bits = ctypes.c_ubyte()
+    _call("KEYCTL_CAPABILITIES", _CAPABILITIES, ctypes.addressof(bits), ctypes.sizeof(bits))
+    return bits.value
 
 
 def list_user_keyring() -> list[Key]:
     """What lies directly in the user keyring, but for what we may not view and what vanishes meanwhile."""
+    return list_keyring(USER_KEYRING)
+
+
+def list_keyring(keyring: int) -> list[Key]:
+    """The same of any keyring."""
     keys = []
-    for (serial,) in struct.iter_unpack("=i", _read_keyring(USER_KEYRING)):
+    for (serial,) in struct.iter_unpack("=i", _read_keyring(keyring)):
         try:
             keys.append(describe(serial))
         except OSError as error:
@@ -195,6 +260,14 @@ def _read_keyring(keyring: int) -> bytes:
     raise OSError(errno.EMSGSIZE, f"a keyring of {size} bytes", "KEYCTL_READ")
 
 
+def user_keyring_is_linked() -> bool:
+    """Whether the session keyring leads to the user keyring, at whatever depth. OSError EKEYREVOKED, EKEYEXPIRED if
+    there is a session keyring that is of no use any more."""
+    describe_raw(SESSION_KEYRING)  # which says so; the search would not
+    name = f"_uid.{os.getuid()}".encode()
+    return int(_search(_KEYCTL, _SEARCH, SESSION_KEYRING, ctypes.c_char_p(b"keyring"), name, _ZERO)) > 0
+
+
 # --- becoming a possessor -----------------------------------------------------------------------------------
 
 
@@ -207,6 +280,16 @@ def ensure_user_keyring_linked() -> None:
     _call("KEYCTL_LINK", _LINK, USER_KEYRING, PROCESS_KEYRING)
 
 
+def link_persistent_keyring() -> int:
+    """The serial of the user's persistent keyring, which this thread now possesses by way of its process keyring.
+
+    The kernel makes it if need be, keeps it without any process or session, and drops it with all that is in it
+    when nobody has called this for /proc/sys/kernel/keys/persistent_keyring_expiry seconds (three days). A thread
+    that runs already does not get the link: each calls this for itself. Source: persistent-keyring(7).
+    """
+    return _call("KEYCTL_GET_PERSISTENT", _GET_PERSISTENT, -1, PROCESS_KEYRING)
+
+
 def join_session_and_link_user_keyring() -> int:
     """A new session keyring with nothing in it but the user keyring; returns its serial. For daemons.
 
@@ -217,8 +300,8 @@ def join_session_and_link_user_keyring() -> int:
     return serial
 
 
-def _call(name: str, operation: int, first: int, second: int = 0, third: int = 0) -> int:
-    result: int = _keyctl(_KEYCTL, operation, first, second, third, 0)
+def _call(name: str, operation: int, first: int, second: int = 0, third: int = 0, fourth: int = 0) -> int:
+    result: int = _keyctl(_KEYCTL, operation, first, second, third, fourth)
     if result < 0:
         raise _error(name)
     return result

@@ -16,9 +16,19 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def harden() -> None:
     """No core dumps, no ptrace by the same user, no gain of privileges. Works without any privilege."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):  # where a service manager has set it and lets nobody else do so
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal. It loses it when the terminal hangs up."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def die_with_parent(signal_number: int) -> None:
@@ -28,8 +38,8 @@ def die_with_parent(signal_number: int) -> None:
 
 def raise_descriptor_limit() -> None:
     """As many descriptors as we may have: one per daemon, requester and device."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 

@@ -1,0 +1,164 @@
+"""Generic netlink: a listener to one multicast group of the kernel.
+
+pyroute2 knows how to look a family up, and costs 110 ms and 10 MB to import. A broker must not keep that, so it is
+done in a short-lived child process (`python -m upcall.kernel.genetlink FAMILY GROUP`); what comes in afterwards is
+read from a plain socket, which costs a twentieth of pyroute2's time per message.
+
+Source: netlink(7), net/netlink/af_netlink.c, net/netlink/genetlink.c of Linux 6.1.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+from typing import Final, NamedTuple
+
+from upcall.errors import UsageError
+
+NETLINK_GENERIC: Final = 16
+BUFFER: Final = 16 << 20  # bytes; the kernel doubles it, and takes 768 for a warning of 76: room for 43,000
+
+_SOL_NETLINK = 270
+_ADD_MEMBERSHIP, _LIST_MEMBERSHIPS = 1, 9
+_SO_RCVBUFFORCE = 33
+_LOOK_UP = 30.0  # seconds; a slow machine needs five
+_DONTWAIT = int(socket.MSG_DONTWAIT)
+
+
+class NoFamily(UsageError):
+    """This kernel, or this network namespace, has no such family or group."""
+
+
+class Ids(NamedTuple):
+    """What a family and one of its groups are called in this boot."""
+
+    family: int
+    group: int
+
+
+def look_up(family: str, group: str) -> Ids:
+    """Asks in a child process. NoFamily; UsageError if the child could not ask."""
+    command = [sys.executable, "-P", "-m", "upcall.kernel.genetlink", family, group]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_LOOK_UP, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UsageError(f"cannot look up the generic netlink family {family}: {error}") from error
+    if done.returncode == os.EX_UNAVAILABLE:
+        raise NoFamily(done.stdout.strip())
+    found = re.fullmatch(r"(\d+) (\d+)\s*", done.stdout)
+    if done.returncode != 0 or found is None:
+        said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise UsageError(f"cannot look up the generic netlink family {family}: {said[0]}")
+    return Ids(int(found[1]), int(found[2]))
+
+
+def resolve(family: str, group: str) -> Ids:
+    """Asks in this process, at the price of pyroute2. NoFamily."""
+    import logging
+
+    from pyroute2.netlink import genlmsg  # type: ignore[import-untyped]
+    from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
+    from pyroute2.netlink.generic import GenericNetlinkSocket  # type: ignore[import-untyped]
+
+    logging.disable()  # it would say in its own words what we say below
+    try:
+        with GenericNetlinkSocket() as asked:
+            asked.bind(family, genlmsg)
+            number, groups = asked.prid, asked.mcast_groups
+    except NetlinkError as error:
+        if error.code != errno.ENOENT:
+            raise
+        raise NoFamily(
+            f"there is no generic netlink family {family} here: the kernel was built without it, "
+            "or this is not the first network namespace"
+        ) from None
+    finally:
+        logging.disable(logging.NOTSET)
+    if group not in groups:
+        raise NoFamily(f"the generic netlink family {family} has no group {group}")
+    return Ids(number, groups[group])
+
+
+class Listener:
+    """A socket in one group. It heals by itself from overflow: the sequence numbers tell what was lost."""
+
+    def __init__(self, group: int, buffer: int = BUFFER, protocol: int = NETLINK_GENERIC, sender: int = 0) -> None:
+        """OSError; its text says so if the kernel did not let us in.
+
+        `sender`: 0 is the kernel. Tests play it, and without a `group`, which ordinary users may not join everywhere.
+        """
+        self._sender = sender
+        self.overflows = 0  # how often the buffer was full
+        self.foreign = 0  # messages of somebody who is not the kernel: the rights for that has root alone
+        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, protocol)
+        try:
+            self.room = _make_room(self.socket, buffer)
+            self.socket.bind((0, 0))
+            if group:
+                self.socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+            if group and group not in memberships(self.socket):
+                raise OSError(errno.ENOTCONN, f"the kernel did not take us into multicast group {group}")
+        except OSError:
+            self.socket.close()
+            raise
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def receive(self, most: int, size: int = 4096) -> list[bytes]:
+        """What waits there, at most so many datagrams, each cut off at `size` bytes."""
+        found: list[bytes] = []
+        receive, take, sender = self.socket.recvfrom, found.append, self._sender
+        try:
+            for _ in range(most):
+                data, (portid, _) = receive(size, _DONTWAIT)
+                if portid == sender:
+                    take(data)
+                else:
+                    self.foreign += 1
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            self.overflows += 1  # said once, by the read after the loss; what comes next is there
+        return found
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def _make_room(sock: socket.socket, buffer: int) -> int:
+    """The receive buffer as large as we may have it; gives its size in bytes, as the kernel counts them."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer)
+    except PermissionError:  # the system's limit holds for those without CAP_NET_ADMIN: net.core.rmem_max
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+
+def memberships(sock: socket.socket) -> frozenset[int]:
+    """The groups that the kernel says the socket is in (NETLINK_LIST_MEMBERSHIPS)."""
+    data = sock.getsockopt(_SOL_NETLINK, _LIST_MEMBERSHIPS, 512)
+    words = struct.unpack(f"={len(data) // 4}I", data[: len(data) & ~3])
+    return frozenset(32 * word + bit + 1 for word, mask in enumerate(words) for bit in range(32) if mask & 1 << bit)
+
+
+def main(arguments: list[str]) -> int:
+    """`FAMILY GROUP`: prints both numbers, or why there are none."""
+    try:
+        found = resolve(*arguments)
+    except NoFamily as error:
+        print(error)  # noqa: T201
+        return os.EX_UNAVAILABLE
+    print(found.family, found.group)  # noqa: T201
+    return os.EX_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

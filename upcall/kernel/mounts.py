@@ -1,0 +1,133 @@
+"""Which filesystem a device number is, where it is mounted, and what people call uids, gids and projects.
+
+Source: proc(5) for mountinfo, projid(5). Looking names up can take as long as the directory service behind it does:
+not for a thread that others wait for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import re
+import select
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+MOUNTINFO: Final = Path("/proc/self/mountinfo")
+PROJECTS: Final = Path("/etc/projid")
+_NAMES, _NAMES_AGE = 1024, 600.0  # how many names are kept, and for how many seconds
+
+_ESCAPED = re.compile(rb"\\([0-7]{3})")
+
+
+class Mount(NamedTuple):
+    """One line of mountinfo. `device` is the number as os.stat has it."""
+
+    device: int
+    root: str  # which folder of the filesystem it is: "/" unless it is a bind mount or a container's
+    point: str
+    type: str
+    source: str
+    options: frozenset[str]
+
+
+def take_mounts(text: bytes) -> list[Mount]:
+    """The mounts in a mountinfo file; lines that make no sense are left out."""
+    found = []
+    for line in text.split(b"\n"):
+        before, dash, after = line.partition(b" - ")
+        fields, last = before.split(b" "), after.split(b" ")
+        if not dash or len(fields) < 6 or len(last) < 2:
+            continue
+        with contextlib.suppress(ValueError):
+            major, _, minor = fields[2].partition(b":")
+            options = {*fields[5].split(b","), *(last[2].split(b",") if len(last) > 2 else ())}
+            found.append(
+                Mount(
+                    os.makedev(int(major), int(minor)),
+                    _unescaped(fields[3]),
+                    _unescaped(fields[4]),
+                    _unescaped(last[0]),
+                    _unescaped(last[1]),
+                    frozenset(map(os.fsdecode, options)),
+                )
+            )
+    return found
+
+
+def _unescaped(field: bytes) -> str:
+    """Blanks, tabs, newlines and backslashes stand there as \\040, \\011, \\012 and \\134."""
+    return os.fsdecode(_ESCAPED.sub(lambda m: bytes((int(m[1], 8) & 0xFF,)), field))
+
+
+def mounts(path: Path = MOUNTINFO) -> list[Mount]:
+    """What this process sees mounted."""
+    return take_mounts(path.read_bytes())
+
+
+class Changes:
+    """Whether anything has been mounted or unmounted: the kernel says it by POLLPRI, once (proc(5))."""
+
+    def __init__(self, path: Path = MOUNTINFO) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._poll = select.poll()
+        self._poll.register(self._file, select.POLLPRI)
+        self.seen()
+
+    def seen(self) -> bool:
+        """Since the last call."""
+        return bool(self._poll.poll(0))
+
+
+class Names:
+    """What people call a number, or the number itself; for a while the last answer counts."""
+
+    def __init__(self, projects: Path = PROJECTS) -> None:
+        self._projects = projects
+        self._known: dict[tuple[Callable[[int], str], int], tuple[float, str]] = {}
+
+    def user(self, uid: int) -> str:
+        return self._of(_user, uid)
+
+    def group(self, gid: int) -> str:
+        return self._of(_group, gid)
+
+    def project(self, number: int) -> str:
+        return self._of(self._project, number)
+
+    def subject(self, kind: int, number: int) -> str:
+        """By the kernel's quota type."""
+        return (self.user, self.group, self.project)[kind](number)
+
+    def _of(self, look: Callable[[int], str], number: int) -> str:
+        now = time.monotonic()
+        when, name = self._known.pop((look, number), (-_NAMES_AGE, ""))
+        if now - when >= _NAMES_AGE:
+            try:
+                when, name = now, look(number)
+            except (KeyError, OSError, ValueError, OverflowError):
+                when, name = now, str(number)
+        if len(self._known) >= _NAMES:
+            del self._known[next(iter(self._known))]  # who was not asked for longest
+        self._known[look, number] = when, name
+        return name
+
+    def _project(self, number: int) -> str:
+        """`name:number` lines, # begins a comment. KeyError."""
+        for line in self._projects.read_text("utf-8", "replace").splitlines():
+            name, _, value = line.partition("#")[0].strip().rpartition(":")
+            if value == str(number):
+                return name
+        raise KeyError(number)
+
+
+def _user(uid: int) -> str:
+    return pwd.getpwuid(uid).pw_name
+
+
+def _group(gid: int) -> str:
+    return grp.getgrgid(gid).gr_name

@@ -1,0 +1,81 @@
+"""What the broker asks the kernel about an upcall of request_key: the keys themselves, and the process behind it.
+
+Source: keyctl(2), proc(5), pidfd_open(2).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+
+from upcall.gate import Who
+from upcall.kernel.keyring import describe_raw
+from upcall.wire.requestkey import Described, take_described
+
+# Of /proc/PID/status, whose first line escapes what the name would bring.
+_IDS = re.compile(rb"^Tgid:\t(\d+)\n.*?^Uid:\t(\d+)\t(\d+)\t", re.MULTILINE | re.DOTALL)
+
+
+class Process:
+    """The process that a thread belongs to, held by a pidfd: `who` stays true for as long as it `lives`."""
+
+    def __init__(self, pid: int) -> None:
+        """`pid`: of any of its threads. ProcessLookupError if there is none."""
+        self._fd, held = _hold(pid)
+        try:
+            tgid, uid, euid = _status(pid)
+            started = started_at(pid)
+            if tgid != held or not self.lives:  # while it lives, nobody else can have its pid
+                raise ProcessLookupError(f"pid {pid} has changed hands")
+        except BaseException:
+            self.close()
+            raise
+        self.who = Who(tgid, uid, euid, started)
+
+    @property
+    def lives(self) -> bool:
+        """A thread can end before its process does: that is noticed by nobody here, and harms nobody."""
+        return not select.select([self._fd], [], [], 0)[0]
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def started_at(pid: int) -> int:
+    """When a process or thread began, in clock ticks since boot. ProcessLookupError."""
+    fields = _read(pid, "stat").rpartition(b")")[2].split()  # the name before it may hold anything
+    return int(fields[19])
+
+
+def key(serial: int) -> Described:
+    """The kernel's words about a key. OSError if there is none that we may look at; PeerError if it is no sense."""
+    return take_described(describe_raw(serial))
+
+
+def _hold(pid: int) -> tuple[int, int]:
+    """(pidfd, pid) of the process that a thread belongs to."""
+    try:
+        return os.pidfd_open(pid), pid
+    except ProcessLookupError:
+        raise
+    except OSError:  # not the first of its threads
+        tgid, _, _ = _status(pid)
+        return os.pidfd_open(tgid), tgid
+
+
+def _status(pid: int) -> tuple[int, int, int]:
+    """(process, real uid, effective uid)"""
+    found = _IDS.search(_read(pid, "status"))  # on the hot path: the file has sixty lines
+    if found is None:
+        raise ProcessLookupError(f"pid {pid}")
+    tgid, uid, euid = map(int, found.groups())
+    return tgid, uid, euid
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 - on the hot path
+            return file.read(8192)
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(f"pid {pid}") from None
