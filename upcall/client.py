@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from upcall.errors import PeerError, Refused, UpcallError, UsageError
-from upcall.kernel.local import connect
+from upcall.kernel.local import connect, peer_of
 from upcall.messages import Answer, Requester
 from upcall.runtime import find_place
 from upcall.wire.ecryptfs import (
@@ -64,6 +64,11 @@ class Connection:
         if isinstance(response.outcome, Answer):
             return response.outcome.body
         raise Refused(response.outcome.reason, response.outcome.errno)
+
+    @property
+    def peer(self) -> tuple[int, int]:
+        """(pid, uid) of whoever listens there."""
+        return peer_of(self._socket)
 
     def detach(self) -> socket.socket:
         """The connection itself, for whoever has something else to say on it; blocking."""

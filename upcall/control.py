@@ -39,6 +39,10 @@ class DaemonControl:
         """Makes the daemon forget one key, or all; gives how many it knew."""
         return int(self._ask("daemon.lock", (signature or "").encode("ascii")))
 
+    def reload(self) -> None:
+        """Has the daemon read its configuration again, soon; its log says what became of it."""
+        self._ask("daemon.reload", b"")
+
     def status(self) -> dict[str, Any]:
         found = json.loads(self._ask("daemon.status", b""))
         if not isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""Finding plugins by their entry points, and loading key modules, checked.
+"""Finding plugins by their entry points, and loading them, checked.
 
 importlib.metadata costs 25 ms, so it is imported when it is used: the daemon is handed the map of aliases.
 """
@@ -8,12 +8,15 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from upcall import config
 from upcall.errors import ModuleFailed, UsageError
 from upcall.handler import GROUP as HANDLERS
+from upcall.handler import Handler
 from upcall.keymodule import API, GROUP, ISOLATED_GROUP, KeyModule
+from upcall.sink import GROUP as SINKS
+from upcall.sink import SinkModule
 
 MAX_ALIAS = 16  # what an auth token has room for
 
@@ -26,7 +29,7 @@ class Found(NamedTuple):
 
 
 class Installed(NamedTuple):
-    """An installed plugin, of a key module or a handler, and what its distribution says."""
+    """An installed plugin, of a key module, a handler or a sink, and what its distribution says."""
 
     alias: str
     group: str  # of entry points
@@ -47,7 +50,7 @@ def installed() -> list[Installed]:
     for distribution in distributions(path=_trusted_path()):
         points = distribution.entry_points
         isolated = {point.name for point in points.select(group=ISOLATED_GROUP)}
-        for group in (GROUP, HANDLERS):
+        for group in (GROUP, HANDLERS, SINKS):
             for point in points.select(group=group):
                 if is_alias(point.name):
                     plugin = Installed(
@@ -78,20 +81,53 @@ def find(alias: str) -> Found:
     return found[alias]
 
 
+def handlers() -> dict[str, str]:
+    """Service to the spec of every installed handler. None of them is imported, and not all may be allowed."""
+    return {one.alias: one.spec for one in installed() if one.group == HANDLERS}
+
+
+def sinks() -> dict[str, str]:
+    """Name to the spec of every installed sink. None of them is imported, and not all may be allowed."""
+    return {one.alias: one.spec for one in installed() if one.group == SINKS}
+
+
 def load(spec: str) -> KeyModule:
     """The key module at "package:attribute", checked. ModuleFailed says what is wrong with it."""
+    return _checked(_imported(spec, "key module"), spec)
+
+
+def load_handler(spec: str, service: str) -> Handler:
+    """The handler of this service at "package:attribute", checked. ModuleFailed says what is wrong with it."""
+    handler = _imported(spec, "handler")
+    if service not in (services if isinstance(services := getattr(handler, "services", None), tuple) else ()):
+        raise ModuleFailed(f"handler {spec}: its services do not name {service!r}")
+    if not callable(getattr(handler, "lane", None)) or not callable(getattr(handler, "answer", None)):
+        raise ModuleFailed(f"handler {spec}: cannot answer")
+    return handler  # type: ignore[no-any-return]
+
+
+def load_sink(spec: str, name: str) -> SinkModule:
+    """The sink of this name at "package:attribute", checked. ModuleFailed says what is wrong with it."""
+    sink = _imported(spec, "sink")
+    if getattr(sink, "name", None) != name:
+        raise ModuleFailed(f"sink {spec}: its name is not {name!r}")
+    if not callable(getattr(sink, "open", None)):
+        raise ModuleFailed(f"sink {spec}: cannot be opened")
+    return sink  # type: ignore[no-any-return]
+
+
+def _imported(spec: str, what: str) -> Any:
     package, colon, attribute = spec.partition(":")
     if not package or not colon or not attribute.isidentifier():
-        raise ModuleFailed(f"key module {spec!r}: not of the form package:attribute")
+        raise ModuleFailed(f"{what} {spec!r}: not of the form package:attribute")
     before = sys.path[:]
     sys.path[:] = _trusted_path()
     try:
-        module = getattr(importlib.import_module(package), attribute)
+        return getattr(importlib.import_module(package), attribute)
     except Exception as error:  # importing runs code of others, which may raise anything
-        raise ModuleFailed(f"key module {spec}: {type(error).__name__}: {error}") from error
+        raise ModuleFailed(f"{what} {spec}: {type(error).__name__}: {error}") from error
     finally:
         sys.path[:] = before
-    return _checked(module, spec)
 
 
 def _checked(module: object, spec: str) -> KeyModule:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from upcall.wire import ecryptfs
+from upcall.wire import cifs_spnego, dns_resolver, ecryptfs
 
 
 class Service(NamedTuple):
@@ -19,6 +19,7 @@ class Service(NamedTuple):
     check: Callable[[bytes, bytes], None]
     check_request: Callable[[bytes], object]
     local: bool  # may processes ask for it on the requesters' socket?
+    absent: str = "refuse"  # without a daemon: or "start" one, or ask the "machine", which is root's daemon
 
 
 # The kernel gives up after 3 s (ecryptfs_message_wait_timeout) and then leaves a context that a late answer
@@ -29,7 +30,14 @@ ECRYPTFS = Service("ecryptfs", 2.5, 32, 8, ecryptfs.check_answer, ecryptfs.take_
 # The same packets, asked for by processes: they may wait longer than the kernel does.
 KEY = Service("key", 10.0, 32, 0, ecryptfs.check_answer, ecryptfs.take_ask, local=True)
 
-SERVICES = {service.name: service for service in (ECRYPTFS, KEY)}
+# A mount hangs for as long as this takes, and with it every other one; a KDC that is slow answers within seconds.
+# A machine that boots, or whose server comes back, asks for everybody at once.
+CIFS_SPNEGO = Service("cifs.spnego", 8.0, 128, 0, cifs_spnego.check_answer, cifs_spnego.check_request, local=False)
+
+# Mounts and reconnections wait for it; a resolver gives up after some seconds, too.
+DNS_RESOLVER = Service("dns_resolver", 6.0, 128, 0, dns_resolver.check_answer, dns_resolver.check_request, local=False)
+
+SERVICES = {service.name: service for service in (ECRYPTFS, KEY, CIFS_SPNEGO, DNS_RESOLVER)}
 
 
 def with_contexts(count: int) -> dict[str, Service]:

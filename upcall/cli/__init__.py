@@ -38,8 +38,11 @@ _CODES = {
     "Refused": os.EX_TEMPFAIL,
     "NoBroker": os.EX_UNAVAILABLE,
     "NoDaemon": os.EX_UNAVAILABLE,
+    "NoJournal": os.EX_UNAVAILABLE,
     "NoPassphrase": os.EX_UNAVAILABLE,
     "ConfigError": os.EX_CONFIG,
+    "BadLine": os.EX_CONFIG,
+    "OrderFailed": os.EX_OSERR,
     "OSError": os.EX_OSERR,
     "UpcallError": os.EX_SOFTWARE,
 }
@@ -89,6 +92,11 @@ def error_text(error: UpcallError | OSError) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return str(error)
+
+
+def for_terminal(text: str) -> str:
+    """What others wrote, without what a terminal would take for orders."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,0 +1,16 @@
+"""What is wrong with a configuration, and where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from upcall.errors import UpcallError
+
+
+class ConfigError(UpcallError):
+    """A configuration file that cannot be followed: which, in which line if that is known, what key, and why."""
+
+    def __init__(self, file: Path, why: str, line: int | None = None, key: str = "") -> None:
+        self.file, self.why, self.line, self.key = file, why, line, key
+        place = str(file) if line is None else f"{file}:{line}"
+        super().__init__(f"{place}: {key}: {why}" if key else f"{place}: {why}")

@@ -1,0 +1,165 @@
+"""What a value in the configuration can be: in words, for people, and what checks and converts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+
+class Kind(NamedTuple):
+    """`take(value)` gives the value as the program has it, or raises ValueError: its text says what is wrong, if
+    `wanted` alone does not."""
+
+    wanted: str
+    take: Callable[[object], Any]
+
+    def checked(self, value: object) -> Any:
+        """ValueError always says what is wrong."""
+        try:
+            return self.take(value)
+        except ValueError as error:
+            raise ValueError(str(error) or f"{self.wanted} is wanted") from None
+
+
+def _names(value: object) -> frozenset[str]:
+    return frozenset(_list_of_names(value))
+
+
+def _list_of_names(value: object) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
+        raise ValueError
+    return value
+
+
+def _names_in_order(value: object) -> tuple[str, ...]:
+    names = _list_of_names(value)
+    if len(set(names)) < len(names):
+        raise ValueError("a name stands there twice")
+    return tuple(names)
+
+
+def _command(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(one, str) and "\0" not in one for one in value):
+        raise ValueError("a program and its arguments are wanted, as a list")
+    return tuple(value)
+
+
+def _user(value: object) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError
+    return value
+
+
+def _path(value: object) -> str:
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise ValueError("a whole path is wanted, from / on")
+    return value
+
+
+def _where(value: object) -> str:
+    if value in ("stderr", "journal"):
+        return str(value)
+    try:
+        return _path(value)
+    except ValueError:
+        raise ValueError("stderr, journal or the whole path of a file is wanted") from None
+
+
+def _secret(value: object) -> str:
+    if not isinstance(value, str) or not value or "\0" in value or value in (".", ".."):
+        raise ValueError("the whole path of a private file, or the name of a systemd credential, is wanted")
+    return value if "/" not in value else _path(value)
+
+
+def _printable(value: object) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable() or value != value.strip():
+        raise ValueError
+    return value
+
+
+def _yes_or_no(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
+
+
+def _url(value: object) -> str:
+    from urllib.parse import urlsplit  # only who has a webhook pays for it
+
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("a URL is wanted, in ASCII and without blanks")
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname or "", parts.port  # which is checked only when it is asked for
+    except ValueError as error:
+        raise ValueError(f"is no URL: {error}") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError("a URL is wanted that begins with https:// and a host")
+    if parts.scheme == "http" and not on_this_machine(host):
+        raise ValueError("http is for this machine only (127.0.0.1), use https")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("no name and no password may stand in a URL")
+    return value
+
+
+def on_this_machine(host: str) -> bool:
+    """Whether what is said to this host stays here, whatever DNS says."""
+    from ipaddress import ip_address
+
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+NAMES: Final = Kind("a list of names", _names)
+NAMES_IN_ORDER: Final = Kind("a list of names", _names_in_order)
+COMMAND: Final = Kind("a program and its arguments, as a list", _command)
+USER: Final = Kind("the name of a user", _user)
+PATH: Final = Kind("a whole path", _path)
+WHERE: Final = Kind("stderr, journal or the whole path of a file", _where)
+SECRET: Final = Kind("the whole path of a private file, or the name of a systemd credential", _secret)
+PRINTABLE: Final = Kind("a text of printable characters", _printable)
+YES_OR_NO: Final = Kind("true or false", _yes_or_no)
+URL: Final = Kind("a URL", _url)
+ANYTHING: Final = Kind("whatever its reader knows", lambda value: value)
+
+
+def one_of(*choices: str) -> Kind:
+    wanted = f"one of {', '.join(choices)}"
+
+    def take(value: object) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"{value!r}; {wanted} is wanted")
+        return value
+
+    return Kind(wanted, take)
+
+
+def number(least: float, most: float) -> Kind:
+    def take(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise ValueError
+        return value
+
+    return Kind(f"a number from {least:.10g} to {most:.10g}", take)
+
+
+def whole(least: int, most: int) -> Kind:
+    def take(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError
+        return value
+
+    return Kind(f"a whole number from {least} to {most}", take)
+
+
+def ascending(each: Kind, wanted: str) -> Kind:
+    """A list of numbers, in any order and more than once."""
+
+    def take(value: object) -> tuple[int, ...]:
+        if not isinstance(value, list):
+            raise ValueError
+        return tuple(sorted({each.checked(one) for one in value}))
+
+    return Kind(wanted, take)
