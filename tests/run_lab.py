@@ -1,6 +1,7 @@
 """Runs the tests of ring 3 (tests/kernel) in the lab: `python -m tests.run_lab [--require] [PYTEST ARGUMENTS...]`.
 
-The machine is booted once for each group, so that what one group does to its kernel is no other group's concern.
+The machine is booted once for each group (tests/kernel/groups.py), so that what one group does to its kernel is no
+other group's concern. `--group` and `--kernel` choose among them.
 Output comes as it is written; JUnit XML and the kernel's log of each group go to build/ring3. The exit code is the
 first one of pytest that is not 0, or 71 when a kernel reported a fault. Where the lab cannot run, the tests that are
 left out are named with the reason, and the exit code is 0 (with --require: 69).
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tests.kernel.groups import GROUPS, Group
 from upcall.lab import LabError, LabUnavailable, run, why_not
 
 HERE = Path(__file__).resolve().parent
@@ -23,41 +25,45 @@ PROJECT = HERE.parent
 RESULTS = PROJECT / "build" / "ring3"
 TIME_LIMIT = 400.0  # seconds for one group on a slow machine; on a quiet one they need a fifth of it
 
-_HARSH = ("test_broker_faults.py", "test_daemon_faults.py", "test_device.py")
-_PLUGIN = ("test_plugin_new.py",)  # installs something
-_NAMED = (*_HARSH, *_PLUGIN)
-_OTHERS = tuple(sorted(path.name for path in (HERE / "kernel").glob("test_*.py") if path.name not in _NAMED))
-GROUPS: Mapping[str, tuple[str, ...]] = {"files": _OTHERS, "faults": _HARSH, "plugin": _PLUGIN}
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--require", action="store_true", help="fail where the lab cannot run")
     parser.add_argument("--group", choices=sorted(GROUPS), action="append", help="only this one; may be repeated")
+    parser.add_argument("--kernel", choices=("qemu", "uml"), help="only the groups that this one boots for")
     parser.add_argument("--timeout", type=float, default=TIME_LIMIT, metavar="SECONDS", help="for each group")
     options, arguments = parser.parse_known_args()
-    groups = {name: files for name, files in GROUPS.items() if not options.group or name in options.group}
-    reason = why_not()
-    if reason is not None:
-        return _left_out(groups, reason, options.require)
+    groups = {
+        name: group
+        for name, group in GROUPS.items()
+        if (not options.group or name in options.group) and options.kernel in (None, group.kernel)
+    }
+    reasons = {kernel: why_not(kernel) for kernel in sorted({group.kernel for group in groups.values()})}
+    codes = []
+    for kernel, reason in reasons.items():
+        if reason is not None:
+            left_out = {name: group for name, group in groups.items() if group.kernel == kernel}
+            codes.append(_left_out(left_out, kernel, reason, options.require))
     # Compiling costs the guest seconds, and what it writes is gone with it.
     for folder in (PROJECT / "upcall", PROJECT / "plugins", HERE):
         compileall.compile_dir(folder, quiet=2)
-    codes = [_run_group(name, files, arguments, options.timeout) for name, files in groups.items()]
+    for name, group in groups.items():
+        if reasons[group.kernel] is None:
+            codes.append(_run_group(name, group, arguments, options.timeout))
     return next((code for code in codes if code), 0)
 
 
-def _left_out(groups: Mapping[str, tuple[str, ...]], reason: str, required: bool) -> int:
-    files = [f"tests/kernel/{file}" for names in groups.values() for file in names]
-    print(f"LEFT OUT, because the lab cannot run here ({reason}):\n  " + "\n  ".join(files), flush=True)
+def _left_out(groups: Mapping[str, Group], kernel: str, reason: str, required: bool) -> int:
+    files = [f"tests/kernel/{file}" for group in groups.values() for file in group.files]
+    print(f"LEFT OUT, because the lab cannot run {kernel} here ({reason}):\n  " + "\n  ".join(files), flush=True)
     return os.EX_UNAVAILABLE if required else 0
 
 
-def _run_group(name: str, files: tuple[str, ...], arguments: list[str], timeout: float) -> int:
+def _run_group(name: str, group: Group, arguments: list[str], timeout: float) -> int:
     """One boot. 71 is for a kernel that reported a fault although every test went well."""
     command = ["python", "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml=/results/{name}.xml", *arguments]
-    command += [f"tests/kernel/{file}" for file in files]
-    print(f"--- ring 3, {name}: {' '.join(files)}", flush=True)
+    command += [f"tests/kernel/{file}" for file in group.files]
+    print(f"--- ring 3, {name} on {group.kernel}: {' '.join(group.files)}", flush=True)
     started = time.monotonic()
     try:
         result = run(
@@ -68,6 +74,7 @@ def _run_group(name: str, files: tuple[str, ...], arguments: list[str], timeout:
             env={"PYTHONUNBUFFERED": "1"},
             out=_writer(1),
             err=_writer(2),
+            kernel=group.kernel,
         )
     except LabError as error:
         print(f"--- ring 3, {name}: {error}", flush=True)

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import stat
 import subprocess
 import threading
@@ -16,12 +17,14 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kernel.groups import Group, groups
 from upcall.cli import main
-from upcall.lab import LabUnavailable, cpio, guest, image, kernellog, packages, qemu, run, why_not
+from upcall.lab import LabUnavailable, cpio, doctor, guest, image, kernellog, packages, qemu, run, uml, why_not
 from upcall.lab.doctor import checks
 from upcall.lab.ending import MarkedStream
 from upcall.lab.modules import load_order
 from upcall.lab.results import staging
+from upcall.lab.start import PORTS, Machine
 
 # --- cpio -----------------------------------------------------------------------------------------
 
@@ -226,7 +229,7 @@ def test_closed_folders_above_are_found(tmp_path: Path) -> None:
 
 
 def test_the_scripts_are_valid_shell() -> None:
-    for name in ("init.sh", "session.sh"):
+    for name in ("init.sh", "session.sh", "qemu.sh", "uml.sh"):
         script = Path(guest.__file__).with_name(name)
         subprocess.run(["/bin/sh", "-n", str(script)], check=True)
 
@@ -234,20 +237,89 @@ def test_the_scripts_are_valid_shell() -> None:
 # --- QEMU -----------------------------------------------------------------------------------------
 
 
-def machine(tmp_path: Path) -> qemu.Machine:
+def machine(tmp_path: Path) -> Machine:
     kernel = image.Image(tmp_path, "6.1")
-    return qemu.Machine(kernel, tmp_path / "initramfs", tmp_path / "console", tmp_path / "r,s", 512, 1)
+    return Machine(kernel, tmp_path / "initramfs", tmp_path / "console", tmp_path / "r,s", 512, 1)
 
 
 def test_a_comma_in_a_folder_does_not_end_an_option(tmp_path: Path) -> None:
-    line = qemu.command_line(machine(tmp_path), dict.fromkeys(qemu.PORTS, 9))
+    line = qemu.command_line(machine(tmp_path), dict.fromkeys(PORTS, 9))
     assert any(f"path={tmp_path}/r,,s,mount_tag=results" in option for option in line)
 
 
 def test_the_hosts_files_are_shared_read_only(tmp_path: Path) -> None:
-    line = qemu.command_line(machine(tmp_path), dict.fromkeys(qemu.PORTS, 9))
+    line = qemu.command_line(machine(tmp_path), dict.fromkeys(PORTS, 9))
     (host,) = [option for option in line if "mount_tag=host" in option]
     assert "readonly=on" in host.split(",")
+
+
+# --- User-mode Linux ------------------------------------------------------------------------------
+
+
+def test_every_port_is_a_serial_line_and_nothing_else_is_connected(tmp_path: Path) -> None:
+    descriptors = {name: number for number, name in enumerate(PORTS, start=20)}
+    line = uml.command_line(machine(tmp_path), descriptors)
+    assert [word for word in line if word.startswith("ssl")] == [
+        "ssl=null",
+        *("ssl1=fd:20,fd:20", "ssl2=fd:21,fd:21", "ssl3=fd:22,fd:22", "ssl4=fd:23,fd:23"),
+    ]
+    for number, name in enumerate(PORTS, start=1):
+        fragment = Path(guest.__file__).with_name("uml.sh")
+        found = subprocess.run(["/bin/sh", "-c", f". {shlex.quote(str(fragment))}; port {name}"], capture_output=True)
+        assert found.stdout.decode() == f"/dev/ttyS{number}\n"
+
+
+def test_the_guests_memory_goes_where_there_is_room_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uml, "SHARED_MEMORY", tmp_path / "nowhere")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert uml.memory_folder(1) == tmp_path
+    with pytest.raises(LabUnavailable, match="TMPDIR"):
+        uml.memory_folder(1 << 40)
+
+
+def children() -> str:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+
+
+def test_a_kernel_that_cannot_be_run_is_unavailable_and_leaves_no_guardian(tmp_path: Path) -> None:
+    before = children()
+    with (
+        socket.socket() as port,
+        pytest.raises(LabUnavailable, match="vmlinuz: No such file"),
+        uml.running(machine(tmp_path), dict.fromkeys(PORTS, port)),
+    ):
+        pass
+    assert children() == before
+
+
+def test_an_unknown_kernel_is_named() -> None:
+    with pytest.raises(ValueError, match=r"no kernel 'hurd'; it has qemu, uml"):
+        run(["true"], kernel="hurd")
+    with pytest.raises(ValueError, match="no kernel 'hurd'"):
+        why_not("hurd")
+
+
+def test_user_mode_linux_has_one_processor_and_no_ecryptfs_messages() -> None:
+    with pytest.raises(ValueError, match="one processor"):
+        run(["true"], kernel="uml", cpus=2)
+    for line in ("run --kernel uml --cpus 2 true", "ecryptfs --kernel uml"):
+        refused = CliRunner().invoke(main, ["lab", *line.split()])
+        assert refused.exit_code == os.EX_USAGE
+        assert "User-mode Linux has" in refused.output
+
+
+# --- which tests run where ------------------------------------------------------------------------
+
+
+def test_files_of_ring_3_are_grouped_by_their_names() -> None:
+    names = ["test_files.py", "test_device.py", "test_cifs_failures.py", "test_cifs.py", "test_quota_ext4.py"]
+    assert groups(names) == {
+        "files": Group("qemu", ("test_files.py",)),
+        "faults": Group("qemu", ("test_device.py",)),
+        "cifs-uml": Group("uml", ("test_cifs.py", "test_cifs_failures.py")),
+        "cifs-qemu": Group("qemu", ("test_cifs.py", "test_cifs_failures.py")),
+        "quota-ext4-uml": Group("uml", ("test_quota_ext4.py",)),
+    }
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -359,6 +431,23 @@ def test_an_older_kernel_goes_when_nobody_uses_it(
     assert image.cached() == new
 
 
+def test_the_two_kernels_are_cached_side_by_side(cache: Path, archive: list[str]) -> None:
+    done = CliRunner().invoke(main, ["lab", "fetch"])
+    assert done.exit_code == 0
+    assert archive == ["linux-image-6.1.0-1-amd64", "user-mode-linux"]
+    one, other = image.cached(), image.cached(image.UML)
+    assert one is not None
+    assert other is not None
+    assert (one.of, other.of, one.folder.parent) == (image.QEMU, image.UML, other.folder.parent)
+    assert len({one.folder, other.folder}) == 2
+
+
+def test_one_kernel_is_fetched_alone(cache: Path, archive: list[str]) -> None:
+    assert CliRunner().invoke(main, ["lab", "fetch", "--kernel", "uml"]).exit_code == 0
+    assert archive == ["user-mode-linux"]
+    assert image.cached() is None
+
+
 # --- what is missing, and the remedy --------------------------------------------------------------
 
 
@@ -390,6 +479,27 @@ def test_why_not_is_one_line_with_the_remedy() -> None:
     reason = why_not()
     assert reason is not None
     assert reason.startswith("qemu-system-x86_64: not found (apt-get install")
+    reason = why_not("uml")
+    assert reason is not None
+    assert reason.startswith("apt and dpkg: ")
+
+
+@pytest.mark.usefixtures("nothing_installed")
+def test_the_doctor_tells_the_kernels_apart() -> None:
+    found = json.loads(CliRunner().invoke(main, ["lab", "doctor", "--json"]).output)
+    assert {check["kernel"] for check in found if check["name"] == "kernel and busybox"} == {"qemu", "uml"}
+    only = json.loads(CliRunner().invoke(main, ["lab", "doctor", "--json", "--kernel", "uml"]).output)
+    assert only == [check for check in found if check["kernel"] == "uml"]
+
+
+def test_a_system_that_forbids_tracing_cannot_run_user_mode_linux(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scope").write_text("3\n")
+    monkeypatch.setattr(doctor, "PTRACE_SCOPE", tmp_path / "scope")
+    reason = why_not("uml")
+    assert reason is not None
+    assert reason.startswith("ptrace: forbidden to all (boot with")
 
 
 @pytest.mark.usefixtures("nothing_installed")

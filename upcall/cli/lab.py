@@ -31,13 +31,28 @@ def command() -> None:
 
     The guest is Debian's own kernel in QEMU, with this machine's files under a scratch layer: it may write
     anywhere, and nothing of it reaches this machine but what it puts into /results. eCryptfs is loaded; the
-    users alice (5001) and bob (5002) exist. It has no network."""
+    users alice (5001) and bob (5002) exist. It has no network.
+
+    With --kernel uml it is User-mode Linux: an ordinary program, up in three seconds and far quicker, with one
+    processor and without eCryptfs's messages."""
 
 
 memory_option = click.option(
     "--memory", type=click.IntRange(min=512), default=machine.MEMORY, show_default=True, metavar="MB"
 )
-cpus_option = click.option("--cpus", type=click.IntRange(1, 16), default=machine.CPUS, show_default=True, metavar="N")
+cpus_option = click.option(
+    "--cpus",
+    type=click.IntRange(1, 16),
+    metavar="N",
+    help=f"{machine.CPUS} if not given; User-mode Linux has one.",
+)
+kernel_option = click.option(
+    "--kernel",
+    type=click.Choice([*image.KERNELS]),
+    default="qemu",
+    show_default=True,
+    help="Debian's own in QEMU, or User-mode Linux.",
+)
 results_option = click.option(
     "--results",
     type=click.Path(file_okay=False, path_type=Path),
@@ -61,6 +76,7 @@ log_option = click.option(
     metavar="SECONDS",
     help="For the whole run, boot included.",
 )
+@kernel_option
 @memory_option
 @cpus_option
 @results_option
@@ -68,8 +84,9 @@ log_option = click.option(
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND [ARGS]...")
 def run(
     timeout: float,
+    kernel: str,
     memory: int,
-    cpus: int,
+    cpus: int | None,
     results: Path | None,
     kernel_log: Path | None,
     argv: tuple[str, ...],
@@ -79,6 +96,7 @@ def run(
     It runs in this folder, with this Python first in its PATH. Its output and its exit code become ours;
     its input is empty. 71 stands for a fault of the guest's kernel when COMMAND itself went well, 75 for
     a timeout, 69 for a lab that cannot run here (see `upcall lab doctor`)."""
+    _check_cpus(kernel, cpus)
     with _ending_by_signal(), _errors_shown(), _kernel_log_to(kernel_log, results) as folder:
         result = machine.run(
             argv,
@@ -88,19 +106,22 @@ def run(
             results=folder,
             out=_writer(sys.stdout.buffer),
             err=_writer(sys.stderr.buffer),
+            kernel=kernel,
         )
     _exit_as(result)
 
 
 @command.command()
+@kernel_option
 @memory_option
 @cpus_option
 @results_option
 @log_option
-def shell(memory: int, cpus: int, results: Path | None, kernel_log: Path | None) -> None:
+def shell(kernel: str, memory: int, cpus: int | None, results: Path | None, kernel_log: Path | None) -> None:
     """Open a shell in the guest, on this terminal, without a time limit.
 
     `exit` ends it; Ctrl-] ends it at once."""
+    _check_cpus(kernel, cpus)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         _fail("the shell needs a terminal; use `upcall lab run` for commands", os.EX_USAGE)
     program = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
@@ -114,6 +135,7 @@ def shell(memory: int, cpus: int, results: Path | None, kernel_log: Path | None)
             env={"TERM": os.environ.get("TERM", "linux")},
             out=_writer(sys.stdout.buffer),
             terminal=Terminal(sys.stdin.fileno()),
+            kernel=kernel,
         )
     _exit_as(result)
 
@@ -126,6 +148,7 @@ def shell(memory: int, cpus: int, results: Path | None, kernel_log: Path | None)
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), default=300.0, show_default=True, metavar="SECONDS"
 )
+@kernel_option
 @memory_option
 @cpus_option
 @results_option
@@ -134,8 +157,9 @@ def ecryptfs(
     files: int,
     bits: str,
     timeout: float,
+    kernel: str,
     memory: int,
-    cpus: int,
+    cpus: int | None,
     results: Path | None,
     kernel_log: Path | None,
 ) -> None:
@@ -144,12 +168,59 @@ def ecryptfs(
     root, alice and bob have a key, a daemon and a mount each; they create files, mount them anew and read them at the
     same time; then alice's daemon is killed and started again. Exits with 0 only if every file came back equal, every
     refusal came at once and the kernel's log is clean. What broker and daemons log is in `log` in the results."""
+    if kernel != "qemu":
+        raise click.BadParameter("User-mode Linux has no eCryptfs messages; use qemu", param_hint="--kernel")
+    arguments = [str(files), bits]
+    _demonstrate("upcall.lab.ecryptfs", arguments, timeout, kernel, memory, cpus, results, kernel_log)
+
+
+@command.command()
+@click.option(
+    "--files", type=click.IntRange(1, 5000), default=40, show_default=True, metavar="N", help="For each person."
+)
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=300.0, show_default=True, metavar="SECONDS"
+)
+@kernel_option
+@memory_option
+@cpus_option
+@results_option
+@log_option
+def cifs(
+    files: int,
+    timeout: float,
+    kernel: str,
+    memory: int,
+    cpus: int | None,
+    results: Path | None,
+    kernel_log: Path | None,
+) -> None:
+    """Show two people's files on a Kerberos file share, as the kernel's CIFS client mounts it.
+
+    In the guest there are a KDC, an encrypting file server, and one mount on which alice and bob act in their own
+    names. They write and read files; connections break and are made anew; a ticket is gone, a daemon is stopped.
+    Needs krb5-kdc, krb5-admin-server, krb5-user, samba, cifs-utils and keyutils on this machine. Exits with 0 only
+    if all was as it must be and the kernel's log is clean. What broker and daemons log is in `log` in the results."""
+    _check_cpus(kernel, cpus)
+    _demonstrate("upcall.lab.cifs", [str(files)], timeout, kernel, memory, cpus, results, kernel_log)
+
+
+def _demonstrate(
+    module: str,
+    arguments: list[str],
+    timeout: float,
+    kernel: str,
+    memory: int,
+    cpus: int | None,
+    results: Path | None,
+    kernel_log: Path | None,
+) -> NoReturn:
     env = {"COLUMNS": str(shutil.get_terminal_size((100, 24)).columns)}
     if sys.stdout.isatty():
         env |= {"FORCE_COLOR": "1", "TERM": os.environ.get("TERM", "linux")}
     with _ending_by_signal(), _errors_shown(), _kernel_log_to(kernel_log, results) as folder:
         result = machine.run(
-            [sys.executable, "-P", "-m", "upcall.lab.ecryptfs", str(files), bits],
+            [sys.executable, "-P", "-m", module, *arguments],
             timeout=timeout,
             memory=memory,
             cpus=cpus,
@@ -157,33 +228,43 @@ def ecryptfs(
             env=env,
             out=_writer(sys.stdout.buffer),
             err=_writer(sys.stderr.buffer),
+            kernel=kernel,
         )
     _exit_as(result)
 
 
 @command.command()
-def fetch() -> None:
-    """Download the newest kernel into the cache.
+@click.option("--kernel", type=click.Choice([*image.KERNELS]), help="Only this one.")
+def fetch(kernel: str | None) -> None:
+    """Download the newest kernels into the cache.
 
-    About 70 MB; `run` does it by itself the first time. An older kernel that nobody uses is removed."""
-    with _ending_by_signal(), _errors_shown():
-        fetched = image.fetch(machine.say_on_stderr)
-    click.echo(f"{fetched.release} in {fetched.folder}")
+    About 70 MB for QEMU and 40 MB for User-mode Linux; `run` does it by itself the first time. Older kernels that
+    nobody uses are removed."""
+    for name in [kernel] if kernel else image.KERNELS:
+        with _ending_by_signal(), _errors_shown():
+            fetched = image.fetch(machine.say_on_stderr, image.KERNELS[name])
+        click.echo(f"{fetched.release} in {fetched.folder}")
 
 
 @command.command()
 @click.option("--json", "as_json", is_flag=True, help="A list of objects, for programs.")
-def doctor(as_json: bool) -> None:
-    """Say what the lab needs, what is missing, and the remedy. Exits with 0 only if the lab can run."""
-    found = list(checks())
+@click.option("--kernel", type=click.Choice([*image.KERNELS]), help="Only what this one needs.")
+def doctor(as_json: bool, kernel: str | None) -> None:
+    """Say what each of the lab's kernels needs, what is missing, and the remedy. Exits with 0 only if nothing is."""
+    found = [(name, check) for name in ([kernel] if kernel else image.KERNELS) for check in checks(name)]
     if as_json:
-        click.echo(json.dumps([vars(check) for check in found], indent=2))
+        click.echo(json.dumps([{"kernel": name, **vars(check)} for name, check in found], indent=2))
     else:
-        for check in found:
+        for name, check in found:
             remedy = f"; remedy: {check.remedy}" if check.remedy and not check.met else ""
-            click.echo(f"{'ok     ' if check.met else 'MISSING'} {check.name}: {check.found}{remedy}")
-    if not all(check.met for check in found):
+            click.echo(f"{'ok     ' if check.met else 'MISSING'} {name}: {check.name}: {check.found}{remedy}")
+    if not all(check.met for _, check in found):
         sys.exit(os.EX_UNAVAILABLE)
+
+
+def _check_cpus(kernel: str, cpus: int | None) -> None:
+    if kernel == "uml" and cpus not in (None, 1):
+        raise click.BadParameter("User-mode Linux has one processor", param_hint="--cpus")
 
 
 def _exit_as(result: machine.Result) -> NoReturn:

@@ -10,10 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import image, machine, packages, qemu
+from . import image, machine, packages, qemu, uml
+from .errors import LabUnavailable
+from .image import Kernel
 
 MEMORY_OF_QEMU = 256  # MB beside the guest's own
 ROOM = image.NEEDED_BYTES
+PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+NO_TRACING = "3"  # Documentation/admin-guide/LSM/Yama.rst
 
 
 @dataclass(frozen=True)
@@ -26,19 +30,20 @@ class Check:
     remedy: str = ""
 
 
-def checks() -> Iterator[Check]:
-    """All needs, in the order in which they should be seen to. Nothing is downloaded or changed."""
+def checks(kernel: str = "qemu") -> Iterator[Check]:
+    """All that this kernel needs, in the order in which it should be seen to. Nothing is downloaded or changed."""
+    wanted = image.named(kernel)
     yield _processor()
-    yield _qemu()
-    yield _tools()
-    yield _kernel()
-    yield _cache()
-    yield _memory()
+    yield _qemu() if wanted is image.QEMU else _tracing()
+    yield _tools(wanted)
+    yield _kernel(wanted)
+    yield _cache(wanted)
+    yield _memory() if wanted is image.QEMU else _memory_file()
 
 
-def why_not() -> str | None:
-    """Why the lab cannot run here, with the remedy; None when it can."""
-    for check in checks():
+def why_not(kernel: str = "qemu") -> str | None:
+    """Why the lab cannot run this kernel here, with the remedy; None when it can."""
+    for check in checks(kernel):
         if not check.met:
             return f"{check.name}: {check.found}" + (f" ({check.remedy})" if check.remedy else "")
     return None
@@ -65,36 +70,42 @@ def _qemu() -> Check:
     return Check(qemu.PROGRAM, True, place)
 
 
-def _tools() -> Check:
+def _tracing() -> Check:
+    scope = PTRACE_SCOPE.read_text().strip() if PTRACE_SCOPE.exists() else "0"
+    remedy = "boot with kernel.yama.ptrace_scope below 3: User-mode Linux traces its own processes"
+    return Check("ptrace", scope != NO_TRACING, "forbidden to all" if scope == NO_TRACING else "allowed", remedy)
+
+
+def _tools(kernel: Kernel) -> Check:
     missing = packages.missing_tools()
     if not missing:
         return Check("apt and dpkg", True, ", ".join(packages.TOOLS))
-    if image.cached():
+    if image.cached(kernel):
         return Check("apt and dpkg", True, "not needed: the kernel is downloaded")
     return Check("apt and dpkg", False, f"{', '.join(missing)} not found", "use a Debian system")
 
 
-def _kernel() -> Check:
-    if cached := image.cached():
+def _kernel(kernel: Kernel) -> Check:
+    if cached := image.cached(kernel):
         return Check("kernel and busybox", True, f"{cached.release} in {cached.folder}")
     if packages.missing_tools():
         return Check("kernel and busybox", False, "not downloaded, and there is no apt", "use a Debian system")
-    kernel = packages.kernel_package()
-    if kernel and packages.candidate(image.BUSYBOX_PACKAGE):
-        return Check("kernel and busybox", True, f"{kernel} will be downloaded at the first run")
+    package = kernel.package()
+    if package and packages.candidate(package) and packages.candidate(image.BUSYBOX_PACKAGE):
+        return Check("kernel and busybox", True, f"{package} will be downloaded at the first run")
     if os.geteuid() == 0:
         return Check("kernel and busybox", True, "apt's lists are empty; the first run will run `apt-get update`")
     return Check("kernel and busybox", False, "not downloaded, and unknown to apt", "as root: apt-get update")
 
 
-def _cache() -> Check:
+def _cache(kernel: Kernel) -> Check:
     cache = image.cache_folder()
     existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
     remedy = "set XDG_CACHE_HOME to a folder that you may write to, with 1 GB free"
     if not os.access(existing, os.W_OK | os.X_OK):
         return Check("cache", False, f"{existing} is not writable", remedy)
     free = shutil.disk_usage(existing).free
-    if image.cached() is None and free < ROOM:
+    if image.cached(kernel) is None and free < ROOM:
         return Check("cache", False, f"{existing} has only {free >> 20} MB free", remedy)
     return Check("cache", True, str(cache))
 
@@ -106,6 +117,14 @@ def _memory() -> Check:
     except (OSError, ValueError):
         return Check("memory", True, "unknown")
     return Check("memory", available >= needed, f"{available} MB available", f"free {needed} MB, or use --memory")
+
+
+def _memory_file() -> Check:
+    try:
+        folder = uml.memory_folder(machine.MEMORY)
+    except LabUnavailable as error:
+        return Check("memory", False, "no room", str(error))
+    return Check("memory", True, f"room in {folder}")
 
 
 def _available_memory() -> int:

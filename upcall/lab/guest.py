@@ -21,7 +21,7 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 @dataclass(frozen=True)
 class Session:
     """One command for the guest. `mark` ends each of its streams; it is new for every run and one word.
-    `terminal` is (rows, columns) for a command that talks to a person."""
+    `terminal` is (rows, columns) for a command that talks to a person; `kernel` names the lab's kernel."""
 
     argv: Sequence[str]
     cwd: Path
@@ -30,6 +30,7 @@ class Session:
     modules: Path
     env: Mapping[str, str] = field(default_factory=dict)
     terminal: tuple[int, int] | None = None
+    kernel: str = "qemu"
 
 
 def files(session: Session) -> dict[str, bytes]:
@@ -37,6 +38,7 @@ def files(session: Session) -> dict[str, bytes]:
     scripts = resources.files(__package__)
     return {
         "init": (scripts / "init.sh").read_bytes(),
+        "lab/kernel.sh": (scripts / f"{session.kernel}.sh").read_bytes(),
         "lab/session.sh": (scripts / "session.sh").read_bytes(),
         "lab/settings": os.fsencode(_settings(session)),
         "lab/paths": os.fsencode(_paths(session.cwd)),

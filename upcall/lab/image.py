@@ -1,7 +1,8 @@
-"""The lab's kernel and busybox, kept in the user's cache folder, and the initramfs made from them.
+"""The lab's kernels, each with a busybox, kept in the user's cache folder, and the initramfs made from them.
 
     ~/.cache/upcall/lab/PACKAGE_VERSION/   vmlinuz  busybox  release  modules/
-    ~/.cache/upcall/lab/current            a link to the newest of these
+    ~/.cache/upcall/lab/current            a link to the newest of these that QEMU boots
+    ~/.cache/upcall/lab/current-uml        the same for User-mode Linux: there vmlinuz is a program
 
 A folder is made under another name and renamed when it is complete, so that two first runs at once disturb
 nobody. Whoever uses one holds a shared lock on it; a fetch removes older ones that nobody holds."""
@@ -26,8 +27,43 @@ from .packages import Say
 BUSYBOX_PACKAGE = "busybox-static"
 NEEDED_BYTES = 1 << 30  # while it is unpacked; about 400 MB stay
 
-# What the guest needs before it sees the host's files, and what every command finds loaded.
-MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "ecb", "ecryptfs")
+
+@dataclass(frozen=True)
+class Kernel:
+    """One of the lab's two. `current` is its link in the cache, `folders` what the names of its folders begin with,
+    `origin` the package that apt must know, `modules` what the guest needs before it sees the host's files, and what
+    every command finds loaded."""
+
+    name: str
+    current: str
+    folders: str
+    origin: str
+    modules: tuple[str, ...]
+
+    def package(self) -> str | None:
+        """The package with the kernel itself; None when apt knows none."""
+        if self.origin == packages.KERNEL_META_PACKAGE:
+            return packages.kernel_package()
+        return self.origin
+
+
+QEMU = Kernel(
+    "qemu",
+    "current",
+    "linux-image-",
+    packages.KERNEL_META_PACKAGE,
+    ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "ecb", "ecryptfs"),
+)
+UML = Kernel("uml", "current-uml", "user-mode-linux_", packages.UML_PACKAGE, ("overlay",))
+KERNELS = {kernel.name: kernel for kernel in (QEMU, UML)}
+
+
+def named(kernel: str) -> Kernel:
+    """One of KERNELS. Raises ValueError, which names them, for any other."""
+    try:
+        return KERNELS[kernel]
+    except KeyError:
+        raise ValueError(f"the lab has no kernel {kernel!r}; it has {', '.join(KERNELS)}") from None
 
 
 @dataclass(frozen=True)
@@ -36,6 +72,7 @@ class Image:
 
     folder: Path
     release: str
+    of: Kernel = QEMU
 
     @property
     def kernel(self) -> Path:
@@ -63,82 +100,93 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "upcall" / "lab"
 
 
-def cached() -> Image | None:
+def cached(kernel: Kernel = QEMU) -> Image | None:
     """The image that a run would use, or None before the first fetch."""
     try:
-        folder = (cache_folder() / "current").resolve(strict=True)
-        return Image(folder, (folder / "release").read_text().strip())
+        folder = (cache_folder() / kernel.current).resolve(strict=True)
+        return Image(folder, (folder / "release").read_text().strip(), kernel)
     except OSError:
         return None
 
 
-def ensure(say: Say) -> Image:
+def ensure(say: Say, kernel: Kernel = QEMU) -> Image:
     """The cached image, fetched first if there is none."""
-    return cached() or fetch(say)
+    return cached(kernel) or fetch(say, kernel)
 
 
-def fetch(say: Say) -> Image:
+def fetch(say: Say, kernel: Kernel = QEMU) -> Image:
     """Downloads the newest kernel that apt knows, unless the cache has it, and makes it the current one.
 
     Raises LabUnavailable with the remedy when it cannot."""
     packages.require_tools()
-    kernel, version = _kernel_to_fetch(say)
+    package, version = _package_to_fetch(kernel, say)
     cache = cache_folder()
-    complete = cache / f"{kernel}_{version.replace(':', '%3a')}"
+    complete = cache / f"{package}_{version.replace(':', '%3a')}"
     try:
         cache.mkdir(parents=True, exist_ok=True)
         if not complete.is_dir():
             with tempfile.TemporaryDirectory(dir=cache, prefix=".making-") as temporary:
-                _put_in_place(_make(kernel, Path(temporary), say), complete)
-        _point_current_at(complete)
+                _put_in_place(_make(package, Path(temporary), say), complete)
+        _point_at(complete, cache / kernel.current)
     except OSError as error:
         raise LabUnavailable(f"cannot fill the cache folder {cache}: {error.strerror}") from error
-    _remove_older(complete)
-    return Image(complete, (complete / "release").read_text().strip())
+    _remove_older(complete, kernel)
+    return Image(complete, (complete / "release").read_text().strip(), kernel)
 
 
-def _kernel_to_fetch(say: Say) -> tuple[str, str]:
+def _package_to_fetch(kernel: Kernel, say: Say) -> tuple[str, str]:
     def look() -> tuple[str | None, str | None]:
-        kernel = packages.kernel_package()
-        return kernel, packages.candidate(kernel) if kernel and packages.candidate(BUSYBOX_PACKAGE) else None
+        package = kernel.package()
+        return package, packages.candidate(package) if package and packages.candidate(BUSYBOX_PACKAGE) else None
 
-    kernel, version = look()
-    if kernel is None or version is None:
+    package, version = look()
+    if package is None or version is None:
         packages.update_lists(say)
-        kernel, version = look()
-    if kernel is None or version is None:
+        package, version = look()
+    if package is None or version is None:
         raise LabUnavailable(
-            f"apt knows no {packages.KERNEL_META_PACKAGE} or no {BUSYBOX_PACKAGE}: "
+            f"apt knows no {kernel.origin} or no {BUSYBOX_PACKAGE}: "
             "add Debian's main archive to apt's sources and run `apt-get update`"
         )
-    return kernel, version
+    return package, version
 
 
-def _make(kernel: str, temporary: Path, say: Say) -> Path:
+def _make(package: str, temporary: Path, say: Say) -> Path:
     """Downloads and unpacks into `temporary`; gives the folder that is ready to be renamed."""
     unpacked, made = temporary / "unpacked", temporary / "made"
     made.mkdir()
-    for package in packages.download([kernel, BUSYBOX_PACKAGE], temporary, say):
-        packages.unpack(package, unpacked)
+    for file in packages.download([package, BUSYBOX_PACKAGE], temporary, say):
+        packages.unpack(file, unpacked)
     say("indexing the kernel's modules")
-    vmlinuz = next((unpacked / "boot").glob("vmlinuz-*"))
-    release = vmlinuz.name.removeprefix("vmlinuz-")
-    root = unpacked if (unpacked / "lib").exists() else unpacked / "usr"  # newer packages have all below /usr
-    busybox = next(path for path in (unpacked / "bin/busybox", unpacked / "usr/bin/busybox") if path.exists())
-    _index(busybox, root, release)
+    # Older and newer packages differ in what lies below /usr; User-mode Linux has places of its own.
+    busybox = _only(unpacked, "bin/busybox", "usr/bin/busybox")
+    vmlinuz = _only(unpacked, "boot/vmlinuz-*", "usr/bin/linux.uml")
+    modules = _only(unpacked, "lib/modules/*", "usr/lib/modules/*", "usr/lib/uml/modules/*")
+    release = modules.name
+    _index(busybox, modules, temporary / "indexed")
     vmlinuz.rename(made / "vmlinuz")
     busybox.rename(made / "busybox")
-    (root / "lib/modules" / release).rename(made / "modules")
+    (temporary / "indexed/lib/modules" / release).rename(made / "modules")
     (made / "release").write_text(release + "\n")
     made.chmod(0o755)
     return made
 
 
-def _index(busybox: Path, root: Path, release: str) -> None:
-    """Debian's package leaves modules.dep and its like to the installation; busybox's depmod needs no
-    root."""
-    done = subprocess.run([str(busybox), "depmod", "-b", str(root), release], capture_output=True, text=True)
-    if done.returncode != 0 or not (root / "lib/modules" / release / "modules.dep").exists():
+def _only(folder: Path, *patterns: str) -> Path:
+    found = [path for pattern in patterns for path in folder.glob(pattern)]
+    if not found:
+        raise LabUnavailable(f"the downloaded packages have none of {', '.join(patterns)}")
+    return found[0]
+
+
+def _index(busybox: Path, modules: Path, root: Path) -> None:
+    """Moves the modules to where depmod looks for them below `root`, and indexes them there.
+
+    Debian's package leaves modules.dep and its like to the installation; busybox's depmod needs no root."""
+    (root / "lib/modules").mkdir(parents=True)
+    moved = modules.rename(root / "lib/modules" / modules.name)
+    done = subprocess.run([str(busybox), "depmod", "-b", str(root), moved.name], capture_output=True, text=True)
+    if done.returncode != 0 or not (moved / "modules.dep").exists():
         raise LabUnavailable(f"cannot index the kernel's modules: {done.stderr.strip()}")
 
 
@@ -150,16 +198,15 @@ def _put_in_place(made: Path, complete: Path) -> None:
             raise
 
 
-def _point_current_at(complete: Path) -> None:
-    current = complete.parent / "current"
+def _point_at(complete: Path, current: Path) -> None:
     with tempfile.TemporaryDirectory(dir=complete.parent, prefix=".linking-") as temporary:
         link = Path(temporary) / "current"
         link.symlink_to(complete.name)
         link.replace(current)
 
 
-def _remove_older(complete: Path) -> None:
-    for folder in complete.parent.glob("linux-image-*"):
+def _remove_older(complete: Path, kernel: Kernel) -> None:
+    for folder in complete.parent.glob(f"{kernel.folders}*"):
         if folder == complete:
             continue
         with contextlib.suppress(OSError), (folder / "release").open("rb") as held:
@@ -171,7 +218,7 @@ def initramfs(image: Image, files: dict[str, bytes]) -> bytes:
     """An uncompressed initramfs (unpacking is what an emulated processor is slow at): busybox as
     /bin/busybox, the modules as /modules/NN-NAME in the order they must be loaded, and `files`, of which only
     root may see the inside."""
-    order = load_order((image.modules / "modules.dep").read_text(), MODULES)
+    order = load_order((image.modules / "modules.dep").read_text(), image.of.modules)
     entries = [
         cpio.file("bin/busybox", image.busybox.read_bytes(), 0o755),
         cpio.link("bin/sh", "busybox"),

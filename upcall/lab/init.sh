@@ -12,11 +12,12 @@ fail() {
 /bin/busybox --install -s /bin # by name, because /proc, where busybox would find itself, is moved below
 mount -t devtmpfs dev /dev
 mount -t sysfs sys /sys
+. /lab/kernel.sh
 for module in /modules/*; do
 	insmod "$module" || fail "cannot load $module"
 done
 
-mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=loose,ro host /host || fail "cannot mount the host's files"
+mount_host /host || fail "cannot mount the host's files"
 mount -t tmpfs -o mode=0755 scratch /scratch
 mkdir /scratch/upper /scratch/work
 mount -t overlay -o lowerdir=/host,upperdir=/scratch/upper,workdir=/scratch/work root /newroot ||

@@ -13,17 +13,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import guest, image, kernellog, qemu
+from . import guest, image, kernellog, qemu, uml
 from .carrier import Carrier, Sink
 from .errors import LabError, MachineDied
 from .results import staging
+from .start import PORTS, Machine
 from .terminal import Terminal
 
 TIME_LIMIT = 300.0  # seconds
 MEMORY = 1536  # MB
-CPUS = 2
+CPUS = 2  # with QEMU; User-mode Linux has one
 POWER_OFF_PATIENCE = 5.0  # seconds
 CONSOLE_TAIL = 40  # lines
+
+RUNNING = {"qemu": qemu.running, "uml": uml.running}
 
 
 @dataclass(frozen=True)
@@ -50,24 +53,29 @@ def run(
     *,
     timeout: float | None = TIME_LIMIT,
     memory: int = MEMORY,
-    cpus: int = CPUS,
+    cpus: int | None = None,
     results: Path | None = None,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     out: Sink | None = None,
     err: Sink | None = None,
     terminal: Terminal | None = None,
+    kernel: str = "qemu",
 ) -> Result:
     """Boots a machine and runs `argv` there as root, in the folder `cwd` (ours if not given).
 
-    `timeout` (seconds) covers the boot too; `memory` is in MB. What the command writes goes to the sinks as
+    `kernel` is "qemu" or "uml" (see `upcall.lab`). `timeout` (seconds) covers the boot too; `memory` is in MB;
+    `cpus` (2 if not given) is for "qemu" only. What the command writes goes to the sinks as
     it comes, or into the Result. Files that it leaves in /results, and the kernel's log as `kmsg`, appear in
     the folder `results`, also when this raises: LabUnavailable, LabTimedOut or MachineDied."""
     if not argv:
         raise ValueError("no command to run")
-    kernel = image.ensure(say_on_stderr)
+    wanted = image.named(kernel)
+    if wanted is image.UML and cpus not in (None, 1):
+        raise ValueError("the kernel uml has one processor")
+    kept = image.ensure(say_on_stderr, wanted)
     with (
-        kernel.in_use(),
+        kept.in_use(),
         staging(results) as written,
         tempfile.TemporaryDirectory(prefix="upcall-lab-") as work,
     ):
@@ -75,20 +83,21 @@ def run(
             argv=argv,
             cwd=(cwd or Path.cwd()).resolve(),
             mark=f"lab-end-{secrets.token_hex(8)}",
-            release=kernel.release,
-            modules=kernel.modules.resolve(),
+            release=kept.release,
+            modules=kept.modules.resolve(),
             env=env or {},
             terminal=terminal.size() if terminal else None,
+            kernel=kernel,
         )
         initramfs = Path(work) / "initramfs"
-        initramfs.write_bytes(image.initramfs(kernel, guest.files(session)))
+        initramfs.write_bytes(image.initramfs(kept, guest.files(session)))
         console = Path(work) / "console"
-        machine = qemu.Machine(kernel, initramfs, console, written, memory, cpus, terminal is not None)
+        machine = Machine(kept, initramfs, console, written, memory, cpus or CPUS, terminal is not None)
         return _through(machine, session.mark.encode(), timeout, {"out": out, "err": err}, terminal)
 
 
 def _through(
-    machine: qemu.Machine,
+    machine: Machine,
     mark: bytes,
     timeout: float | None,
     given: Mapping[str, Sink | None],
@@ -128,9 +137,9 @@ def _through(
 
 @contextlib.contextmanager
 def _ports() -> Iterator[tuple[dict[str, socket.socket], dict[str, socket.socket]]]:
-    """Connected sockets by the ports' names: our ends, and those for QEMU."""
+    """Connected sockets by the ports' names: our ends, and those for the machine."""
     with contextlib.ExitStack() as stack:
-        pairs = {name: socket.socketpair() for name in qemu.PORTS}
+        pairs = {name: socket.socketpair() for name in PORTS}
         for pair in pairs.values():
             stack.enter_context(pair[0])
             stack.enter_context(pair[1])
@@ -138,31 +147,22 @@ def _ports() -> Iterator[tuple[dict[str, socket.socket], dict[str, socket.socket
 
 
 @contextlib.contextmanager
-def _running(machine: qemu.Machine, ports: Mapping[str, socket.socket]) -> Iterator[subprocess.Popen[bytes]]:
-    """The started machine; however the block is left, QEMU has ended and is reaped afterwards."""
-    with _complaints(machine).open("wb") as complaints:
-        process = qemu.start(machine, ports, complaints.fileno())
-    try:
+def _running(machine: Machine, ports: Mapping[str, socket.socket]) -> Iterator[subprocess.Popen[bytes]]:
+    """The started machine; however the block is left, it has ended and is reaped afterwards."""
+    with RUNNING[machine.image.of.name](machine, ports) as process:
         for port in ports.values():
             port.close()  # or we would never see the end of our own ends
         yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
-def _complaints(machine: qemu.Machine) -> Path:
-    return machine.console.with_name("qemu-stderr")
-
-
-def _faults(machine: qemu.Machine, log: bytes) -> list[str]:
+def _faults(machine: Machine, log: bytes) -> list[str]:
     return kernellog.faults(log) or kernellog.console_faults(_text(machine.console))
 
 
-def _last_words(machine: qemu.Machine, booted: bool) -> str:
-    """Why the machine ended, as far as it or QEMU said."""
+def _last_words(machine: Machine, booted: bool) -> str:
+    """Why the machine ended, as far as it or what runs it said."""
     what = "the machine ended before the command did" if booted else "the machine did not boot"
-    lines = [line.strip() for line in _text(_complaints(machine)).splitlines()]
+    lines = [line.strip() for line in _text(machine.complaints).splitlines()]
     lines += [line.strip() for line in _text(machine.console).splitlines()[-CONSOLE_TAIL:]]
     return "\n".join([what, *(f"  {line}" for line in lines if line)])
 

@@ -15,6 +15,7 @@ from .errors import LabUnavailable
 
 TOOLS = ("apt-get", "apt-cache", "dpkg-deb")
 KERNEL_META_PACKAGE = "linux-image-amd64"
+UML_PACKAGE = "user-mode-linux"
 APT_TIME_LIMIT = 900  # seconds; a kernel is 70 MB
 
 Say = Callable[[str], None]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from .errors import LabUnavailable
-from .image import Image
+from .start import PORTS, Machine
 
 PROGRAM = "qemu-system-x86_64"
 REMEDY = "apt-get install --no-install-recommends qemu-system-x86"
@@ -27,23 +27,6 @@ PR_SET_PDEATHSIG = 1
 KERNEL_OPTIONS = (
     "console=ttyS0 quiet panic=-1 printk.devkmsg=on log_buf_len=4M mitigations=off tsc=reliable clocksource=tsc"
 )
-
-# The guest's ports, which session.sh finds by these names.
-PORTS = ("control", "out", "err", "log")
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What one start needs. `console` is the file for the kernel's console, `results` the folder the guest
-    may write; with `terminal` the port `out` becomes a terminal, /dev/hvc0."""
-
-    image: Image
-    initramfs: Path
-    console: Path
-    results: Path
-    memory: int
-    cpus: int
-    terminal: bool = False
 
 
 def command_line(machine: Machine, ports: Mapping[str, int]) -> list[str]:
@@ -69,8 +52,19 @@ def command_line(machine: Machine, ports: Mapping[str, int]) -> list[str]:
     return line
 
 
-def start(machine: Machine, ports: Mapping[str, socket.socket], errors: int) -> subprocess.Popen[bytes]:
-    """Starts QEMU with our ends' partners; its own complaints go to the descriptor `errors`."""
+@contextlib.contextmanager
+def running(machine: Machine, ports: Mapping[str, socket.socket]) -> Iterator[subprocess.Popen[bytes]]:
+    """QEMU, started with our ends' partners; however the block is left, it has ended and is reaped afterwards."""
+    with machine.complaints.open("wb") as complaints:
+        process = _start(machine, ports, complaints.fileno())
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _start(machine: Machine, ports: Mapping[str, socket.socket], errors: int) -> subprocess.Popen[bytes]:
     if shutil.which(PROGRAM) is None:
         raise LabUnavailable(f"{PROGRAM} not found: {REMEDY}")
     descriptors = {name: port.fileno() for name, port in ports.items()}

@@ -1,27 +1,16 @@
 # Process 1 after the root was switched: furnishes the guest, runs the command, reports, and powers off.
-# Beside it in /run/lab lie `settings` (shell variables), `paths` (calls of keep, traversable), and `command`.
+# Beside it in /run/lab lie `settings` (shell variables), `paths` (calls of keep, traversable), `command`, and
+# `kernel.sh`: what depends on which of the lab's kernels this is.
 
 lab=/run/lab
 . $lab/settings
-
-# port NAME: its device. Ports appear some time after their driver was loaded, under numbers that are not ours.
-port() {
-	for try in $(seq 100); do
-		for each in /sys/class/virtio-ports/*; do
-			if [ "$(cat $each/name 2>/dev/null)" = "$1" ]; then
-				echo /dev/${each##*/}
-				return
-			fi
-		done
-		sleep 0.1
-	done
-	echo "lab: there is no port $1" >/dev/console
-	poweroff -f
-}
+. $lab/kernel.sh
 
 # control goes both ways; the others carry the command's output, its errors, and the kernel's log.
 control=$(port control) log=$(port log)
 exec 3<>$control 7>$log
+plain <&3
+plain <&7
 
 # --- a root that looks lived in -----------------------------------------------------------------------------------
 # Folders that start empty here, so that commands may write to them; the host's own are behind $lab/root meanwhile.
@@ -83,7 +72,7 @@ echo $lab/bin/modprobe >/proc/sys/kernel/modprobe
 echo 0 >/proc/sys/kernel/panic_on_oops
 
 mkdir -p /results
-mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 results /results
+mount_results /results
 
 # --- the command --------------------------------------------------------------------------------------------------
 # relay FIFO: carries what is written to it to standard output, and leaves a sign when all is through.
@@ -97,13 +86,15 @@ echo ready >&3
 # Pipes stand between the command and the ports: a port can be opened only once, so /dev/stdout would fail on it.
 # The command runs in the foreground, because a shell lets background commands ignore SIGINT for good.
 if [ "$INTERACTIVE" ]; then
-	port out >/dev/null
-	exec 5>/dev/hvc0
-	stty -F /dev/hvc0 rows "$ROWS" cols "$COLUMNS"
-	setsid -c sh $lab/command 3>&- 5>&- 7>&- </dev/hvc0 >/dev/hvc0 2>&1
+	terminal=$(terminal)
+	exec 5<>$terminal
+	stty rows "$ROWS" cols "$COLUMNS" <&5
+	setsid -c sh $lab/command 3>&- 5>&- 7>&- <$terminal >$terminal 2>&1
 else
 	out=$(port out) err=$(port err)
 	exec 5>$out 6>$err
+	plain <&5
+	plain <&6
 	mkfifo -m 0666 $lab/out $lab/err
 	relay $lab/out >&5 &
 	relay $lab/err >&6 &

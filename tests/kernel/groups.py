@@ -1,0 +1,56 @@
+"""Which files of ring 3 share a boot, and which of the lab's kernels boots.
+
+A file's name says where its tests run: by default on QEMU's kernel, which has eCryptfs; what needs no eCryptfs begins
+with one of ELSEWHERE and has boots of its own, on every kernel named there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+ELSEWHERE: Mapping[str, tuple[str, ...]] = {
+    "test_both": ("uml", "qemu"),
+    "test_cifs": ("uml", "qemu"),
+    "test_dns": ("qemu",),
+    "test_forwarder": ("uml",),
+    "test_quota_ext4": ("uml",),
+    "test_quota_xfs": ("qemu",),
+    "test_requestkey": ("uml",),
+    "test_session": ("uml",),
+    "test_units": ("qemu",),
+}
+HARSH = ("test_broker_faults.py", "test_daemon_faults.py", "test_device.py")
+PLUGIN = ("test_plugin_new.py",)  # installs something
+
+
+class Group(NamedTuple):
+    """The files of one boot."""
+
+    kernel: str
+    files: tuple[str, ...]
+
+
+def elsewhere(file: str) -> str | None:
+    """The beginning in ELSEWHERE that a file's name has, or None for a test of eCryptfs."""
+    return next((beginning for beginning in ELSEWHERE if file.startswith(beginning)), None)
+
+
+def groups(files: Iterable[str]) -> dict[str, Group]:
+    """The groups of these files by name, in the order in which they run; none is empty."""
+    names = sorted(files)
+    ordinary = tuple(name for name in names if not elsewhere(name) and name not in (*HARSH, *PLUGIN))
+    found = {
+        "files": Group("qemu", ordinary),
+        "faults": Group("qemu", tuple(name for name in names if name in HARSH)),
+        "plugin": Group("qemu", tuple(name for name in names if name in PLUGIN)),
+    }
+    for beginning, kernels in ELSEWHERE.items():
+        chosen = tuple(name for name in names if elsewhere(name) == beginning)
+        for kernel in kernels:
+            found[f"{beginning.removeprefix('test_').replace('_', '-')}-{kernel}"] = Group(kernel, chosen)
+    return {name: group for name, group in found.items() if group.files}
+
+
+GROUPS = groups(path.name for path in Path(__file__).parent.glob("test_*.py"))
