@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from upcall.broker.core import Broker
+from upcall.broker.latencies import BOUNDS
 from upcall.errors import PeerError
 from upcall.messages import Answer, Refusal, Requester
 from upcall.registry import Association
@@ -31,6 +32,8 @@ def check(asked: bytes, answer: bytes) -> None:
 SERVICES = {
     "short": Service("short", 2.5, 2, 0, check, len, local=True),
     "long": Service("long", 10.0, 3, 0, check, len, local=True),
+    "started": Service("started", 5.0, 2, 0, check, len, local=True, absent="start"),
+    "machine": Service("machine", 5.0, 2, 0, check, len, local=True, absent="machine"),
 }
 
 
@@ -117,6 +120,29 @@ def test_asked_and_answered(played: Played) -> None:
     assert len(origin.outcomes) == 1
     assert broker.outcomes[UID] == Counter({("short", "answered"): 1})
     assert broker.rejected[UID] == Counter({"state": 1})
+
+
+def test_what_was_settled_is_recorded_and_how_long_it_took(played: Played) -> None:
+    broker, link, daemon, _ = played
+    records: list[tuple[object, ...]] = []
+    broker.record = lambda *record: records.append(record)
+    ask(broker, now=1.0)
+    broker.now = 1.003
+    broker.answered(daemon, right(link.requests[0]))
+    ask(broker, uid=OTHER, now=1.003)
+    ask(broker, now=2.0)
+    broker.now = 5.0
+    broker.expire(5.0)
+    told = [(*record[:3], round(float(str(record[3])), 6), record[4]) for record in records]
+    first, second = (request.seq for request in link.requests)
+    assert told == [
+        (UID, "short", "answered", 0.003, first),
+        (OTHER, "short", "no-daemon", 0.0, 0),
+        (UID, "short", "timed-out", 3.0, second),
+    ]
+    status = broker.status(5.0)["latencies"]
+    assert status == {"short": {"bounds": list(BOUNDS), "counts": [0, 0, 0, 1, 0, 0, 0, 0, 1, 0], "seconds": 3.003}}
+    assert "latencies" not in broker.status(5.0, UID)
 
 
 def test_nobody_there(played: Played) -> None:
@@ -430,7 +456,7 @@ def test_some_contexts_are_left_to_the_others() -> None:
     broker.helo(UID, 1, 1, Link(), 0.0)
     alone = [ask(broker) for _ in range(5)]
     assert [origin.outcomes for origin in alone] == [[], [], [], [], [refusal("no-context")]]
-    broker.refuse_all(UID, "closing")
+    broker.close()
     broker.helo(OTHER, 2, 2, Link(), 0.0)
     crowded = [ask(broker) for _ in range(4)]
     assert [origin.outcomes for origin in crowded] == [[], [], [], [refusal("no-context")]]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from upcall.broker.requesters import _PER_UID
+from upcall.broker.requesters import Requesters
 from upcall.client import NoBroker
 from upcall.errors import Refused
 from upcall.messages import Answer, Requester
@@ -156,7 +156,7 @@ def test_a_requester_that_never_reads(broker: RunningBroker) -> None:
 
 
 def test_too_many_connections(broker: RunningBroker) -> None:
-    most = [PlayedRequester(broker.folder) for _ in range(_PER_UID)]
+    most = [PlayedRequester(broker.folder) for _ in range(Requesters.per_uid)]
     for requester in most:
         requester.ask(PLEASE)
         assert requester.reason() == "no-daemon"
@@ -179,7 +179,7 @@ def _serves(broker: RunningBroker) -> bool:
 
 @root_only
 def test_one_users_connections_are_not_anothers(broker: RunningBroker) -> None:
-    most = [PlayedRequester(broker.folder) for _ in range(_PER_UID)]
+    most = [PlayedRequester(broker.folder) for _ in range(Requesters.per_uid)]
 
     def status() -> Any:
         return broker.status()["daemons"]

@@ -25,6 +25,7 @@ from upcall.daemon.keyservice import KeyService
 from upcall.daemon.sources import fetch
 from upcall.errors import ModuleFailed, PeerError, Refused, UsageError
 from upcall.kernel import keyring
+from upcall.keyringbackend import unusable
 from upcall.modules import load
 from upcall.passphrase import NoPassphrase
 from upcall.runtime import daemon_socket
@@ -452,6 +453,29 @@ def test_the_keyring_library_will_not_keep_it(backend: Path) -> None:
     assert done.returncode == os.EX_UNAVAILABLE
     assert "cannot keep it: somebody said no" in done.stderr
     assert not list((backend / "DATA/upcall/keys").iterdir())
+
+
+@pytest.mark.skipif(bool(unusable()), reason=unusable())
+def test_the_kernel_keeps_it_until_the_next_boot_and_people_are_told(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = f"upcall-test-{os.urandom(6).hex()}"
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "upcall.keyringbackend.KernelKeyring")
+    monkeypatch.setenv("KEYRING_PROPERTY_CONTAINER", container)
+    monkeypatch.setenv("KEYRING_PROPERTY_WHERE", "user")
+    try:
+        done = in_a_process("generate", "kept", "--bits", "2048", "--passphrase-keyring", "--no-add")
+        assert done.returncode == 0, done.stderr
+        assert "note: remember the passphrase!" in done.stderr and "until the next boot" in done.stderr
+        signature = shown("kept")["signature"]
+        assert f"`keyring set upcall {signature}` stores it again" in done.stderr
+        assert WORD not in done.stderr + done.stdout
+        assert fetch(signature, "keyring") == WORD.encode()
+    finally:
+        keyring.ensure_user_keyring_linked()
+        held = keyring.search(keyring.USER_KEYRING, "keyring", container)
+        if held is not None:
+            keyring.unlink(held)
 
 
 # --- exit codes ---------------------------------------------------------------------------------------------

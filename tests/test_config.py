@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from upcall import config, modules
 from upcall.cli import main
-from upcall.cli.daemon import _modules
 from upcall.config import Config, ConfigError
+from upcall.daemon.finding import found
 from upcall.daemon.loading import loaders
 from upcall.errors import ModuleFailed, UsageError
 from upcall.log import EventLog
@@ -61,13 +61,18 @@ def test_a_user_without_a_list_has_the_systems(write: Write) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ('plugin.allow = ["x"]', "plugin: unknown; plugins can be set here"),
-        ('[plugins]\nalow = ["x"]', r"plugins\.alow: unknown; plugins\.allow can be set here"),
-        ("plugins = 1", "plugins: a table is wanted"),
-        ('[plugins]\nallow = "openssl"', r"plugins\.allow: a list of names is wanted"),
-        ("[plugins]\nallow = [1]", r"plugins\.allow: a list of names is wanted"),
-        ("[plugins]\nallow = nothing", "line 2"),
-        (b"\xff", "is not UTF-8 at byte 0"),
+        ('plugin.allow = ["x"]', r"1: plugin: unknown; is plugins meant\?"),
+        ("x = 1", "1: x: unknown; plugins, .* can be set here"),
+        ('[plugins]\nalow = ["x"]', r"2: plugins\.alow: unknown; is plugins\.allow meant\?"),
+        ("\nplugins = 1", "2: plugins: a table is wanted"),
+        ('[plugins]\nallow = "openssl"', r"2: plugins\.allow: a list of names is wanted"),
+        ("[plugins]\n# they\n\nallow = [1]", r"4: plugins\.allow: a list of names is wanted"),
+        ("[plugins]\nallow = nothing", "2: Invalid value in column 9"),
+        ("[plugins]\nallow = [\n", "2: .* at the end"),
+        ("[plugins]\nallow = []\nallow = []", "3: Cannot overwrite a value"),
+        (b"\xff", "1: is not UTF-8 at byte 0"),
+        (b"#\n#\xff", "2: is not UTF-8 at byte 3"),
+        ("x = " + "[" * 9999, " is nested too deeply"),
     ],
 )
 @pytest.mark.parametrize("user", [False, True])
@@ -75,7 +80,8 @@ def test_what_is_wrong_is_named(write: Write, text: str | bytes, why: str, user:
     file = write(text, user)
     with pytest.raises(ConfigError, match=why) as caught:
         config.load()
-    assert str(caught.value).startswith(f"{file}: ")
+    assert str(caught.value).startswith(f"{file}:")
+    assert caught.value.file == file
 
 
 @pytest.mark.parametrize("mode", [0o664, 0o646, 0o666])
@@ -113,11 +119,42 @@ def test_commands_refuse_a_module_that_is_not_allowed(write: Write) -> None:
     assert "not allowed" in done.output
 
 
+def test_one_table_of_the_system_and_the_users_over_it(write: Write) -> None:
+    assert config.settings("request-key") == {}
+    write('[daemon]\nstart = ["a", "{uid}"]\n[request-key."cifs.spnego"]\nwithout-daemon = "start"\n')
+    assert config.settings("daemon") == {"start": ("a", "{uid}")}
+    assert config.settings("request-key") == {"cifs.spnego": {"without-daemon": "start"}}
+    write('[quota]\nsettle = 5\nsinks = ["log"]\n[quota.sink.lamp]\ncolour = "red"\nroom = 1\n[quota.webhook]\n')
+    write('[quota.sink]\nlamp.colour = "blue"\nbell.tone = "low"\n[quota.mail]\n', user=True)
+    system = {"settle": 5, "sinks": ("log",), "sink": {"lamp": {"colour": "red", "room": 1}}, "webhook": {}}
+    assert config.settings("quota") == system
+    sinks = {"lamp": {"colour": "blue", "room": 1}, "bell": {"tone": "low"}}
+    assert config.settings("quota", user=True) == {**system, "sink": sinks, "mail": {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            '[request-key."cifs.spnego"]\nwithout-daemon = "hope"',
+            r"2: request-key\.\"cifs\.spnego\"\.without-daemon: 'hope'; one of refuse",
+        ),
+        ("[request-key.afs]", "request-key.afs: unknown"),
+        ("[daemon]\nstart = []", "daemon.start: a program and its arguments are wanted"),
+        ("[request-key.dns_resolver]\nuser = 0", "dns_resolver.user: the name of a user is wanted"),
+    ],
+)
+def test_what_is_wrong_in_a_table(write: Write, text: str, why: str) -> None:
+    write(text)
+    with pytest.raises(ConfigError, match=why):
+        config.settings("plugins")
+
+
 def test_the_daemon_is_told_which_are_denied_and_why(write: Write) -> None:
     write('[plugins]\nallow = ["x25519"]\n')
     with pytest.raises(UsageError, match="not allowed"):
-        _modules(frozenset({"openssl"}), frozenset())
-    arguments = _modules(frozenset(), frozenset())
+        found(["openssl"])
+    arguments = found()
     assert "module=x25519=upcall_x25519:module" in arguments
     assert not [one for one in arguments if "upcall_rsa" in one]
     load = loaders(arguments, lambda: 0.0, EventLog("test"))
@@ -130,7 +167,7 @@ def test_a_broken_configuration_has_its_own_exit_code(write: Write) -> None:
     write("[plugins]\n?", user=True)
     done = CliRunner().invoke(main, ["plugin", "list"])
     assert done.exit_code == os.EX_CONFIG
-    assert "line 2" in done.output
+    assert f"{config.user_file()}:2: " in done.output
 
 
 def test_plugin_list_says_what_is_allowed(write: Write) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from upcall.messages import Answer, Refusal, Requester
 from upcall.runtime import Place, publish
 from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
-from upcall.testing.played import PlayedRequester
+from upcall.testing.played import PlayedBroker, PlayedRequester
 from upcall.testing.processes import NotInTime, RunningBroker, RunningDaemon, StartDaemon, in_child, until
 from upcall.wire.ecryptfs import Ask, FileKey, pack_ask, pack_file_key
 from upcall.wire.netlink import (
@@ -28,8 +27,6 @@ from upcall.wire.netlink import (
     pack_control,
     pack_message,
     pack_request,
-    take_message,
-    take_response,
 )
 
 KEY = b"0123456789abcdef"
@@ -171,37 +168,6 @@ def test_a_key_that_another_one_wrapped(broker: RunningBroker, daemon: RunningDa
 
 
 # --- a played broker -----------------------------------------------------------------------------------------
-
-
-class PlayedBroker:
-    """Registers one daemon and says whatever the test wants."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        self.socket = NetlinkSocket()
-        publish(Place(folder), self.socket.portid)
-
-    def register(self) -> None:
-        until(self._helo, "a HELO")
-
-    def _helo(self) -> bool:
-        packet = self.socket.receive()
-        if packet is None or take_message(packet.data).type != HELO:
-            return False
-        self.portid = packet.portid
-        self.socket.connect(packet.portid)
-        return self.socket.send(pack_control(HELO))
-
-    def ask(self, seq: int, body: bytes, service: str = "key", timeout: float = 5.0) -> None:
-        deadline = int((time.monotonic() + timeout) * 1e9)
-        self.socket.send(pack_request(Envelope(seq, seq, service, Requester(0, 0), deadline, body)))
-
-    def response(self) -> Response:
-        def look() -> Response | None:
-            packet = self.socket.receive()
-            return None if packet is None else take_response(packet.data)
-
-        return until(look, "a response")
 
 
 def refused(response: Response) -> tuple[int, str]:

@@ -422,13 +422,17 @@ def test_a_hang_does_not_cost_what_else_is_under_way(scene: Scene, gate: Gate) -
 
 
 def test_a_late_answer_saves_the_process(scene: Scene, gate: Gate) -> None:
+    before = set(threading.enumerate())
     handle = scene.open(f"gate {gate.path}")
     scene.patience = 0.05
     assert outcome(lambda: handle.wrap(KEY)) == "timed-out"
     gate.arrived().release()
     scene.patience = PATIENCE
     assert handle.unwrap(b"x")
-    until(lambda: not any(t.name.startswith("Thread-") for t in threading.enumerate()), "nobody looks after it")
+    until(
+        lambda: not any(t.name.startswith("Thread-") for t in {*threading.enumerate()} - before),
+        "nobody looks after it",
+    )
     assert not handle.stale()
     assert scene.failures() == 0
 

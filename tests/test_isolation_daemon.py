@@ -168,14 +168,18 @@ def test_nothing_is_imported_for_modules_that_run_inline() -> None:
 
 
 def test_who_says_what_is_isolated(monkeypatch: pytest.MonkeyPatch) -> None:
-    from upcall.cli import daemon
-    from upcall.modules import Found
+    from upcall.daemon import finding
+    from upcall.keymodule import GROUP
+    from upcall.modules import Installed
 
-    found = {"one": Found("one:module", False), "two": Found("two:module", True)}
-    monkeypatch.setattr(daemon, "available", lambda: found)
+    plugins = [Installed(name, GROUP, f"{name}:module", name == "two", "them", "1") for name in ("one", "two")]
+    monkeypatch.setattr(finding, "installed", lambda: plugins)
 
     def arguments(isolate: str = "", inline: str = "") -> list[str]:
-        return daemon._modules(frozenset(isolate.split()), frozenset(inline.split()))
+        found = finding.found(isolate.split(), inline.split())
+        wishes = [f"isolate={isolate}"] * bool(isolate) + [f"inline={inline}"] * bool(inline)
+        assert found[len(found) - len(wishes) :] == wishes  # for when it looks again
+        return found[: len(found) - len(wishes)]
 
     assert arguments() == ["module=one=one:module", "isolated=two=two:module"]
     assert arguments(isolate="one") == ["isolated=one=one:module", "isolated=two=two:module"]

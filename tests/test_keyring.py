@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from upcall.kernel import keyring
+from upcall.testing.processes import in_child, until
 
 
 @pytest.fixture
@@ -90,9 +91,8 @@ def test_a_revoked_key_is_not_found_and_can_be_replaced(name: str) -> None:
 
 def test_an_expired_key_is_not_found(name: str) -> None:
     serial = keyring.add_user_key(name, b"x")
-    keyring._call("KEYCTL_SET_TIMEOUT", 15, serial, 1)
-    subprocess.run(["sleep", "1.2"], check=True, timeout=5)
-    assert keyring.find(name) is None
+    keyring.set_timeout(serial, 1)
+    until(lambda: keyring.find(name) is None, "the key has expired", 5)
     keyring.unlink(serial)
 
 
@@ -102,6 +102,7 @@ def test_errors_name_the_operation() -> None:
         (keyring.unlink, "KEYCTL_UNLINK"),
         (keyring.revoke, "KEYCTL_REVOKE"),
         (keyring.describe, "KEYCTL_DESCRIBE"),
+        (keyring.list_keyring, "KEYCTL_READ"),
     ):
         with pytest.raises(OSError, match=operation) as caught:
             call(0x7FFFFFFE)
@@ -165,3 +166,57 @@ def test_threads_do_not_share_a_buffer(name: str) -> None:
         for serial in serials:
             keyring.unlink(serial)
     assert not wrong
+
+
+# --- keyrings in keyrings --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inner(name: str) -> Iterator[int]:
+    """A keyring in the user keyring."""
+    keyring.ensure_user_keyring_linked()
+    serial = keyring.add_keyring(name, keyring.USER_KEYRING)
+    yield serial
+    keyring.unlink(serial)
+
+
+def test_a_keyring_in_a_keyring(inner: int, name: str) -> None:
+    assert keyring.search(keyring.USER_KEYRING, "keyring", name) == inner
+    assert keyring.search(keyring.USER_KEYRING, "user", name) is None
+    assert keyring.list_keyring(inner) == []
+    serial = keyring.add_user_key("in it", b"x", inner)
+    assert keyring.search(inner, "user", "in it") == serial
+    assert keyring.list_keyring(inner) == [keyring.describe(serial)]
+    assert keyring.describe(inner).permissions == keyring.PERMISSIONS
+
+
+def test_moving_displaces_unless_told_not_to(inner: int) -> None:
+    keyring.add_user_key("one", b"old", inner)
+    serial = keyring.add_user_key("one", b"new", keyring.PROCESS_KEYRING)
+    with pytest.raises(FileExistsError, match="KEYCTL_MOVE"):
+        keyring.move(serial, keyring.PROCESS_KEYRING, inner, exclusive=True)
+    keyring.move(serial, keyring.PROCESS_KEYRING, inner)
+    assert [key.serial for key in keyring.list_keyring(inner)] == [serial]
+    assert keyring.search(keyring.PROCESS_KEYRING, "user", "one") is not None  # through the user keyring
+    assert serial not in [key.serial for key in keyring.list_keyring(keyring.PROCESS_KEYRING)]
+
+
+def test_the_persistent_keyring() -> None:
+    if not keyring.capabilities() & keyring.PERSISTENT_KEYRINGS:
+        pytest.skip("this kernel has none")
+
+    def linked() -> list[bool]:
+        serial = keyring.link_persistent_keyring()
+        return [
+            keyring.describe(serial).description == f"_persistent.{os.getuid()}",
+            serial == keyring.link_persistent_keyring(),
+            [key.serial for key in keyring.list_keyring(keyring.PROCESS_KEYRING)] == [serial],
+        ]
+
+    assert in_child(linked) == [True] * 3
+
+
+def test_a_search_in_what_is_no_keyring(name: str) -> None:
+    serial = keyring.add_user_key(name, b"x")
+    with pytest.raises(NotADirectoryError, match="KEYCTL_SEARCH"):
+        keyring.search(serial, "user", name)

@@ -129,3 +129,11 @@ def test_a_listener_that_is_somebody_elses(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="listens there"):
         connect(tmp_path / "sock", frozenset({ME + 1}))
     listener.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's daemon is the machine's")
+def test_roots_folder_is_there_without_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "SYSTEM_FOLDER", tmp_path)
+    for told in ("/run/user/0", ""):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", told)
+        assert runtime.user_folder() == tmp_path / "root"

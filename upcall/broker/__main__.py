@@ -7,18 +7,21 @@ import sys
 from pathlib import Path
 
 from upcall.broker.server import main
-from upcall.errors import UsageError
+from upcall.config import ConfigError
+from upcall.errors import UpcallError
 
 
 def run(arguments: list[str]) -> int:
-    """`folder=PATH`, `device=PATH` and `contexts=N`, all optional."""
+    """`folder=PATH`, `device=PATH`, `contexts=N` and `quota=yes|no|auto`, `records=WHERE`, all
+    optional."""
     settings = dict(argument.split("=", 1) for argument in arguments)
     folder, device, contexts = (settings.get(name) for name in ("folder", "device", "contexts"))
+    paths = Path(folder) if folder else None, Path(device) if device else None
     try:
-        main(Path(folder) if folder else None, Path(device) if device else None, int(contexts) if contexts else None)
-    except (UsageError, OSError) as error:
+        main(*paths, int(contexts) if contexts else None, settings.get("quota", "no"), settings.get("records"))
+    except (UpcallError, OSError) as error:
         print(f"upcall broker: {error}", file=sys.stderr)  # noqa: T201
-        return os.EX_UNAVAILABLE
+        return os.EX_CONFIG if isinstance(error, ConfigError) else os.EX_UNAVAILABLE
     return os.EX_OK
 
 

@@ -11,13 +11,16 @@ import math
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
+from upcall.broker.latencies import Latencies
 from upcall.contexts import Context, Contexts, Exhausted, NoContext, Origin, Rejected
 from upcall.errors import REASONS, PeerError
 from upcall.messages import Answer, Refusal, Requester
 from upcall.registry import Association, Link, Registry
 from upcall.service import Service
 from upcall.wire.netlink import (
+    NOTICE,
     QUIT,
     Envelope,
     pack_control,
@@ -28,21 +31,45 @@ from upcall.wire.netlink import (
 )
 
 Log = Callable[..., None]
+# (uid, service, outcome, seconds, sequence number or 0): told of each request that is settled
+Record = Callable[[int, str, str, float, int], None]
+ROOT = 0  # whose daemon speaks for the machine
+
+
+class _Parked(NamedTuple):
+    """A request that waits for its daemon to be started."""
+
+    service: str
+    requester: Requester
+    body: bytes
+    origin: Origin
+    deadline: float
 
 
 class Broker:
-    """`services`: what may be asked. `log(event, **fields)` never blocks. Times are seconds, monotonic."""
+    """`services`: what may be asked. `log(event, **fields)` never blocks. Times are seconds, monotonic.
 
-    def __init__(self, services: Mapping[str, Service], log: Log) -> None:
+    `start(uid)` sets about starting a daemon and says whether that can be; see `given_up`.
+    """
+
+    def __init__(
+        self, services: Mapping[str, Service], log: Log, start: Callable[[int], bool] = lambda _: False
+    ) -> None:
         self.services = services
+        self._start = start
+        self._parked: dict[int, list[_Parked]] = {}
         self.registry = Registry()
         self.log = log
         # by uid: how often each service ended in "answered", or in which reason
         self.outcomes: dict[int, Counter[tuple[str, str]]] = {}
+        self.latencies = {name: Latencies() for name in services}  # of what daemons were asked
+        self.record: Record | None = None
+        self.now = 0.0  # whoever runs the loop says each turn what the clock says; for what is told of requests only
         self.rejected: dict[int, Counter[str]] = {}  # by uid: replies that fitted no context, and on what
         self._contexts: dict[int, Contexts] = {}
         self._shares = {service.name: service.contexts for service in services.values()}
         self._wake = math.inf
+        self.on_helo: Callable[[int], None] = lambda uid: None  # a daemon of this uid can be told things now
 
     # --- requests ------------------------------------------------------------------------------------------
 
@@ -52,10 +79,11 @@ class Broker:
     ) -> None:  # fmt: skip
         """A request for the daemon of `uid`. Settled now or before the earlier of `deadline` and patience."""
         association = self.registry.get(uid)
-        if association is None or association.leaving:
-            return self._settle(uid, service, origin, refusal("no-daemon"))
-        contexts = self._contexts[uid]
         rules = self.services[service]
+        deadline = min(deadline, now + rules.patience)
+        if association is None or association.leaving:
+            return self._without_daemon(uid, rules, _Parked(service, requester, body, origin, deadline), now)
+        contexts = self._contexts[uid]
         try:
             if rules.reserve and len(self.registry) > 1 and contexts.left(service) <= rules.reserve:
                 raise NoContext(service)
@@ -64,10 +92,28 @@ class Broker:
             return self._settle(uid, service, origin, refusal("no-context"))
         context.origin, context.body, context.requester = origin, body, requester
         context.since = now
-        context.deadline = min(deadline, now + rules.patience)
+        context.deadline = deadline
         self._wake = min(self._wake, context.deadline)
         self._send(association, contexts, context)
         return None
+
+    def _without_daemon(self, uid: int, rules: Service, request: _Parked, now: float) -> None:
+        """As the service's rules say: asked of the machine, parked until a daemon is there, or refused."""
+        if rules.absent == "machine" and uid != ROOT:
+            return self.ask(ROOT, rules.name, request.requester, request.body, request.origin, now, request.deadline)
+        if rules.absent != "start" or not self._start(uid):
+            return self._settle(uid, rules.name, request.origin, refusal("no-daemon"))
+        parked = self._parked.setdefault(uid, [])
+        if sum(one.service == rules.name for one in parked) >= rules.contexts:
+            return self._settle(uid, rules.name, request.origin, refusal("no-context"))
+        parked.append(request)
+        self._wake = min(self._wake, request.deadline)
+        return None
+
+    def given_up(self, uid: int, reason: str = "no-daemon") -> None:
+        """No daemon of this uid could be started: what waits for it is refused."""
+        for request in self._parked.pop(uid, ()):
+            self._settle(uid, request.service, request.origin, refusal(reason))
 
     def _send(self, association: Association, contexts: Contexts, context: Context) -> None:
         """Hands a context to a daemon, or settles it if that cannot be."""
@@ -127,12 +173,16 @@ class Broker:
 
     def _finish(self, contexts: Contexts, context: Context, outcome: Answer | Refusal) -> None:
         """Settles a context that is done, and frees it."""
-        service, origin = context.service, context.origin
+        service, origin, seq = context.service, context.origin, context.counter
+        seconds = self.now - context.since
         contexts.free(context)
+        self.latencies[service].add(seconds)
         if origin is not None:
-            self._settle(contexts.uid, service, origin, outcome)
+            self._settle(contexts.uid, service, origin, outcome, seconds, seq)
 
-    def _settle(self, uid: int, service: str, origin: Origin, outcome: Answer | Refusal) -> None:
+    def _settle(
+        self, uid: int, service: str, origin: Origin, outcome: Answer | Refusal, seconds: float = 0.0, seq: int = 0
+    ) -> None:
         origin.settle(outcome)
         name = "answered"
         if isinstance(outcome, Refusal):
@@ -141,6 +191,19 @@ class Broker:
         if counts is None:
             counts = self.outcomes[uid] = Counter()
         counts[service, name] += 1
+        if self.record is not None:
+            self.record(uid, service, name, seconds, seq)
+
+    def notice(self, uid: int, service: str, requester: Requester, body: bytes) -> bool:
+        """Tells the daemon of `uid` something that needs no answer. False if it has none, or takes no more now."""
+        association = self.registry.get(uid)
+        if association is None or association.leaving:
+            return False
+        try:
+            return association.link.send(pack_request(Envelope(0, 0, service, requester, 0, body), NOTICE))
+        except ConnectionError:
+            self.gone(association)
+            return False
 
     # --- daemons -------------------------------------------------------------------------------------------
 
@@ -158,6 +221,9 @@ class Broker:
         for context in contexts.allocated:
             if self.registry.get(uid) is association:
                 self._send(association, contexts, context)
+        for service, requester, body, origin, deadline in self._parked.pop(uid, ()):
+            self.ask(uid, service, requester, body, origin, now, deadline)
+        self.on_helo(uid)
         return association
 
     def quit(self, association: Association) -> None:
@@ -192,6 +258,13 @@ class Broker:
             contexts.withdraw(context)
             self._finish(contexts, context, refusal(reason))
 
+    def close(self) -> None:
+        """Refuses everything that is owed: the broker ends."""
+        for uid in tuple(self._contexts):
+            self.refuse_all(uid, "closing")
+        for uid in tuple(self._parked):
+            self.given_up(uid, "closing")
+
     # --- time ----------------------------------------------------------------------------------------------
 
     def next_wake(self) -> float:
@@ -211,6 +284,17 @@ class Broker:
             association = self.registry.get(uid)
             if association is not None and association.leaving:
                 self._let_go(association)
+        for uid in tuple(self._parked):
+            self._expire_parked(uid, now)
+
+    def _expire_parked(self, uid: int, now: float) -> None:
+        late = [request for request in self._parked[uid] if request.deadline <= now]
+        staying = self._parked[uid] = [request for request in self._parked[uid] if request.deadline > now]
+        self._wake = min([self._wake, *(request.deadline for request in staying)])
+        if not staying:
+            del self._parked[uid]
+        for request in late:
+            self._settle(uid, request.service, request.origin, refusal("no-daemon"))
 
     # --- seeing --------------------------------------------------------------------------------------------
 
@@ -253,4 +337,7 @@ class Broker:
                 counts = outcomes.setdefault(service, {})
                 counts[outcome] = counts.get(outcome, 0) + count
             rejected += self.rejected.get(one, Counter())
-        return {"daemons": daemons, "outcomes": outcomes, "rejected": dict(rejected)}
+        found: dict[str, object] = {"daemons": daemons, "outcomes": outcomes, "rejected": dict(rejected)}
+        if uid is None:
+            found["latencies"] = {name: one.status() for name, one in self.latencies.items() if one.count}
+        return found

@@ -14,25 +14,38 @@ import math
 import os
 import signal
 import socket
+import threading
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from upcall import __version__, config
+from upcall.broker.configured import Configured, configured
 from upcall.broker.core import Broker
 from upcall.broker.devices import Devices, OpenDevice
+from upcall.broker.forwarders import Forwarders, Kernel
 from upcall.broker.loop import REGISTRATION, URGENT, Loop
 from upcall.broker.requesters import Requesters
-from upcall.errors import PeerError
+from upcall.broker.starter import COMMAND, Starter
+from upcall.errors import PeerError, UpcallError
+from upcall.kernel import requestkey
 from upcall.kernel.local import unlink_quietly
 from upcall.kernel.miscdev import Miscdev
 from upcall.kernel.netlink import SYSTEM_PORTID, NetlinkSocket, Packet, bound_to
+from upcall.kernel.notify import Manager
 from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit, real_uid_of, stay_in_memory
 from upcall.log import EventLog
 from upcall.registry import Association
+from upcall.reloading import Hangup, Reloading
 from upcall.runtime import SYSTEM_FOLDER, Place, own_place, publish
 from upcall.service import SERVICES, Service, with_contexts
 from upcall.wire.netlink import HEADER, HELO, QUIT, RESPONSE, pack_control, take_message
+
+if TYPE_CHECKING:
+    from upcall.broker.quota.source import Quota, QuotaSetup
+    from upcall.recorder import Recorder
 
 _HELLOS_PER_TURN, _HELLOS_PAUSE = 16, 0.002
 _JUNK_IN_A_ROW, _JUNK_PAUSE = 8, 0.02
@@ -139,26 +152,48 @@ class Server:
         services: Mapping[str, Service] = SERVICES,
         log: EventLog | None = None,
         device: OpenDevice | None = None,
+        keys: Kernel | None = None,
+        owners: Mapping[str, int] | None = None,
+        start: Sequence[str] = COMMAND,
+        quota: QuotaSetup | None = None,
+        read: Callable[[], Configured] | None = None,
+        manager: Manager | None = None,
     ) -> None:
-        """`device` opens /dev/ecryptfs for a uid; None where there is no right to it. OSError, UsageError."""
+        """`device` opens /dev/ecryptfs for a uid, `keys` tells of keys that the kernel wants; None where there is no
+        right to it. `owners`: by type, whose daemon answers for keys that do not say it. `start`: the command that
+        starts a daemon. `quota`: how to listen to the kernel's quota warnings. `read`: reads the configuration again,
+        in another thread. `manager`: who is told how we are. OSError, UsageError."""
         self.place = place
+        self.manager = manager or Manager({})
         self.log = log or EventLog("upcall-broker")
         self.loop = Loop()
-        self.broker = Broker(services, self.log)
+        self.starter = Starter(self, start)
+        self.broker = Broker(services, self.log, self.starter.start)
         self.junk: Counter[str] = Counter()
         # Seconds, monotonic. The clock is read once a turn; nothing that is read in this turn can have been there
         # before `since`, the turn before.
         self.now = self.since = time.monotonic()
         self._system = os.geteuid() == 0
-        self._stopping = False
+        self._stopping = self._rereading = False
+        self._read, self._found = read, deque[Configured]()
+        self._reloading = Reloading(self._read_again)
         self.requesters = Requesters(self, place.socket)
         self.devices = Devices(self, device) if device is not None else None
+        self.forwarders = (
+            Forwarders(self, place.request_key_socket, keys, owners or {}, os.geteuid()) if keys is not None else None
+        )
         self.registration = self._bind()
         publish(place, self.registration.portid)
         self.loop.add(self.registration, self._on_registration, REGISTRATION)
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_writer.setblocking(False)
         self.loop.add(self._wake_reader, self._on_signal, URGENT)
+        self.quota = self._serve_quota(quota) if quota is not None else None
+
+    def _serve_quota(self, setup: QuotaSetup) -> Quota:
+        from upcall.broker.quota.source import Quota  # only a broker that serves it pays for it
+
+        return Quota(self, setup)
 
     def _bind(self) -> NetlinkSocket:
         """The system's broker has a documented portid; if somebody sits there, any other, written down."""
@@ -241,45 +276,101 @@ class Server:
     def stop(self, *_: object) -> None:
         """Ends `run` soon; from a signal handler or another thread."""
         self._stopping = True
-        with contextlib.suppress(BlockingIOError):
+        self._wake()
+
+    def reload(self, *_: object) -> None:
+        """Has the configuration read again, soon; from a signal handler or another thread."""
+        self._rereading = True
+        self._wake()
+
+    def heed_signals(self) -> None:
+        """SIGTERM and SIGINT end `run`. In the main thread."""
+        # Python's handlers run when the loop wakes: a signal that comes just before it waits must wake it, too.
+        signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self.stop)
+        signal.signal(signal.SIGINT, self.stop)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # it is awake already, or has ended
             self._wake_writer.send(b"x")
 
     def _on_signal(self) -> None:
         self._wake_reader.recv(16)
+        if self._rereading:
+            self._rereading = False
+            self.manager.reloading()
+            self._reloading.ask()
+        while self._found:
+            self._follow(self._found.popleft())
+
+    def _read_again(self) -> None:
+        """In a thread of its own: files and directories of users may be slow."""
+        if self._read is None:
+            return
+        try:
+            self._found.append(self._read())
+        except (UpcallError, OSError) as error:
+            self.log("not-reloaded", why=error)
+            self.manager.ready(f"serving as before, configuration not reloaded: {error}")
+        self._wake()
+
+    def _follow(self, found: Configured) -> None:
+        """Does what the configuration says from the next request on; what is owed is owed as before."""
+        self.broker.services = found.services
+        self.starter.use(found.start)
+        if self.forwarders is not None:
+            self.forwarders.owners = found.owners
+        self.log("reloaded")
+        self.manager.ready(f"serving {self.place.folder}, configuration reloaded")
 
     def run(self) -> None:
         """Serves until `stop`, then refuses what is owed and closes."""
         self.log("ready", folder=self.place.folder, portid=self.registration.portid)
+        self.manager.ready(f"serving {self.place.folder}")
         try:
             while not self._stopping:
                 wake = self._next_wake()
                 ready = self.loop.wait(-1 if wake == math.inf else max(0.0, wake - self.now))
                 self.since, self.now = self.now, time.monotonic()
+                self.broker.now = self.now
                 self.loop.run(ready, self.now)
+                self.manager.alive(self.now)
                 if self.now >= wake:
                     self.broker.expire(self.now)
                     self.loop.unmute(self.now)
+                    self.starter.expire(self.now)
                     if self.devices is not None:
                         self.devices.retry(self.now)
+                    if self.quota is not None:
+                        self.quota.wake(self.now)
         finally:
             self._close()
 
     def _next_wake(self) -> float:
-        wake = min(self.broker.next_wake(), self.loop.next_wake())
+        wake = min(self.broker.next_wake(), self.loop.next_wake(), self.starter.next_wake(), self.manager.next_wake())
+        if self.quota is not None:
+            wake = min(wake, self.quota.next_wake())
         return wake if self.devices is None else min(wake, self.devices.next_wake(self.now))
 
     def _close(self) -> None:
-        for association in self.broker.registry:
-            self.broker.refuse_all(association.uid, "closing")
+        self.manager.stopping()
+        self.broker.close()
+        if self.quota is not None:
+            self.quota.close()
         if self.devices is not None:
             self.devices.close_all()
         unlink_quietly(self.place.portid_file)
+        self.starter.close()
         self.requesters.close()
+        if self.forwarders is not None:
+            self.forwarders.close()
         for association in self.broker.registry:
             association.link.close()
         for source in (self.registration, self._wake_reader):
             self.loop.remove(source)
             source.close()
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(-1)
         self._wake_writer.close()
         self.loop.close()
         self.log("closed")
@@ -288,16 +379,38 @@ class Server:
     def status(self, uid: int | None) -> dict[str, object]:
         """For `upcall status`: of one uid, or of all."""
         found = self.broker.status(self.now, uid)
-        found["broker"] = {"pid": os.getpid(), "portid": self.registration.portid, "uid": os.geteuid()}
+        found["broker"] = {
+            "pid": os.getpid(),
+            "portid": self.registration.portid,
+            "uid": os.geteuid(),
+            "version": __version__,
+            "ecryptfs": self.devices is not None,
+        }
         if uid is None:
             found["junk"] = dict(self.junk)
             found["kernel"] = {} if self.devices is None else dict(self.devices.counts)
+            found["request_key"] = {} if self.forwarders is None else dict(self.forwarders.counts)
+            found["quota"] = {} if self.quota is None else self.quota.status()
         found["devices"] = [] if self.devices is None else self.devices.status(uid)
         return found
 
 
-def main(folder: Path | None = None, device: Path | None = None, contexts: int | None = None) -> None:
-    """Runs a broker in this process until SIGTERM or SIGINT. OSError, UsageError before it is ready."""
+def main(
+    folder: Path | None = None,
+    device: Path | None = None,
+    contexts: int | None = None,
+    quota: str = "no",
+    records: str | None = None,
+) -> None:
+    """Runs a broker in this process until SIGTERM or SIGINT. OSError, UsageError, ConfigError before it is ready.
+
+    SIGHUP has the configuration read again.
+
+    `quota`: "yes", "no", or "auto": if the kernel lets us, and otherwise a line in the log. `records`: where a record
+    of each request goes (upcall/recorder.py); None: as the configuration says.
+    """
+    hangup = Hangup()
+    manager = Manager()
     harden()
     raise_descriptor_limit()
     prefer_us()
@@ -305,9 +418,30 @@ def main(folder: Path | None = None, device: Path | None = None, contexts: int |
     if device is not None:
         open_device = functools.partial(Miscdev, path=device)
         stay_in_memory()  # a page that comes back from a slow disk can take longer than the kernel's 3 s
-    services = SERVICES if contexts is None else with_contexts(contexts)
-    server = Server(own_place(folder), services, device=open_device)
-    signal.signal(signal.SIGTERM, server.stop)
-    signal.signal(signal.SIGINT, server.stop)
+    read = functools.partial(configured, SERVICES if contexts is None else with_contexts(contexts))
+    found = read()
+    keys = requestkey if os.geteuid() == 0 else None
+    place = own_place(folder)
+    setup = None
+    if quota != "no":
+        from upcall.broker.quota.setup import configured as quota_configured
+
+        setup = quota_configured(place, required=quota == "yes")
+    server = Server(place, found.services, None, open_device, keys, found.owners, found.start, setup, read, manager)
+    server.heed_signals()
+    record = _recorder(records, server)
+    hangup.connect(server.reload, server.stop)
     gc.freeze()
     server.run()
+    if record is not None:
+        record.flush()
+
+
+def _recorder(told: str | None, server: Server) -> Recorder | None:
+    if told is None and not config.settings("log").get("requests", False):
+        return None
+    from upcall.recorder import recorder, wanted  # only who wants records pays for them
+
+    record = recorder("upcall-broker", wanted(told, user=False), server.log)
+    server.broker.record = record
+    return record

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from upcall.kernel.miscdev import DEVICE
+from upcall.recorder import check_where
 
 
 @click.command("broker")
@@ -21,7 +22,18 @@ from upcall.kernel.miscdev import DEVICE
     type=click.IntRange(4, 4096),
     help="Message contexts of each uid, for each service: what may be pending at once.  [default: 32]",
 )
-def command(runtime: Path | None, ecryptfs: bool | None, contexts: int | None) -> None:
+@click.option(
+    "--quota/--no-quota", default=None, help="Tell people of quota warnings, or do not.  [default: if run by root]"
+)
+@click.option(
+    "--log-requests",
+    metavar="WHERE",
+    help="Write a record of each request: to stderr, journal, or a file by its whole path; no: none. See `upcall "
+    "log`.  [default: as [log] in the configuration says, or no]",
+)
+def command(
+    runtime: Path | None, ecryptfs: bool | None, contexts: int | None, quota: bool | None, log_requests: str | None
+) -> None:
     """Run the message broker: the system's as root, or one for your own uid.
 
     Root's broker serves every uid that has a daemon, and the kernel's eCryptfs for each of them. Anybody else's
@@ -36,5 +48,9 @@ def command(runtime: Path | None, ecryptfs: bool | None, contexts: int | None) -
         arguments.append(f"device={DEVICE}")
     if contexts is not None:
         arguments.append(f"contexts={contexts}")
+    if quota or (quota is None and os.geteuid() == 0):
+        arguments.append("quota=yes" if quota else "quota=auto")
+    if log_requests is not None:
+        arguments.append(f"records={check_where(log_requests)}")
     # -P: never import anything from the working directory.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "upcall.broker", *arguments])  # noqa: S606

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from upcall import config
+from upcall.daemon.finding import found
 from upcall.daemon.prompter import PIN_TIME, PROMPT_TIME, WAYS
 from upcall.errors import UsageError
-from upcall.modules import available
+from upcall.recorder import check_where, wanted
 
 
 @click.command("daemon")
@@ -50,6 +50,12 @@ from upcall.modules import available
     metavar="WAY,...",
     help="How people are asked for PINs, the best first.",
 )
+@click.option(
+    "--log-requests",
+    metavar="WHERE",
+    help="Write a record of each request: to stderr, journal, or a file by its whole path; no: none. See `upcall "
+    "log`.  [default: as [log] in the configuration says, or no]",
+)
 def command(
     runtime: Path | None,
     prove_all: bool,
@@ -59,6 +65,7 @@ def command(
     prompt_time: float,
     pinentry: str | None,
     ask: str,
+    log_requests: str | None,
 ) -> None:
     """Run this user's daemon: it answers the broker with this user's keys.
 
@@ -69,7 +76,8 @@ def command(
     A key in a token needs a PIN: see `upcall prompt`.
 
     A key module that loads foreign libraries gets a process of its own, which may crash or hang alone. One that
-    [plugins] allow in the configuration does not name is never loaded.
+    [plugins] allow in the configuration does not name is never loaded; after a change, SIGHUP or `upcall config
+    reload` has it read again.
 
     \b
     Exit codes: 0 ended as asked, or replaced; 69 it could not start.
@@ -80,27 +88,6 @@ def command(
         raise UsageError(f"--ask {unknown[0]}: there are {', '.join(WAYS)}")
     arguments += [f"pin-time={pin_time}", f"prompt-time={prompt_time}", f"ask={ask}"]
     arguments += [f"pinentry={pinentry}"] if pinentry is not None else []
-    # Found here and handed over: importlib.metadata would double the daemon's start and cost it 5 MB.
-    arguments += _modules(frozenset(isolate), frozenset(inline))
+    arguments += [f"records={check_where(wanted(log_requests, user=True))}"]
+    arguments += found(isolate, inline)
     os.execv(sys.executable, [sys.executable, "-P", "-m", "upcall.daemon", *arguments])  # noqa: S606
-
-
-def _modules(isolate: frozenset[str], inline: frozenset[str]) -> list[str]:
-    """The daemon's arguments for the installed key modules."""
-    found = available()
-    if unknown := sorted((isolate | inline) - found.keys()):
-        raise UsageError(f"there is no key module {unknown[0]!r}: {', '.join(found) or 'none'} installed")
-    if both := sorted(isolate & inline):
-        raise UsageError(f"{both[0]!r} cannot be both isolated and inline")
-    configured = config.load()
-    denied = {alias for alias in found if not configured.allows(alias)}
-    if named := sorted(denied & (isolate | inline)):
-        raise UsageError(configured.refusal(named[0]))
-    apart = isolate | {alias for alias, module in found.items() if module.isolated} - inline
-    arguments = [
-        f"{'isolated' if alias in apart else 'module'}={alias}={module.spec}"
-        for alias, module in found.items()
-        if alias not in denied
-    ]
-    # Their keys are refused with the reason, not as if the module were not there.
-    return arguments + [f"denied={alias}={configured.refusal(alias)}" for alias in sorted(denied)]

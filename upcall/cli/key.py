@@ -192,7 +192,17 @@ def _save(store: KeyStore, entry: Entry, secret: bytearray) -> None:
     """The entry, once its passphrase is where the entry says."""
     if entry.source == "keyring":
         store_in_keyring(entry.signature, secret)
+        _warn_of_forgetting(entry.signature)
     store.save(entry)
+
+
+def _warn_of_forgetting(signature: str) -> None:
+    from upcall.keyringchoice import chosen
+
+    choice = chosen()
+    if choice.lasting is False:
+        click.echo(f"upcall: note: remember the passphrase! {choice.backend}: {choice.why}", err=True)
+        click.echo(f"upcall: note: `keyring set upcall {signature}` stores it again", err=True)
 
 
 def _entry(

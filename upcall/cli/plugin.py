@@ -14,16 +14,19 @@ import click
 from upcall import config, modules
 from upcall.cli.parameters import Told, gather, parameter_options
 from upcall.errors import UsageError
+from upcall.handler import GROUP as HANDLERS
 from upcall.keymodule import GROUP, KeyImporter, KeyMaker, KeyModule, Parameter
+from upcall.sink import GROUP as SINKS
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 _NAME = click.argument("name")
+_KINDS = {GROUP: "key module", HANDLERS: "handler", SINKS: "sink"}
 _MARKS = {"kept": "✓", "broken": "✗", "left out": "-"}
 
 
 @click.group()
 def command() -> None:
-    """List, show, check and start plugins: key modules, and handlers of messages."""
+    """List, show, check and start plugins: key modules, handlers of messages, and sinks of notices."""
 
 
 # --- list and show ---------------------------------------------------------------------------------------------
@@ -44,7 +47,7 @@ def list_plugins(as_json: bool) -> None:
 def _row(plugin: modules.Installed, configured: config.Config) -> dict[str, Any]:
     return {
         "name": plugin.alias,
-        "kind": "key module" if plugin.group == GROUP else "handler",
+        "kind": _KINDS[plugin.group],
         "distribution": plugin.distribution,
         "version": plugin.version,
         "spec": plugin.spec,
@@ -76,6 +79,8 @@ def show(name: str, as_json: bool) -> None:
     told = _row(plugin, configured)
     if plugin.group == GROUP:
         told |= _key_module(modules.load(plugin.spec))
+    elif plugin.group == SINKS:
+        modules.load_sink(plugin.spec, name)
     else:
         handler = _load_handler(plugin.spec)
         told |= {"services": list(handler.services)}
@@ -176,7 +181,7 @@ def check(name: str, told: Told, isolated: bool | None, as_json: bool, **rest: A
     """
     plugin = _find(name)
     if plugin.group != GROUP:
-        raise UsageError(f"{name!r} is a handler: there is a contract of key modules only")
+        raise UsageError(f"{name!r} is a {_KINDS[plugin.group]}: there is a contract of key modules only")
     verdicts = list(_checked(plugin, told, isolated, as_json, **rest))
     broken = sum(verdict["outcome"] == "broken" for verdict in verdicts)
     left_out = sum(verdict["outcome"] == "left out" for verdict in verdicts)

@@ -36,10 +36,20 @@ def show(status: dict[str, Any], console: Console) -> None:
             console.print(_pending(daemon))
     if status["outcomes"]:
         console.print(_outcomes(status))
-    for title, counts in (("replies rejected", status["rejected"]), ("messages rejected", status.get("junk"))):
+    for title, counts in (
+        ("replies rejected", status["rejected"]),
+        ("messages rejected", status.get("junk")),
+        ("keys that the kernel wanted", status.get("request_key")),
+    ):
         if counts:
             console.print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    if status.get("quota"):
+        console.print(_quota(status["quota"]), highlight=False)
+    if missing := [one for one in status["devices"] if not one["open"] and "[Errno 2]" in one["why"]]:
+        console.print("/dev/ecryptfs: not there; `modprobe ecryptfs` makes it, if it is wanted", highlight=False)
     for device in status["devices"]:
+        if device in missing:
+            continue
         state = "open" if device["open"] else f"not open: {device['why']}"
         console.print(f"/dev/ecryptfs for uid {device['uid']}: {state}", highlight=False)
 
@@ -79,6 +89,14 @@ def _outcomes(status: dict[str, Any]) -> Table:
         for outcome, count in sorted(outcomes.items(), key=lambda item: -item[1]):
             table.add_row(service, outcome, str(count))
     return table
+
+
+def _quota(quota: dict[str, Any]) -> str:
+    if not quota["listening"]:
+        return f"quota warnings: off: {quota['why']}"
+    counts = ("received", "folded", "lost", "delivered", "undelivered")
+    where = ", ".join(quota["filesystems"]) or "no filesystem has any"
+    return "quota warnings: " + ", ".join(f"{name} {quota[name]}" for name in counts) + f"; quotas: {where}"
 
 
 def _age(seconds: float) -> str:

@@ -6,29 +6,40 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from upcall.daemon.control import Control
 from upcall.daemon.keyservice import KeyService
-from upcall.daemon.loading import loaders
+from upcall.daemon.loading import handlers, loaders
 from upcall.daemon.process import Daemon, serve
 from upcall.daemon.prompter import LazyPrompter
+from upcall.daemon.renewing import Renewing
 from upcall.daemon.sources import fetch
 from upcall.errors import UpcallError
 from upcall.kernel import keyring
+from upcall.kernel.notify import Manager
 from upcall.kernel.process import harden
 from upcall.log import EventLog
+from upcall.reloading import Hangup
 from upcall.runtime import daemon_socket, find_place
 from upcall.wire.ecryptfs import is_signature
+
+if TYPE_CHECKING:
+    from upcall.recorder import Recorder
 
 _WARMING = 4.0  # seconds that registering waits for keys to be opened
 
 
 def run(arguments: list[str]) -> int:
     """`folder=PATH`, `prove=all`, and one `module=ALIAS=PACKAGE:NAME` for each key module that may be loaded;
-    `isolated` instead of `module` for one that gets a process of its own. How people are asked for PINs:
+    `isolated` instead of `module` for one that gets a process of its own; one `handler=SERVICE=PACKAGE:NAME` for each
+    service that somebody answers; and what upcall.daemon.finding is to be told when it looks again.
+    `records=WHERE` (upcall/recorder.py). How people are asked for PINs:
     `ask=WAY,...`, `pinentry=PATH`, `pin-time=SECONDS`, `prompt-time=SECONDS`."""
     settings = dict(argument.split("=", 1) for argument in arguments)
     folder = settings.get("folder")
+    hangup = Hangup()
+    manager = Manager()
     harden()
     log = EventLog("upcall-daemon")
     modules = loaders(arguments, lambda: keys.asker().deadline, log)
@@ -42,14 +53,26 @@ def run(arguments: list[str]) -> int:
         warming = threading.Thread(target=_warm, args=(keys,), name="warm", daemon=True)
         warming.start()
         warming.join(_WARMING)
+        record = _recorder(settings.get("records", "no"), log)
+        place = find_place(Path(folder) if folder else None)
         try:
-            serve(Daemon(find_place(Path(folder) if folder else None), [keys], control, log))
+            daemon = Daemon(place, [keys, *handlers(arguments)], control, log, manager, record)
+            control.on_reload = daemon.on_reload = Renewing(arguments, keys, daemon, log).ask
+            serve(daemon, hangup)
         finally:
             control.close()
     except (UpcallError, OSError) as error:
         print(f"upcall daemon: {error}", file=sys.stderr)  # noqa: T201
         return os.EX_UNAVAILABLE
     return os.EX_OK
+
+
+def _recorder(where: str, log: EventLog) -> Recorder | None:
+    if where == "no":
+        return None
+    from upcall.recorder import recorder  # only who wants records pays for them
+
+    return recorder("upcall-daemon", where, log)
 
 
 def _warm(keys: KeyService) -> None:

@@ -1,4 +1,5 @@
-"""What the user's own commands ask of the user's daemon: unlock, lock, status. Secrets go this way, never by argv."""
+"""What the user's own commands ask of the user's daemon: unlock, lock, status, reload. Secrets go this way, never by
+argv."""
 
 from __future__ import annotations
 
@@ -7,8 +8,10 @@ import json
 import os
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
+from upcall import __version__
 from upcall.daemon.keyservice import KeyService
 from upcall.errors import PeerError, Refused, UpcallError
 from upcall.kernel.local import listen, peer_of, receive
@@ -17,6 +20,7 @@ from upcall.wire.ecryptfs import SIGNATURE_LENGTH, is_signature
 from upcall.wire.netlink import Envelope, pack_response, take_request
 
 UNLOCK, LOCK, STATUS, PROMPT = "daemon.unlock", "daemon.lock", "daemon.status", "daemon.prompt"
+RELOAD = "daemon.reload"
 _PATIENCE = 1.0  # seconds that a connected command may keep the daemon's main thread
 
 
@@ -29,6 +33,7 @@ class Control:
         self._path, self._keys = path, keys
         self.listener = listen(path, 0o600, take_over=True)
         self._inode = path.stat().st_ino
+        self.on_reload: Callable[[], None] = lambda: None  # waits for nothing
 
     def serve_one(self) -> None:
         """One connection, one request."""
@@ -66,13 +71,17 @@ class Control:
 
     def _do(self, service: str, body: bytes) -> bytes:
         if service == STATUS:
-            return json.dumps({"pid": os.getpid(), "keys": self._keys.status()}).encode("ascii")
+            told = {"pid": os.getpid(), "version": __version__, "keys": self._keys.status()}
+            return json.dumps(told).encode("ascii")
         if service == LOCK:
             return str(self._keys.lock(_signature(body) if body else None)).encode("ascii")
         if service == UNLOCK:
             signature = _signature(body[:SIGNATURE_LENGTH])
             self._keys.unlock(signature, bytearray(body[SIGNATURE_LENGTH:]))
             threading.Thread(target=self._keys.warm, args=([signature],), name="warm", daemon=True).start()
+            return b""
+        if service == RELOAD:
+            self.on_reload()
             return b""
         raise Refused("no-service")
 

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from upcall.errors import ModuleFailed, PeerError, Refused
@@ -206,6 +206,11 @@ class KeyService:
             return take_ask(body).signature  # says what is wrong with it
         return body[2 : 2 + SIGNATURE_LENGTH].decode("latin-1") + envelope.service
 
+    def answered_by(self, envelope: Envelope) -> str:
+        """The key module's alias, once the key is open."""
+        opened = self._opened.get(envelope.body[2 : 2 + SIGNATURE_LENGTH].decode("latin-1"))
+        return "" if opened is None else opened.module
+
     def answer(self, envelope: Envelope) -> bytes:
         ask = take_ask(envelope.body)
         if ask.tag != TAG_64:
@@ -245,22 +250,27 @@ class KeyService:
         if opened is not None and opened.serial == serial and self._still_good(opened, signature):
             return opened
         token = self._token(serial, signature)
-        handle = self._module(token.alias).open(signature, token.blob, _SecretsOf(self, signature))
-        return self._keep(signature, opened, _Opened(handle, token.alias, serial, token, self._prove_all))
+        module = self._module(token.alias)
+        handle = module.open(signature, token.blob, _SecretsOf(self, signature))
+        new = _Opened(handle, token.alias, serial, token, self._prove_all)
+        return self._keep(signature, opened, new, module)
 
-    def _keep(self, signature: str, before: _Opened | None, new: _Opened) -> _Opened:
+    def _keep(self, signature: str, before: _Opened | None, new: _Opened, module: KeyModule) -> _Opened:
         """Puts a newly opened key in the place of what was there before, and closes what is not used."""
         with self._lock:
             there = self._opened.get(signature)
             locked = signature in self._locked  # while it was being opened
             beaten = there is not None and there is not before and there.token == new.token  # by another thread
-            if not locked and not beaten:
+            late = self._loaded.get(new.module) is not module  # it is no longer allowed, or another has its place
+            if not locked and not beaten and not late:
                 self._opened[signature] = new
-        useless = new if locked or beaten else there
+        useless = new if locked or beaten or late else there
         if useless is not None:
             useless.close()
         if locked:
             raise Refused("locked")
+        if late:
+            return self._open(signature)
         return there if beaten and there is not None else new
 
     def _still_good(self, opened: _Opened, signature: str) -> bool:
@@ -285,13 +295,17 @@ class KeyService:
         return token
 
     def _module(self, alias: str) -> KeyModule:
-        module = self._loaded.get(alias)
-        if module is None:
-            load = self._modules.get(alias)
+        while True:
+            with self._lock:
+                module, load = self._loaded.get(alias), self._modules.get(alias)
+            if module is not None:
+                return module
             if load is None:
                 raise Refused("no-module")
-            module = self._loaded.setdefault(alias, load())  # another thread may have been faster
-        return module
+            loaded = load()
+            with self._lock:
+                if self._modules.get(alias) is load:  # it is still to be loaded, and thus
+                    return self._loaded.setdefault(alias, loaded)  # another thread may have been faster
 
     def asker(self) -> Asker:
         """For what this thread is at work; without a request (keys are opened ahead), nobody can wait."""
@@ -340,6 +354,17 @@ class KeyService:
                 self._locked.add(one)
             self.forget(one)
         return len(known if signature is None else known & {signature})
+
+    def use(self, modules: Mapping[str, Callable[[], KeyModule]], same: Collection[str]) -> None:
+        """Other modules from now on; those of the aliases in `same` stay as they are, with the keys that they have
+        opened. Of the others the keys are closed; requests that have them in hand come to their end."""
+        with self._lock:
+            self._modules = {alias: self._modules[alias] if alias in same else modules[alias] for alias in modules}
+            for alias in [alias for alias in self._loaded if alias not in same]:
+                del self._loaded[alias]
+            closed = [self._opened.pop(name) for name, one in [*self._opened.items()] if one.module not in same]
+        for opened in closed:
+            opened.close()
 
     def forget(self, signature: str) -> None:
         """Drops the opened key and its passphrase."""

@@ -1,14 +1,20 @@
-"""What loads the key modules that the daemon was told of when it was started."""
+"""What loads the key modules and handlers that the daemon was told of when it was started."""
 
 from __future__ import annotations
 
 import functools
+import threading
+import time
 from collections.abc import Callable, Iterable
 
 from upcall.errors import ModuleFailed
+from upcall.handler import Handler, Notified
 from upcall.keymodule import KeyModule
 from upcall.log import EventLog
-from upcall.modules import load
+from upcall.modules import load, load_handler
+from upcall.wire.netlink import Envelope
+
+_RELOAD = 5.0  # seconds until a handler that could not be loaded is tried again
 
 
 def loaders(
@@ -39,3 +45,48 @@ def _apart(alias: str, spec: str, deadline: Callable[[], float], log: EventLog) 
     from upcall.isolation.module import IsolatedModule  # only who has one pays for it
 
     return IsolatedModule(alias, spec, deadline, log)
+
+
+class LazyHandler:
+    """A handler that is imported when somebody first asks for its service: most daemons never need most of them."""
+
+    def __init__(self, service: str, spec: str) -> None:
+        self.services: tuple[str, ...] = (service,)
+        self._spec = spec
+        self._lock = threading.Lock()
+        self._handler: Handler | None = None
+        self._failed, self._retry = "", 0.0
+
+    def lane(self, envelope: Envelope) -> str:
+        """The handler's own, once it is there: importing is a worker's affair, not that of the one who receives."""
+        return f"loading {envelope.service}" if self._handler is None else self._handler.lane(envelope)
+
+    def answer(self, envelope: Envelope) -> bytes:
+        return self._loaded().answer(envelope)
+
+    def answered_by(self, envelope: Envelope) -> str:
+        return self._spec
+
+    def notice(self, envelope: Envelope) -> None:
+        handler = self._loaded()
+        if not isinstance(handler, Notified):
+            raise ModuleFailed(f"handler {self._spec}: takes no notices")
+        handler.notice(envelope)
+
+    def _loaded(self) -> Handler:
+        with self._lock:
+            if self._handler is None:
+                if time.monotonic() < self._retry:
+                    raise ModuleFailed(self._failed)
+                try:
+                    self._handler = load_handler(self._spec, self.services[0])
+                except ModuleFailed as error:
+                    self._failed, self._retry = str(error), time.monotonic() + _RELOAD
+                    raise
+            return self._handler
+
+
+def handlers(arguments: Iterable[str]) -> list[Handler]:
+    """From `handler=SERVICE=PACKAGE:NAME`."""
+    given = (argument.removeprefix("handler=") for argument in arguments if argument.startswith("handler="))
+    return [LazyHandler(*one.split("=", 1)) for one in given]

@@ -13,16 +13,18 @@ import struct
 import threading
 import time
 import traceback
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from upcall.daemon.control import Control
 from upcall.daemon.workers import Workers
 from upcall.errors import ModuleFailed, PeerError, Refused, UsageError
-from upcall.handler import Handler
+from upcall.handler import Handler, Named, Notified
 from upcall.kernel.netlink import NetlinkSocket, Packet
+from upcall.kernel.notify import Manager
 from upcall.log import EventLog
 from upcall.messages import Answer, Refusal
+from upcall.reloading import Hangup
 from upcall.runtime import Place
 from upcall.wire.netlink import (
     HEADER,
@@ -37,6 +39,9 @@ from upcall.wire.netlink import (
     response_position,
     take_request,
 )
+
+if TYPE_CHECKING:
+    from upcall.recorder import Recorder
 
 _RETRY_FIRST, _RETRY_MOST = 0.05, 1.0  # seconds between two tries to register
 _HELLO_PATIENCE = 1.0  # seconds until an unanswered HELO is sent again
@@ -56,6 +61,7 @@ class _Job(NamedTuple):
     envelope: Envelope
     handler: Handler
     broker: _Broker
+    notice: bool = False  # nobody waits for an answer
 
 
 class Daemon:
@@ -67,16 +73,21 @@ class Daemon:
         handlers: Sequence[Handler],
         control: Control | None = None,
         log: EventLog | None = None,
+        manager: Manager | None = None,
+        record: Recorder | None = None,
     ) -> None:
+        """`record`: where a record of each request goes, if anywhere."""
+        self._record = record
         self.log = log or EventLog("upcall-daemon")
-        self._place, self._control = place, control
-        self._handlers = {service: handler for handler in handlers for service in handler.services}
+        self._place, self._control, self._manager = place, control, manager or Manager({})
+        self._handlers = _by_service(handlers)
+        self.on_reload: Callable[[], None] = lambda: None  # in the main thread; waits for nothing
         self._socket = NetlinkSocket()
         self._socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 1, 0))
         self._owners: frozenset[int] = frozenset()
         self._broker: _Broker | None = None
         self._change = threading.Condition()
-        self._stopping = self._over = False
+        self._stopping = self._over = self._reloading = False
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_writer.setblocking(False)
         self._workers: Workers[_Job] = Workers(self._receive, self._work, self._refuse)
@@ -91,8 +102,11 @@ class Daemon:
             self._register()
             if self._broker is not None:
                 self._watch(self._broker)
+        self._manager.stopping()
         self._say_goodbye()
         self.log.flush()
+        if self._record is not None:
+            self._record.flush()
 
     def stop(self, *_: object) -> None:
         """Ends `run` after what is held has been answered; the second time, at once. From a signal handler or
@@ -103,6 +117,23 @@ class Daemon:
                 self._change.notify_all()
         self._stopping = True
         self._wake()
+
+    def reload(self, *_: object) -> None:
+        """Has `on_reload` called soon; from a signal handler or another thread."""
+        self._reloading = True
+        self._wake()
+
+    def heed_signals(self) -> None:
+        """SIGTERM and SIGINT end `run`. In the main thread."""
+        # Python's handlers run when the main thread wakes: a signal that comes just before it waits must wake it, too.
+        signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self.stop)
+        signal.signal(signal.SIGINT, self.stop)
+
+    def use(self, gone: Collection[str], new: Sequence[Handler]) -> None:
+        """From the next request on, the services in `gone` are nobody's, but for those of new handlers."""
+        handlers = {service: handler for service, handler in self._handlers.items() if service not in gone}
+        self._handlers = handlers | _by_service(new)
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # it is awake already
@@ -120,12 +151,14 @@ class Daemon:
                 if str(error) != told:
                     told = str(error)
                     self.log("no-broker", folder=self._place.folder, why=error)
+                    self._manager.status(f"no broker: {error}")
                 wait, pause = pause, min(_RETRY_MOST, pause * 2)
             self._pause(wait)
 
     def _watch(self, broker: _Broker) -> None:
         """Until the broker ends or we do."""
         self.log("registered", broker=broker.pid, portid=broker.portid)
+        self._manager.ready(f"registered with the broker {broker.pid}")
         try:
             alive = os.pidfd_open(broker.pid)
         except OSError:
@@ -141,6 +174,7 @@ class Daemon:
                 os.close(alive)
         if not self._stopping and not self._over:
             self.log("broker-gone", broker=broker.pid)
+            self._manager.status("the broker has gone, waiting for the next")
             with self._change:
                 self._broker = None
                 self._socket.disconnect()
@@ -153,18 +187,25 @@ class Daemon:
         return True
 
     def _pause(self, timeout: float | None, alive: int = -1) -> bool:
-        """Waits for `timeout` seconds, a wake-up, a command of the user, or the broker's end (then True)."""
+        """Waits for `timeout` seconds, a wake-up, a command of the user, or the broker's end (then True); not longer
+        than our manager wants to hear of us."""
+        now = time.monotonic()
+        self._manager.alive(now)
+        wait = min(math.inf if timeout is None else timeout, self._manager.next_wake() - now)
         poll = select.poll()
         poll.register(self._wake_reader, select.POLLIN)
         if alive >= 0:
             poll.register(alive, select.POLLIN)
         if self._control is not None:
             poll.register(self._control.listener, select.POLLIN)
-        for fd, _ in poll.poll(None if timeout is None else timeout * 1000):
+        for fd, _ in poll.poll(None if wait == math.inf else max(0.0, wait) * 1000):
             if fd == alive:
                 return True
             if fd == self._wake_reader.fileno():
                 self._wake_reader.recv(64)
+                if self._reloading:
+                    self._reloading = False
+                    self.on_reload()
             elif self._control is not None:
                 self._control.serve_one()
         return False
@@ -204,10 +245,12 @@ class Daemon:
                 return None
         data = packet.data
         kind = HEADER.unpack_from(data)[1] if len(data) >= HEADER.size else 0
-        if kind != REQUEST:
-            self._on_control(kind)
-            return None
-        return self._job(data, broker)
+        if kind == REQUEST:
+            return self._job(data, broker)
+        if kind == NOTICE:
+            return self._notice(data, broker)
+        self._on_control(kind)
+        return None
 
     def _identify(self, packet: Packet) -> _Broker | None:
         """Whether this comes from the broker: registered with now, by its HELO, or a moment ago."""
@@ -241,7 +284,7 @@ class Daemon:
                 self._over = True
                 self._change.notify_all()
             self._wake()
-        elif kind not in (HELO, NOTICE):
+        elif kind != HELO:
             self.log("unknown-message", type=kind)
 
     def _job(self, data: bytes, broker: _Broker) -> tuple[_Job, str, float] | None:
@@ -265,8 +308,31 @@ class Daemon:
             return None  # it lay in the socket for too long: the broker has answered
         return _Job(envelope, handler, broker), lane, deadline
 
+    def _notice(self, data: bytes, broker: _Broker) -> tuple[_Job, str, float] | None:
+        try:
+            envelope = take_request(data)
+        except PeerError as error:
+            self.log("bad-notice", why=error)
+            return None
+        handler = self._handlers.get(envelope.service)
+        if handler is None:
+            self.log("notice-unheard", service=envelope.service, why="no handler is installed and allowed")
+            return None
+        return _Job(envelope, handler, broker, notice=True), f"notices {envelope.service}", math.inf
+
+    def _tell(self, job: _Job) -> None:
+        try:
+            if not isinstance(job.handler, Notified):
+                raise ModuleFailed("the handler takes no notices")
+            job.handler.notice(job.envelope)
+        except BaseException as error:  # noqa: BLE001 - whatever a handler raises, its worker lives on
+            self._refusal(job.envelope, error)
+
     def _work(self, job: _Job) -> None:
         outcome: Answer | Refusal
+        if job.notice:
+            return self._tell(job)
+        begun = 0.0 if self._record is None else time.monotonic()
         try:
             body = job.handler.answer(job.envelope)
             if not isinstance(body, bytes):
@@ -274,11 +340,13 @@ class Daemon:
             outcome = Answer(body)
         except BaseException as error:  # noqa: BLE001 - whatever a module raises is a refusal, and only that
             outcome = self._refusal(job.envelope, error)
-        self._send(job.broker, job.envelope, outcome)
+        return self._send(job.broker, job.envelope, outcome, begun)
 
     def _refusal(self, envelope: Envelope, error: BaseException) -> Refusal:
         """What a handler raised, for the broker; and for people, without what may hold a secret."""
         if isinstance(error, Refused):
+            if error.why:
+                self.log("refused", service=envelope.service, seq=envelope.seq, reason=error.reason, why=error.why)
             return Refusal(error.reason, error.errno)
         if isinstance(error, PeerError):
             self.log("bad-request", service=envelope.service, why=error)
@@ -290,7 +358,10 @@ class Daemon:
         return refusal("module-broke")
 
     def _refuse(self, job: _Job, refused: Refused) -> None:
-        self._send(job.broker, job.envelope, Refusal(refused.reason, refused.errno))
+        if job.notice:
+            self.log("notice-dropped", service=job.envelope.service, why=refused.reason)
+        else:
+            self._send(job.broker, job.envelope, Refusal(refused.reason, refused.errno))
 
     def _refuse_position(self, data: bytes, broker: _Broker) -> None:
         try:
@@ -299,13 +370,24 @@ class Daemon:
             return
         self._send_bytes(broker, pack_response(seq, index, refusal("bad-request")))
 
-    def _send(self, broker: _Broker, envelope: Envelope, outcome: Answer | Refusal) -> None:
+    def _send(self, broker: _Broker, envelope: Envelope, outcome: Answer | Refusal, begun: float = 0.0) -> None:
         try:
             data = pack_response(envelope.seq, envelope.index, outcome)
         except PeerError as error:
             self.log("module-broke", seq=envelope.seq, why=error)
-            data = pack_response(envelope.seq, envelope.index, refusal("module-broke"))
+            outcome = refusal("module-broke")
+            data = pack_response(envelope.seq, envelope.index, outcome)
+        seconds = time.monotonic() - begun if begun else 0.0
         self._send_bytes(broker, data)
+        if self._record is not None:
+            self._tell_of(self._record, envelope, outcome, seconds)
+
+    def _tell_of(self, record: Recorder, envelope: Envelope, outcome: Answer | Refusal, seconds: float) -> None:
+        """`seconds`: in a worker's hands; what was refused before has taken none."""
+        handler = self._handlers.get(envelope.service)
+        name = "answered" if isinstance(outcome, Answer) else outcome.reason
+        by = handler.answered_by(envelope) if isinstance(handler, Named) else ""
+        record(os.getuid(), envelope.service, name, seconds, envelope.seq, by)
 
     def _send_bytes(self, broker: _Broker, data: bytes) -> None:
         """To the broker that asked; a later one must not get it."""
@@ -317,15 +399,21 @@ class Daemon:
             self.log("answer-not-sent", why=error)
 
 
+def _by_service(handlers: Sequence[Handler]) -> dict[str, Handler]:
+    return {service: handler for handler in handlers for service in handler.services}
+
+
 def _where(error: BaseException) -> str:
     """File and line where a module broke; its message may hold secrets and is not shown."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
 
 
-def serve(daemon: Daemon) -> None:
-    """Runs a daemon in this process until SIGTERM or SIGINT."""
-    signal.signal(signal.SIGTERM, daemon.stop)
-    signal.signal(signal.SIGINT, daemon.stop)
+def serve(daemon: Daemon, hangup: Hangup | None = None) -> None:
+    """Runs a daemon in this process until SIGTERM or SIGINT. `hangup`: SIGHUP is to reload."""
+    daemon.heed_signals()
+    if hangup is not None:
+        hangup.connect(daemon.reload, daemon.stop)
     gc.freeze()
     daemon.run()
+    signal.set_wakeup_fd(-1)

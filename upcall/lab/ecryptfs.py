@@ -16,33 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
-
 from upcall.cli.status import show
 from upcall.errors import UpcallError
 from upcall.kernel.miscdev import DEVICE
 from upcall.keystore import KeyStore
 from upcall.lab import stage
 from upcall.lab.stage import Person, Task
+from upcall.lab.telling import complain, console, must, say
 
 NAMES = ("root", "alice", "bob")
 AT_ONCE = 1.5  # seconds; the kernel itself would take 3
 _IN_HAND = 4  # requests that alice's daemon holds when it is killed
-
-console = Console(highlight=False)
-
-
-class Failed(UpcallError):
-    """Something is not as it must be."""
-
-
-def say(text: str) -> None:
-    console.print(f"[green]✓[/] {text}")
-
-
-def must(true: bool, what: str) -> None:
-    if not true:
-        raise Failed(what)
 
 
 class Vault:
@@ -210,7 +194,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         run(int(arguments[0]), int(arguments[1]), log)
     except (UpcallError, OSError, subprocess.SubprocessError) as error:
-        console.print(f"[red]✗[/] {error}")
+        complain(error)
         return os.EX_SOFTWARE
     return os.EX_OK
 

@@ -282,9 +282,11 @@ def pending(uid: int) -> int:
 
 
 def serving(uid: int) -> int | None:
-    """The pid of the daemon that is registered for a uid and has its device open."""
+    """The pid of the daemon that is registered for a uid and has its device open, if this kernel has the device."""
     status = broker_status()
-    if status is None or not any(device["uid"] == uid and device["open"] for device in status["devices"]):
+    if status is None:
+        return None
+    if DEVICE.exists() and not any(device["uid"] == uid and device["open"] for device in status["devices"]):
         return None
     return next((daemon["pid"] for daemon in status["daemons"] if daemon["uid"] == uid), None)
 

@@ -3,36 +3,59 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
 from upcall.daemon.control import Control
 from upcall.daemon.keyservice import KeyService
-from upcall.daemon.loading import loaders
+from upcall.daemon.loading import LazyHandler, loaders
 from upcall.daemon.process import Daemon, serve
 from upcall.daemon.prompter import LazyPrompter
+from upcall.daemon.renewing import Renewing
 from upcall.daemon.sources import fetch
+from upcall.errors import ModuleFailed
 from upcall.handler import Handler
+from upcall.kernel.notify import Manager
 from upcall.log import EventLog
+from upcall.recorder import recorder
+from upcall.reloading import Hangup
 from upcall.runtime import daemon_socket, find_place
 from upcall.testing.keys import FolderKeyring
 
 
 def run(arguments: list[str]) -> None:
     """`folder=PATH`, `keys=PATH`, `control=yes`; repeatedly `handler=PACKAGE:NAME`, and `module=` or
-    `isolated=ALIAS=PACKAGE:NAME`; `ask=`, `pinentry=`, `pin-time=` and `prompt-time=` as of upcall.daemon."""
+    `isolated=ALIAS=PACKAGE:NAME`, and `lazy=SERVICE=PACKAGE:NAME` for a handler that is loaded when it is needed;
+    `records=`, `ask=`, `pinentry=`, `pin-time=` and `prompt-time=` as of upcall.daemon. `found=PATH`: a file
+    with a JSON list of arguments, which are found at SIGHUP."""
+    hangup = Hangup()
     settings = dict(argument.split("=", 1) for argument in arguments)
     handlers = [_handler(one.removeprefix("handler=")) for one in arguments if one.startswith("handler=")]
-    log = EventLog("upcall-daemon")
+    handlers += [LazyHandler(*one.split("=", 2)[1:]) for one in arguments if one.startswith("lazy=")]
+    log, manager = EventLog("upcall-daemon"), Manager()
     modules = loaders(arguments, lambda: keys.asker().deadline, log)
     prompter = LazyPrompter(arguments, log)
     keys = KeyService(FolderKeyring(Path(settings["keys"])), modules, fetch, prompter=prompter)
     control = Control(daemon_socket(), keys) if "control" in settings else None
+    record = recorder("upcall-daemon", settings.get("records", "no"), log)
+    daemon = Daemon(find_place(Path(settings["folder"])), [keys, *handlers], control, log, manager, record)
+    daemon.on_reload = Renewing(arguments, keys, daemon, log, lambda _: _found(Path(settings["found"]))).ask
+    if control is not None:
+        control.on_reload = daemon.on_reload
     try:
-        serve(Daemon(find_place(Path(settings["folder"])), [keys, *handlers], control, log))
+        serve(daemon, hangup)
     finally:
         if control is not None:
             control.close()
+
+
+def _found(file: Path) -> list[str]:
+    try:
+        found: list[str] = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ModuleFailed(f"{file}:1: is no JSON") from error
+    return found
 
 
 def _handler(spec: str) -> Handler:

@@ -14,13 +14,17 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from upcall.broker.configured import Configured
+from upcall.broker.forwarders import Kernel
 from upcall.broker.server import Server
+from upcall.broker.starter import COMMAND
 from upcall.errors import PeerError
 from upcall.log import EventLog
 from upcall.runtime import Place, own_place
+from upcall.service import SERVICES, Service
 from upcall.testing.processes import PATIENCE, NotInTime
 from upcall.wire.ecryptfs import (
     MAX_READ,
@@ -221,11 +225,21 @@ class PlayedKernel:
 
 
 @contextlib.contextmanager
-def broker_below(kernel: PlayedKernel, folder: Path) -> Iterator[Server]:
-    """A broker in a thread of this process that serves `folder` and faces `kernel`. Its log is next to the folder."""
+def broker_below(
+    kernel: PlayedKernel | None,
+    folder: Path,
+    keys: Kernel | None = None,
+    services: Mapping[str, Service] = SERVICES,
+    start: Sequence[str] = COMMAND,
+    read: Callable[[], Configured] | None = None,
+) -> Iterator[Server]:
+    """A broker in a thread of this process that serves `folder` and faces `kernel` and `keys`. Its log is next to the
+    folder."""
     place: Place = own_place(folder)
     with (folder.parent / "broker.log").open("ab") as log:
-        server = Server(place, log=EventLog("upcall-broker", log.fileno()), device=kernel.open)
+        device = None if kernel is None else kernel.open
+        logs = EventLog("upcall-broker", log.fileno())
+        server = Server(place, services, logs, device, keys, start=start, read=read)
         thread = threading.Thread(target=server.run, name="broker")
         thread.start()
         try:

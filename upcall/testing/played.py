@@ -1,4 +1,4 @@
-"""A daemon and a requester that say whatever the test wants, in the test's own process, over the real sockets."""
+"""A broker, a daemon and a requester that say whatever the test wants, in the test's process, over real sockets."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Self
 from upcall.kernel.local import connect
 from upcall.kernel.netlink import NetlinkSocket, Packet
 from upcall.messages import Answer, Refusal, Requester
-from upcall.runtime import Place
-from upcall.testing.processes import PATIENCE, NotInTime
+from upcall.runtime import Place, publish
+from upcall.testing.processes import PATIENCE, NotInTime, until
 from upcall.wire.netlink import (
     HELO,
     MAX_MESSAGE,
     QUIT,
+    REQUEST,
     Envelope,
     Response,
     pack_control,
@@ -27,6 +28,37 @@ from upcall.wire.netlink import (
     take_request,
     take_response,
 )
+
+
+class PlayedBroker:
+    """Registers one daemon and says whatever the test wants."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.socket = NetlinkSocket()
+        publish(Place(folder), self.socket.portid)
+
+    def register(self) -> None:
+        until(self._helo, "a HELO")
+
+    def _helo(self) -> bool:
+        packet = self.socket.receive()
+        if packet is None or take_message(packet.data).type != HELO:
+            return False
+        self.portid = packet.portid
+        self.socket.connect(packet.portid)
+        return self.socket.send(pack_control(HELO))
+
+    def ask(self, seq: int, body: bytes, service: str = "key", timeout: float = 5.0, kind: int = REQUEST) -> None:
+        deadline = int((time.monotonic() + timeout) * 1e9)
+        self.socket.send(pack_request(Envelope(seq, seq, service, Requester(0, 0), deadline, body), kind))
+
+    def response(self) -> Response:
+        def look() -> Response | None:
+            packet = self.socket.receive()
+            return None if packet is None else take_response(packet.data)
+
+        return until(look, "a response")
 
 
 class PlayedDaemon:

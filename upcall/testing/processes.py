@@ -95,9 +95,12 @@ class Started:
 class RunningBroker(Started):
     """A broker that serves `folder`; ready when this returns."""
 
-    def __init__(self, folder: Path, stderr: int = -1) -> None:
+    def __init__(self, folder: Path, stderr: int = -1, system: Path | None = None) -> None:
+        """`system`: the system's configuration file, if it is not to be that of this machine."""
         self.folder = folder
-        super().__init__(["-m", "upcall.broker", f"folder={folder}"], folder.parent / "broker.log", stderr=stderr)
+        main = ["upcall.broker"] if system is None else ["upcall.testing.broker", f"system={system}"]
+        arguments = ["-m", *main, f"folder={folder}"]
+        super().__init__(arguments, folder.parent / "broker.log", stderr=stderr)
         until(self._ready, "a broker that answers")
 
     def _ready(self) -> bool:

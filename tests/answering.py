@@ -1,0 +1,44 @@
+"""Message handlers for tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from upcall.errors import ModuleFailed, Refused
+from upcall.wire.netlink import Envelope
+
+
+class Telling:
+    """Answers with what it was asked, and writes down what it is told."""
+
+    services = ("test.echo",)
+
+    def lane(self, envelope: Envelope) -> str:
+        return "echo"
+
+    def answer(self, envelope: Envelope) -> bytes:
+        if envelope.body == b"refuse":
+            raise Refused("no-key", why="there is none in the drawer")
+        return envelope.body
+
+    def notice(self, envelope: Envelope) -> None:
+        if envelope.body == b"fail":
+            raise ModuleFailed("cannot be told")
+        with Path(os.environ["TOLD"]).open("ab") as told:
+            told.write(envelope.body + b"\n")
+
+
+class Deaf:
+    """Takes no notices."""
+
+    services = ("test.echo",)
+
+    def lane(self, envelope: Envelope) -> str:
+        return "echo"
+
+    def answer(self, envelope: Envelope) -> bytes:
+        return b""
+
+
+telling, deaf = Telling(), Deaf()

@@ -1,0 +1,346 @@
+"""Forwarders and the broker, over the real socket; the kernel's words about keys are played."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from upcall.broker.server import Server
+from upcall.client import Client
+from upcall.gate import Who
+from upcall.kernel import requestkey as real
+from upcall.kernel.local import connect
+from upcall.messages import Answer, Refusal, Requester
+from upcall.runtime import Place
+from upcall.service import SERVICES
+from upcall.testing.kernel import broker_below
+from upcall.testing.played import PlayedDaemon, PlayedRequester
+from upcall.testing.processes import PATIENCE, NotInTime, in_child, until
+from upcall.wire import requestkey
+from upcall.wire.cifs_spnego import pack_payload
+from upcall.wire.netlink import MAX_MESSAGE, Envelope, pack_request, take_response
+from upcall.wire.requestkey import Described, Instance, Upcall, pack_instance, pack_upcall, take_ask
+
+ME = os.getuid()
+DESCRIPTION = f"ver=0x2;host=fs;ip4=127.0.0.1;sec=krb5;uid=0x0;creduid={ME:#x};pid=0x164".encode()
+KEY, AUTHORISATION = 0x2F5C, 77
+PAYLOAD = pack_payload(b"k" * 16, b"b" * 200)
+GOOD = Answer(pack_instance(Instance(0, PAYLOAD)))
+
+
+class Waiting:
+    def __init__(self, who: Who) -> None:
+        self.who, self.lives, self.closed = who, True, 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class PlayedKeys:
+    """What a kernel would say of one key and of the process that waits for it."""
+
+    def __init__(self) -> None:
+        self.keys = {
+            KEY: Described("cifs.spnego", 0, 0, 0x39010000, DESCRIPTION),
+            AUTHORISATION: Described(".request_key_auth", 0, 0, 0x0B010000, b"%x" % KEY),
+        }
+        self.waiting: list[Waiting] = []
+        self.who: Who | None = Who(0x164, 0, 0, 1)
+
+    def key(self, serial: int) -> Described:
+        if serial not in self.keys:
+            raise OSError(126, "Required key not available")
+        return self.keys[serial]
+
+    def Process(self, pid: int) -> Waiting:
+        assert pid == 0x164
+        if self.who is None:
+            raise ProcessLookupError("pid 356")
+        self.waiting.append(Waiting(self.who))
+        return self.waiting[-1]
+
+    def started_at(self, pid: int) -> int:
+        assert pid == os.getpid()
+        return 100
+
+
+class Forwarder:
+    """Asks once, as upcall-request-key does."""
+
+    def __init__(self, folder: Path, keys: PlayedKeys) -> None:
+        self.socket = connect(Place(folder).request_key_socket, frozenset({ME}))
+        self.socket.settimeout(PATIENCE)
+        self._keys = keys
+
+    def ask(
+        self, described: bytes | None = None, callout: bytes = b"", body: bytes | None = None, timeout: float = 10.0
+    ) -> None:
+        if described is None:
+            key = self._keys.keys[KEY]
+            described = b"%b;%d;%d;%08x;%b" % (key.type.encode(), *key[1:])
+        if body is None:
+            body = pack_upcall(Upcall(KEY, AUTHORISATION, described, callout))
+        deadline = int((time.monotonic() + timeout) * 1e9)
+        self.socket.send(pack_request(Envelope(KEY, 0, requestkey.SERVICE, Requester(0, 0), deadline, body)))
+
+    def outcome(self) -> Answer | Refusal:
+        try:
+            response = take_response(self.socket.recv(MAX_MESSAGE))
+        except TimeoutError:
+            raise NotInTime("the broker has not answered") from None
+        assert (response.seq, response.index) == (KEY, 0)
+        return response.outcome
+
+    def reason(self) -> str:
+        outcome = self.outcome()
+        return outcome.reason if isinstance(outcome, Refusal) else "answered"
+
+
+@pytest.fixture
+def keys() -> PlayedKeys:
+    return PlayedKeys()
+
+
+@pytest.fixture
+def server(keys: PlayedKeys, folder: Path) -> Iterator[Server]:
+    with broker_below(None, folder, keys) as running:
+        yield running
+
+
+@pytest.fixture
+def daemon(server: Server, folder: Path) -> Iterator[PlayedDaemon]:
+    with PlayedDaemon(folder) as played:
+        yield played
+
+
+@pytest.fixture
+def forwarder(server: Server, folder: Path, keys: PlayedKeys) -> Forwarder:
+    return Forwarder(folder, keys)
+
+
+def counts(folder: Path) -> dict[str, int]:
+    with Client(folder) as client:
+        found: dict[str, int] = client.status().get("request_key", {})
+        return found
+
+
+def test_all_the_way_and_back(daemon: PlayedDaemon, forwarder: Forwarder, keys: PlayedKeys) -> None:
+    forwarder.ask(callout=b"out")
+    request = daemon.request()
+    assert (request.service, request.requester) == ("cifs.spnego", Requester(0, 0x164))
+    assert take_ask(request.body) == (DESCRIPTION, b"out")
+    daemon.answer(request, GOOD)
+    assert forwarder.outcome() == GOOD
+    until(lambda: [one.closed for one in keys.waiting] == [1], "the process is let go")
+
+
+def test_a_refusal_all_the_way(daemon: PlayedDaemon, forwarder: Forwarder) -> None:
+    forwarder.ask()
+    daemon.answer(daemon.request(), Refusal("no-ticket", 126))
+    assert forwarder.outcome() == Refusal("no-ticket", 126)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        struct.pack("<4I", 2, 0, 0, 200) + bytes(200),
+        struct.pack("<4I", 2, 0, 16, 65000) + bytes(216),
+        PAYLOAD[:-1],
+        PAYLOAD + bytes(4),
+        b"x",
+    ],
+    ids=["no key", "a blob beyond the end", "short", "long", "tiny"],
+)
+def test_a_lying_daemon_never_reaches_the_kernel(daemon: PlayedDaemon, forwarder: Forwarder, payload: bytes) -> None:
+    forwarder.ask()
+    daemon.answer(daemon.request(), Answer(pack_instance(Instance(0, payload))))
+    assert forwarder.reason() == "bad-answer"
+
+
+def test_a_replayed_answer_fits_nothing(
+    daemon: PlayedDaemon, forwarder: Forwarder, folder: Path, keys: PlayedKeys
+) -> None:
+    forwarder.ask()
+    old = daemon.request()
+    daemon.answer(old, GOOD)
+    assert forwarder.reason() == "answered"
+    another = Forwarder(folder, keys)
+    another.ask()
+    new = daemon.request()
+    daemon.answer(old, GOOD)
+    daemon.answer(new, Refusal("no-ticket", 126))
+    assert another.reason() == "no-ticket"
+
+
+def test_what_the_gate_denies_reaches_no_daemon(
+    daemon: PlayedDaemon, forwarder: Forwarder, keys: PlayedKeys, folder: Path
+) -> None:
+    keys.keys[KEY] = keys.keys[KEY]._replace(uid=1001, gid=1001)
+    forwarder.ask()
+    assert forwarder.reason() == "forged"
+    assert daemon.silent()
+    until(lambda: "upcall-denied" in (folder.parent / "broker.log").read_text(), "a word in the log")
+
+
+def test_a_description_that_the_kernel_does_not_confirm(daemon: PlayedDaemon, forwarder: Forwarder) -> None:
+    forwarder.ask(b"cifs.spnego;0;0;39010000;" + DESCRIPTION.replace(b"host=fs", b"host=gs"))
+    assert forwarder.reason() == "forged"
+    assert daemon.silent()
+
+
+@pytest.mark.parametrize("missing", [KEY, AUTHORISATION])
+def test_keys_that_are_gone(forwarder: Forwarder, keys: PlayedKeys, missing: int) -> None:
+    described = b"cifs.spnego;0;0;39010000;" + DESCRIPTION
+    del keys.keys[missing]
+    forwarder.ask(described)
+    assert forwarder.reason() == "forged"
+
+
+def test_the_same_key_twice_at_once(
+    daemon: PlayedDaemon, forwarder: Forwarder, keys: PlayedKeys, folder: Path
+) -> None:
+    forwarder.ask()
+    request = daemon.request()
+    second = Forwarder(folder, keys)
+    second.ask()
+    assert second.reason() == "duplicate"
+    daemon.answer(request, GOOD)
+    assert forwarder.reason() == "answered"
+    third = Forwarder(folder, keys)
+    third.ask()
+    daemon.answer(daemon.request(), GOOD)
+    assert third.reason() == "answered"
+
+
+@pytest.mark.parametrize(
+    ("who", "reason"),
+    [(None, "requester-gone"), (Who(0x164, 0, 0, 101), "requester-gone"), (Who(0x164, ME + 1, 0, 1), "not-permitted")],
+    ids=["gone", "reused", "set-user-id for another"],
+)
+def test_the_process_behind_it(
+    daemon: PlayedDaemon, forwarder: Forwarder, keys: PlayedKeys, who: Who | None, reason: str
+) -> None:
+    keys.who = who
+    forwarder.ask()
+    assert forwarder.reason() == reason
+    assert daemon.silent()
+    assert all(one.closed == 1 for one in keys.waiting)
+
+
+def test_the_process_ends_meanwhile(daemon: PlayedDaemon, forwarder: Forwarder, keys: PlayedKeys) -> None:
+    forwarder.ask()
+    request = daemon.request()
+    keys.waiting[0].lives = False
+    daemon.answer(request, GOOD)
+    assert forwarder.reason() == "requester-gone"
+
+
+def test_nonsense(server: Server, folder: Path, keys: PlayedKeys) -> None:
+    whole = pack_upcall(Upcall(KEY, AUTHORISATION, b"cifs.spnego;0;0;39010000;x", b""))
+    for body in (b"", whole[:-1], whole + b"x", bytes(12)):
+        forwarder = Forwarder(folder, keys)
+        forwarder.ask(body=body)
+        assert forwarder.reason() == "bad-request"
+
+
+def test_nobody_is_there(server: Server, forwarder: Forwarder, folder: Path) -> None:
+    forwarder.ask()
+    assert forwarder.reason() == "no-daemon"
+    assert server.forwarders is not None
+    assert server.forwarders.counts == {"no-daemon": 1}
+
+
+def test_the_forwarders_deadline_is_kept(daemon: PlayedDaemon, forwarder: Forwarder) -> None:
+    begun = time.monotonic()
+    forwarder.ask(timeout=0.5)
+    daemon.request()
+    assert forwarder.reason() == "timed-out"
+    assert time.monotonic() - begun < 0.5
+
+
+def test_processes_cannot_ask_for_it(server: Server, folder: Path) -> None:
+    with PlayedRequester(folder) as requester:
+        requester.ask(b"", "cifs.spnego")
+        assert requester.reason() == "no-service"
+
+
+@pytest.mark.skipif(ME != 0, reason="only root can become somebody else")
+def test_others_are_not_let_in(server: Server, folder: Path, keys: PlayedKeys) -> None:
+    def try_it() -> str:
+        try:
+            Forwarder(folder, keys)
+        except PermissionError as error:
+            return type(error).__name__
+        return "connected"
+
+    assert in_child(try_it, 65534) == "PermissionError"
+    Place(folder).request_key_socket.chmod(0o666)
+    assert in_child(lambda: len(Forwarder(folder, keys).socket.recv(9)), 65534) == 0  # closed at once
+
+
+# --- starting a daemon -----------------------------------------------------------------------------------------
+
+
+def starting(folder: Path, keys: PlayedKeys, *command: str) -> Iterator[Forwarder]:
+    services = {**SERVICES, "cifs.spnego": SERVICES["cifs.spnego"]._replace(absent="start")}
+    with broker_below(None, folder, keys, services, command):
+        yield Forwarder(folder, keys)
+
+
+def test_a_daemon_is_started_for_it(folder: Path, keys: PlayedKeys) -> None:
+    mark = folder.parent / "mark"
+    for forwarder in starting(folder, keys, "sh", "-c", f"echo {{uid}} $HOME > {mark}"):
+        forwarder.ask()
+        until(lambda: mark.exists() and mark.read_text() == f"{ME}\n", "the command")
+        with PlayedDaemon(folder) as daemon:
+            daemon.answer(daemon.request(), GOOD)
+            assert forwarder.reason() == "answered"
+
+
+@pytest.mark.parametrize("command", [("false",), ("/nonexistent/command",)])
+def test_the_command_fails(folder: Path, keys: PlayedKeys, command: tuple[str, ...]) -> None:
+    for forwarder in starting(folder, keys, *command):
+        forwarder.ask()
+        assert forwarder.reason() == "no-daemon"
+        again = Forwarder(folder, keys)
+        again.ask()  # not tried again so soon
+        assert again.reason() == "no-daemon"
+        assert (folder.parent / "broker.log").read_text().count("daemon-not-started") == 1
+
+
+def test_nobody_registers_in_time(folder: Path, keys: PlayedKeys) -> None:
+    for forwarder in starting(folder, keys, "true"):
+        forwarder.ask(timeout=0.75)
+        assert forwarder.reason() == "no-daemon"
+
+
+# --- the real process --------------------------------------------------------------------------------------------
+
+
+def test_a_real_process_and_its_end() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = real.Process(child.pid)
+    assert process.who[:3] == (child.pid, ME, os.geteuid())
+    assert real.started_at(os.getpid()) <= process.who.started
+    assert process.lives
+    child.communicate(b"\n")
+    assert not process.lives
+    process.close()
+    with pytest.raises(ProcessLookupError):
+        real.Process(child.pid)
+
+
+def test_a_thread_of_a_process() -> None:
+    code = "import threading; t = threading.Thread(target=input); t.start(); print(t.native_id, flush=True)"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        process = real.Process(int(child.stdout.readline()))
+        assert process.who.pid == child.pid
+        process.close()

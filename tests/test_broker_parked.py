@@ -1,0 +1,135 @@
+"""Requests for a uid that has no daemon: refused, asked of the machine, or parked until one was started."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from tests.test_broker_core import OTHER, SERVICES, UID, WHO, Link, Origin, ask, right
+from upcall.broker.core import ROOT, Broker
+from upcall.messages import Answer, Requester
+
+
+class Starter:
+    """What starts daemons; `possible` says whether it can."""
+
+    def __init__(self) -> None:
+        self.possible = True
+        self.asked: list[int] = []
+
+    def start(self, uid: int) -> bool:
+        self.asked.append(uid)
+        return self.possible
+
+
+@pytest.fixture
+def starter() -> Starter:
+    return Starter()
+
+
+@pytest.fixture
+def broker(starter: Starter) -> Broker:
+    return Broker(SERVICES, lambda *_, **__: None, starter.start)
+
+
+def register(broker: Broker, uid: int = UID, now: float = 1.0) -> Link:
+    link = Link()
+    broker.helo(uid, 7 + uid, 70 + uid, link, now)
+    return link
+
+
+def test_parked_until_the_daemon_is_there(broker: Broker, starter: Starter) -> None:
+    origins = [ask(broker, "started"), ask(broker, "started")]
+    assert starter.asked == [UID, UID]
+    assert [origin.outcomes for origin in origins] == [[], []]
+    assert broker.next_wake() == 5.0
+    link = register(broker)
+    assert [request.deadline_ns for request in link.requests] == [5 * 10**9] * 2  # as if asked at once
+    association = broker.registry.get(UID)
+    assert association is not None
+    for request in link.requests:
+        assert broker.answered(association, right(request))
+    assert [origin.outcomes for origin in origins] == [[Answer(b"re: body")]] * 2
+
+
+def test_parked_for_somebody_else(broker: Broker) -> None:
+    origin = ask(broker, "started", uid=OTHER)
+    register(broker)
+    assert origin.outcomes == []
+    broker.given_up(UID)
+    assert origin.outcomes == []
+
+
+def test_a_service_that_starts_nobody(broker: Broker, starter: Starter) -> None:
+    assert ask(broker, "short").reason == "no-daemon"
+    assert starter.asked == []
+
+
+def test_nothing_can_be_started(broker: Broker, starter: Starter) -> None:
+    starter.possible = False
+    assert ask(broker, "started").reason == "no-daemon"
+
+
+def test_starting_fails(broker: Broker) -> None:
+    origin = ask(broker, "started")
+    broker.given_up(UID)
+    assert origin.reason == "no-daemon"
+    broker.given_up(UID)
+    assert not register(broker).requests
+
+
+def test_nobody_comes_in_time(broker: Broker) -> None:
+    first, second = ask(broker, "started", deadline=2.0), ask(broker, "started", now=1.0)
+    broker.expire(2.0)
+    assert (first.reason, second.outcomes) == ("no-daemon", [])
+    assert broker.next_wake() == 6.0
+    broker.expire(6.0)
+    assert second.reason == "no-daemon"
+    assert broker.next_wake() == math.inf
+
+
+def test_no_more_are_parked_than_could_be_asked(broker: Broker) -> None:
+    origins = [ask(broker, "started") for _ in range(3)]
+    assert [bool(origin.outcomes) for origin in origins] == [False, False, True]
+    assert origins[2].reason == "no-context"
+
+
+def test_the_broker_ends(broker: Broker) -> None:
+    origin = ask(broker, "started")
+    broker.close()
+    assert origin.reason == "closing"
+
+
+def test_the_machine_answers_for_who_has_no_daemon(broker: Broker) -> None:
+    root, mine = register(broker, ROOT), None
+    origin = Origin()
+    broker.ask(UID, "machine", WHO, b"body", origin, 1.0)
+    (request,) = root.requests
+    assert request.requester == Requester(UID, 99)
+    mine = register(broker)
+    ask(broker, "machine", now=1.0)
+    assert [len(link.requests) for link in (root, mine)] == [1, 1]
+    for association, link in zip(sorted(broker.registry, key=lambda one: one.uid), (root, mine), strict=True):
+        assert broker.answered(association, right(link.requests[0]))
+    assert origin.reason == "answered"
+
+
+def test_no_machine_either(broker: Broker) -> None:
+    assert ask(broker, "machine").reason == "no-daemon"
+    assert ask(broker, "machine", uid=ROOT).reason == "no-daemon"
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["helo", "expire", "given up"])))
+def test_settled_once_whatever_comes_first(broker: Broker, order: tuple[str, ...]) -> None:
+    origin = ask(broker, "started", deadline=2.0)
+    for what in order:
+        if what == "helo":
+            register(broker)
+        elif what == "expire":
+            broker.expire(3.0)
+        else:
+            broker.given_up(UID)
+    broker.expire(99.0)
+    assert len(origin.outcomes) == 1

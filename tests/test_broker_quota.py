@@ -1,0 +1,548 @@
+"""The quota conversation over real sockets: a played kernel warns, a real clerk thinks, daemons are told."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from upcall.broker.core import Broker
+from upcall.broker.loop import Loop
+from upcall.broker.quota import clerk, source
+from upcall.broker.quota.rules import Rules
+from upcall.broker.quota.source import Quota, QuotaSetup
+from upcall.errors import UsageError
+from upcall.kernel.genetlink import Ids, Listener
+from upcall.kernel.mounts import Mount
+from upcall.registry import Association
+from upcall.service import SERVICES
+from upcall.wire import quotanotice
+from upcall.wire.netlink import MAX_MESSAGE, take_request
+from upcall.wire.quota import BHARDWARN, BSOFTWARN, NOTHING, Figures, Warned, pack
+from upcall.wire.quota import Quota as Amounts
+from upcall.wire.quotanotice import QuotaNotice
+
+ALICE, BOB, STAFF, SYSTEM = 5001, 5002, 60, 0
+FAMILY = 28
+MB = 1 << 20
+LIMITS = 100 * MB, 200 * MB
+HOME = Mount(os.makedev(7, 0), "/", "/home", "ext4", "/dev/loop0", frozenset())
+USERSOCK = 2
+RULES = Rules()
+
+
+def amounts(number: int, used: int) -> Amounts:
+    return Amounts(number, Figures(used * MB, *LIMITS, 0), NOTHING)
+
+
+class PlayedKernel:
+    """Sends warnings over a real netlink socket, numbered as the kernel does."""
+
+    def __init__(self) -> None:
+        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, USERSOCK)
+        self.socket.bind((0, 0))
+        self.portid: int = self.socket.getsockname()[0]
+        self.seq = 0xFFFFFFF0  # it will wrap
+        self.buffer, self.group = 16 << 20, 0
+        self.to = (0, 0)
+        self.full: Callable[[], None]
+
+    def listen(self, ids: Ids) -> Listener:
+        found = Listener(self.group, self.buffer, USERSOCK, self.portid)
+        self.to = (0, 1 << (self.group - 1)) if self.group else (found.socket.getsockname()[0], 0)
+        return found
+
+    def warn(
+        self, number: int, warning: int = BHARDWARN, kind: int = 0, cause: int | None = None, minor: int = 0
+    ) -> None:
+        self.seq += 1
+        warned = Warned(kind, number, warning, 7, minor, number if cause is None else cause)
+        self.send(pack(warned, FAMILY, self.seq))
+
+    def send(self, data: bytes) -> None:
+        """Unlike the kernel's, our messages wait for room; who turns the broker is the thread that sends."""
+        while True:
+            try:
+                self.socket.sendto(data, socket.MSG_DONTWAIT, self.to)
+            except BlockingIOError:
+                self.full()
+                continue
+            except ConnectionRefusedError:
+                if not self.group:  # after a group it tries portid 0, which nobody has
+                    raise
+            return
+
+
+class PlayedWorld:
+    """Filesystems and figures as the test wants them."""
+
+    def __init__(self) -> None:
+        self.quotas: dict[tuple[int, int], Amounts] = {}
+        self.mounted: dict[Mount, tuple[int, ...]] = {HOME: (0, 1, 2)}
+        self.go = threading.Event()
+        self.go.set()
+        self.new = False
+
+    def changed(self) -> bool:
+        new, self.new = self.new, False
+        return new
+
+    def filesystems(self) -> dict[Mount, tuple[int, ...]]:
+        return self.mounted
+
+    def get(self, mount: Mount, kind: int, number: int) -> Amounts:
+        self.go.wait(10)
+        return self.quotas.get((kind, number), Amounts(number, NOTHING, NOTHING))
+
+    def some(self, mount: Mount, kind: int, first: int, most: int) -> tuple[list[Amounts], int]:
+        found = sorted(number for one, number in self.quotas if one == kind and number >= first)
+        return [self.quotas[kind, number] for number in found[:most]], found[most] if len(found) > most else -1
+
+    def name(self, kind: int, number: int) -> str:
+        return {(0, ALICE): "alice", (0, BOB): "bob", (1, STAFF): "staff"}.get((kind, number), str(number))
+
+
+class Link:
+    """The way to a daemon: a real socket, so that it can be full."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.ours.setblocking(False)
+        self.theirs.setblocking(False)
+
+    def send(self, data: bytes) -> bool:
+        try:
+            self.ours.send(data)
+        except BlockingIOError:
+            return False
+        return True
+
+    def close(self) -> None:
+        self.ours.close()
+
+
+class House:
+    """What of a server the conversation needs, turned by the test."""
+
+    def __init__(self, folder: Path, world: PlayedWorld, rules: Rules = RULES) -> None:
+        self.loop, self.lines = Loop(), []  # type: ignore[var-annotated]
+        self.now = time.monotonic()
+        self.broker = Broker(SERVICES, self.log)
+        self.kernel = PlayedKernel()
+        self.kernel.full = self.turn
+        self.world = world
+        self.links: dict[int, Link] = {}
+        self.setup = QuotaSetup(rules, folder / "quota.json", Ids(FAMILY, 0), world, self.kernel.listen)
+        self.quota: Any = None
+
+    def log(self, event: str, **fields: object) -> None:
+        self.lines.append((event, fields))
+
+    def logged(self, event: str) -> dict[str, Any] | None:
+        return next((fields for name, fields in self.lines if name == event), None)
+
+    def open(self) -> House:
+        self.quota = Quota(self, self.setup)  # type: ignore[arg-type]
+        self.until(lambda: not self.quota.why, "listening")
+        self.until(lambda: self.quota.clerk._walk.at and not self.quota.clerk._walk.going, "the first reading")
+        return self
+
+    def turn(self, timeout: float = 0.005) -> None:
+        self.now = time.monotonic()
+        ready = self.loop.wait(timeout)
+        self.now = time.monotonic()
+        self.loop.run(ready, self.now)
+        self.loop.unmute(self.now)
+        self.quota.wake(self.now)
+
+    def until(self, true: Callable[[], object], what: str, timeout: float = 10.0) -> None:
+        end = time.monotonic() + timeout
+        while not true():
+            assert time.monotonic() < end, f"{what}; {self.quota.status()}; {self.lines}"
+            self.turn()
+
+    def settled(self) -> None:
+        """Until everything that was sent is seen to, on both sides."""
+        quota = self.quota
+
+        def quiet() -> bool:
+            nothing = not select.select([quota._listener], [], [], 0)[0] and not len(quota._folding)
+            return nothing and not quota._busy and quota.clerk.inbox.empty() and not quota._outbox
+
+        for _ in range(3):  # the clerk may have something in hand
+            self.until(quiet, "quiet")
+            self.turn(0.02)
+
+    def daemon(self, uid: int) -> Association:
+        self.links[uid] = link = Link()
+        return self.broker.helo(uid, 4000 + uid, 1, link, self.now)
+
+    def told(self, uid: int) -> list[QuotaNotice]:
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while data := self.links[uid].theirs.recv(MAX_MESSAGE):
+                envelope = take_request(data)
+                assert envelope.service == "quota"
+                found.append(quotanotice.take(envelope.body))
+        return found
+
+    def wait_told(self, uid: int) -> list[QuotaNotice]:
+        """Until there is something."""
+        found: list[QuotaNotice] = []
+
+        def look() -> bool:
+            found.extend(self.told(uid))
+            return bool(found)
+
+        self.until(look, f"{uid} told")
+        return found
+
+    def close(self) -> None:
+        if self.quota is not None:
+            self.quota.close()
+        self.loop.close()
+
+
+@pytest.fixture
+def world() -> PlayedWorld:
+    made = PlayedWorld()
+    made.quotas = {(0, ALICE): amounts(ALICE, 10), (0, BOB): amounts(BOB, 10), (1, STAFF): amounts(STAFF, 10)}
+    return made
+
+
+@pytest.fixture
+def house(tmp_path: Path, world: PlayedWorld) -> Iterator[House]:
+    made = House(tmp_path, world)
+    yield made
+    made.close()
+
+
+def events(notices: list[QuotaNotice]) -> list[str]:
+    return [notice.event for notice in notices]
+
+
+# --- who is told ---------------------------------------------------------------------------------------------
+
+
+def test_a_warning_reaches_whom_it_is_for(house: House) -> None:
+    house.open()
+    for uid in (ALICE, BOB, SYSTEM):
+        house.daemon(uid)
+    house.world.quotas[0, ALICE] = amounts(ALICE, 150)
+    house.kernel.warn(ALICE, BSOFTWARN, cause=BOB)
+    house.settled()
+    (notice,) = house.told(ALICE)
+    assert notice._replace(at=0) == QuotaNotice(
+        "over-soft", "space", quotanotice.Subject("user", ALICE, "alice"), quotanotice.Cause(BOB, "bob"),
+        quotanotice.Filesystem("/home", "/dev/loop0", "ext4"), 150 * MB, *LIMITS, None, 150, 0,
+        raw=quotanotice.Raw(0, BSOFTWARN, 7, 0),
+    )  # fmt: skip
+    assert abs(notice.at - time.time()) < 10
+    assert house.told(BOB) == house.told(SYSTEM) == []
+
+
+def test_without_a_daemon_the_systems_is_told(house: House) -> None:
+    house.open().daemon(SYSTEM)
+    house.kernel.warn(ALICE)
+    house.settled()
+    assert [notice.subject.name for notice in house.told(SYSTEM)] == ["alice"]
+    house.daemon(ALICE)
+    house.settled()
+    assert house.told(ALICE) == []  # once
+
+
+def test_without_any_daemon_it_waits_for_its_person(house: House) -> None:
+    house.open()
+    house.kernel.warn(ALICE, BSOFTWARN)
+    house.kernel.warn(ALICE, BHARDWARN)
+    house.kernel.warn(BOB, BHARDWARN)
+    house.settled()
+    assert house.quota.status()["undelivered"] == 2
+    house.daemon(ALICE)
+    house.settled()
+    assert [(one.event, one.count) for one in house.told(ALICE)] == [("over-hard", 2)]
+    house.daemon(ALICE)
+    house.settled()
+    assert house.told(ALICE) == []
+    house.daemon(SYSTEM)
+    house.settled()
+    assert [one.subject.id for one in house.told(SYSTEM)] == [BOB]
+    assert house.quota.status()["undelivered"] == 0
+
+
+def test_a_groups_warning(house: House) -> None:
+    house.open()
+    for uid in (ALICE, BOB, SYSTEM):
+        house.daemon(uid)
+    house.kernel.warn(STAFF, kind=1, cause=ALICE)
+    house.settled()
+    assert house.told(ALICE) == house.told(SYSTEM) != []
+    assert house.told(BOB) == []
+
+
+def test_a_groups_warning_whose_cause_has_no_daemon_reaches_the_system_once(house: House) -> None:
+    house.open().daemon(SYSTEM)
+    house.kernel.warn(STAFF, kind=1, cause=ALICE)
+    house.settled()
+    assert [one.cause.name for one in house.told(SYSTEM)] == ["alice"]
+    assert house.quota.status()["undelivered"] == 0
+
+
+def test_administrators_get_copies_if_they_want(tmp_path: Path, world: PlayedWorld) -> None:
+    house = House(tmp_path, world, RULES._replace(copy_to_system=True)).open()
+    house.daemon(ALICE)
+    house.daemon(SYSTEM)
+    house.kernel.warn(ALICE)
+    house.settled()
+    assert house.told(ALICE) == house.told(SYSTEM) != []
+    house.close()
+
+
+def test_a_daemon_that_is_full_is_told_the_latest_later(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clerk, "_TRY_AGAIN", 0.05)
+    house.open().daemon(ALICE)
+    link = house.links[ALICE]
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            link.ours.send(b"x" * 1000)
+    house.kernel.warn(ALICE, BSOFTWARN)
+    house.kernel.warn(ALICE, BHARDWARN)
+    house.until(lambda: house.quota.status()["undelivered"] == 1, "one that waits")
+    with contextlib.suppress(BlockingIOError):
+        while link.theirs.recv(MAX_MESSAGE):
+            pass
+    notices = house.wait_told(ALICE)
+    assert [(one.event, one.count) for one in notices] == [("over-hard", 2)]
+
+
+# --- early warnings ------------------------------------------------------------------------------------------
+
+
+def test_who_is_near_is_told_without_a_warning_of_the_kernel(house: House) -> None:
+    house.world.quotas[0, ALICE] = amounts(ALICE, 92)
+    house.world.quotas[0, 0] = amounts(0, 99)  # never held to its limits
+    house.daemon(ALICE)
+    house.daemon(SYSTEM)
+    house.open()
+    notices = house.wait_told(ALICE)
+    assert [(one.event, one.percent) for one in notices] == [("near", 92)]
+    house.settled()
+    assert house.told(SYSTEM) == []
+
+
+def test_more_quotas_than_a_turn_takes(house: House) -> None:
+    house.world.quotas = {(0, uid): amounts(uid, 10) for uid in range(1, 1000)}
+    house.world.quotas[0, 998] = amounts(998, 85)
+    house.daemon(998)
+    house.open()
+    notices = house.wait_told(998)
+    assert events(notices) == ["near"]
+
+
+# --- floods and loss -----------------------------------------------------------------------------------------
+
+
+def test_a_flood_costs_a_counter_and_hides_nobody(house: House) -> None:
+    house.open().daemon(ALICE)
+    house.daemon(BOB)
+    before, began = resident(), time.monotonic()
+    for number in range(100_000):
+        house.kernel.warn(ALICE)
+        if number == 50_000:
+            house.kernel.warn(BOB)
+        if number % 100 == 99:
+            house.turn(0)
+    house.settled()
+    assert time.monotonic() - began < 30  # the broker takes a second of it, and this test's own sending three
+    assert resident() - before < 8 * MB
+    status = house.quota.status()
+    assert (status["received"], status["lost"], status["dropped"]) == (100_001, 0, 0)
+    assert status["folded"] > 99_000
+    assert events(house.told(ALICE)) == events(house.told(BOB)) == ["over-hard"]
+
+
+def resident() -> int:
+    """This process's memory, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def test_while_the_clerk_waits_nothing_is_lost(house: House) -> None:
+    house.open().daemon(ALICE)
+    house.daemon(BOB)
+    house.world.go.clear()
+    for _ in range(5000):
+        house.kernel.warn(ALICE)
+        house.turn(0)
+    house.kernel.warn(BOB)
+    assert house.quota._busy
+    house.world.go.set()
+    house.settled()
+    assert events(house.told(ALICE)) == events(house.told(BOB)) == ["over-hard"]
+    assert house.quota.status()["received"] == 5001
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may send to a group")
+def test_loss_is_known_to_the_message_and_made_up_for(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "_SURE", 0.1)
+    monkeypatch.setattr("upcall.broker.quota.walk._SOON", 0.1)
+    house.kernel.group, house.kernel.buffer = 31, 65536
+    house.open().daemon(ALICE)
+    house.daemon(BOB)
+    house.kernel.warn(ALICE)
+    house.settled()
+    house.told(ALICE)
+    for _ in range(5000):
+        house.kernel.warn(ALICE)
+    house.kernel.warn(BOB)  # lost, too
+    house.world.quotas[0, BOB] = amounts(BOB, 200)
+    house.turn()
+    house.settled()
+    house.kernel.warn(ALICE)  # the buffer is empty again
+    notices = house.wait_told(BOB)
+    status = house.quota.status()
+    assert status["overflows"] > 0
+    assert 0 < status["received"] < 1000
+    assert status["received"] + status["lost"] == 5003
+    logged = house.logged("quota-lost")
+    assert logged is not None
+    assert logged["messages"] == notices[0].lost == status["lost"]
+    assert events(notices) == ["over-hard"]
+
+
+def test_only_the_kernel_is_listened_to(house: House) -> None:
+    house.open().daemon(ALICE)
+    other = PlayedKernel()
+    other.to = house.kernel.to
+    other.warn(ALICE)
+    house.until(lambda: house.quota.status()["nonsense"] == 1, "counted")
+    assert house.quota.status()["received"] == 0
+
+
+def test_nonsense_of_the_kernel(house: House) -> None:
+    house.open().daemon(ALICE)
+    house.kernel.send(b"x" * 76)
+    house.kernel.send(pack(Warned(7, ALICE, 4, 7, 0, ALICE), FAMILY, 1))  # an unknown kind of quota
+    house.kernel.send(pack(Warned(0, 1 << 40, 4, 7, 0, ALICE), FAMILY, 2))
+    house.kernel.send(pack(Warned(0, ALICE, 4, 0xFFFFFFFF, 0xFFFFFFFF, ALICE), FAMILY, 3))
+    house.settled()
+    assert house.quota.status()["nonsense"] >= 3
+    house.kernel.seq = 3
+    house.kernel.warn(ALICE)
+    house.settled()
+    assert "over-hard" in events(house.told(ALICE))
+
+
+def test_a_filesystem_that_we_do_not_see(house: House) -> None:
+    house.world.mounted = {}
+    house.open().daemon(ALICE)
+    house.kernel.warn(ALICE)
+    house.settled()
+    (notice,) = house.told(ALICE)
+    assert notice.filesystem == quotanotice.Filesystem(None, "7:0", "")
+    assert (notice.used, notice.hard, notice.percent) == (0, 0, None)
+
+
+# --- the end, and the next beginning -------------------------------------------------------------------------
+
+
+def test_a_filesystem_that_has_just_been_mounted(house: House) -> None:
+    disk = Mount(os.makedev(7, 9), "/", "/disk", "ext4", "/dev/loop9", frozenset())
+    house.open().daemon(ALICE)
+    house.world.mounted, house.world.new = {**house.world.mounted, disk: (0,)}, True
+    house.world.quotas[0, ALICE] = amounts(ALICE, 11)
+    house.kernel.warn(ALICE, minor=9)
+    house.settled()
+    assert [(one.filesystem.mount, one.used) for one in house.told(ALICE)] == [("/disk", 11 * MB)]
+
+
+def test_a_restart_tells_nothing_twice_and_forgets_nothing(house: House, tmp_path: Path) -> None:
+    house.world.quotas[0, ALICE] = amounts(ALICE, 200)
+    house.daemon(ALICE)
+    house.open()
+    house.kernel.warn(ALICE)
+    house.kernel.warn(BOB)
+    house.settled()
+    assert events(house.told(ALICE)) == ["over-hard"]
+    house.quota.close()
+    assert (tmp_path / "quota.json").stat().st_mode & 0o777 == 0o600
+
+    house.kernel = PlayedKernel()
+    house.setup = house.setup._replace(listen=house.kernel.listen)
+    house.open()
+    house.kernel.warn(ALICE)
+    house.settled()
+    assert house.told(ALICE) == []
+    house.daemon(BOB)
+    house.settled()
+    assert events(house.told(BOB)) == ["over-hard"]
+
+
+def test_what_comes_at_the_very_end_is_delivered(house: House) -> None:
+    house.open().daemon(ALICE)
+    house.settled()
+    house.kernel.warn(ALICE)
+    house.kernel.warn(BOB)
+    house.quota.close()
+    house.quota = None
+    assert events(house.told(ALICE)) == ["over-hard"]
+    assert [uid for uid, _ in json.loads(house.setup.state.read_text())["kept"]] == [BOB]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"version": 3}'])
+def test_a_damaged_state_file(house: House, content: str) -> None:
+    house.setup.state.touch(0o600)
+    house.setup.state.write_text(content)
+    house.open().daemon(ALICE)
+    house.until(lambda: house.logged("quota-state-unreadable"), "logged")
+    house.kernel.warn(ALICE)
+    house.settled()
+    assert events(house.told(ALICE)) == ["over-hard"]
+
+
+def test_a_state_file_that_others_can_write_is_not_believed(house: House) -> None:
+    house.setup.state.write_text('{"version": 1}')
+    house.setup.state.chmod(0o666)
+    house.open()
+    house.until(lambda: house.logged("quota-state-unreadable"), "logged")
+
+
+def test_a_state_file_that_cannot_be_written(house: House) -> None:
+    house.setup = house.setup._replace(state=Path("/proc/nowhere/quota.json"))
+    house.open()
+    house.quota.close()
+    house.quota = None
+    assert house.logged("quota-state-not-written") is not None
+
+
+def test_a_kernel_without_the_family(house: House) -> None:
+    def refuse(_: Ids) -> Listener:
+        raise UsageError("there is no generic netlink family VFS_DQUOT here")
+
+    house.setup = house.setup._replace(listen=refuse)
+    house.quota = Quota(house, house.setup)  # type: ignore[arg-type]
+    house.until(lambda: house.logged("quota-off"), "logged")
+    status = house.quota.status()
+    assert not status["listening"]
+    assert "VFS_DQUOT" in status["why"]
+
+
+def test_a_clerk_that_hangs_does_not_hold_the_end_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "_LAST_WORDS", 0.1)
+    house.open()
+    house.settled()
+    house.world.go.clear()
+    house.kernel.warn(ALICE)
+    house.until(lambda: house.quota._busy, "in the clerk's hands")
+    house.quota.close()
+    house.world.go.set()
+    house.quota = None
+    assert house.logged("quota-clerk-waits") is not None

@@ -1,0 +1,96 @@
+"""Handlers in a real daemon: loaded when they are needed, and told what wants no answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from upcall.errors import ModuleFailed
+from upcall.messages import Answer, Refusal, Requester
+from upcall.modules import load_handler
+from upcall.testing.played import PlayedBroker
+from upcall.testing.processes import RunningDaemon, until
+from upcall.wire.netlink import NOTICE, Envelope
+
+HERE = Path(__file__).parent
+LAZY = ["lazy=test.echo=answering:telling", "lazy=test.none=answering:telling", "lazy=test.gone=nowhere:it"]
+
+
+class Told(PlayedBroker):
+    """A broker, with a daemon that writes down what it is told."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.file = folder.parent / "told"
+        self.file.touch()
+
+    def tell(self, body: bytes, service: str = "test.echo") -> None:
+        self.ask(0, body, service, kind=NOTICE)
+
+    def told(self, *notices: bytes) -> None:
+        wanted = sorted(notices)
+        until(lambda: sorted(self.file.read_bytes().splitlines()) == wanted, "the notices")
+
+
+@pytest.fixture
+def broker(folder: Path) -> Told:
+    return Told(folder)
+
+
+@pytest.fixture
+def daemon(folder: Path, broker: Told) -> Iterator[RunningDaemon]:
+    environment = {"TOLD": str(broker.file)}
+    with RunningDaemon(folder, folder.parent / "keys", {}, [HERE], options=LAZY, environment=environment) as running:
+        broker.register()
+        yield running
+
+
+def test_a_handler_is_loaded_at_its_first_request(broker: Told, daemon: RunningDaemon) -> None:
+    broker.ask(1, b"hello", "test.echo")
+    assert broker.response().outcome == Answer(b"hello")
+    broker.ask(2, b"refuse", "test.echo")
+    assert broker.response().outcome == Refusal("no-key", 126)
+    daemon.logged("there is none in the drawer")
+
+
+@pytest.mark.parametrize(("service", "why"), [("test.gone", "ModuleNotFoundError"), ("test.none", "do not name")])
+def test_a_handler_that_cannot_be_loaded(broker: Told, daemon: RunningDaemon, service: str, why: str) -> None:
+    for seq in (1, 2):
+        broker.ask(seq, b"hello", service)
+        outcome = broker.response().outcome
+        assert isinstance(outcome, Refusal)
+        assert outcome.reason == "module-failed"
+    daemon.logged(why)
+    broker.ask(3, b"hello", "test.echo")
+    assert broker.response().outcome == Answer(b"hello")
+
+
+def test_notices_are_told_and_never_answered(broker: Told, daemon: RunningDaemon) -> None:
+    broker.tell(b"one")
+    broker.tell(b"two")
+    broker.told(b"one", b"two")
+    broker.ask(7, b"after", "test.echo")
+    assert broker.response().seq == 7
+
+
+def test_notices_that_go_wrong_harm_nothing(broker: Told, daemon: RunningDaemon) -> None:
+    broker.tell(b"fail")
+    daemon.logged("cannot be told")
+    broker.tell(b"anything", "test.unknown")
+    daemon.logged("notice-unheard")
+    broker.tell(b"anything", "test.gone")
+    daemon.logged("ModuleNotFoundError")
+    broker.tell(b"three")
+    broker.told(b"three")
+
+
+def test_what_is_no_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(HERE))
+    for spec, why in (("answering", "not of the form"), ("answering:os", "do not name"), ("nowhere:x", "nowhere")):
+        with pytest.raises(ModuleFailed, match=why):
+            load_handler(spec, "test.echo")
+    deaf = load_handler("answering:deaf", "test.echo")
+    assert deaf.answer(Envelope(1, 1, "test.echo", Requester(0, 0), time.monotonic_ns(), b"")) == b""

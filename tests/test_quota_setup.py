@@ -1,0 +1,86 @@
+"""The table [quota] of the configuration, and who may serve quotas."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from upcall import config
+from upcall.broker.quota import setup
+from upcall.broker.quota.rules import Rules
+from upcall.config import ConfigError
+from upcall.errors import UsageError
+from upcall.kernel.genetlink import Ids, NoFamily
+from upcall.runtime import SYSTEM_FOLDER, Place
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    found = tmp_path / "config.toml"
+    monkeypatch.setattr(config, "SYSTEM", found)
+    return found
+
+
+def test_without_a_file_the_defaults(file: Path) -> None:
+    assert setup.rules() == Rules()
+
+
+def test_everything_that_can_be_set(file: Path) -> None:
+    file.write_text(
+        "[quota]\nthresholds = [95, 50, 95]\nhysteresis = 2\ninterval = 60\nnear-interval = 5.5\nsettle = 0\n"
+        "remind = 86400\ndigest-after = 3\ndigest-within = 60\ncopy-to-system = true\n"
+    )
+    assert setup.rules() == Rules((50, 95), 2, 60, 5.5, 0, 86400, 3, 60, True)
+
+
+def test_no_early_warnings(file: Path) -> None:
+    file.write_text("[quota]\nthresholds = []\n")
+    assert setup.rules().thresholds == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("thresholds = [80, 101]", "quota.thresholds: a whole number from 1 to 100"),
+        ("thresholds = 80", "quota.thresholds: a list"),
+        ("interval = 0", "quota.interval: a number from 1"),
+        ('interval = "often"', "quota.interval: a number"),
+        ("interval = true", "quota.interval: a number"),
+        ("interval = nan", "quota.interval: a number"),
+        ("digest-after = 0", "quota.digest-after: a whole number from 1"),
+        ("digest-after = 1.5", "quota.digest-after: a whole number"),
+        ("copy-to-system = 1", "quota.copy-to-system: true or false"),
+        ("copy_to_system = true", "quota.copy_to_system: unknown"),
+    ],
+)
+def test_what_is_wrong_is_named(file: Path, line: str, why: str) -> None:
+    file.write_text(f"[quota]\n{line}\n")
+    with pytest.raises(ConfigError, match=why):
+        setup.rules()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may")
+def test_only_root_serves_quotas(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="root's broker"):
+        setup.configured(Place(tmp_path), required=False)
+
+
+def test_where_the_state_is(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert setup.configured(Place(SYSTEM_FOLDER), required=False).state == Path("/var/lib/upcall/quota.json")
+    assert setup.configured(Place(Path("/x")), required=False).state == Path("/x/quota.json")
+
+
+def test_if_it_must_be_it_is_looked_up_at_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(setup, "look_up", lambda *_: Ids(28, 9))
+    assert setup.configured(Place(Path("/x")), required=True).ids == Ids(28, 9)
+
+    def refuse(*_: str) -> Ids:
+        raise NoFamily("there is none")
+
+    monkeypatch.setattr(setup, "look_up", refuse)
+    with pytest.raises(UsageError, match="there is none"):
+        setup.configured(Place(Path("/x")), required=True)

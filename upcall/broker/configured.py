@@ -1,0 +1,39 @@
+"""What the configuration says to the broker: read when it starts, and again on SIGHUP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from upcall import config
+from upcall.broker.starter import COMMAND
+from upcall.gate import NOBODYS
+from upcall.service import Service
+
+
+class Configured(NamedTuple):
+    services: Mapping[str, Service]
+    owners: Mapping[str, int]  # by type, whose daemon answers for keys that do not say it
+    start: Sequence[str]  # the command that starts a daemon
+
+
+def configured(services: Mapping[str, Service]) -> Configured:
+    """The services with what the configuration says of them, and the rest of it. ConfigError. It may wait: for names
+    of users, which can come from a directory."""
+    tables = config.tables()
+    told: dict[str, dict[str, str]] = tables.get("request-key", {})
+    absent = {name: one["without-daemon"] for name, one in told.items() if "without-daemon" in one}
+    return Configured(
+        {name: one._replace(absent=absent.get(name, one.absent)) for name, one in services.items()},
+        {kind: _uid_of(kind, told.get(kind, {}).get("user", "root")) for kind in NOBODYS},
+        tables.get("daemon", {}).get("start", COMMAND),
+    )
+
+
+def _uid_of(kind: str, name: str) -> int:
+    import pwd
+
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise config.blame(("request-key", kind, "user"), f"there is no user {name!r}") from None
