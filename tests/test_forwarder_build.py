@@ -1,0 +1,93 @@
+"""How the forwarder is built, found and named; and that C, Python and the package agree on who they are."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from upcall import forwarder
+from upcall.forwarder import build, standin
+
+PROJECT = Path(__file__).parents[1]
+SOURCES = Path(forwarder.__file__).parent
+needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="there is no C compiler")
+
+
+def version() -> str:
+    with (PROJECT / "pyproject.toml").open("rb") as file:
+        return str(tomllib.load(file)["project"]["version"])
+
+
+@needs_compiler
+@pytest.mark.parametrize("flags", list(build.variants()), ids=["static", "dynamic", "plain"])
+def test_every_variant_compiles_without_a_warning_and_runs(tmp_path: Path, flags: list[str]) -> None:
+    program = tmp_path / "program"
+    words = build.compiler()
+    assert words is not None
+    sources = [str(SOURCES / name) for name in build.SOURCES]
+    subprocess.run([*words, *build.WARNINGS, "-Werror", *flags, "-o", str(program), *sources], check=True, timeout=60)
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    assert told == f"upcall-request-key {version()}\n"
+
+
+def test_the_stand_in_has_the_same_version() -> None:
+    assert version() == standin.RELEASE
+    assert f'#define RELEASE "{version()}"' in (SOURCES / "forward.c").read_text()
+
+
+@needs_compiler
+def test_the_build_makes_a_program_that_only_its_owner_writes(tmp_path: Path) -> None:
+    target = tmp_path / "upcall-request-key"
+    assert build.compile_program(target, SOURCES) is not None
+    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("cc", ["false", "true", "/nowhere/cc"])
+def test_a_build_without_a_compiler_says_so_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cc: str
+) -> None:
+    monkeypatch.setenv("CC", cc)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("false", "true"):
+        found = shutil.which(name)
+        assert found is not None
+        (tools / name).symlink_to(found)
+    monkeypatch.setenv("PATH", str(tools))
+    assert build.compile_program(tmp_path / "program", SOURCES) is None
+    assert "is not compiled, its stand-in in Python will do" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
+
+
+def test_a_program_of_another_machine_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = tmp_path / "upcall-request-key"
+    foreign.write_bytes(b"\x7fELF nonsense")
+    foreign.chmod(0o755)
+    monkeypatch.setattr(forwarder, "PROGRAM", foreign)
+    assert forwarder.program() == forwarder.STANDIN
+    interpreter, *rest = forwarder.command()
+    assert Path(interpreter).is_absolute()
+    assert rest == ["-I", "-S", str(forwarder.STANDIN)]
+
+
+def test_no_system_python_leaves_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarder, "PROGRAM", tmp_path / "none")
+    monkeypatch.setattr(forwarder, "SYSTEM_PYTHON", tmp_path / "python3")
+    assert forwarder.command()[0] == os.path.realpath(sys.executable)
+
+
+def test_the_words_for_the_line_work() -> None:
+    """By hand there is no authority, and nothing happens."""
+    words = forwarder.command()
+    assert all(re.fullmatch(r"[!-~]+", word) for word in words)
+    ended = subprocess.run([*words, "1"], capture_output=True, timeout=20)
+    assert ended.returncode == 77
