@@ -20,6 +20,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "unwrap": ("wrap:unwrap", "Unwrap it again."),
     "prompt": ("prompt", "Type the PINs that keys in tokens need, in this terminal."),
     "key": ("key", "Make, import, add, list, show, lock, unlock and remove keys."),
+    "request-key": ("requestkey", "Have the kernel's requests for keys come to upcall."),
+    "explain": ("explain", "Tell what would become of a key that the kernel asks for."),
     "plugin": ("plugin", "List, show, check and start plugins."),
     "ecryptfs": ("ecryptfs", "Look at eCryptfs files from below."),
     "demo": ("demo", "Show everything at work, in a temporary folder."),

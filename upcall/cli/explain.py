@@ -1,0 +1,123 @@
+"""`upcall explain`."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from upcall.cli import for_terminal
+from upcall.errors import UsageError
+from upcall.explaining import asked
+from upcall.explaining.steps import WOULD, explain
+from upcall.requestkey.system import System
+from upcall.runtime import SYSTEM_FOLDER
+from upcall.wire.requestkeyconf import Key
+
+_NEEDS = {"cifs.spnego": "--host", "dns_resolver": "--name"}
+
+
+@click.command("explain")
+@click.argument("service", metavar="TYPE")
+@click.option("--host", metavar="HOST", help="cifs.spnego: the file server, as mount is told it.")
+@click.option("--uid", type=click.IntRange(0, 0xFFFFFFFE), help="cifs.spnego: for whom.  [default: you]")
+@click.option("--sec", help="cifs.spnego: the mount option sec=.  [default: krb5]")
+@click.option("--user", help="cifs.spnego: the mount option user=.")
+@click.option("--name", help="dns_resolver: what to look up.")
+@click.option("--options", "options", metavar="TEXT", help="dns_resolver: what the kernel asks for, such as ipv6.")
+@click.option("--contact", is_flag=True, help="Ask the KDC or the DNS, too: fetch what would be answered.")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.option("--runtime", type=click.Path(path_type=Path), help="The broker's folder.  [default: the system's]")
+@click.option("--root", type=click.Path(exists=True, file_okay=False, path_type=Path), default="/", hidden=True)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    service: str,
+    contact: bool,
+    as_json: bool,
+    runtime: Path | None,
+    root: Path,
+    **told: Any,
+) -> None:
+    """Tell what would be answered if the kernel asked for a key of TYPE, by whom and why; nothing is asked.
+
+    TYPE is cifs.spnego (a mount with sec=krb5) or dns_resolver. The user's handler looks for credentials in a process
+    of that user, as the user's daemon would. No secret is shown. For another user's: root only.
+
+    \b
+    Exit codes: 0 upcall would answer; 1 it would not (the last line says why); 64 no kernel would ask for this;
+    77 only root may.
+    """
+    key = _key(service, {name: value for name, value in told.items() if value is not None})
+    report = explain(key, runtime or SYSTEM_FOLDER, contact, System(root))
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        for line in _lines(report):
+            click.echo(line)
+    ctx.exit(0 if report["answer"] == WOULD else 1)
+
+
+def _key(service: str, told: dict[str, Any]) -> Key:
+    if service not in _NEEDS:
+        raise UsageError(f"no keys of type {service!r} are known: {', '.join(_NEEDS)}")
+    need = _NEEDS[service]
+    if need[2:] not in told:
+        raise UsageError(f"{service} needs {need}")
+    known = {"host", "uid", "sec", "user"} if service == "cifs.spnego" else {"name", "options"}
+    if unknown := sorted(told.keys() - known):
+        raise UsageError(f"--{unknown[0]} has no meaning for {service}")
+    if service == "cifs.spnego":
+        return asked.spnego(**{"uid": os.getuid(), **told})
+    return asked.dns(**told)
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    """A block for each step, and the outcome."""
+    line = report["request-key"]["line"]
+    by = "nobody" if line is None else f"{line['program']}, as {line['file']}:{line['number']} says"
+    out = [*_pairs({"key": " ".join(filter(None, report["key"].values())), "made by": by}, "")]
+    if "daemon" in report:
+        daemon = report["daemon"]
+        state = daemon["why"] or (f"pid {daemon['pid']}" if daemon["pid"] is not None else "")
+        out += _pairs({"daemon": f"of uid {daemon['uid']}: {state}"}, "")
+    if "handler" in report:
+        handler = dict(report["handler"])
+        out += _pairs({"handler": _said(handler.pop("answer"), handler.pop("why", "")), **handler}, "")
+    return out + _pairs({"answer": _said(report["answer"], report["why"])}, "")
+
+
+def _said(answer: str, why: object) -> str:
+    return f"{answer}: {why}" if why else answer
+
+
+_DEEPEST = 8  # columns
+
+
+def _pairs(told: dict[str, Any], indent: str) -> list[str]:
+    """One line for each that has something to say; lists and objects below their names, if they are not too deep."""
+    out: list[str] = []
+    for name, value in told.items():
+        start = f"{indent}{for_terminal(str(name)):<12} "
+        if len(indent) > _DEEPEST:
+            out.append(f"{indent}...")
+        elif isinstance(value, list) and value:
+            out.append(start.rstrip())
+            for one in value:
+                out += _pairs(one if isinstance(one, dict) else {"-": str(one)}, indent + "  ")
+        elif isinstance(value, dict):
+            out += [start.rstrip(), *_pairs(value, indent + "  ")]
+        elif value not in (None, "", []):
+            out.append(start + for_terminal(_time(value) if name == "expires" else str(value)))
+    return out
+
+
+def _time(value: object) -> str:
+    if not isinstance(value, int | float) or not 0 < value < 1 << 33:
+        return str(value)
+    return datetime.fromtimestamp(value).astimezone().isoformat(sep=" ")

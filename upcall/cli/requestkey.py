@@ -1,0 +1,185 @@
+"""`upcall request-key`: our lines in request-key's configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from upcall.cli import error_text, for_terminal
+from upcall.errors import UpcallError
+from upcall.requestkey.installing import Plan, check_winning, install, missing, others, plan, uninstall
+from upcall.requestkey.ours import TYPES
+from upcall.requestkey.standing import Standing, standing, standing_of_type
+from upcall.requestkey.system import REQUEST_KEY, SOCKET, System
+from upcall.wire.requestkeyconf import Key
+
+_DEFAULT = ("cifs.spnego",)
+_ROOT = click.option(
+    "--root",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default="/",
+    help="A system's image: its configuration, and its programs, which need to be there.",
+)
+
+
+@click.group()
+def command() -> None:
+    """Have the kernel's requests for keys come to upcall.
+
+    The kernel starts /sbin/request-key (of keyutils), whose configuration says by which program a key is made.
+    """
+
+
+@command.command("install")
+@click.option(
+    "--type",
+    "types",
+    multiple=True,
+    type=click.Choice(list(TYPES)),
+    help="A type of keys that upcall is to make; may be repeated.  [default: as installed, or cifs.spnego]",
+)
+@click.option(
+    "--copy/--no-copy",
+    default=None,
+    help="Run a copy of the program that only root can change; needed where upcall is installed in somebody's "
+    "folder.  [default: as installed, or --no-copy]",
+)
+@click.option("--check", is_flag=True, help="Change nothing; exit with 1 if something would have to be changed.")
+@_ROOT
+@click.pass_context
+def install_command(ctx: click.Context, types: tuple[str, ...], copy: bool | None, check: bool, root: Path) -> None:
+    """Write /etc/request-key.d/upcall.conf, whose lines win over those of other packages.
+
+    No other file is changed. It is refused if another line would still win, if request-key cannot read some line,
+    if somebody else has written our file, and if others than root could change the program.
+
+    \b
+    Exit codes: 0 it is there; 1 with --check: it is not as it should be; 73 our file is somebody else's;
+    77 only root may; 78 another line, or the program, is in the way.
+    """
+    system = System(root)
+    if check:
+        problems = _problems(system, types, copy)
+        for problem in problems:
+            click.echo(problem)
+        ctx.exit(1 if problems else 0)
+    planned = _plan(system, types, copy)
+    for line in install(system, planned) or ["nothing to do"]:
+        click.echo(line)
+    _tell_others(system, planned.ours.types)
+    if why := system.request_key():
+        click.echo(f"{REQUEST_KEY} {why}")
+
+
+def program() -> list[str]:
+    """What request-key is to run, without the key."""
+    from upcall import forwarder
+
+    return forwarder.command()
+
+
+def _plan(system: System, types: tuple[str, ...], copy: bool | None) -> Plan:
+    current = system.ours()
+    wanted = types or (current.types if current is not None else _DEFAULT)
+    copied = current is not None and current.copied is not None
+    return plan(system, wanted, program(), copied if copy is None else copy)
+
+
+def _problems(system: System, types: tuple[str, ...], copy: bool | None) -> list[str]:
+    try:
+        planned = _plan(system, types, copy)
+        check_winning(system, planned)
+        return missing(system, planned)
+    except (UpcallError, OSError) as error:
+        return [error_text(error)]
+
+
+def _tell_others(system: System, types: tuple[str, ...]) -> None:
+    for name, line, keeps in others(system, types):
+        pattern = line.columns[2].decode(errors="backslashreplace") if keeps else ""
+        which = f"keeps {pattern}, for it is narrower" if keeps else "no longer used"
+        click.echo(for_terminal(f"{line}: {name} by {line.program}: {which}"))
+
+
+@command.command("uninstall")
+@_ROOT
+def uninstall_command(root: Path) -> None:
+    """Take away what `upcall request-key install` made; other packages' lines count again.
+
+    \b
+    Exit codes: 0 it is not there; 73 our file was edited, or is somebody else's, and is left; 77 only root may.
+    """
+    for line in uninstall(System(root)) or ["nothing to do"]:
+        click.echo(line)
+
+
+@command.command("status")
+@click.option(
+    "--key", nargs=2, metavar="TYPE DESCRIPTION", help="Tell who makes this very key.  [default: of each type]"
+)
+@click.option("--callout", default="", help="What the key is asked for with; only for --key.")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@_ROOT
+@click.pass_context
+def status_command(ctx: click.Context, key: tuple[str, str] | None, callout: str, as_json: bool, root: Path) -> None:
+    """Show who makes the keys that the kernel asks for, and whether that can work.
+
+    \b
+    Exit codes: 0 upcall makes them (this key, or all of the types that it is installed for), and all it needs is
+    there; 1 it does not, or something is missing.
+    """
+    system = System(root)
+    report = _report(system, _key(*key, callout) if key else None)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        _print(report)
+    ctx.exit(0 if report["ready"] else 1)
+
+
+def _key(*texts: str) -> Key:
+    return Key(*map(os.fsencode, texts))
+
+
+def _report(system: System, key: Key | None) -> dict[str, Any]:
+    installed, problem = None, ""
+    try:
+        installed = system.ours()
+    except OSError as error:
+        problem = error_text(error)
+    keys = [standing(system, key)] if key else [standing_of_type(system, name) for name in TYPES]
+    wanted = {name.encode() for name in installed.types} if installed else set()
+    counted = [one for one in keys if key or one.key.type in wanted]
+    request_key, socket = system.request_key(), system.socket()
+    return {
+        "ready": bool(counted) and all(map(_works, counted)) and not (problem or request_key or socket),
+        "installed": None if installed is None else installed._asdict(),
+        "problem": problem,
+        "keys": [one.report() for one in keys],
+        "request-key": {"path": REQUEST_KEY, "problem": request_key},
+        "socket": {"path": SOCKET, "problem": socket},
+    }
+
+
+def _works(one: Standing) -> bool:
+    return one.ours and not one.problems
+
+
+def _print(report: dict[str, Any]) -> None:
+    for key in report["keys"]:
+        line = key["line"]
+        who = "upcall" if key["ours"] else "nobody" if line is None else "not upcall"
+        where = "" if line is None else f"  {line['file']}:{line['number']}  {line['program']}"
+        click.echo(for_terminal(f"{key['type']:<14}{who:<12}{where}".rstrip()))
+        for problem in key["problems"]:
+            click.echo(for_terminal(f"  {problem}"))
+    for one in (report["request-key"], report["socket"]):
+        click.echo(f"{one['path']} {one['problem'] or 'is there'}")
+    if report["problem"]:
+        click.echo(report["problem"])
+    elif report["installed"] is None:
+        click.echo("upcall is not installed here: see `upcall request-key install`")
