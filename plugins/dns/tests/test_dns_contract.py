@@ -1,0 +1,22 @@
+"""The contract of handlers, where there is no name server."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from upcall_dns import DnsHandler
+
+from upcall.messages import Requester
+from upcall.testing.handlercontract import HandlerContract
+from upcall.wire.dns_resolver import TYPE
+from upcall.wire.netlink import Envelope
+from upcall.wire.requestkey import Ask, pack_ask
+
+
+class TestDns(HandlerContract):
+    handler = DnsHandler(Path("/nonexistent/resolv.conf"), Path("/nonexistent/hosts"), port=1)
+
+    def asking(self) -> Envelope:
+        deadline = int((time.monotonic() + 5) * 1e9)
+        return Envelope(1, 0, TYPE, Requester(0, 0), deadline, pack_ask(Ask(b"fs.lab.test", b"")))

@@ -1,0 +1,114 @@
+"""The volume location servers of an AFS cell: by SRV records (RFC 5864), else by AFSDB records (RFC 1183)."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import dns.rdatatype
+
+from upcall.errors import Refused
+from upcall.wire.dns_resolver import (
+    FROM_DNS_AFSDB,
+    FROM_DNS_SRV,
+    GOOD,
+    GOOD_WITH_BAD,
+    Options,
+    Server,
+    ServerList,
+    Text,
+    is_host,
+    pack_servers,
+    pack_text,
+)
+from upcall_dns import hosts
+from upcall_dns.names import MOST_ADDRESSES, NEGATIVE_TTL, Names, NotThere
+
+PORT = 7003  # of a volume location server, where AFSDB records say none
+MOST_SERVERS = 15
+_VOLUME_LOCATION = 1  # subtype of an AFSDB record; 2 is of DCE
+
+
+class _Target(NamedTuple):
+    name: str
+    priority: int
+    weight: int
+    port: int
+
+
+def look_up(names: Names, cell: str, options: Options) -> tuple[bytes, int]:
+    """(payload, seconds): a server list if that is understood, or else text. NotThere, Refused."""
+    source, targets, ttl = _targets(names, f"{cell.rstrip('.')}.")
+    servers, ttl = _servers(names, targets, ttl, options.families)
+    if options.servers:
+        status = GOOD if len(servers) == len(targets) else GOOD_WITH_BAD
+        return pack_servers(ServerList(source, status, servers)), ttl
+    items = [
+        _text(address) + (f"+{server.port}" if source == FROM_DNS_SRV else "")  # AFSDB records know no ports
+        for server in servers
+        for address in server.addresses
+    ]
+    return pack_text(Text(tuple(dict.fromkeys(items))[:MOST_ADDRESSES])), ttl
+
+
+def _targets(names: Names, cell: str) -> tuple[int, list[_Target], int]:
+    """(what kind of records, the servers they name, seconds). A cell with SRV records needs no others."""
+    failure: Refused | None = None
+    ttl = NEGATIVE_TTL
+    for source, name, kind in (
+        (FROM_DNS_SRV, f"_afs3-vlserver._udp.{cell}", "SRV"),
+        (FROM_DNS_AFSDB, cell, "AFSDB"),
+    ):
+        try:
+            told = names.records(name, kind)
+        except Refused as refused:
+            failure = failure or refused
+            continue
+        ttl = min(ttl, told.ttl) if not told.records else told.ttl
+        if told.records:
+            return source, _distinct(_target(record) for record in told.records), ttl
+    raise failure or NotThere(cell, ttl)
+
+
+def _target(record: Any) -> _Target:
+    """Of an SRV or an AFSDB record; without a name if it names no server."""
+    if record.rdtype == dns.rdatatype.SRV:
+        return _Target(record.target.to_text(True), record.priority, record.weight, record.port)
+    ours = record.subtype == _VOLUME_LOCATION
+    return _Target(record.hostname.to_text(True) if ours else "", 0, 0, PORT)
+
+
+def _distinct(targets: Iterable[_Target]) -> list[_Target]:
+    """Each server once, in the name server's order."""
+    first: dict[str, _Target] = {}
+    for target in targets:
+        if is_host(target.name):  # "." says that there is no such service
+            first.setdefault(target.name.lower(), target)
+    return list(first.values())[:MOST_SERVERS]
+
+
+def _servers(
+    names: Names, targets: list[_Target], ttl: int, families: tuple[int, ...]
+) -> tuple[tuple[Server, ...], int]:
+    """Those that have addresses, at least one, and for how many seconds all that is true."""
+    servers = []
+    failure: Refused | None = None
+    for target in targets:
+        try:
+            found = names.addresses(target.name, families, search=False)
+        except Refused as refused:
+            failure = failure or refused
+        except NotThere as no:
+            ttl = min(ttl, no.ttl)
+        else:
+            ttl = min(ttl, found.ttl)
+            addresses = tuple(hosts.packed(address) for address in found.addresses)
+            servers.append(Server(*target, addresses, found.source))
+    if not servers:
+        raise failure or NotThere("the servers of the cell", min(ttl, NEGATIVE_TTL))
+    return tuple(servers), ttl
+
+
+def _text(address: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
