@@ -10,26 +10,29 @@ from types import FrameType
 
 import pytest
 
+from tests.kernel.groups import elsewhere
 from tests.kernel.scene import House, enrol, keys
+from upcall.lab.fileserver import FileServer, missing, server
+from upcall.lab.kerberos import Realm, realm
 from upcall.lab.stage import Person, kernel_faults, person
 
 TIME_LIMIT = 90  # seconds for one test in the slow guest; nothing here should come near it
 
 
-def _why_not() -> str | None:
+def _why_not(file: str) -> str | None:
     if not os.environ.get("UPCALL_LAB"):
         return "needs the lab's guest: run `python -m tests.run_lab`"
-    if not Path("/dev/ecryptfs").exists():
+    if not elsewhere(file) and not Path("/dev/ecryptfs").exists():
         return "this kernel has no /dev/ecryptfs"
     return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here, why = Path(__file__).parent, _why_not()
+    here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.kernel)
-            if why:
+            if why := _why_not(item.path.name):
                 item.add_marker(pytest.mark.skip(reason=why))
 
 
@@ -83,3 +86,19 @@ def house() -> Iterator[House]:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture(scope="session")
+def kerberos() -> Iterator[Realm]:
+    """A realm whose KDC runs. Nobody has a ticket."""
+    if packages := missing():
+        pytest.skip(f"not installed: {', '.join(packages)}")
+    with realm() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def share(kerberos: Realm) -> Iterator[FileServer]:
+    """A file server that runs, and takes nothing that is not encrypted."""
+    with server(kerberos) as made:
+        yield made

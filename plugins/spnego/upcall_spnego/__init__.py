@@ -1,0 +1,184 @@
+"""Answers cifs.spnego: a Kerberos session with a file server, in the name of the user whose daemon this runs in.
+
+The kernel gets a session key and the first token for the server. Which cache or keytab the ticket comes from is
+decided anew for each request (`credentials`), so that a new kinit counts at once; libgssapi does the rest (`gssapi`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from typing import Any, Final
+
+from upcall.errors import ModuleFailed, Refused
+from upcall.wire.cifs_spnego import MAX_KEY, MIN_KEY, Spnego, pack_payload, take_description
+from upcall.wire.netlink import Envelope
+from upcall.wire.requestkey import MAX_PAYLOAD, Ask, Instance, pack_ask, pack_instance, take_ask
+from upcall_spnego import credentials
+from upcall_spnego.credentials import PREFIX, USELESS, Candidate, Wanted
+from upcall_spnego.gssapi import GssError, Session, initiate
+from upcall_spnego.krb5 import Context, Krb5Error, realm_of
+from upcall_spnego.negtoken import KRB5, MS_KRB5, pack_negtokeninit
+from upcall_spnego.refusals import refused
+from upcall_spnego.waiting import Waiting
+
+__all__ = ["SpnegoHandler", "explain", "handler"]
+
+MECHANISMS: Final = {"krb5": KRB5, "mskrb5": MS_KRB5}
+_ADDRESS = re.compile(r"[0-9.]+|.*:.*")
+_ANOTHER_MAY_DO = frozenset({"no-ticket", "ticket-expired", "wrong-realm", "kdc-refused"})  # then the next is tried
+_HEAD = 16  # bytes of a payload before the key
+
+
+class SpnegoHandler:
+    """A Handler that can explain itself. `prefix`: of the files that PAM modules make, for tests."""
+
+    services: tuple[str, ...] = ("cifs.spnego",)
+
+    def __init__(self, prefix: str = PREFIX) -> None:
+        self._prefix = prefix
+        self.waiting = Waiting()
+
+    def lane(self, envelope: Envelope, /) -> str:
+        """One for each server: what hangs at one KDC does not keep the tickets from working that are there."""
+        return f"cifs.spnego {_asked(envelope.body).host.lower()}"
+
+    def answer(self, envelope: Envelope, /) -> bytes:
+        """An Instance that does not expire: the kernel uses it once. May wait for a KDC as long as libkrb5 does."""
+        asked = _asked(envelope.body)
+        session = self._session(asked)
+        blob = pack_negtokeninit(MECHANISMS[asked.sec], session.token)
+        return pack_instance(Instance(0, pack_payload(session.key, _fitting(session, blob))))
+
+    def explain(self, ask: bytes, /, contact: bool = False) -> dict[str, Any]:
+        """What would be answered to this Ask, and why; no secrets. KDCs are asked only with `contact`.
+
+        {"answer": "would answer" or the reason of the refusal, "why", "server",
+         "credential": one of the candidates or None, "candidates": [{"name", "principal", "expires", "verdict"}],
+         "key", "blob": sizes in bytes, with `contact` and an answer}
+        """
+        asked = _asked(ask)
+        told: dict[str, Any] = {"answer": "would answer", "why": "", "server": "", "credential": None}
+        told["candidates"] = []
+        try:
+            with Context() as krb5:
+                wanted = _wanted(krb5, asked)
+                told["server"] = wanted.server
+                found = list(self._candidates(krb5, wanted))
+            told["candidates"] = [_described(one) for one in found]
+            usable = [one for one in found if one.rank != USELESS]
+            if not usable:
+                raise credentials.why_none(found)
+            told["credential"] = _described(usable[0])
+            if contact:
+                session = self._session(asked)
+                blob = pack_negtokeninit(MECHANISMS[asked.sec], session.token)
+                told |= {"key": len(session.key), "blob": len(_fitting(session, blob))}
+        except Refused as error:
+            told |= {"answer": error.reason, "why": error.why}
+        except (Krb5Error, ModuleFailed) as error:
+            told |= {"answer": "module-failed", "why": str(error)}
+        return told
+
+    # --- whose name, and the session in it -------------------------------------------------------------------
+
+    def _candidates(self, krb5: Context, wanted: Wanted) -> Iterator[Candidate]:
+        """The best first. Keytabs are opened only if no cache can be used."""
+        found = credentials.caches(krb5, wanted, self._prefix)
+        yield from found
+        if all(one.rank == USELESS for one in found):
+            yield from credentials.keys(krb5, wanted)
+
+    def _session(self, asked: Spnego) -> Session:
+        try:
+            with Context() as krb5:
+                wanted = _wanted(krb5, asked)
+                try:
+                    return self._first(krb5, wanted)
+                except Refused as error:
+                    if error.reason != "unknown-service" or not (longer := _full_name(asked.host)):
+                        raise
+                    return self._first(krb5, wanted._replace(server=krb5.server(longer)))
+        except Krb5Error as error:
+            raise ModuleFailed(f"libkrb5: {error}") from None
+
+    def _first(self, krb5: Context, wanted: Wanted) -> Session:
+        """By the best candidate with which it works; if none does, the best one's refusal is what counts."""
+        first: Refused | None = None
+        found: list[Candidate] = []
+        for one in self._candidates(krb5, wanted):
+            found.append(one)
+            if one.rank == USELESS:
+                continue
+            try:
+                return self._initiated(krb5, wanted.server, one)
+            except Refused as error:
+                first = first or error
+                if error.reason not in _ANOTHER_MAY_DO:
+                    break
+        raise first or credentials.why_none(found)
+
+    def _initiated(self, krb5: Context, server: str, one: Candidate) -> Session:
+        try:
+            if one.at_hand:
+                return initiate(server, one.opened)
+            with self.waiting.for_kdc(realm_of(server) or realm_of(one.principal)):
+                return initiate(server, one.opened, one.principal if one.keytab else "", one.keytab)
+        except GssError as error:
+            raise refused(error, server, one.principal, credentials.reaches(krb5, one, server)) from None
+
+
+def _asked(body: bytes) -> Spnego:
+    return take_description(take_ask(body).description)
+
+
+def _wanted(krb5: Context, asked: Spnego) -> Wanted:
+    """Root's daemon may be asked for people who have none: then with the machine's own keys, never with root's."""
+    if asked.sec not in MECHANISMS:
+        raise Refused("no-mechanism", why=f"sec={asked.sec}: {' and '.join(MECHANISMS)} are spoken here")
+    uid = os.geteuid()
+    if uid not in (0, asked.creduid):
+        raise Refused("not-permitted", why=f"asked for the credentials of uid {asked.creduid}, this is uid {uid}")
+    return Wanted(krb5.server(_name_of(asked.host)), asked.user or None, uid, uid == asked.creduid)
+
+
+def _name_of(host: str) -> str:
+    """In lower case, as cifs.upcall asks for it. An address is asked for as it is: DNS could lie about its name."""
+    return host.lower().removesuffix(".")
+
+
+def _full_name(host: str) -> str:
+    """Of a short name, that with the domain which the resolver knows; empty if there is none. May block."""
+    if "." in host or _ADDRESS.fullmatch(host):
+        return ""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_CANONNAME)
+    except OSError:
+        return ""
+    _, dot, domain = found[0][3].partition(".")
+    return f"{_name_of(host)}.{_name_of(domain)}" if dot and domain else ""
+
+
+def _fitting(session: Session, blob: bytes) -> bytes:
+    """The kernel believes every size: what does not fit goes no further."""
+    if not MIN_KEY <= len(session.key) <= MAX_KEY:
+        raise Refused("kdc-refused", why=f"a session key of {len(session.key)} bytes, at least {MIN_KEY} are needed")
+    if _HEAD + len(session.key) + len(blob) > MAX_PAYLOAD:
+        raise Refused("kdc-refused", why=f"a token of {len(blob)} bytes has no room in a key")
+    return blob
+
+
+def _described(one: Candidate) -> dict[str, Any]:
+    verdict = f"{one.reason}: {one.why}" if one.reason else one.why
+    return {"name": one.name, "principal": one.principal, "expires": one.expires, "verdict": verdict}
+
+
+handler = SpnegoHandler()
+
+
+def explain(description: str | bytes, contact: bool = False) -> dict[str, Any]:
+    """As `SpnegoHandler.explain`, for a key's description. PeerError if no kernel would write it."""
+    text = description.encode() if isinstance(description, str) else description
+    return handler.explain(pack_ask(Ask(text, b"")), contact)

@@ -1,0 +1,234 @@
+"""A Kerberos realm on the loopback, for tests and measurements: MIT's KDC as a process, in a folder of its own.
+
+    with Realm(folder) as realm:
+        realm.kinit("alice", "FILE:/somewhere/cache")
+
+Whatever is to see it has `realm.environment` in its environment. Nothing outside the folder is read or written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+from upcall.errors import UpcallError
+from upcall.messages import Requester
+from upcall.wire.netlink import Envelope
+from upcall.wire.requestkey import Ask, pack_ask
+
+NAME = "LAB.TEST"
+ELSEWHERE = "ELSEWHERE.TEST"  # a realm that nobody serves
+SERVER = "fs.lab.test"
+UNKNOWN = "unknown.lab.test"  # the KDC has no principal for it
+FOREIGN = "fs.elsewhere.test"  # belongs to the realm that nobody serves
+PEOPLE = ("alice", "bob")
+PATIENCE = 20.0  # seconds that one of MIT's programs may take
+
+_PROGRAMS = ("krb5kdc", "kdb5_util", "kadmin.local", "kinit", "klist")
+_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
+
+_KRB5_CONF = """\
+[libdefaults]
+default_realm = {name}
+dns_lookup_realm = false
+dns_lookup_kdc = false
+default_ccache_name = FILE:{folder}/cache/default
+default_keytab_name = FILE:{folder}/cache/machine.keytab
+default_client_keytab_name = FILE:{folder}/cache/client.keytab
+[realms]
+{name} = {{
+  kdc = 127.0.0.1:{port}
+}}
+[domain_realm]
+.lab.test = {name}
+.elsewhere.test = {elsewhere}
+"""
+
+_KDC_CONF = """\
+[kdcdefaults]
+kdc_listen = 127.0.0.1:{port}
+kdc_tcp_listen = 127.0.0.1:{port}
+[realms]
+{name} = {{
+  database_name = {folder}/principal
+  key_stash_file = {folder}/stash
+  acl_file = {folder}/acl
+  max_life = 1d
+  supported_enctypes = {enctype}:normal
+}}
+[logging]
+kdc = FILE:{folder}/kdc.log
+"""
+
+
+class KerberosFailed(UpcallError):
+    """One of MIT's programs did not do what it should; the text is what it said."""
+
+
+def missing() -> str:
+    """Why there can be no KDC; empty if there can."""
+    lacking = [name for name in _PROGRAMS if shutil.which(name, path=_PATH) is None]
+    return f"{', '.join(lacking)}: not installed (Debian packages krb5-kdc, krb5-admin-server, krb5-user)" * bool(
+        lacking
+    )
+
+
+class Realm:
+    """A KDC for alice and bob, and for cifs/SERVER and host/SERVER; the keys of both in `keytab`."""
+
+    def __init__(self, folder: Path, enctype: str = "aes256-cts-hmac-sha1-96") -> None:
+        self.folder = folder
+        self.keytab = folder / "server.keytab"
+        (folder / "cache").mkdir(mode=0o700)
+        self.port = _free_port()
+        self.environment = {
+            "KRB5_CONFIG": str(folder / "krb5.conf"),
+            "KRB5_KDC_PROFILE": str(folder / "kdc.conf"),
+            "PATH": _PATH,
+            "LC_ALL": "C.UTF-8",
+        }
+        told = {"name": NAME, "elsewhere": ELSEWHERE, "folder": folder, "port": self.port, "enctype": enctype}
+        (folder / "krb5.conf").write_text(_KRB5_CONF.format(**told))
+        (folder / "kdc.conf").write_text(_KDC_CONF.format(**told))
+        self._passwords = {who: secrets.token_hex(16) for who in PEOPLE}
+        self._kdc: subprocess.Popen[bytes] | None = None
+        master = secrets.token_hex(16)
+        self.run(["kdb5_util", "create", "-s", "-r", NAME], f"{master}\n{master}\n")
+        self.administer(
+            *(f"add_principal -pw {password} {who}" for who, password in self._passwords.items()),
+            *(f"add_principal -randkey {kind}/{SERVER}" for kind in ("cifs", "host")),
+            f"ktadd -norandkey -k {self.keytab} cifs/{SERVER} host/{SERVER}",
+        )
+
+    def administer(self, *commands: str) -> None:
+        """Commands of kadmin.local, by its standard input: there are passwords in them."""
+        stdin = "".join(f"{command}\n" for command in commands)
+        said = self.run(["kadmin.local", "-r", NAME, "-p", f"admin@{NAME}"], stdin)
+        complaints = [line for line in said.splitlines() if line.startswith("kadmin.local: ") and " while " in line]
+        if complaints:
+            raise KerberosFailed("; ".join(complaints))
+
+    def run(self, argv: Sequence[str], stdin: str = "", **environment: str) -> str:
+        """One of MIT's programs; what it printed. KerberosFailed."""
+        done = subprocess.run(
+            argv,
+            input=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE,
+            env=self.environment | environment,
+        )
+        if done.returncode != 0:
+            raise KerberosFailed(f"{argv[0]}: {done.stdout.strip() or done.returncode}")
+        return done.stdout
+
+    def kinit(self, who: str, cache: str, lifetime: int = 3600) -> None:
+        """A ticket-granting ticket for `lifetime` seconds in `cache`, a name as in KRB5CCNAME."""
+        self.run(["kinit", "-l", f"{lifetime}s", who], f"{self._passwords[who]}\n", KRB5CCNAME=cache)
+
+    def expired(self, who: str, cache: str) -> None:
+        """A ticket that has expired when this returns."""
+        self.kinit(who, cache, 1)
+        deadline = time.monotonic() + PATIENCE
+        while self._valid(cache):
+            if time.monotonic() > deadline:
+                raise KerberosFailed(f"the ticket of {who} does not expire")
+            time.sleep(0.05)
+
+    def _valid(self, cache: str) -> bool:
+        try:
+            self.run(["klist", "-s"], KRB5CCNAME=cache)
+        except KerberosFailed:
+            return False
+        return True
+
+    def at_home(self, home: Path) -> dict[str, str]:
+        """The environment of somebody whose files are in `home`: the cache `default`, and two keytabs."""
+        return self.environment | {
+            "KRB5CCNAME": f"FILE:{home}/default",
+            "KRB5_CLIENT_KTNAME": f"FILE:{home}/client.keytab",
+            "KRB5_KTNAME": f"FILE:{home}/machine.keytab",
+            "KRB5RCACHENAME": "none:",
+        }
+
+    def client_keytab(self, path: Path, *principals: str) -> None:
+        """Their keys in a keytab, 0600."""
+        self.administer(*(f"ktadd -norandkey -k {path} {principal}" for principal in principals))
+
+    def start(self, **environment: str) -> None:
+        """Returns when the KDC takes connections. `environment`: more that it is to see, a false time for one."""
+        with (self.folder / "kdc.out").open("ab") as output:
+            told = self.environment | environment
+            self._kdc = subprocess.Popen(["krb5kdc", "-n"], env=told, stdout=output, stderr=output)
+        deadline = time.monotonic() + PATIENCE
+        while not _listening(self.port):
+            if self._kdc.poll() is not None or time.monotonic() > deadline:
+                raise KerberosFailed(f"krb5kdc: {(self.folder / 'kdc.out').read_text(errors='replace')}")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        if self._kdc is not None:
+            self._kdc.terminate()
+            try:
+                self._kdc.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self._kdc.kill()
+                self._kdc.wait()
+            self._kdc = None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """It takes connections still, and answers nothing: the worst that a KDC can do."""
+        if self._kdc is None:
+            raise KerberosFailed("there is no KDC that could be paused")
+        self._kdc.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._kdc.send_signal(signal.SIGCONT)
+
+    def asked(self) -> int:
+        """How many requests the KDC has logged."""
+        log = self.folder / "kdc.log"
+        return sum(" TGS_REQ " in line or " AS_REQ " in line for line in log.read_text(errors="replace").splitlines())
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def asking(host: str = SERVER, sec: str = "krb5", user: str | None = "nobody", creduid: int | None = None) -> Envelope:
+    """What the broker sends when the kernel wants this; for the user who runs this, if nothing else is said."""
+    uid = os.geteuid() if creduid is None else creduid
+    wish = "" if user is None else f";user={user}"
+    text = f"ver=0x2;host={host};ip4=127.0.0.1;sec={sec};uid=0x0;creduid={uid:#x}{wish};pid=0x164"
+    deadline = time.monotonic_ns() + 8 * 10**9
+    return Envelope(1, 0, "cifs.spnego", Requester(uid, 356), deadline, pack_ask(Ask(text.encode(), b"")))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _listening(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 2).close()
+    except OSError:
+        return False
+    return True
