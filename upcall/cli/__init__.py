@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "request-key": ("requestkey", "Have the kernel's requests for keys come to upcall."),
     "explain": ("explain", "Tell what would become of a key that the kernel asks for."),
     "plugin": ("plugin", "List, show, check and start plugins."),
+    "quota": ("quota", "Show quotas, watch warnings, and test whether they arrive."),
     "ecryptfs": ("ecryptfs", "Look at eCryptfs files from below."),
     "demo": ("demo", "Show everything at work, in a temporary folder."),
     "lab": ("lab", "Run things on a real kernel in a virtual machine."),

@@ -1,0 +1,76 @@
+"""The handler of "quota": hands each notice to the sinks, which tell people where they look.
+
+Each sink has a thread and a queue of its own (`delivery.py`), made at the first notice; whoever hangs there keeps
+nobody else waiting, and the daemon neither.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from upcall.errors import ModuleFailed, PeerError, Refused, UpcallError
+from upcall.log import EventLog
+from upcall.wire.netlink import Envelope
+from upcall.wire.quotanotice import SERVICE, USER, QuotaNotice, printable, sentence, take
+from upcall_quota.delivery import Delivery
+from upcall_quota.sinks import Opener, configured
+
+__all__ = ["QuotaHandler", "handler"]
+
+SYSTEM = 0  # the uid whose daemon is the system's: it hears of others
+
+
+class QuotaHandler:
+    """Takes notices, and answers no request."""
+
+    services: tuple[str, ...] = (SERVICE,)
+
+    def __init__(self, find: Callable[[], Mapping[str, Opener]] = configured, uid: int | None = None) -> None:
+        """`find` says which sinks there are; `uid`: whose daemon this is, the process's own if not given."""
+        self._find, self._uid = find, uid
+        self._lock = threading.Lock()
+        self._deliveries: list[Delivery] | None = None
+
+    def lane(self, envelope: Envelope, /) -> str:
+        take(envelope.body)
+        return SERVICE
+
+    def answer(self, envelope: Envelope, /) -> bytes:
+        raise Refused("no-service", why="quota only gives notice")
+
+    def notice(self, envelope: Envelope, /) -> None:
+        """Returns at once. PeerError for what is not meant for this user, ModuleFailed for a wrong configuration."""
+        told = take(envelope.body)
+        uid = os.geteuid() if self._uid is None else self._uid
+        check_meant_for(told, uid)
+        text = printable(sentence(told, time.time(), None if uid == SYSTEM else uid))
+        for delivery in self._delivering():
+            delivery.put(told, text)
+
+    def _delivering(self) -> list[Delivery]:
+        with self._lock:
+            if self._deliveries is None:
+                try:
+                    found = self._find()
+                except UpcallError as error:
+                    raise ModuleFailed(str(error)) from error
+                log = EventLog("upcall-quota")
+                self._deliveries = [Delivery(name, opener, log) for name, opener in found.items()]
+            return self._deliveries
+
+
+def check_meant_for(notice: QuotaNotice, uid: int) -> None:
+    """PeerError if it is about another user: the broker is trusted, and its mistakes stay out of sessions all the
+    same. Who is told of a group's or project's quota without having written was told before, because of what he wrote.
+    """
+    about = notice.subject.id if notice.subject.kind == USER else None
+    if uid in (SYSTEM, about, notice.cause.uid) or (about is None and notice.cause.uid is None):
+        return
+    whose = about if about is not None else notice.cause.uid
+    raise PeerError("quota notice", f"is about uid {whose}, this is the daemon of {uid}")
+
+
+handler = QuotaHandler()

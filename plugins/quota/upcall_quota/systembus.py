@@ -1,0 +1,49 @@
+"""The signal that quota-tools' quota_nld sends on the system bus, for those who listen to it already.
+
+Interface com.system.quota.warning, member warning, path /: quota type u, id of the quota t, warning u, device's major
+and minor number u u, uid of who wrote t, as in the kernel's message (quota_nld.c, write_dbus_warning).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from jeepney import DBusAddress, new_signal
+
+from upcall.sink import Sink, TryLater
+from upcall.wire.quotanotice import TEST, QuotaNotice
+from upcall_quota.bus import TROUBLE, Bus, system_buses
+
+_FROM: Final = DBusAddress("/", interface="com.system.quota.warning")
+
+
+class Signal:
+    """Sends one signal for each notice that comes of a warning of the kernel; others cannot be said in its words."""
+
+    def __init__(self, buses: Callable[[], Iterator[str]] = system_buses) -> None:
+        self._buses = buses
+
+    def tell(self, notice: QuotaNotice, text: str, /) -> None:
+        raw = notice.raw
+        if raw is None and notice.event != TEST:
+            return
+        bus = Bus(self._buses())  # each time: whoever keeps one has to read what comes
+        try:
+            if raw is not None:
+                body = (raw.qtype, notice.subject.id, raw.warning, raw.major, raw.minor, notice.cause.uid or 0)
+                bus.send(new_signal(_FROM, "warning", "utuuut", body))
+        except TROUBLE as error:
+            raise TryLater(f"the system bus does not answer: {type(error).__name__}") from error
+        finally:
+            bus.close()
+
+
+class SignalModule:
+    name = "dbus"
+
+    def open(self, settings: Mapping[str, Any], /) -> Sink:
+        return Signal()
+
+
+sink = SignalModule()

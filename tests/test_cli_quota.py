@@ -1,0 +1,165 @@
+"""`upcall quota`, with figures as a test wants them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+
+import pytest
+from click.testing import CliRunner
+
+from upcall.cli import main
+from upcall.cli import quota as module
+from upcall.kernel import quotactl
+from upcall.kernel.genetlink import Ids
+from upcall.kernel.mounts import Mount
+from upcall.wire.quota import BHARDWARN, NOTHING, Figures, Quota, Warned, pack
+
+MB = 1 << 20
+HOME = Mount(os.makedev(7, 0), "/", "/ho\x1bme", "ext4", "/dev/loop0", frozenset())
+ME = os.geteuid()
+
+
+class Played:
+    """An open filesystem."""
+
+    quotas = {
+        (0, ME): Quota(ME, Figures(150 * MB, 100 * MB, 200 * MB, 2_000_000_000), Figures(5, 0, 10, 0)),
+        (0, 5002): Quota(5002, Figures(1, 0, 200 * MB, 0), NOTHING),
+        (0, 5003): Quota(5003, Figures(9, 0, 0, 0), NOTHING),
+    }
+
+    def get(self, kind: int, number: int) -> Quota:
+        if number not in (ME, *os.getgroups(), os.getegid()) and number != 5002:
+            raise PermissionError(1, "Operation not permitted")
+        return self.quotas.get((kind, number), Quota(number, NOTHING, NOTHING))
+
+    def next(self, kind: int, number: int) -> Quota | None:
+        found = sorted(one for of, one in self.quotas if of == kind and one >= number)
+        return self.quotas[kind, found[0]] if found else None
+
+    def __enter__(self) -> Played:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def played(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_quotas(_: Iterable[Mount]) -> dict[Mount, tuple[int, ...]]:
+        return {HOME: (0, 1)}
+
+    monkeypatch.setattr(quotactl, "with_quotas", with_quotas)
+    monkeypatch.setattr(quotactl, "opened", lambda _: Played())
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["quota", *arguments], env={"COLUMNS": "200"})
+    return result.exit_code, result.output
+
+
+def test_ones_own() -> None:
+    code, output = run("status")
+    assert code == 0
+    assert "150 MiB" in output
+    assert "left, until" in output
+    assert "nothing more" not in output
+    assert "10 files" in output
+    assert "\x1b" not in output
+    assert "/ho\\x1bme" in output
+
+
+def test_as_json() -> None:
+    code, output = run("status", "--json")
+    assert code == 0
+    space, files = json.loads(output)
+    assert (space["used"], space["soft"], space["hard"]) == (150 * MB, 100 * MB, 200 * MB)
+    assert (space["kind"], space["id"], space["resource"], space["grace_until"]) == (
+        "user",
+        ME,
+        "space",
+        2_000_000_000,
+    )
+    assert (files["resource"], files["used"], files["hard"], files["grace_until"]) == ("files", 5, 10, None)
+
+
+def test_of_everybody_who_has_a_limit() -> None:
+    code, output = run("status", "--all", "--json")
+    assert code == 0
+    assert {row["id"] for row in json.loads(output)} == {ME, 5002} - {0}
+
+
+def test_of_somebody() -> None:
+    code, output = run("status", "--user", "5002", "--json")
+    assert code == 0
+    assert [row["id"] for row in json.loads(output)] == [5002]
+
+
+def test_no_limits() -> None:
+    assert run("status", "--project", "5002") == (0, "no limits\n")
+
+
+def test_what_is_not_ones_business() -> None:
+    code, output = run("status", "--user", "4999")
+    assert (code, output) == (os.EX_NOPERM, "upcall: other people's quotas are for root to see\n")
+
+
+@pytest.mark.parametrize(("option", "what"), [("--user", "user"), ("--group", "group")])
+def test_nobody(option: str, what: str) -> None:
+    assert run("status", option, "no-such-name") == (os.EX_USAGE, f"upcall: there is no {what} 'no-such-name'\n")
+
+
+# --- watch -------------------------------------------------------------------------------------------------------
+
+
+class Waiting:
+    """A listener with something to read, once."""
+
+    def __init__(self, *datagrams: bytes) -> None:
+        self._datagrams = list(datagrams)
+        self._reader, self._writer = os.pipe()
+        os.write(self._writer, b"x")
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def receive(self, most: int) -> list[bytes]:
+        os.read(self._reader, 1)
+        found, self._datagrams = self._datagrams[:most], []
+        return found
+
+    def close(self) -> None:
+        os.close(self._reader)
+        os.close(self._writer)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
+    mine, others = Warned(0, 5001, BHARDWARN, 7, 0, 5001), Warned(0, 5002, BHARDWARN, 7, 0, 5002)
+    listener = Waiting(*(pack(one, 28, seq) for seq, one in enumerate((mine, others, mine), 1)), pack(mine, 28, 9))
+    monkeypatch.setattr(module, "look_up", lambda *_: Ids(28, 1))
+    monkeypatch.setattr(module, "Listener", lambda _: listener)
+    result = CliRunner().invoke(main, ["quota", "watch", "--timeout", "0.05", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines()
+
+
+def test_one_sees_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 5001)
+    (line,) = watched(monkeypatch)
+    assert "device 7:0: user 5001: nothing more can be written (by 5001) x3" in line
+
+
+def test_root_sees_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    rows = [json.loads(line) for line in watched(monkeypatch, "--json")]
+    assert [(row["excess_id"], row["count"], row["kind"]) for row in rows] == [(5001, 3, "user"), (5002, 1, "user")]
+
+
+@pytest.mark.parametrize(
+    "figures", [Figures(200 * MB, 100 * MB, 200 * MB, 2_000_000_000), Figures(150 * MB, MB, 0, 5)]
+)
+def test_who_is_full_or_late(figures: Figures, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(Played.quotas, (0, ME), Quota(ME, figures, NOTHING))
+    assert "nothing more can be written" in run("status")[1]

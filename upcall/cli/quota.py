@@ -1,0 +1,265 @@
+"""`upcall quota`: how much is used and allowed, what the kernel warns of, and whether warnings arrive."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import select
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import click
+from rich.console import Console
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from upcall.errors import PeerError, UsageError
+from upcall.kernel import quotactl
+from upcall.kernel.genetlink import Listener, look_up
+from upcall.kernel.mounts import Mount, Names, mounts
+from upcall.wire import quota
+from upcall.wire.quota import Figures, Warned
+from upcall.wire.quotanotice import FILES, KINDS, SPACE, amount, duration, moment, printable
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+
+_TEST = "upcall.cli.quotatest"
+
+
+class _Group(click.Group):
+    """`test` is imported when it is called: it needs what the daemon's handler needs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *(["test"] if importlib.util.find_spec(_TEST) else [])]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "test" or not importlib.util.find_spec(_TEST):
+            return super().get_command(ctx, cmd_name)
+        found = importlib.import_module(_TEST).command
+        return found if isinstance(found, click.Command) else None
+
+
+@click.group(cls=_Group)
+def command() -> None:
+    """Show quotas, watch the kernel's warnings, and test whether they reach you."""
+
+
+# --- status ------------------------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """One quota of one resource."""
+
+    mount: Mount
+    kind: int
+    id: int
+    resource: str
+    figures: Figures
+
+
+@command.command()
+@click.option("--user", type=str, metavar="NAME", help="Of this user (for root).")
+@click.option("--group", type=str, metavar="NAME", help="Of this group.")
+@click.option("--project", type=click.IntRange(1, 0xFFFFFFFF), metavar="ID", help="Of this project (for root).")
+@click.option("--all", "everybody", is_flag=True, help="Of everybody who has a limit (for root).")
+@_JSON
+def status(user: str | None, group: str | None, project: int | None, everybody: bool, as_json: bool) -> None:
+    """Show what is used and allowed: yours and your groups', on every filesystem that has quotas.
+
+    \b
+    Exit codes: 0 shown; 64 nobody has that name; 77 not for you to know.
+    """
+    whose = _whose(user, group, project)
+    try:
+        rows = list(_rows(whose, everybody))
+    except PermissionError as error:
+        raise UsageError("other people's quotas are for root to see") from error
+    names = Names()
+    if as_json:
+        click.echo(json.dumps([_as_data(row, names) for row in rows], indent=2))
+    elif rows:
+        _show(rows, names, Console())
+    else:
+        click.echo("no limits")
+
+
+def _whose(user: str | None, group: str | None, project: int | None) -> list[tuple[int, int]]:
+    """(kind of quota, id) of all that is asked for; of nothing in particular: one's own."""
+    import grp
+    import pwd
+
+    asked = []
+    try:
+        if user is not None:
+            asked.append((quotactl.USER, int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid))
+    except KeyError:
+        raise UsageError(f"there is no user {user!r}") from None
+    try:
+        if group is not None:
+            asked.append((quotactl.GROUP, int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid))
+    except KeyError:
+        raise UsageError(f"there is no group {group!r}") from None
+    if project is not None:
+        asked.append((quotactl.PROJECT, project))
+    groups = sorted({os.getegid(), *os.getgroups()} - {0})
+    return asked or [(quotactl.USER, os.geteuid()), *((quotactl.GROUP, gid) for gid in groups)]
+
+
+def _rows(whose: list[tuple[int, int]], everybody: bool) -> Iterator[Row]:
+    for mount, kinds in quotactl.with_quotas(mounts()).items():
+        with quotactl.opened(mount) as filesystem:
+            for kind in kinds:
+                found = (
+                    _everybody(filesystem, kind)
+                    if everybody
+                    else (filesystem.get(kind, number) for of, number in whose if of == kind)
+                )
+                for one in found:
+                    for resource in (SPACE, FILES):
+                        figures = one.of(resource)
+                        if figures.soft or figures.hard:
+                            yield Row(mount, kind, one.id, resource, figures)
+
+
+def _everybody(filesystem: quotactl.Filesystem, kind: int) -> Iterator[quota.Quota]:
+    following = 1  # id 0 is not held to its limits
+    while following <= 0xFFFFFFFF and (found := filesystem.next(kind, following)) is not None:
+        yield found
+        following = found.id + 1
+
+
+def _as_data(row: Row, names: Names) -> dict[str, Any]:
+    return {
+        "mount": row.mount.point,
+        "device": row.mount.source,
+        "type": row.mount.type,
+        "kind": KINDS[row.kind],
+        "id": row.id,
+        "name": names.subject(row.kind, row.id),
+        "resource": row.resource,
+        **row.figures._asdict(),
+        "grace_until": row.figures.grace_until or None,
+    }
+
+
+def _show(rows: list[Row], names: Names, console: Console) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("filesystem", "whose", "", "used", "soft", "hard", "grace"):
+        table.add_column(column, justify="right" if column in ("used", "soft", "hard") else "left")
+    now = time.time()
+    for row in rows:
+        used, soft, hard, _ = row.figures
+        limit = soft or hard
+        over = bool((soft and used > soft) or (hard and used >= hard))
+        style = "red" if over else "yellow" if used * 10 >= limit * 9 else "green"
+        table.add_row(
+            Text(printable(row.mount.point)),
+            Text(f"{KINDS[row.kind]} {printable(names.subject(row.kind, row.id))}"),
+            ProgressBar(limit, min(used, limit), width=20, complete_style=style, finished_style=style),
+            Text(amount(used, row.resource), style=style if over else ""),
+            Text(amount(soft, row.resource) if soft else "-"),
+            Text(amount(hard, row.resource) if hard else "-"),
+            Text(_grace(row.figures, now) if over else ""),
+        )
+    console.print(table)
+
+
+def _grace(figures: Figures, now: float) -> str:
+    """How long somebody who is over a limit may be."""
+    used, _, hard, until = figures
+    if (hard and used >= hard) or 0 < until <= now:
+        return "nothing more can be written"
+    return f"{duration(until - now)} left, until {moment(until)}" if until else ""
+
+
+# --- watch -------------------------------------------------------------------------------------------------------
+
+_SAYS = {
+    quota.IHARDWARN: "no more files can be made",
+    quota.ISOFTLONGWARN: "too many files for too long",
+    quota.ISOFTWARN: "too many files",
+    quota.BHARDWARN: "nothing more can be written",
+    quota.BSOFTLONGWARN: "too much space for too long",
+    quota.BSOFTWARN: "too much space",
+    quota.IHARDBELOW: "files can be made again",
+    quota.ISOFTBELOW: "not too many files any more",
+    quota.BHARDBELOW: "something can be written again",
+    quota.BSOFTBELOW: "not too much space any more",
+}
+
+
+@command.command()
+@_JSON
+@click.option("--count", type=click.IntRange(1), help="End after so many.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="End then.")
+def watch(as_json: bool, count: int | None, timeout: float | None) -> None:
+    """Show the kernel's warnings as they come: yours and what you caused; for root, everybody's.
+
+    Equal ones that come at once are shown once, with their number. It needs no broker and no right, but the first
+    network namespace.
+
+    \b
+    Exit codes: 0 ended as asked; 64 this kernel, or this network namespace, has no quota warnings.
+    """
+    ids = look_up(quota.FAMILY, quota.GROUP)
+    listener = Listener(ids.group)
+    click.echo("watching; Ctrl-C ends it", err=True)
+    names, shown = Names(), 0
+    try:
+        for warned, number, lost in _warnings(listener, ids.family, timeout):
+            if warned is None:
+                click.echo(f"{lost} lost: more than could be read", err=True)
+                continue
+            _print(warned, number, names, as_json)
+            shown += 1
+            if count is not None and shown >= count:
+                return
+    except KeyboardInterrupt:
+        pass
+    finally:
+        listener.close()
+
+
+def _warnings(listener: Listener, family: int, timeout: float | None) -> Iterator[tuple[Warned | None, int, int]]:
+    """What comes: a warning and how often it came at once; or None, and how many were lost."""
+    from upcall.broker.quota.folding import Folding
+
+    folding, lost = Folding(family), 0
+    end = None if timeout is None else time.monotonic() + timeout
+    me = os.geteuid()
+    while True:
+        left = None if end is None else end - time.monotonic()
+        if (left is not None and left <= 0) or not select.select([listener], [], [], left)[0]:
+            return
+        folding.add(listener.receive(1024))
+        if folding.sequence.lost > lost:
+            yield None, 0, folding.sequence.lost - lost
+            lost = folding.sequence.lost
+        for data, number in folding.take().items():
+            try:
+                warned = quota.take_attributes(data)
+            except PeerError:
+                continue
+            if me in (0, warned.caused_id) or (warned.qtype == quota.USER and warned.excess_id == me):
+                yield warned, number, 0
+
+
+def _print(warned: Warned, number: int, names: Names, as_json: bool) -> None:
+    known = warned.qtype < len(KINDS) and max(warned.excess_id, warned.caused_id) <= 0xFFFFFFFF
+    kind = KINDS[warned.qtype] if known else f"kind {warned.qtype}"
+    name = names.subject(warned.qtype, warned.excess_id) if known else str(warned.excess_id)
+    device = os.makedev(warned.major & 0xFFFFFFF, warned.minor)
+    mount = next((one.point for one in mounts() if one.device == device), None)
+    if as_json:
+        told = {**warned._asdict(), "kind": kind, "name": name, "mount": mount, "count": number, "at": time.time()}
+        click.echo(json.dumps(told))
+        return
+    where = printable(mount) if mount else f"device {warned.major}:{warned.minor}"
+    says = _SAYS.get(warned.warning, f"warning {warned.warning}")
+    cause = f" (by {printable(names.user(warned.caused_id))})" if known else ""
+    times = f" x{number}" if number > 1 else ""
+    click.echo(f"{time.strftime('%H:%M:%S')} {where}: {kind} {printable(name)}: {says}{cause}{times}")

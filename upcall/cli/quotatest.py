@@ -1,0 +1,115 @@
+"""`upcall quota test`: a message through each sink of this user, so that nobody learns too late that none arrives."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import click
+
+from upcall import config
+from upcall.errors import UpcallError, UsageError
+from upcall.sink import Closable, Sink
+from upcall.wire.quotanotice import SPACE, TEST, USER, Cause, Filesystem, QuotaNotice, Subject, sentence
+
+PATIENCE = 30.0  # seconds that each sink has; all of them have them at once
+TOLD, FAILED, LATE = "told", "failed", "not in time"
+
+
+class Outcome(NamedTuple):
+    """What one sink did. `why`: empty if it has told."""
+
+    sink: str
+    outcome: str
+    why: str
+    seconds: float
+
+
+@click.command("test")
+@click.option("--sink", "only", multiple=True, metavar="NAME", help="Only this one, whether it is used or not.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_context
+def command(context: click.Context, only: tuple[str, ...], as_json: bool) -> None:
+    """Send yourself a test message through each sink.
+
+    It goes straight from this process, in its environment: whether the daemon can reach your desktop depends on the
+    daemon's. What fails is not tried again.
+
+    \b
+    Exit codes: 0 every sink has told; 64 there is no such sink; 69 one could not; 78 the configuration is wrong.
+    """
+    try:
+        from upcall_quota import sinks
+    except ImportError:
+        raise UsageError("the plugin upcall-quota is not installed: nobody tells people of their quotas") from None
+    settings = config.settings(sinks.TABLE, user=True)
+    chosen = sinks.chosen(settings, os.geteuid())
+    if unknown := sorted(set(only) - sinks.known()):
+        raise UsageError(f"there is no sink {unknown[0]!r}: there are {', '.join(sorted(sinks.known()))}")
+    openers = {name: sinks.opener(name, settings) for name in only} or chosen
+    outcomes = tell_all(openers, trial(os.geteuid(), int(time.time())))
+    if as_json:
+        click.echo(json.dumps([one._asdict() for one in outcomes], indent=2))
+    else:
+        _show(outcomes)
+    if any(one.outcome != TOLD for one in outcomes):
+        context.exit(os.EX_UNAVAILABLE)
+
+
+def trial(uid: int, now: int) -> QuotaNotice:
+    """A notice about nothing, to this user."""
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = str(uid)
+    return QuotaNotice(
+        event=TEST, resource=SPACE, subject=Subject(USER, uid, name), cause=Cause(uid, name),
+        filesystem=Filesystem("/", "none", "none"), used=0, soft=0, hard=0, grace_until=None, percent=None, at=now,
+    )  # fmt: skip
+
+
+def tell_all(openers: dict[str, Callable[[], Sink]], notice: QuotaNotice) -> list[Outcome]:
+    """Each in a thread of its own: one that hangs keeps nobody waiting."""
+    text = sentence(notice, notice.at, notice.subject.id)
+    results: dict[str, Outcome] = {}
+
+    def tell(name: str, opener: Callable[[], Sink]) -> None:
+        start, why = time.monotonic(), ""
+        try:
+            sink = opener()
+            try:
+                sink.tell(notice, text)
+            finally:
+                if isinstance(sink, Closable):
+                    sink.close()
+        except UpcallError as error:
+            why = str(error)
+        except BaseException as error:  # noqa: BLE001 - a sink may raise anything
+            why = f"it is broken: {type(error).__name__}"
+        results[name] = Outcome(name, FAILED if why else TOLD, why, time.monotonic() - start)
+
+    threads = [threading.Thread(target=tell, args=item, daemon=True) for item in openers.items()]
+    end = time.monotonic() + PATIENCE
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    late = {name: Outcome(name, LATE, f"nothing within {PATIENCE:.0f} s", PATIENCE) for name in openers}
+    return [results.get(name, late[name]) for name in openers]
+
+
+def _show(outcomes: Iterable[Outcome]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("sink", "outcome", "why")
+    for one in outcomes:
+        mark: dict[str, Any] = {"style": None if one.outcome == TOLD else "red"}
+        table.add_row(one.sink, one.outcome, escape(one.why), **mark)
+    Console().print(table)
