@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plugin": ("plugin", "List, show, check and start plugins."),
     "quota": ("quota", "Show quotas, watch warnings, and test whether they arrive."),
     "ecryptfs": ("ecryptfs", "Look at eCryptfs files from below."),
+    "setup": ("setup", "Set up this machine's services, or take them away."),
+    "session": ("session", "Count logins, where there is no systemd: for PAM."),
     "demo": ("demo", "Show everything at work, in a temporary folder."),
     "lab": ("lab", "Run things on a real kernel in a virtual machine."),
 }

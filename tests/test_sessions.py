@@ -1,0 +1,307 @@
+"""Sessions are counted with real processes in the place of login programs and daemons; for any user."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from upcall.errors import UsageError
+from upcall.sessions import starting
+from upcall.sessions.__main__ import Asked, take
+from upcall.sessions.records import Process, Record, Records, process
+from upcall.testing.gate import Gate
+from upcall.testing.processes import until
+
+UID, OTHER = 4711, 4712
+Start = Callable[[], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Processes that end when they are told to, or with the test."""
+    running = []
+
+    def one() -> subprocess.Popen[bytes]:
+        running.append(subprocess.Popen(["sleep", "60"]))
+        return running[-1]
+
+    yield one
+    for started in running:
+        started.kill()
+        started.wait()
+
+
+@pytest.fixture
+def records(folder: Path) -> Records:
+    return Records(folder / "sessions")
+
+
+def of(started: subprocess.Popen[bytes]) -> Process:
+    found = process(started.pid)
+    assert found is not None
+    return found
+
+
+def never() -> int:
+    raise AssertionError("there is a daemon already")
+
+
+def terminated(started: subprocess.Popen[bytes]) -> bool:
+    return started.wait(10) == -signal.SIGTERM
+
+
+# --- counting ------------------------------------------------------------------------------------------------------
+
+
+def test_two_sessions_share_a_daemon_and_the_last_ends_it(records: Records, start: Start) -> None:
+    first, second, daemon = start(), start(), start()
+    with records.held():
+        records.opened(UID, of(first), lambda: daemon.pid)
+        records.opened(UID, of(second), never)
+        records.closed(UID, of(first))
+        assert daemon.poll() is None
+        assert records.read(UID) == Record(of(daemon), (of(second),))
+        records.closed(UID, of(second))
+        assert terminated(daemon)
+        assert records.read(UID) == Record()
+
+
+def test_one_program_with_two_sessions(records: Records, start: Start) -> None:
+    who, daemon = start(), start()
+    with records.held():
+        records.opened(UID, of(who), lambda: daemon.pid)
+        records.opened(UID, of(who), never)
+        records.closed(UID, of(who))
+        assert daemon.poll() is None
+        records.closed(UID, of(who))
+        assert terminated(daemon)
+
+
+def test_uids_are_apart(records: Records, start: Start) -> None:
+    who, daemon, others = start(), start(), start()
+    with records.held():
+        records.opened(UID, of(who), lambda: daemon.pid)
+        records.opened(OTHER, of(who), lambda: others.pid)
+        records.closed(UID, of(who))
+        assert terminated(daemon) and others.poll() is None
+
+
+def test_a_daemon_that_was_killed_starts_again_with_the_next_session(records: Records, start: Start) -> None:
+    first, second, daemon, next_one = start(), start(), start(), start()
+    with records.held():
+        records.opened(UID, of(first), lambda: daemon.pid)
+        daemon.kill()
+        until(lambda: process(daemon.pid) is None, "the daemon's end")  # a zombie: nobody has waited for it yet
+        records.opened(UID, of(second), lambda: next_one.pid)
+        assert records.read(UID).daemon == of(next_one)
+
+
+def test_a_login_that_was_killed_is_swept_away(records: Records, start: Start) -> None:
+    who, daemon = start(), start()
+    with records.held():
+        records.opened(UID, of(who), lambda: daemon.pid)
+        records.sweep()
+        assert daemon.poll() is None
+        who.kill()
+        who.wait()
+        records.sweep()
+        assert terminated(daemon)
+
+
+def test_a_killed_login_does_not_keep_the_daemon_from_ending(records: Records, start: Start) -> None:
+    first, second, daemon = start(), start(), start()
+    with records.held():
+        for who in (first, second):
+            records.opened(UID, of(who), lambda: daemon.pid)
+        first.kill()
+        first.wait()
+        records.closed(UID, of(second))
+        assert terminated(daemon)
+
+
+def test_a_pid_that_is_somebody_elses_by_now_is_left_alone(records: Records, start: Start, folder: Path) -> None:
+    bystander = start()
+    with records.held():
+        written = f"daemon {bystander.pid} 1\nsession {bystander.pid} 1\n"
+        (folder / "sessions" / str(UID)).write_text(written)
+        assert records.read(UID) == Record()
+        records.sweep()
+        Process(bystander.pid, 1).end()
+    assert bystander.poll() is None
+    assert not (folder / "sessions" / str(UID)).exists()
+
+
+def test_a_session_that_was_not_counted(records: Records, start: Start) -> None:
+    who, stranger, daemon = start(), start(), start()
+    with records.held():
+        records.opened(UID, of(who), lambda: daemon.pid)
+        records.closed(UID, of(stranger))
+        records.closed(OTHER, of(stranger))
+        assert daemon.poll() is None
+
+
+def test_a_daemon_that_cannot_be_started_does_not_uncount_the_session(records: Records, start: Start) -> None:
+    who = start()
+
+    def fails() -> int:
+        raise OSError("no memory")
+
+    with records.held():
+        with pytest.raises(OSError, match="no memory"):
+            records.opened(UID, of(who), fails)
+        assert records.read(UID) == Record(None, (of(who),))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"daemon", b"daemon x y\n", b"session 1\n\xff\xff", b"\0" * 99, b"daemon -1 0\n"]
+)
+def test_a_broken_file_counts_for_nothing(records: Records, start: Start, folder: Path, data: bytes) -> None:
+    who, daemon = start(), start()
+    with records.held():
+        (folder / "sessions" / str(UID)).write_bytes(data)
+        records.opened(UID, of(who), lambda: daemon.pid)
+        assert records.read(UID) == Record(of(daemon), (of(who),))
+
+
+def test_whoever_was_killed_with_the_lock_holds_up_nobody(records: Records, folder: Path, start: Start) -> None:
+    holder = f"""
+import pathlib, signal
+from upcall.sessions.records import Records
+with Records(pathlib.Path({str(folder / "sessions")!r})).held():
+    print("held", flush=True)
+    signal.pause()
+"""
+    held = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE)
+    assert held.stdout is not None and held.stdout.readline() == b"held\n"
+    got = threading.Event()
+
+    def take_it() -> None:
+        with records.held():
+            got.set()
+
+    waiting = threading.Thread(target=take_it)
+    waiting.start()
+    assert not got.wait(0.1)
+    held.kill()
+    held.communicate()
+    assert got.wait(10)
+    waiting.join()
+
+
+def test_a_folder_that_others_can_write_to_is_refused(records: Records, folder: Path) -> None:
+    (folder / "sessions").mkdir(parents=True)
+    (folder / "sessions").chmod(0o777)
+    with pytest.raises(UsageError, match="folder of our own"), records.held():
+        pass
+
+
+# --- what PAM says -------------------------------------------------------------------------------------------------
+
+PAM = {"PAM_TYPE": "open_session", "PAM_USER": "alice", "PAM_SERVICE": "login"}
+
+
+def test_what_pam_says() -> None:
+    assert take(["open"], PAM) == Asked("open", "alice", "login")
+    assert take(["close"], {**PAM, "PAM_TYPE": "close_session"}) == Asked("close", "alice", "login")
+    assert take(["open"], {**PAM, "PAM_SERVICE": "sshd"}) == Asked("open", "alice", "sshd")
+
+
+def test_jobs_at_night_are_no_logins_unless_they_are_to_be() -> None:
+    assert take(["open"], {**PAM, "PAM_SERVICE": "cron"}) is None
+    assert take(["open", "also=cron"], {**PAM, "PAM_SERVICE": "cron"}) == Asked("open", "alice", "cron")
+    assert take(["open", "also=cron"], {**PAM, "PAM_SERVICE": "atd"}) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "change"),
+    [
+        ([], {}),
+        (["begin"], {}),
+        (["close"], {}),
+        (["open"], {"PAM_TYPE": "auth"}),
+        (["open"], {"PAM_USER": ""}),
+        (["open"], {"PAM_USER": "../root"}),
+        (["open"], {"PAM_USER": "a:b"}),
+        (["open"], {"PAM_USER": "a\nb"}),
+        (["open"], {"PAM_USER": "x" * 257}),
+    ],
+)
+def test_what_is_not_pams(arguments: list[str], change: dict[str, str]) -> None:
+    with pytest.raises(ValueError):
+        take(arguments, {**PAM, **change})
+
+
+def run(**environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "upcall.sessions", "open"]
+    environment["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+
+
+def test_the_command_without_pam() -> None:
+    done = run()
+    assert done.returncode == os.EX_USAGE and "pam_exec" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="it would count a session")
+def test_the_command_without_root() -> None:
+    done = run(**PAM)
+    assert done.returncode == os.EX_USAGE and "root" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="others are told to be root")
+def test_a_user_who_is_not_there_fails_no_login() -> None:
+    done = run(**{**PAM, "PAM_USER": "nobody-of-that-name"})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="others are told to be root")
+def test_a_login_does_not_wait_for_work_that_hangs(gate: Gate) -> None:
+    hangs = f"""
+import socket, sys
+from upcall.sessions import __main__ as sessions
+def work(*_):
+    with socket.socket(socket.AF_UNIX) as there:
+        there.connect({str(gate.path)!r})
+        there.recv(1)
+sessions.work, sessions.PATIENCE = work, 0.05
+sys.exit(sessions.run(["open"]))
+"""
+    environment = {**os.environ, **PAM}
+    done = subprocess.run([sys.executable, "-c", hangs], env=environment, timeout=20, check=False, capture_output=True)
+    assert done.returncode == 0
+    gate.arrived().release()  # it goes on alone
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="others are told to be root")
+@pytest.mark.parametrize("ending", ["raise MemoryError", "os._exit(9)"])
+def test_a_login_does_not_fail_by_work_that_fails(ending: str) -> None:
+    fails = f"""
+import os, sys
+from upcall.sessions import __main__ as sessions
+def work(*_):
+    {ending}
+sessions.work = work
+sys.exit(sessions.run(["open"]))
+"""
+    environment = {**os.environ, **PAM}
+    done = subprocess.run([sys.executable, "-c", fails], env=environment, timeout=20, check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+# --- the daemon ----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_daemon_is_given() -> None:
+    import pwd
+
+    found = starting.environment(pwd.getpwuid(os.getuid()), Path("/run/user/4711"))
+    assert found["HOME"] == pwd.getpwuid(os.getuid()).pw_dir
+    assert found["XDG_RUNTIME_DIR"] == "/run/user/4711"
+    assert not {"LD_PRELOAD", "PYTHONPATH", "KRB5CCNAME"} & found.keys()

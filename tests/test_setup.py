@@ -1,0 +1,347 @@
+"""`upcall setup`, below a folder that stands for the whole system; for any user."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from upcall import forwarder
+from upcall.cli import main
+from upcall.config import ConfigError
+from upcall.requestkey.installing import replace
+from upcall.requestkey.ours import FILE as REQUEST_KEY_FILE
+from upcall.requestkey.system import System
+from upcall.setup import installing, manifest, wanted
+from upcall.setup.installing import OrderFailed, Plan, install, kind_of, missing, undo
+from upcall.setup.manifest import FILE, Manifest
+from upcall.setup.wanted import KINDS, PAM, SYSTEMD, Orders, content
+
+BROKER = "/etc/systemd/system/upcall-broker.service"
+PYTHON = "/usr/bin/python3"
+systemctl = pytest.mark.skipif(shutil.which("systemctl") is None, reason="systemctl is not installed (systemd)")
+
+
+@pytest.fixture
+def system(folder: Path) -> System:
+    return System(folder.parent)
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """A plan whose service manager need not be told."""
+    kind = SYSTEMD._replace(image=Orders())
+    monkeypatch.setitem(wanted.KINDS, "systemd", kind)
+    return Plan(kind, PYTHON)
+
+
+def everything(system: System) -> dict[str, tuple[int, bytes]]:
+    """Folders, links and files, with their modes and contents."""
+    found = {}
+    for path in system.root.rglob("*"):
+        data = str(path.readlink()).encode() if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+        found[str(path)] = path.lstat().st_mode, data
+    return found
+
+
+def put(system: System, path: str, data: str) -> Path:
+    place = system.at(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(data)
+    return place
+
+
+# --- done and undone -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pam", pytest.param("systemd", marks=systemctl)])
+def test_set_up_twice_and_undone_all_is_as_before(system: System, name: str) -> None:
+    put(system, "/etc/passwd", "root:x:0:0::/root:/bin/sh\n")
+    before, plan = everything(system), Plan(KINDS[name], PYTHON)
+    said = install(system, plan)
+    assert [line for line in said if line.endswith(": written")] == [f"{path}: written" for path in plan.kind.files]
+    assert missing(system, plan) == []
+    after = everything(system)
+    assert install(system, plan) == []
+    assert everything(system) == after
+    for path, (_, mode) in plan.kind.files.items():
+        assert stat.S_IMODE(system.at(path).stat().st_mode) == mode
+    undo(system)
+    assert everything(system) == before
+    assert undo(system) == []
+
+
+@systemctl
+def test_the_units_are_enabled(system: System) -> None:
+    install(system, Plan(SYSTEMD, PYTHON))
+    for wants in (
+        "system/multi-user.target.wants/upcall-broker.service",
+        "user/default.target.wants/upcall-daemon.service",
+    ):
+        assert system.at(f"/etc/systemd/{wants}").is_symlink()
+
+
+def test_an_umask_changes_nothing(system: System, silent: Plan) -> None:
+    before = os.umask(0o077)
+    try:
+        install(system, silent)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(system.at(BROKER).stat().st_mode) == 0o644
+    assert stat.S_IMODE(system.at(BROKER).parent.stat().st_mode) == 0o755
+
+
+def test_another_interpreter_and_a_lost_file_are_put_right(system: System, silent: Plan) -> None:
+    install(system, silent)
+    system.at(BROKER).unlink()
+    assert missing(system, silent) == [f"{BROKER}: is not there"]
+    assert install(system, silent) == [f"{BROKER}: written"]
+    other = silent._replace(python="/opt/upcall/bin/python3")
+    assert f"{BROKER}: says something else" in missing(system, other)
+    install(system, other)
+    assert b"ExecStart=/opt/upcall/bin/python3 -I" in system.at(BROKER).read_bytes()
+    undo(system)
+    assert not system.at("/etc").exists()
+
+
+def test_folders_of_others_stay(system: System, silent: Plan) -> None:
+    install(system, silent)
+    other = put(system, "/etc/systemd/system/other.service", "")
+    undo(system)
+    assert other.exists() and not system.at("/etc/tmpfiles.d").exists()
+
+
+# --- what is not ours ----------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_somebody_else_is_left_and_nothing_is_done(system: System, silent: Plan) -> None:
+    put(system, BROKER, "[Service]\nExecStart=/bin/other\n")
+    before = everything(system)
+    with pytest.raises(FileExistsError, match="not made by upcall") as caught:
+        install(system, silent)
+    assert caught.value.filename == BROKER
+    assert everything(system) == before
+
+
+def test_an_edited_file_is_not_overwritten_and_not_removed(system: System, silent: Plan) -> None:
+    install(system, silent)
+    put(system, BROKER, "[Service]\nExecStart=/bin/mine\n")
+    with pytest.raises(FileExistsError, match="edited"):
+        install(system, silent)
+    assert f"{BROKER}: left there, for it is not as upcall made it" in undo(system)
+    assert system.at(BROKER).read_text().endswith("mine\n")
+    assert not system.at(FILE).exists()
+
+
+def test_a_symbolic_link_is_not_followed(system: System, silent: Plan) -> None:
+    target = put(system, "/etc/precious", "x")
+    system.at(BROKER).parent.mkdir(parents=True)
+    system.at(BROKER).symlink_to(target)
+    with pytest.raises(FileExistsError, match="symbolic link"):
+        install(system, silent)
+    assert target.read_text() == "x"
+
+
+@pytest.mark.parametrize("data", ["", "{}", "[]", '{"kind": "pam"}', "nonsense"])
+def test_a_broken_manifest_stops_everything(system: System, silent: Plan, data: str) -> None:
+    put(system, FILE, data)
+    with pytest.raises(ConfigError, match=re.escape(FILE)):
+        install(system, silent)
+    with pytest.raises(ConfigError, match=re.escape(FILE)):
+        undo(system)
+
+
+@pytest.mark.parametrize("path", ["etc/passwd", "/etc/../home/x"])
+def test_a_manifest_that_names_what_we_would_not_write(system: System, path: str) -> None:
+    told = Manifest("systemd", {path: manifest.digest(b"")}, (), False, True)
+    put(system, FILE, manifest.shown(told).decode())
+    with pytest.raises(ConfigError, match="would not write"):
+        undo(system)
+
+
+def test_another_manager_comes_after_undo(system: System, silent: Plan) -> None:
+    install(system, silent)
+    with pytest.raises(ConfigError, match=r"--undo. comes first"):
+        install(system, Plan(PAM, PYTHON))
+    undo(system)
+    install(system, Plan(PAM, PYTHON))
+
+
+# --- what root would run -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("python", ["/home/alice/venv/bin/python", "/tmp/venv/bin/python", "/opt/my venv/bin/python"])
+def test_an_interpreter_that_services_cannot_rely_on(system: System, python: str) -> None:
+    with pytest.raises(ConfigError, match=r"elsewhere|spaces"):
+        install(system, Plan(PAM, python))
+    assert not system.at("/etc").exists()
+
+
+def test_an_interpreter_that_others_can_change(system: System) -> None:
+    program = put(system, "/opt/python3", "")
+    program.chmod(0o777)
+    with pytest.raises(ConfigError, match="root would run it"):
+        install(system, Plan(PAM, "/opt/python3"))
+
+
+def test_an_interpreter_that_users_cannot_come_to(system: System) -> None:
+    put(system, "/opt/closed/bin/python3", "").chmod(0o755)
+    system.at("/opt/closed").chmod(0o750)
+    with pytest.raises(ConfigError, match="is closed to them"):
+        install(system, Plan(PAM, "/opt/closed/bin/python3"))
+
+
+# --- when the service manager fails --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("order", "why"),
+    [
+        (("sh", "-c", "echo out of order >&2; exit 3"), "ended with 3: out of order"),
+        (("/no/such/program",), "No such file"),
+    ],
+)
+def test_an_order_that_fails_can_be_repeated_and_undone(
+    system: System, monkeypatch: pytest.MonkeyPatch, order: tuple[str, ...], why: str
+) -> None:
+    kind = SYSTEMD._replace(image=Orders(on=(order,), off=(order,)))
+    monkeypatch.setitem(wanted.KINDS, "systemd", kind)
+    with pytest.raises(OrderFailed, match=why):
+        install(system, Plan(kind, PYTHON))
+    assert missing(system, Plan(kind, PYTHON)) == ["systemd: does not know of it"]
+    mended = kind._replace(image=Orders(on=(("true",),)))
+    assert install(system, Plan(mended, PYTHON)) == ["true"]
+    assert any(why in line for line in undo(system))
+    assert not system.at("/etc").exists()
+
+
+def test_interrupted_between_two_files(system: System, silent: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was written is known, and can be undone."""
+    really = replace
+
+    def stops(path: Path, data: bytes, mode: int) -> None:
+        if path == system.at("/etc/systemd/user/upcall-daemon.service"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        really(path, data, mode)
+
+    monkeypatch.setattr(installing, "replace", stops)
+    with pytest.raises(OSError, match="No space"):
+        install(system, silent)
+    monkeypatch.setattr(installing, "replace", really)
+    assert system.at(BROKER).exists()
+    undo(system)
+    assert not system.at("/etc").exists()
+
+
+# --- request-key ---------------------------------------------------------------------------------------------------
+
+
+def forwarding(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(system, "/usr/lib/upcall/upcall-request-key", "").chmod(0o755)
+    monkeypatch.setattr(forwarder, "command", lambda: ["/usr/lib/upcall/upcall-request-key"])
+
+
+def test_request_keys_lines_come_and_go(system: System, silent: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    forwarding(system, monkeypatch)
+    before = everything(system)
+    assert f"{REQUEST_KEY_FILE}: written" in install(system, silent._replace(types=("cifs.spnego",)))
+    assert f"{REQUEST_KEY_FILE}: removed" in undo(system)
+    assert not system.at(REQUEST_KEY_FILE).exists()
+    assert before.keys() <= everything(system).keys()
+
+
+def test_request_keys_lines_that_were_there_stay(
+    system: System, silent: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from upcall.requestkey import installing as requestkey
+
+    forwarding(system, monkeypatch)
+    planned = requestkey.plan(system, ("dns_resolver",), forwarder.command(), copy=False)
+    requestkey.install(system, planned)
+    before = everything(system)
+    install(system, silent._replace(types=("cifs.spnego",)))
+    undo(system)
+    assert everything(system) == before
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+def run(system: System, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["setup", "--root", str(system.root), "--python", PYTHON, *arguments])
+
+
+def test_the_command(system: System) -> None:
+    assert run(system, "--manager", "pam", "--check").exit_code == 1
+    done = run(system, "--manager", "pam")
+    assert done.exit_code == 0 and "/etc/init.d/upcall: written" in done.output
+    assert run(system, "--manager", "pam").output == "nothing to do\n"
+    checked = run(system, "--manager", "pam", "--check", "--json")
+    assert json.loads(checked.output) == {"manager": "pam", "ready": True, "lines": []}
+    assert run(system, "--check").exit_code == 0
+    assert run(system, "--undo").exit_code == 0
+    assert run(system, "--undo").output == "nothing to do\n"
+
+
+def test_exit_codes(system: System) -> None:
+    assert run(system, "--check", "--undo").exit_code == os.EX_USAGE
+    assert run(system, "--request-key", "none", "--request-key", "cifs.spnego").exit_code == os.EX_USAGE
+    put(system, "/etc/init.d/upcall", "")
+    assert run(system, "--manager", "pam").exit_code == os.EX_CANTCREAT
+    put(system, FILE, "")
+    assert run(system, "--manager", "pam").exit_code == os.EX_CONFIG
+
+
+def test_which_manager(system: System) -> None:
+    assert kind_of(system.root) is PAM
+    put(system, "/usr/lib/systemd/systemd", "")
+    assert kind_of(system.root) is SYSTEMD
+
+
+# --- what is written -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "path"), [(kind.name, path) for kind in KINDS.values() for path in kind.files])
+def test_templates_are_filled_in(name: str, path: str) -> None:
+    text = content(KINDS[name], path, PYTHON).decode()
+    assert "$python" not in text and "$$" not in text
+
+
+def test_the_init_script_is_a_shells() -> None:
+    script = content(PAM, "/etc/init.d/upcall", PYTHON)
+    assert subprocess.run(["sh", "-n"], input=script, capture_output=True, check=False).stderr == b""
+    asked = subprocess.run(["sh", "-s", "nonsense"], input=script, capture_output=True, check=False)
+    assert asked.returncode == os.EX_USAGE
+
+
+# Exposure as systemd 252 counts it, at most: 0 is none. docs/operations.md says what each rest is for.
+EXPOSURE = {"upcall-broker.service": 2.5, "upcall-system-daemon.service": 2.4, "upcall-daemon.service": 6.5}
+
+
+@pytest.mark.parametrize("unit", EXPOSURE)
+def test_the_units_are_as_closed_as_they_were(system: System, unit: str) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed (Debian: systemd)")
+    path = next(path for path in SYSTEMD.files if path.endswith(f"/{unit}"))
+    file = system.root / unit
+    file.write_bytes(content(SYSTEMD, path, sys.executable))
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", "--no-pager", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
+    if found is None:
+        pytest.skip(f"this systemd-analyze says nothing: {done.stderr.strip()[:200]}")
+    assert not done.stderr, "a line that systemd does not understand"
+    assert float(found[1]) <= EXPOSURE[unit]

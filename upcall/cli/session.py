@@ -1,0 +1,45 @@
+"""`upcall session`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+
+@click.group("session")
+def command() -> None:
+    """Count logins: a daemon starts with a user's first session and ends with the last.
+
+    For pam_exec(8), on machines without systemd; `upcall setup` writes the lines. PAM_TYPE and PAM_USER are taken from
+    the environment. A login never fails by this, and waits two seconds at most: what goes wrong is in the system's
+    log (authpriv).
+
+    \b
+    Exit codes: 0; 64 it is not PAM who asks, or not root.
+    """
+
+
+def _run(verb: str, also: tuple[str, ...]) -> None:
+    arguments = [verb, *(f"also={service}" for service in also)]
+    os.execv(sys.executable, [sys.executable, "-I", "-m", "upcall.sessions", *arguments])  # noqa: S606
+
+
+_ALSO = click.option(
+    "--also", multiple=True, metavar="SERVICE", help="Count sessions of this PAM service, too: cron, atd."
+)
+
+
+@command.command("open")
+@_ALSO
+def open_command(also: tuple[str, ...]) -> None:
+    """A session begins (type=open_session)."""
+    _run("open", also)
+
+
+@command.command("close")
+@_ALSO
+def close_command(also: tuple[str, ...]) -> None:
+    """A session ends (type=close_session)."""
+    _run("close", also)

@@ -1,0 +1,92 @@
+"""`upcall setup`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from upcall.cli import error_text, for_terminal
+from upcall.errors import UpcallError, UsageError
+from upcall.requestkey.ours import TYPES
+from upcall.requestkey.system import System
+from upcall.setup.installing import Plan, install, kind_of, missing, undo
+from upcall.setup.wanted import KINDS
+
+_DEFAULT = ("cifs.spnego",)
+
+
+@click.command("setup")
+@click.option("--check", is_flag=True, help="Change nothing; exit with 1 if something would have to be changed.")
+@click.option("--undo", "undoing", is_flag=True, help="Take away what was set up, and nothing else.")
+@click.option(
+    "--root",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default="/",
+    help="A system's image, instead of this machine.",
+)
+@click.option(
+    "--manager",
+    type=click.Choice(list(KINDS)),
+    help="How daemons start with logins.  [default: systemd where it runs, or is in the image]",
+)
+@click.option("--python", default=sys.executable, show_default=True, help="The interpreter that has upcall, there.")
+@click.option(
+    "--request-key",
+    "types",
+    multiple=True,
+    type=click.Choice([*TYPES, "none"]),
+    help="A type of keys that upcall is to make; may be repeated.  [default: cifs.spnego where keyutils is]",
+)
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    check: bool,
+    undoing: bool,
+    root: Path,
+    manager: str | None,
+    python: str,
+    types: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Set up this machine: from now on each login has its daemon, and the last logout ends it.
+
+    The broker and the machine's own daemon run as services. With systemd, users' daemons are units of their own
+    managers; without, PAM starts and ends them (Debian's pam-auth-update). Each change is told. Nothing is
+    overwritten that upcall did not make; what it made is written down in /var/lib/upcall/setup.json.
+
+    \b
+    Exit codes: 0 it is done, or was; 1 with --check: it is not as it should be; 71 a program that was to be told
+    failed; 73 a file is somebody else's, or was edited; 77 only root may; 78 others could change what root would run.
+    """
+    if check and undoing:
+        raise UsageError("--check and --undo cannot both be meant")
+    system = System(root)
+    kind = KINDS[manager] if manager else kind_of(system.root)
+    plan = Plan(kind, python, _wanted(system, types))
+    lines, ready = _checked(system, plan) if check else (undo(system) if undoing else install(system, plan), True)
+    if as_json:
+        click.echo(json.dumps({"manager": kind.name, "ready": ready, "lines": lines}, indent=2))
+    else:
+        for line in lines or ["nothing to do"]:
+            click.echo(for_terminal(line))
+    ctx.exit(0 if ready else 1)
+
+
+def _wanted(system: System, types: tuple[str, ...]) -> tuple[str, ...]:
+    if not types:
+        return () if system.request_key() else _DEFAULT
+    if "none" in types and len(types) > 1:
+        raise UsageError("--request-key none: and another type, too?")
+    return () if types == ("none",) else types
+
+
+def _checked(system: System, plan: Plan) -> tuple[list[str], bool]:
+    try:
+        lines = missing(system, plan)
+    except (UpcallError, OSError) as error:
+        return [error_text(error)], False
+    return lines, not lines

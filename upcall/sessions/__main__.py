@@ -1,0 +1,107 @@
+"""What pam_exec(8) runs when a session is opened or closed: `python -I -m upcall.sessions open|close [also=SERVICE]`.
+
+A login never fails by us and never waits for us longer than PATIENCE: the work is done by a forked child, which goes
+on alone if it is slow (a user directory that hangs, say). Source: pam_exec(8).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Final, NamedTuple, NoReturn
+
+PATIENCE: Final = 1.5  # seconds; Python's own start comes on top
+_AT_MOST: Final = 30  # seconds for the child
+_TYPES: Final = {"open": "open_session", "close": "close_session"}
+# Who runs at night has nobody logged in; and user managers have units.
+PASSED_OVER: Final = frozenset({"cron", "crond", "atd", "anacron", "systemd-user"})
+
+
+class Asked(NamedTuple):
+    """What PAM says."""
+
+    verb: str  # "open" or "close"
+    user: str
+    service: str
+
+
+def take(arguments: list[str], environment: Mapping[str, str]) -> Asked | None:
+    """What is to be done; None if this is a session that is passed over. ValueError if it is not PAM who asks."""
+    verb = arguments[0] if arguments else ""
+    if verb not in _TYPES:
+        raise ValueError("usage: open|close [also=SERVICE ...]")
+    if environment.get("PAM_TYPE") != _TYPES[verb]:
+        raise ValueError(f"to be run by pam_exec with type={_TYPES[verb]}")
+    user, service = environment.get("PAM_USER", ""), environment.get("PAM_SERVICE", "")
+    if not 0 < len(user) <= 256 or not user.isprintable() or set(user) & set("/: "):
+        raise ValueError("PAM_USER holds no user's name")
+    also = {one.removeprefix("also=") for one in arguments[1:]}
+    return None if service in PASSED_OVER - also else Asked(verb, user, service)
+
+
+def work(asked: Asked, application: int) -> None:
+    """`application`: the process that opens or closes the session. Root's daemon is the machine's, and not counted."""
+    import pwd
+
+    from upcall.sessions.records import Records, process
+    from upcall.sessions.starting import start
+
+    user = pwd.getpwnam(asked.user)
+    who = process(application)
+    if user.pw_uid == 0 or who is None:
+        return
+    records = Records()
+    with records.held():
+        records.sweep()
+        if asked.verb == "open":
+            records.opened(user.pw_uid, who, lambda: start(user))
+        else:
+            records.closed(user.pw_uid, who)
+
+
+def _child(asked: Asked, application: int) -> NoReturn:
+    """In a session of its own and without the login's descriptors: nothing of it is kept waiting by us."""
+    from upcall.sessions.starting import tell
+
+    try:
+        signal.alarm(_AT_MOST)
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.chdir("/")
+        os.umask(0o022)
+        work(asked, application)
+    except BaseException as error:  # noqa: BLE001 - a child must not return into its parent's code
+        tell(f"{asked.verb} for {asked.user!r} by {asked.service!r}: {type(error).__name__}: {error}")
+    finally:
+        os._exit(0)
+
+
+def run(arguments: list[str]) -> int:
+    try:
+        asked = take(arguments, os.environ)
+        if os.geteuid() != 0:
+            raise ValueError("to be run by root; pam_exec wants the option seteuid")
+    except ValueError as error:
+        print(f"upcall session: {error}", file=sys.stderr)  # noqa: T201
+        return os.EX_USAGE
+    if asked is None:
+        return 0
+    try:
+        application, pid = os.getppid(), os.fork()
+        if pid == 0:
+            _child(asked, application)
+        select.select([os.pidfd_open(pid)], [], [], PATIENCE)
+    except OSError as error:
+        from upcall.sessions.starting import tell
+
+        tell(f"{asked.verb} for {asked.user!r}: {error}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,212 @@
+"""Puts our files on a machine and tells its service manager; and takes back what was put there, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import upcall
+from upcall import forwarder
+from upcall.config import ConfigError
+from upcall.errors import UpcallError
+from upcall.requestkey import installing as requestkey
+from upcall.requestkey.installing import replace
+from upcall.requestkey.ours import FILE as REQUEST_KEY_FILE
+from upcall.requestkey.system import System
+from upcall.setup import manifest as written
+from upcall.setup.manifest import FILE, Manifest, digest, is_ours
+from upcall.setup.wanted import KINDS, PAM, SYSTEMD, Kind, Order, Orders, content
+
+_PATIENCE: Final = 60  # seconds for one order
+
+
+class OrderFailed(UpcallError):
+    """A program that tells the service manager has failed; the text says which, and what it said."""
+
+
+class Plan(NamedTuple):
+    """`types`: of keys that upcall is to make, by request-key; what is there already stays."""
+
+    kind: Kind
+    python: str = sys.executable
+    types: tuple[str, ...] = ()
+
+
+def kind_of(root: Path) -> Kind:
+    """What starts services on this machine, or will on the one whose image this is."""
+    signs = ["run/systemd/system"] if root == Path("/") else ["lib/systemd/systemd", "usr/lib/systemd/systemd"]
+    return SYSTEMD if any((root / sign).exists() for sign in signs) else PAM
+
+
+def check(system: System, plan: Plan) -> None:
+    """Before anything is changed. ConfigError: root would run what others can change, or find it gone."""
+    image = system.root != Path("/")
+    for word in (plan.python, str(Path(upcall.__file__))):
+        if len(word.split()) != 1:
+            raise ConfigError(Path(word), "a path with spaces is not understood by all who would read it")
+        if why := system.distrust(word, may_miss=image):
+            raise ConfigError(Path(word), f"root would run it, but {why}")
+        _check_open(system.at(word))
+    if plan.python.startswith(("/home/", "/root/", "/run/", "/tmp/")):  # noqa: S108 - nothing is written there
+        raise ConfigError(
+            Path(plan.python), "services cannot rely on home folders, /run or /tmp: install it elsewhere"
+        )
+    before = written.read(system.at(FILE))
+    if before.kind not in ("", plan.kind.name):
+        raise ConfigError(system.at(FILE), f"upcall was set up for {before.kind}: `upcall setup --undo` comes first")
+    for path in plan.kind.files:
+        found = _content(system, path)
+        if found is not None:
+            is_ours(before, path, found)
+
+
+def _check_open(place: Path) -> None:
+    """ConfigError if users could not come to what their daemons are to run."""
+    for path in (place, place.resolve()):
+        closed = [folder for folder in path.parents if folder.exists() and not folder.stat().st_mode & 0o001]
+        if path.exists() and closed:
+            raise ConfigError(path, f"users' daemons would run it, but {closed[-1]} is closed to them: chmod a+x it")
+
+
+def missing(system: System, plan: Plan) -> list[str]:
+    """What has to be done, for people; nothing if all is there. The same errors as `check`."""
+    check(system, plan)
+    before = written.read(system.at(FILE))
+    todo = [f"{path}: {_state(system, path)}" for path in plan.kind.files if not _is_there(system, plan, path)]
+    if system.ours() is None and plan.types:
+        todo.append(f"{REQUEST_KEY_FILE}: is not there")
+    if not todo and not before.settled:
+        todo.append(f"{plan.kind.name}: does not know of it")
+    return todo
+
+
+def install(system: System, plan: Plan) -> list[str]:
+    """What was done, for people. All that can be refused is refused before anything is done. OrderFailed."""
+    check(system, plan)
+    keys = None
+    if system.ours() is None and plan.types:
+        keys = requestkey.plan(system, plan.types, forwarder.command(), copy=False)
+        requestkey.check_winning(system, keys)
+    before = written.read(system.at(FILE))
+    state = before._replace(kind=plan.kind.name, folders=(*before.folders, *_new_folders(system, FILE)))
+    done: list[str] = []
+    for path, (_, mode) in plan.kind.files.items():
+        if _is_there(system, plan, path):
+            continue
+        data = content(plan.kind, path, plan.python)
+        folders = (*state.folders, *_new_folders(system, path))
+        state = state._replace(files={**state.files, path: digest(data)}, folders=folders, settled=False)
+        # Written down first: whatever ends us now, no file of ours is left that we do not know.
+        _remember(system, state)
+        replace(system.at(path), data, mode)
+        done.append(f"{path}: written")
+    if keys is not None:
+        state = state._replace(request_key=True)
+        _remember(system, state)
+        done += requestkey.install(system, keys)
+    if not state.settled:
+        done += _run(system, _orders(system, plan.kind).on)
+        _remember(system, state._replace(settled=True))
+    return done
+
+
+def undo(system: System) -> list[str]:
+    """Takes away what `install` made; what was done, for people. What was edited since is left."""
+    state = written.read(system.at(FILE))
+    if not state.kind:
+        return []
+    kind = KINDS[state.kind]
+    orders = _orders(system, kind)
+    done = _try(system, orders.off)
+    for path, known in state.files.items():
+        data = _content(system, path)
+        if data is not None and digest(data) != known:
+            done.append(f"{path}: left there, for it is not as upcall made it")
+        elif data is not None:
+            system.at(path).unlink()
+            done.append(f"{path}: removed")
+    if state.request_key:
+        try:
+            done += requestkey.uninstall(system)
+        except FileExistsError as error:
+            done.append(f"{error.filename}: left there, for it {error.strerror}")
+    done += _try(system, orders.gone)
+    system.at(FILE).unlink()
+    for folder in sorted(state.folders, key=len, reverse=True):
+        with contextlib.suppress(OSError):  # something else is in it
+            system.at(folder).rmdir()
+    return done
+
+
+def _orders(system: System, kind: Kind) -> Orders:
+    return kind.live if system.root == Path("/") else kind.image
+
+
+def _run(system: System, orders: Sequence[Order]) -> list[str]:
+    done = []
+    for order in orders:
+        words = [word.replace("{root}", str(system.root)) for word in order]
+        try:
+            found = subprocess.run(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+                text=True,
+                timeout=_PATIENCE,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise OrderFailed(f"{' '.join(words)}: {error}") from None
+        if found.returncode != 0:
+            raise OrderFailed(f"{' '.join(words)}: ended with {found.returncode}: {found.stderr.strip()}")
+        done.append(" ".join(words))
+    return done
+
+
+def _try(system: System, orders: Sequence[Order]) -> list[str]:
+    """The same, and an order that fails (what it is about may have gone already) is told and no more."""
+    done = []
+    for order in orders:
+        try:
+            done += _run(system, (order,))
+        except OrderFailed as error:
+            done.append(str(error))
+    return done
+
+
+def _content(system: System, path: str) -> bytes | None:
+    """FileExistsError if it is no file of its own."""
+    place = system.at(path)
+    if place.is_symlink():
+        raise FileExistsError(errno.EEXIST, "is a symbolic link, and was not made by upcall: move it away", path)
+    try:
+        return place.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _is_there(system: System, plan: Plan, path: str) -> bool:
+    if _content(system, path) != content(plan.kind, path, plan.python):
+        return False
+    return system.at(path).stat().st_mode & 0o777 == plan.kind.files[path][1]
+
+
+def _state(system: System, path: str) -> str:
+    return "is not there" if _content(system, path) is None else "says something else"
+
+
+def _new_folders(system: System, path: str) -> list[str]:
+    above = Path(path).parents
+    return [str(folder) for folder in reversed(above) if not system.at(str(folder)).exists()]
+
+
+def _remember(system: System, state: Manifest) -> None:
+    replace(system.at(FILE), written.shown(state), 0o644)

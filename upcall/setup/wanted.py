@@ -1,0 +1,89 @@
+"""What belongs on a machine: files, and what its service manager is told."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Final, NamedTuple
+
+Order = tuple[str, ...]  # a command; {root} in a word stands for the image's folder
+
+
+class Orders(NamedTuple):
+    """What is run when the files are there, before they go, and after they have gone."""
+
+    on: tuple[Order, ...] = ()
+    off: tuple[Order, ...] = ()
+    gone: tuple[Order, ...] = ()
+
+
+class Kind(NamedTuple):
+    """A way of starting daemons with logins, on a machine that runs (`live`) and in an image of one."""
+
+    name: str
+    files: Mapping[str, tuple[str, int]]  # path on that machine -> (template, mode)
+    live: Orders
+    image: Orders
+
+
+_SYSTEM: Final = ("upcall-broker.service", "upcall-system-daemon.service")
+_USER: Final = "upcall-daemon.service"
+
+SYSTEMD: Final = Kind(
+    "systemd",
+    {
+        **{f"/etc/systemd/system/{unit}": (f"{unit}.in", 0o644) for unit in _SYSTEM},
+        f"/etc/systemd/user/{_USER}": (f"{_USER}.in", 0o644),
+        "/etc/tmpfiles.d/upcall.conf": ("upcall.tmpfiles.in", 0o644),
+    },
+    Orders(
+        on=(
+            ("systemctl", "daemon-reload"),
+            ("systemctl", "--quiet", "enable", *_SYSTEM),
+            ("systemctl", "--quiet", "--global", "enable", _USER),
+            ("systemctl", "restart", *_SYSTEM),
+        ),
+        off=(
+            ("systemctl", "--quiet", "--global", "disable", _USER),
+            ("systemctl", "--quiet", "disable", "--now", *reversed(_SYSTEM)),
+        ),
+        gone=(("systemctl", "daemon-reload"),),
+    ),
+    Orders(
+        on=(
+            ("systemctl", "--root={root}", "--quiet", "enable", *_SYSTEM),
+            ("systemctl", "--root={root}", "--quiet", "--global", "enable", _USER),
+        ),
+        off=(
+            ("systemctl", "--root={root}", "--quiet", "--global", "disable", _USER),
+            ("systemctl", "--root={root}", "--quiet", "disable", *_SYSTEM),
+        ),
+    ),
+)
+
+PAM: Final = Kind(
+    "pam",
+    {
+        "/usr/share/pam-configs/upcall": ("upcall.pam.in", 0o644),
+        "/etc/init.d/upcall": ("upcall.init.in", 0o755),
+    },
+    Orders(
+        on=(
+            ("update-rc.d", "upcall", "defaults"),
+            ("/etc/init.d/upcall", "restart"),
+            ("pam-auth-update", "--package"),
+        ),
+        off=(("pam-auth-update", "--package", "--remove", "upcall"), ("/etc/init.d/upcall", "stop")),
+        gone=(("update-rc.d", "upcall", "remove"),),
+    ),
+    Orders(),  # these programs work on the machine on which they run, as debconf does
+)
+
+KINDS: Final = {kind.name: kind for kind in (SYSTEMD, PAM)}
+
+
+def content(kind: Kind, path: str, python: str) -> bytes:
+    """What belongs into a file. `python`: the interpreter that has upcall."""
+    template = files("upcall.setup").joinpath("units", kind.files[path][0]).read_text("utf-8")
+    return string.Template(template).substitute(python=python).encode()
