@@ -1,0 +1,247 @@
+"""`upcall metrics`: from a played status, and from a real broker over sockets, read by Prometheus' own parser."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from prometheus_client import generate_latest, make_wsgi_app
+from prometheus_client.parser import text_string_to_metric_families
+
+from upcall import __version__
+from upcall.cli import main
+from upcall.errors import UsageError
+from upcall.metrics import METRICS, PER_UID, registry
+from upcall.metricsserver import server
+from upcall.testing.processes import RunningBroker, StartDaemon, Started, until
+
+DOCS = Path(__file__).parents[1] / "docs" / "observing.md"
+STATUS: dict[str, Any] = {
+    "broker": {"pid": os.getpid(), "portid": 1, "uid": 0, "version": "9.9"},
+    "daemons": [
+        {
+            "uid": uid,
+            "answered": 5,
+            "refused": 2,
+            "rejected": 1,
+            "age": 12.5,
+            "contexts": {"size": 64, "in_use": 2, "most": most},
+            "pending": [{"service": "key"}, {"service": "ecryptfs"}],
+        }
+        for uid, most in ((1000, 7), (1001, 3))
+    ],
+    "daemons_not_shown": 3,
+    "outcomes": {"key": {"answered": 10, "no-daemon": 2}, "ecryptfs": {"timed-out": 1}},
+    "rejected": {"sequence": 4},
+    "junk": {"message": 6},
+    "kernel": {"read": 9, "stale": 1},
+    "request_key": {"forged": 2},
+    "latencies": {"key": {"bounds": [0.001, 0.1], "counts": [3, 4, 5], "seconds": 2.5}},
+    "devices": [{"uid": 1000, "open": True}, {"uid": 1001, "open": False, "why": "EINVAL"}],
+    "quota": {
+        **dict.fromkeys(("received", "folded", "dropped", "lost", "overflows", "nonsense", "delivered"), 8),
+        "listening": True,
+        "undelivered": 1,
+        "watched": 2,
+    },
+}
+
+
+def samples(text: str) -> dict[tuple[str, tuple[str, ...]], float]:
+    """By name and the values of the labels, in the order of the labels' names."""
+    families = text_string_to_metric_families(text)
+    return {(one.name, tuple(one.labels.values())): one.value for family in families for one in family.samples}
+
+
+def taken(status: dict[str, Any] | None, per_uid: bool = False) -> dict[tuple[str, tuple[str, ...]], float]:
+    return samples(generate_latest(registry(lambda: status, per_uid)).decode())
+
+
+def test_every_figure_of_a_status() -> None:
+    found = taken(STATUS)
+    assert found["upcall_up", ()] == 1
+    assert found["upcall_requests_total", ("answered", "key")] == 10
+    assert found["upcall_requests_total", ("timed-out", "ecryptfs")] == 1
+    assert found["upcall_pending_requests", ("key",)] == 2
+    assert found["upcall_contexts", ()] == 128
+    assert found["upcall_contexts_in_use", ()] == 4
+    assert found["upcall_contexts_most", ()] == 7
+    assert found["upcall_daemons", ()] == 5
+    assert found["upcall_replies_rejected_total", ("sequence",)] == 4
+    assert found["upcall_messages_rejected_total", ("message",)] == 6
+    assert found["upcall_kernel_frames_total", ("stale",)] == 1
+    assert found["upcall_request_keys_total", ("forged",)] == 2
+    assert found["upcall_devices", ("open",)] == found["upcall_devices", ("closed",)] == 1
+    assert found["upcall_quota_listening", ()] == 1
+    assert found["upcall_quota_warnings_total", ("lost",)] == 8
+    buckets = [found["upcall_request_duration_seconds_bucket", (end, "key")] for end in ("0.001", "0.1", "+Inf")]
+    assert buckets == [3, 7, 12]
+    assert found["upcall_request_duration_seconds_count", ("key",)] == 12
+    assert found["upcall_request_duration_seconds_sum", ("key",)] == 2.5
+    assert found["upcall_broker_process_resident_memory_bytes", ()] > 1 << 20
+    assert found["upcall_broker_process_start_time_seconds", ()] > 0
+    assert not any("1000" in labels for _, labels in found)
+
+
+def test_uids_only_when_they_are_wanted() -> None:
+    found = taken(STATUS, per_uid=True)
+    assert found["upcall_daemon_replies_total", ("refused", "1000")] == 2
+    assert found["upcall_daemon_contexts_most", ("1001",)] == 3
+    assert found["upcall_daemon_contexts_in_use", ("1001",)] == 2
+    assert found["upcall_daemon_registered_seconds", ("1000",)] == 12.5
+
+
+def test_names_are_as_prometheus_wants_them_and_stand_in_the_docs() -> None:
+    docs = DOCS.read_text()
+    written = {family.name for family in registry(lambda: STATUS, True).collect()}
+    for one in METRICS + PER_UID:
+        assert one.name in written
+        assert one.name.startswith("upcall_") and not one.name.endswith(("_total", "_count", "_sum", "_bucket"))
+        assert one.help.endswith(".")
+        name = one.name + ("_total" if one.kind.__name__.startswith("Counter") else "")
+        labels = ", ".join(f"`{label}`" for label in one.labels)
+        assert f"| `{name}` | {labels} | {one.help} |" in docs
+
+
+def test_what_a_user_is_told() -> None:
+    """The broker tells others than root less."""
+    less = {key: value for key, value in STATUS.items() if key not in ("junk", "kernel", "request_key", "quota")}
+    del less["latencies"]
+    found = taken(less)
+    assert found["upcall_requests_total", ("answered", "key")] == 10
+    assert not any(name.startswith(("upcall_quota", "upcall_kernel")) for name, _ in found)
+
+
+def test_an_older_broker() -> None:
+    old = {**STATUS, "broker": {"pid": os.getpid(), "portid": 1, "uid": 0}, "quota": {}}
+    assert taken(old)["upcall_info", ("", __version__)] == 1
+
+
+def test_no_broker(folder: Path) -> None:
+    assert taken(None) == {("upcall_up", ()): 0}
+    result = metrics("--runtime", str(folder))
+    assert result.exit_code == 0
+    assert samples(result.output) == {("upcall_up", ()): 0}
+
+
+# --- a real broker -------------------------------------------------------------------------------------------
+
+
+def metrics(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["metrics", *arguments])
+
+
+@pytest.fixture
+def used(broker: RunningBroker, start_daemon: StartDaemon, signature: str) -> RunningBroker:
+    """A broker that has answered once."""
+    start_daemon(broker)
+    with broker.client() as client:
+        client.wrap(signature, b"0123456789abcdef")
+    return broker
+
+
+def test_printed(used: RunningBroker) -> None:
+    found = samples(metrics("--runtime", str(used.folder), "--per-uid").output)
+    assert found["upcall_requests_total", ("answered", "key")] == 1
+    assert found["upcall_daemon_replies_total", ("answered", str(os.getuid()))] == 1
+    if os.getuid() == 0:
+        assert found["upcall_request_duration_seconds_count", ("key",)] == 1
+        assert 0 < found["upcall_request_duration_seconds_sum", ("key",)] < 5
+
+
+def test_a_file_for_node_exporter(used: RunningBroker, tmp_path: Path) -> None:
+    file = tmp_path / "upcall.prom"
+    file.write_text("old")
+    assert metrics("--runtime", str(used.folder), "--textfile", str(file)).exit_code == 0
+    assert samples(file.read_text())["upcall_up", ()] == 1
+    assert list(tmp_path.iterdir()) == [file]
+    result = metrics("--textfile", str(tmp_path / "no" / "folder.prom"))
+    assert result.exit_code == os.EX_NOINPUT
+
+
+def get(connection: socket.socket) -> tuple[str, str]:
+    connection.settimeout(10)
+    connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+    data = b""
+    while more := connection.recv(65536):
+        data += more
+    head, _, body = data.decode().partition("\r\n\r\n")
+    return head.splitlines()[0], body
+
+
+@pytest.fixture
+def listening(used: RunningBroker) -> Iterator[tuple[Started, Path]]:
+    path = used.folder.parent / "metrics.sock"
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(path))
+    stale.close()  # a socket that was left behind
+    arguments = ["-m", "upcall", "metrics", f"--runtime={used.folder}", f"--listen=unix:{path}"]
+    with Started(arguments, used.folder.parent / "metrics.log") as process:
+        until(lambda: _listens(path), "somebody who listens")
+        yield process, path
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def test_a_socket_in_the_file_system(listening: tuple[Started, Path]) -> None:
+    process, path = listening
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    with socket.socket(socket.AF_UNIX) as slow:  # who says nothing holds nobody up
+        slow.connect(str(path))
+        for _ in range(2):
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(path))
+                head, body = get(connection)
+            assert "200" in head
+            assert samples(body)["upcall_requests_total", ("answered", "key")] == 1
+    with pytest.raises(OSError, match="somebody listens there already"):
+        server(f"unix:{path}", lambda *_: [])
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0
+    assert not path.exists()
+
+
+def test_a_port_of_this_machine() -> None:
+    with server("127.0.0.1:0", make_wsgi_app(registry(lambda: STATUS))) as serving:
+        threading.Thread(target=serving.handle_request).start()
+        with socket.create_connection(("127.0.0.1", serving.server_port), 10) as connection:
+            head, body = get(connection)
+    assert "200" in head and samples(body)["upcall_daemons", ()] == 5
+
+
+@pytest.mark.parametrize(
+    "address", ["0.0.0.0:9", "example.org:9", "[::]:9", ":9", "127.0.0.1", "127.0.0.1:x", "", "127.0.0.1:65536"]
+)
+def test_addresses_that_are_refused(address: str) -> None:
+    with pytest.raises(UsageError):
+        server(address, lambda *_: [])
+
+
+def test_both_at_once_and_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert metrics("--textfile", "x", "--listen", "127.0.0.1:0").exit_code == os.EX_USAGE
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    result = metrics()
+    assert result.exit_code == os.EX_USAGE
+    assert "upcall[metrics]" in result.stderr
+
+
+def test_the_broker_does_not_import_it(broker: RunningBroker) -> None:
+    code = "import sys, upcall.broker.__main__, upcall.daemon.__main__; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert not {"prometheus_client", "datetime", "ast", "upcall.recorder", "upcall.doctor"} & set(
+        loaded.stdout.split()
+    )

@@ -1,0 +1,94 @@
+"""`upcall doctor` as people and programs see it: the table of checks, what hangs, what breaks, exit codes."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import upcall.cli.doctor
+from upcall.cli import main
+from upcall.doctor import table
+from upcall.doctor.findings import NOTE, OK, Finding, note, ok, problem
+from upcall.doctor.scene import Scene
+from upcall.doctor.table import CHECKS, Check, bounded
+from upcall.errors import UsageError
+
+DOCS = Path(__file__).parents[1] / "docs" / "observing.md"
+
+
+def check(*findings: Finding, error: Exception | None = None) -> Check:
+    def look(scene: Scene) -> Iterator[Finding]:
+        yield from findings
+        if error is not None:
+            raise error
+
+    return Check("it", "something", look)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, checks: list[Check], *arguments: str) -> tuple[int, str]:
+    monkeypatch.setattr(table, "CHECKS", checks)
+    result = CliRunner().invoke(main, ["doctor", *arguments])
+    return result.exit_code, result.output
+
+
+def test_every_check_stands_in_the_docs() -> None:
+    rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| `")]
+    for one in CHECKS:
+        assert f"| `{one.name}` | {one.about} |" in rows
+    assert len({one.name for one in CHECKS}) == len(CHECKS)
+
+
+def test_a_check_that_hangs_is_a_finding_and_what_it_had_said_is_kept() -> None:
+    release = threading.Event()
+
+    def look(scene: Scene) -> Iterator[Finding]:
+        yield ok("so far")
+        release.wait(20)
+
+    try:
+        first, second = bounded(Check("it", "", look, 0.05), Scene())
+        assert first == ok("so far")
+        assert "nothing is known after 0.05 s" in second.what
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (UsageError("somebody else's"), "somebody else's"),
+        (PermissionError(13, "Permission denied", "/x"), "/x"),
+        (ZeroDivisionError("oh"), "the check broke: ZeroDivisionError"),
+    ],
+)
+def test_a_check_that_breaks_is_a_finding(error: Exception, words: str) -> None:
+    first, second = bounded(check(ok("so far"), error=error), Scene())
+    assert first.state == OK
+    assert words in second.what
+
+
+def test_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, text = run(monkeypatch, [check(ok("good"), note("a note", "think", "true"))])
+    assert code == 0
+    assert text.splitlines() == ["✓ it: good", "- it: a note", "    think", "    $ true", "no problems"]
+
+
+def test_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, text = run(monkeypatch, [check(ok("good"), problem("bad\x1b[2J", "do", "rm 'a\nb'"))], "--quiet")
+    assert code == 1
+    assert text.splitlines() == ["✗ it: bad\\x1b[2J", "    do", "    $ rm 'a\\nb'"]
+
+
+def test_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, text = run(monkeypatch, [check(note("a note", "think")), check(problem("bad"))], "--json")
+    assert code == 1
+    assert json.loads(text)[0] == {"check": "it", "state": NOTE, "what": "a note", "remedy": "think", "command": ""}
+
+
+def test_the_lab_has_a_doctor_of_its_own() -> None:
+    assert "upcall lab doctor" in (upcall.cli.doctor.command.help or "")

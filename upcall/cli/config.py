@@ -1,0 +1,207 @@
+"""`upcall config`: what the configuration says, from where, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from upcall import config
+from upcall.cli import for_terminal
+from upcall.config.errors import ConfigError
+from upcall.config.files import Source, folder_of
+from upcall.config.keys import SYSTEM, USERS
+from upcall.config.layers import Said
+from upcall.config.lines import spelled
+from upcall.config.shown import Shown, effective, plain
+from upcall.errors import UsageError
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+
+@click.group()
+def command() -> None:
+    """Show and check the configuration, and have your daemon read it again."""
+
+
+# --- show --------------------------------------------------------------------------------------------------------
+
+
+@command.command("show")
+@click.argument("name", required=False, metavar="[TABLE[.KEY]]")
+@click.option("--origin", is_flag=True, help="Where each value comes from: file and line.")
+@click.option(
+    "--user/--system",
+    default=True,
+    help="With your own files, or the system's only, as the broker.  [default: --user]",
+)
+@_JSON
+def show(name: str | None, origin: bool, user: bool, as_json: bool) -> None:
+    """Show the values that count: of all keys, of a table, or of one key, which is explained, too.
+
+    \b
+    Exit codes: 0 shown; 64 there is no such key; 78 a file is wrong: see `upcall config check`.
+    """
+    found = _named(name, list(effective(config.read(user))))
+    if as_json:
+        click.echo(json.dumps({one.name: _as_data(one) for one in found}, indent=2))
+        return
+    Console().print(_values(found, origin))
+    if len(found) == 1:
+        key = found[0].key
+        who = "only the system's files can set it" if key.scope == SYSTEM else "users can set it, too"
+        click.echo(f"{key.about}\nWanted: {key.kind.wanted}; {who}.")
+
+
+def _named(name: str | None, found: list[Shown]) -> list[Shown]:
+    if name is None:
+        return found
+    chosen = [one for one in found if name in _names(one)]
+    if not chosen:
+        names = [one.name for one in found]
+        close = get_close_matches(name, names, 1)
+        raise UsageError(f"there is no key or table {name!r}" + (f"; is {close[0]} meant?" if close else ""))
+    return chosen
+
+
+def _names(one: Shown) -> set[str]:
+    """What it can be called, and the tables that it is in; the quotes of request-key."cifs.spnego" may be left out."""
+    paths = [one.path[:count] for count in range(1, len(one.path) + 1)]
+    return {spelled(path) for path in paths} | {".".join(path) for path in paths}
+
+
+def _as_data(one: Shown) -> dict[str, Any]:
+    return {
+        "value": plain(one.value),
+        "origin": [{"file": file, "line": line} for file, line in one.origin],
+        "unset": one.key.unset or None,
+        "scope": one.key.scope,
+        "about": one.key.about,
+    }
+
+
+def _values(found: Sequence[Shown], origin: bool) -> Table:
+    table = Table("key", "value", *(["from"] if origin else []))
+    for one in found:
+        style = "" if one.origin else "dim"
+        row = [one.name, one.text(), *([one.where()] if origin else [])]
+        table.add_row(*(Text(for_terminal(text), style, overflow="fold") for text in row))
+    return table
+
+
+# --- check -------------------------------------------------------------------------------------------------------
+
+
+@command.command("check")
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--user/--system", default=None, help="FILE is a user's own, or the system's.  [default: by its place]")
+@_JSON
+def check(files: tuple[Path, ...], user: bool | None, as_json: bool) -> None:
+    """Check every file of the configuration, or each FILE, and tell all that is wrong.
+
+    Without FILE: the vendor's, the system's and your own; with --system, not your own.
+
+    \b
+    Exit codes: 0 all is right; 78 something is wrong.
+    """
+    if files:
+        looked = [Said(Source(file.absolute(), _scope(file, user))) for file in files]
+    else:
+        looked = config.look(user is not False)
+    problems = [problem for said in looked for problem in _problems(said, given=bool(files))]
+    if not files and not problems:
+        problems = _of_the_broker()
+    if as_json:
+        click.echo(json.dumps(_report(looked, problems), indent=2))
+    else:
+        Console().print(_checked(looked, problems))
+        for problem in problems:
+            click.echo(for_terminal(str(problem)), err=True)
+    if problems:
+        click.get_current_context().exit(os.EX_CONFIG)
+
+
+def _scope(file: Path, user: bool | None) -> str:
+    own = config.user_file()
+    if user is None:
+        user = file.absolute() == own or file.absolute().parent == folder_of(own)
+    return USERS if user else SYSTEM
+
+
+def _problems(said: Said, given: bool) -> list[ConfigError]:
+    if given and not said.there and not said.problems:
+        return [ConfigError(said.source.file, "is not there")]
+    return said.problems
+
+
+def _of_the_broker() -> list[ConfigError]:
+    """What is wrong with good values: somebody who is named is not there."""
+    from upcall.broker.configured import configured
+    from upcall.service import SERVICES
+
+    try:
+        configured(SERVICES)
+    except ConfigError as error:
+        return [error]
+    return []
+
+
+def _report(looked: Sequence[Said], problems: Sequence[ConfigError]) -> dict[str, Any]:
+    return {
+        "files": [
+            {
+                "file": str(said.source.file),
+                "scope": said.source.scope,
+                "there": said.there,
+                "masked": None if said.source.masked is None else str(said.source.masked),
+            }
+            for said in looked
+        ],
+        "problems": [
+            {"file": str(one.file), "line": one.line, "key": one.key or None, "why": one.why} for one in problems
+        ],
+    }
+
+
+def _checked(looked: Sequence[Said], problems: Sequence[ConfigError]) -> Table:
+    table = Table("file", "whose", "")
+    for said in looked:
+        source = said.source
+        wrong = sum(one.file == source.file for one in problems)
+        text, style = ("right", "green") if said.there else ("not there", "dim")
+        if source.masked is not None:
+            text, style = f"masked by {source.masked}", "dim"
+        if wrong:
+            text, style = f"wrong: {wrong}", "red"
+        table.add_row(
+            Text(for_terminal(str(source.file)), overflow="fold"), source.scope, Text(for_terminal(text), style)
+        )
+    return table
+
+
+# --- reload ------------------------------------------------------------------------------------------------------
+
+
+@command.command("reload")
+def reload() -> None:
+    """Have your daemon read the configuration again; what it has in hand comes to its end.
+
+    It follows [plugins] allow at once. The broker is told by `systemctl reload`, or SIGHUP.
+
+    \b
+    Exit codes: 0 it was told, and says in its log what became of it; 69 you have no daemon; 78 a file is wrong, and
+    it was not told.
+    """
+    config.read(user=True)
+    from upcall.control import DaemonControl  # `show` and `check` need no daemon
+
+    with DaemonControl() as daemon:
+        daemon.reload()

@@ -1,0 +1,60 @@
+"""`upcall doctor`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from upcall.cli import for_terminal
+from upcall.doctor.findings import NOTE, OK, PROBLEM, Finding
+from upcall.doctor.scene import Scene
+from upcall.doctor.table import Check, examine
+
+_MARKS = {OK: "✓", NOTE: "-", PROBLEM: "✗"}
+_COLOURS = {OK: "green", NOTE: "yellow", PROBLEM: "red"}
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="A list of findings, for programs.")
+@click.option("--quiet", "-q", is_flag=True, help="Only what is a problem.")
+@click.option("--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder.")
+@click.option(
+    "--root",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default="/",
+    help="Look for request-key's configuration and programs below this folder.",
+)
+@click.pass_context
+def command(ctx: click.Context, as_json: bool, quiet: bool, runtime: Path | None, root: Path) -> None:
+    """Check the whole installation: kernel, broker, your daemon, keys, plugins, configuration.
+
+    Says what is wrong (✗), what is worth knowing (-), and what to do about it; $ begins a command that mends it.
+    Nothing is changed. Run it as yourself for your daemon and keys, and as root for the system's part.
+
+    What the virtual machine for tests needs is looked at by `upcall lab doctor`.
+
+    \b
+    Exit codes: 0 no problem was found; 1 there is one at least.
+    """
+    found = []
+    for check, finding in examine(Scene(runtime, root)):
+        found.append((check, finding))
+        if not as_json and (finding.state == PROBLEM or not quiet):
+            _print(check, finding)
+    problems = sum(finding.state == PROBLEM for _, finding in found)
+    if as_json:
+        click.echo(json.dumps([{"check": check.name, **finding.report()} for check, finding in found], indent=2))
+    elif not quiet:
+        click.echo(f"{problems} problem{'' if problems == 1 else 's'}" if problems else "no problems")
+    ctx.exit(1 if problems else 0)
+
+
+def _print(check: Check, finding: Finding) -> None:
+    mark = click.style(_MARKS[finding.state], fg=_COLOURS[finding.state])
+    click.echo(f"{mark} {check.name}: {for_terminal(finding.what)}")
+    if finding.remedy:
+        click.echo(f"    {for_terminal(finding.remedy)}")
+    if finding.command:
+        click.echo(f"    $ {for_terminal(finding.command)}")

@@ -1,0 +1,145 @@
+"""`upcall log`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+from upcall.cli import for_terminal
+from upcall.errors import PeerError, UpcallError
+from upcall.following import lines
+from upcall.wire.record import MESSAGE_ID, Record, Source, take_journal, take_line
+
+JOURNALCTL = "journalctl"
+_HEAD = ("time", "who", "uid", "service", "outcome", "ms", "seq", "handler")
+_WIDTHS = (23, 7, 6, 13, 15, 10, 11, 1)
+
+
+class _Wanted(NamedTuple):
+    uid: int | None
+    service: str | None
+    outcome: str | None
+
+    def fits(self, record: Record) -> bool:
+        return (
+            self.uid in (None, record.uid)
+            and self.service in (None, record.service)
+            and self.outcome in (None, record.outcome)
+        )
+
+
+class _Told(NamedTuple):
+    source: Source
+    record: Record
+
+
+@click.command("log")
+@click.option("--follow", "-f", is_flag=True, help="Go on with what is still to come, until ^C.")
+@click.option("--uid", type=int, help="Of this uid's daemon only.")
+@click.option("--service", help="Of this service only: ecryptfs, key, cifs.spnego, dns_resolver.")
+@click.option("--outcome", help='With this outcome only: "answered", or the reason of a refusal.')
+@click.option("--json", "as_json", is_flag=True, help="One JSON object in each line.")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path), required=False)
+def command(
+    follow: bool, uid: int | None, service: str | None, outcome: str | None, as_json: bool, file: Path | None
+) -> None:
+    """Show what became of each request: from FILE (- is standard input), or from systemd's journal.
+
+    Broker and daemon write a record of each request if they are told to by `--log-requests` or by [log] in the
+    configuration. The broker's record has the whole time, the daemon's only its own; the sequence number is the same.
+    What is damaged is passed over and counted.
+
+    \b
+    Exit codes: 0 shown, even if there was nothing; 66 there is no such file; 69 there is no journal.
+    """
+    wanted, damaged = _Wanted(uid, service, outcome), 0
+    show = _show_json if as_json else _show_row
+    if not as_json:
+        click.echo(_row(_HEAD))
+    try:
+        for found in _journal(follow) if file is None else _file(file, follow):
+            if found is None:
+                damaged += 1
+            elif wanted.fits(found.record):
+                show(found)
+    except KeyboardInterrupt:
+        pass
+    if damaged:
+        click.echo(f"{damaged} damaged record{'s' if damaged > 1 else ''} passed over", err=True)
+
+
+def _file(path: Path, follow: bool) -> Iterator[_Told | None]:
+    """None for a record that is damaged."""
+    found = iter(sys.stdin) if str(path) == "-" else lines(path, follow)
+    for line in found:
+        if line is not None:
+            yield from _taken(lambda line=line: take_line(line.rstrip("\n")))  # type: ignore[misc]
+
+
+def _journal(follow: bool) -> Iterator[_Told | None]:
+    program = shutil.which(JOURNALCTL)
+    if program is None:
+        raise NoJournal("there is no journalctl here: give the file to which requests are logged")
+    command = [program, "--output=json", "--no-pager", "--quiet", f"MESSAGE_ID={MESSAGE_ID}"]
+    if follow:
+        command += ["--follow", "--lines=100"]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
+    ) as one:
+        try:
+            assert one.stdout is not None  # noqa: S101 - it is a pipe
+            for line in one.stdout:
+                yield from _taken(lambda line=line: take_journal(_object(line)))  # type: ignore[misc]
+        finally:
+            one.terminate()
+    if one.returncode > 0:
+        raise NoJournal(f"journalctl ended with {one.returncode}: see what it says")
+
+
+class NoJournal(UpcallError):
+    """There is no journal here, or it cannot be read."""
+
+
+def _object(line: str) -> dict[str, object]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        raise PeerError("journal", "a line is no JSON") from None
+    if not isinstance(found, dict):
+        raise PeerError("journal", "a line is no JSON object")
+    return found
+
+
+def _taken(take: Callable[[], tuple[Source, Record] | None]) -> Iterator[_Told | None]:
+    try:
+        found = take()
+    except PeerError:
+        yield None
+        return
+    if found is not None:
+        yield _Told(*found)
+
+
+def _show_json(told: _Told) -> None:
+    click.echo(json.dumps({"who": told.source.name, "pid": told.source.pid, **told.record._asdict()}))
+
+
+def _show_row(told: _Told) -> None:
+    record = told.record
+    when = datetime.fromtimestamp(record.at).isoformat(" ", "milliseconds")
+    who = told.source.name.removeprefix("upcall-")
+    figures = (str(record.uid), record.service, record.outcome, f"{record.seconds * 1e3:.3f}", str(record.seq))
+    click.echo(_row((when, who, *figures, record.handler)))
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    """A line at a time: a table that is to be followed has no end to measure its columns by."""
+    return for_terminal("  ".join(cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=True)).rstrip())
