@@ -4,12 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(wildcard plugins/*)
 
-.PHONY: demo test check bench setup test-tools clean help
+.PHONY: demo test check bench docs setup test-tools clean help
 
 help:
 	@echo "make demo    the broker, a daemon and a key at work; needs no privileges and no eCryptfs"
 	@echo "make test    all tests: bytes, real sockets, and the real kernel in a virtual machine"
-	@echo "make check   lint, types, and the quick tests of bytes and sockets; under a minute"
+	@echo "make check   lint, types, and the quick tests of bytes and sockets; a minute or two"
 	@echo "make bench   measures us and our peers in one run, and prints the ratios"
 
 demo: setup
@@ -28,9 +28,13 @@ check: setup
 bench: setup test-tools
 	$(BIN)/python -m bench
 
+# What docs/configuration.md says of each key.
+docs: setup
+	$(BIN)/python -m upcall.config.reference docs/configuration.md
+
 setup: .venv/made
 
-.venv/made: pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
+.venv/made: pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS)) $(wildcard upcall/forwarder/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "upcall needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1)" >&2; exit 69; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
@@ -41,16 +45,18 @@ setup: .venv/made
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' $(addprefix -e ,$(addprefix ./,$(PLUGINS)))
 	@touch $@
 
-# What the tests need besides Python: the virtual machine, a token, a TPM and a pinentry, all in software. Root on a
-# Debian machine gets it; for others the tests that need what is missing say so and are left out.
+# What the tests need besides Python: the virtual machine, a token, a TPM and a pinentry, all in software; and for the
+# guest a KDC, a file server and what the kernel asks for tickets. Root on a Debian machine gets it; for others the
+# tests that need what is missing say so and are left out.
 TOOLS := qemu-system-x86 softhsm2 swtpm libtss2-dev libtss2-tcti-device0 libtss2-tcti-swtpm0 gcc pkg-config \
-	pinentry-tty pinentry-curses
+	pinentry-tty pinentry-curses keyutils dnsmasq-base krb5-kdc krb5-admin-server krb5-user samba cifs-utils faketime \
+	quota e2fsprogs xfsprogs systemd \
+	dbus-daemon dunst xvfb scrot fonts-dejavu-core
 
 test-tools: setup
 	@if test "$$(id -u)" = 0 && command -v apt-get >/dev/null && ! dpkg -s $(TOOLS) >/dev/null 2>&1; then \
 		echo "installing $(TOOLS) ..."; \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-		apt-get install -y -qq --no-install-recommends $(TOOLS) >/dev/null || echo "not installed" >&2; fi
+		sh tests/install_tools.sh $(TOOLS) || echo "not installed" >&2; fi
 	@if pkg-config --exists tss2-esys 2>/dev/null && ! $(BIN)/python -c 'import tpm2_pytss' 2>/dev/null; then \
 		echo "building tpm2-pytss ..."; \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e './plugins/tpm2[tss]' || \

@@ -1,0 +1,202 @@
+"""What must be true of quotas on every filesystem; test_quota_ext4 and test_quota_xfs say on which."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.quota_scene import (
+    MB,
+    NO_ROOM,
+    PROJECT,
+    STAFF,
+    Disk,
+    QuotaHouse,
+    disk,
+    fill,
+    quiet,
+    remove,
+    status,
+)
+from upcall.lab.stage import Person, do_as, person, wait_until
+
+
+class QuotaCases:
+    """Inherit it and name the filesystem."""
+
+    kind: str
+
+    @pytest.fixture
+    def people(self) -> tuple[Person, Person, Person]:
+        return person("root"), person("alice"), person("bob")
+
+    @pytest.fixture
+    def drive(self, tmp_path: Path) -> Iterator[Disk]:
+        tmp_path.chmod(0o755)
+        for above in tmp_path.parents[:3]:
+            above.chmod(0o755)
+        with disk(self.kind, tmp_path) as made:
+            yield made
+
+    @pytest.fixture
+    def place(self, tmp_path: Path, people: tuple[Person, Person, Person]) -> Iterator[QuotaHouse]:
+        folder = tmp_path / "house"
+        folder.mkdir()
+        made = QuotaHouse(folder)
+        try:
+            made.open(people[0])
+            for who in people:
+                made.daemon(who)
+            yield made
+        finally:
+            made.close()
+
+    def test_soft_limit_grace_and_all_clear(
+        self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]
+    ) -> None:
+        root, alice, bob = people
+        drive.grace("u", 6)
+        drive.limit("u", alice.uid, 1 * MB, 4 * MB)
+        file = drive.point / "alice"
+        assert fill(alice, file, 2 * MB) == 0
+        notice = place.wait(alice, "over-soft")
+        assert (notice.subject.name, notice.resource, notice.soft, notice.hard) == ("alice", "space", MB, 4 * MB)
+        assert (notice.filesystem.mount, notice.filesystem.type) == (str(drive.point), self.kind)
+        assert notice.used > MB
+        place.wait(alice, "grace")
+        place.wait(alice, "over-soft-long")
+        # XFS goes by whole seconds, and has room beyond the old file's end.
+        wait_until(lambda: fill(alice, drive.point / "more", 65536) in NO_ROOM, "refused")
+        remove(alice, file)
+        place.wait(alice, "below")
+        quiet()
+        assert place.events(alice) == ["over-soft", "grace", "over-soft-long", "below"]
+        assert place.events(bob) == place.events(root) == []
+
+    def test_hard_limits_of_space_and_files(
+        self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]
+    ) -> None:
+        root, alice, bob = people
+        drive.limit("u", bob.uid, 0, 1 * MB, (0, 5))
+        for _ in range(5):  # XFS warns at each
+            assert fill(bob, drive.point / "bob", 2 * MB) in NO_ROOM
+        notice = place.wait(bob, "over-hard")
+        assert (notice.resource, notice.cause.name) == ("space", "bob")
+        remove(bob, drive.point / "bob")  # on XFS a file needs space, too
+        place.wait(bob, "below")
+
+        def create() -> None:
+            for number in range(9):
+                (drive.point / f"bob{number}").touch()
+
+        with pytest.raises(OSError, match=r"quota|space"):
+            do_as(bob, create)
+        notice = place.wait(bob, "over-hard", 2)
+        assert (notice.resource, notice.used, notice.hard) == ("files", 5, 5)
+        quiet()
+        assert place.events(bob) == ["over-hard", "below", "over-hard"]
+        assert place.events(alice) == place.events(root) == []
+
+    def test_who_writes_into_anothers_file(
+        self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]
+    ) -> None:
+        root, alice, bob = people
+        drive.limit("u", alice.uid, 1 * MB, 4 * MB)
+        file = drive.point / "alice"
+        assert fill(alice, file, 65536) == 0
+        do_as(alice, lambda: file.chmod(0o666))
+        assert fill(root, file, 2 * MB) == 0
+        assert place.wait(alice, "over-soft").subject.name == "alice"
+        quiet()
+        assert place.events(alice) == ["over-soft"]
+        assert place.events(bob) == place.events(root) == []
+
+    @pytest.mark.parametrize(("whose", "number", "folder"), [("g", STAFF, "shared"), ("P", PROJECT, "project")])
+    def test_group_and_project(
+        self,
+        drive: Disk,
+        place: QuotaHouse,
+        people: tuple[Person, Person, Person],
+        whose: str,
+        number: int,
+        folder: str,
+    ) -> None:
+        root, alice, bob = people
+        drive.limit(whose, number, 0, 2 * MB)
+        file = drive.point / folder / "file"
+        assert fill(alice, file, 3 * MB) in NO_ROOM
+        for who in (alice, root):
+            notice = place.wait(who, "over-hard")
+            assert (notice.subject.kind, notice.subject.id) == ({"g": "group", "P": "project"}[whose], number)
+        remove(alice, file)
+        for who in (alice, root):
+            place.wait(who, "below")
+        quiet()
+        assert place.events(alice) == ["over-hard", "below"]
+        assert place.events(root) == ["over-hard", "below"]
+        assert place.events(bob) == []
+
+    def test_near_a_limit(self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]) -> None:
+        _, alice, _ = people
+        drive.limit("u", alice.uid, 0, 10 * MB)
+        assert fill(alice, drive.point / "alice", 8 * MB + MB // 2) == 0
+        assert place.wait(alice, "near").percent in (84, 85, 86)
+        assert fill(alice, drive.point / "alice", MB) == 0
+        assert place.wait(alice, "near", 2).percent in (94, 95, 96)
+        quiet()
+        assert [notice.event for notice in place.told(alice)] == ["near", "near"]
+
+    def test_told_at_login(self, drive: Disk, tmp_path: Path, people: tuple[Person, Person, Person]) -> None:
+        """Nobody is there when it happens; then the broker is started anew; then somebody logs in."""
+        root, alice, _ = people
+        folder = tmp_path / "house"
+        folder.mkdir()
+        place = QuotaHouse(folder)
+        try:
+            place.open(root)
+            drive.limit("u", alice.uid, 0, MB)
+            assert fill(alice, drive.point / "alice", 2 * MB) in NO_ROOM
+            wait = place.broker
+            assert wait is not None
+            wait_until(lambda: status().get("undelivered") == 1, "one that waits")
+            wait.end()
+            place.open(root)
+            place.daemon(alice)
+            assert place.wait(alice, "over-hard").subject.name == "alice"
+            quiet()
+            assert place.events(alice) == ["over-hard"]
+        finally:
+            place.close()
+
+    def test_a_flood_and_somebody_in_the_middle(
+        self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]
+    ) -> None:
+        _, alice, bob = people
+        drive.limit("u", alice.uid, 0, 0, (3, 0))
+        drive.limit("u", bob.uid, 0, MB)
+        before = status()["received"]
+
+        def flood() -> int:
+            """Over the soft limit and back, as often as it goes: a warning each time; on XFS only upwards."""
+            for number in range(3):
+                (drive.point / f"alice{number}").touch()
+            path = str(drive.point / "alice-more")
+            for _ in range(1500):
+                os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+                os.unlink(path)
+            return 0
+
+        do_as(alice, flood)
+        assert fill(bob, drive.point / "bob", 2 * MB) in NO_ROOM
+        do_as(alice, flood)
+        place.wait(bob, "over-hard")
+        place.wait(alice, "over-soft")
+        quiet()
+        found = status()
+        assert found["received"] + found["lost"] - before >= 3000
+        assert (found["lost"], found["nonsense"], found["dropped"]) == (0, 0, 0)
+        assert place.events(bob) == ["over-hard"]
+        assert place.events(alice).count("over-soft") == 1

@@ -1,0 +1,272 @@
+"""upcall-request-key under the real kernel and the real /sbin/request-key, before a played broker.
+
+The keys are of type dns_resolver, which root may ask for by request_key(2); those of cifs.spnego only the kernel may.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import os
+import platform
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.forwarder.scene import PlayedBroker, answered, playing, refused, server, servers
+from tests.kernel.scene import Outcome, begin
+from upcall import forwarder
+from upcall.kernel import keyring
+from upcall.lab.stage import Person, Task, wait_until
+from upcall.wire.requestkey import Upcall, take_described, take_upcall
+
+RULES = Path("/etc/request-key.d")
+SESSION = keyring.SESSION_KEYRING
+pytestmark = pytest.mark.skipif(
+    not Path("/sbin/request-key").exists() or platform.machine() != "x86_64", reason="needs keyutils, and x86-64"
+)
+
+_numbers = itertools.count()
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def request_key(kind: bytes, description: bytes, callout: bytes = b"") -> int:
+    """The serial; OSError with what the forwarder told the kernel."""
+    serial: int = _libc.syscall(249, kind, description, callout, SESSION)
+    if serial < 0:
+        raise OSError(ctypes.get_errno(), "request_key")
+    return serial
+
+
+class Rule(NamedTuple):
+    """A line of the guest's request-key.conf, and the socket that it names."""
+
+    file: Path
+    socket: Path
+    words: list[str]
+
+    def write(self, *options: object) -> None:
+        words = [*self.words, "-s", self.socket, *options]
+        line = f"create dns_resolver * * {' '.join(map(str, words))} %k\n"
+        self.file.write_text(line + line.replace("dns_resolver", "cifs.spnego"))
+
+
+@pytest.fixture(params=["c", "stand-in"])
+def rule(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rule]:
+    words = forwarder.command()
+    if request.param == "stand-in":
+        words = ["/usr/bin/python3", "-I", "-S", str(forwarder.STANDIN)]
+    elif len(words) > 1:
+        pytest.skip("there is no compiled forwarder")
+    subprocess.run(["modprobe", "dns_resolver"], check=True, timeout=30)
+    subprocess.run(["mount", "-t", "tmpfs", "rules", RULES], check=True, timeout=30)
+    made = Rule(RULES / "upcall.conf", tmp_path / "broker", words)
+    made.write()
+    yield made
+    subprocess.run(["umount", RULES], check=True, timeout=30)
+
+
+@pytest.fixture
+def broker(rule: Rule) -> Iterator[PlayedBroker]:
+    with playing(rule.socket) as played:
+        yield played
+
+
+def name() -> bytes:
+    """A description that nobody has asked for."""
+    return b"host%d.lab.test" % next(_numbers)
+
+
+def asking(who: Person, description: bytes, callout: bytes = b"") -> Task[Outcome]:
+    """Somebody who wants the key, and has then its payload and its line in /proc/keys."""
+
+    def work() -> tuple[bytes, str]:
+        serial = request_key(b"dns_resolver", description, callout)
+        lines = Path("/proc/keys").read_text().splitlines()
+        return keyring.read(serial), next(line for line in lines if line.startswith(f"{serial:08x} "))
+
+    return begin(who, work)
+
+
+def got(outcome: Outcome) -> tuple[Any, Any]:
+    assert outcome.errno == 0
+    assert isinstance(outcome.value, tuple)
+    return outcome.value
+
+
+def told(broker: PlayedBroker) -> tuple[int, Upcall]:
+    """What the forwarder said: the sequence number, and the rest."""
+    envelope = broker.request()
+    assert envelope.service == "request-key"
+    assert 0 < envelope.deadline_ns - time.monotonic_ns() < 10 * 10**9
+    return envelope.seq, take_upcall(envelope.body)
+
+
+def begin_a_second() -> None:
+    """The kernel counts the second of a rejection by the clock's: at its end, it forgets the errno at once."""
+    wait_until(lambda: time.time() % 1 < 0.3, "the next second")
+
+
+def refuse(broker: PlayedBroker, code: int) -> None:
+    seq, _ = told(broker)
+    begin_a_second()
+    broker.send(refused(code, seq=seq))
+
+
+def forwarder_pid(broker: PlayedBroker) -> int:
+    assert broker.connection is not None
+    credentials = broker.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int(struct.unpack("=iII", credentials)[0])
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"192.0.2.1,2001:db8::1\0", servers(server()), b"192.0.2.1#dnserror=5\0", b"#dnserror=5\0"],
+    ids=["addresses", "servers", "both", "error"],
+)
+def test_a_key_is_made(root: Person, broker: PlayedBroker, payload: bytes) -> None:
+    description = name()
+    task = asking(root, description, b"ipv4 callout")
+    seq, upcall = told(broker)
+    described = take_described(upcall.described)
+    assert (upcall.key, upcall.callout, described.type, described.description) == (
+        seq, b"ipv4 callout", "dns_resolver", description,
+    )  # fmt: skip
+    assert upcall.authorisation not in (0, seq)
+    broker.send(answered(payload, 0, seq))
+    outcome = task.result()
+    if b"dnserror" in payload:
+        assert outcome.errno == 5  # the key is there, and says this to whoever reads it
+        return
+    read, line = got(outcome)
+    assert read == (payload if payload[0] == 0 else payload[:-1])
+    assert line.split()[3] == "perm"
+
+
+def test_the_expiry(root: Person, broker: PlayedBroker) -> None:
+    task = asking(root, name())
+    seq, _ = told(broker)
+    broker.send(answered(b"192.0.2.1\0", 3000, seq))
+    assert got(task.result())[1].split()[3] in ("49m", "50m")
+
+
+def test_a_key_that_has_expired_is_asked_for_again(root: Person, broker: PlayedBroker) -> None:
+    description = name()
+
+    def twice() -> bytes:
+        request_key(b"dns_resolver", description)
+        wait_until(lambda: keyring_lacks(description), "the end of the key")
+        return keyring.read(request_key(b"dns_resolver", description))
+
+    task = begin(root, twice)
+    broker.send(answered(b"192.0.2.1\0", 1, told(broker)[0]))
+    broker.send(answered(b"192.0.2.2\0", 0, told(broker)[0]))
+    assert task.result().value == b"192.0.2.2"
+
+
+def keyring_lacks(description: bytes) -> bool:
+    """request_key without a callout only searches."""
+    found = _libc.syscall(249, b"dns_resolver", description, None, 0)
+    return bool(found < 0 and ctypes.get_errno() in (errno.EKEYEXPIRED, errno.ENOKEY))
+
+
+@pytest.mark.parametrize("code", [errno.ENOKEY, errno.EACCES, errno.EKEYREJECTED, errno.EAGAIN, 4094])
+def test_a_refusal_reaches_the_caller(root: Person, broker: PlayedBroker, code: int) -> None:
+    task = asking(root, name())
+    refuse(broker, code)
+    assert task.result().errno == code
+
+
+def test_a_refusal_lasts_a_second_and_not_a_minute(root: Person, broker: PlayedBroker) -> None:
+    description = name()
+
+    def until_found() -> tuple[float, bytes]:
+        start = time.monotonic()
+        while True:
+            try:
+                serial = request_key(b"dns_resolver", description)
+            except OSError as error:
+                assert error.errno == errno.EACCES  # the cached refusal
+                time.sleep(0.02)
+            else:
+                return time.monotonic() - start, keyring.read(serial)
+
+    task = begin(root, until_found)
+    refuse(broker, errno.EACCES)
+    broker.send(answered(b"192.0.2.1\0", 0, told(broker)[0]))
+    seconds, read = got(task.result())
+    assert read == b"192.0.2.1"
+    assert seconds < 10
+
+
+def test_nonsense_does_not_reach_the_kernel(root: Person, broker: PlayedBroker) -> None:
+    task = asking(root, name())
+    seq, _ = told(broker)
+    begin_a_second()
+    broker.send(answered(servers(count=255), 0, seq))
+    assert task.result().errno == errno.EPROTO
+
+
+def test_no_broker(root: Person, rule: Rule) -> None:
+    begin_a_second()
+    outcome = asking(root, name()).result()
+    assert outcome.errno == errno.ENOTCONN
+    assert outcome.seconds < 10
+
+
+def test_a_silent_broker_costs_the_deadline(root: Person, rule: Rule, broker: PlayedBroker) -> None:
+    rule.write("-t", 1)
+    begin_a_second()
+    task = asking(root, name())
+    broker.request()
+    outcome = task.result()
+    assert outcome.errno == errno.ETIMEDOUT
+    assert 1 <= outcome.seconds < 8
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, errno.ECANCELED), (signal.SIGALRM, errno.ETIMEDOUT)])
+def test_a_signal_answers(root: Person, broker: PlayedBroker, number: int, code: int) -> None:
+    task = asking(root, name())
+    told(broker)
+    begin_a_second()
+    os.kill(forwarder_pid(broker), number)
+    assert task.result().errno == code
+
+
+def test_a_forwarder_that_is_killed_is_no_key(root: Person, broker: PlayedBroker) -> None:
+    """Nobody can answer then. The kernel refuses for a minute."""
+    task = asking(root, name())
+    told(broker)
+    os.kill(forwarder_pid(broker), signal.SIGKILL)
+    assert task.result().errno == errno.ENOKEY
+
+
+def test_a_socket_of_another_user_is_told_nothing(root: Person, alice: Person, rule: Rule) -> None:
+    rule.socket.parent.chmod(0o777)
+    for above in rule.socket.parents:
+        above.chmod(above.stat().st_mode | 0o011)
+
+    def listen() -> bytes:
+        with playing(rule.socket) as played:
+            return played.accept().recv(100)
+
+    liar = Task(alice, listen)
+    wait_until(rule.socket.exists, "the socket")
+    begin_a_second()
+    assert asking(root, name()).result().errno == errno.EPERM
+    assert liar.result() == b""
+
+
+def test_what_cifs_spnego_says_to_request_key(root: Person, rule: Rule) -> None:
+    """Kernels without the fix of CVE-2026-46243 let anybody ask; then there is an upcall, and here no broker."""
+    subprocess.run(["modprobe", "cifs"], check=True, timeout=60)
+    refused_by = begin(root, lambda: request_key(b"cifs.spnego", b"ver=0x2;host=x")).result().errno
+    assert refused_by in (errno.EPERM, errno.EINVAL, errno.EACCES, errno.ENOTCONN)

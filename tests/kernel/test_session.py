@@ -1,0 +1,115 @@
+"""`upcall setup` on a machine without systemd, and what PAM then does: root's su opens and closes real sessions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import upcall
+from upcall.lab.stage import PATIENCE, broker_status, person, wait_until
+from upcall.sessions.records import FOLDER
+
+COMMON = Path("/etc/pam.d/common-session")
+SLOW = 3 * PATIENCE
+
+
+def run(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-I", "-m", "upcall", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[str]:
+    """Set up; what was said. Afterwards all must be as before."""
+    if any(Path(path).stat().st_uid or Path(path).stat().st_mode & 0o022 for path in (upcall.__file__, sys.prefix)):
+        pytest.skip("this copy of upcall is not root's: it would be refused")
+    before = COMMON.read_text()
+    said = run("setup", "--request-key", "none")
+    try:
+        yield said
+    finally:
+        told = run("setup", "--undo")
+    assert COMMON.read_text() == before, told
+    assert not Path("/etc/init.d/upcall").exists(), told
+
+
+def daemon_of(uid: int) -> int | None:
+    """The pid of the daemon that is registered."""
+    found: list[dict[str, int]] = (broker_status() or {}).get("daemons", [])
+    return next((one["pid"] for one in found if one["uid"] == uid), None)
+
+
+@contextlib.contextmanager
+def login(name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A session by su, which lasts until the end of the block."""
+    process = subprocess.Popen(["su", "-l", name, "-c", "echo in; read line"], stdin=-1, stdout=-1)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"in\n"
+        yield process
+    finally:
+        process.communicate(b"\n", timeout=SLOW)
+
+
+def registered(uid: int, other_than: int | None = None) -> int:
+    wait_until(lambda: daemon_of(uid) not in (None, other_than), f"a daemon of uid {uid}", SLOW)
+    found = daemon_of(uid)
+    assert found is not None
+    return found
+
+
+def gone(uid: int) -> None:
+    wait_until(lambda: daemon_of(uid) is None, f"no daemon of uid {uid}", SLOW)
+
+
+def test_the_machine_has_its_broker_and_its_daemon(installed: str) -> None:
+    wait_until(lambda: broker_status() is not None, "the broker", SLOW)
+    registered(0)
+    assert "pam_exec.so quiet seteuid type=open_session" in COMMON.read_text()
+
+
+def test_two_sessions_share_a_daemon_which_the_last_logout_ends(installed: str) -> None:
+    alice = person("alice")
+    with login("alice"):
+        daemon = registered(alice.uid)
+        with login("alice"):
+            assert daemon_of(alice.uid) == daemon
+            environment = Path(f"/proc/{daemon}/environ").read_bytes().split(b"\0")
+            assert b"HOME=/home/alice" in environment
+            assert f"XDG_RUNTIME_DIR=/run/user/{alice.uid}".encode() in environment
+            assert os.getsid(daemon) == daemon
+        assert daemon_of(alice.uid) == daemon
+    gone(alice.uid)
+    assert not (FOLDER / str(alice.uid)).exists()
+
+
+def test_a_killed_daemon_starts_again_with_the_next_session(installed: str) -> None:
+    alice, bob = person("alice"), person("bob")
+    with login("alice"), login("bob"):
+        daemon, other = registered(alice.uid), registered(bob.uid)
+        os.kill(daemon, signal.SIGKILL)
+        gone(alice.uid)
+        with login("alice"):
+            registered(alice.uid, other_than=daemon)
+            assert daemon_of(bob.uid) == other
+    gone(alice.uid)
+    gone(bob.uid)
+
+
+def test_a_killed_login_is_noticed_with_the_next_one(installed: str) -> None:
+    alice = person("alice")
+    with login("alice") as killed:
+        registered(alice.uid)
+        killed.kill()
+        killed.wait()
+    with login("bob"):
+        gone(alice.uid)
