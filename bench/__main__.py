@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import files, flooding, footprint, isolation, library, modules, roundtrip, rsa
+from bench import files, flooding, footprint, isolation, library, modules, quota, requestkey, roundtrip, rsa
 from bench.rows import FULL, QUICK, Effort, Row, show, write_json
 from bench.stage import BenchError, Stage
 
@@ -22,7 +22,11 @@ GROUPS: dict[str, Callable[[Stage, Effort], Iterator[Row]]] = {
     "flooding": flooding.rows,
     "footprint": footprint.rows,
     "isolation": isolation.rows,
+    "quota": quota.rows,
+    "quota-kernel": quota.kernel_rows,
     "files": files.rows,
+    "requestkey": requestkey.rows,
+    "requestkey-uml": requestkey.uml_rows,
 }
 
 

@@ -6,6 +6,9 @@
  *   peer drive-broker SOCKET UID    a requester for the daemon of UID, and measures it (client.c)
  *   peer junk FOLDER                floods a broker with nonsense
  *   peer ask SOCKET UID BODY        floods a broker with good requests
+ *   peer quota-send                 quota warnings, as the kernel sends them (quota.c)
+ *   peer quota-flood FILE N RATE    quota warnings of the kernel's own (quota.c)
+ *   peer quota-read PROTOCOL GROUP SENDER   reads quota warnings (quota.c)
  *   peer burn                       takes a processor and does nothing else
  */
 #include "wire.h"
@@ -133,6 +136,12 @@ int main(int argc, char **argv)
 		return drive_daemon(where);
 	if (!strcmp(what, "drive-broker"))
 		return drive_broker(where, uid);
+	if (!strcmp(what, "quota-send"))
+		return quota_send();
+	if (!strcmp(what, "quota-flood") && argc > 4)
+		return quota_flood(where, uid, (unsigned)atoi(argv[4]));
+	if (!strcmp(what, "quota-read") && argc > 4)
+		return quota_read(atoi(where), uid, (uint32_t)strtoul(argv[4], NULL, 10));
 	signal(SIGTERM, stop);
 	if (!strcmp(what, "junk"))
 		return flood_with_junk(where, argc < 4);

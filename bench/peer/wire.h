@@ -217,6 +217,11 @@ int serve_as_daemon(const char *folder, int keyring);
 int serve_as_broker(const char *folder);
 int drive_daemon(const char *folder);
 int drive_broker(const char *path, uint32_t uid);
+
+/* quota.c */
+int quota_send(void);
+int quota_flood(const char *path, unsigned count, unsigned rate);
+int quota_read(int protocol, uint32_t group, uint32_t sender);
 int flood_with_junk(const char *folder, int registers);
 int flood_with_requests(const char *path, uint32_t uid, const char *body);
 

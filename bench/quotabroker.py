@@ -1,0 +1,64 @@
+"""A broker whose kernel is played: it takes quota warnings from a group of NETLINK_USERSOCK.
+
+`python -m bench.quotabroker FOLDER GROUP SENDER`
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from upcall.broker.quota.rules import Rules
+from upcall.broker.quota.source import QuotaSetup
+from upcall.broker.server import Server
+from upcall.kernel.genetlink import Ids, Listener
+from upcall.kernel.mounts import Mount
+from upcall.kernel.netlink import NETLINK_USERSOCK
+from upcall.kernel.process import harden, prefer_us
+from upcall.runtime import own_place
+from upcall.wire.quota import NOTHING, Figures, Quota
+
+FAMILY = 28
+_DISK = Mount(os.makedev(7, 0), "/", "/played", "ext4", "/dev/loop0", frozenset())
+_FULL = Figures(10 << 20, 9 << 20, 10 << 20, 0)
+
+
+class _World:
+    """One filesystem, on which everybody has used all that he may."""
+
+    def filesystems(self) -> dict[Mount, tuple[int, ...]]:
+        return {_DISK: (0,)}
+
+    def changed(self) -> bool:
+        return False
+
+    def get(self, _: Mount, __: int, number: int) -> Quota:
+        return Quota(number, _FULL, NOTHING)
+
+    def some(self, _: Mount, __: int, ___: int, ____: int) -> tuple[list[Quota], int]:
+        return [], -1
+
+    def name(self, _: int, number: int) -> str:
+        return str(number)
+
+
+def main(folder: str, group: str, sender: str) -> None:
+    harden()
+    prefer_us()
+    place = own_place(Path(folder))
+    setup = QuotaSetup(
+        Rules(),
+        place.folder / "quota.json",
+        Ids(FAMILY, int(group)),
+        _World(),
+        lambda ids: Listener(ids.group, protocol=NETLINK_USERSOCK, sender=int(sender)),
+    )
+    server = Server(place, quota=setup)
+    signal.signal(signal.SIGTERM, server.stop)
+    server.run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
