@@ -22,6 +22,7 @@ from upcall.cli import main
 from upcall.lab import LabUnavailable, cpio, doctor, guest, image, kernellog, packages, qemu, run, uml, why_not
 from upcall.lab.doctor import checks
 from upcall.lab.ending import MarkedStream
+from upcall.lab.machine import CONSOLE_TAIL, last_words
 from upcall.lab.modules import load_order
 from upcall.lab.results import staging
 from upcall.lab.start import PORTS, Machine
@@ -251,6 +252,19 @@ def test_the_hosts_files_are_shared_read_only(tmp_path: Path) -> None:
     line = qemu.command_line(machine(tmp_path), dict.fromkeys(PORTS, 9))
     (host,) = [option for option in line if "mount_tag=host" in option]
     assert "readonly=on" in host.split(",")
+
+
+# --- a machine that died --------------------------------------------------------------------------
+
+
+def test_a_long_trace_does_not_hide_why_the_kernel_panicked(tmp_path: Path) -> None:
+    died = machine(tmp_path)
+    trace = "".join(f"[    3.5{number:04}]  ? somewhere+{number:#x}\n" for number in range(CONSOLE_TAIL))
+    died.console.write_text(f"[    3.400000] Kernel panic - not syncing: sysrq triggered crash\n{trace}")
+    said = last_words(died, booted=True).splitlines()
+    assert said[0] == "the machine ended before the command did"
+    assert said[1].endswith("Kernel panic - not syncing: sysrq triggered crash")
+    assert len(said) == 2 + CONSOLE_TAIL
 
 
 # --- User-mode Linux ------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ class Typist:
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
             try:
+                for one in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):  # whoever started the tests may ignore them
+                    signal.signal(one, signal.SIG_DFL)
                 os.execve(sys.executable, [sys.executable, *arguments], {**os.environ, **(environment or {})})
             finally:
                 os._exit(70)

@@ -122,7 +122,7 @@ def _through(
     finally:
         (machine.results / "kmsg").write_text(kernellog.readable(bytes(kept["log"])))
     if carrier.returncode is None:
-        raise MachineDied(_last_words(machine, carrier.ready_at is not None))
+        raise MachineDied(last_words(machine, carrier.ready_at is not None))
     ended = time.monotonic()
     return Result(
         returncode=carrier.returncode,
@@ -159,11 +159,13 @@ def _faults(machine: Machine, log: bytes) -> list[str]:
     return kernellog.faults(log) or kernellog.console_faults(_text(machine.console))
 
 
-def _last_words(machine: Machine, booted: bool) -> str:
+def last_words(machine: Machine, booted: bool) -> str:
     """Why the machine ended, as far as it or what runs it said."""
     what = "the machine ended before the command did" if booted else "the machine did not boot"
     lines = [line.strip() for line in _text(machine.complaints).splitlines()]
-    lines += [line.strip() for line in _text(machine.console).splitlines()[-CONSOLE_TAIL:]]
+    console = _text(machine.console).splitlines()
+    lines += kernellog.console_faults("\n".join(console[:-CONSOLE_TAIL]))  # a trace can be longer than the tail
+    lines += [line.strip() for line in console[-CONSOLE_TAIL:]]
     return "\n".join([what, *(f"  {line}" for line in lines if line)])
 
 
