@@ -270,7 +270,8 @@ def _burst(gate: _Gate) -> float:
     guest.wait_until(lambda: len(_serving()) == AT_ONCE and not _broken(), "sessions", 90)
     gate.shut()
     for number, pid in enumerate(_serving(), 1):
-        os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself: that connection is broken, too
+            os.kill(pid, signal.SIGTERM)
         if number % BACKLOG == 0:
             guest.wait_until(lambda: gate.waiting >= number, f"{number} requests at the gate", 90)  # noqa: B023
     with _stopped("smbd"):  # or it would begin to work for whoever has a key already

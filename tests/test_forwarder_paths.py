@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,8 +32,8 @@ from upcall.wire.requestkey import MAX_DESCRIBED, take_upcall
 READING = [f"assume {KEY}", f"describe {KEY}", "authorisation", "callout"]
 
 
-def rejection(code: int) -> str:
-    return f"reject {KEY} 1 {code}"
+def rejection(code: int, seconds: int = 1) -> str:
+    return f"reject {KEY} {seconds} {code}"
 
 
 @pytest.fixture(params=["c", "stand-in"])
@@ -160,6 +160,24 @@ def test_the_expiry_is_set_while_there_is_authority(play: Play, expiry: int) -> 
     ended = exchange(play, answered(spnego(), expiry))
     made = [f"set_timeout {KEY} {expiry}", f"instantiate {KEY} {spnego().hex()}"]
     assert (ended.code, ended.calls) == (0, READING + made)
+
+
+@pytest.mark.parametrize(("gone", "more"), [(0, 0), (499_999_999, 0), (500_000_000, 1), (999_999_999, 1)])
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        (refused(errno.EACCES), lambda more: rejection(errno.EACCES, 1 + more)),
+        (answered(spnego(), 5), lambda more: f"set_timeout {KEY} {5 + more}"),
+        (answered(spnego(), 0xFFFFFFFF), lambda more: f"set_timeout {KEY} {0xFFFFFFFF}"),
+    ],
+    ids=["refused", "expires", "expires-last"],
+)
+def test_a_second_is_never_over_at_once(
+    play: Play, message: bytes, call: Callable[[int], str], gone: int, more: int
+) -> None:
+    """The kernel counts the second that it is in: the less is left of that, the sooner it would forget."""
+    play.write("gone", str(gone).encode())
+    assert call(more) in exchange(play, message).calls
 
 
 def test_a_key_whose_expiry_cannot_be_set_is_not_made(play: Play) -> None:

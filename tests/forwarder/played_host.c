@@ -1,5 +1,5 @@
 /* A host of the test's making: what it is asked goes to the file `calls` in the folder $UPCALL_PLAY, what it answers
- * comes from files there: describe, callout, uid, and fail-NAME with an errno for the call of that name. */
+ * comes from files there: describe, callout, uid, gone, and fail-NAME with an errno for the call of that name. */
 
 #define _GNU_SOURCE
 #include "host.h"
@@ -101,10 +101,17 @@ long instantiate(int32_t key, const uint8_t *payload, size_t size)
 	return outcome("instantiate");
 }
 
-long reject(int32_t key, unsigned seconds, int code)
+long reject(int32_t key, uint32_t seconds, int code)
 {
 	record("reject %d %u %d\n", key, seconds, code);
 	return outcome("reject");
+}
+
+long gone_of_second(void)
+{
+	char gone[16] = "";
+	read_file("gone", gone, sizeof gone - 1);
+	return atol(gone);
 }
 
 uid_t broker_uid(void)

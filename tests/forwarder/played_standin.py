@@ -52,6 +52,9 @@ class PlayedHost(standin.Host):  # type: ignore[name-defined,misc]
     def reject(self, key: int, seconds: int, code: int) -> None:
         self._record("reject", key, seconds, code)
 
+    def gone_of_second(self) -> int:
+        return int(read("gone"))
+
     def _limited(self, name: str, limit: int) -> bytes:
         """What Host makes of a text that is too long."""
         text = read(name)

@@ -86,6 +86,7 @@ class Play:
         self.write("describe", described)
         self.write("callout", callout)
         self.write("uid", str(os.getuid()).encode())
+        self.write("gone", b"0")
         self.socket = folder / "broker"
         self.log = folder / "log"
 
@@ -136,6 +137,10 @@ class PlayedBroker:
         self._listening.bind(str(path))
         self._listening.listen(backlog)
         self.connection: socket.socket | None = None
+
+    def fileno(self) -> int:
+        """Readable while somebody waits to be accepted."""
+        return self._listening.fileno()
 
     def accept(self) -> socket.socket:
         accepted = self._listening.accept()[0]

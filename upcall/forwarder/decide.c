@@ -175,6 +175,12 @@ int rejectable(int code)
 	return code;
 }
 
+uint32_t as_counted(uint32_t seconds, long gone)
+{
+	static const long HALF = 500000000;
+	return gone < HALF || seconds == UINT32_MAX ? seconds : seconds + 1;
+}
+
 /* nlmsghdr {len u32, type u16, flags u16, seq u32, pid u32}, {index u32, data_len u32}, {version u8, status u8,
  * errno u16}, body. */
 static bool is_response(const uint8_t *message, size_t size, uint32_t seq)

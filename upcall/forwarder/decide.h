@@ -21,4 +21,8 @@ struct decision decide(const char *described, size_t described_size, uint32_t se
 /* An errno that KEYCTL_REJECT takes, or EIO. */
 int rejectable(int code);
 
+/* What to tell the kernel for `seconds`, when `gone` ns of its clock's second have. It counts whole seconds of that
+ * clock, the present one included: this makes it half a second too much or too little, and never nothing. */
+uint32_t as_counted(uint32_t seconds, long gone);
+
 #endif

@@ -86,7 +86,7 @@ static void answer_rejection(int code)
 {
 	hold_signals();
 	explicit_bzero(&memory, sizeof memory);
-	if (reject(key, REJECTED_FOR, rejectable(code)) < 0)
+	if (reject(key, as_counted(REJECTED_FOR, gone_of_second()), rejectable(code)) < 0)
 		end(UNANSWERED, NAME ": the key could not be rejected\n");
 }
 
@@ -317,7 +317,7 @@ _Noreturn static void answer(size_t size)
 		refuse(made.refusal);
 	hold_signals(); /* from here there is nothing to wait for, and a rejection could come too late */
 	/* Before the key is made, while the authority lasts. */
-	if (made.expiry && set_timeout(key, made.expiry) < 0)
+	if (made.expiry && set_timeout(key, as_counted(made.expiry, gone_of_second())) < 0)
 		refuse(errno);
 	if (instantiate(key, made.payload, made.size) < 0)
 		refuse(EKEYREJECTED);

@@ -4,6 +4,7 @@
 #include "host.h"
 
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { DESCRIBE = 6, READ = 11, INSTANTIATE = 12, SET_TIMEOUT = 15, ASSUME_AUTHORITY = 16, REJECT = 19 };
@@ -42,9 +43,16 @@ long instantiate(int32_t key, const uint8_t *payload, size_t size)
 	return syscall(SYS_keyctl, (long)INSTANTIATE, (long)key, payload, size, NO_KEYRING);
 }
 
-long reject(int32_t key, unsigned seconds, int code)
+long reject(int32_t key, uint32_t seconds, int code)
 {
 	return syscall(SYS_keyctl, (long)REJECT, (long)key, (unsigned long)seconds, (long)code, NO_KEYRING);
+}
+
+long gone_of_second(void)
+{
+	struct timespec time = {0};
+	clock_gettime(CLOCK_REALTIME_COARSE, &time); /* what ktime_get_real_seconds() reads, to the tick */
+	return time.tv_nsec;
 }
 
 uid_t broker_uid(void)

@@ -15,7 +15,10 @@ long authorisation(void);                              /* the serial of the auth
 long read_callout(uint8_t *callout, size_t size);      /* its whole length, even if it did not fit */
 long set_timeout(int32_t key, uint32_t seconds);
 long instantiate(int32_t key, const uint8_t *payload, size_t size);
-long reject(int32_t key, unsigned seconds, int code);  /* called by signal handlers, too */
+long reject(int32_t key, uint32_t seconds, int code);  /* called by signal handlers, too */
+
+/* How many ns of the second have gone in the clock by which keys expire. Called by signal handlers, too. */
+long gone_of_second(void);
 
 uid_t broker_uid(void);
 const char *log_path(void);

@@ -52,6 +52,7 @@ class Host:
     broker_uid = 0
     log_path = "/dev/log"
     _AUTHORISATION_KEY = -7
+    _REALTIME_COARSE = 5  # what ktime_get_real_seconds() reads, to the tick
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -82,6 +83,10 @@ class Host:
 
     def reject(self, key: int, seconds: int, code: int) -> None:
         self._call(19, key, seconds, code)
+
+    def gone_of_second(self) -> int:
+        """How many ns of the second have gone in the clock by which keys expire."""
+        return time.clock_gettime_ns(self._REALTIME_COARSE) % 10**9
 
     def harden(self) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -136,6 +141,12 @@ def _refused(code: int) -> Decision:
 def rejectable(code: int) -> int:
     """An errno that KEYCTL_REJECT takes, or EIO. 512 to 516 are ERESTARTSYS and its kin."""
     return code if 1 <= code < 4095 and not 512 <= code <= 516 else errno.EIO
+
+
+def as_counted(seconds: int, gone: int) -> int:
+    """What to tell the kernel for `seconds`, when `gone` ns of its clock's second have. It counts whole seconds of
+    that clock, the present one included: this makes it half a second too much or too little, and never nothing."""
+    return min(seconds + (gone >= 500_000_000), 0xFFFFFFFF)
 
 
 def is_spnego(data: bytes) -> bool:
@@ -286,7 +297,7 @@ class Forwarder:
             raise Refusal(refusal)
         hold_signals()  # from here there is nothing to wait for, and a rejection could come too late
         if expiry:  # before the key is made, while the authority lasts
-            self._host.set_timeout(self._key, expiry)
+            self._host.set_timeout(self._key, as_counted(expiry, self._host.gone_of_second()))
         try:
             self._host.instantiate(self._key, payload)
         except OSError:
@@ -355,7 +366,8 @@ class Forwarder:
         """The answer goes first, and the log is not waited for: the caller is released when this program ends."""
         hold_signals()
         try:
-            self._host.reject(self._key, REJECTED_FOR, rejectable(code))
+            seconds = as_counted(REJECTED_FOR, self._host.gone_of_second())
+            self._host.reject(self._key, seconds, rejectable(code))
         except BaseException:  # noqa: BLE001 - as above
             end(UNANSWERED, f"{NAME}: the key could not be rejected\n")
         if log:

@@ -90,6 +90,10 @@ class Task(Generic[T]):
     def __repr__(self) -> str:
         return f"<Task {self.pid}>"
 
+    def fileno(self) -> int:
+        """Readable once it has ended; until then, and before `result` was asked for."""
+        return self._pidfd
+
     @property
     def ended(self) -> bool:
         return self._pidfd < 0 or bool(select.select([self._pidfd], [], [], 0)[0])
