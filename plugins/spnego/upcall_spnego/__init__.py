@@ -17,6 +17,7 @@ from upcall.wire.cifs_spnego import MAX_KEY, MIN_KEY, Spnego, pack_payload, take
 from upcall.wire.netlink import Envelope
 from upcall.wire.requestkey import MAX_PAYLOAD, Ask, Instance, pack_ask, pack_instance, take_ask
 from upcall_spnego import credentials
+from upcall_spnego.copies import Copies
 from upcall_spnego.credentials import PREFIX, USELESS, Candidate, Wanted
 from upcall_spnego.gssapi import GssError, Session, initiate
 from upcall_spnego.krb5 import Context, Krb5Error, realm_of
@@ -40,6 +41,7 @@ class SpnegoHandler:
     def __init__(self, prefix: str = PREFIX) -> None:
         self._prefix = prefix
         self.waiting = Waiting()
+        self.copies = Copies()
 
     def lane(self, envelope: Envelope, /) -> str:
         """One for each server: what hangs at one KDC does not keep the tickets from working that are there."""
@@ -63,7 +65,7 @@ class SpnegoHandler:
         told: dict[str, Any] = {"answer": "would answer", "why": "", "server": "", "credential": None}
         told["candidates"] = []
         try:
-            with Context() as krb5:
+            with self.copies, Context() as krb5:
                 wanted = _wanted(krb5, asked)
                 told["server"] = wanted.server
                 found = list(self._candidates(krb5, wanted))
@@ -86,14 +88,15 @@ class SpnegoHandler:
 
     def _candidates(self, krb5: Context, wanted: Wanted) -> Iterator[Candidate]:
         """The best first. Keytabs are opened only if no cache can be used."""
-        found = credentials.caches(krb5, wanted, self._prefix)
+        found = credentials.caches(krb5, wanted, self.copies, self._prefix)
         yield from found
         if all(one.rank == USELESS for one in found):
+            self.copies.sweep()
             yield from credentials.keys(krb5, wanted)
 
     def _session(self, asked: Spnego) -> Session:
         try:
-            with Context() as krb5:
+            with self.copies, Context() as krb5:
                 wanted = _wanted(krb5, asked)
                 try:
                     return self._first(krb5, wanted)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from upcall.errors import Refused
+from upcall_spnego.copies import Copies
 from upcall_spnego.files import CACHE, KEYTAB, NotTrusted, trusted
 from upcall_spnego.krb5 import FCC_NOFILE, Context, Held, Krb5Error, realm_of
 
@@ -40,7 +41,7 @@ class Candidate(NamedTuple):
     """A cache or a principal of a keytab, and what is to be said of it."""
 
     name: str  # as the user knows it
-    opened: str  # the name to open: the same cache, but nobody else can change what it leads to
+    opened: str  # the name to open: the same cache or a copy, and nobody else can change what it leads to
     principal: str
     expires: int | None  # seconds since 1970
     rank: int  # FITS, USABLE or USELESS
@@ -50,14 +51,15 @@ class Candidate(NamedTuple):
     at_hand: bool = False  # the server's own ticket is there: no KDC will be asked
 
 
-def caches(krb5: Context, wanted: Wanted, prefix: str = PREFIX) -> list[Candidate]:
+def caches(krb5: Context, wanted: Wanted, copies: Copies, prefix: str = PREFIX) -> list[Candidate]:
     """All that were looked at, the best first. More are looked for only while none fits."""
     if not wanted.own:
         return []
-    found = [_judged(krb5, name, wanted) for name in _named(krb5)]
+    found = [_judged(krb5, name, wanted, copies) for name in _named(krb5)]
     if not any(one.rank == FITS for one in found):
         known = {one.name for one in found}
-        found += [_judged(krb5, name, wanted) for name in _lying_about(prefix, wanted.uid) if name not in known]
+        more = [name for name in _lying_about(prefix, wanted.uid) if name not in known]
+        found += [_judged(krb5, name, wanted, copies) for name in more]
     return sorted(found, key=lambda one: (-one.rank, not wished(one.principal, wanted.wish)))
 
 
@@ -124,10 +126,10 @@ def _owner(entry: os.DirEntry[str]) -> int:
         return -1
 
 
-def _judged(krb5: Context, name: str, wanted: Wanted) -> Candidate:
+def _judged(krb5: Context, name: str, wanted: Wanted, copies: Copies) -> Candidate:
     try:
         opened = _openable(name, wanted.uid)
-        held = krb5.look(opened)
+        held, copy = copies.look(krb5, opened)
     except NotTrusted as error:
         return Candidate(name, "", "", None, USELESS, "cache-refused", str(error))
     except OSError as error:
@@ -137,6 +139,7 @@ def _judged(krb5: Context, name: str, wanted: Wanted) -> Candidate:
         return Candidate(name, "", "", None, USELESS, "no-ticket", why)
     rank, expires, reason, why = _worth(held, wanted.server)
     at_hand = any(_same_server(one.server, wanted.server) and one.end > held.now for one in held.tickets)
+    opened = copy if at_hand else opened  # tickets that the KDC gives belong into the user's own cache
     return Candidate(name, opened, held.principal, expires, rank, reason, why, at_hand=at_hand)
 
 

@@ -1,7 +1,7 @@
 """MIT's libgssapi_krb5 by ctypes: a Kerberos session with a server, as far as the client begins it.
 
-One security context per call, nothing shared: any number of threads may call. CDLL lets the others run while this
-one waits for a KDC. Source: RFC 2744; gssapi/gssapi_ext.h and gssapi_krb5.h of MIT Kerberos 1.20.
+One security context per call, nothing shared: any number of threads may call. Others can run while this one waits
+for a KDC. Source: RFC 2744; gssapi/gssapi_ext.h and gssapi_krb5.h of MIT Kerberos 1.20.
 """
 
 from __future__ import annotations
@@ -77,6 +77,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 
 
+_WAITING: Final = ("gss_acquire_cred_from", "gss_init_sec_context")  # perhaps, for files and KDCs
+
+
 class GssError(UpcallError):
     """What the library said: the code of Kerberos's own tables (0: none), and its words."""
 
@@ -102,9 +105,11 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(NAME)
     except OSError as error:
         raise Refused("no-library", why=str(error)) from None
+    quick = ctypes.PyDLL(NAME)  # keeps the interpreter: getting it back costs more, where many work
     for name, takes in _SIGNATURES.items():
-        function = getattr(loaded, name)
+        function = getattr(loaded if name in _WAITING else quick, name)
         function.argtypes, function.restype = [_MINOR, *takes], c_uint32
+        setattr(loaded, name, function)
     return loaded
 
 

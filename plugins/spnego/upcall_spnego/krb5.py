@@ -58,12 +58,21 @@ class _KeytabEntry(ctypes.Structure):
     _fields_ = [("magic", c_int32), ("principal", c_void_p), ("rest", c_void_p * 8)]
 
 
+# What does not wait for anything keeps the interpreter: getting it back costs more, where many work.
+_QUICK: Final = frozenset(
+    {"krb5_free_cred_contents", "krb5_free_principal", "krb5_free_string", "krb5_free_unparsed_name"}
+    | {"krb5_timeofday", "krb5_unparse_name"}
+)
+
 # What each takes after the context; all but those named below return a krb5_error_code.
 _OUT = POINTER(c_void_p)
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "krb5_cc_default": (_OUT,),
     "krb5_cc_resolve": (c_char_p, _OUT),
     "krb5_cc_close": (c_void_p,),
+    "krb5_cc_initialize": (c_void_p, c_void_p),
+    "krb5_cc_copy_creds": (c_void_p, c_void_p),
+    "krb5_cc_destroy": (c_void_p,),
     "krb5_cc_get_full_name": (c_void_p, _OUT),
     "krb5_cc_get_principal": (c_void_p, _OUT),
     "krb5_cc_start_seq_get": (c_void_p, _OUT),
@@ -125,10 +134,12 @@ def library() -> ctypes.CDLL:
     except OSError as error:
         raise Refused("no-library", why=str(error)) from None
     loaded.krb5_init_context.argtypes, loaded.krb5_free_context.argtypes = [_OUT], [c_void_p]
+    quick = ctypes.PyDLL(NAME)
     for name, takes in _SIGNATURES.items():
-        function = getattr(loaded, name)
+        function = getattr(quick if name in _QUICK else loaded, name)
         function.argtypes = [c_void_p, *takes]
         function.restype = _OTHER_RESULTS.get(name, c_int32)
+        setattr(loaded, name, function)
     return loaded
 
 
@@ -183,6 +194,22 @@ class Context:
             if code != CC_END:
                 raise self._error(code)
             return Held(whose, tuple(tickets), self._now())
+
+    def copy(self, name: str, target: str) -> None:
+        """All of the cache into another one, whatever was in that."""
+        with (
+            self._got("krb5_cc_resolve", "krb5_cc_close", _bytes(name)) as cache,
+            self._got("krb5_cc_get_principal", "krb5_free_principal", cache) as principal,
+            self._got("krb5_cc_resolve", "krb5_cc_close", _bytes(target)) as made,
+        ):
+            self._call("krb5_cc_initialize", made, principal)
+            self._call("krb5_cc_copy_creds", cache, made)
+
+    def destroy(self, name: str) -> None:
+        """The cache and what is in it; nothing if there is none."""
+        cache = c_void_p()
+        self._call("krb5_cc_resolve", _bytes(name), byref(cache))
+        self._krb5.krb5_cc_destroy(self._context, cache)
 
     def _full_name(self, cache: c_void_p) -> str:
         with self._got("krb5_cc_get_full_name", "krb5_free_string", cache) as name:
