@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import resource
@@ -340,7 +341,7 @@ def test_the_timer_ends_what_has_no_deadline_of_its_own(play: Play) -> None:
 ENDING = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGUSR1, signal.SIGTSTP]
 
 
-@pytest.mark.parametrize("number", [*ENDING, signal.SIGRTMIN + 3, signal.SIGRTMAX])
+@pytest.mark.parametrize("number", ENDING)
 def test_a_signal_answers_first(play: Play, number: int) -> None:
     with playing(play.socket) as broker:
         process = play.start()
@@ -392,12 +393,26 @@ def test_signals_that_were_ignored_and_held_before(play: Play) -> None:
         assert play.end(process).answer == rejection(errno.ECANCELED)
 
 
-@pytest.mark.parametrize("number", [signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH])
+HELD = [signal.SIGRTMIN, signal.SIGRTMIN + 3, signal.SIGRTMAX]
+
+
+@pytest.mark.parametrize("number", [signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, *HELD])
 def test_harmless_signals_change_nothing(play: Play, number: int) -> None:
     with playing(play.socket) as broker:
         process = play.start()
         broker.request()
         process.send_signal(number)
+        broker.send(answered(spnego()))
+        assert play.end(process).answer.startswith("instantiate ")
+
+
+@pytest.mark.parametrize("kind", ["c"], indirect=True)
+@pytest.mark.parametrize("number", [32, 33])
+def test_signals_that_libc_hides(play: Play, number: int) -> None:
+    with playing(play.socket) as broker:
+        process = play.start()
+        broker.request()
+        ctypes.CDLL(None).kill(process.pid, number)
         broker.send(answered(spnego()))
         assert play.end(process).answer.startswith("instantiate ")
 

@@ -33,6 +33,7 @@
 enum { ANSWERED = 0, BAD_USAGE = 64, UNANSWERED = 70, NO_AUTHORITY = 77 }; /* as in sysexits.h */
 enum { MAX_DESCRIBED = 4095 + 64, MAX_CALLOUT = 4095 };                  /* type, uid, gid and permissions before it */
 enum { REQUEST = 102, VERSION = 1, BEFORE_DATA = 24, REJECTED_FOR = 1 };   /* the last in seconds */
+enum { FIRST_REAL_TIME = 32 };                                           /* signal, of which libc hides two */
 static const char SERVICE[] = "request-key";
 static const int64_t SECOND = 1000000000;
 
@@ -50,12 +51,13 @@ struct request { /* upcall/wire/netlink.py, and the body of the service */
 	char rest[MAX_DESCRIBED + 1 + MAX_CALLOUT + 1];
 } __attribute__((packed));
 
+/* All that may be secret, and how much of it is: that is wiped at every end. No more, because pages that were never
+ * touched would cost more than the rest of the end. */
 static struct {
-	char described[MAX_DESCRIBED + 1];
-	uint8_t callout[MAX_CALLOUT + 1];
 	struct request request;
 	uint8_t response[MAX_RESPONSE + 1];
-} memory; /* all that may be secret; wiped at every end */
+} memory;
+static size_t told, heard; /* bytes of the one and the other */
 
 static int32_t key;
 static const char *path = "/run/upcall/request-key.sock";
@@ -75,17 +77,24 @@ _Noreturn static void end(int code, const char *text)
 	_exit(code);
 }
 
-static void hold_signals(void)
+static const uint64_t ALL = ~UINT64_C(0), REAL_TIME = ~UINT64_C(0) << (FIRST_REAL_TIME - 1);
+
+/* By the system call, because libc leaves two of its own out. */
+static void hold(uint64_t signals)
 {
-	sigset_t all;
-	sigfillset(&all);
-	sigprocmask(SIG_SETMASK, &all, NULL);
+	syscall(SYS_rt_sigprocmask, (long)SIG_SETMASK, &signals, NULL, sizeof signals);
+}
+
+static void wipe(void)
+{
+	explicit_bzero(&memory.request, told);
+	explicit_bzero(memory.response, heard);
 }
 
 static void answer_rejection(int code)
 {
-	hold_signals();
-	explicit_bzero(&memory, sizeof memory);
+	hold(ALL);
+	wipe();
 	if (reject(key, as_counted(REJECTED_FOR, gone_of_second()), rejectable(code)) < 0)
 		end(UNANSWERED, NAME ": the key could not be rejected\n");
 }
@@ -194,21 +203,15 @@ static bool is_harmless(int number)
 	return number == SIGCHLD || number == SIGCONT || number == SIGURG || number == SIGWINCH;
 }
 
-/* Every signal that would end or stop this program makes it answer. Called with signals held. */
+/* Every signal that would end or stop this program makes it answer; but those of real time, which nobody sends, are
+ * held to the end. Called with all of them held. */
 static void catch_signals(void)
 {
 	struct sigaction action = {.sa_handler = on_signal};
 	sigfillset(&action.sa_mask);
-	for (int number = 1; number <= SIGRTMAX; number++)
-		if (!is_harmless(number))
-			sigaction(number, &action, NULL); /* SIGKILL, SIGSTOP and libc's own two cannot be had */
-}
-
-static void release_signals(void)
-{
-	sigset_t none;
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
+	for (int number = 1; number < FIRST_REAL_TIME; number++)
+		if (!is_harmless(number) && number != SIGKILL && number != SIGSTOP) /* those two cannot be had */
+			sigaction(number, &action, NULL);
 }
 
 static void start_timer(int32_t seconds)
@@ -224,21 +227,23 @@ static void start_timer(int32_t seconds)
 static size_t pack_request(void)
 {
 	struct request *request = &memory.request;
-	long described = describe(key, memory.described, sizeof memory.described);
+	told = sizeof *request; /* until it is known better */
+	long described = describe(key, request->rest, MAX_DESCRIBED + 1);
 	if (described < 1)
 		refuse(described < 0 ? errno : EIO);
 	long auth = authorisation();
 	if (auth < 0)
 		refuse(errno);
-	long callout = read_callout(memory.callout, sizeof memory.callout);
+	if (described > MAX_DESCRIBED + 1)
+		refuse(EMSGSIZE);
+	size_t described_size = (size_t)described - 1; /* without the NUL, over which the callout goes */
+	long callout = read_callout((uint8_t *)request->rest + described_size, MAX_CALLOUT + 1);
 	if (callout < 0)
 		refuse(errno);
-	if ((size_t)described > sizeof memory.described || callout > MAX_CALLOUT)
+	if (callout > MAX_CALLOUT)
 		refuse(EMSGSIZE);
-	size_t described_size = (size_t)described - 1, callout_size = (size_t)callout; /* without the NUL */
-	memcpy(request->rest, memory.described, described_size);
-	memcpy(request->rest + described_size, memory.callout, callout_size);
-	size_t size = offsetof(struct request, rest) + described_size + callout_size;
+	size_t callout_size = (size_t)callout, size = offsetof(struct request, rest) + described_size + callout_size;
+	told = size;
 	request->length = (uint32_t)size;
 	request->type = REQUEST;
 	request->seq = (uint32_t)key;
@@ -301,27 +306,29 @@ static size_t ask(size_t size)
 	if (send(broker, &memory.request, size, MSG_NOSIGNAL) < 0)
 		refuse_talking(errno);
 	limit(broker, SO_RCVTIMEO);
+	heard = sizeof memory.response; /* until it is known better */
 	ssize_t received = recv(broker, memory.response, sizeof memory.response, MSG_TRUNC);
 	if (received <= 0)
 		refuse_talking(received < 0 ? errno : ECONNRESET);
 	if ((size_t)received > MAX_RESPONSE)
 		refuse(EPROTO);
+	heard = (size_t)received;
 	return (size_t)received;
 }
 
 _Noreturn static void answer(size_t size)
 {
 	size_t described = memory.request.described_size;
-	struct decision made = decide(memory.described, described, (uint32_t)key, memory.response, size);
+	struct decision made = decide(memory.request.rest, described, (uint32_t)key, memory.response, size);
 	if (made.refusal)
 		refuse(made.refusal);
-	hold_signals(); /* from here there is nothing to wait for, and a rejection could come too late */
+	hold(ALL); /* from here there is nothing to wait for, and a rejection could come too late */
 	/* Before the key is made, while the authority lasts. */
 	if (made.expiry && set_timeout(key, as_counted(made.expiry, gone_of_second())) < 0)
 		refuse(errno);
 	if (instantiate(key, made.payload, made.size) < 0)
 		refuse(EKEYREJECTED);
-	explicit_bzero(&memory, sizeof memory);
+	wipe();
 	_exit(ANSWERED);
 }
 
@@ -331,11 +338,11 @@ int main(int argc, char **argv)
 	deadline = now() + seconds * SECOND;
 	tidy_descriptors();
 	harden();
-	hold_signals();
+	hold(ALL);
 	if (assume_authority(key) < 0)
 		end(NO_AUTHORITY, NAME ": no authority over this key; the kernel starts this program\n");
 	catch_signals();
 	start_timer(seconds);
-	release_signals();
+	hold(REAL_TIME);
 	answer(ask(pack_request()));
 }

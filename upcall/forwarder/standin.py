@@ -290,7 +290,7 @@ class Forwarder:
     def _answer(self) -> NoReturn:
         self._catch_signals()
         signal.setitimer(signal.ITIMER_REAL, self._seconds)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        signal.pthread_sigmask(signal.SIG_SETMASK, real_time_signals())
         described = self._host.describe(self._key)
         refusal, expiry, payload = decide(described, self._key, self._ask(self._request(described)))
         if refusal:
@@ -353,8 +353,10 @@ class Forwarder:
         broker.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", *divmod(left, 10**6)))
 
     def _catch_signals(self) -> None:
-        """Every signal that would end or stop this program makes it answer. Called with signals held."""
-        left_alone = {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
+        """Every signal that would end or stop this program makes it answer; but those of real time, which nobody
+        sends, are held to the end. Called with all of them held."""
+        left_alone = real_time_signals()
+        left_alone |= {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
         left_alone |= {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGSYS}
         for number in signal.valid_signals() - left_alone - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, self._on_signal)
@@ -382,6 +384,10 @@ class Forwarder:
 
 def hold_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+
+
+def real_time_signals() -> set[int]:
+    return {number for number in signal.valid_signals() if number >= signal.SIGRTMIN}
 
 
 def tidy_descriptors() -> None:

@@ -75,7 +75,10 @@ def _status(pid: int) -> tuple[int, int, int]:
 
 def _read(pid: int, name: str) -> bytes:
     try:
-        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 - on the hot path
-            return file.read(8192)
+        fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)  # on the hot path
+        try:
+            return os.read(fd, 8192)
+        finally:
+            os.close(fd)
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessLookupError(f"pid {pid}") from None
