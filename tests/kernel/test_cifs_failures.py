@@ -76,10 +76,6 @@ def scene(
 def _refused(attempt: Callable[[], Outcome], reason: str, within: float = AT_ONCE) -> None:
     """What the broker counts, and the errno that belongs to it."""
     outcome = attempt()
-    if outcome.errno == errno.ENOKEY != REASONS[reason]:
-        # A rejection is for a second, and what the kernel's clock counts are whole ones: if it turns over before the
-        # caller has looked, there is no key any more, and nothing rejected either.
-        outcome = attempt()
     assert outcome.errno == REASONS[reason], outcome
     assert outcome.seconds < within, outcome
     assert counts()[reason]

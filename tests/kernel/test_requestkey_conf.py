@@ -36,10 +36,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @pytest.fixture
 def mark(tmp_path: Path) -> Iterator[Path]:
-    """A file in which our program leaves a line for each key; it rejects them all with ETIME for a second."""
+    """A file in which our program leaves a line for each key; it rejects them all with ETIME. For a minute: the
+    second that a clock is in can be over before the kernel has looked."""
     found = tmp_path / "mark"
     PROGRAM.parent.mkdir(exist_ok=True)
-    PROGRAM.write_text(f'#!/bin/sh\necho "$# $1" >> {found}\nexec /bin/keyctl reject "$1" 1 {errno.ETIME} 0\n')
+    PROGRAM.write_text(f'#!/bin/sh\necho "$# $1" >> {found}\nexec /bin/keyctl reject "$1" 60 {errno.ETIME} 0\n')
     PROGRAM.chmod(0o755)
     subprocess.run(["modprobe", "dns_resolver"], check=True, timeout=30)
     spnego = Path("/etc/request-key.d/cifs.spnego.conf")
