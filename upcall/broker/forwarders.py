@@ -72,6 +72,7 @@ class Forwarders(Listener):
     """The socket for forwarders; only root can reach it."""
 
     per_uid = in_all = 512
+    once = True
 
     def __init__(self, server: Server, path: Path, kernel: Kernel, owners: Mapping[str, int], me: int) -> None:
         """`owners`: whose daemon answers for the types whose keys do not say it. `me`: whose forwarders these are."""

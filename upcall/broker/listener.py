@@ -61,6 +61,8 @@ class Connection:
             self.socket.send(data, socket.MSG_DONTWAIT)
         except OSError:
             self.close()
+        if self._listener.once:
+            self.close()
 
     def close(self) -> None:
         if self.open:
@@ -86,6 +88,7 @@ class Listener:
 
     mode = 0o600
     per_uid, in_all = 64, 1024  # connections
+    once = False  # each connection asks one thing, and is closed with the answer
 
     def __init__(self, server: Server, path: Path) -> None:
         """UsageError if a broker listens there already."""
