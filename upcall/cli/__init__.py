@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from upcall.errors import ModuleFailed, UpcallError, UsageError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module below upcall.cli, or module:attribute if that is not `command`; one line for --help)
@@ -29,6 +32,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plugin": ("plugin", "List, show, check and start plugins."),
     "quota": ("quota", "Show quotas, watch warnings, and test whether they arrive."),
     "ecryptfs": ("ecryptfs", "Look at eCryptfs files from below."),
+    "manual": ("manual", "Show a manual page, or write all of them."),
+    "completion": ("completion", "Print what makes bash, zsh or fish complete commands and names."),
     "setup": ("setup", "Set up this machine's services, or take them away."),
     "session": ("session", "Count logins, where there is no systemd: for PAM."),
     "demo": ("demo", "Show everything at work, in a temporary folder."),
@@ -78,6 +83,14 @@ class LazyGroup(click.Group):
         found = getattr(importlib.import_module(f"upcall.cli.{module}"), attribute or "command")
         return found if isinstance(found, click.Command) else None
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Of the table alone: click would import every command for its help."""
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(name, help=about) for name, (_, about) in COMMANDS.items()]
+        fitting = [item for item in found if item.value.startswith(incomplete)]
+        return [*fitting, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command. Errors become a line on stderr and an exit code of sysexits.h."""
         try:
@@ -111,4 +124,15 @@ def for_terminal(text: str) -> str:
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="upcall")
 def main() -> None:
-    """Answers the kernel's upcalls in the user's own name."""
+    """Answer the kernel's upcalls in the user's own name.
+
+    The kernel asks (for an eCryptfs key, a Kerberos ticket, a name); the broker passes the question to the daemon of
+    the user whom it concerns, and the answer back. `upcall doctor` says what is wrong on this machine, and what to do.
+
+    \b
+    Examples:
+      # upcall setup
+      $ upcall doctor
+      $ upcall key generate
+      $ upcall status
+    """

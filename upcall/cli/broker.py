@@ -13,7 +13,11 @@ from upcall.recorder import check_where
 
 
 @click.command("broker")
-@click.option("--runtime", type=click.Path(file_okay=False, path_type=Path), help="Folder for socket and portid.")
+@click.option(
+    "--runtime",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the sockets and the portid.  [default: /run/upcall, or in your own runtime folder]",
+)
 @click.option(
     "--ecryptfs/--no-ecryptfs", default=None, help="Serve /dev/ecryptfs, or do not.  [default: if run by root]"
 )
@@ -42,6 +46,11 @@ def command(
 
     \b
     Exit codes: 0 ended as asked; 69 it could not start (who is in the way is said on stderr).
+
+    \b
+    Examples:
+      # upcall broker
+      $ upcall broker --runtime /tmp/mine --no-ecryptfs
     """
     arguments = [f"folder={runtime.absolute()}"] if runtime is not None else []
     if ecryptfs or (ecryptfs is None and os.geteuid() == 0):

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from upcall import config
-from upcall.cli import for_terminal
+from upcall.cli import completing, for_terminal
 from upcall.config.errors import ConfigError
 from upcall.config.files import Source, folder_of
 from upcall.config.keys import SYSTEM, USERS
@@ -24,7 +24,7 @@ from upcall.config.lines import spelled
 from upcall.config.shown import Shown, effective, plain
 from upcall.errors import UsageError
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 
 
 @click.group()
@@ -35,8 +35,8 @@ def command() -> None:
 # --- show --------------------------------------------------------------------------------------------------------
 
 
-@command.command("show")
-@click.argument("name", required=False, metavar="[TABLE[.KEY]]")
+@command.command("show", short_help="Show the values that count, and where they come from.")
+@click.argument("name", required=False, metavar="[TABLE[.KEY]]", shell_complete=completing.config_names)
 @click.option("--origin", is_flag=True, help="Where each value comes from: file and line.")
 @click.option(
     "--user/--system",
@@ -45,10 +45,15 @@ def command() -> None:
 )
 @_JSON
 def show(name: str | None, origin: bool, user: bool, as_json: bool) -> None:
-    """Show the values that count: of all keys, of a table, or of one key, which is explained, too.
+    """Show the values that count: of all keys, of a TABLE, or of one KEY, which is explained, too.
 
     \b
     Exit codes: 0 shown; 64 there is no such key; 78 a file is wrong: see `upcall config check`.
+
+    \b
+    Examples:
+      $ upcall config show --origin
+      $ upcall config show quota.thresholds
     """
     found = _named(name, list(effective(config.read(user))))
     if as_json:
@@ -100,7 +105,7 @@ def _values(found: Sequence[Shown], origin: bool) -> Table:
 # --- check -------------------------------------------------------------------------------------------------------
 
 
-@command.command("check")
+@command.command("check", short_help="Check the files, and tell all that is wrong.")
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--user/--system", default=None, help="FILE is a user's own, or the system's.  [default: by its place]")
 @_JSON
@@ -111,6 +116,11 @@ def check(files: tuple[Path, ...], user: bool | None, as_json: bool) -> None:
 
     \b
     Exit codes: 0 all is right; 78 something is wrong.
+
+    \b
+    Examples:
+      $ upcall config check
+      $ upcall config check --system draft.toml
     """
     if files:
         looked = [Said(Source(file.absolute(), _scope(file, user))) for file in files]
@@ -190,7 +200,7 @@ def _checked(looked: Sequence[Said], problems: Sequence[ConfigError]) -> Table:
 # --- reload ------------------------------------------------------------------------------------------------------
 
 
-@command.command("reload")
+@command.command("reload", short_help="Have your daemon read the configuration again.")
 def reload() -> None:
     """Have your daemon read the configuration again; what it has in hand comes to its end.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from upcall.cli import completing
 from upcall.daemon.finding import found
 from upcall.daemon.prompter import PIN_TIME, PROMPT_TIME, WAYS
 from upcall.errors import UsageError
@@ -22,9 +23,19 @@ from upcall.recorder import check_where, wanted
     help="Unwrap every wrapped key before it is answered, not only the first of each size: slower, and safe from a "
     "key module that goes bad later.",
 )
-@click.option("--isolate", multiple=True, metavar="ALIAS", help="Run this key module in a process of its own.")
 @click.option(
-    "--inline", multiple=True, metavar="ALIAS", help="Run it in the daemon itself, whatever its author says."
+    "--isolate",
+    multiple=True,
+    metavar="ALIAS",
+    shell_complete=completing.key_modules,
+    help="Run this key module in a process of its own.",
+)
+@click.option(
+    "--inline",
+    multiple=True,
+    metavar="ALIAS",
+    shell_complete=completing.key_modules,
+    help="Run it in the daemon itself, whatever its author says.",
 )
 @click.option(
     "--pin-time",
@@ -81,6 +92,11 @@ def command(
 
     \b
     Exit codes: 0 ended as asked, or replaced; 69 it could not start.
+
+    \b
+    Examples:
+      $ upcall daemon
+      $ upcall daemon --isolate openssl --pin-time 0
     """
     arguments = [f"folder={runtime.absolute()}"] if runtime is not None else []
     arguments += ["prove=all"] if prove_all else []

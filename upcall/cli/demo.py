@@ -58,9 +58,15 @@ class Tally:
 
 @click.command("demo")
 @click.option(
-    "--keys", type=click.IntRange(10, 1_000_000), default=6000, show_default=True, help="To wrap and unwrap."
+    "--keys",
+    type=click.IntRange(10, 1_000_000),
+    default=6000,
+    show_default=True,
+    help="How many keys to wrap and unwrap.",
 )
-@click.option("--bits", type=click.Choice(["2048", "3072", "4096"]), default="3072", show_default=True)
+@click.option(
+    "--bits", type=click.Choice(["2048", "3072", "4096"]), default="3072", show_default=True, help="Of the RSA key."
+)
 def command(keys: int, bits: str) -> None:
     """Show the broker, a daemon and an RSA key at work, and what happens when the daemon is killed.
 

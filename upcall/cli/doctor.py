@@ -17,7 +17,7 @@ _COLOURS = {OK: "green", NOTE: "yellow", PROBLEM: "red"}
 
 
 @click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="A list of findings, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @click.option("--quiet", "-q", is_flag=True, help="Only what is a problem.")
 @click.option("--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder.")
 @click.option(

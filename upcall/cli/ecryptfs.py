@@ -42,20 +42,24 @@ def command() -> None:
     """Look at eCryptfs files from below: at the lower files, in which they are kept."""
 
 
-@command.command()
+@command.command(short_help="Show the header of lower files.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
 @click.option("--check", is_flag=True, help="Have your daemon unwrap each file's key, to prove that it can.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-@click.option("--runtime", type=click.Path(path_type=Path), help="The broker's folder.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@click.option("--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder.")
 @click.pass_context
 def inspect(ctx: click.Context, files: tuple[Path, ...], check: bool, as_json: bool, runtime: Path | None) -> None:
-    """Show the header of lower files: size, format, which keys wrapped the file's key, and which of them is yours.
+    """Show the header of each lower FILE: size, format, which keys wrapped the file's key, and which of them is yours.
 
     --check asks your own daemon; what it unwraps is compared with itself and thrown away.
 
     \b
     Exit codes: 65 a header is damaged, or is none; 66 a file is not there; 69 with --check: none of the keys is
     at hand, or nobody to ask; 75 with --check: the daemon refused.
+
+    \b
+    Examples:
+      $ upcall ecryptfs inspect --check ~/.Private/*
     """
     reports, codes = [], set()
     names = _names()

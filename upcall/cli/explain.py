@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from upcall.cli import for_terminal
+from upcall.cli import completing, for_terminal
 from upcall.errors import UsageError
 from upcall.explaining import asked
 from upcall.explaining.steps import WOULD, explain
@@ -22,16 +22,20 @@ _NEEDS = {"cifs.spnego": "--host", "dns_resolver": "--name"}
 
 
 @click.command("explain")
-@click.argument("service", metavar="TYPE")
+@click.argument("service", metavar="TYPE", shell_complete=completing.key_types)
 @click.option("--host", metavar="HOST", help="cifs.spnego: the file server, as mount is told it.")
-@click.option("--uid", type=click.IntRange(0, 0xFFFFFFFE), help="cifs.spnego: for whom.  [default: you]")
-@click.option("--sec", help="cifs.spnego: the mount option sec=.  [default: krb5]")
-@click.option("--user", help="cifs.spnego: the mount option user=.")
-@click.option("--name", help="dns_resolver: what to look up.")
+@click.option(
+    "--uid", type=click.IntRange(0, 0xFFFFFFFE), metavar="UID", help="cifs.spnego: for whom.  [default: you]"
+)
+@click.option("--sec", metavar="SEC", help="cifs.spnego: the mount option sec=.  [default: krb5]")
+@click.option("--user", metavar="NAME", help="cifs.spnego: the mount option user=.")
+@click.option("--name", metavar="NAME", help="dns_resolver: what to look up.")
 @click.option("--options", "options", metavar="TEXT", help="dns_resolver: what the kernel asks for, such as ipv6.")
 @click.option("--contact", is_flag=True, help="Ask the KDC or the DNS, too: fetch what would be answered.")
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
-@click.option("--runtime", type=click.Path(path_type=Path), help="The broker's folder.  [default: the system's]")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@click.option(
+    "--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder.  [default: the system's]"
+)
 @click.option("--root", type=click.Path(exists=True, file_okay=False, path_type=Path), default="/", hidden=True)
 @click.pass_context
 def command(
@@ -52,6 +56,12 @@ def command(
     \b
     Exit codes: 0 upcall would answer; 1 it would not (the last line says why); 64 no kernel would ask for this;
     77 only root may.
+
+    \b
+    Examples:
+      $ upcall explain cifs.spnego --host fs.example.com
+      # upcall explain cifs.spnego --host fs.example.com --uid 1000 --contact
+      $ upcall explain dns_resolver --name fs.example.com
     """
     key = _key(service, {name: value for name, value in told.items() if value is not None})
     report = explain(key, runtime or SYSTEM_FOLDER, contact, System(root))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from upcall.cli import completing
 from upcall.cli.keyopen import blob_of, importer_of, load, opened
 from upcall.cli.keyshow import Target, list_keys, print_entry, show, target_of
 from upcall.cli.parameters import Told, gather, parameter_options
@@ -32,9 +33,16 @@ from upcall.keystore import COMPAT, Entry, KeyStore
 from upcall.passphrase import store_in_keyring, wipe
 from upcall.wire.authtok import AuthTok, pack_auth_tok
 
-_NAME = click.argument("name", default="default")
+_NAME = click.argument("name", default="default", shell_complete=completing.keys)
+_NEW = click.argument("name", default="default")
 _MODULE = click.option(
-    "--module", "alias", default="openssl", show_default=True, help="Which key module keeps the key."
+    "--module",
+    "alias",
+    default="openssl",
+    show_default=True,
+    metavar="ALIAS",
+    shell_complete=completing.key_modules,
+    help="Which key module keeps the key.",
 )
 _NO_ADD = click.option("--no-add", is_flag=True, help="Do not put the key's auth token into the user keyring.")
 
@@ -56,10 +64,10 @@ command.add_command(show)
 # --- generate and import ---------------------------------------------------------------------------------------
 
 
-@command.command()
-@_NAME
+@command.command(short_help="Make a new key.")
+@_NEW
 @_MODULE
-@click.option("--bits", type=int, help="The same as --param bits=N.")
+@click.option("--bits", type=int, metavar="N", help="The same as --param bits=N.")
 @click.option("--path", type=click.Path(path_type=Path), help="The key file.  [default: beside the key's entry]")
 @_NO_ADD
 @click.option("--no-passphrase", is_flag=True, help="Leave the key file unencrypted.")
@@ -79,6 +87,12 @@ def generate(
 
     Without options the passphrase, if the key module wants one, is typed, twice, and the daemon keeps it in memory
     until it ends. What a key module lets you choose is said with --param; a wrong name lists the right ones.
+
+    \b
+    Examples:
+      $ upcall key generate
+      $ upcall key generate work --module x25519
+      $ upcall key generate card --module pkcs11 --param 'uri=pkcs11:token=work;object=files'
     """
     store, module = KeyStore(), load(alias)
     store.check_free(name)
@@ -149,7 +163,7 @@ def _removed_if_it_fails(path: Path | None) -> Iterator[None]:
         raise
 
 
-@command.command("import")
+@command.command("import", short_help="Take in a key that exists.")
 @click.argument("name")
 @_MODULE
 @click.option("--file", "path", type=click.Path(path_type=Path), help="The key file, if it is in one. It stays there.")
@@ -166,6 +180,10 @@ def import_key(name: str, alias: str, path: Path | None, compat: bool, no_add: b
     """Take in a key that exists, in a file or wherever the key module finds it, and call it NAME.
 
     A passphrase is asked for only if the key has one.
+
+    \b
+    Examples:
+      $ upcall key import old --file ~/.ecryptfs/pki/openssl/key.pem
     """
     store, module = KeyStore(), load(alias)
     store.check_free(name)
@@ -234,7 +252,7 @@ def _absolute(path: Path) -> Path:
 # --- add and unlock --------------------------------------------------------------------------------------------
 
 
-@command.command()
+@command.command(short_help="Put a key's auth token into the user keyring.")
 @_NAME
 @passphrase_options
 def add(name: str, given: Given) -> None:
@@ -268,8 +286,8 @@ def _add(entry: Entry, blob: bytes, secret: bytearray) -> None:
         click.echo(f"upcall: note: nothing is decrypted until `upcall daemon` runs{again}", err=True)
 
 
-@command.command()
-@click.argument("name", required=False)
+@command.command(short_help="Let the daemon use keys again.")
+@click.argument("name", required=False, shell_complete=completing.keys)
 @passphrase_options
 def unlock(name: str | None, given: Given) -> None:
     """Let the daemon use a key again, given its NAME or signature; all keys in the user keyring if none is given.
@@ -307,8 +325,8 @@ def _all_known() -> list[Target]:
 # --- lock, remove and export -----------------------------------------------------------------------------------
 
 
-@command.command()
-@click.argument("name", required=False)
+@command.command(short_help="Make the daemon forget keys and their passphrases.")
+@click.argument("name", required=False, shell_complete=completing.keys)
 def lock(name: str | None) -> None:
     """Make the daemon forget a key and its passphrase, given its NAME or signature; all keys if none is given."""
     from upcall.control import DaemonControl
@@ -319,8 +337,8 @@ def lock(name: str | None) -> None:
     click.echo(f"{count} {'key' if count == 1 else 'keys'} locked")
 
 
-@command.command()
-@click.argument("name")
+@command.command(short_help="Take a key out of keyring and daemon, and delete it.")
+@click.argument("name", shell_complete=completing.keys)
 @click.option("--keyring-only", is_flag=True, help="Take it out of the user keyring only; the files stay.")
 @click.option("--yes", is_flag=True, help="Delete the files without asking.")
 def remove(name: str, keyring_only: bool, yes: bool) -> None:
@@ -362,11 +380,16 @@ def _forget(signature: str) -> None:
         pass  # then nobody holds it
 
 
-@command.command("export-public")
+@command.command("export-public", short_help="Write the public half of a key, as PEM.")
 @_NAME
 @passphrase_options
 def export_public(name: str, given: Given) -> None:
-    """Write the public half of a key, given its NAME or signature, to standard output, as PEM."""
+    """Write the public half of a key, given its NAME or signature, to standard output, as PEM.
+
+    \b
+    Examples:
+      $ upcall key export-public work > work.pem
+    """
     target = target_of(name)
     with (
         contextlib.closing(CliSecrets(given, target.name, target.signature)) as secrets,

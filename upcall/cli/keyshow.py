@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import click
 
-from upcall.cli import error_text
+from upcall.cli import completing, error_text
 from upcall.errors import PeerError, UsageError
 from upcall.kernel import keyring
 from upcall.keystore import Entry, KeyStore
 from upcall.wire.authtok import AuthTok, take_auth_tok
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 
 
 class Target(NamedTuple):
@@ -66,7 +66,7 @@ def _token(serial: int, description: str) -> AuthTok | None:
     return token if token.signature == description else None
 
 
-@click.command("list")
+@click.command("list", short_help="List the keys, and others' auth tokens.")
 @_JSON
 @click.pass_context
 def list_keys(ctx: click.Context, as_json: bool) -> None:
@@ -89,8 +89,8 @@ def list_keys(ctx: click.Context, as_json: bool) -> None:
         ctx.exit(os.EX_DATAERR)
 
 
-@click.command()
-@click.argument("name")
+@click.command(short_help="Show what is known about a key; never a secret.")
+@click.argument("name", shell_complete=completing.keys)
 @_JSON
 def show(name: str, as_json: bool) -> None:
     """Show what is known about a key, given its NAME or signature. Never a secret."""

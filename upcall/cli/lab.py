@@ -23,6 +23,7 @@ from upcall.lab.errors import LabError
 from upcall.lab.terminal import Terminal
 
 EXIT_KERNEL_FAULT = os.EX_OSERR
+_WHOLE = "For the whole run, boot included."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,13 +39,18 @@ def command() -> None:
 
 
 memory_option = click.option(
-    "--memory", type=click.IntRange(min=512), default=machine.MEMORY, show_default=True, metavar="MB"
+    "--memory",
+    type=click.IntRange(min=512),
+    default=machine.MEMORY,
+    show_default=True,
+    metavar="MB",
+    help="The guest's memory.",
 )
 cpus_option = click.option(
     "--cpus",
     type=click.IntRange(1, 16),
     metavar="N",
-    help=f"{machine.CPUS} if not given; User-mode Linux has one.",
+    help=f"The guest's processors: {machine.CPUS} if not given; User-mode Linux has one.",
 )
 kernel_option = click.option(
     "--kernel",
@@ -74,7 +80,7 @@ log_option = click.option(
     default=machine.TIME_LIMIT,
     show_default=True,
     metavar="SECONDS",
-    help="For the whole run, boot included.",
+    help=_WHOLE,
 )
 @kernel_option
 @memory_option
@@ -95,7 +101,13 @@ def run(
 
     It runs in this folder, with this Python first in its PATH. Its output and its exit code become ours;
     its input is empty. 71 stands for a fault of the guest's kernel when COMMAND itself went well, 75 for
-    a timeout, 69 for a lab that cannot run here (see `upcall lab doctor`)."""
+    a timeout, 69 for a lab that cannot run here (see `upcall lab doctor`).
+
+    \b
+    Examples:
+      $ upcall lab run -- cat /proc/version
+      $ upcall lab run --kernel uml -- sh -c 'keyctl show'
+    """
     _check_cpus(kernel, cpus)
     with _ending_by_signal(), _errors_shown(), _kernel_log_to(kernel_log, results) as folder:
         result = machine.run(
@@ -111,7 +123,7 @@ def run(
     _exit_as(result)
 
 
-@command.command()
+@command.command(short_help="Open a shell in the guest, on this terminal.")
 @kernel_option
 @memory_option
 @cpus_option
@@ -144,9 +156,20 @@ def shell(kernel: str, memory: int, cpus: int | None, results: Path | None, kern
 @click.option(
     "--files", type=click.IntRange(5, 5000), default=40, show_default=True, metavar="N", help="For each person."
 )
-@click.option("--bits", type=click.Choice(["2048", "3072", "4096"]), default="2048", show_default=True)
 @click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), default=300.0, show_default=True, metavar="SECONDS"
+    "--bits",
+    type=click.Choice(["2048", "3072", "4096"]),
+    default="2048",
+    show_default=True,
+    help="Of each person's key.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help=_WHOLE,
 )
 @kernel_option
 @memory_option
@@ -174,12 +197,17 @@ def ecryptfs(
     _demonstrate("upcall.lab.ecryptfs", arguments, timeout, kernel, memory, cpus, results, kernel_log)
 
 
-@command.command()
+@command.command(short_help="Show two people's files on a Kerberos file share.")
 @click.option(
     "--files", type=click.IntRange(1, 5000), default=40, show_default=True, metavar="N", help="For each person."
 )
 @click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), default=300.0, show_default=True, metavar="SECONDS"
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help=_WHOLE,
 )
 @kernel_option
 @memory_option
@@ -246,8 +274,8 @@ def fetch(kernel: str | None) -> None:
         click.echo(f"{fetched.release} in {fetched.folder}")
 
 
-@command.command()
-@click.option("--json", "as_json", is_flag=True, help="A list of objects, for programs.")
+@command.command(short_help="Say what the lab's kernels need, and what is missing.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @click.option("--kernel", type=click.Choice([*image.KERNELS]), help="Only what this one needs.")
 def doctor(as_json: bool, kernel: str | None) -> None:
     """Say what each of the lab's kernels needs, what is missing, and the remedy. Exits with 0 only if nothing is."""

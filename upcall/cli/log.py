@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import click
 
-from upcall.cli import for_terminal
+from upcall.cli import completing, for_terminal
 from upcall.errors import PeerError, UpcallError
 from upcall.following import lines
 from upcall.wire.record import MESSAGE_ID, Record, Source, take_journal, take_line
@@ -43,10 +43,15 @@ class _Told(NamedTuple):
 
 @click.command("log")
 @click.option("--follow", "-f", is_flag=True, help="Go on with what is still to come, until ^C.")
-@click.option("--uid", type=int, help="Of this uid's daemon only.")
-@click.option("--service", help="Of this service only: ecryptfs, key, cifs.spnego, dns_resolver.")
-@click.option("--outcome", help='With this outcome only: "answered", or the reason of a refusal.')
-@click.option("--json", "as_json", is_flag=True, help="One JSON object in each line.")
+@click.option("--uid", type=int, metavar="UID", help="Of this uid's daemon only.")
+@click.option(
+    "--service",
+    metavar="SERVICE",
+    shell_complete=completing.services,
+    help="Of this service only: ecryptfs, key, cifs.spnego, dns_resolver.",
+)
+@click.option("--outcome", metavar="OUTCOME", help='With this outcome only: "answered", or the reason of a refusal.')
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs: one object in each line.")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path), required=False)
 def command(
     follow: bool, uid: int | None, service: str | None, outcome: str | None, as_json: bool, file: Path | None
@@ -59,6 +64,12 @@ def command(
 
     \b
     Exit codes: 0 shown, even if there was nothing; 66 there is no such file; 69 there is no journal.
+
+    \b
+    Examples:
+      $ upcall log --follow
+      # upcall log --outcome no-ticket --uid 1000
+      $ upcall log --json /var/log/upcall/requests
     """
     wanted, damaged = _Wanted(uid, service, outcome), 0
     show = _show_json if as_json else _show_row

@@ -31,6 +31,12 @@ def command(runtime: Path | None, per_uid: bool, textfile: Path | None, listen: 
     \b
     Exit codes: 0 printed, written, or served until told to end; 64 prometheus_client is not installed, or a bad
     address.
+
+    \b
+    Examples:
+      # upcall metrics
+      # upcall metrics --textfile /var/lib/node_exporter/upcall.prom
+      # upcall metrics --listen 127.0.0.1:9105
     """
     if importlib.util.find_spec("prometheus_client") is None:
         raise UsageError("prometheus_client is not installed: pip install 'upcall[metrics]'")

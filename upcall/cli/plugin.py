@@ -12,14 +12,16 @@ from typing import Any
 import click
 
 from upcall import config, modules
+from upcall.cli import completing
 from upcall.cli.parameters import Told, gather, parameter_options
 from upcall.errors import UsageError
 from upcall.handler import GROUP as HANDLERS
 from upcall.keymodule import GROUP, KeyImporter, KeyMaker, KeyModule, Parameter
 from upcall.sink import GROUP as SINKS
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
-_NAME = click.argument("name")
+_JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+_NEW = click.argument("name")
+_NAME = click.argument("name", shell_complete=completing.plugins)
 _KINDS = {GROUP: "key module", HANDLERS: "handler", SINKS: "sink"}
 _MARKS = {"kept": "✓", "broken": "✗", "left out": "-"}
 
@@ -70,7 +72,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
-@command.command()
+@command.command(short_help="Load a plugin, and show what it can do.")
 @_NAME
 @_JSON
 def show(name: str, as_json: bool) -> None:
@@ -156,7 +158,7 @@ def _choice(one: dict[str, Any]) -> str:
 # --- check -----------------------------------------------------------------------------------------------------
 
 
-@command.command()
+@command.command(short_help="Check whether a key module keeps the contract.")
 @_NAME
 @parameter_options
 @click.option(
@@ -166,7 +168,7 @@ def _choice(one: dict[str, Any]) -> str:
 @click.option("--file", type=click.Path(path_type=Path, exists=True), help="The key file to import; implies --import.")
 @click.option("--passphrase-file", type=click.Path(path_type=Path), help="Whose passphrase is in this file.")
 @click.option("--pin-file", type=click.Path(path_type=Path), help="The token's PIN, if a throw-away one does not fit.")
-@click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds for each check.")
+@click.option("--timeout", type=float, default=60.0, show_default=True, metavar="SECONDS", help="For each check.")
 @_JSON
 def check(name: str, told: Told, isolated: bool | None, as_json: bool, **rest: Any) -> None:
     """Check whether the key module NAME keeps the contract of key modules.
@@ -178,6 +180,10 @@ def check(name: str, told: Told, isolated: bool | None, as_json: bool, **rest: A
     \b
     ✓ kept   ✗ broken   - does not apply
     Exit codes: 0 all checks are kept; 1 one is not.
+
+    \b
+    Examples:
+      $ upcall plugin check openssl
     """
     plugin = _find(name)
     if plugin.group != GROUP:
@@ -237,13 +243,17 @@ def _secret(path: Path | None, throw_away: bytes) -> str:
 # --- new -------------------------------------------------------------------------------------------------------
 
 
-@command.command()
-@_NAME
+@command.command(short_help="Write a new plugin project that works, to be changed.")
+@_NEW
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to.  [default: upcall-NAME]")
 def new(name: str, folder: Path | None) -> None:
     """Write a new plugin project: a key module called NAME that works, with its tests, for you to change.
 
     Its two verbs are marked; everything else may stay as it is.
+
+    \b
+    Examples:
+      $ upcall plugin new mine
     """
     from upcall.templates import write_plugin
 

@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from upcall.cli import completing
 from upcall.errors import PeerError, UsageError
 from upcall.kernel import quotactl
 from upcall.kernel.genetlink import Listener, look_up
@@ -24,7 +25,7 @@ from upcall.wire import quota
 from upcall.wire.quota import Figures, Warned
 from upcall.wire.quotanotice import FILES, KINDS, SPACE, amount, duration, moment, printable
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 
 
 _TEST = "upcall.cli.quotatest"
@@ -61,9 +62,9 @@ class Row(NamedTuple):
     figures: Figures
 
 
-@command.command()
-@click.option("--user", type=str, metavar="NAME", help="Of this user (for root).")
-@click.option("--group", type=str, metavar="NAME", help="Of this group.")
+@command.command(short_help="Show what is used and allowed.")
+@click.option("--user", type=str, metavar="NAME", shell_complete=completing.users, help="Of this user (for root).")
+@click.option("--group", type=str, metavar="NAME", shell_complete=completing.groups, help="Of this group.")
 @click.option("--project", type=click.IntRange(1, 0xFFFFFFFF), metavar="ID", help="Of this project (for root).")
 @click.option("--all", "everybody", is_flag=True, help="Of everybody who has a limit (for root).")
 @_JSON
@@ -192,10 +193,10 @@ _SAYS = {
 }
 
 
-@command.command()
+@command.command(short_help="Show the kernel's warnings as they come.")
 @_JSON
-@click.option("--count", type=click.IntRange(1), help="End after so many.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="End then.")
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many warnings.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="End after so long.")
 def watch(as_json: bool, count: int | None, timeout: float | None) -> None:
     """Show the kernel's warnings as they come: yours and what you caused; for root, everybody's.
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import click
 
 from upcall import config
+from upcall.cli import completing
 from upcall.errors import UpcallError, UsageError
 from upcall.sink import Closable, Sink
 from upcall.wire.quotanotice import SPACE, TEST, USER, Cause, Filesystem, QuotaNotice, Subject, sentence
@@ -31,8 +32,15 @@ class Outcome(NamedTuple):
 
 
 @click.command("test")
-@click.option("--sink", "only", multiple=True, metavar="NAME", help="Only this one, whether it is used or not.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option(
+    "--sink",
+    "only",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=completing.sinks,
+    help="Only this one, whether it is used or not.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @click.pass_context
 def command(context: click.Context, only: tuple[str, ...], as_json: bool) -> None:
     """Send yourself a test message through each sink.
@@ -42,6 +50,11 @@ def command(context: click.Context, only: tuple[str, ...], as_json: bool) -> Non
 
     \b
     Exit codes: 0 every sink has told; 64 there is no such sink; 69 one could not; 78 the configuration is wrong.
+
+    \b
+    Examples:
+      $ upcall quota test
+      $ upcall quota test --sink mail
     """
     try:
         from upcall_quota import sinks

@@ -34,7 +34,7 @@ def command() -> None:
     """
 
 
-@command.command("install")
+@command.command("install", short_help="Have upcall make keys of some types.")
 @click.option(
     "--type",
     "types",
@@ -60,6 +60,11 @@ def install_command(ctx: click.Context, types: tuple[str, ...], copy: bool | Non
     \b
     Exit codes: 0 it is there; 1 with --check: it is not as it should be; 73 our file is somebody else's;
     77 only root may; 78 another line, or the program, is in the way.
+
+    \b
+    Examples:
+      # upcall request-key install
+      # upcall request-key install --type cifs.spnego --type dns_resolver
     """
     system = System(root)
     if check:
@@ -105,7 +110,7 @@ def _tell_others(system: System, types: tuple[str, ...]) -> None:
         click.echo(for_terminal(f"{line}: {name} by {line.program}: {which}"))
 
 
-@command.command("uninstall")
+@command.command("uninstall", short_help="Take away what `install` made.")
 @_ROOT
 def uninstall_command(root: Path) -> None:
     """Take away what `upcall request-key install` made; other packages' lines count again.
@@ -117,12 +122,12 @@ def uninstall_command(root: Path) -> None:
         click.echo(line)
 
 
-@command.command("status")
+@command.command("status", short_help="Show who makes the keys that the kernel asks for.")
 @click.option(
     "--key", nargs=2, metavar="TYPE DESCRIPTION", help="Tell who makes this very key.  [default: of each type]"
 )
-@click.option("--callout", default="", help="What the key is asked for with; only for --key.")
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.option("--callout", default="", metavar="TEXT", help="What the key is asked for with; only for --key.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @_ROOT
 @click.pass_context
 def status_command(ctx: click.Context, key: tuple[str, str] | None, callout: str, as_json: bool, root: Path) -> None:
@@ -131,6 +136,11 @@ def status_command(ctx: click.Context, key: tuple[str, str] | None, callout: str
     \b
     Exit codes: 0 upcall makes them (this key, or all of the types that it is installed for), and all it needs is
     there; 1 it does not, or something is missing.
+
+    \b
+    Examples:
+      $ upcall request-key status
+      $ upcall request-key status --key cifs.spnego 'ver=0x2;host=fs.example'
     """
     system = System(root)
     report = _report(system, _key(*key, callout) if key else None)

@@ -32,7 +32,12 @@ _DEFAULT = ("cifs.spnego",)
     type=click.Choice(list(KINDS)),
     help="How daemons start with logins.  [default: systemd where it runs, or is in the image]",
 )
-@click.option("--python", default=sys.executable, show_default=True, help="The interpreter that has upcall, there.")
+@click.option(
+    "--python",
+    default=sys.executable,
+    metavar="PATH",
+    help="The interpreter that has upcall, there.  [default: the one that runs this]",
+)
 @click.option(
     "--request-key",
     "types",
@@ -40,7 +45,7 @@ _DEFAULT = ("cifs.spnego",)
     type=click.Choice([*TYPES, "none"]),
     help="A type of keys that upcall is to make; may be repeated.  [default: cifs.spnego where keyutils is]",
 )
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -61,6 +66,12 @@ def command(
     \b
     Exit codes: 0 it is done, or was; 1 with --check: it is not as it should be; 71 a program that was to be told
     failed; 73 a file is somebody else's, or was edited; 77 only root may; 78 others could change what root would run.
+
+    \b
+    Examples:
+      # upcall setup
+      # upcall setup --check
+      # upcall setup --undo
     """
     if check and undoing:
         raise UsageError("--check and --undo cannot both be meant")

@@ -14,10 +14,14 @@ from upcall.client import Client
 
 
 @click.command("status")
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
-@click.option("--runtime", type=click.Path(path_type=Path), help="The broker's folder.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@click.option("--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder.")
 def command(as_json: bool, runtime: Path | None) -> None:
-    """Show what the broker does: daemons, contexts, outcomes, refusals. Of your uid; for root, of all."""
+    """Show what the broker does: daemons, contexts, outcomes, refusals. Of your uid; for root, of all.
+
+    \b
+    Exit codes: 0 shown; 69 there is no broker.
+    """
     with Client(runtime) as client:
         status = client.status()
     if as_json:

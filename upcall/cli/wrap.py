@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from upcall.cli import completing
 from upcall.client import Client
 from upcall.errors import UsageError
 from upcall.wire.ecryptfs import MAX_KEY, MAX_WRAPPED, is_signature
@@ -19,7 +20,7 @@ from upcall.wire.ecryptfs import MAX_KEY, MAX_WRAPPED, is_signature
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What both commands take."""
     for option in (
-        click.argument("key", metavar="NAME|SIGNATURE"),
+        click.argument("key", metavar="NAME|SIGNATURE", shell_complete=completing.keys),
         click.option(
             "--encoding",
             type=click.Choice(["raw", "hex", "base64"]),
@@ -27,9 +28,11 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Of the wrapped side; the clear side is always raw.",
         ),
-        click.option("--uid", type=int, help="Ask this uid's daemon (root only)."),
-        click.option("--timeout", type=float, default=10.0, show_default=True, help="Seconds."),
-        click.option("--runtime", type=click.Path(path_type=Path), help="The broker's folder."),
+        click.option("--uid", type=int, metavar="UID", help="Ask this uid's daemon (root only)."),
+        click.option(
+            "--timeout", type=float, default=10.0, show_default=True, metavar="SECONDS", help="How long to wait."
+        ),
+        click.option("--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder."),
     ):
         function = option(function)
     return function
@@ -40,7 +43,16 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 def wrap(key: str, encoding: str, uid: int | None, timeout: float, runtime: Path | None) -> None:
     """Wrap 1 to 64 bytes from standard input with one of your keys; the wrapped ones go to standard output.
 
-    The request goes through the broker to your own daemon, as the kernel's would.
+    The key is told by its NAME or its SIGNATURE. The request goes through the broker to your own daemon, as the
+    kernel's would.
+
+    \b
+    Exit codes: 0 it was done; 64 there is no such key, or not that many bytes; 69 nobody to ask; 75 it was refused.
+
+    \b
+    Examples:
+      $ head -c 32 /dev/urandom | upcall wrap default --encoding base64 > key.wrapped
+      $ upcall unwrap default --encoding base64 < key.wrapped
     """
     clear = _read(MAX_KEY)
     with Client(runtime, uid, timeout) as client:
@@ -51,7 +63,16 @@ def wrap(key: str, encoding: str, uid: int | None, timeout: float, runtime: Path
 @click.command("unwrap")
 @_options
 def unwrap(key: str, encoding: str, uid: int | None, timeout: float, runtime: Path | None) -> None:
-    """Unwrap what `upcall wrap` gave, from standard input to standard output."""
+    """Unwrap what `upcall wrap` gave, from standard input to standard output; with the key of this NAME or SIGNATURE.
+
+    \b
+    Exit codes: 0 it was done; 64 there is no such key, or the input is not so encoded; 69 nobody to ask; 75 it was
+    refused.
+
+    \b
+    Examples:
+      $ upcall unwrap default --encoding base64 < key.wrapped
+    """
     data = _read(MAX_WRAPPED * 2 + 2)
     try:
         wrapped = _DECODE[encoding](data)

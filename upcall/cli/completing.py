@@ -1,0 +1,117 @@
+"""What <TAB> offers in the place of a name.
+
+It is asked in a process of its own while somebody waits: nothing is imported before it is needed, nothing is loaded
+that could do more than be listed, and what goes wrong offers nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+
+import click
+from click.shell_completion import CompletionItem
+
+from upcall.errors import UpcallError
+
+Offer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def _offer(found: Callable[[], Iterable[tuple[str, str]]]) -> Offer:
+    """Of (word, what it is), those that go on from what was typed."""
+
+    @functools.wraps(found)
+    def offer(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        try:
+            return [CompletionItem(word, help=about) for word, about in found() if word.startswith(incomplete)]
+        except (UpcallError, OSError):
+            return []
+
+    return offer
+
+
+@_offer
+def keys() -> Iterable[tuple[str, str]]:
+    """The user's keys by name, and then by signature."""
+    from upcall.keystore import KeyStore
+
+    store, entries = KeyStore(), []
+    for name in store.names():
+        try:
+            entries.append(store.load(name))
+        except (UpcallError, OSError):
+            yield name, "damaged"
+    yield from ((entry.name, entry.description or entry.module) for entry in entries)
+    yield from ((entry.signature, entry.name) for entry in entries)
+
+
+@_offer
+def plugins() -> Iterable[tuple[str, str]]:
+    from upcall import modules
+
+    return ((plugin.alias, plugin.distribution) for plugin in modules.installed())
+
+
+@_offer
+def key_modules() -> Iterable[tuple[str, str]]:
+    from upcall import modules
+    from upcall.keymodule import GROUP
+
+    return ((plugin.alias, plugin.distribution) for plugin in modules.installed() if plugin.group == GROUP)
+
+
+@_offer
+def services() -> Iterable[tuple[str, str]]:
+    from upcall.service import SERVICES
+
+    return ((name, "") for name in SERVICES)
+
+
+@_offer
+def key_types() -> Iterable[tuple[str, str]]:
+    from upcall.requestkey.ours import TYPES
+
+    return ((name, "") for name in TYPES)
+
+
+@_offer
+def config_names() -> Iterable[tuple[str, str]]:
+    """Tables, and the keys in them."""
+    from upcall.config.keys import ANY, TABLES
+
+    for table in TABLES:
+        if ANY not in table.name:
+            name = table.name.replace('"', "")  # which a shell would take for its own
+            yield name, table.about
+            yield from ((f"{name}.{key.name}", key.about) for key in table.keys)
+
+
+@_offer
+def sinks() -> Iterable[tuple[str, str]]:
+    try:
+        from upcall_quota import sinks as installed
+    except ImportError:
+        return ()
+    return ((name, "") for name in sorted(installed.known()))
+
+
+@_offer
+def users() -> Iterable[tuple[str, str]]:
+    import pwd
+
+    return ((user.pw_name, "") for user in pwd.getpwall())
+
+
+@_offer
+def groups() -> Iterable[tuple[str, str]]:
+    import grp
+
+    return ((group.gr_name, "") for group in grp.getgrall())
+
+
+@_offer
+def manual_pages() -> Iterable[tuple[str, str]]:
+    """The commands: their pages are asked for most."""
+    from upcall.cli import COMMANDS
+
+    return ((name, about) for name, (_, about) in COMMANDS.items())

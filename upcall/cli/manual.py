@@ -1,0 +1,70 @@
+"""`upcall manual`."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+
+import click
+
+from upcall.cli.completing import manual_pages
+from upcall.errors import UsageError
+from upcall.manual.written import pages, written
+
+
+@click.command("manual")
+@click.argument("words", nargs=-1, metavar="[PAGE]...", shell_complete=manual_pages)
+@click.option("--list", "listing", is_flag=True, help="List the pages.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write every page below this folder, in man1, man5 and man8.",
+)
+def command(words: tuple[str, ...], listing: bool, output: Path | None) -> None:
+    """Show a manual page, or write all of them, for packagers.
+
+    PAGE is a command's words, such as `key generate`, or a page's name, such as `upcall-config.5`; without it, the
+    page of upcall itself. In a terminal man shows it; otherwise its source is printed. The pages are made of the
+    help texts, so they tell of this very version; SOURCE_DATE_EPOCH gives them a date. `upcall setup` puts them where
+    man looks.
+
+    \b
+    Examples:
+      $ upcall manual key generate
+      $ upcall manual upcall-config.5
+      $ upcall manual --output debian/tmp/usr/share/man
+    """
+    if output is not None:
+        for file, text in written().items():
+            path = output / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, "ascii")
+        return
+    if listing:
+        for page in sorted(pages(), key=lambda one: (one.name, one.section)):
+            click.echo(f"{page.name}({page.section}) - {page.brief}")
+        return
+    _show(written()[_file("-".join(words) or "upcall")])
+
+
+def _file(asked: str) -> str:
+    """The file of the page that is called so; a command's comes before a file's."""
+    known: dict[str, str] = {}
+    for page in sorted(pages(), key=lambda one: one.section):
+        names = (page.name, page.name.removeprefix("upcall-"))
+        for name in (*names, *(f"{name}.{page.section}" for name in names)):
+            known.setdefault(name, page.file)
+    if asked not in known:
+        close = get_close_matches(asked, known, 1)
+        raise UsageError(f"there is no page {asked!r}" + (f"; is {close[0]} meant?" if close else ""))
+    return known[asked]
+
+
+def _show(text: str) -> None:
+    if not sys.stdout.isatty() or shutil.which("man") is None:
+        click.echo(text, nl=False)
+        return
+    subprocess.run(["man", "-l", "-"], input=text.encode("ascii"), check=False)

@@ -1,0 +1,100 @@
+"""Pages as man(7) wants them. Whatever a text holds, it comes out as text: no character of it becomes an order.
+
+Both groff and mandoc take what is written here without a warning; tests/test_manual.py has them try.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+
+class Paragraph(NamedTuple):
+    """Words between backticks become bold."""
+
+    text: str
+
+
+class Items(NamedTuple):
+    """Terms, each with what it means. A term is put together of parts: `*bold*`, `/italic/`, or as it is."""
+
+    items: tuple[tuple[tuple[str, ...], str], ...]
+
+
+class Verbatim(NamedTuple):
+    """Lines as they stand: examples."""
+
+    text: str
+
+
+Block = Paragraph | Items | Verbatim
+
+
+class Page(NamedTuple):
+    name: str
+    section: int
+    brief: str  # of the line in NAME, which apropos(1) shows
+    body: tuple[tuple[str, tuple[Block, ...]], ...]  # (heading, what stands below it)
+
+    @property
+    def file(self) -> str:
+        """Below a folder of manual pages."""
+        return f"man{self.section}/{self.name}.{self.section}"
+
+
+# Characters that would be taken for orders, or be set as typographers like them: what is shown must do when pasted.
+_SPECIAL: Final = {"\\": r"\e", "-": r"\-", "'": r"\(aq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti", '"': r"\(dq"}
+_CODE: Final = re.compile(r"`([^`]+)`")
+_FONTS: Final = {"*": r"\fB", "/": r"\fI"}
+
+
+def escaped(text: str) -> str:
+    """One line that means nothing to roff, wherever it stands."""
+    line = "".join(_SPECIAL.get(c, c if c.isascii() else rf"\[u{ord(c):04X}]") for c in text)
+    return rf"\&{line}" if line.startswith(".") else line
+
+
+def words(text: str) -> str:
+    """The same for a text in which words between backticks are bold; one line."""
+    parts = _CODE.split(" ".join(text.split()))
+    line = "".join(rf"\fB{escaped(part)}\fR" if at % 2 else escaped(part) for at, part in enumerate(parts))
+    return rf"\&{line}" if line.startswith(".") else line
+
+
+def render(page: Page, version: str, date: str = "") -> str:
+    """The page's source. `date`: as it is to be shown; without one the same text is made on every day."""
+    title, source = escaped(page.name.upper()), escaped(f"upcall {version}")
+    lines = [f'.TH {title} {page.section} "{date}" "{source}" "upcall manual"']
+    lines += [".nh", ".ad l", ".SH NAME"]  # a name that is broken in two cannot be copied
+    lines.append(rf"{escaped(page.name)} \- {words(page.brief)}")
+    for heading, blocks in page.body:
+        lines.append(f".SH {escaped(heading)}")
+        for at, block in enumerate(blocks):
+            lines += _block(block, first=at == 0)
+    return "\n".join(lines) + "\n"
+
+
+def _block(block: Block, first: bool) -> Iterable[str]:
+    match block:
+        case Paragraph(text):
+            return [words(text)] if first else [".PP", words(text)]
+        case Items(items):
+            return [line for term, text in items for line in (".TP", "".join(map(_part, term)), words(text))]
+        case Verbatim(text):
+            shown = [escaped(line) for line in text.splitlines()]
+            return [".RS 4" if first else ".PP\n.RS 4", ".nf", *shown, ".fi", ".RE"]
+
+
+def _part(part: str) -> str:
+    if len(part) > 2 and part[0] == part[-1] and part[0] in _FONTS:
+        return rf"{_FONTS[part[0]]}{escaped(part[1:-1])}\fR"
+    return escaped(part)
+
+
+def bold(text: str) -> str:
+    return f"*{text}*"
+
+
+def italic(text: str) -> str:
+    return f"/{text}/"
