@@ -35,14 +35,16 @@ def keys() -> Iterable[tuple[str, str]]:
     """The user's keys by name, and then by signature."""
     from upcall.keystore import KeyStore
 
-    store, entries = KeyStore(), []
+    store, signatures = KeyStore(), []
     for name in store.names():
         try:
-            entries.append(store.load(name))
+            entry = store.load(name)
         except (UpcallError, OSError):
             yield name, "damaged"
-    yield from ((entry.name, entry.description or entry.module) for entry in entries)
-    yield from ((entry.signature, entry.name) for entry in entries)
+        else:
+            yield name, entry.description or entry.module
+            signatures.append((entry.signature, name))
+    yield from signatures
 
 
 @_offer
@@ -65,6 +67,13 @@ def services() -> Iterable[tuple[str, str]]:
     from upcall.service import SERVICES
 
     return ((name, "") for name in SERVICES)
+
+
+@_offer
+def outcomes() -> Iterable[tuple[str, str]]:
+    from upcall.errors import REASONS
+
+    return ((name, "") for name in ("answered", *REASONS))
 
 
 @_offer

@@ -50,7 +50,12 @@ class _Told(NamedTuple):
     shell_complete=completing.services,
     help="Of this service only: ecryptfs, key, cifs.spnego, dns_resolver.",
 )
-@click.option("--outcome", metavar="OUTCOME", help='With this outcome only: "answered", or the reason of a refusal.')
+@click.option(
+    "--outcome",
+    metavar="OUTCOME",
+    shell_complete=completing.outcomes,
+    help='With this outcome only: "answered", or the reason of a refusal.',
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs: one object in each line.")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path), required=False)
 def command(
