@@ -51,6 +51,7 @@ setup: .venv/made
 TOOLS := qemu-system-x86 softhsm2 swtpm libtss2-dev libtss2-tcti-device0 libtss2-tcti-swtpm0 gcc pkg-config \
 	pinentry-tty pinentry-curses keyutils dnsmasq-base krb5-kdc krb5-admin-server krb5-user samba cifs-utils faketime \
 	quota e2fsprogs xfsprogs systemd \
+	mandoc groff-base man-db bash-completion zsh fish \
 	dbus-daemon dunst xvfb scrot fonts-dejavu-core
 
 test-tools: setup

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from upcall import forwarder
-from upcall.cli import main
+from upcall.cli import completion, main
 from upcall.config import ConfigError
 from upcall.requestkey.installing import replace
 from upcall.requestkey.ours import FILE as REQUEST_KEY_FILE
@@ -24,7 +24,7 @@ from upcall.requestkey.system import System
 from upcall.setup import installing, manifest, wanted
 from upcall.setup.installing import OrderFailed, Plan, install, kind_of, missing, undo
 from upcall.setup.manifest import FILE, Manifest
-from upcall.setup.wanted import KINDS, PAM, SYSTEMD, Orders, content
+from upcall.setup.wanted import KINDS, MAN, PAM, SYSTEMD, Orders, content
 
 BROKER = "/etc/systemd/system/upcall-broker.service"
 PYTHON = "/usr/bin/python3"
@@ -68,7 +68,10 @@ def test_set_up_twice_and_undone_all_is_as_before(system: System, name: str) -> 
     put(system, "/etc/passwd", "root:x:0:0::/root:/bin/sh\n")
     before, plan = everything(system), Plan(KINDS[name], PYTHON)
     said = install(system, plan)
-    assert [line for line in said if line.endswith(": written")] == [f"{path}: written" for path in plan.kind.files]
+    alone = [*plan.kind.files, *completion.FILES.values()]
+    assert [line for line in said if line.endswith(": written")] == [f"{path}: written" for path in alone]
+    assert len([line for line in said if re.fullmatch(rf"{MAN}/man\d: written: \d+ pages", line)]) == 3
+    assert len(said) < 20
     assert missing(system, plan) == []
     after = everything(system)
     assert install(system, plan) == []
@@ -118,6 +121,58 @@ def test_folders_of_others_stay(system: System, silent: Plan) -> None:
     other = put(system, "/etc/systemd/system/other.service", "")
     undo(system)
     assert other.exists() and not system.at("/etc/tmpfiles.d").exists()
+
+
+# --- manual pages and completions ----------------------------------------------------------------------------------
+
+PAGE = f"{MAN}/man1/upcall-status.1"
+
+
+def test_man_and_the_shells_find_them(system: System, silent: Plan) -> None:
+    install(system, silent)
+    assert system.at(PAGE).read_text().startswith(".TH UPCALL")
+    assert "bash_complete" in system.at("/usr/local/share/bash-completion/completions/upcall").read_text()
+    assert system.at("/usr/local/share/zsh/site-functions/_upcall").read_text().startswith("#compdef upcall")
+    assert system.at("/usr/local/share/fish/vendor_completions.d/upcall.fish").exists()
+
+
+def test_a_page_of_an_older_version_is_brought_up_to_date_and_nothing_is_started_again(system: System) -> None:
+    kind = SYSTEMD._replace(image=Orders())
+    install(system, Plan(kind, PYTHON))
+    older = b".TH OLDER 1\n"
+    state = manifest.read(system.at(FILE))
+    system.at(PAGE).write_bytes(older)
+    gone = f"{MAN}/man1/upcall-gone.1"
+    system.at(gone).write_bytes(older)
+    known = {**state.files, PAGE: manifest.digest(older), gone: manifest.digest(older)}
+    system.at(FILE).write_bytes(manifest.shown(state._replace(files=known)))
+    plan = Plan(kind._replace(image=Orders(on=(("false",),))), PYTHON)
+    folder = f"{MAN}/man1"
+    assert missing(system, plan) == [
+        f"{folder}: says something else: upcall-status.1",
+        f"{folder}: is no longer used: upcall-gone.1",
+    ]
+    assert install(system, plan) == [f"{folder}: written: upcall-status.1", f"{folder}: removed: upcall-gone.1"]
+    assert missing(system, plan) == [] and not system.at(gone).exists()
+
+
+def test_a_page_of_somebody_else_is_left(system: System, silent: Plan) -> None:
+    put(system, PAGE, "mine")
+    with pytest.raises(FileExistsError, match="not made by upcall"):
+        install(system, silent)
+    system.at(PAGE).unlink()
+    install(system, silent)
+    put(system, PAGE, "mine")
+    assert f"{MAN}/man1: left there, for it is not as upcall made it: upcall-status.1" in undo(system)
+    assert [path.name for path in system.at("/usr").rglob("*") if path.is_file()] == ["upcall-status.1"]
+
+
+def test_undo_needs_no_command(system: System, silent: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is broken in what is installed, it can be taken away."""
+    install(system, silent)
+    monkeypatch.setattr(installing, "wanted", None)
+    undo(system)
+    assert not system.at("/usr").exists() and not system.at("/etc").exists()
 
 
 # --- what is not ours ----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,22 @@ def test_the_machine_has_its_broker_and_its_daemon(installed: str) -> None:
     wait_until(lambda: broker_status() is not None, "the broker", SLOW)
     registered(0)
     assert "pam_exec.so quiet seteuid type=open_session" in COMMON.read_text()
+
+
+@pytest.mark.skipif(shutil.which("man") is None, reason="man is not installed (Debian: man-db)")
+def test_man_finds_the_pages(installed: str) -> None:
+    for page in ("upcall(1)", "upcall-setup(8)", "upcall-config(5)"):
+        found = subprocess.run(["man", "-w", page], capture_output=True, text=True, check=False)
+        assert found.stdout.startswith("/usr/local/share/man/"), f"{page}: {found.stderr}"
+
+
+@pytest.mark.skipif(
+    not Path("/usr/share/bash-completion/bash_completion").exists(), reason="bash-completion is not installed"
+)
+def test_bash_finds_the_completion(installed: str) -> None:
+    loaded = "source /usr/share/bash-completion/bash_completion; _completion_loader upcall; complete -p upcall"
+    found = subprocess.run(["bash", "--norc", "-c", loaded], capture_output=True, text=True, check=False)
+    assert "_upcall_completion" in found.stdout, found.stderr
 
 
 def test_two_sessions_share_a_daemon_which_the_last_logout_ends(installed: str) -> None:

@@ -12,7 +12,7 @@ import click
 
 from upcall.cli.completing import manual_pages
 from upcall.errors import UsageError
-from upcall.manual.written import pages, written
+from upcall.manual.written import packagers_date, pages, written
 
 
 @click.command("manual")
@@ -38,7 +38,7 @@ def command(words: tuple[str, ...], listing: bool, output: Path | None) -> None:
       $ upcall manual --output debian/tmp/usr/share/man
     """
     if output is not None:
-        for file, text in written().items():
+        for file, text in written(packagers_date()).items():
             path = output / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, "ascii")
@@ -47,7 +47,7 @@ def command(words: tuple[str, ...], listing: bool, output: Path | None) -> None:
         for page in sorted(pages(), key=lambda one: (one.name, one.section)):
             click.echo(f"{page.name}({page.section}) - {page.brief}")
         return
-    _show(written()[_file("-".join(words) or "upcall")])
+    _show(written(packagers_date())[_file("-".join(words) or "upcall")])
 
 
 def _file(asked: str) -> str:

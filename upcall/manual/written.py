@@ -21,8 +21,12 @@ def pages() -> tuple[Page, ...]:
     return (*commands.pages(main), *files.pages())
 
 
-def written() -> dict[str, str]:
-    """`man1/upcall.1` and so on -> what is in it. The same on every day, unless a packager gives a date."""
+def packagers_date() -> str:
+    """As pages show it; "" if there is none."""
     epoch = os.environ.get(_EPOCH, "")
-    date = f"{datetime.datetime.fromtimestamp(int(epoch), datetime.UTC):%Y-%m-%d}" if epoch.isdecimal() else ""
+    return f"{datetime.datetime.fromtimestamp(int(epoch), datetime.UTC):%Y-%m-%d}" if epoch.isdecimal() else ""
+
+
+def written(date: str = "") -> dict[str, str]:
+    """`man1/upcall.1` and so on -> what is in it; without a date the same on every day."""
     return {page.file: render(page, version("upcall"), date) for page in pages()}

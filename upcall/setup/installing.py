@@ -7,7 +7,7 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -21,7 +21,7 @@ from upcall.requestkey.ours import FILE as REQUEST_KEY_FILE
 from upcall.requestkey.system import System
 from upcall.setup import manifest as written
 from upcall.setup.manifest import FILE, Manifest, digest, is_ours
-from upcall.setup.wanted import KINDS, PAM, SYSTEMD, Kind, Order, Orders, content
+from upcall.setup.wanted import KINDS, PAM, SYSTEMD, File, Kind, Order, Orders, told_as, wanted
 
 _PATIENCE: Final = 60  # seconds for one order
 
@@ -60,7 +60,7 @@ def check(system: System, plan: Plan) -> None:
     before = written.read(system.at(FILE))
     if before.kind not in ("", plan.kind.name):
         raise ConfigError(system.at(FILE), f"upcall was set up for {before.kind}: `upcall setup --undo` comes first")
-    for path in plan.kind.files:
+    for path in wanted(plan.kind, plan.python):
         found = _content(system, path)
         if found is not None:
             is_ours(before, path, found)
@@ -77,8 +77,9 @@ def _check_open(place: Path) -> None:
 def missing(system: System, plan: Plan) -> list[str]:
     """What has to be done, for people; nothing if all is there. The same errors as `check`."""
     check(system, plan)
-    before = written.read(system.at(FILE))
-    todo = [f"{path}: {_state(system, path)}" for path in plan.kind.files if not _is_there(system, plan, path)]
+    before, files = written.read(system.at(FILE)), wanted(plan.kind, plan.python)
+    states = [(path, _state(system, path)) for path, file in files.items() if not _is_there(system, path, file)]
+    todo = _told([*states, *((path, "is no longer used") for path in before.files if path not in files)])
     if system.ours() is None and plan.types:
         todo.append(f"{REQUEST_KEY_FILE}: is not there")
     if not todo and not before.settled:
@@ -93,19 +94,28 @@ def install(system: System, plan: Plan) -> list[str]:
     if system.ours() is None and plan.types:
         keys = requestkey.plan(system, plan.types, forwarder.command(), copy=False)
         requestkey.check_winning(system, keys)
-    before = written.read(system.at(FILE))
-    state = before._replace(kind=plan.kind.name, folders=(*before.folders, *_new_folders(system, FILE)))
-    done: list[str] = []
-    for path, (_, mode) in plan.kind.files.items():
-        if _is_there(system, plan, path):
-            continue
-        data = content(plan.kind, path, plan.python)
-        folders = (*state.folders, *_new_folders(system, path))
-        state = state._replace(files={**state.files, path: digest(data)}, folders=folders, settled=False)
-        # Written down first: whatever ends us now, no file of ours is left that we do not know.
+    before, files = written.read(system.at(FILE)), wanted(plan.kind, plan.python)
+    state = before._replace(kind=plan.kind.name, folders=(*before.folders, *_new_folders(system, [FILE])))
+    todo = [path for path, file in files.items() if not _is_there(system, path, file)]
+    new = [path for path in todo if _content(system, path) is None]
+    # Written down first: whatever ends us now, no file of ours is left that we do not know.
+    state = state._replace(
+        files={**state.files, **{path: digest(files[path].data) for path in new}},
+        folders=tuple(dict.fromkeys((*state.folders, *_new_folders(system, new)))),
+        settled=state.settled and not any(path in plan.kind.files for path in todo),
+    )
+    if todo:
         _remember(system, state)
-        replace(system.at(path), data, mode)
-        done.append(f"{path}: written")
+    for path in todo:
+        if path not in new:
+            state = state._replace(files={**state.files, path: digest(files[path].data)})
+            _remember(system, state)
+        replace(system.at(path), files[path].data, files[path].mode)
+    done = _told([(path, "written") for path in todo])
+    if unused := {path: known for path, known in state.files.items() if path not in files}:
+        done += _removed(system, unused)
+        state = state._replace(files={path: known for path, known in state.files.items() if path in files})
+        _remember(system, state)
     if keys is not None:
         state = state._replace(request_key=True)
         _remember(system, state)
@@ -124,13 +134,7 @@ def undo(system: System) -> list[str]:
     kind = KINDS[state.kind]
     orders = _orders(system, kind)
     done = _try(system, orders.off)
-    for path, known in state.files.items():
-        data = _content(system, path)
-        if data is not None and digest(data) != known:
-            done.append(f"{path}: left there, for it is not as upcall made it")
-        elif data is not None:
-            system.at(path).unlink()
-            done.append(f"{path}: removed")
+    done += _removed(system, state.files)
     if state.request_key:
         try:
             done += requestkey.uninstall(system)
@@ -193,19 +197,45 @@ def _content(system: System, path: str) -> bytes | None:
         return None
 
 
-def _is_there(system: System, plan: Plan, path: str) -> bool:
-    if _content(system, path) != content(plan.kind, path, plan.python):
-        return False
-    return system.at(path).stat().st_mode & 0o777 == plan.kind.files[path][1]
+def _is_there(system: System, path: str, file: File) -> bool:
+    return _content(system, path) == file.data and system.at(path).stat().st_mode & 0o777 == file.mode
 
 
 def _state(system: System, path: str) -> str:
     return "is not there" if _content(system, path) is None else "says something else"
 
 
-def _new_folders(system: System, path: str) -> list[str]:
-    above = Path(path).parents
-    return [str(folder) for folder in reversed(above) if not system.at(str(folder)).exists()]
+def _removed(system: System, known: Mapping[str, str]) -> list[str]:
+    """Files of ours, by their SHA-256, are gone; what was edited since is left."""
+    told = []
+    for path, known_digest in known.items():
+        data = _content(system, path)
+        if data is not None and digest(data) != known_digest:
+            told.append((path, "left there, for it is not as upcall made it"))
+        elif data is not None:
+            system.at(path).unlink()
+            told.append((path, "removed"))
+    return _told(told)
+
+
+def _told(said: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each (path, what of it), but one for all pages of a folder of which the same is said."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for path, what in said:
+        lines.setdefault((told_as(path), what), []).append(path)
+    return [
+        f"{folder}: {what}" if paths == [folder] else f"{folder}: {what}: {_pages(paths)}"
+        for (folder, what), paths in lines.items()
+    ]
+
+
+def _pages(paths: Sequence[str]) -> str:
+    return Path(paths[0]).name if len(paths) == 1 else f"{len(paths)} pages"
+
+
+def _new_folders(system: System, paths: Iterable[str]) -> list[str]:
+    above = [folder for path in paths for folder in reversed(Path(path).parents)]
+    return [str(folder) for folder in dict.fromkeys(above) if not system.at(str(folder)).exists()]
 
 
 def _remember(system: System, state: Manifest) -> None:

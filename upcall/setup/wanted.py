@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping
 from importlib.resources import files
+from pathlib import Path
 from typing import Final, NamedTuple
 
 Order = tuple[str, ...]  # a command; {root} in a word stands for the image's folder
@@ -16,6 +17,11 @@ class Orders(NamedTuple):
     on: tuple[Order, ...] = ()
     off: tuple[Order, ...] = ()
     gone: tuple[Order, ...] = ()
+
+
+class File(NamedTuple):
+    data: bytes
+    mode: int = 0o644
 
 
 class Kind(NamedTuple):
@@ -83,7 +89,26 @@ PAM: Final = Kind(
 KINDS: Final = {kind.name: kind for kind in (SYSTEMD, PAM)}
 
 
+# Where man(1) and the shells look for what did not come with the distribution.
+MAN: Final = "/usr/local/share/man"
+
+
+def wanted(kind: Kind, python: str) -> dict[str, File]:
+    """All that belongs there, by path: what starts daemons, completions, manual pages."""
+    from upcall.cli.completion import FILES, script  # every command is imported for its page
+    from upcall.manual.written import written
+
+    started = {path: File(content(kind, path, python), mode) for path, (_, mode) in kind.files.items()}
+    scripts = {path: File(script(shell).encode()) for shell, path in FILES.items()}
+    return started | scripts | {f"{MAN}/{name}": File(text.encode()) for name, text in written().items()}
+
+
+def told_as(path: str) -> str:
+    """What people hear of: the file, or the folder of a manual page."""
+    return str(Path(path).parent) if path.startswith(f"{MAN}/") else path
+
+
 def content(kind: Kind, path: str, python: str) -> bytes:
-    """What belongs into a file. `python`: the interpreter that has upcall."""
+    """What belongs into a file that starts something. `python`: the interpreter that has upcall."""
     template = files("upcall.setup").joinpath("units", kind.files[path][0]).read_text("utf-8")
     return string.Template(template).substitute(python=python).encode()
