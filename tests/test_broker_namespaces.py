@@ -1,0 +1,94 @@
+"""Root of a user namespace, which every user can be: for the broker it is the user that it is outside."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from upcall.errors import UsageError
+from upcall.kernel.netlink import NetlinkSocket
+from upcall.runtime import Place
+from upcall.testing.played import PlayedRequester
+from upcall.testing.processes import PATIENCE, RunningBroker, in_child
+from upcall.wire.ecryptfs import Ask, pack_ask
+from upcall.wire.netlink import HELO, pack_control
+
+CLONE_NEWUSER, PR_SET_DUMPABLE = 0x10000000, 4
+NOBODY = 65534
+USER = NOBODY if os.geteuid() == 0 else os.geteuid()
+PLEASE = pack_ask(Ask(0x40, "0123456789abcdef", b"wrapped"))
+NONE = "none here"
+
+
+def as_root_of_a_namespace(function: Callable[[], Any]) -> Any:
+    """What the function says in a process that is uid 0, and has every capability, in a namespace of its own."""
+
+    def inside() -> Any:
+        gid = os.getegid()
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # after a change of uid /proc/self is root's
+        if libc.unshare(CLONE_NEWUSER) != 0:
+            return NONE
+        for name, line in (("setgroups", "deny"), ("uid_map", f"0 {USER} 1"), ("gid_map", f"0 {gid} 1")):
+            Path(f"/proc/self/{name}").write_text(line)
+        assert os.geteuid() == 0
+        return function()
+
+    found = in_child(inside, uid=USER if os.geteuid() == 0 else None)
+    if found == NONE:
+        pytest.skip("this machine gives users no namespaces of their own")
+    return found
+
+
+class Requester(PlayedRequester):
+    """It would believe any broker: in its namespace the real root is nobody."""
+
+    def __init__(self, folder: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self.socket.settimeout(PATIENCE)
+        self.socket.connect(str(Place(folder).socket))
+        self._seq = 0
+
+
+@pytest.mark.parametrize(("uid", "reason"), [(0, "not-permitted"), (USER, "no-daemon"), (USER + 1, "not-permitted")])
+def test_it_asks_in_nobodys_name_but_its_own(broker: RunningBroker, uid: int, reason: str) -> None:
+    def ask() -> str:
+        with Requester(broker.folder) as requester:
+            requester.ask(PLEASE, uid=uid)
+            return requester.reason()
+
+    assert as_root_of_a_namespace(ask) == reason
+
+
+def test_it_registers_as_who_it_is_outside(broker: RunningBroker) -> None:
+    """Its HELO is answered as any HELO of that user: for that user's requests."""
+
+    def register() -> bool:
+        link = NetlinkSocket()
+        link.send_to(pack_control(HELO), int(Place(broker.folder).portid_file.read_text()))
+        packet = link.receive(0)
+        return packet is not None and packet.data == pack_control(HELO)
+
+    assert as_root_of_a_namespace(register)
+    broker.logged(f"registered uid={USER}")
+
+
+def test_our_own_programs_in_it_believe_no_broker(broker: RunningBroker) -> None:
+    """Whoever listens there is nobody whom they know: they fail, and tell nothing to anybody."""
+    if os.geteuid() == USER:
+        pytest.skip("the broker is the user's own, who is in the namespace")
+
+    def ask() -> str:
+        try:
+            PlayedRequester(broker.folder)
+        except UsageError as error:
+            return str(error)
+        return "believed"
+
+    assert "not one of" in as_root_of_a_namespace(ask)

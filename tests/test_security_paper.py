@@ -1,0 +1,47 @@
+"""SECURITY.md: every test that it names is there, and every claim of a table names one."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "SECURITY.md").read_text("utf-8")
+TESTS = re.compile(r"`((?:tests|plugins)/[\w/]+\.py)::([\w:]+)`")
+CITED = sorted(set(TESTS.findall(TEXT)))
+
+
+@functools.cache
+def known_in(file: str) -> set[str]:
+    """What pytest would collect there: `test_x`, `TestY::test_x`."""
+    found = set()
+    for node in ast.parse((ROOT / file).read_text("utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef) and node.name.startswith("Test"):
+            inner = [one for one in node.body if isinstance(one, ast.FunctionDef) and one.name.startswith("test_")]
+            found |= {f"{node.name}::{one.name}" for one in inner}
+    return found
+
+
+@pytest.mark.parametrize(("file", "test"), CITED)
+def test_it_is_there(file: str, test: str) -> None:
+    assert (ROOT / file).is_file(), file
+    assert test in known_in(file), f"{file} has no {test}"
+
+
+def test_nothing_is_cited_in_another_way() -> None:
+    """A name that this file would pass over."""
+    assert len(re.findall(r"::test_|::Test", TEXT)) == len(TESTS.findall(TEXT)) >= 100
+
+
+def test_every_claim_has_its_test() -> None:
+    claims = TEXT.partition("## Who could do what")[2].partition("## What is not defended")[0]
+    heads = ("| could try to ", "| does ", "| who ", "| --- ")
+    rows = [line for line in claims.splitlines() if line.startswith("|") and not line.startswith(heads)]
+    assert len(rows) > 50
+    assert [row for row in rows if not TESTS.search(row.rsplit(" | ", 1)[1])] == []
