@@ -141,21 +141,43 @@ def test_what_a_page_refers_to_is_there() -> None:
             assert name in known, f"{file}: {name}"
 
 
+def called(line: str) -> str | None:
+    """What is wrong with the call of upcall in a line of shell; None if there is none, or nothing."""
+    found = re.search(r"(?:^|[\s/`])upcall ((?:[a-z][\w-]*|-[\w-]+|[^\s|`]+)(?: [^|`;&]*)?)", line)
+    if found is None:
+        return None
+    words = found[1].partition(" -- ")[0].partition(" #")[0].split()
+    command: click.Command = main
+    for word in words:
+        if not isinstance(command, click.Group) or word.startswith("-"):
+            break
+        inner = command.get_command(click.Context(command), word)
+        if inner is None:
+            return None if not word[0].islower() else f"there is no command {word}"
+        command = inner
+    known = {name for param in command.params for name in (*param.opts, *param.secondary_opts)} | {"--help"}
+    unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in known]
+    return f"there is no {unknown[0]}" if unknown else None
+
+
 def test_examples_call_what_there_is() -> None:
     for path, (_, command) in TREE.items():
         for line in take(command.help or "").examples.splitlines():
-            called = re.search(r"upcall ((?:[a-z-]+ ?)+)", line)
-            assert called and line[:2] in ("$ ", "# "), line
-            found, ctx = main, click.Context(main, info_name="upcall")
-            for word in called[1].split():
-                if not isinstance(found, click.Group):
-                    break
-                inner = found.get_command(ctx, word)
-                assert inner is not None, f"{path}: {line}"
-                found = inner  # type: ignore[assignment]
-            known = {name for param in found.params for name in (*param.opts, *param.secondary_opts)}
-            ours = line.partition(" -- ")[0].partition("|")[0 if "upcall" in line.partition("|")[0] else 2]
-            assert set(re.findall(r" (--[a-z-]+)", ours)) <= known, f"{path}: {line}"
+            assert line[:2] in ("$ ", "# ") and "upcall " in line, f"{path}: {line}"
+            assert called(line) is None, f"{path}: {line}: {called(line)}"
+
+
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/README.md")]
+
+
+@pytest.mark.parametrize("document", [file for file in DOCUMENTS if file.name != "CHANGELOG.md"], ids=lambda f: f.stem)
+def test_documents_call_what_there_is(document: Path) -> None:
+    """In consoles, and between backticks; there are labels of derived keys, too, which begin alike."""
+    text = document.read_text()
+    lines = [line for line in text.splitlines() if re.match(r"(\s*[$#] |    upcall ).*upcall ", line)]
+    spans = [span for span in re.findall(r"`([^`\n]+)`", text) if re.match(r"upcall (?!\w+ 1: )", span)]
+    wrong = {line: why for line in (*lines, *spans) if (why := called(line))}
+    assert wrong == {}
 
 
 def test_every_exit_code_that_an_error_has_is_explained() -> None:
