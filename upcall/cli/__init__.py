@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "log": ("log", "Show what became of each request, from logs or the journal."),
     "metrics": ("metrics", "Print or serve the broker's figures for Prometheus."),
     "wrap": ("wrap:wrap", "Wrap a small key with one of yours."),
-    "unwrap": ("wrap:unwrap", "Unwrap it again."),
+    "unwrap": ("wrap:unwrap", "Unwrap what `upcall wrap` gave."),
     "prompt": ("prompt", "Type the PINs that keys in tokens need, in this terminal."),
     "key": ("key", "Make, import, add, list, show, lock, unlock and remove keys."),
     "request-key": ("requestkey", "Have the kernel's requests for keys come to upcall."),
