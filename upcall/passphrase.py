@@ -184,6 +184,9 @@ def _main(signature: str) -> int:
     import keyring
     from keyring.errors import KeyringError, NoKeyringError
 
+    from upcall.kernel.process import harden
+
+    harden()
     try:
         secret = keyring.get_password(SERVICE, signature)
     except NoKeyringError:

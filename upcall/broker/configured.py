@@ -15,6 +15,12 @@ class Configured(NamedTuple):
     services: Mapping[str, Service]
     owners: Mapping[str, int]  # by type, whose daemon answers for keys that do not say it
     start: Sequence[str]  # the command that starts a daemon
+    hardening: bool = True  # whether the broker takes from itself what it does not need
+
+    @property
+    def command(self) -> Sequence[str] | None:
+        """What starts a daemon, if any service wants daemons started."""
+        return self.start if any(one.absent == "start" for one in self.services.values()) else None
 
 
 def configured(services: Mapping[str, Service]) -> Configured:
@@ -27,6 +33,7 @@ def configured(services: Mapping[str, Service]) -> Configured:
         {name: one._replace(absent=absent.get(name, one.absent)) for name, one in services.items()},
         {kind: _uid_of(kind, told.get(kind, {}).get("user", "root")) for kind in NOBODYS},
         tables.get("daemon", {}).get("start", COMMAND),
+        tables.get("hardening", {}).get("broker", True),
     )
 
 

@@ -30,6 +30,7 @@ from upcall.broker.loop import REGISTRATION, URGENT, Loop
 from upcall.broker.requesters import Requesters
 from upcall.broker.starter import COMMAND, Starter
 from upcall.errors import PeerError, UpcallError
+from upcall.hardening import Hardening, hands_on, of_broker
 from upcall.kernel import requestkey
 from upcall.kernel.local import unlink_quietly
 from upcall.kernel.miscdev import Miscdev
@@ -175,6 +176,8 @@ class Server:
         self.now = self.since = time.monotonic()
         self._system = os.geteuid() == 0
         self._stopping = self._rereading = False
+        self.hardening: Hardening | None = None
+        self._hands_on = True  # what a command starts that is not a service manager's is not restricted with us
         self._read, self._found = read, deque[Configured]()
         self._reloading = Reloading(self._read_again)
         self.requesters = Requesters(self, place.socket)
@@ -314,10 +317,18 @@ class Server:
             self.manager.ready(f"serving as before, configuration not reloaded: {error}")
         self._wake()
 
+    def harden(self, hardening: Hardening, may_hand_on: bool) -> None:
+        """Says what this process has given up. `may_hand_on`: whether daemons could live with as little."""
+        self.hardening, self._hands_on = hardening, may_hand_on
+        self.log("hardened", **hardening._asdict())
+
     def _follow(self, found: Configured) -> None:
         """Does what the configuration says from the next request on; what is owed is owed as before."""
         self.broker.services = found.services
-        self.starter.use(found.start)
+        if found.command is not None and hands_on(found.command) and not self._hands_on:
+            self.log("start-not-followed", why="daemons would inherit what this broker has given up: start it anew")
+        else:
+            self.starter.use(found.start)
         if self.forwarders is not None:
             self.forwarders.owners = found.owners
         self.log("reloaded")
@@ -385,6 +396,7 @@ class Server:
             "uid": os.geteuid(),
             "version": __version__,
             "ecryptfs": self.devices is not None,
+            "hardening": {} if self.hardening is None else self.hardening._asdict(),
         }
         if uid is None:
             found["junk"] = dict(self.junk)
@@ -427,9 +439,12 @@ def main(
         from upcall.broker.quota.setup import configured as quota_configured
 
         setup = quota_configured(place, required=quota == "yes")
+    where = _where(records)
+    hardened = of_broker(place.folder, found.hardening, where, device, setup is not None, found.command)
     server = Server(place, found.services, None, open_device, keys, found.owners, found.start, setup, read, manager)
+    server.harden(hardened, not found.hardening or (found.command is not None and hands_on(found.command)))
     server.heed_signals()
-    record = _recorder(records, server)
+    record = _recorder(where, server)
     hangup.connect(server.reload, server.stop)
     gc.freeze()
     server.run()
@@ -437,11 +452,20 @@ def main(
         record.flush()
 
 
-def _recorder(told: str | None, server: Server) -> Recorder | None:
+def _where(told: str | None) -> str:
+    """Where records go; "no": nowhere."""
     if told is None and not config.settings("log").get("requests", False):
-        return None
-    from upcall.recorder import recorder, wanted  # only who wants records pays for them
+        return "no"
+    from upcall.recorder import wanted  # only who wants records pays for it
 
-    record = recorder("upcall-broker", wanted(told, user=False), server.log)
+    return wanted(told, user=False)
+
+
+def _recorder(where: str, server: Server) -> Recorder | None:
+    if where == "no":
+        return None
+    from upcall.recorder import recorder
+
+    record = recorder("upcall-broker", where, server.log)
     server.broker.record = record
     return record

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from upcall import config
 from upcall.cli import completing
 from upcall.daemon.finding import found
 from upcall.daemon.prompter import PIN_TIME, PROMPT_TIME, WAYS
@@ -105,5 +106,13 @@ def command(
     arguments += [f"pin-time={pin_time}", f"prompt-time={prompt_time}", f"ask={ask}"]
     arguments += [f"pinentry={pinentry}"] if pinentry is not None else []
     arguments += [f"records={check_where(wanted(log_requests, user=True))}"]
+    arguments += _hardening()
     arguments += found(isolate, inline)
     os.execv(sys.executable, [sys.executable, "-P", "-m", "upcall.daemon", *arguments])  # noqa: S606
+
+
+def _hardening() -> list[str]:
+    """What the configuration says of it, as the daemon's arguments. ConfigError."""
+    told = config.settings("hardening", user=True)
+    writable = [f"writable={Path(place).expanduser()}" for place in sorted(told.get("writable", ()))]
+    return writable if told.get("daemon", True) else ["hardening=no"]

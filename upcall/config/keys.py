@@ -14,6 +14,7 @@ from upcall.config.kinds import (
     NAMES,
     NAMES_IN_ORDER,
     PATH,
+    PLACES,
     PRINTABLE,
     SECRET,
     URL,
@@ -80,6 +81,24 @@ TABLES: Final = (
                 SYSTEM,
                 "The command that starts the daemon of a user. `{uid}` in it stands for the user's uid.",
                 ("systemctl", "--user", "--machine={uid}@.host", "start", "upcall-daemon.service"),
+            ),
+        ),
+    ),
+    Table(
+        "hardening",
+        "What broker and daemons take from themselves when they start ([operations](operations.md)). Read when they "
+        "start.",
+        (
+            Key("broker", YES_OR_NO, SYSTEM, "Whether the broker does; false is for looking for a fault.", True),
+            Key("daemon", YES_OR_NO, SYSTEM, "The same for daemons.", True),
+            Key(
+                "writable",
+                PLACES,
+                USERS,
+                "Places beneath which plugins may write, besides those that daemons need themselves; `~/` is the "
+                "user's home. If the system says it, a user can take away from it, and add nothing.",
+                unset="no others",
+                narrows=True,
             ),
         ),
     ),

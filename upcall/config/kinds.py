@@ -56,6 +56,18 @@ def _path(value: object) -> str:
     return value
 
 
+def _places(value: object) -> frozenset[str]:
+    if not isinstance(value, list):
+        raise ValueError
+    return frozenset("~" if one == "~" else _path_or_home(one) for one in value)
+
+
+def _path_or_home(value: object) -> str:
+    if isinstance(value, str) and value.startswith("~/") and "\0" not in value:
+        return value
+    return _path(value)
+
+
 def _where(value: object) -> str:
     if value in ("stderr", "journal"):
         return str(value)
@@ -116,6 +128,7 @@ NAMES: Final = Kind("a list of names", _names)
 NAMES_IN_ORDER: Final = Kind("a list of names", _names_in_order)
 COMMAND: Final = Kind("a program and its arguments, as a list", _command)
 USER: Final = Kind("the name of a user", _user)
+PLACES: Final = Kind("a list of whole paths, or of such as begin with ~/", _places)
 PATH: Final = Kind("a whole path", _path)
 WHERE: Final = Kind("stderr, journal or the whole path of a file", _where)
 SECRET: Final = Kind("the whole path of a private file, or the name of a systemd credential", _secret)

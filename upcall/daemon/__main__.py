@@ -16,12 +16,13 @@ from upcall.daemon.prompter import LazyPrompter
 from upcall.daemon.renewing import Renewing
 from upcall.daemon.sources import fetch
 from upcall.errors import UpcallError
+from upcall.hardening import of_daemon
 from upcall.kernel import keyring
 from upcall.kernel.notify import Manager
 from upcall.kernel.process import harden
 from upcall.log import EventLog
 from upcall.reloading import Hangup
-from upcall.runtime import daemon_socket, find_place
+from upcall.runtime import daemon_socket, find_place, user_folder
 from upcall.wire.ecryptfs import is_signature
 
 if TYPE_CHECKING:
@@ -34,20 +35,23 @@ def run(arguments: list[str]) -> int:
     """`folder=PATH`, `prove=all`, and one `module=ALIAS=PACKAGE:NAME` for each key module that may be loaded;
     `isolated` instead of `module` for one that gets a process of its own; one `handler=SERVICE=PACKAGE:NAME` for each
     service that somebody answers; and what upcall.daemon.finding is to be told when it looks again.
-    `records=WHERE` (upcall/recorder.py). How people are asked for PINs:
-    `ask=WAY,...`, `pinentry=PATH`, `pin-time=SECONDS`, `prompt-time=SECONDS`."""
+    `records=WHERE` (upcall/recorder.py); `hardening=no`, `writable=PATH` (upcall/hardening.py). How people are asked
+    for PINs: `ask=WAY,...`, `pinentry=PATH`, `pin-time=SECONDS`, `prompt-time=SECONDS`."""
     settings = dict(argument.split("=", 1) for argument in arguments)
     folder = settings.get("folder")
     hangup = Hangup()
     manager = Manager()
     harden()
+    hardened = of_daemon(arguments, _own_folder())  # before there is another thread
     log = EventLog("upcall-daemon")
+    log("hardened", **hardened._asdict())
     modules = loaders(arguments, lambda: keys.asker().deadline, log)
     try:
         keyring.join_session_and_link_user_keyring()
         prompter = LazyPrompter(arguments, log)
         keys = KeyService(keyring, modules, fetch, settings.get("prove") == "all", prompter)
         control = Control(daemon_socket(), keys)
+        control.hardening = hardened._asdict()
         # Whoever is registered is asked. Importing a key module can cost a busy machine more than the kernel's 3 s,
         # and an older daemon, which has its keys open, serves meanwhile.
         warming = threading.Thread(target=_warm, args=(keys,), name="warm", daemon=True)
@@ -65,6 +69,14 @@ def run(arguments: list[str]) -> int:
         print(f"upcall daemon: {error}", file=sys.stderr)  # noqa: T201
         return os.EX_UNAVAILABLE
     return os.EX_OK
+
+
+def _own_folder() -> Path | None:
+    """None if it is not sound, which `daemon_socket` complains of."""
+    try:
+        return user_folder()
+    except (UpcallError, OSError):
+        return None
 
 
 def _recorder(where: str, log: EventLog) -> Recorder | None:

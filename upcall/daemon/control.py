@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from upcall import __version__
@@ -34,6 +34,7 @@ class Control:
         self.listener = listen(path, 0o600, take_over=True)
         self._inode = path.stat().st_ino
         self.on_reload: Callable[[], None] = lambda: None  # waits for nothing
+        self.hardening: Mapping[str, str] = {}  # for the status
 
     def serve_one(self) -> None:
         """One connection, one request."""
@@ -72,6 +73,7 @@ class Control:
     def _do(self, service: str, body: bytes) -> bytes:
         if service == STATUS:
             told = {"pid": os.getpid(), "version": __version__, "keys": self._keys.status()}
+            told["hardening"] = dict(self.hardening)
             return json.dumps(told).encode("ascii")
         if service == LOCK:
             return str(self._keys.lock(_signature(body) if body else None)).encode("ascii")

@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import os
 import resource
+from collections.abc import Iterable
 from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
@@ -20,6 +21,18 @@ def harden() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def add_groups(names: Iterable[str]) -> None:
+    """To the groups that we are in: those of them that there are, if we may."""
+    import grp  # only root's daemon pays for it
+
+    found = set(os.getgroups())
+    for name in names:
+        with contextlib.suppress(KeyError):
+            found.add(grp.getgrnam(name).gr_gid)
+    with contextlib.suppress(OSError):
+        os.setgroups(sorted(found))
 
 
 def has_terminal() -> bool:
@@ -67,6 +80,8 @@ def stay_in_memory() -> None:
     """
     current, future, on_fault = 1, 2, 4
     if os.geteuid() == 0:
+        with contextlib.suppress(OSError, ValueError):  # so that it stays so without CAP_IPC_LOCK
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         _libc.mlockall(current | future | on_fault)
 
 

@@ -16,24 +16,29 @@ from upcall.daemon.renewing import Renewing
 from upcall.daemon.sources import fetch
 from upcall.errors import ModuleFailed
 from upcall.handler import Handler
+from upcall.hardening import of_daemon
 from upcall.kernel.notify import Manager
+from upcall.kernel.process import harden
 from upcall.log import EventLog
 from upcall.recorder import recorder
 from upcall.reloading import Hangup
-from upcall.runtime import daemon_socket, find_place
+from upcall.runtime import daemon_socket, find_place, user_folder
 from upcall.testing.keys import FolderKeyring
 
 
 def run(arguments: list[str]) -> None:
     """`folder=PATH`, `keys=PATH`, `control=yes`; repeatedly `handler=PACKAGE:NAME`, and `module=` or
     `isolated=ALIAS=PACKAGE:NAME`, and `lazy=SERVICE=PACKAGE:NAME` for a handler that is loaded when it is needed;
-    `records=`, `ask=`, `pinentry=`, `pin-time=` and `prompt-time=` as of upcall.daemon. `found=PATH`: a file
-    with a JSON list of arguments, which are found at SIGHUP."""
+    `records=`, `hardening=`, `writable=`, `ask=`, `pinentry=`, `pin-time=` and `prompt-time=` as of upcall.daemon.
+    `found=PATH`: a file with a JSON list of arguments, which are found at SIGHUP."""
     hangup = Hangup()
+    harden()
     settings = dict(argument.split("=", 1) for argument in arguments)
     handlers = [_handler(one.removeprefix("handler=")) for one in arguments if one.startswith("handler=")]
     handlers += [LazyHandler(*one.split("=", 2)[1:]) for one in arguments if one.startswith("lazy=")]
+    hardened = of_daemon(arguments, user_folder())
     log, manager = EventLog("upcall-daemon"), Manager()
+    log("hardened", **hardened._asdict())
     modules = loaders(arguments, lambda: keys.asker().deadline, log)
     prompter = LazyPrompter(arguments, log)
     keys = KeyService(FolderKeyring(Path(settings["keys"])), modules, fetch, prompter=prompter)
@@ -42,6 +47,7 @@ def run(arguments: list[str]) -> None:
     daemon = Daemon(find_place(Path(settings["folder"])), [keys, *handlers], control, log, manager, record)
     daemon.on_reload = Renewing(arguments, keys, daemon, log, lambda _: _found(Path(settings["found"]))).ask
     if control is not None:
+        control.hardening = hardened._asdict()
         control.on_reload = daemon.on_reload
     try:
         serve(daemon, hangup)

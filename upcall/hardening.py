@@ -1,0 +1,205 @@
+"""What broker and daemon take from themselves once they have started: rights, system calls, places to write to.
+
+Whatever has started them: where systemd has done so already, this comes on top, and where PAM, an init script or a
+person has, it is all there is. It is done before there is any other thread, because Landlock and capabilities belong
+to threads, and before anybody else is heard. Nothing that is started later can get it back.
+
+What the kernel has not got is left out, and said: in the log, by `upcall status` and by `upcall doctor`.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from upcall.kernel import capabilities, landlock, seccomp
+from upcall.kernel.landlock import EXECUTE, WRITE_FILE, Place
+from upcall.kernel.process import add_groups
+
+OFF: Final = "turned off by [hardening] in the configuration"
+_INHERITED: Final = "the command of [daemon] start would hand it on to the daemons"
+
+# What a daemon may write to in /dev: the user's rights say which of it. Root's would be every disk.
+_DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty", "pts", "ptmx", "bus/usb")
+_DEVICE_NAMES: Final = ("tty*[0-9]", "hvc[0-9]*", "tpm[0-9]*", "tpmrm[0-9]*", "hidraw[0-9]*")
+_GROUPS: Final = (
+    "tty",
+    "tss",
+)  # of root's daemon, which may write to people's terminals and ask the TPM without rights
+
+_PROGRAMS: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/opt", "/nix/store", "/gnu/store")
+_STATE: Final = Path("/var/lib/upcall")
+# What a command may need that logs somebody in, or becomes a user otherwise, to start that user's daemon.
+_BECOMING: Final = frozenset(
+    {
+        "AUDIT_CONTROL", "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "KILL", "SETGID",
+        "SETPCAP", "SETUID", "SYS_RESOURCE",
+    }
+)  # fmt: skip
+
+
+class Hardening(NamedTuple):
+    """What holds, in words for people."""
+
+    seccomp: str  # "yes", or "no: " and why
+    landlock: str  # the kernel's version of it ("7"), or "no: " and why
+    capabilities: str  # what is left of them ("SETUID,SYS_ADMIN"), or "none"
+
+
+def of_daemon(arguments: Iterable[str], folder: Path | None) -> Hardening:
+    """`hardening=no`, if the configuration wants none; `records=WHERE` (recorder.py); `writable=PATH` for each place
+    that plugins need besides. `folder`: this user's runtime folder."""
+    told = [argument.split("=", 1) for argument in arguments if "=" in argument]
+    settings = dict(told)
+    if settings.get("hardening") == "no":
+        return _nothing()
+    root = os.geteuid() == 0
+    if root:
+        add_groups(_GROUPS)
+    left = capabilities.keep_only(())
+    places = [*_for_everybody(root), *_recording(settings.get("records", "no")), *_caches(os.environ)]
+    places += [Place(Path(value)) for key, value in told if key == "writable"]
+    if folder is not None:
+        places += [Place(folder), Place(folder.parent / "systemd" / "ask-password"), Place(folder.parent / "krb5cc")]
+    if root:
+        places.append(Place(Path("/run/systemd/ask-password")))
+    # It may run what its user may, and talk to whom that user may. Session buses and displays have abstract sockets.
+    confined = _confined(lambda: landlock.restrict(places))
+    return Hardening(_filtered(seccomp.NAMED, seccomp.AND_INTERNET), confined, _said(left))
+
+
+def of_broker(
+    folder: Path,
+    wanted: bool = True,
+    records: str = "no",
+    device: Path | None = None,
+    quota: bool = False,
+    start: Sequence[str] | None = None,
+) -> Hardening:
+    """`folder`: the broker's own. `wanted`: whether the configuration wants any. `device`: /dev/ecryptfs, if it is
+    served; `quota`: whether the kernel's warnings are. `start`: the command that starts daemons, if one does."""
+    if not wanted:
+        return _nothing()
+    becoming = start is not None and hands_on(start)
+    kept, calls = set[str](), set[str]()
+    if device is not None:
+        kept, calls = kept | {"SETUID"}, calls | {"setresuid", "setfsuid"}
+        if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
+            kept.add("IPC_LOCK")  # all memory is locked (stay_in_memory): without this, what is new has no room
+    if quota:
+        kept, calls = kept | {"NET_ADMIN", "SYS_ADMIN"}, calls | {*seccomp.QUOTA}
+    if becoming:
+        kept, calls = kept | _BECOMING, calls | {*seccomp.IDS}
+    left = capabilities.keep_only(kept)
+    confined = f"no: {_INHERITED}"
+    if not becoming:
+        places = _of_broker(folder, records, device, quota, start)
+        abstract = os.environ.get("NOTIFY_SOCKET", "").startswith("@")
+        confined = _confined(lambda: landlock.restrict(places, programs=True, connect=False, abstract=abstract))
+    families = seccomp.AND_INTERNET if becoming else seccomp.UNIX_AND_NETLINK
+    return Hardening(_filtered(seccomp.NAMED.keys() - calls, families), confined, _said(left))
+
+
+def hands_on(start: Sequence[str]) -> bool:
+    """Whether what this command starts is a child of ours, which inherits what we have given up. A service manager's
+    are its own."""
+    return os.path.basename(start[0]) != "systemctl"  # noqa: PTH119
+
+
+def _nothing() -> Hardening:
+    return Hardening(f"no: {OFF}", f"no: {OFF}", _said(capabilities.effective()))
+
+
+def _said(left: Collection[str]) -> str:
+    return ",".join(sorted(left)) or "none"
+
+
+def _filtered(names: Collection[str], families: Collection[int]) -> str:
+    if why := seccomp.why_not():
+        return f"no: {why}"
+    try:
+        seccomp.install(names, families)
+    except OSError as error:
+        return f"no: {error.strerror}"
+    return "yes"
+
+
+def _confined(restrict: Callable[[], int]) -> str:
+    if why := landlock.why_not():
+        return f"no: {why}"
+    try:
+        return str(restrict())
+    except OSError as error:
+        return f"no: {error.strerror}"
+
+
+# --- places -------------------------------------------------------------------------------------------------
+
+
+def _of_broker(
+    folder: Path, records: str, device: Path | None, quota: bool, start: Sequence[str] | None
+) -> list[Place]:
+    """It may run programs, too, but none that it could have written."""
+    roots = {*_PROGRAMS, sys.prefix, sys.base_prefix, os.path.dirname(start[0]) if start else ""}  # noqa: PTH120
+    places = [Place(Path(root), EXECUTE) for root in roots if root.startswith("/")]
+    places += [Place(folder), Place(Path("/dev/null"), WRITE_FILE), *_recording(records)]
+    if quota:
+        _STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
+        places.append(Place(_STATE))
+    if device is not None:  # which comes with a kernel module: until it is there it has no inode to be known by
+        places.append(Place(device if device.exists() else device.parent, WRITE_FILE))
+    return places
+
+
+def _for_everybody(root: bool) -> list[Place]:
+    temporary = [Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")]  # noqa: S108 - not used here, only left open
+    named = os.environ.get("TMPDIR", "")
+    if named.startswith("/") and not _broad(Path(named)):
+        temporary.append(Path(named))
+    dev = Path("/dev")
+    devices = [dev]
+    if root:
+        devices = [dev / name for name in _DEVICES]
+        devices += [found for pattern in _DEVICE_NAMES for found in dev.glob(pattern)]
+    return [*map(Place, temporary), *(Place(one, WRITE_FILE) for one in devices)]
+
+
+def _recording(where: str) -> list[Place]:
+    """The folder, because the file is made anew when it was rotated; only the file, if the folder holds more than
+    that."""
+    if not where.startswith("/"):
+        return []
+    file = Path(where)
+    if not _broad(file.parent):
+        return [Place(file.parent)]
+    try:
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o640))
+    except OSError:
+        return []  # and the recorder says so
+    return [Place(file, WRITE_FILE)]
+
+
+def _caches(environment: Mapping[str, str]) -> list[Place]:
+    """Where tickets are kept that were got on the way: not being able to costs time, and nothing else."""
+    kind, colon, path = environment.get("KRB5CCNAME", "").partition(":")
+    if not colon:
+        kind, path = "FILE", kind
+    cache = Path(path)
+    if kind not in ("FILE", "DIR") or not cache.is_absolute():
+        return []
+    if kind == "DIR" or not _broad(cache.parent):
+        return [] if kind == "DIR" and _broad(cache) else [Place(cache if kind == "DIR" else cache.parent)]
+    return [Place(cache, WRITE_FILE)]
+
+
+def _broad(folder: Path) -> bool:
+    """Whether the home folder, or more, is beneath it: nothing that is named in passing opens that."""
+    try:
+        home = Path.home().resolve()
+        return home.is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):
+        return True

@@ -1,0 +1,112 @@
+"""Places beneath which this thread, and all that it starts, may write from now on, and no others: Landlock.
+
+As far as the kernel has it: which version knows what stands beside each right. Reading stays free. What was opened
+before stays open. Whoever is restricted can no longer look into the memory of processes that are not, nor mount.
+Source: landlock(7), include/uapi/linux/landlock.h. The numbers of its calls are the same on every machine we know.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_VERSION, _PATH_BENEATH = 1, 1
+
+EXECUTE, WRITE_FILE = 1 << 0, 1 << 1
+_REMOVE_DIR, _REMOVE_FILE = 1 << 4, 1 << 5
+_MAKE_CHAR, _MAKE_DIR, _MAKE_REG, _MAKE_SOCK, _MAKE_FIFO, _MAKE_BLOCK, _MAKE_SYM = (1 << bit for bit in range(6, 13))
+_REFER = 1 << 13  # to rename and link from one folder to another; since ABI 2
+_TRUNCATE = 1 << 14  # since ABI 3: before, what may be read may be emptied
+_BIND_TCP, _CONNECT_TCP = 1, 2  # since ABI 4
+_SCOPE_ABSTRACT, _SCOPE_SIGNAL = 1, 2  # since ABI 6
+
+# Devices can be made in no place.
+WRITE: Final = (
+    WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _MAKE_SOCK | _MAKE_FIFO | _MAKE_SYM
+    | _REFER | _TRUNCATE
+)  # fmt: skip
+_ALL_WRITING: Final = WRITE | _MAKE_CHAR | _MAKE_BLOCK
+_ON_FILES: Final = EXECUTE | WRITE_FILE | _TRUNCATE  # the others are of folders
+
+
+class Place(NamedTuple):
+    """What may be done at `path` and, if it is a folder, to everything beneath it."""
+
+    path: Path
+    rights: int = WRITE
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def abi() -> int:
+    """The kernel's version of it; 0 if there is none (see `why_not`)."""
+    return max(
+        0, int(_libc.syscall(ctypes.c_long(_CREATE_RULESET), None, ctypes.c_size_t(0), ctypes.c_uint(_VERSION)))
+    )
+
+
+def why_not() -> str:
+    """Why the kernel has none; empty if it has."""
+    if abi():
+        return ""
+    code = ctypes.get_errno()
+    known = {errno.ENOSYS: "this kernel has none", errno.EOPNOTSUPP: "turned off when the machine was booted (lsm=)"}
+    return known.get(code, os.strerror(code))
+
+
+def restrict(
+    places: Iterable[Place],
+    programs: bool = False,
+    bind: bool = False,
+    connect: bool = True,
+    signals: bool = False,
+    abstract: bool = True,
+) -> int:
+    """Gives the ABI by which it was done. A place that cannot be come to is passed over. `programs`: only what a place
+    has EXECUTE for may be run. Where the kernel can do it: TCP only to `bind` or `connect` as told, no `signals` to
+    processes that are not restricted along with us, no `abstract` sockets of theirs. Needs NO_NEW_PRIVS. OSError."""
+    version = abi()
+    known = _ALL_WRITING | (EXECUTE if programs else 0)
+    known &= ~((_REFER if version < 2 else 0) | (_TRUNCATE if version < 3 else 0))
+    tcp = (0 if bind else _BIND_TCP) | (0 if connect else _CONNECT_TCP) if version >= 4 else 0
+    scoped = (0 if signals else _SCOPE_SIGNAL) | (0 if abstract else _SCOPE_ABSTRACT) if version >= 6 else 0
+    told = struct.pack("=QQQ", known, tcp, scoped)  # struct landlock_ruleset_attr; what is 0 any version takes
+    rules = _call(_CREATE_RULESET, told, ctypes.c_size_t(len(told)), ctypes.c_uint(0))
+    try:
+        for place in places:
+            _allow(rules, place, known)
+        _call(_RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint(0))
+    finally:
+        os.close(rules)
+    return version
+
+
+def _allow(rules: int, place: Place, known: int) -> None:
+    try:
+        fd = os.open(place.path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:  # not there, or not ours to come to
+        return
+    try:
+        rights = place.rights & known
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            rights &= _ON_FILES
+        if rights:
+            rule = struct.pack("=Qi", rights, fd)  # struct landlock_path_beneath_attr, packed
+            _call(_ADD_RULE, ctypes.c_int(rules), ctypes.c_int(_PATH_BENEATH), rule, ctypes.c_uint(0))
+    finally:
+        os.close(fd)
+
+
+def _call(number: int, *arguments: object) -> int:
+    found = int(_libc.syscall(ctypes.c_long(number), *arguments))
+    if found < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return found
