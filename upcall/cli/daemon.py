@@ -114,5 +114,5 @@ def command(
 def _hardening() -> list[str]:
     """What the configuration says of it, as the daemon's arguments. ConfigError."""
     told = config.settings("hardening", user=True)
-    writable = [f"writable={Path(place).expanduser()}" for place in sorted(told.get("writable", ()))]
+    writable = sorted(f"writable={Path(place).expanduser()}" for place in told.get("writable", ()))
     return writable if told.get("daemon", True) else ["hardening=no"]

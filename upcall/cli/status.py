@@ -34,6 +34,9 @@ def show(status: dict[str, Any], console: Console) -> None:
     """A broker's status, for people."""
     broker = status["broker"]
     console.print(f"broker: pid {broker['pid']}, uid {broker['uid']}, portid {broker['portid']}")
+    if hardening := broker.get("hardening"):  # of an older broker there is none
+        told = ", ".join(f"{name} {said}" for name, said in hardening.items())
+        console.print(f"what it has given up: {told}", highlight=False)
     console.print(_daemons(status) if status["daemons"] else "no daemon is registered")
     for daemon in status["daemons"]:
         if daemon.get("pending"):

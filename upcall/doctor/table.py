@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from upcall.doctor import broker, configured, daemon, kernel, keyrings, keys, plugins, quota
+from upcall.doctor import broker, configured, daemon, hardening, kernel, keyrings, keys, plugins, quota
 from upcall.doctor.findings import Finding, problem
 from upcall.doctor.scene import Scene
 from upcall.errors import UpcallError
@@ -36,6 +36,7 @@ CHECKS: Final = (
     Check("forwarder-socket", "the socket for the kernel's requests for keys is there", broker.forwarders),
     Check("daemon", "your daemon runs, is not stopped, answers within a second, is of this version", daemon.running),
     Check("registration", "your daemon is the one that the broker asks", daemon.registered),
+    Check("hardening", "broker and daemon have taken from themselves what they can", hardening.held),
     Check("keyrings", "the user keyring can be reached, the session keyring is of use", keyrings.reachable),
     Check("key-quota", "there is room for more keys in the kernel", keyrings.room),
     Check("key-files", "what belongs to your keys is there, sound and private", keys.files),

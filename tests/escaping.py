@@ -1,0 +1,217 @@
+"""A key module that tries to do what none should be able to: what came of each try is in the report that it writes.
+
+Its auth token holds JSON: `home`, a folder to write to; `pid`, a process of the same user to look into; `port`, of a
+TCP listener; `report`, where to write. `work` is all of it, for tests without a daemon.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import resource
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from upcall.kernel.seccomp import NAMED
+from upcall.keymodule import API, Secrets
+
+MASK: Final = 0x5A
+KEYS: Final = Path(".ssh/authorized_keys")
+_COLUMN: Final = 0 if os.uname().machine == "x86_64" else 1
+_CLONE, _X32_GETPID, _TIOCSTI = (56, 220)[_COLUMN], 0x40000000 | 39, 0x5412
+_NEWUSER_AND_SIGCHLD: Final = 0x10000000 | 17
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _called(number: int, *arguments: Any) -> int:
+    """A system call by its number."""
+    words = [one if isinstance(one, bytes) else ctypes.c_long(one) for one in arguments]
+    found = int(_libc.syscall(ctypes.c_long(number), *words))
+    if found < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return found
+
+
+def _by_name(name: str, *arguments: Any) -> int:
+    return _called(NAMED[name][_COLUMN], *arguments)
+
+
+def _cloned(flags: int) -> None:
+    """As fork(2) does it."""
+    pid = _called(_CLONE, flags, 0, 0, 0, 0)
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def _bound(port: int, kind: int = socket.SOCK_STREAM) -> None:
+    with socket.socket(socket.AF_INET, kind) as made:
+        made.bind(("127.0.0.1", port))
+
+
+def _typed() -> None:
+    with Path("/dev/null").open() as null:
+        fcntl.ioctl(null, _TIOCSTI, b"x")
+
+
+def _appended(file: Path) -> None:
+    with file.open("a") as opened:
+        opened.write("an evil key")
+
+
+def _listed(folder: Path) -> None:
+    """Reading stays free."""
+    assert (folder / KEYS).read_bytes()
+
+
+def _worked_in(folder: Path) -> None:
+    """All that one does with files."""
+    here = folder / f"work.{os.getpid()}.{threading.get_ident()}"
+    here.mkdir()
+    for name in ("a", "b"):
+        (here / name).write_text("x")
+    (here / "b").write_text("y")
+    (here / "a").rename(here / "c")
+    (here / "d").symlink_to("c")
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(here / "s"))
+    for name in ("b", "c", "d", "s"):
+        (here / name).unlink()
+    here.rmdir()
+
+
+def _ran() -> None:
+    """A program of the user's, and what a thread and a child can do."""
+    subprocess.run(["true"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True, timeout=20)
+    thread = threading.Thread(target=os.getpid)
+    thread.start()
+    thread.join()
+    _cloned(17)
+
+
+def forbidden(home: Path, pid: int) -> Mapping[str, Callable[[], object]]:
+    """What the kernel is to refuse, whoever we are. Where it does not, nothing is harmed beyond `home`."""
+    return {
+        # places
+        "append to authorized_keys": lambda: _appended(home / KEYS),
+        "make .profile": lambda: (home / ".profile").touch(),
+        "replace .bashrc": lambda: (home / ".bashrc").rename(home / ".bashrc.old"),
+        "remove .bashrc": lambda: (home / ".bashrc").unlink(),
+        "make a folder": lambda: (home / ".config").mkdir(),
+        "make a link": lambda: (home / ".bash_profile").symlink_to(".bashrc"),
+        "listen in the home": lambda: socket.socket(socket.AF_UNIX).bind(str(home / "socket")),
+        "open what is the system's": lambda: os.close(os.open("/etc/passwd", os.O_WRONLY | os.O_APPEND)),
+        # other processes
+        "ptrace": lambda: _by_name("ptrace", 0x4206, pid, 0, 0),
+        "read another's memory": lambda: _by_name("process_vm_readv", pid, 0, 0, 0, 0, 0),
+        "open another's memory": lambda: os.open(f"/proc/{pid}/mem", os.O_RDONLY),
+        "take another's descriptor": lambda: _by_name("pidfd_getfd", -1, 0, 0),
+        # the machine
+        "mount": lambda: _by_name("mount", b"none", b"/nowhere", b"tmpfs", 0, 0),
+        "unmount": lambda: _by_name("umount2", b"/nowhere", 0),
+        "a namespace of its own": lambda: _by_name("unshare", 0x10000000),
+        "a child in a namespace": lambda: _cloned(_NEWUSER_AND_SIGCHLD),
+        "another's namespace": lambda: _by_name("setns", -1, 0),
+        "bpf": lambda: _by_name("bpf", 0, 0, 0),
+        "perf": lambda: _by_name("perf_event_open", 0, 0, 0, 0, 0),
+        "io_uring": lambda: _by_name("io_uring_setup", 0, 0),
+        "userfaultfd": lambda: _by_name("userfaultfd", 1),
+        "a kernel module": lambda: _by_name("init_module", 0, 0, 0),
+        "another personality": lambda: _by_name("personality", 0x0040000),
+        "reboot": lambda: _by_name("reboot", 0, 0, 0, 0),
+        "quotas": lambda: _by_name("quotactl", -1, 0, 0, 0),
+        # rights
+        "become root": lambda: _by_name("setresuid", 0, 0, 0),
+        "other groups": lambda: _by_name("setgroups", 0, 0),
+        "type into a terminal": _typed,
+    }
+
+
+def works(home: Path, port: int) -> Mapping[str, Callable[[], object]]:
+    """What it can do in any case."""
+    return {
+        "read in the home": lambda: _listed(home),
+        "work in /tmp": lambda: _worked_in(Path("/tmp")),
+        "work in the runtime folder": lambda: _worked_in(Path(os.environ["XDG_RUNTIME_DIR"]) / "upcall"),
+        "run programs": _ran,
+        "connect": lambda: socket.create_connection(("127.0.0.1", port), 5).close(),
+        "bind UDP": lambda: _bound(0, socket.SOCK_DGRAM),
+        "write to /dev/null": lambda: Path("/dev/null").write_bytes(b"x"),
+    }
+
+
+def since(home: Path, pid: int) -> Mapping[str, tuple[int, Callable[[], object]]]:
+    """What newer kernels refuse, and from which version of Landlock on."""
+    return {
+        "empty a file that can be read": (3, lambda: os.truncate(home / KEYS, 0)),
+        "listen on TCP": (4, lambda: _bound(0)),
+        "signal another process": (6, lambda: os.kill(pid, 0)),
+    }
+
+
+def outcome(act: Callable[[], object]) -> str:
+    """ "done", or the name of the error."""
+    try:
+        act()
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, str(error))
+    return "done"
+
+
+def families() -> dict[str, str]:
+    """What comes of sockets that are for other things than talking."""
+    names = ("AF_PACKET", "AF_ALG", "AF_VSOCK", "AF_CAN")
+    return {name: outcome(lambda name=name: socket.socket(getattr(socket, name), socket.SOCK_DGRAM)) for name in names}  # type: ignore[misc]
+
+
+def work(home: Path, pid: int, port: int) -> dict[str, Any]:
+    """Tries it all, and says what this process is."""
+    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
+    report: dict[str, Any] = {
+        "forbidden": {name: outcome(act) for name, act in forbidden(home, pid).items()},
+        "works": {name: outcome(act) for name, act in works(home, port).items()},
+        "since": {name: outcome(act) for name, (_, act) in since(home, pid).items()},
+        "families": families(),
+        "core": list(resource.getrlimit(resource.RLIMIT_CORE)),
+        "dumpable": int(_libc.prctl(3, 0, 0, 0, 0)),
+        "status": {name: status[name].strip() for name in ("NoNewPrivs", "Seccomp", "CapEff", "CapPrm", "CapAmb")},
+    }
+    if _COLUMN == 0:
+        report["forbidden"]["the other numbers of x86_64"] = outcome(lambda: _called(_X32_GETPID))
+    return report
+
+
+class EscapingKey:
+    def __init__(self, blob: bytes) -> None:
+        self._told = json.loads(blob)
+
+    def wrap(self, key: bytes, /) -> bytes:
+        told = self._told
+        report = work(Path(told["home"]), told["pid"], told["port"])
+        Path(told["report"]).write_text(json.dumps(report))
+        return self.unwrap(key)
+
+    def unwrap(self, wrapped: bytes, /) -> bytes:
+        return bytes(byte ^ MASK for byte in wrapped)
+
+    def stale(self) -> bool:
+        return False
+
+
+class EscapingModule:
+    name = "escaping"
+    api = API
+
+    def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> EscapingKey:
+        return EscapingKey(blob)
+
+
+MODULE = EscapingModule()

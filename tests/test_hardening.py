@@ -1,0 +1,408 @@
+"""What broker and daemon cannot do: processes that try, and what the kernel says of those that run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import escaping
+from upcall import hardening
+from upcall.broker.configured import Configured
+from upcall.control import DaemonControl
+from upcall.kernel import capabilities, keyring, landlock, process, seccomp
+from upcall.service import SERVICES
+from upcall.testing.keys import FolderKeyring
+from upcall.testing.processes import RunningBroker, RunningDaemon, Started, in_child, until
+from upcall.wire.authtok import AuthTok, pack_auth_tok
+
+HERE = Path(__file__).parent
+KEY = b"0123456789abcdef"
+ABI = landlock.abi()
+MODULE = {"escaping": "tests.escaping:MODULE"}
+ROOT = os.geteuid() == 0
+
+pytestmark = pytest.mark.skipif(bool(seccomp.why_not()), reason=f"seccomp: {seccomp.why_not()}")
+confined = pytest.mark.skipif(not ABI, reason=f"Landlock: {landlock.why_not()}")
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A home folder where a daemon may not write, as those beneath /tmp are not."""
+    for above in (Path.home(), Path("/run"), Path.cwd()):
+        if os.access(above, os.W_OK) and not above.resolve().is_relative_to("/tmp"):
+            break
+    else:
+        pytest.skip("there is no place outside of /tmp for a home folder")
+    made = Path(tempfile.mkdtemp(prefix=".upcall-test-", dir=above))
+    (made / ".ssh").mkdir()
+    for name in (escaping.KEYS, ".bashrc"):
+        (made / name).write_text("before")
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Of a TCP listener."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+@pytest.fixture
+def neighbour() -> Iterator[int]:
+    """Another process of this user, which would let itself be looked into."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process.pid
+        process.kill()
+
+
+class Scene:
+    """A broker, and an escaping key of a daemon that is started as told."""
+
+    def __init__(self, folder: Path, broker: RunningBroker, home: Path, pid: int, port: int) -> None:
+        self._folder, self._broker, self.home = folder, broker, home
+        self._report = folder.parent / "report"
+        told = {"home": str(home), "pid": pid, "port": port, "report": str(self._report)}
+        self._blob = json.dumps(told).encode()
+        self.signature = os.urandom(8).hex()
+
+    def report(self, isolated: bool, *options: str, recorded: Path | None = None) -> dict[str, Any]:
+        """What a key module of a daemon has come to do. `recorded`: where a record of that is to come, besides."""
+        FolderKeyring(self._folder.parent / "keys").add(self.signature, "escaping", self._blob)
+        modules = {"modules": {}, "isolated": MODULE} if isolated else {"modules": MODULE}
+        with RunningDaemon(
+            self._folder, self._folder.parent / "keys", path=[HERE.parent], options=options, environment=self._home(),
+            **modules,  # type: ignore[arg-type]
+        ) as daemon:  # fmt: skip
+            found = self._asked(daemon)
+            if recorded is not None:
+                until(lambda: "service=key" in recorded.read_text(), "a record")
+            return found
+
+    def report_of_the_users_own(self) -> dict[str, Any]:
+        """The same of `upcall daemon` itself, with the user's own keyring."""
+        serial = keyring.add_user_key(self.signature, pack_auth_tok(AuthTok(self.signature, "escaping", self._blob)))
+        run = self._folder.parent / "run"
+        run.mkdir(mode=0o700)
+        surroundings = {**self._home(), "XDG_RUNTIME_DIR": str(run), "PYTHONPATH": str(HERE.parent)}
+        arguments = ["-m", "upcall.daemon", f"folder={self._folder}", "module=escaping=tests.escaping:MODULE"]
+        try:
+            with Started(arguments, self._folder.parent / "daemon.log", surroundings) as daemon:
+                return self._asked(daemon)
+        finally:
+            keyring.unlink(serial)
+
+    def _home(self) -> dict[str, str]:
+        return {"HOME": str(self.home)}
+
+    def _asked(self, daemon: Started) -> dict[str, Any]:
+        self._broker.registered(daemon.pid)
+        with self._broker.client(60) as client:
+            assert client.unwrap(self.signature, client.wrap(self.signature, KEY)) == KEY
+        found: dict[str, Any] = json.loads(self._report.read_text())
+        return found
+
+
+@pytest.fixture
+def scene(folder: Path, broker: RunningBroker, home: Path, neighbour: int, port: int) -> Scene:
+    return Scene(folder, broker, home, neighbour, port)
+
+
+def _check(report: dict[str, Any], home: Path) -> None:
+    refused = report["forbidden"]
+    if not ABI:  # then a plugin may write wherever its user may
+        refused = {name: said for name, said in refused.items() if name not in [*escaping.forbidden(home, 0)][:8]}
+    assert not {name: said for name, said in refused.items() if said not in ("EPERM", "EACCES")}
+    assert set(report["families"].values()) == {"EAFNOSUPPORT"}
+    assert set(report["works"].values()) == {"done"}, report["works"]
+    for name, (version, _) in escaping.since(home, 0).items():
+        assert (report["since"][name] in ("EPERM", "EACCES")) == (version <= ABI), name
+    nothing = "0" * 16
+    caps = {"CapEff": nothing, "CapPrm": nothing, "CapAmb": nothing}
+    assert report["status"] == {"NoNewPrivs": "1", "Seccomp": "2", **caps}
+    assert (report["core"], report["dumpable"]) == ([0, 0], 0)
+    if ABI >= 3:
+        assert (home / escaping.KEYS).read_text() == "before"
+    if ABI:
+        assert sorted(one.name for one in home.iterdir()) == [".bashrc", ".ssh"]
+
+
+# --- daemons --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isolated", [False, True], ids=["inline", "isolated"])
+def test_what_a_key_module_cannot_do(scene: Scene, isolated: bool) -> None:
+    _check(scene.report(isolated), scene.home)
+
+
+def test_what_it_cannot_do_in_the_daemon_of_a_user(scene: Scene) -> None:
+    _check(scene.report_of_the_users_own(), scene.home)
+
+
+def test_without_hardening_it_could(scene: Scene) -> None:
+    """What is refused above is not refused by something else."""
+    report = scene.report(False, "hardening=no")
+    files = [*escaping.forbidden(scene.home, 0)][:7]
+    assert {report["forbidden"][name] for name in files} - {"ENOENT"} == {"done"}  # .bashrc has gone by then
+    assert set(report["since"].values()) == {"done"}
+    others = ("take another's descriptor", "another's namespace", "mount", "unmount")
+    assert {report["forbidden"][name] for name in others} == {"EBADF", "ENOENT"}
+    assert report["forbidden"]["another personality"] == "done"
+    assert report["forbidden"]["type into a terminal"] == "ENOTTY"
+    assert report["status"]["NoNewPrivs"] == "1"
+    assert report["core"] == [0, 0]
+
+
+@confined
+def test_more_places_can_be_opened(scene: Scene) -> None:
+    report = scene.report(False, f"writable={scene.home}/.ssh")
+    assert report["forbidden"]["append to authorized_keys"] == "done"
+    assert report["forbidden"]["make .profile"] == "EACCES"
+
+
+@confined
+def test_records_go_to_their_file_and_it_may_be_rotated(scene: Scene, folder: Path, home: Path) -> None:
+    """Right in the home folder nothing but the file itself is opened; in a folder of its own it is made anew."""
+    right, own = home / "requests", home / "log" / "requests"
+    own.parent.mkdir()
+    for where in (right, own):
+        report = scene.report(False, f"records={where}", recorded=where)
+        assert report["forbidden"]["make .profile"] == "EACCES"
+
+    def tried(where: Path) -> list[str]:
+        process.harden()
+        hardening.of_daemon([f"records={where}"], None)
+        return [escaping.outcome(lambda: where.rename(where.with_suffix(".1"))), escaping.outcome(where.touch)]
+
+    os.environ["HOME"], before = str(home), os.environ["HOME"]
+    try:
+        assert in_child(lambda: tried(own)) == ["done", "done"]
+        assert in_child(lambda: tried(right))[0] == "EACCES"
+    finally:
+        os.environ["HOME"] = before
+
+
+def test_the_daemon_says_it(
+    folder: Path, broker: RunningBroker, keyring: FolderKeyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder.parent / "run"))
+    with RunningDaemon(folder, folder.parent / "keys", {}, control=True) as daemon:
+        broker.registered(daemon.pid)
+        with DaemonControl() as control:
+            said = control.status()["hardening"]
+        assert said["seccomp"] == "yes"
+        assert said["capabilities"] == "none"
+        assert said["landlock"] == (str(ABI) if ABI else f"no: {landlock.why_not()}")
+        daemon.logged(f"hardened seccomp=yes landlock={ABI}" if ABI else "hardened seccomp=yes")
+        status = _status(daemon.pid)
+        assert (status["NoNewPrivs"], status["Seccomp"], int(status["CapEff"], 16)) == ("1", "2", 0)
+
+
+def _status(pid: int) -> dict[str, str]:
+    return dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+
+
+# --- the broker -----------------------------------------------------------------------------------------------
+
+
+def test_every_thread_of_both_has_the_filter(broker: RunningBroker, daemon: RunningDaemon) -> None:
+    for pid in (broker.pid, daemon.pid):
+        threads = [path.name for path in Path(f"/proc/{pid}/task").iterdir()]
+        assert len(threads) > 1
+        assert {_status(int(thread))["Seccomp"] for thread in threads} == {"2"}
+
+
+KEPT = [
+    ({}, ""),
+    ({"device": Path("/dev/ecryptfs")}, "SETUID"),
+    ({"quota": True}, "NET_ADMIN,SYS_ADMIN"),
+    ({"device": Path("/dev/ecryptfs"), "quota": True, "start": ["systemctl"]}, "NET_ADMIN,SETUID,SYS_ADMIN"),
+]
+
+
+@pytest.mark.skipif(not ROOT, reason="only root has any")
+@pytest.mark.parametrize(("options", "kept"), KEPT)
+def test_the_capabilities_that_a_broker_keeps(options: dict[str, Any], kept: str, tmp_path: Path) -> None:
+    """docs/operations.md has them in a table."""
+
+    def tried() -> list[str]:
+        process.harden()
+        process.stay_in_memory()
+        said = hardening.of_broker(tmp_path, **options).capabilities
+        return [said, ",".join(sorted(capabilities.effective()))]
+
+    before = capabilities.effective()
+    said, found = in_child(tried)
+    wanted = set(filter(None, kept.split(",")))
+    if "device" in options and "SYS_RESOURCE" not in before:
+        wanted.add("IPC_LOCK")  # the limit could not be raised
+    assert set(filter(None, found.split(","))) == wanted & before
+    assert said == (found or "none")
+
+
+def _in_broker(tmp_path: Path, acts: Callable[[], dict[str, str]], **options: Any) -> dict[str, str]:
+    def tried() -> dict[str, str]:
+        process.harden()
+        hardening.of_broker(tmp_path, **options)
+        return acts()
+
+    found: dict[str, str] = in_child(tried)
+    return found
+
+
+@confined
+def test_what_a_broker_cannot_do(tmp_path: Path, home: Path, neighbour: int, port: int) -> None:
+    ours = tmp_path / "broker"
+    ours.mkdir()
+    program = ours / "program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+
+    def run(path: Path) -> Callable[[], object]:
+        return lambda: subprocess.run([path], check=True, timeout=20, stdin=subprocess.DEVNULL)
+
+    def acts() -> dict[str, str]:
+        told = {name: escaping.outcome(act) for name, act in escaping.forbidden(home, neighbour).items()}
+        told |= {
+            "write to /tmp": escaping.outcome((tmp_path / "beside").touch),
+            "talk to the network": escaping.outcome(lambda: socket.create_connection(("127.0.0.1", port), 5)),
+            "run what it has written": escaping.outcome(run(program)),
+            "signal": escaping.outcome(lambda: os.kill(neighbour, 0)) if ABI >= 6 else "EPERM",
+        }
+        works = {
+            "its folder": escaping.outcome(lambda: escaping._worked_in(ours)),
+            "programs": escaping.outcome(run(Path("/bin/true"))),
+            "python": escaping.outcome(run(Path(sys.executable))),
+        }
+        return {**told, **{f"works: {name}": said for name, said in works.items()}}
+
+    found = _in_broker(ours, acts)
+    done = {name: found.pop(name) for name in tuple(found) if name.startswith("works: ")}
+    assert set(done.values()) == {"done"}, done
+    assert found.pop("talk to the network") == "EAFNOSUPPORT"
+    assert not {name: said for name, said in found.items() if said not in ("EPERM", "EACCES")}
+
+
+@pytest.mark.skipif(not ROOT, reason="only root may be asked for others")
+def test_what_a_broker_of_everything_still_can(tmp_path: Path) -> None:
+    def acts() -> dict[str, str]:
+        return {
+            "device": escaping.outcome(lambda: escaping._by_name("setresuid", -1, -1, -1)),
+            "quota": escaping.outcome(lambda: escaping._by_name("quotactl_fd", -1, 0, 0)),
+            "batch": escaping.outcome(lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))),
+        }
+
+    found = _in_broker(tmp_path, acts, device=Path("/dev/ecryptfs"), quota=True)
+    assert found == {"device": "done", "quota": found["quota"], "batch": "done"}
+    assert found["quota"] not in ("EPERM", "EACCES")
+
+
+@pytest.mark.parametrize(
+    ("absent", "start", "command"),
+    [
+        ("refuse", ["sh"], None),
+        ("start", ["systemctl", "x"], ["systemctl", "x"]),
+        ("start", ["sh", "x"], ["sh", "x"]),
+    ],
+)
+def test_which_command_counts(absent: str, start: Sequence[str], command: Sequence[str] | None) -> None:
+    services = {"cifs.spnego": SERVICES["cifs.spnego"]._replace(absent=absent)}
+    assert Configured(services, {}, start).command == command
+    assert hardening.hands_on(start) == (start[0] != "systemctl")
+
+
+@confined
+def test_a_command_that_starts_daemons_itself_hands_nothing_on_that_they_could_not_live_with(
+    tmp_path: Path, port: int
+) -> None:
+    def acts() -> dict[str, str]:
+        return {
+            "write": escaping.outcome((tmp_path / "daemon.sock").touch),
+            "bind": escaping.outcome(lambda: escaping._bound(0)),
+            "talk to the network": escaping.outcome(lambda: socket.create_connection(("127.0.0.1", port), 5).close()),
+            "become": escaping.outcome(lambda: os.setresuid(os.getuid(), os.getuid(), os.getuid())),
+        }
+
+    folder = tmp_path / "broker"
+    folder.mkdir()
+    assert set(_in_broker(folder, acts, start=["sh", "-c", "x"]).values()) == {"done"}
+
+
+def test_a_restricted_broker_does_not_follow_such_a_command(folder: Path) -> None:
+    system = folder.parent / "config.toml"
+    system.write_text("")
+    with RunningBroker(folder, system=system) as broker:
+        system.write_text(
+            '[request-key."cifs.spnego"]\nwithout-daemon = "start"\n[daemon]\nstart = ["sh", "-c", "x"]\n'
+        )
+        broker.signal(1)
+        broker.logged("start-not-followed")
+        assert broker.status()["broker"]["hardening"]["seccomp"] == "yes"
+
+
+def test_the_configuration_can_turn_it_off(folder: Path) -> None:
+    system = folder.parent / "config.toml"
+    system.write_text("[hardening]\nbroker = false\n")
+    with RunningBroker(folder, system=system) as broker:
+        said = broker.status()["broker"]["hardening"]
+        assert said["seccomp"] == said["landlock"] == f"no: {hardening.OFF}"
+        assert _status(broker.pid)["NoNewPrivs"] == "1"
+        seen = _status(broker.pid)["Seccomp"]
+        assert seen == _status(os.getpid())["Seccomp"]
+
+
+# --- where it is told -----------------------------------------------------------------------------------------
+
+
+def test_what_the_command_line_hands_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from upcall import config
+    from upcall.cli.daemon import _hardening
+
+    system, user = tmp_path / "system.toml", tmp_path / "user" / "upcall" / "config.toml"
+    user.parent.mkdir(parents=True)
+    monkeypatch.setattr(config, "SYSTEM", system)
+    monkeypatch.setattr(config, "VENDOR", tmp_path / "none.toml")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert _hardening() == []
+    user.write_text('[hardening]\nwritable = ["/srv/x", "~/.softhsm"]\n')
+    assert _hardening() == ["writable=/home/ada/.softhsm", "writable=/srv/x"]
+    system.write_text('[hardening]\nwritable = ["/srv/x"]\n')
+    assert _hardening() == ["writable=/srv/x"]
+    system.write_text("[hardening]\nwritable = []\n")
+    assert _hardening() == []
+    system.write_text("[hardening]\ndaemon = false\n")
+    assert _hardening() == ["hardening=no"]
+    user.write_text("[hardening]\ndaemon = false\n")
+    with pytest.raises(config.ConfigError, match="only the system's"):
+        _hardening()
+
+
+def test_the_status_for_people(folder: Path, broker: RunningBroker) -> None:
+    command = [sys.executable, "-m", "upcall", "status", "--runtime", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "what it has given up: seccomp yes, landlock" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("said", "states"),
+    [
+        ({"seccomp": "yes", "landlock": "7", "capabilities": "none"}, ["ok"]),
+        ({"seccomp": "yes", "landlock": "no: this kernel has none", "capabilities": "none"}, ["note"]),
+        ({"seccomp": f"no: {hardening.OFF}", "landlock": f"no: {hardening.OFF}", "capabilities": "none"}, ["problem"]),
+    ],
+)
+def test_the_doctors_word(said: dict[str, str], states: list[str]) -> None:
+    from upcall.doctor.hardening import judged
+
+    assert [finding.state for finding in judged("the broker", said)] == states
