@@ -14,7 +14,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import socket
 import struct
 from collections.abc import Collection, Iterable, Mapping
@@ -108,6 +107,7 @@ AND_INTERNET: Final = UNIX_AND_NETLINK | {int(socket.AF_INET), int(socket.AF_INE
 _ARGUED: Final = {"clone": (56, 220), "clone3": (435, 435), "socket": (41, 198), "ioctl": (16, 29)}
 
 _MACHINES: Final = ("x86_64", "aarch64")
+_THIS: Final = os.uname().machine
 _ARCH: Final = (0xC000003E, 0xC00000B7)  # AUDIT_ARCH_X86_64, _AARCH64
 _SECCOMP: Final = (317, 277)
 _X32: Final = 0x40000000  # x86_64's second set of numbers, which nothing of ours uses
@@ -144,14 +144,14 @@ _EPERM: Final = _refused(errno.EPERM)
 
 def why_not() -> str:
     """Why there can be no filter here; empty if there can."""
-    return "" if platform.machine() in _MACHINES else f"not known on {platform.machine()}"
+    return "" if _THIS in _MACHINES else f"not known on {_THIS}"
 
 
 def install(names: Iterable[str], families: Collection[int]) -> None:
     """Refuses these calls (EPERM), new namespaces, typing into terminals, sockets of other `families`, and what is
     called by other numbers than this machine's own. For all threads and what is started from now on; nothing undoes
     it. Needs NO_NEW_PRIVS. OSError."""
-    column = _MACHINES.index(platform.machine())
+    column = _MACHINES.index(_THIS)
     filter_ = b"".join(struct.pack("=HBBI", one.code, one.true, one.false, one.k) for one in program(names, families))
     code = ctypes.create_string_buffer(filter_, len(filter_))
     told = struct.pack("@HP", len(filter_) // 8, ctypes.addressof(code))  # struct sock_fprog
@@ -165,7 +165,7 @@ def install(names: Iterable[str], families: Collection[int]) -> None:
 
 def program(names: Iterable[str], families: Collection[int], machine: str = "") -> list[Instruction]:
     """The filter, for tests to look at."""
-    column = _MACHINES.index(machine or platform.machine())
+    column = _MACHINES.index(machine or _THIS)
     leaves = {NAMED[name][column]: [_EPERM] for name in names if NAMED[name][column]}
     leaves |= {_ARGUED[name][column]: rule for name, rule in _rules(families).items()}
     begun = [Instruction(_LOAD, _ARCH_AT), Instruction(_JEQ, _ARCH[column], 1, 0), _EPERM, Instruction(_LOAD, _NR)]
