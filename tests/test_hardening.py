@@ -238,6 +238,8 @@ def test_the_capabilities_that_a_broker_keeps(options: dict[str, Any], kept: str
     def tried() -> list[str]:
         process.harden()
         process.stay_in_memory()
+        if options.pop("quota", False):
+            options["quota"] = tmp_path / "quota.json"
         said = hardening.of_broker(tmp_path, **options).capabilities
         return [said, ",".join(sorted(capabilities.effective()))]
 
@@ -302,7 +304,7 @@ def test_what_a_broker_of_everything_still_can(tmp_path: Path) -> None:
             "batch": escaping.outcome(lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))),
         }
 
-    found = _in_broker(tmp_path, acts, device=Path("/dev/ecryptfs"), quota=True)
+    found = _in_broker(tmp_path, acts, device=Path("/dev/ecryptfs"), quota=tmp_path / "quota.json")
     assert found == {"device": "done", "quota": found["quota"], "batch": "done"}
     assert found["quota"] not in ("EPERM", "EACCES")
 

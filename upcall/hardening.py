@@ -9,6 +9,7 @@ What the kernel has not got is left out, and said: in the log, by `upcall status
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
@@ -32,7 +33,6 @@ _GROUPS: Final = (
 )  # of root's daemon, which may write to people's terminals and ask the TPM without rights
 
 _PROGRAMS: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/opt", "/nix/store", "/gnu/store")
-_STATE: Final = Path("/var/lib/upcall")
 # What a command may need that logs somebody in, or becomes a user otherwise, to start that user's daemon.
 _BECOMING: Final = frozenset(
     {
@@ -77,11 +77,12 @@ def of_broker(
     wanted: bool = True,
     records: str = "no",
     device: Path | None = None,
-    quota: bool = False,
+    quota: Path | None = None,
     start: Sequence[str] | None = None,
 ) -> Hardening:
     """`folder`: the broker's own. `wanted`: whether the configuration wants any. `device`: /dev/ecryptfs, if it is
-    served; `quota`: whether the kernel's warnings are. `start`: the command that starts daemons, if one does."""
+    served; `quota`: where the state of quotas is kept, if they are. `start`: the command that starts daemons, if one
+    does."""
     if not wanted:
         return _nothing()
     becoming = start is not None and hands_on(start)
@@ -90,7 +91,7 @@ def of_broker(
         kept, calls = kept | {"SETUID"}, calls | {"setresuid", "setfsuid"}
         if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
             kept.add("IPC_LOCK")  # all memory is locked (stay_in_memory): without this, what is new has no room
-    if quota:
+    if quota is not None:
         kept, calls = kept | {"NET_ADMIN", "SYS_ADMIN"}, calls | {*seccomp.QUOTA}
     if becoming:
         kept, calls = kept | _BECOMING, calls | {*seccomp.IDS}
@@ -141,15 +142,16 @@ def _confined(restrict: Callable[[], int]) -> str:
 
 
 def _of_broker(
-    folder: Path, records: str, device: Path | None, quota: bool, start: Sequence[str] | None
+    folder: Path, records: str, device: Path | None, quota: Path | None, start: Sequence[str] | None
 ) -> list[Place]:
     """It may run programs, too, but none that it could have written."""
     roots = {*_PROGRAMS, sys.prefix, sys.base_prefix, os.path.dirname(start[0]) if start else ""}  # noqa: PTH120
     places = [Place(Path(root), EXECUTE) for root in roots if root.startswith("/")]
     places += [Place(folder), Place(Path("/dev/null"), WRITE_FILE), *_recording(records)]
-    if quota:
-        _STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
-        places.append(Place(_STATE))
+    if quota is not None:
+        with contextlib.suppress(OSError):  # then the state cannot be written, and the log says so
+            quota.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        places.append(Place(quota.parent))
     if device is not None:  # which comes with a kernel module: until it is there it has no inode to be known by
         places.append(Place(device if device.exists() else device.parent, WRITE_FILE))
     return places

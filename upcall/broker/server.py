@@ -440,7 +440,8 @@ def main(
 
         setup = quota_configured(place, required=quota == "yes")
     where = _where(records)
-    hardened = of_broker(place.folder, found.hardening, where, device, setup is not None, found.command)
+    state = None if setup is None else setup.state
+    hardened = of_broker(place.folder, found.hardening, where, device, state, found.command)
     server = Server(place, found.services, None, open_device, keys, found.owners, found.start, setup, read, manager)
     server.harden(hardened, not found.hardening or (found.command is not None and hands_on(found.command)))
     server.heed_signals()
