@@ -1,0 +1,100 @@
+"""What broker and daemon start has given up as much as they have, and works all the same."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_prompting_pinentry import OnTerminal
+from upcall import hardening
+from upcall.daemon.renewing import find_in_child
+from upcall.kernel import genetlink, process, seccomp
+from upcall.kernel.genetlink import NoFamily
+from upcall.passphrase import fetch_from_keyring
+from upcall.testing.processes import PATIENCE, in_child
+
+BACKEND = """
+import os
+from keyring.backend import KeyringBackend
+
+class Backend(KeyringBackend):
+    priority = 1
+    def get_password(self, service, username):
+        status = open("/proc/self/status").read()
+        assert "Seccomp:\\t2" in status and "NoNewPrivs:\\t1" in status, status
+        return "word of " + username
+    def set_password(self, service, username, password): ...
+    def delete_password(self, service, username): ...
+"""
+
+pytestmark = pytest.mark.skipif(bool(seccomp.why_not()), reason=f"seccomp: {seccomp.why_not()}")
+
+
+def in_daemon(act: Callable[[], object]) -> Any:
+    """What comes of it in a process that has given up what daemons do."""
+
+    def work() -> object:
+        process.harden()
+        assert hardening.of_daemon([], None).seccomp == "yes"
+        return act()
+
+    return in_child(work, timeout=4 * PATIENCE)
+
+
+def test_the_child_that_looks_for_plugins() -> None:
+    assert any(one.startswith("module=openssl=") for one in in_daemon(lambda: find_in_child([])))
+
+
+def test_the_child_that_asks_the_keyring_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "python_keyring").mkdir()
+    told = f"[backend]\ndefault-keyring=ours.Backend\nkeyring-path={tmp_path}\n"
+    (tmp_path / "python_keyring" / "keyringrc.cfg").write_text(told)
+    (tmp_path / "ours.py").write_text(BACKEND)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert in_daemon(lambda: fetch_from_keyring("ada", 2 * PATIENCE).decode()) == "word of ada"
+
+
+@pytest.mark.parametrize("program", ["pinentry-tty", "pinentry-curses"])
+def test_a_real_pinentry(program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed (Debian: {program})")
+
+    def asked() -> str:
+        there = OnTerminal(program)
+        there.expect(b"PIN:")
+        there.type(b"271828\r")
+        return there.answer.result(PATIENCE).decode()
+
+    assert in_daemon(asked) == "271828"
+
+
+def test_the_brokers_child_that_asks_for_the_quota_family(tmp_path: Path) -> None:
+    def looked_up() -> str:
+        process.harden()
+        hardening.of_broker(tmp_path, quota=tmp_path / "quota.json")
+        try:
+            genetlink.look_up("VFS_DQUOT", "events")
+        except NoFamily:
+            return "it has asked, and there is none"
+        return "found"
+
+    assert in_child(looked_up, timeout=4 * PATIENCE) in ("found", "it has asked, and there is none")
+
+
+@pytest.mark.parametrize("command", [["systemctl", "x"], None])
+def test_the_brokers_own_commands_can_be_ended(command: list[str] | None, tmp_path: Path) -> None:
+    """A command that starts a daemon and hangs is killed, with what it has started: signals to children are free."""
+
+    def ended() -> int:
+        process.harden()
+        hardening.of_broker(tmp_path, start=command)
+        pid = os.posix_spawnp("sleep", ["sleep", "60"], dict(os.environ), setpgroup=0)
+        os.killpg(pid, 9)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    assert in_child(ended) == -9
