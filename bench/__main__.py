@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import files, flooding, footprint, isolation, library, modules, quota, requestkey, roundtrip, rsa
+from bench import files, flooding, footprint, hardening, isolation, library, modules, quota, requestkey, roundtrip, rsa
 from bench.rows import FULL, QUICK, Effort, Row, show, write_json
 from bench.stage import BenchError, Stage
 
@@ -21,6 +21,7 @@ GROUPS: dict[str, Callable[[Stage, Effort], Iterator[Row]]] = {
     "pyroute2": library.rows,
     "flooding": flooding.rows,
     "footprint": footprint.rows,
+    "hardening": hardening.rows,
     "isolation": isolation.rows,
     "quota": quota.rows,
     "quota-kernel": quota.kernel_rows,

@@ -13,10 +13,10 @@ from bench.packets import NOOP_MODULES, new_signature, noop_wrap
 from bench.rows import Effort, Row, by_turns, compared
 from bench.stage import Client, Stage, cpu_us, together
 
-_WARM_UP = 300
+WARM_UP = 300
 
 
-class _Line(NamedTuple):
+class Line(NamedTuple):
     """A client and whoever answers it."""
 
     client: Client
@@ -48,14 +48,14 @@ class _Line(NamedTuple):
         return self.client.run(10_000_000, inflight, seconds).per_second
 
 
-_Lines = dict[str, _Line]
+_Lines = dict[str, Line]
 
 
-def _compare(lines: _Lines, effort: Effort, measure: Callable[[_Line], float]) -> dict[str, list[float]]:
+def compare(lines: _Lines, effort: Effort, measure: Callable[[Line], float]) -> dict[str, list[float]]:
     return by_turns({name: partial(measure, line) for name, line in lines.items()}, effort.rounds)
 
 
-def _end(stage: Stage, lines: _Lines) -> None:
+def end(stage: Stage, lines: _Lines) -> None:
     stage.end(pid for line in lines.values() for pid in line.pids)
 
 
@@ -70,39 +70,39 @@ def daemon_rows(stage: Stage, effort: Effort) -> Iterator[Row]:
     bare = {**lines, "C, no keyring": _c_alone(stage, signature)}
     group, many = "daemon alone, no-op key module", effort.messages
     row = partial(compared, group)
-    found = _compare(bare, effort, lambda line: line.cpu(many))
+    found = compare(bare, effort, lambda line: line.cpu(many))
     yield row("processor time, 1 in flight", "us", found["ours"], found["C"], "C daemon", at_most=1.5)
     note = 'the C daemon looks each key up in the keyring, as ours does; "no keyring" is the same, but for that'
     yield row("", "us", found["ours"], found["C, no keyring"], "C daemon, no keyring", note=note)
-    measures: dict[str, Callable[[_Line], float]] = {
+    measures: dict[str, Callable[[Line], float]] = {
         "round trip p50, one processor": lambda line: line.p50(many),
         "round trip p99, one processor": lambda line: line.p99(many),
         "round trip p50, any processor": lambda line: line.p50_anywhere(many),
     }
     for title, measure in measures.items():
-        found = _compare(lines, effort, measure)
+        found = compare(lines, effort, measure)
         goal = 1.5 if title == "round trip p50, one processor" else None
         yield row(title, "us", found["ours"], found["C"], "C daemon", at_most=goal)
     for inflight in (32, 256):
-        found = _compare(lines, effort, partial(_Line.per_second, inflight=inflight, seconds=effort.seconds))
+        found = compare(lines, effort, partial(Line.per_second, inflight=inflight, seconds=effort.seconds))
         yield row(f"throughput, {inflight} in flight", "/s", found["ours"], found["C"], "C daemon")
-    _end(stage, bare)
+    end(stage, bare)
 
 
-def _ours_alone(stage: Stage, signature: str) -> _Line:
+def _ours_alone(stage: Stage, signature: str) -> Line:
     folder = stage.place()
     client = stage.client("drive-daemon", folder)
     daemon = stage.daemon(folder, NOOP_MODULES)
-    client.ready().body(*noop_wrap(signature)).run(_WARM_UP)
-    return _Line(client, (daemon,))
+    client.ready().body(*noop_wrap(signature)).run(WARM_UP)
+    return Line(client, (daemon,))
 
 
-def _c_alone(stage: Stage, signature: str, *options: str) -> _Line:
+def _c_alone(stage: Stage, signature: str, *options: str) -> Line:
     folder = stage.place()
     client = stage.client("drive-daemon", folder)
     daemon = _c_daemon(stage, folder, *options)
-    client.ready().body(*noop_wrap(signature)).run(_WARM_UP)
-    return _Line(client, (daemon,))
+    client.ready().body(*noop_wrap(signature)).run(WARM_UP)
+    return Line(client, (daemon,))
 
 
 def _c_daemon(stage: Stage, folder: Path, *options: str) -> int:
@@ -127,19 +127,19 @@ def broker_rows(stage: Stage, effort: Effort) -> Iterator[Row]:
     whole = {name: lines[name] for name in ("ours", "C")}
     group, many, peer = "broker and daemon, no-op key module", effort.messages, "C broker and daemon"
     row = partial(compared, group)
-    found = _compare(lines, effort, lambda line: line.p50(many))
+    found = compare(lines, effort, lambda line: line.p50(many))
     yield row("round trip p50, one processor", "us", found["ours"], found["C"], peer, at_most=3)
     yield row("", "us", found["ours"], found["C, no broker"], "C daemon, no broker", at_most=3)
     yield row("  our broker, C daemon", "us", found["our broker"], found["C"], peer)
     yield row("  C broker, our daemon", "us", found["our daemon"], found["C"], peer)
     yield _hop(group, found)
-    anywhere = _compare(whole, effort, lambda line: line.p50_anywhere(many))
+    anywhere = compare(whole, effort, lambda line: line.p50_anywhere(many))
     yield row("round trip p50, any processor", "us", anywhere["ours"], anywhere["C"], peer, at_most=3)
-    cpu = _compare(whole, effort, lambda line: line.cpu(many))
+    cpu = compare(whole, effort, lambda line: line.cpu(many))
     yield row("processor time, 1 in flight", "us", cpu["ours"], cpu["C"], peer)
-    rate = _compare(whole, effort, partial(_Line.per_second, inflight=32, seconds=effort.seconds))
+    rate = compare(whole, effort, partial(Line.per_second, inflight=32, seconds=effort.seconds))
     yield row("throughput, 32 in flight", "/s", rate["ours"], rate["C"], peer)
-    _end(stage, lines)
+    end(stage, lines)
 
 
 def _hop(group: str, found: dict[str, list[float]]) -> Row:
@@ -150,7 +150,7 @@ def _hop(group: str, found: dict[str, list[float]]) -> Row:
     return Row(group, "added by the broker's hop", "us", ours, theirs, "C broker's hop", ratio)
 
 
-def _through(stage: Stage, signature: str, broker_is_ours: bool, daemon_is_ours: bool) -> _Line:
+def _through(stage: Stage, signature: str, broker_is_ours: bool, daemon_is_ours: bool) -> Line:
     folder = stage.place()
     if broker_is_ours:
         broker = stage.broker(folder)
@@ -159,5 +159,5 @@ def _through(stage: Stage, signature: str, broker_is_ours: bool, daemon_is_ours:
         stage.await_file(folder / "portid", broker)
     daemon = stage.daemon(folder, NOOP_MODULES) if daemon_is_ours else _c_daemon(stage, folder, "keyring")
     client = stage.client("drive-broker", folder / "broker.sock", os.geteuid()).ready()
-    client.body(*noop_wrap(signature)).await_daemon().run(_WARM_UP)
-    return _Line(client, (broker, daemon))
+    client.body(*noop_wrap(signature)).await_daemon().run(WARM_UP)
+    return Line(client, (broker, daemon))

@@ -408,3 +408,40 @@ def test_the_doctors_word(said: dict[str, str], states: list[str]) -> None:
     from upcall.doctor.hardening import judged
 
     assert [finding.state for finding in judged("the broker", said)] == states
+
+
+@pytest.mark.parametrize(
+    ("name", "opened"),
+    [
+        ("", []),
+        ("KCM:", []),
+        ("KEYRING:persistent:1000", []),
+        ("FILE:relative", []),
+        ("/tmp/krb5cc_1000", ["/tmp"]),
+        ("FILE:/tmp/krb5cc_1000", ["/tmp"]),
+        ("DIR:/run/user/1000/krb5cc", ["/run/user/1000/krb5cc"]),
+        ("FILE:/home/ada/krb5cc", ["/home/ada/krb5cc"]),  # and not all of the home
+        ("FILE:/krb5cc", ["/krb5cc"]),
+        ("DIR:/home/ada", []),
+    ],
+)
+def test_where_tickets_are_kept(name: str, opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert [str(place.path) for place in hardening._caches({"KRB5CCNAME": name})] == opened
+
+
+def test_what_opens_the_home_is_too_broad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, link = tmp_path / "home" / "ada", tmp_path / "link"
+    home.mkdir(parents=True)
+    link.symlink_to(home)
+    monkeypatch.setenv("HOME", str(home))
+    assert all(map(hardening._broad, (home, home.parent, tmp_path, Path("/"), link)))
+    assert not any(map(hardening._broad, (home / "log", tmp_path / "other", Path("/var/log"))))
+
+
+def test_roots_devices_are_not_all_of_them() -> None:
+    """As root, whoever may write to all of /dev may write to disks."""
+    places = {str(place.path): place.rights for place in hardening._for_everybody(root=True)}
+    assert "/dev" not in places and "/dev/null" in places
+    assert {rights for path, rights in places.items() if path.startswith("/dev/") and path != "/dev/shm"} == {2}
+    assert {str(place.path) for place in hardening._for_everybody(root=False)} >= {"/dev", "/tmp"}

@@ -1,0 +1,41 @@
+"""What it costs per request that broker and daemon have given up what they do not need: with it, and without."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from functools import partial
+
+from bench.packets import NOOP_MODULES, new_signature, noop_wrap
+from bench.roundtrip import WARM_UP, Line, compare, end
+from bench.rows import Effort, Row, compared
+from bench.stage import Stage
+
+_AT_MOST = 1.03  # more could be seen
+
+
+def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
+    """requester -> broker -> daemon -> broker -> requester; seccomp and Landlock in both, or in none."""
+    signature = new_signature()
+    stage.add_key(signature)
+    lines = {"ours": _through(stage, signature, True), "bare": _through(stage, signature, False)}
+    row, peer = partial(compared, "broker and daemon, hardened"), "the same, not hardened"
+    found = compare(lines, effort, lambda line: line.p50(effort.messages))
+    yield row("round trip p50, one processor", "us", found["ours"], found["bare"], peer, at_most=_AT_MOST)
+    found = compare(lines, effort, lambda line: line.cpu(effort.messages))
+    yield row("processor time, 1 in flight", "us", found["ours"], found["bare"], peer, at_most=_AT_MOST)
+    end(stage, lines)
+
+
+def _through(stage: Stage, signature: str, hardened: bool) -> Line:
+    folder = stage.place()
+    system = folder.with_name(f"{folder.name}.toml")
+    system.write_text("" if hardened else "[hardening]\nbroker = false\n")
+    words = ["-m", "upcall.testing.broker", f"system={system}", f"folder={folder}"]
+    broker = stage.start([sys.executable, *words]).pid
+    stage.await_file(folder / "portid", broker)
+    daemon = stage.daemon(folder, NOOP_MODULES, *([] if hardened else ["hardening=no"]))
+    client = stage.client("drive-broker", folder / "broker.sock", os.geteuid()).ready()
+    client.body(*noop_wrap(signature)).await_daemon().run(WARM_UP)
+    return Line(client, (broker, daemon))
