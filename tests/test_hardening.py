@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -361,6 +362,35 @@ def test_the_configuration_can_turn_it_off(folder: Path) -> None:
         assert _status(broker.pid)["NoNewPrivs"] == "1"
         seen = _status(broker.pid)["Seccomp"]
         assert seen == _status(os.getpid())["Seccomp"]
+
+
+# --- from outside ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("hardened", "seen"), [(False, {"done"}), (True, {"EPERM", "EACCES"})])
+def test_the_same_user_cannot_look_into_it(hardened: bool, seen: set[str]) -> None:
+    """A child's parent may trace it, whatever Yama says; but not if it wants no dumps."""
+
+    def tried() -> list[str]:
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                escaping._libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, as after exec: changing uids has cleared it
+                if hardened:
+                    process.harden()
+                os.write(writer, b"x")
+                time.sleep(60)
+            finally:
+                os._exit(0)
+        os.read(reader, 1)
+        try:
+            found = [escaping.outcome(lambda: os.close(os.open(f"/proc/{pid}/mem", os.O_RDONLY)))]
+            return [*found, escaping.outcome(lambda: escaping._by_name("ptrace", 0x4206, pid, 0, 0))]
+        finally:
+            os.kill(pid, 9)
+
+    assert set(in_child(tried, uid=64999 if ROOT else None)) <= seen
 
 
 # --- where it is told -----------------------------------------------------------------------------------------

@@ -27,10 +27,8 @@ _INHERITED: Final = "the command of [daemon] start would hand it on to the daemo
 # What a daemon may write to in /dev: the user's rights say which of it. Root's would be every disk.
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty", "pts", "ptmx", "bus/usb")
 _DEVICE_NAMES: Final = ("tty*[0-9]", "hvc[0-9]*", "tpm[0-9]*", "tpmrm[0-9]*", "hidraw[0-9]*")
-_GROUPS: Final = (
-    "tty",
-    "tss",
-)  # of root's daemon, which may write to people's terminals and ask the TPM without rights
+# Of root's daemon, which writes to people's terminals and asks the TPM without any right to.
+_GROUPS: Final = ("tty", "tss")
 
 _PROGRAMS: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/opt", "/nix/store", "/gnu/store")
 # What a command may need that logs somebody in, or becomes a user otherwise, to start that user's daemon.

@@ -55,7 +55,13 @@ def test_the_broker_has_what_it_needs_and_no_more(broker: int, alice: Person) ->
     assert {int(found[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")} == {kept}
     assert (found["NoNewPrivs"], found["Seccomp"], int(found["CapAmb"], 16)) == ("1", "2", 0)
     daemon = start_daemon(alice)
+
+    def looked_into() -> set[str]:
+        traced = escaping.outcome(lambda: escaping._by_name("ptrace", 0x4206, daemon.pid, 0, 0))
+        return {traced, escaping.outcome(lambda: os.open(f"/proc/{daemon.pid}/mem", os.O_RDONLY))}
+
     try:
+        assert do_as(alice, looked_into) <= {"EPERM", "EACCES"}
         with vault(alice, keys()["rsa2048"].signature) as made:
             (path,) = made.cold(1)
             assert attempt(alice, opening(path)).value == CONTENT
