@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.escaping import KEYS
 from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import RunningBroker, RunningDaemon, StartDaemon
@@ -79,3 +83,34 @@ def gate(folder: Path) -> Iterator[Gate]:
     opened = Gate(folder.parent / "gate")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def closed_home() -> Iterator[Path]:
+    """A home folder where a daemon may not write, as those beneath /tmp are not."""
+    for above in (Path.home(), Path("/run"), Path.cwd()):
+        if os.access(above, os.W_OK) and not above.resolve().is_relative_to("/tmp"):
+            break
+    else:
+        pytest.skip("there is no place outside of /tmp for a home folder")
+    made = Path(tempfile.mkdtemp(prefix=".upcall-test-", dir=above))
+    (made / ".ssh").mkdir()
+    for name in (KEYS, ".bashrc"):
+        (made / name).write_text("before")
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture
+def open_port() -> Iterator[int]:
+    """Of a TCP listener."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+@pytest.fixture
+def neighbour() -> Iterator[int]:
+    """Another process of this user, which would let itself be looked into."""
+    with subprocess.Popen(["sleep", "60"]) as sleeping:
+        yield sleeping.pid
+        sleeping.kill()
