@@ -148,7 +148,7 @@ def _of_broker(
     places += [Place(folder), Place(Path("/dev/null"), WRITE_FILE), *_recording(records)]
     if quota is not None:
         with contextlib.suppress(OSError):  # then the state cannot be written, and the log says so
-            quota.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            quota.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         places.append(Place(quota.parent))
     if device is not None:  # which comes with a kernel module: until it is there it has no inode to be known by
         places.append(Place(device if device.exists() else device.parent, WRITE_FILE))
