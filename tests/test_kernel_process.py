@@ -1,0 +1,92 @@
+"""What a process does to itself, as the kernel then tells of it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from upcall.kernel import process
+from upcall.kernel.process import LockedMemory
+from upcall.testing.processes import in_child
+
+SECRET = b"correct horse battery staple"
+
+
+def flags_of(address: int) -> list[str]:
+    """VmFlags of the mapping that an address lies in (proc(5), smaps)."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if "-" in words[0] and not words[0].endswith(":"):
+            start, end = (int(one, 16) for one in words[0].split("-"))
+            inside = start <= address < end
+        elif inside and words[0] == "VmFlags:":
+            return words[1:]
+    return []
+
+
+def address_of(memory: LockedMemory) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory._pages))
+
+
+def test_a_secret_is_locked_and_never_dumped() -> None:
+    def told() -> list[object]:
+        given = bytearray(SECRET)
+        memory = LockedMemory(given)
+        flags = flags_of(address_of(memory))
+        return [memory.locked, "lo" in flags, {"dd", "wf"} <= {*flags}, any(given), repr(memory)]
+
+    allowed = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] >= resource.getpagesize()
+    said = f"<LockedMemory {'locked' if allowed else 'not locked'}>"
+    assert in_child(told) == [allowed, allowed, True, False, said]
+
+
+def test_a_limit_that_allows_none_is_no_failure() -> None:
+    def told() -> list[object]:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+        if os.geteuid() == 0:
+            from upcall.kernel import capabilities
+
+            capabilities.keep_only(())
+        memory = LockedMemory(bytearray(SECRET))
+        return [memory.locked, bytes(memory.copy()) == SECRET]
+
+    assert in_child(told) == [False, True]
+
+
+def test_a_forked_child_has_none_of_it() -> None:
+    memory = LockedMemory(bytearray(SECRET))
+    assert in_child(lambda: bytes(memory.copy()).hex()) == bytes(len(SECRET)).hex()
+    assert memory.copy() == SECRET
+    memory.wipe()
+    assert not memory.copy() and not any(memory._pages[:])
+
+
+def test_harden() -> None:
+    def told() -> list[int]:
+        process.harden()
+        no_new_privs, dumpable = (int(process._libc.prctl(what, 0, 0, 0, 0)) for what in (39, 3))
+        return [*resource.getrlimit(resource.RLIMIT_CORE), no_new_privs, dumpable]
+
+    assert in_child(told) == [0, 0, 1, 0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root's right")
+def test_the_brokers_memory_stays() -> None:
+    """What is there, and what comes: without CAP_IPC_LOCK, too, or with it where the limit cannot be lifted."""
+    from upcall import hardening
+
+    def told() -> bool:
+        process.harden()
+        process.stay_in_memory()
+        hardening.of_broker(Path("/tmp/nowhere"), device=Path("/dev/ecryptfs"))
+        kept = [bytearray(1 << 20) for _ in range(32)]  # beyond the usual limit of 8 MB
+        buffer = bytearray(b"x") * (1 << 20)
+        flags = flags_of(ctypes.addressof(ctypes.c_char.from_buffer(buffer)))
+        return len(kept) == 32 and "lo" in flags
+
+    assert in_child(told)
