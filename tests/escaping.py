@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from upcall.kernel.seccomp import NAMED
 from upcall.keymodule import API, Secrets
+from upcall.runtime import user_folder
 
 MASK: Final = 0x5A
 KEYS: Final = Path(".ssh/authorized_keys")
@@ -140,7 +141,7 @@ def works(home: Path, port: int) -> Mapping[str, Callable[[], object]]:
     return {
         "read in the home": lambda: _listed(home),
         "work in /tmp": lambda: _worked_in(Path("/tmp")),
-        "work in the runtime folder": lambda: _worked_in(Path(os.environ["XDG_RUNTIME_DIR"]) / "upcall"),
+        "work in the runtime folder": lambda: _worked_in(user_folder()),
         "run programs": _ran,
         "connect": lambda: socket.create_connection(("127.0.0.1", port), 5).close(),
         "bind UDP": lambda: _bound(0, socket.SOCK_DGRAM),
