@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import subprocess
@@ -16,6 +17,7 @@ from upcall.broker.server import Server
 from upcall.client import Client
 from upcall.gate import Who
 from upcall.kernel import requestkey as real
+from upcall.kernel.ancestry import line_of
 from upcall.kernel.local import connect
 from upcall.messages import Answer, Refusal, Requester
 from upcall.runtime import Place
@@ -53,6 +55,7 @@ class PlayedKeys:
         }
         self.waiting: list[Waiting] = []
         self.who: Who | None = Who(0x164, 0, 0, 1)
+        self.asker = 0
 
     def key(self, serial: int) -> Described:
         if serial not in self.keys:
@@ -69,6 +72,10 @@ class PlayedKeys:
     def started_at(self, pid: int) -> int:
         assert pid == os.getpid()
         return 100
+
+    def asked_by(self, authorisation: int) -> int:
+        assert authorisation == AUTHORISATION
+        return self.asker
 
 
 class Forwarder:
@@ -343,3 +350,26 @@ def test_a_thread_of_a_process() -> None:
         process = real.Process(int(child.stdout.readline()))
         assert process.who.pid == child.pid
         process.close()
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["by the description", "by /proc/keys"])
+def test_a_daemon_that_would_wait_for_itself(folder: Path, keys: PlayedKeys, named: bool) -> None:
+    """The process behind the key is the daemon's: here both are this one."""
+    if named:
+        keys.who = Who(os.getpid(), ME, ME, 1)
+    else:
+        keys.keys[KEY] = Described("dns_resolver", 0, 0, 0x39010000, b"db.test")
+        keys.asker = os.getpid()
+    owners = {"dns_resolver": ME}
+    with broker_below(None, folder, keys, line_of=line_of, owners=owners) as server, PlayedDaemon(folder) as daemon:
+        forwarder = Forwarder(folder, keys)
+        forwarder.ask()
+        assert forwarder.outcome() == Refusal("own-request", errno.EDEADLK)
+        assert daemon.silent()
+        until(lambda: "own-request" in (folder.parent / "broker.log").read_text(), "the log names it")
+        keys.who, keys.asker = Who(os.getppid(), ME, ME, 1), os.getppid()
+        forwarder.ask()
+        daemon.answer(daemon.request(), Refusal("locked", errno.EKEYREVOKED))
+        assert forwarder.reason() == "locked"
+        assert server.forwarders is not None
+        assert server.forwarders.counts["own-request"] == 1

@@ -17,6 +17,9 @@ from upcall.messages import Answer, Refusal, Requester
 
 COUNTERS = 1 << 32  # a sequence number is a u32 on the wire
 
+Line = frozenset[tuple[int, int]]  # (pid, beginning) of a process and of those from whom it descends
+NO_LINE: Line = frozenset()
+
 
 class State(enum.Enum):
     FREE = "free"
@@ -54,6 +57,7 @@ class Context:
         "counter",
         "deadline",
         "index",
+        "line",
         "origin",
         "pid",
         "requester",
@@ -72,6 +76,7 @@ class Context:
         self.pid = 0
         self.service = ""
         self.requester = Requester(0, 0)
+        self.line = NO_LINE
         self.since = self.deadline = 0.0
         self.body = b""
         self.origin: Origin | None = None

@@ -72,6 +72,7 @@ REASONS: dict[str, int] = {
     "forged": errno.EACCES,  # an upcall that the kernel did not make, or whose description is none of its own
     "duplicate": errno.EALREADY,  # the same key is being answered
     "requester-gone": errno.ESRCH,  # the process that waited for it has ended
+    "own-request": errno.EDEADLK,  # the daemon, or one of its children, would wait for the daemon
     "busy": errno.EBUSY,  # every slot of this key is taken by calls that do not come back
 }
 

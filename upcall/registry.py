@@ -18,10 +18,12 @@ class Link(Protocol):
 class Association:
     """A daemon that said HELO: who it is, and the way to it."""
 
-    __slots__ = ("answered", "leaving", "link", "pid", "portid", "refused", "rejected", "since", "uid")
+    __slots__ = ("answered", "leaving", "link", "pid", "portid", "refused", "rejected", "since", "uid", "who")
 
-    def __init__(self, uid: int, pid: int, portid: int, link: Link, since: float) -> None:
+    def __init__(self, uid: int, pid: int, portid: int, link: Link, since: float, began: int = 0) -> None:
+        """`began`: when the process did, which together with its pid is nobody else's."""
         self.uid, self.pid, self.portid = uid, pid, portid
+        self.who = pid, began
         self.link = link
         self.since = since
         self.leaving = False  # it said QUIT, and still owes answers

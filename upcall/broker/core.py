@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from upcall.broker.latencies import Latencies
-from upcall.contexts import Context, Contexts, Exhausted, NoContext, Origin, Rejected
+from upcall.contexts import NO_LINE, Context, Contexts, Exhausted, Line, NoContext, Origin, Rejected
 from upcall.errors import REASONS, PeerError
 from upcall.messages import Answer, Refusal, Requester
 from upcall.registry import Association, Link, Registry
@@ -44,6 +44,7 @@ class _Parked(NamedTuple):
     body: bytes
     origin: Origin
     deadline: float
+    line: Line
 
 
 class Broker:
@@ -75,14 +76,16 @@ class Broker:
 
     def ask(
         self, uid: int, service: str, requester: Requester, body: bytes, origin: Origin, now: float,
-        deadline: float = math.inf,
+        deadline: float = math.inf, line: Line = NO_LINE,
     ) -> None:  # fmt: skip
-        """A request for the daemon of `uid`. Settled now or before the earlier of `deadline` and patience."""
+        """A request for the daemon of `uid`. Settled now or before the earlier of `deadline` and patience.
+
+        `line`: who waits for it, as far as that is known: a daemon is never asked by itself or by its children."""
         association = self.registry.get(uid)
         rules = self.services[service]
         deadline = min(deadline, now + rules.patience)
         if association is None or association.leaving:
-            return self._without_daemon(uid, rules, _Parked(service, requester, body, origin, deadline), now)
+            return self._without_daemon(uid, rules, _Parked(service, requester, body, origin, deadline, line), now)
         contexts = self._contexts[uid]
         try:
             if rules.reserve and len(self.registry) > 1 and contexts.left(service) <= rules.reserve:
@@ -91,7 +94,7 @@ class Broker:
         except NoContext:
             return self._settle(uid, service, origin, refusal("no-context"))
         context.origin, context.body, context.requester = origin, body, requester
-        context.since = now
+        context.since, context.line = now, line
         context.deadline = deadline
         self._wake = min(self._wake, context.deadline)
         self._send(association, contexts, context)
@@ -100,7 +103,7 @@ class Broker:
     def _without_daemon(self, uid: int, rules: Service, request: _Parked, now: float) -> None:
         """As the service's rules say: asked of the machine, parked until a daemon is there, or refused."""
         if rules.absent == "machine" and uid != ROOT:
-            return self.ask(ROOT, rules.name, request.requester, request.body, request.origin, now, request.deadline)
+            return self.ask(ROOT, *request[:4], now, request.deadline, request.line)
         if rules.absent != "start" or not self._start(uid):
             return self._settle(uid, rules.name, request.origin, refusal("no-daemon"))
         parked = self._parked.setdefault(uid, [])
@@ -117,6 +120,12 @@ class Broker:
 
     def _send(self, association: Association, contexts: Contexts, context: Context) -> None:
         """Hands a context to a daemon, or settles it if that cannot be."""
+        if association.who in context.line:
+            who = context.requester
+            self.log("own-request", uid=association.uid, service=context.service, pid=who.pid, daemon=association.pid)
+            contexts.withdraw(context)
+            self._finish(contexts, context, refusal("own-request"))
+            return
         try:
             seq = contexts.send(context, association.pid)
         except Exhausted as error:
@@ -207,9 +216,9 @@ class Broker:
 
     # --- daemons -------------------------------------------------------------------------------------------
 
-    def helo(self, uid: int, pid: int, portid: int, link: Link, now: float) -> Association:
+    def helo(self, uid: int, pid: int, portid: int, link: Link, now: float, began: int = 0) -> Association:
         """A daemon registers. An older one of the same uid is sent QUIT; what it held goes to the new one."""
-        association = Association(uid, pid, portid, link, now)
+        association = Association(uid, pid, portid, link, now, began)
         contexts = self._contexts.get(uid)
         if contexts is None:
             contexts = self._contexts[uid] = Contexts(uid, self._shares, secrets.randbits(32))
@@ -221,8 +230,8 @@ class Broker:
         for context in contexts.allocated:
             if self.registry.get(uid) is association:
                 self._send(association, contexts, context)
-        for service, requester, body, origin, deadline in self._parked.pop(uid, ()):
-            self.ask(uid, service, requester, body, origin, now, deadline)
+        for service, requester, body, origin, deadline, line in self._parked.pop(uid, ()):
+            self.ask(uid, service, requester, body, origin, now, deadline, line)
         self.on_helo(uid)
         return association
 

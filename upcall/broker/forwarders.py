@@ -51,6 +51,10 @@ class Kernel(Protocol):
         """ProcessLookupError."""
         ...
 
+    def asked_by(self, authorisation: int, /) -> int:
+        """The process that waits for the key; 0 if the kernel does not say it."""
+        ...
+
 
 class _Key:
     """A key under construction: takes the outcome, for the one forwarder that has it in hand."""
@@ -117,10 +121,12 @@ class Forwarders(Listener):
         process, requester = self._process(want, connection), Requester(0, 0)
         if process is not None:
             requester = Requester(process.who.uid, process.who.pid)
+        waits = requester.pid or self._kernel.asked_by(upcall.authorisation)
         self._pending.add(upcall.key)
         deadline = envelope.deadline_ns / 1e9 - _WAY_BACK if envelope.deadline_ns else math.inf
         answer_to = _Key(self, upcall.key, uid, process, origin)
-        self.server.broker.ask(uid, service.name, requester, body, answer_to, self.server.now, deadline)
+        line = self.server.line_of(waits)
+        self.server.broker.ask(uid, service.name, requester, body, answer_to, self.server.now, deadline, line)
 
     def _process(self, want: gate.Wanted, connection: Connection) -> Waiting | None:
         """The process behind the request, if the description names one."""

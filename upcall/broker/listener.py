@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upcall.broker.loop import LISTENER
+from upcall.contexts import Line
 from upcall.errors import PeerError
 from upcall.kernel.local import listen, peer_of, receive, unlink_quietly
 from upcall.messages import Answer, Refusal
@@ -25,7 +26,15 @@ class Connection:
     def __init__(self, listener: Listener, connection: socket.socket) -> None:
         self._listener, self.socket = listener, connection
         self.pid, self.uid = peer_of(connection)
+        self._line: Line | None = None
         self.open = True
+
+    @property
+    def line(self) -> Line:
+        """From whom the other side descends: as it was at the first request, for a peer never changes."""
+        if self._line is None:
+            self._line = self._listener.server.line_of(self.pid)
+        return self._line
 
     def on_readable(self) -> None:
         """One message per turn, as with daemons."""

@@ -38,7 +38,9 @@ class Requesters(Listener):
                 return
             deadline = envelope.deadline_ns / 1e9 or math.inf
             requester = Requester(uid, connection.pid)
-            server.broker.ask(target, service.name, requester, envelope.body, origin, server.now, deadline)
+            server.broker.ask(
+                target, service.name, requester, envelope.body, origin, server.now, deadline, connection.line
+            )
 
     def status(self, uid: int | None) -> bytes:
         """JSON, cut down to what a body can hold."""

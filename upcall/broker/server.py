@@ -29,9 +29,10 @@ from upcall.broker.forwarders import Forwarders, Kernel
 from upcall.broker.loop import REGISTRATION, URGENT, Loop
 from upcall.broker.requesters import Requesters
 from upcall.broker.starter import COMMAND, Starter
+from upcall.contexts import Line
 from upcall.errors import PeerError, UpcallError
 from upcall.hardening import Hardening, hands_on, of_broker
-from upcall.kernel import requestkey
+from upcall.kernel import ancestry, requestkey
 from upcall.kernel.local import unlink_quietly
 from upcall.kernel.miscdev import Miscdev
 from upcall.kernel.netlink import SYSTEM_PORTID, NetlinkSocket, Packet, bound_to
@@ -76,6 +77,7 @@ class DaemonLink:
         self._junk = 0  # useless messages in a row
         self._alive = _Pidfd(pid)
         try:
+            self.began = ancestry.began(pid)
             self.socket = NetlinkSocket()
             self.socket.connect(portid)
         except OSError:
@@ -159,14 +161,18 @@ class Server:
         quota: QuotaSetup | None = None,
         read: Callable[[], Configured] | None = None,
         manager: Manager | None = None,
+        line_of: Callable[[int], Line] | None = None,
     ) -> None:
         """`device` opens /dev/ecryptfs for a uid, `keys` tells of keys that the kernel wants; None where there is no
         right to it. `owners`: by type, whose daemon answers for keys that do not say it. `start`: the command that
         starts a daemon. `quota`: how to listen to the kernel's quota warnings. `read`: reads the configuration again,
-        in another thread. `manager`: who is told how we are. OSError, UsageError."""
+        in another thread. `manager`: who is told how we are. `line_of`: from whom a process descends, if not
+        as the kernel says.
+        OSError, UsageError."""
         self.place = place
         self.manager = manager or Manager({})
         self.log = log or EventLog("upcall-broker")
+        self.line_of = line_of or ancestry.line_of
         self.loop = Loop()
         self.starter = Starter(self, start)
         self.broker = Broker(services, self.log, self.starter.start)
@@ -259,7 +265,7 @@ class Server:
             link.close()
             return
         self.log("registered", uid=packet.uid, pid=packet.pid, portid=packet.portid)
-        association = self.broker.helo(packet.uid, packet.pid, packet.portid, link, self.now)
+        association = self.broker.helo(packet.uid, packet.pid, packet.portid, link, self.now, link.began)
         link.start(association)
         if self.devices is not None and self.broker.registry.get(packet.uid) is association:
             self.devices.open(packet.uid)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import select
+from pathlib import Path
 
 from upcall.gate import Who
 from upcall.kernel.keyring import describe_raw
@@ -44,13 +45,27 @@ class Process:
 
 def started_at(pid: int) -> int:
     """When a process or thread began, in clock ticks since boot. ProcessLookupError."""
-    fields = _read(pid, "stat").rpartition(b")")[2].split()  # the name before it may hold anything
-    return int(fields[19])
+    return int(stat_of(pid)[19])
+
+
+def stat_of(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from the state on. ProcessLookupError."""
+    return _read(pid, "stat").rpartition(b")")[2].split()  # the name before it may hold anything
 
 
 def key(serial: int) -> Described:
     """The kernel's words about a key. OSError if there is none that we may look at; PeerError if it is no sense."""
     return take_described(describe_raw(serial))
+
+
+def asked_by(authorisation: int) -> int:
+    """The process that has asked for a key, by the key's authorisation; 0 if it has gone, or the kernel does not say:
+    /proc/keys lists what we may look at, and not at all where /proc shows processes only."""
+    try:
+        found = re.search(rb"^%08x .* pid:(\d+) ci:\d+$" % authorisation, Path("/proc/keys").read_bytes(), re.MULTILINE)
+        return _status(int(found[1]))[0] if found else 0
+    except (OSError, ValueError):
+        return 0
 
 
 def _hold(pid: int) -> tuple[int, int]:

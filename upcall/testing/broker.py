@@ -1,4 +1,8 @@
-"""`python -m upcall.testing.broker system=FILE ...`: a broker with a system's configuration of its own."""
+"""`python -m upcall.testing.broker [system=FILE] ...`: a broker for a test, which may be several at once.
+
+With `system=FILE` it has a system's configuration of its own. The process of a test may play a daemon and ask it, too;
+so nobody is anybody's child for this broker, unless it is told `related=yes`.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,24 @@ from pathlib import Path
 
 from upcall import config
 from upcall.broker.__main__ import run
+from upcall.contexts import NO_LINE, Line
+from upcall.kernel import ancestry
+
+
+def strangers(pid: int) -> Line:
+    """Of a process that descends from nobody."""
+    return NO_LINE
+
+
+def main(arguments: list[str]) -> int:
+    settings = dict(argument.split("=", 1) for argument in arguments)
+    if "system" in settings:
+        file = Path(settings.pop("system"))
+        config.SYSTEM, config.VENDOR = file, file.with_name("vendor.toml")  # type: ignore[misc]
+    if settings.pop("related", "no") != "yes":
+        ancestry.line_of = strangers
+    return run([f"{name}={value}" for name, value in settings.items()])
+
 
 if __name__ == "__main__":
-    file = Path(sys.argv[1].removeprefix("system="))
-    config.SYSTEM, config.VENDOR = file, file.with_name("vendor.toml")  # type: ignore[misc]
-    sys.exit(run(sys.argv[2:]))
+    sys.exit(main(sys.argv[1:]))

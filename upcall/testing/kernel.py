@@ -21,10 +21,12 @@ from upcall.broker.configured import Configured
 from upcall.broker.forwarders import Kernel
 from upcall.broker.server import Server
 from upcall.broker.starter import COMMAND
+from upcall.contexts import Line
 from upcall.errors import PeerError
 from upcall.log import EventLog
 from upcall.runtime import Place, own_place
 from upcall.service import SERVICES, Service
+from upcall.testing.broker import strangers
 from upcall.testing.processes import PATIENCE, NotInTime
 from upcall.wire.ecryptfs import (
     MAX_READ,
@@ -232,14 +234,16 @@ def broker_below(
     services: Mapping[str, Service] = SERVICES,
     start: Sequence[str] = COMMAND,
     read: Callable[[], Configured] | None = None,
+    line_of: Callable[[int], Line] = strangers,
+    owners: Mapping[str, int] | None = None,
 ) -> Iterator[Server]:
     """A broker in a thread of this process that serves `folder` and faces `kernel` and `keys`. Its log is next to the
-    folder."""
+    folder. `line_of`: from whom a process descends; the test's may play a daemon and those who ask it."""
     place: Place = own_place(folder)
     with (folder.parent / "broker.log").open("ab") as log:
         device = None if kernel is None else kernel.open
         logs = EventLog("upcall-broker", log.fileno())
-        server = Server(place, services, logs, device, keys, start=start, read=read)
+        server = Server(place, services, logs, device, keys, owners, start, read=read, line_of=line_of)
         thread = threading.Thread(target=server.run, name="broker")
         thread.start()
         try:

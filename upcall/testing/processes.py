@@ -95,11 +95,13 @@ class Started:
 class RunningBroker(Started):
     """A broker that serves `folder`; ready when this returns."""
 
-    def __init__(self, folder: Path, stderr: int = -1, system: Path | None = None) -> None:
-        """`system`: the system's configuration file, if it is not to be that of this machine."""
+    def __init__(self, folder: Path, stderr: int = -1, system: Path | None = None, related: bool = False) -> None:
+        """`system`: the system's configuration file, if it is not to be that of this machine. `related`: it looks who
+        descends from whom, as the real one does: then nobody can play a daemon and ask it, too."""
         self.folder = folder
-        main = ["upcall.broker"] if system is None else ["upcall.testing.broker", f"system={system}"]
-        arguments = ["-m", *main, f"folder={folder}"]
+        arguments = ["-m", "upcall.testing.broker", f"folder={folder}", f"related={'yes' if related else 'no'}"]
+        if system is not None:
+            arguments.append(f"system={system}")
         super().__init__(arguments, folder.parent / "broker.log", stderr=stderr)
         until(self._ready, "a broker that answers")
 
