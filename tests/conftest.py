@@ -25,7 +25,7 @@ settings.register_profile(
 )
 settings.load_profile("upcall")
 
-MODULES = {"toy": "upcall.testing.toy:TOY", "bad": "misbehaving:BAD"}
+MODULES = {"toy": "upcall.testing.toy:TOY", "bad": "misbehaving:BAD", "asking": "selfasking:ASKING"}
 
 
 @pytest.fixture

@@ -1,0 +1,102 @@
+"""A daemon never waits for itself: what it or a child of its asks is refused at once, everybody else is answered."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.selfasking import ask
+from upcall.broker.core import Broker
+from upcall.errors import REASONS, Refused
+from upcall.kernel.ancestry import began, line_of
+from upcall.messages import Answer, Refusal, Requester
+from upcall.service import SERVICES
+from upcall.testing.keys import FolderKeyring
+from upcall.testing.processes import RunningBroker, RunningDaemon
+
+KEY = bytes(16)
+ASKING = "0123456789abcdef"
+
+
+@pytest.fixture
+def broker(folder: Path) -> Iterator[RunningBroker]:
+    with RunningBroker(folder, related=True) as running:
+        yield running
+
+
+@pytest.mark.parametrize("manner", ["itself", "child", "grandchild"])
+def test_refused_at_once_and_named(
+    broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring, signature: str, manner: str
+) -> None:
+    """Also while all of the key's lane is taken: with such requests it would be full for ever."""
+    keyring.add(ASKING, "asking", f"{manner} {broker.folder} {signature}".encode())
+    with broker.client() as client:
+        for _ in range(4):
+            with pytest.raises(Refused, match="module-failed"):
+                client.wrap(ASKING, KEY)
+        assert client.unwrap(signature, client.wrap(signature, KEY)) == KEY
+    daemon.logged("asked and own-request")
+    assert f"daemon={daemon.pid}" in next(line for line in broker.log.splitlines() if "own-request" in line)
+    assert broker.outcomes()["own-request"] == 4
+
+
+def test_everybody_else_is_answered(broker: RunningBroker, daemon: RunningDaemon, signature: str) -> None:
+    """The process that started the daemon, and a child of its that is the daemon's sister."""
+    assert ask(str(broker.folder), signature) == "answered"
+    sister = [sys.executable, str(Path(__file__).with_name("selfasking.py")), "itself", str(broker.folder), signature]
+    assert subprocess.run(sister, check=True, capture_output=True, timeout=10).stdout == b"answered\n"
+
+
+def test_a_line_ends_with_the_first_process() -> None:
+    line = line_of(os.getpid())
+    assert {pid for pid, _ in line} >= {os.getpid(), os.getppid()}
+    assert (os.getpid(), began(os.getpid())) in line
+    assert len(line_of(1)) == 1
+    assert line_of(0) == line_of(1 << 30) == frozenset()
+
+
+def test_a_pid_that_is_anothers_by_now() -> None:
+    """The daemon of the same pid that began later is not the one from whom somebody descends."""
+    pid, when = os.getpid(), began(os.getpid())
+    outcomes = [_outcome(pid, when), _outcome(pid, when + 1)]
+    assert outcomes == [Refusal("own-request", errno.EDEADLK), None]
+    assert REASONS["own-request"] == errno.EDEADLK
+
+
+class _Link:
+    def send(self, data: bytes) -> bool:
+        return True
+
+    def close(self) -> None:
+        return None
+
+
+class _Origin:
+    outcome: Answer | Refusal | None = None
+
+    def settle(self, outcome: Answer | Refusal) -> None:
+        self.outcome = outcome
+
+
+def _outcome(pid: int, when: int) -> Answer | Refusal | None:
+    """How a request of this process ends at once, if the daemon is `pid` and began `when`."""
+    broker, origin = Broker(SERVICES, lambda event, **fields: None), _Origin()
+    broker.helo(7, pid, 1, _Link(), 0.0, when)
+    broker.ask(7, "key", Requester(7, os.getpid()), b"", origin, 0.0, line=line_of(os.getpid()))
+    return origin.outcome
+
+
+def test_what_an_older_daemon_was_asked_is_not_handed_to_one_that_waits_for_it() -> None:
+    """A daemon that starts asks the one before it; when it has registered, that request would come to itself."""
+    broker, origin = Broker(SERVICES, lambda event, **fields: None), _Origin()
+    broker.helo(7, 1, 1, _Link(), 0.0, 1)
+    broker.ask(7, "key", Requester(7, os.getpid()), b"", origin, 0.0, line=line_of(os.getpid()))
+    assert origin.outcome is None
+    broker.helo(7, os.getpid(), 2, _Link(), 0.0, began(os.getpid()))
+    assert origin.outcome == Refusal("own-request", errno.EDEADLK)
