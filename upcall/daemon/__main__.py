@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from upcall import ownfiles
 from upcall.daemon.control import Control
 from upcall.daemon.keyservice import KeyService
 from upcall.daemon.loading import handlers, loaders
@@ -48,6 +49,7 @@ def run(arguments: list[str]) -> int:
     modules = loaders(arguments, lambda: keys.asker().deadline, log)
     try:
         keyring.join_session_and_link_user_keyring()
+        ownfiles.refuse(keyring, log)
         prompter = LazyPrompter(arguments, log)
         keys = KeyService(keyring, modules, fetch, settings.get("prove") == "all", prompter)
         control = Control(daemon_socket(), keys)

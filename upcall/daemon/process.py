@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from upcall.daemon.control import Control
+from upcall.daemon.ownwaits import OwnWaits
 from upcall.daemon.workers import Workers
 from upcall.errors import ModuleFailed, PeerError, Refused, UsageError
 from upcall.handler import Handler, Named, Notified
@@ -43,6 +44,7 @@ from upcall.wire.netlink import (
 if TYPE_CHECKING:
     from upcall.recorder import Recorder
 
+ECRYPTFS = "ecryptfs"  # the service whose requesters the kernel does not name
 _RETRY_FIRST, _RETRY_MOST = 0.05, 1.0  # seconds between two tries to register
 _HELLO_PATIENCE = 1.0  # seconds until an unanswered HELO is sent again
 # Seconds that we hold on, having said QUIT: what a requester waits at most and a little; less, if we hold nothing.
@@ -90,7 +92,8 @@ class Daemon:
         self._stopping = self._over = self._reloading = False
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_writer.setblocking(False)
-        self._workers: Workers[_Job] = Workers(self._receive, self._work, self._refuse)
+        self._own: OwnWaits[_Job] = OwnWaits(self._refuse_own)
+        self._workers: Workers[_Job] = Workers(self._receive, self._work, self._refuse, look=self._own.look)
         self.strangers = 0  # messages from anybody but the broker
 
     # --- the main thread -----------------------------------------------------------------------------------
@@ -306,7 +309,10 @@ class Daemon:
         deadline = envelope.deadline_ns / 1e9 or math.inf
         if deadline <= time.monotonic():
             return None  # it lay in the socket for too long: the broker has answered
-        return _Job(envelope, handler, broker), lane, deadline
+        job = _Job(envelope, handler, broker)
+        if envelope.service == ECRYPTFS:
+            self._own.hold(envelope.seq, deadline, job)
+        return job, lane, deadline
 
     def _notice(self, data: bytes, broker: _Broker) -> tuple[_Job, str, float] | None:
         try:
@@ -340,7 +346,13 @@ class Daemon:
             outcome = Answer(body)
         except BaseException as error:  # noqa: BLE001 - whatever a module raises is a refusal, and only that
             outcome = self._refusal(job.envelope, error)
+        if job.envelope.service == ECRYPTFS and not self._own.let_go(job.envelope.seq):
+            return None  # it was refused meanwhile
         return self._send(job.broker, job.envelope, outcome, begun)
+
+    def _refuse_own(self, job: _Job, by: str) -> None:
+        self.log("own-request", service=job.envelope.service, seq=job.envelope.seq, waiting=by)
+        self._send(job.broker, job.envelope, refusal("own-request"))
 
     def _refusal(self, envelope: Envelope, error: BaseException) -> Refusal:
         """What a handler raised, for the broker; and for people, without what may hold a secret."""
@@ -360,7 +372,7 @@ class Daemon:
     def _refuse(self, job: _Job, refused: Refused) -> None:
         if job.notice:
             self.log("notice-dropped", service=job.envelope.service, why=refused.reason)
-        else:
+        elif job.envelope.service != ECRYPTFS or self._own.let_go(job.envelope.seq):
             self._send(job.broker, job.envelope, Refusal(refused.reason, refused.errno))
 
     def _refuse_position(self, data: bytes, broker: _Broker) -> None:

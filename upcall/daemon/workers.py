@@ -43,8 +43,10 @@ class Workers(Generic[Job]):
         refuse: Callable[[Job, Refused], None],
         per_lane: int = PER_LANE,
         at_most: int = AT_MOST,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
-        self._receive, self._work, self._refuse = receive, work, refuse
+        """`look()` is called every 20 ms while somebody works; it must not wait."""
+        self._receive, self._work, self._refuse, self._look = receive, work, refuse, look
         self._per_lane, self._at_most = per_lane, at_most
         self._lock = threading.Lock()
         self._lanes: dict[str, _Lane[Job]] = {}
@@ -148,6 +150,7 @@ class Workers(Generic[Job]):
                     if not self._receiving and taken == self._taken:
                         self._add()
                     taken = self._taken
+                self._look()
 
     @property
     def running(self) -> int:

@@ -9,7 +9,9 @@ import socket
 import sys
 from typing import NoReturn
 
+from upcall import ownfiles
 from upcall.isolation.serving import Server
+from upcall.kernel import keyring
 from upcall.kernel.process import die_with_parent, harden
 
 DESCRIPTORS = 256
@@ -23,6 +25,7 @@ def run(fd: int, memory: int, spec: str) -> NoReturn:
     if memory:
         _limit(resource.RLIMIT_DATA, memory)
     os.set_inheritable(fd, False)  # for programs that the module runs
+    ownfiles.refuse(keyring, lambda *_, **__: None)  # the error tells
     Server(socket.socket(fileno=fd), spec).run()
 
 

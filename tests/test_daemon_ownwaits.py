@@ -1,0 +1,91 @@
+"""Requests that are not answered while somebody of ours waits for eCryptfs. Who waits is played: see
+tests/kernel/test_ownrequests.py for the real wait."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from upcall.daemon import ownwaits
+from upcall.daemon.ownwaits import PATIENCE, OwnWaits, waiting_for_ecryptfs
+from upcall.testing.processes import until
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.refused: list[tuple[str, str]] = []
+        self.waiting: list[str] = []
+        self.looked = 0
+        self.own: OwnWaits[str] = OwnWaits(lambda job, by: self.refused.append((job, by)), self._look)
+
+    def _look(self) -> list[str]:
+        self.looked += 1
+        return self.waiting
+
+    def refused_in_time(self) -> float:
+        """Seconds until something was refused."""
+        begun = time.monotonic()
+        until(self._looked, "a refusal")
+        return time.monotonic() - begun
+
+    def _looked(self) -> bool:
+        self.own.look()
+        return bool(self.refused)
+
+
+def test_what_cannot_be_answered_is_refused_once() -> None:
+    scene = Scene()
+    scene.waiting = ["thread worker-1", "pid 7 (cat)"]
+    scene.own.hold(1, math.inf, "one")
+    scene.own.hold(2, math.inf, "two")
+    assert scene.own.let_go(2)
+    scene.own.look()
+    assert not scene.refused  # what can be answered is
+    assert not scene.looked  # and until then it costs nothing
+    assert PATIENCE * 0.8 < scene.refused_in_time() < 2
+    assert scene.refused == [("one", "thread worker-1, pid 7 (cat)")]
+    assert not scene.own.let_go(1)  # the worker comes too late
+    scene.own.look()
+    assert len(scene.refused) == 1
+
+
+def test_slow_requests_are_left_alone_while_nobody_waits() -> None:
+    scene = Scene()
+    scene.own.hold(1, math.inf, "slow")
+    while scene.looked < 3:
+        scene.own.look()
+        time.sleep(0.01)
+    assert not scene.refused
+    assert scene.own.let_go(1)
+
+
+def test_what_the_broker_has_answered_is_forgotten() -> None:
+    scene = Scene()
+    scene.waiting = ["thread worker-1"]
+    scene.own.hold(1, time.monotonic() - 1, "late")
+    scene.own.look()
+    assert not scene.own.let_go(1)
+    assert not scene.refused
+
+
+def test_who_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our threads, a child and a grandchild: here for those who wait in poll(2) instead."""
+    monkeypatch.setattr(ownwaits, "_WAITS", b"")  # whatever it is in which they wait
+    sleeps = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"
+    child = subprocess.Popen([sys.executable, "-c", sleeps], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"1\n"
+        found = waiting_for_ecryptfs()
+        assert f"thread {threading.current_thread().name}" in found
+        assert any(one.startswith(f"pid {child.pid} (python") for one in found)
+        assert len([one for one in found if one.startswith("pid ")]) == 2
+    finally:
+        child.communicate(b"\n", timeout=10)
+    monkeypatch.undo()
+    assert waiting_for_ecryptfs() == []
