@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 
+from bench import starting
 from bench.packets import NOOP_MODULES, new_signature, noop_wrap
 from bench.rows import Effort, Row, bounded
 from bench.stage import Stage, rss_mb
@@ -39,6 +40,7 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
     yield broker_row(_FIRST, "MB", before, 40, *peer)
     yield broker_row(_BOTH, "MB", rss_mb(broker), 40, *peer)
     stage.end([client.pid, daemon, broker, bare])
+    yield from starting.rows(stage, effort)
 
 
 def _import_ms(module: str) -> float:

@@ -21,7 +21,7 @@ _INFLIGHT = 8  # four for each processor: it never waits for the next request
 
 
 def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
-    asked, unwrap_once = _new_key(stage)
+    asked, unwrap_once = new_key(stage)
     alone, broker = stage.place(), stage.place()
     direct = stage.client("drive-daemon", alone)
     pids = [stage.broker(broker)]
@@ -46,7 +46,7 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
     stage.end([direct.pid, through.pid, *pids])
 
 
-def _new_key(stage: Stage) -> tuple[tuple[bytes, bytes], Callable[[], object]]:
+def new_key(stage: Stage) -> tuple[tuple[bytes, bytes], Callable[[], object]]:
     """A new key in the user keyring: what to ask of it and the right answer; the same unwrap, done here."""
     try:
         from upcall_rsa import module

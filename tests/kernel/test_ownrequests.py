@@ -1,0 +1,194 @@
+"""Daemons that open files on their own user's eCryptfs mount: refused well before the kernel gives up, and named."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from upcall_rsa import module as openssl
+from upcall_rsa.blob import Blob, pack_blob
+
+from tests.kernel.hostile import HostileModule, Verb
+from tests.kernel.scene import (
+    AT_ONCE,
+    CONTENT,
+    PASSPHRASE,
+    House,
+    Outcome,
+    attempt,
+    begin,
+    creating,
+    enrol,
+    key_service,
+    keys,
+    opening,
+    outcome_counts,
+    results,
+    vault,
+)
+from upcall import ownfiles
+from upcall.daemon.keyservice import KeyService
+from upcall.kernel import keyring
+from upcall.keymodule import KeyHandle, Secrets
+from upcall.lab.stage import Person, do_as, end, start_broker, start_daemon
+from upcall.log import EventLog
+from upcall.wire.authtok import AuthTok, pack_auth_tok
+
+KEY, OTHER = keys()["rsa2048"], keys()["captured"]
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[House]:
+    house = House()
+    try:
+        house.open()
+        yield house
+    finally:
+        house.close()
+
+
+# --- what Python opens, as people start a daemon -------------------------------------------------------------
+
+
+def _key_file_at(path: Path) -> None:
+    """Tells alice's auth token, by which it is she who does this, that the key is in this file."""
+    if not path.exists():
+        path.touch(0o600)
+        path.write_text(KEY.pem)
+    blob = pack_blob(Blob(str(path), None, PASSPHRASE))
+    keyring.add_user_key(KEY.signature, pack_auth_tok(AuthTok(KEY.signature, "openssl", blob)))
+
+
+def test_a_key_file_on_the_mount_that_needs_it(alice: Person, tmp_path: Path) -> None:
+    with (tmp_path / "log").open("ab") as log:
+        broker = start_broker(log.fileno())
+        daemon = start_daemon(alice, log.fileno())
+        try:
+            with vault(alice, KEY.signature) as files:
+                paths = files.fill(2)
+                there = files.upper / "key.pem"
+                do_as(alice, lambda: _key_file_at(there))
+                end(daemon)  # it has the key open still
+                files.remount()
+                daemon = start_daemon(alice, log.fileno())
+                for work in (opening(paths[0]), creating(files.upper / "new")):
+                    refused = attempt(alice, work)
+                    assert (refused.errno, refused.seconds < AT_ONCE) == (errno.EIO, True)
+                said = (tmp_path / "log").read_text()
+                assert f"own-file file={there} key={KEY.signature}" in said
+                assert f"{ownfiles.WHY}: move it elsewhere" in said
+                assert "own-request" not in said  # nothing was asked
+                do_as(alice, lambda: _key_file_at(alice.home / "rsa2048.pem"))
+                assert [attempt(alice, opening(path)).value for path in paths] == [CONTENT] * 2
+        finally:
+            end(daemon)
+            end(broker)
+
+
+def _hooked(module: HostileModule) -> Callable[[], KeyService]:
+    """A daemon with this module, whose process opens no such file."""
+
+    def handler() -> KeyService:
+        ownfiles.refuse(keyring, EventLog("upcall-daemon"))
+        return key_service(lambda: module)
+
+    return handler
+
+
+class OpeningModule(HostileModule):
+    """Reads a file before it opens a key."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> KeyHandle:
+        self._path.read_bytes()
+        return super().open(signature, blob, secrets)
+
+
+def _reading(read: Callable[[], object]) -> Verb:
+    def unwrap(handle: KeyHandle, wrapped: bytes) -> object:
+        read()
+        return handle.unwrap(wrapped)
+
+    return unwrap
+
+
+@pytest.mark.parametrize("verb", ["open", "unwrap"])
+def test_a_module_that_reads_a_cold_file(shared: House, alice: Person, verb: str) -> None:
+    shared.daemon(alice)
+    with vault(alice, KEY.signature) as files:
+        wanted, its = files.cold(2)
+        opens = OpeningModule(its) if verb == "open" else HostileModule(unwrap=_reading(opening(its)))
+        shared.daemon(alice, _hooked(opens))
+        refused = attempt(alice, opening(wanted))
+        assert (refused.errno, refused.seconds < AT_ONCE) == (errno.EIO, True)
+        assert f"own-file file={its}" in shared.log("alice")
+        shared.daemon(alice)
+        assert attempt(alice, opening(wanted)).value == attempt(alice, opening(its)).value == CONTENT
+
+
+# --- what a C library or a child opens -----------------------------------------------------------------------
+
+
+class OneOfTwo(HostileModule):
+    """Hostile with one key only."""
+
+    def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> KeyHandle:
+        if signature == KEY.signature:
+            return super().open(signature, blob, secrets)
+        return openssl.open(signature, blob, secrets)
+
+
+def _by_a_library(path: Path) -> Callable[[], object]:
+    """Python does not say that this is opened: without the hook it is as if C had done it."""
+    return opening(path)
+
+
+def _by_a_child(path: Path) -> Callable[[], object]:
+    return lambda: subprocess.run(["/bin/cat", str(path)], check=True, capture_output=True, timeout=20)
+
+
+def _by_a_grandchild(path: Path) -> Callable[[], object]:
+    return lambda: subprocess.run(["/bin/sh", "-c", f"cat {path}; true"], check=False, timeout=20)
+
+
+@pytest.mark.parametrize("read", [_by_a_library, _by_a_child, _by_a_grandchild])
+def test_who_waits_is_found(shared: House, alice: Person, read: Callable[[Path], Callable[[], object]]) -> None:
+    """And with another key of the same user everybody's files can be opened and made meanwhile."""
+    enrol(alice, OTHER)
+    shared.daemon(alice)
+    with vault(alice, KEY.signature) as files, vault(alice, OTHER.signature) as innocent:
+        wanted, its = files.cold(2)
+        others = innocent.cold(6)
+        before = outcome_counts().get("own-request", 0)
+        shared.daemon(alice, lambda: key_service(lambda: OneOfTwo(unwrap=_reading(read(its)))))
+        refused = begin(alice, opening(wanted))
+        tasks = [begin(alice, opening(path)) for path in others]
+        tasks += [begin(alice, creating(innocent.upper / f"new-{number}")) for number in range(3)]
+        assert [outcome.errno for outcome in results(tasks)] == [0] * len(tasks)
+        _refused_in_time(refused.result())
+        assert outcome_counts()["own-request"] - before in (2, 3)
+        said = next(line for line in shared.log("alice").splitlines()[::-1] if "own-request" in line)
+        assert 'waiting="thread worker-' in said or "(cat)" in said
+        shared.daemon(alice)
+        assert attempt(alice, opening(wanted)).value == attempt(alice, opening(its)).value == CONTENT
+
+
+def _refused_in_time(outcome: Outcome) -> None:
+    assert outcome.errno == errno.EIO
+    assert outcome.seconds < 2.0
+
+
+def test_a_file_that_can_be_opened_is(shared: House, alice: Person) -> None:
+    """Another key's: while one worker waits for it, another one answers, and nobody has to be refused."""
+    enrol(alice, OTHER)
+    shared.daemon(alice)
+    with vault(alice, KEY.signature) as files, vault(alice, OTHER.signature) as innocent:
+        (wanted,), (its,) = files.cold(1), innocent.cold(1)
+        shared.daemon(alice, lambda: key_service(lambda: OneOfTwo(unwrap=_reading(opening(its)))))
+        assert attempt(alice, opening(wanted)).value == CONTENT
