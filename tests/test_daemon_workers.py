@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import pytest
+
 from upcall.daemon.workers import AT_MOST, WAITING, Workers
 from upcall.errors import Refused
 from upcall.testing.processes import until
@@ -86,3 +88,23 @@ def test_a_full_lane_queues_and_an_overdue_one_refuses() -> None:
 
     until(refused, "a refusal, once all that runs is overdue")
     gate.set()
+
+
+def test_no_more_threads_are_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has work does it; and as soon as there are threads again, somebody is at the socket again."""
+    pool, gate = Pool(), threading.Event()
+    tried = threading.Event()
+
+    def fail(_: threading.Thread) -> None:
+        tried.set()
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        for number in range(WAITING):
+            pool.put(behind(gate), f"hangs {number}")
+        assert tried.wait(LONG)
+    pool.served("other")
+    assert not pool.workers.stuck(time.monotonic() + 2 * LONG)
+    gate.set()
+    until(lambda: pool.workers.running == 0, "all jobs")

@@ -351,7 +351,7 @@ class Server:
                 self.since, self.now = self.now, time.monotonic()
                 self.broker.now = self.now
                 self.loop.run(ready, self.now)
-                self.manager.alive(self.now)
+                self.manager.alive(self.now, self._progress)
                 if self.now >= wake:
                     self.broker.expire(self.now)
                     self.loop.unmute(self.now)
@@ -362,6 +362,10 @@ class Server:
                         self.quota.wake(self.now)
         finally:
             self._close()
+
+    def _progress(self) -> bool:
+        """The loop turns; a clerk that has broken off comes back with a new process only."""
+        return self.quota is None or self.quota.lives
 
     def _next_wake(self) -> float:
         wake = min(self.broker.next_wake(), self.loop.next_wake(), self.starter.next_wake(), self.manager.next_wake())

@@ -193,7 +193,7 @@ class Daemon:
         """Waits for `timeout` seconds, a wake-up, a command of the user, or the broker's end (then True); not longer
         than our manager wants to hear of us."""
         now = time.monotonic()
-        self._manager.alive(now)
+        self._manager.alive(now, self._progress)
         wait = min(math.inf if timeout is None else timeout, self._manager.next_wake() - now)
         poll = select.poll()
         poll.register(self._wake_reader, select.POLLIN)
@@ -211,6 +211,18 @@ class Daemon:
                     self.on_reload()
             elif self._control is not None:
                 self._control.serve_one()
+        return False
+
+    def _progress(self) -> bool:
+        """Whether somebody is there for what comes. A key module that hangs keeps the workers of its lane, and no
+        others; where all are kept beyond their time, and more is waiting, only a new process helps."""
+        if not self._workers.stuck(time.monotonic()):
+            return True
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLIN)
+        if not waiting.poll(0):
+            return True
+        self.log("stuck", workers=self._workers.threads, why="all of them hang, and requests are waiting")
         return False
 
     def _say_goodbye(self) -> None:

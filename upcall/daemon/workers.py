@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import threading
 import time
@@ -55,20 +57,22 @@ class Workers(Generic[Job]):
         self._taken = 0  # jobs so far
         self._watching = False
         self._begun = threading.Semaphore(0)
+        self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
         self.threads = 0
 
     def start(self) -> None:
         with self._lock:
             for _ in range(WAITING):
                 self._add()
-        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        self._watcher.start()
 
     def _add(self) -> None:
         """One more thread at the socket, if there may be one; the lock is held."""
         if self.threads < self._at_most:
-            self.threads += 1
-            self._receiving += 1
-            threading.Thread(target=self._run, name=f"worker-{self.threads}", daemon=True).start()
+            with contextlib.suppress(RuntimeError):  # no more threads are to be had
+                threading.Thread(target=self._run, name=f"worker-{self.threads + 1}", daemon=True).start()
+                self.threads += 1
+                self._receiving += 1
 
     def _run(self) -> None:
         staying = True
@@ -151,6 +155,16 @@ class Workers(Generic[Job]):
                         self._add()
                     taken = self._taken
                 self._look()
+
+    def stuck(self, now: float) -> bool:
+        """Whether nobody is left to take the next job, or will be soon: every worker that there may be has one that
+        is overdue (monotonic). Or nobody sends workers to the socket any more."""
+        if not self._watcher.is_alive():
+            return True
+        with self._lock:
+            latest = [max(lane.deadlines) for lane in self._lanes.values()]
+            overdue = all(one < now for one in latest if one != math.inf)  # for a notice nobody waits
+            return not self._receiving and self.threads >= self._at_most and overdue
 
     @property
     def running(self) -> int:

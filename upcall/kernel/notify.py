@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Final
 
 _ADDRESS, _INTERVAL, _WHOSE = "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"
@@ -49,11 +49,13 @@ class Manager:
     def stopping(self) -> None:
         self._tell("STOPPING=1")
 
-    def alive(self, now: float) -> None:
-        """To be called by whoever makes progress, with the monotonic time; tells it when it is due."""
+    def alive(self, now: float, progress: Callable[[], bool] = lambda: True) -> None:
+        """To be called with the monotonic time by whoever does not hang; tells it when it is due, unless there is no
+        `progress` elsewhere: then the manager's patience runs out."""
         if now >= self._due:
             self._due = now + self._every
-            self._tell("WATCHDOG=1")
+            if progress():
+                self._tell("WATCHDOG=1")
 
     def next_wake(self) -> float:
         """When `alive` must be called at the latest (monotonic seconds)."""

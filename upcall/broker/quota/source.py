@@ -83,6 +83,11 @@ class Quota:
         self._thread.start()
         server.broker.on_helo = self._on_helo
 
+    @property
+    def lives(self) -> bool:
+        """Whether the clerk is there for what we hand over. It may take its time: directories of names are slow."""
+        return bool(self.why) or self._thread.is_alive()
+
     # --- in the clerk's thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
