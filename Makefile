@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(wildcard plugins/*)
 
-.PHONY: demo test check bench docs setup test-tools clean help
+.PHONY: demo test check bench soak docs setup test-tools clean help
 
 help:
 	@echo "make demo    the broker, a daemon and a key at work; needs no privileges and no eCryptfs"
 	@echo "make test    all tests: bytes, real sockets, and the real kernel in a virtual machine"
 	@echo "make check   lint, types, and the quick tests of bytes and sockets; a minute or two"
 	@echo "make bench   measures us and our peers in one run, and prints the ratios"
+	@echo "make soak    ten minutes of everything at full rate: nothing may be lost, and nothing may grow"
 
 demo: setup
 	$(BIN)/upcall demo
@@ -27,6 +28,9 @@ check: setup
 
 bench: setup test-tools
 	$(BIN)/python -m bench
+
+soak: setup test-tools
+	$(BIN)/python -m bench.soak
 
 # What docs/configuration.md says of each key.
 docs: setup

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 SLOW = (
-    "tests/test_bench.py",
+    "tests/test_bench",
     "tests/test_cli_plugin.py",
     "tests/test_doctor_broken.py",
     "tests/test_explain.py",

@@ -36,7 +36,7 @@ TIME_LIMIT = 400.0
 # --- on the host -------------------------------------------------------------------------------------------------
 
 
-class _Sender:
+class Sender:
     """The played kernel."""
 
     def __init__(self, stage: Stage) -> None:
@@ -66,7 +66,7 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
     """The kernel is played."""
     if os.geteuid() != 0:
         raise BenchError("only root may send to a netlink group")
-    sender = _Sender(stage)
+    sender = Sender(stage)
     folder = stage.place()
     broker = stage.start(
         [sys.executable, "-P", "-m", "bench.quotabroker", str(folder), str(_OURS), str(sender.portid)]
@@ -111,7 +111,7 @@ def _cost(pid: int, send: Callable[[], None], settle: Callable[[], object], coun
     return (cpu_us(pid) - before) / count
 
 
-def _beside(stage: Stage, effort: Effort, sender: _Sender, folder: Path) -> Iterator[Row]:
+def _beside(stage: Stage, effort: Effort, sender: Sender, folder: Path) -> Iterator[Row]:
     """Somebody else's round trip meanwhile."""
     signature = new_signature()
     stage.add_key(signature)

@@ -44,18 +44,22 @@ class _World:
         return str(number)
 
 
+def played(state: Path, group: int, sender: int) -> QuotaSetup:
+    """How to listen to the played kernel, whose portid is `sender`."""
+    return QuotaSetup(
+        Rules(),
+        state,
+        Ids(FAMILY, group),
+        _World(),
+        lambda ids: Listener(ids.group, protocol=NETLINK_USERSOCK, sender=sender),
+    )
+
+
 def main(folder: str, group: str, sender: str) -> None:
     harden()
     prefer_us()
     place = own_place(Path(folder))
-    setup = QuotaSetup(
-        Rules(),
-        place.folder / "quota.json",
-        Ids(FAMILY, int(group)),
-        _World(),
-        lambda ids: Listener(ids.group, protocol=NETLINK_USERSOCK, sender=int(sender)),
-    )
-    server = Server(place, quota=setup)
+    server = Server(place, quota=played(place.folder / "quota.json", int(group), int(sender)))
     signal.signal(signal.SIGTERM, server.stop)
     server.run()
 

@@ -97,7 +97,7 @@ class Client:
 
     def run(self, count: int, inflight: int = 1, seconds: float = 5.0) -> Sample:
         """BenchError if anything but the right answer came."""
-        sample = self._run(count, inflight, seconds)
+        sample = self.sample(count, inflight, seconds)
         if sample.refused or sample.wrong or not sample.answered:
             raise BenchError(f"not all as it should be: {sample}")
         return sample
@@ -105,13 +105,14 @@ class Client:
     def await_daemon(self) -> Client:
         """Until somebody answers behind the broker."""
         end = time.monotonic() + _PATIENCE
-        while self._run(1, 1, 1.0).refused:
+        while self.sample(1, 1, 1.0).refused:
             if time.monotonic() > end:
                 raise BenchError("no daemon has registered with the broker")
             time.sleep(0.02)
         return self
 
-    def _run(self, count: int, inflight: int, seconds: float) -> Sample:
+    def sample(self, count: int, inflight: int, seconds: float) -> Sample:
+        """Whatever became of so many requests."""
         self._tell(f"run {count} {inflight} {int(seconds * 1000)}")
         answered, refused, wrong, p50, p99, wall = (int(field) for field in self._line(seconds).split())
         return Sample(answered, refused, wrong, p50 / 1000, p99 / 1000, wall / 1000)

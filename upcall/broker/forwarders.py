@@ -118,14 +118,15 @@ class Forwarders(Listener):
         service = self.server.broker.services[key.type]
         body = pack_ask(Ask(key.description, upcall.callout))
         service.check_request(body)
-        process, requester = self._process(want, connection), Requester(0, 0)
+        process = self._process(want, connection)
         if process is not None:
             requester = Requester(process.who.uid, process.who.pid)
-        waits = requester.pid or self._kernel.asked_by(upcall.authorisation)
+        else:
+            requester = Requester(0, self._kernel.asked_by(upcall.authorisation))
         self._pending.add(upcall.key)
         deadline = envelope.deadline_ns / 1e9 - _WAY_BACK if envelope.deadline_ns else math.inf
         answer_to = _Key(self, upcall.key, uid, process, origin)
-        line = self.server.line_of(waits)
+        line = self.server.line_of(requester.pid)
         self.server.broker.ask(uid, service.name, requester, body, answer_to, self.server.now, deadline, line)
 
     def _process(self, want: gate.Wanted, connection: Connection) -> Waiting | None:

@@ -1,0 +1,272 @@
+"""`python -m bench.soak.traffic KIND SECONDS ARGUMENTS...`: one who asks, or who only disturbs, and counts.
+
+Every second, and at the end, it prints a JSON object of what it has counted so far. A request that is sent ends in
+exactly one of "answered", "refused", "lost" (nothing came in time) and "left" (its requester went before); "twice" and
+"wrong" are answers that nobody was owed, and that were not the right ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import select
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bench.packets import new_file_key
+from bench.soak.broker import AUTHORISATION, UID, described
+from upcall.client import Client, NoBroker
+from upcall.errors import Refused
+from upcall.kernel.local import connect
+from upcall.kernel.netlink import NetlinkSocket
+from upcall.messages import Answer, Requester
+from upcall.runtime import Place
+from upcall.testing.played import PlayedRequester
+from upcall.wire import requestkey
+from upcall.wire.ecryptfs import (
+    MAX_READ,
+    REQUEST,
+    STATUS_OK,
+    TAG_66,
+    TAG_67,
+    Ask,
+    Frame,
+    pack_ask,
+    pack_frame,
+    take_frame,
+    take_reply,
+)
+from upcall.wire.netlink import HELO, MAX_MESSAGE, Envelope, pack_control, pack_request, take_response
+from upcall.wire.requestkey import Upcall, pack_upcall
+
+_KERNEL_PATIENCE = 3.0  # seconds, as eCryptfs's
+_INFLIGHT = 8  # the kernel's requests at a time
+_PAUSE = 0.002  # seconds between two who come and go, and between two that disturb
+
+
+class Counts:
+    """Counts, and says so now and then."""
+
+    def __init__(self, seconds: float) -> None:
+        self.of: Counter[str] = Counter()
+        self._end = time.monotonic() + seconds
+        self._due = 0.0
+
+    def going(self) -> bool:
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + 1
+            self.say()
+        return now < self._end
+
+    def say(self) -> None:
+        print(json.dumps(self.of), flush=True)
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """A request that somebody waits for."""
+        self.of["sent"] += 1
+        try:
+            yield
+            self.of["answered"] += 1
+        except Refused as refused:
+            self.of["refused"] += 1
+            self.of[refused.reason] += 1
+        except (TimeoutError, NoBroker, ConnectionError):
+            self.of["lost"] += 1
+
+
+# --- processes -----------------------------------------------------------------------------------------------
+
+
+def keys(counts: Counts, folder: str, *signatures: str) -> None:
+    """Wraps and unwraps with each key in turn."""
+    with Client(Path(folder)) as client:
+        for signature in itertools.cycle(signatures):
+            if not counts.going():
+                return
+            key = os.urandom(random.choice((16, 24, 32)))
+            wrapped, clear = b"", key
+            with counts.one():
+                wrapped = client.wrap(signature, key)
+            if wrapped:
+                with counts.one():
+                    clear = client.unwrap(signature, wrapped)
+            counts.of["wrong"] += clear != key
+
+
+def visitors(counts: Counts, folder: str, signature: str) -> None:
+    """Come, ask once, and go; every third does not wait for the answer."""
+    packet = pack_ask(Ask(TAG_66, signature, new_file_key()))
+    for number in itertools.count():
+        if not counts.going():
+            return
+        with PlayedRequester(Path(folder)) as requester:
+            if number % 3 == 0:
+                requester.ask(packet)
+                counts.of.update(("sent", "left"))
+            else:
+                with counts.one():
+                    requester.ask(packet)
+                    reason = requester.reason()
+                    if reason != "answered":
+                        raise Refused(reason)
+        time.sleep(_PAUSE)
+
+
+def junk(counts: Counts, folder: str) -> None:
+    """Bytes that mean nothing, in every direction that is open to all; half a message; HELO without a process."""
+    place, packet = Place(Path(folder)), pack_ask(Ask(TAG_66, "0" * 16, new_file_key()))
+    whole = pack_request(Envelope(1, 1, "key", Requester(os.getuid(), 0), 0, packet))
+    registration = NetlinkSocket()
+    kinds: tuple[Callable[[], bytes], ...] = (
+        lambda: os.urandom(random.randrange(1, 200)),
+        lambda: whole[: random.randrange(1, len(whole))],
+        lambda: whole + b"x",
+        lambda: pack_control(HELO)[:-1],
+        lambda: bytes(MAX_MESSAGE),
+    )
+    while counts.going():
+        data = random.choice(kinds)()
+        with contextlib.suppress(OSError):
+            registration.send_to(data, place.broker()[0])
+        with contextlib.suppress(OSError), connect(place.socket, frozenset({0, os.geteuid()})) as connection:
+            connection.send(data)
+        counts.of["junk"] += 2
+        time.sleep(_PAUSE)
+
+
+# --- the kernel ----------------------------------------------------------------------------------------------
+
+
+class _Files:
+    """The kernel's side of /dev/ecryptfs: files that are created, so many at a time for each uid that has a daemon."""
+
+    def __init__(self, counts: Counts, path: str, signatures: dict[int, str]) -> None:
+        self._counts, self._signatures = counts, signatures
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(path)
+        self._listener.listen()
+        self._poll = select.poll()
+        self._poll.register(self._listener, select.POLLIN)
+        self._devices: dict[int, tuple[socket.socket, int]] = {}  # by descriptor, and whose
+        self._pending: dict[int, tuple[int, float]] = {}  # by sequence number: descriptor, until when
+        self._seq = 0
+
+    def run(self) -> None:
+        while self._counts.going():
+            self._turn()
+        end = time.monotonic() + _KERNEL_PATIENCE + 1
+        while self._pending and time.monotonic() < end:
+            self._turn(more=False)
+
+    def _turn(self, more: bool = True) -> None:
+        for fd, _ in self._poll.poll(100):
+            if fd == self._listener.fileno():
+                self._accept()
+            else:
+                self._take(fd)
+        now = time.monotonic()
+        for seq in [seq for seq, (_, until) in self._pending.items() if until < now]:
+            del self._pending[seq]
+            self._counts.of["lost"] += 1
+        if more:
+            for fd in tuple(self._devices):
+                self._fill(fd)
+
+    def _accept(self) -> None:
+        device, _ = self._listener.accept()
+        (uid,) = UID.unpack(device.recv(UID.size))
+        self._devices[device.fileno()] = device, uid
+        self._poll.register(device, select.POLLIN)
+
+    def _fill(self, fd: int) -> None:
+        device, uid = self._devices[fd]
+        mine = sum(owner == fd for owner, _ in self._pending.values())
+        for _ in range(_INFLIGHT - mine):
+            self._seq = self._seq % 0xFFFFFFFF + 1
+            packet = pack_ask(Ask(TAG_66, self._signatures[uid], new_file_key()))
+            try:
+                device.send(pack_frame(Frame(REQUEST, self._seq, self._seq % 32, packet)))
+            except OSError:
+                return  # nobody has it open any more: the next read says so
+            self._counts.of["sent"] += 1
+            self._pending[self._seq] = fd, time.monotonic() + _KERNEL_PATIENCE
+
+    def _take(self, fd: int) -> None:
+        device, _ = self._devices[fd]
+        try:
+            data = device.recv(MAX_READ)
+        except OSError:
+            data = b""
+        if not data:
+            return self._closed(fd)
+        frame = take_frame(data)
+        if self._pending.pop(frame.seq, None) is None:
+            self._counts.of["twice"] += 1
+            return None
+        with self._counts.one():
+            self._counts.of["sent"] -= 1  # it was counted when it was sent
+            reply = take_reply(frame.data or b"")
+            if (reply.tag, reply.status) != (TAG_67, STATUS_OK):
+                raise Refused("failed")
+        return None
+
+    def _closed(self, fd: int) -> None:
+        """Who waits there still, waits in vain: the real kernel tells nobody, either."""
+        device, _ = self._devices.pop(fd)
+        self._poll.unregister(device)
+        device.close()
+        for seq in [seq for seq, (owner, _) in self._pending.items() if owner == fd]:
+            del self._pending[seq]
+            self._counts.of["left"] += 1
+
+
+def files(counts: Counts, path: str, *told: str) -> None:
+    """`told`: UID=SIGNATURE of each who has files."""
+    _Files(counts, path, {int(uid): signature for uid, signature in (one.split("=") for one in told)}).run()
+
+
+def forwarders(counts: Counts, folder: str) -> None:
+    """For each key that the kernel wants a forwarder: a connection, a question, an answer."""
+    place = Place(Path(folder))
+    for serial in itertools.count(1):
+        if not counts.going():
+            return
+        serial = serial % AUTHORISATION or 1
+        key = described(serial, os.getppid())
+        words = b"%b;%d;%d;%08x;%b" % (key.type.encode(), *key[1:])
+        body = pack_upcall(Upcall(serial, AUTHORISATION + serial, words, b""))
+        deadline = int((time.monotonic() + 5) * 1e9)
+        with connect(place.request_key_socket, frozenset({os.geteuid()})) as connection, counts.one():
+            connection.settimeout(5)
+            connection.send(pack_request(Envelope(serial, 0, requestkey.SERVICE, Requester(0, 0), deadline, body)))
+            outcome = take_response(connection.recv(MAX_MESSAGE)).outcome
+            if not isinstance(outcome, Answer):
+                raise Refused(outcome.reason)
+
+
+KINDS: dict[str, Callable[..., None]] = {
+    "keys": keys,
+    "visitors": visitors,
+    "junk": junk,
+    "files": files,
+    "forwarders": forwarders,
+}
+
+
+def main(kind: str, seconds: str, *arguments: str) -> None:
+    counts = Counts(float(seconds))
+    KINDS[kind](counts, *arguments)
+    counts.say()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
