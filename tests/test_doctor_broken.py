@@ -339,6 +339,21 @@ def test_a_key_file_that_is_lost(key: Path, folder: Path) -> None:
     assert "backup" in the_problem("key-files", Scene(folder), "is not there").remedy
 
 
+def test_a_key_file_that_only_the_daemon_could_open(key: Path, folder: Path, home: Path) -> None:
+    """The list of mounts is played: it says that the keys lie on an eCryptfs mount that one of them opens."""
+    signature = _entry(home).split('signature = "')[1][:16]
+    device = key.stat().st_dev
+    mountinfo = home / "machine/proc/self/mountinfo"
+    mountinfo.parent.mkdir(parents=True)
+    line = f"36 1 {os.major(device)}:{os.minor(device)} / /home rw - ecryptfs /lower rw,ecryptfs_sig="
+    mountinfo.write_text(f"{line}{'0' * 16}\n")
+    assert not problems("key-files", Scene(folder, machine=home / "machine"))
+    mountinfo.write_text(f"{line}{signature}\n")
+    found = the_problem("key-files", Scene(folder, machine=home / "machine"), f"it needs the key {signature}")
+    assert str(key) in found.what
+    assert "copy it" in found.remedy
+
+
 def test_an_entry_that_is_damaged(key: Path, folder: Path) -> None:
     key.with_suffix(".toml").write_text("module = 5\n")
     the_problem("key-files", Scene(folder), "work.toml")

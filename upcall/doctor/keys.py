@@ -15,8 +15,11 @@ from upcall.doctor.scene import Scene
 from upcall.errors import PeerError, UpcallError, UsageError
 from upcall.kernel import keyring
 from upcall.keystore import COMPAT, SUFFIX, Entry, KeyStore
+from upcall.ownfiles import WHY, OwnMounts
 from upcall.wire.authtok import AuthTok, take_auth_tok
 from upcall.wire.ecryptfs import is_signature
+
+_FILE = "file:"  # before the path of a passphrase's file
 
 
 def files(scene: Scene) -> Iterator[Finding]:
@@ -26,12 +29,13 @@ def files(scene: Scene) -> Iterator[Finding]:
         yield note("no key was made or imported yet", "to make one", "upcall key generate")
         return
     found = [*_private(store.directory, "the folder of your keys")]
+    mounts = OwnMounts(keyring, scene.at("/proc/self/mountinfo"))
     for name in store.names():
-        found += _entry(store, name)
+        found += _entry(store, name, mounts)
     yield from found or [ok(f"{len(store.names())} keys in {store.directory}, and their files are private")]
 
 
-def _entry(store: KeyStore, name: str) -> Iterator[Finding]:
+def _entry(store: KeyStore, name: str, mounts: OwnMounts) -> Iterator[Finding]:
     path = store.directory / (name + SUFFIX)
     faults = [*_private(path, f"what is known of key {name}")]
     yield from faults
@@ -44,6 +48,17 @@ def _entry(store: KeyStore, name: str) -> Iterator[Finding]:
         return
     if entry.path is not None:
         yield from _private(Path(entry.path), f"the file of key {name}")
+        yield from _openable(Path(entry.path), f"the file of key {name}", mounts)
+    if entry.source.startswith(_FILE):
+        yield from _openable(Path(entry.source.removeprefix(_FILE)), f"the passphrase of key {name}", mounts)
+
+
+def _openable(path: Path, what: str, mounts: OwnMounts) -> Iterator[Finding]:
+    """Whether the daemon could open it without asking itself."""
+    needs = mounts.key_of(str(path))
+    if needs is not None:
+        remedy = "copy it to where no such key is needed, and import the copy: see `upcall key import`"
+        yield problem(f"{what}, {path}, {WHY}: it needs the key {needs}", remedy)
 
 
 def _private(path: Path, what: str) -> Iterator[Finding]:
