@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from tests.kernel.scene import (
 )
 from upcall import ownfiles
 from upcall.daemon.keyservice import KeyService
+from upcall.daemon.sources import fetch
+from upcall.isolation.module import IsolatedModule
 from upcall.kernel import keyring
 from upcall.keymodule import KeyHandle, Secrets
 from upcall.lab.stage import Person, do_as, end, start_broker, start_daemon
@@ -130,6 +133,28 @@ def test_a_module_that_reads_a_cold_file(shared: House, alice: Person, verb: str
         assert f"own-file file={its}" in shared.log("alice")
         shared.daemon(alice)
         assert attempt(alice, opening(wanted)).value == attempt(alice, opening(its)).value == CONTENT
+
+
+def test_an_isolated_key_module_reads_its_cold_key_file(shared: House, alice: Person) -> None:
+    """Its process opens none, either; what its C libraries open would be seen by nobody."""
+    shared.daemon(alice)
+    with vault(alice, KEY.signature) as files:
+        (wanted,) = files.fill(1)
+        there = files.upper / "key.pem"
+        do_as(alice, lambda: _key_file_at(there))
+        files.remount()
+        try:
+            apart = {"openssl": lambda: IsolatedModule("openssl", "upcall_rsa:module", lambda: time.monotonic() + 20)}
+            shared.daemon(alice, lambda: KeyService(keyring, apart, fetch))
+            refused = attempt(alice, opening(wanted))
+            assert refused.errno == errno.EIO
+            again = attempt(alice, opening(wanted))  # the child is there by now
+            assert (again.errno, again.seconds < AT_ONCE) == (errno.EIO, True)
+            assert f"{there}: {ownfiles.WHY}" in shared.log("alice")
+        finally:
+            do_as(alice, lambda: _key_file_at(alice.home / "rsa2048.pem"))
+        shared.daemon(alice)
+        assert attempt(alice, opening(wanted)).value == CONTENT
 
 
 # --- what a C library or a child opens -----------------------------------------------------------------------
