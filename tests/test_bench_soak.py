@@ -23,7 +23,9 @@ def taken(each_second: float, noise: float = 0.2, warming: float = 5.0) -> list[
     """Ten minutes of a process that grows by so many MB a second, after it has got its things together."""
     chance = random.Random(7)
     return [
-        Sample(at, "daemon", 20 + min(warming, at / 10) + at * each_second + chance.uniform(-noise, noise), 9, 12, 5)
+        Sample(
+            at, "daemon", 20 + min(warming, at / 10) + at * each_second + chance.uniform(-noise, noise), 9, 8, 12, 5
+        )
         for at in range(600)
     ]
 
@@ -53,14 +55,14 @@ def test_what_shrinks_is_flat() -> None:
 
 def test_a_sample_of_this_process(tmp_path: Path) -> None:
     found = sample(1.5, "us", os.getpid())
-    assert 5 < found.pss <= found.rss < 1000
+    assert 5 < found.private <= found.pss <= found.rss < 1000
     assert found.descriptors == len(os.listdir("/proc/self/fd"))
     assert found.threads >= 1
     with pytest.raises(OSError, match="No such"):
         sample(1.5, "nobody", 1 << 30)
     write(tmp_path / "samples.csv", [found])
     head, line = (tmp_path / "samples.csv").read_text().splitlines()
-    assert head == "at,who,rss,pss,descriptors,threads"
+    assert head == "at,who,rss,pss,private,descriptors,threads"
     assert line.startswith("1.5,us,")
 
 

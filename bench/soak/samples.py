@@ -12,12 +12,14 @@ WARM_UP = 0.2  # of the time: what is imported, cached and opened once, is there
 
 
 class Sample(NamedTuple):
-    """Of one process, `at` seconds after the beginning. Memory in MB; what may not be looked at is 0."""
+    """Of one process, `at` seconds after the beginning. Memory in MB; what may not be looked at is 0. `pss`: what it
+    shares is counted in parts, so that it moves when others come and go. `private`: what nobody else has."""
 
     at: float
     who: str
     rss: float
     pss: float
+    private: float
     descriptors: int
     threads: int
 
@@ -31,7 +33,13 @@ class Bound(NamedTuple):
 
 
 # A page here and there is the allocator's; a leak of 1 byte for each of a million requests would be a megabyte.
-BOUNDS = (Bound("rss", "MB", 1.0), Bound("pss", "MB", 1.0), Bound("descriptors", "", 2.0), Bound("threads", "", 2.0))
+_MEMORY = 1.0  # MB
+BOUNDS = (
+    Bound("rss", "MB", _MEMORY),
+    Bound("private", "MB", _MEMORY),
+    Bound("descriptors", "", 2.0),
+    Bound("threads", "", 2.0),
+)
 
 
 class Growth(NamedTuple):
@@ -51,8 +59,10 @@ class Growth(NamedTuple):
 def sample(at: float, who: str, pid: int) -> Sample:
     """OSError if it has ended."""
     found = _kb(Path(f"/proc/{pid}/status"))
-    proportional = _kb(Path(f"/proc/{pid}/smaps_rollup")).get("Pss", 0)
-    return Sample(at, who, found["VmRSS"] / 1024, proportional / 1024, _descriptors(pid), found["Threads"])
+    mapped = _kb(Path(f"/proc/{pid}/smaps_rollup"))
+    private = mapped.get("Private_Clean", 0) + mapped.get("Private_Dirty", 0)
+    rss, pss = found["VmRSS"], mapped.get("Pss", 0)
+    return Sample(at, who, rss / 1024, pss / 1024, private / 1024, _descriptors(pid), found["Threads"])
 
 
 def _kb(path: Path) -> dict[str, int]:
@@ -97,4 +107,4 @@ def write(path: Path, samples: Iterable[Sample]) -> None:
     with path.open("w", encoding="ascii", newline="") as file:
         table = csv.writer(file)
         table.writerow(Sample._fields)
-        table.writerows((f"{one.at:.1f}", one.who, f"{one.rss:.2f}", f"{one.pss:.2f}", *one[4:]) for one in samples)
+        table.writerows((f"{one.at:.1f}", one.who, *(f"{mb:.2f}" for mb in one[2:5]), *one[5:]) for one in samples)

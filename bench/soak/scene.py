@@ -25,7 +25,7 @@ from upcall.keymodule import Limits, Making
 from upcall.testing.secrets import Told
 from upcall.wire.ecryptfs import SIGNATURE_LENGTH
 
-QUIET, RESTLESS = 61001, 61002  # uids that nobody has
+QUIET, RESTLESS, STRANGER = 61001, 61002, 61003  # uids that nobody has
 _QUOTA_GROUP, _QUOTA_RATE = 30, 2000  # warnings a second
 # What is installed for the soak, before what is installed anyway: a reload must find it again.
 _PLUGINS = """[upcall.key_modules]
@@ -65,7 +65,7 @@ class Scene:
         quiet = 0
         if self.root:
             files |= {uid: self._key(NOOP, uid) for uid in (QUIET, RESTLESS)}
-            quiet = self._stage.daemon_as(QUIET, self.folder, {NOOP: "bench.noop:module"})  # before there are threads
+            quiet = self._quiet()
         self._install()
         device = self._stage.folder / "device"
         kernel = self._talker("files", device, *(f"{uid}={signature}" for uid, signature in files.items()))
@@ -83,7 +83,7 @@ class Scene:
         self._talker("restless", self.folder, RESTLESS if self.root else -1, broker, ours)
         self._talker("keys", self.folder, *signatures)
         self._talker("visitors", self.folder, signatures[-1])
-        self._talker("junk", self.folder)
+        self._talker("junk", self.folder, uid=STRANGER if self.root and _runs_as(STRANGER) else None)
         if self.root:
             self._talker("forwarders", self.folder)
         for uid, signature in files.items():
@@ -130,6 +130,14 @@ class Scene:
                     raise BenchError(f"the daemon {pid} of uid {uid} has not registered")
                 time.sleep(0.02)
 
+    def _quiet(self) -> int:
+        """Forked where that uid may not read the interpreter: before there are threads."""
+        modules = {NOOP: "bench.noop:module"}
+        if not _runs_as(QUIET):
+            return self._stage.daemon_as(QUIET, self.folder, modules)
+        words = [f"folder={self.folder}", *(f"module={alias}={spec}" for alias, spec in modules.items())]
+        return self._stage.start([sys.executable, "-P", "-m", "upcall.daemon", *words], QUIET).pid
+
     def _isolated(self, daemon: int) -> int:
         """The process of the isolated key module, once it is there."""
         end = time.monotonic() + _PATIENCE
@@ -144,10 +152,10 @@ class Scene:
 
     # --- those who ask -------------------------------------------------------------------------------------
 
-    def _talker(self, kind: str, *arguments: object) -> int:
+    def _talker(self, kind: str, *arguments: object, uid: int | None = None) -> int:
         module = "bench.soak.restless" if kind == "restless" else "bench.soak.traffic"
         words = [sys.executable, "-P", "-m", module, kind, str(self._seconds), *map(str, arguments)]
-        process = self._stage.start(words, talks=True)
+        process = self._stage.start(words, uid, talks=True)
         self.counts[kind] = Counter()
         thread = threading.Thread(target=self._read, args=(kind, process), daemon=True)
         thread.start()
@@ -204,3 +212,12 @@ class Scene:
         with contextlib.suppress(NoBroker, TimeoutError), Asking(self.folder) as asking:
             return asking.status()
         return {}
+
+
+def _runs_as(uid: int) -> bool:
+    """Whether this uid may read the interpreter and us."""
+    try:
+        words = [sys.executable, "-c", "import bench.soak.traffic"]
+        return subprocess.run(words, user=uid, capture_output=True, timeout=20, check=False).returncode == 0
+    except OSError:
+        return False
