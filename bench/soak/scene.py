@@ -83,7 +83,7 @@ class Scene:
         self._talker("restless", self.folder, RESTLESS if self.root else -1, broker, ours)
         self._talker("keys", self.folder, *signatures)
         self._talker("visitors", self.folder, signatures[-1])
-        self._talker("junk", self.folder, uid=STRANGER if self.root and _runs_as(STRANGER) else None)
+        self._talker("junk", self.folder, *((STRANGER,) if self.root else ()))
         if self.root:
             self._talker("forwarders", self.folder)
         for uid, signature in files.items():
@@ -152,10 +152,10 @@ class Scene:
 
     # --- those who ask -------------------------------------------------------------------------------------
 
-    def _talker(self, kind: str, *arguments: object, uid: int | None = None) -> int:
+    def _talker(self, kind: str, *arguments: object) -> int:
         module = "bench.soak.restless" if kind == "restless" else "bench.soak.traffic"
         words = [sys.executable, "-P", "-m", module, kind, str(self._seconds), *map(str, arguments)]
-        process = self._stage.start(words, uid, talks=True)
+        process = self._stage.start(words, talks=True)
         self.counts[kind] = Counter()
         thread = threading.Thread(target=self._read, args=(kind, process), daemon=True)
         thread.start()

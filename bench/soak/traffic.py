@@ -121,8 +121,13 @@ def visitors(counts: Counts, folder: str, signature: str) -> None:
         time.sleep(_PAUSE)
 
 
-def junk(counts: Counts, folder: str) -> None:
-    """Bytes that mean nothing, in every direction that is open to all; half a message; HELO without a process."""
+def junk(counts: Counts, folder: str, uid: str = "") -> None:
+    """Bytes that mean nothing, in every direction that is open to all; half a message. From `uid`, if we may: the
+    broker lets each have so many connections, and who is turned away because of us is no loss."""
+    if uid:
+        os.setgroups([])
+        os.setresgid(int(uid), int(uid), int(uid))
+        os.setresuid(int(uid), int(uid), int(uid))
     place, packet = Place(Path(folder)), pack_ask(Ask(TAG_66, "0" * 16, new_file_key()))
     whole = pack_request(Envelope(1, 1, "key", Requester(os.getuid(), 0), 0, packet))
     registration = NetlinkSocket()
