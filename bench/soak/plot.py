@@ -51,7 +51,7 @@ def _panel(panel: Panel, top: float, end: float) -> list[str]:
         parts.append(_text(_LEFT - 8, y(value) + 4, f"{value:,g}", anchor="end"))
         value += step
     minute = max(1, round(end / 60 / 10))
-    for minutes in range(0, int(end / 60 + 0.01) + 1, minute):
+    for minutes in range(0, int(end / 60 + 0.05) + 1, minute):
         label = f"{minutes} min" if minutes else "0"
         parts.append(_text(x(minutes * 60), bottom + 17, label, anchor="middle"))
     for number, (name, points) in enumerate(panel.lines.items()):

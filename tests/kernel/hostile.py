@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 from upcall_rsa import module as openssl
 
@@ -38,6 +41,25 @@ class HostileModule:
 
     def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> KeyHandle:
         return _Handle(openssl.open(signature, blob, secrets), self._wrap, self._unwrap)
+
+
+_libc = ctypes.CDLL(None)
+COLD = "UPCALL_TEST_COLD"  # the variable with the path of a file that a C library reads
+
+
+def read_in_c(path: str | Path) -> None:
+    """As a C library does: nobody but the kernel learns of it."""
+    fd = _libc.open(os.fsencode(path), os.O_RDONLY | os.O_CLOEXEC)
+    if fd >= 0:
+        os.close(fd)
+
+
+def _reads_in_c(handle: KeyHandle, wrapped: bytes) -> bytes:
+    read_in_c(os.environ[COLD])
+    return handle.unwrap(wrapped)
+
+
+reads_in_c = HostileModule(unwrap=_reads_in_c)
 
 
 class LyingDaemon:

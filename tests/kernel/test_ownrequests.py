@@ -12,7 +12,7 @@ import pytest
 from upcall_rsa import module as openssl
 from upcall_rsa.blob import Blob, pack_blob
 
-from tests.kernel.hostile import HostileModule, Verb
+from tests.kernel.hostile import COLD, HostileModule, Verb, read_in_c
 from tests.kernel.scene import (
     AT_ONCE,
     CONTENT,
@@ -40,6 +40,7 @@ from upcall.lab.stage import Person, do_as, end, start_broker, start_daemon
 from upcall.log import EventLog
 from upcall.wire.authtok import AuthTok, pack_auth_tok
 
+PROJECT = Path(__file__).parents[2]
 KEY, OTHER = keys()["rsa2048"], keys()["captured"]
 
 
@@ -170,8 +171,7 @@ class OneOfTwo(HostileModule):
 
 
 def _by_a_library(path: Path) -> Callable[[], object]:
-    """Python does not say that this is opened: without the hook it is as if C had done it."""
-    return opening(path)
+    return lambda: read_in_c(path)
 
 
 def _by_a_child(path: Path) -> Callable[[], object]:
@@ -200,6 +200,24 @@ def test_who_waits_is_found(shared: House, alice: Person, read: Callable[[Path],
         assert outcome_counts()["own-request"] - before in (2, 3)
         said = next(line for line in shared.log("alice").splitlines()[::-1] if "own-request" in line)
         assert 'waiting="thread worker-' in said or "(cat)" in said
+        shared.daemon(alice)
+        assert attempt(alice, opening(wanted)).value == attempt(alice, opening(its)).value == CONTENT
+
+
+def test_a_c_library_in_an_isolated_key_module(shared: House, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process lets nobody look at it: it looks itself."""
+    shared.daemon(alice)
+    with vault(alice, KEY.signature) as files:
+        wanted, its = files.cold(2)
+        monkeypatch.setenv(COLD, str(its))
+        monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+        spec = "tests.kernel.hostile:reads_in_c"
+        apart = {"openssl": lambda: IsolatedModule("openssl", spec, lambda: time.monotonic() + 20, EventLog("module"))}
+        shared.daemon(alice, lambda: KeyService(keyring, apart, fetch))
+        first = attempt(alice, opening(wanted))  # the child is started, and that takes its time
+        assert first.errno == errno.EIO
+        _refused_in_time(attempt(alice, opening(wanted)))
+        assert "own-request module=openssl" in shared.log("alice")
         shared.daemon(alice)
         assert attempt(alice, opening(wanted)).value == attempt(alice, opening(its)).value == CONTENT
 

@@ -17,7 +17,6 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from upcall.daemon.control import Control
-from upcall.daemon.ownwaits import OwnWaits
 from upcall.daemon.workers import Workers
 from upcall.errors import ModuleFailed, PeerError, Refused, UsageError
 from upcall.handler import Handler, Named, Notified
@@ -25,6 +24,7 @@ from upcall.kernel.netlink import NetlinkSocket, Packet
 from upcall.kernel.notify import Manager
 from upcall.log import EventLog
 from upcall.messages import Answer, Refusal
+from upcall.ownwaits import OwnWaits
 from upcall.reloading import Hangup
 from upcall.runtime import Place
 from upcall.wire.netlink import (

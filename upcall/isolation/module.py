@@ -186,6 +186,8 @@ class IsolatedModule:
         if outcome.kind == ANSWER:
             return outcome
         if outcome.kind == REFUSED:
+            if outcome.text == "own-request":
+                self._log("own-request", module=self.name, waiting="its process, for a file on eCryptfs")
             raise Refused(outcome.text, outcome.code)
         if outcome.kind == FAILED:
             raise ModuleFailed(outcome.text)

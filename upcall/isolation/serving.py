@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
+import time
 import traceback
 from typing import NoReturn
 
 from upcall.errors import ModuleFailed, Refused
 from upcall.keymodule import Closable, KeyHandle, KeyModule, Public, Watched
 from upcall.modules import load
+from upcall.ownwaits import PATIENCE, OwnWaits
 from upcall.wire.isolation import (
     ANSWER,
     BROKE,
@@ -57,12 +60,29 @@ class Server:
         self._handles: dict[int, KeyHandle] = {}
         self._asked: dict[int, tuple[threading.Event, list[Message]]] = {}
         self._serving = threading.local()
+        self._own: OwnWaits[Message] = OwnWaits(self._refuse_own)
+        self._busy = threading.Event()
         os.register_at_fork(after_in_child=self._socket.close)  # a module that forks must leave no second server
 
     def run(self) -> NoReturn:
         with self._lock:
             self._receiving = 1
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
         self._work()
+
+    def _watch(self) -> NoReturn:
+        """Answers in the place of threads that wait for the daemon, by eCryptfs; asleep while nobody works. Nobody
+        else may look at how this process waits."""
+        while True:
+            self._busy.wait()
+            self._busy.clear()
+            while self._own.held:
+                time.sleep(PATIENCE / 5)
+                self._own.look()
+
+    def _refuse_own(self, asked: Message, _by: str) -> None:
+        refused = Refused("own-request")
+        self._send(Message(REFUSED, asked.id, code=refused.errno, text=refused.reason))
 
     def _work(self) -> NoReturn:
         """A thread at the socket: it sees what it takes through, and somebody else waits there meanwhile."""
@@ -76,11 +96,16 @@ class Server:
                 if message.kind in OUTCOMES:
                     self._on_outcome(message)
                     continue
+                self._own.hold(message.id, math.inf, message)
+                self._busy.set()
                 self._enter()
                 answer = self._serve(message)
                 if answer.kind in (FAILED, BROKE) and self._exhausted():
                     answer = answer._replace(code=EXHAUSTED)
-                self._send(answer)
+                if self._own.let_go(message.id):
+                    self._send(answer)
+                elif message.kind == OPEN:
+                    self._handles.pop(message.handle, None)  # nobody knows of it
                 with self._lock:
                     self._receiving += 1
             status = 0

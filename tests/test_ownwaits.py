@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from upcall.daemon import ownwaits
-from upcall.daemon.ownwaits import PATIENCE, OwnWaits, waiting_for_ecryptfs
+from upcall import ownwaits
+from upcall.ownwaits import PATIENCE, OwnWaits, waiting_for_ecryptfs
 from upcall.testing.processes import until
 
 

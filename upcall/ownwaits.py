@@ -31,7 +31,7 @@ class OwnWaits(Generic[Job]):
         self._held: dict[int, tuple[float, float, Job]] = {}  # by sequence number: since when, until when
 
     def hold(self, seq: int, deadline: float, job: Job) -> None:
-        """A request has come, and is to be answered by whoever lets go of it."""
+        """A request has come, and is to be answered by whoever lets go of it; before `deadline`, if ever."""
         with self._lock:
             self._held[seq] = time.monotonic(), deadline, job
 
@@ -39,6 +39,11 @@ class OwnWaits(Generic[Job]):
         """Whether it is still to be answered."""
         with self._lock:
             return self._held.pop(seq, None) is not None
+
+    @property
+    def held(self) -> int:
+        """How many are still to be answered."""
+        return len(self._held)
 
     def look(self) -> None:
         """To be called now and then while requests are worked on."""
