@@ -41,8 +41,8 @@ class Scene:
 def test_what_cannot_be_answered_is_refused_once() -> None:
     scene = Scene()
     scene.waiting = ["thread worker-1", "pid 7 (cat)"]
-    scene.own.hold(1, math.inf, "one")
-    scene.own.hold(2, math.inf, "two")
+    scene.own.hold(1, math.inf, "key", "one")
+    scene.own.hold(2, math.inf, "key", "two")
     assert scene.own.let_go(2)
     scene.own.look()
     assert not scene.refused  # what can be answered is
@@ -54,9 +54,33 @@ def test_what_cannot_be_answered_is_refused_once() -> None:
     assert len(scene.refused) == 1
 
 
+def test_the_same_key_is_refused_at_once_until_the_worker_comes_back() -> None:
+    """Who was let go of opens the next file, and would wait for whoever answers for that."""
+    scene = Scene()
+    scene.waiting = ["thread worker-1"]
+    assert scene.own.hold(1, math.inf, "key", "one")
+    scene.refused_in_time()
+    assert not scene.own.hold(2, math.inf, "key", "two")
+    assert scene.own.hold(3, math.inf, "another", "three")
+    assert not scene.own.let_go(1)
+    assert scene.own.hold(4, math.inf, "key", "four")
+    assert scene.own.let_go(3)
+    assert scene.own.let_go(4)
+
+
+def test_a_worker_that_never_comes_back_does_not_count_for_ever() -> None:
+    """As one whose request waited in a lane, and was dropped there."""
+    scene = Scene()
+    scene.waiting = ["thread worker-1"]
+    assert scene.own.hold(1, time.monotonic() + PATIENCE + 0.3, "key", "one")
+    scene.refused_in_time()
+    assert not scene.own.hold(2, math.inf, "key", "two")
+    until(lambda: scene.own.hold(3, math.inf, "key", "three"), "the key is served again")
+
+
 def test_slow_requests_are_left_alone_while_nobody_waits() -> None:
     scene = Scene()
-    scene.own.hold(1, math.inf, "slow")
+    scene.own.hold(1, math.inf, "key", "slow")
     while scene.looked < 3:
         scene.own.look()
         time.sleep(0.01)
@@ -67,7 +91,7 @@ def test_slow_requests_are_left_alone_while_nobody_waits() -> None:
 def test_what_the_broker_has_answered_is_forgotten() -> None:
     scene = Scene()
     scene.waiting = ["thread worker-1"]
-    scene.own.hold(1, time.monotonic() - 1, "late")
+    scene.own.hold(1, time.monotonic() - 1, "key", "late")
     scene.own.look()
     assert not scene.own.let_go(1)
     assert not scene.refused

@@ -3,6 +3,9 @@
 The kernel does not say who waits for a request of eCryptfs. So it is not asked whose a request is, but whether it can
 be answered: what could not be for a while, while somebody of ours waits for eCryptfs, is refused, and that lets go of
 them. What can be answered is, whoever asks.
+
+Who is let go of may go on, and open the next file: a request for the same key that comes while the worker of a refused
+one has not come back is refused at once. Otherwise each would have the next one wait, for ever.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ from typing import Final, Generic, TypeVar
 Job = TypeVar("Job")
 
 PATIENCE: Final = 0.25  # seconds that a request may take while one of ours waits
+_ASTRAY: Final = (
+    5.0  # seconds after which a worker of a refused request does not count any more: the kernel waits for 3
+)
 _WAITS: Final = b"ecryptfs_"  # how the kernel's functions begin in which one waits (proc(5), wchan)
 _GENERATIONS: Final = 4
 
@@ -28,16 +34,28 @@ class OwnWaits(Generic[Job]):
     ) -> None:  # fmt: skip
         self._refuse, self._waiting = refuse, waiting or waiting_for_ecryptfs
         self._lock = threading.Lock()
-        self._held: dict[int, tuple[float, float, Job]] = {}  # by sequence number: since when, until when
+        # by sequence number: since when, until when, for which key, what
+        self._held: dict[int, tuple[float, float, str, Job]] = {}
+        self._astray: dict[
+            int, tuple[float, str]
+        ] = {}  # refused, and somebody is at work on it still: until when, key
 
-    def hold(self, seq: int, deadline: float, job: Job) -> None:
-        """A request has come, and is to be answered by whoever lets go of it; before `deadline`, if ever."""
+    def hold(self, seq: int, deadline: float, key: str, job: Job) -> bool:
+        """A request has come, and is to be answered before `deadline` by whoever lets go of it. False: at once, with a
+        refusal."""
+        now = time.monotonic()
         with self._lock:
-            self._held[seq] = time.monotonic(), deadline, job
+            if self._astray:
+                self._astray = {seq: one for seq, one in self._astray.items() if one[0] > now}
+                if any(one[1] == key for one in self._astray.values()):
+                    return False
+            self._held[seq] = now, deadline, key, job
+        return True
 
     def let_go(self, seq: int) -> bool:
         """Whether it is still to be answered."""
         with self._lock:
+            self._astray.pop(seq, None)
             return self._held.pop(seq, None) is not None
 
     @property
@@ -49,16 +67,18 @@ class OwnWaits(Generic[Job]):
         """To be called now and then while requests are worked on."""
         now = time.monotonic()
         with self._lock:
-            for seq in [seq for seq, (_, deadline, _) in self._held.items() if deadline <= now]:
+            for seq in [seq for seq, (_, deadline, _, _) in self._held.items() if deadline <= now]:
                 del self._held[seq]  # the broker has answered
-            late = [seq for seq, (since, _, _) in self._held.items() if now - since >= PATIENCE]
+            late = [seq for seq, (since, _, _, _) in self._held.items() if now - since >= PATIENCE]
         if not late or not (waiting := self._waiting()):
             return
         for seq in late:
             with self._lock:
                 held = self._held.pop(seq, None)
+                if held is not None:
+                    self._astray[seq] = min(held[1], now + _ASTRAY), held[2]
             if held is not None:
-                self._refuse(held[2], ", ".join(waiting))
+                self._refuse(held[3], ", ".join(waiting))
 
 
 def waiting_for_ecryptfs() -> list[str]:

@@ -322,8 +322,9 @@ class Daemon:
         if deadline <= time.monotonic():
             return None  # it lay in the socket for too long: the broker has answered
         job = _Job(envelope, handler, broker)
-        if envelope.service == ECRYPTFS:
-            self._own.hold(envelope.seq, deadline, job)
+        if envelope.service == ECRYPTFS and not self._own.hold(envelope.seq, deadline, lane, job):
+            self._refuse_own(job, "who was refused has not come back")
+            return None
         return job, lane, deadline
 
     def _notice(self, data: bytes, broker: _Broker) -> tuple[_Job, str, float] | None:

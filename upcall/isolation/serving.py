@@ -80,7 +80,7 @@ class Server:
                 time.sleep(PATIENCE / 5)
                 self._own.look()
 
-    def _refuse_own(self, asked: Message, _by: str) -> None:
+    def _refuse_own(self, asked: Message, _by: str = "") -> None:
         refused = Refused("own-request")
         self._send(Message(REFUSED, asked.id, code=refused.errno, text=refused.reason))
 
@@ -96,7 +96,9 @@ class Server:
                 if message.kind in OUTCOMES:
                     self._on_outcome(message)
                     continue
-                self._own.hold(message.id, math.inf, message)
+                if not self._own.hold(message.id, math.inf, message.text or str(message.handle), message):
+                    self._refuse_own(message)
+                    continue
                 self._busy.set()
                 self._enter()
                 answer = self._serve(message)
