@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from tests.selfasking import ask
 from upcall.broker.core import Broker
 from upcall.errors import REASONS, Refused
+from upcall.kernel import requestkey
 from upcall.kernel.ancestry import began, line_of
 from upcall.messages import Answer, Refusal, Requester
 from upcall.service import SERVICES
@@ -67,6 +69,25 @@ def test_a_pid_that_is_anothers_by_now() -> None:
     outcomes = [_outcome(pid, when), _outcome(pid, when + 1)]
     assert outcomes == [Refusal("own-request", errno.EDEADLK), None]
     assert REASONS["own-request"] == errno.EDEADLK
+
+
+PROC_KEYS = """\
+0a1b2c3d I--Q---     1 perm 3f030000     0     0 keyring   _ses: 1
+1f2e3d4c I--Q---     2 perm 0b0b0000     0     0 .request_ key:2f5c pid:{pid} ci:4
+1f2e3d4d I--Q---     2 perm 0b0b0000     0     0 .request_ key:2f5d pid:{gone} ci:0
+1f2e3d4e I--Q---     1 perm 3f010000  1000  1000 user      x pid:{pid} ci:4 y: 3
+"""
+
+
+def test_whom_proc_keys_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the authorisation's serial number; a thread's process."""
+    file = tmp_path / "keys"
+    monkeypatch.setattr(requestkey, "KEYS", file)
+    assert requestkey.asked_by(0x1F2E3D4C) == 0  # there is no such file
+    file.write_text(PROC_KEYS.format(pid=threading.get_native_id(), gone=1 << 30))
+    assert requestkey.asked_by(0x1F2E3D4C) == os.getpid()
+    for serial in (0x1F2E3D4D, 0x1F2E3D4E, 0x0A1B2C3D, 1):
+        assert requestkey.asked_by(serial) == 0
 
 
 class _Link:

@@ -14,6 +14,8 @@ from upcall.gate import Who
 from upcall.kernel.keyring import describe_raw
 from upcall.wire.requestkey import Described, take_described
 
+KEYS = Path("/proc/keys")
+
 # Of /proc/PID/status, whose first line escapes what the name would bring.
 _IDS = re.compile(rb"^Tgid:\t(\d+)\n.*?^Uid:\t(\d+)\t(\d+)\t", re.MULTILINE | re.DOTALL)
 
