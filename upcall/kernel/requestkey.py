@@ -64,9 +64,8 @@ def asked_by(authorisation: int) -> int:
     """The process that has asked for a key, by the key's authorisation; 0 if it has gone, or the kernel does not say:
     /proc/keys lists what we may look at, and not at all where /proc shows processes only."""
     try:
-        found = re.search(
-            rb"^%08x .* pid:(\d+) ci:\d+$" % authorisation, Path("/proc/keys").read_bytes(), re.MULTILINE
-        )
+        line = rb"^%08x .* pid:(\d+) ci:\d+$" % authorisation
+        found = re.search(line, KEYS.read_bytes(), re.MULTILINE)
         return _status(int(found[1]))[0] if found else 0
     except (OSError, ValueError):
         return 0
