@@ -50,17 +50,19 @@ def _soak(stage: Stage, seconds: float, out: Path) -> int:
     rates: list[tuple[float, float]] = []
     before, last = 0, begun
     told = Progress(seconds)
-    while (now := time.monotonic()) - begun < seconds:
-        try:
-            taken += [samples.sample(now - begun, who, pid) for who, pid in pids.items()]
-        except OSError as error:
-            raise BenchError(f"somebody has ended: {error}") from error
-        settled = _total(scene)["answered"]
-        rates.append((now - begun, (settled - before) / max(now - last, 0.1)))
-        before, last = settled, now
-        told(now - begun, settled, taken[-len(pids) :])
-        time.sleep(max(0.0, _EVERY - (time.monotonic() - now)))
-    told.close()
+    try:
+        while (now := time.monotonic()) - begun < seconds:
+            try:
+                taken += [samples.sample(now - begun, who, pid) for who, pid in pids.items()]
+            except OSError as error:
+                raise BenchError(f"somebody has ended: {error}") from error
+            settled = _total(scene)["answered"]
+            rates.append((now - begun, (settled - before) / max(now - last, 0.1)))
+            before, last = settled, now
+            told(now - begun, settled, taken[-len(pids) :])
+            time.sleep(max(0.0, _EVERY - (time.monotonic() - now)))
+    finally:
+        told.close()
     scene.wait()
     grown = samples.growth(taken)
     out.mkdir(parents=True, exist_ok=True)
