@@ -3,17 +3,28 @@ tests/kernel/test_ownrequests.py for the real wait."""
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from upcall import ownwaits
+from upcall.daemon.process import ECRYPTFS, Daemon
+from upcall.errors import ModuleFailed
+from upcall.log import EventLog
+from upcall.messages import Answer, Refusal
 from upcall.ownwaits import PATIENCE, OwnWaits, waiting_for_ecryptfs
+from upcall.runtime import Place
+from upcall.testing.played import PlayedBroker
+from upcall.testing.processes import PATIENCE as PATIENCE_OF_TESTS
 from upcall.testing.processes import until
+from upcall.wire.netlink import Envelope, take_response
 
 
 class Scene:
@@ -113,3 +124,94 @@ def test_who_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
         child.communicate(b"\n", timeout=10)
     monkeypatch.undo()
     assert waiting_for_ecryptfs() == []
+
+
+# --- a daemon whose key module needs a file that needs the key -------------------------------------------------------
+
+
+class Kernel:
+    """Asks a daemon as eCryptfs does: who opens a file waits for the answer."""
+
+    def __init__(self, folder: Path) -> None:
+        self._broker = PlayedBroker(folder)
+        self._lock = threading.Lock()
+        self._waiting: dict[int, tuple[threading.Event, list[Answer | Refusal]]] = {}
+        self.asked = 0
+        self.over = False
+        self.registered = threading.Event()
+
+    def run(self) -> None:
+        self._broker.register()
+        self.registered.set()
+        while not self.over:
+            with self._lock:
+                packet = self._broker.socket.receive()
+            if packet is None:
+                time.sleep(0.001)
+                continue
+            response = take_response(packet.data)
+            event, outcomes = self._waiting.pop(response.seq)
+            outcomes.append(response.outcome)
+            event.set()
+
+    def open(self) -> Answer | Refusal:
+        event, outcomes = threading.Event(), list[Answer | Refusal]()
+        with self._lock:
+            self.asked += 1
+            self._waiting[self.asked] = event, outcomes
+            self._broker.ask(self.asked, b"", ECRYPTFS, timeout=2.5)
+        assert event.wait(PATIENCE_OF_TESTS)
+        return outcomes[0]
+
+
+class Needing:
+    """To answer it opens one and the same file, which only one can do at a time; until it is warm."""
+
+    services: tuple[str, ...] = (ECRYPTFS,)
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel, self._file = kernel, threading.Lock()
+        self.cold, self.at_work, self.waiting = True, 0, 0
+
+    def lane(self, envelope: Envelope) -> str:
+        return "key"
+
+    def answer(self, envelope: Envelope) -> bytes:
+        self.at_work += 1
+        try:
+            with self._file:
+                self.waiting += 1
+                if self.cold and isinstance(self._kernel.open(), Refusal):
+                    raise ModuleFailed("the file cannot be opened")
+                return b"it"
+        finally:
+            self.waiting -= 1
+            self.at_work -= 1
+
+
+def test_it_comes_to_an_end(folder: Path) -> None:
+    """Nobody asks for ever what nobody can answer, and afterwards all is as if nothing had been."""
+    kernel = Kernel(folder)
+    handler = Needing(kernel)
+    daemon = Daemon(Place(folder), [handler], log=EventLog("daemon", os.open(folder.parent / "log", os.O_CREAT | 1)))
+    daemon._own._waiting = lambda: ["thread worker-1"] if handler.waiting else []
+    threads = [threading.Thread(target=one) for one in (kernel.run, daemon.run)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert kernel.registered.wait(PATIENCE_OF_TESTS)
+        begun = time.monotonic()
+        assert kernel.open() == Refusal("own-request", errno.EDEADLK)
+        assert time.monotonic() - begun < 2
+        until(lambda: not handler.at_work, "everybody has come back")
+        assert kernel.asked <= 5
+        handler.cold = False
+        assert kernel.open() == Answer(b"it")
+    finally:
+        daemon.stop()
+        daemon.stop()
+        threads[1].join(PATIENCE_OF_TESTS)
+        kernel.over = True
+        threads[0].join(PATIENCE_OF_TESTS)
+    assert not any(thread.is_alive() for thread in threads)
+    assert "own-request" in (folder.parent / "log").read_text()
