@@ -24,7 +24,7 @@ from upcall.runtime import Place
 from upcall.testing.played import PlayedBroker
 from upcall.testing.processes import PATIENCE as PATIENCE_OF_TESTS
 from upcall.testing.processes import until
-from upcall.wire.netlink import Envelope, take_response
+from upcall.wire.netlink import RESPONSE, Envelope, take_message, take_response
 
 
 class Scene:
@@ -149,6 +149,8 @@ class Kernel:
             if packet is None:
                 time.sleep(0.001)
                 continue
+            if take_message(packet.data).type != RESPONSE:
+                continue  # it says goodbye
             response = take_response(packet.data)
             event, outcomes = self._waiting.pop(response.seq)
             outcomes.append(response.outcome)
