@@ -40,6 +40,9 @@ class _World:
     def some(self, _: Mount, __: int, ___: int, ____: int) -> tuple[list[Quota], int]:
         return [], -1
 
+    def grace(self, _: Mount, __: int, ___: str) -> int:
+        return 0
+
     def name(self, _: int, number: int) -> str:
         return str(number)
 

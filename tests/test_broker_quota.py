@@ -91,6 +91,7 @@ class PlayedWorld:
         self.go = threading.Event()
         self.go.set()
         self.new = False
+        self.graces = {(kind, resource): 0 for kind in range(3) for resource in ("space", "files")}
 
     def changed(self) -> bool:
         new, self.new = self.new, False
@@ -106,6 +107,9 @@ class PlayedWorld:
     def some(self, mount: Mount, kind: int, first: int, most: int) -> tuple[list[Amounts], int]:
         found = sorted(number for one, number in self.quotas if one == kind and number >= first)
         return [self.quotas[kind, number] for number in found[:most]], found[most] if len(found) > most else -1
+
+    def grace(self, mount: Mount, kind: int, resource: str) -> int:
+        return self.graces[kind, resource]
 
     def name(self, kind: int, number: int) -> str:
         return {(0, ALICE): "alice", (0, BOB): "bob", (1, STAFF): "staff"}.get((kind, number), str(number))
@@ -248,6 +252,17 @@ def test_a_warning_reaches_whom_it_is_for(house: House) -> None:
     )  # fmt: skip
     assert abs(notice.at - time.time()) < 10
     assert house.told(BOB) == house.told(SYSTEM) == []
+
+
+def test_a_date_that_the_filesystem_has_not_set_yet(house: House) -> None:
+    """XFS warns first. What is told is what it will be."""
+    house.world.graces[0, "space"] = 604800
+    house.open().daemon(ALICE)
+    house.world.quotas[0, ALICE] = amounts(ALICE, 150)
+    house.kernel.warn(ALICE, BSOFTWARN)
+    house.settled()
+    (notice,) = house.told(ALICE)
+    assert notice.grace_until == notice.at + 604800
 
 
 def test_without_a_daemon_the_systems_is_told(house: House) -> None:
@@ -408,14 +423,33 @@ def test_loss_is_known_to_the_message_and_made_up_for(house: House, monkeypatch:
     house.settled()
     house.kernel.warn(ALICE)  # the buffer is empty again
     notices = house.wait_told(BOB)
+    assert events(notices) == ["over-hard"]
+    house.until(lambda: house.logged("quota-lost"), "the loss is known")
     status = house.quota.status()
     assert status["overflows"] > 0
     assert 0 < status["received"] < 1000
     assert status["received"] + status["lost"] == 5003
     logged = house.logged("quota-lost")
     assert logged is not None
-    assert logged["messages"] == notices[0].lost == status["lost"]
-    assert events(notices) == ["over-hard"]
+    assert logged["messages"] == status["lost"]
+    house.kernel.warn(STAFF, kind=1, cause=BOB)
+    (notice,) = house.wait_told(BOB)
+    assert notices[0].lost + notice.lost == status["lost"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may send to a group")
+def test_a_loss_after_which_nothing_comes(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much was lost nobody can know yet, but that something was is enough to look."""
+    monkeypatch.setattr("upcall.broker.quota.walk._SOON", 0.1)
+    house.kernel.group, house.kernel.buffer = 31, 65536
+    house.open().daemon(BOB)
+    for _ in range(5000):
+        house.kernel.warn(ALICE)
+    house.kernel.warn(BOB)
+    house.world.quotas[0, BOB] = amounts(BOB, 200)
+    assert events(house.wait_told(BOB)) == ["over-hard"]
+    status = house.quota.status()
+    assert (status["overflows"], status["lost"]) == (1, 0)
 
 
 def test_only_the_kernel_is_listened_to(house: House) -> None:

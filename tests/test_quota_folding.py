@@ -178,7 +178,9 @@ def test_a_walk_goes_over_everything_and_begins_again() -> None:
     walk.went_to(-1)
     assert walk.where() == ("a", 1, 0)
     assert walk.going
+    assert walk.ended == 0
     walk.went_to(-1)
+    assert walk.ended == 1
     assert walk.where() is None
     assert not walk.going
     assert not walk.begins(299)
@@ -193,6 +195,9 @@ def test_a_walk_over_nothing() -> None:
     assert walk.begins(0.0)
     assert walk.where() is None
     assert not walk.going
+    assert walk.ended == 1
+    assert walk.where() is None
+    assert walk.ended == 1
 
 
 # --- over a restart ------------------------------------------------------------------------------------------

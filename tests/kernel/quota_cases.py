@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.quota_scene import (
+    GRACE,
     MB,
+    NAMES,
     NO_ROOM,
     PROJECT,
     STAFF,
@@ -17,11 +20,18 @@ from tests.kernel.quota_scene import (
     QuotaHouse,
     disk,
     fill,
+    give_names,
+    is_registered,
+    levels,
     quiet,
+    reads,
     remove,
     status,
+    try_to_write,
 )
-from upcall.lab.stage import Person, do_as, person, wait_until
+from upcall.broker.quota.core import HARD
+from upcall.lab.stage import PATIENCE, Person, do_as, person, wait_until
+from upcall.wire.quotanotice import amount
 
 
 class QuotaCases:
@@ -58,7 +68,7 @@ class QuotaCases:
         self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]
     ) -> None:
         root, alice, bob = people
-        drive.grace("u", 6)
+        drive.grace("u", GRACE)
         drive.limit("u", alice.uid, 1 * MB, 4 * MB)
         file = drive.point / "alice"
         assert fill(alice, file, 2 * MB) == 0
@@ -66,12 +76,18 @@ class QuotaCases:
         assert (notice.subject.name, notice.resource, notice.soft, notice.hard) == ("alice", "space", MB, 4 * MB)
         assert (notice.filesystem.mount, notice.filesystem.type) == (str(drive.point), self.kind)
         assert notice.used > MB
-        place.wait(alice, "grace")
-        place.wait(alice, "over-soft-long")
+        assert notice.grace_until is not None  # XFS has no date yet when it warns
+        assert 0 <= notice.grace_until - notice.at <= GRACE
+        words = "over the limit of 1 MiB. Delete or move files; after"
+        reads(notice, alice, f"Your files on {drive.point} take up", words)
+        reads(place.wait(alice, "grace"), alice, words)
+        told = place.wait(alice, "over-soft-long")
+        reads(told, alice, "nothing more can be written until they are below 1 MiB. Delete or move files.")
         # XFS goes by whole seconds, and has room beyond the old file's end.
-        wait_until(lambda: fill(alice, drive.point / "more", 65536) in NO_ROOM, "refused")
+        wait_until(lambda: try_to_write(alice, drive.point / "more", 65536) in NO_ROOM, "refused")
         remove(alice, file)
-        place.wait(alice, "below")
+        wait_until(lambda: drive.used(alice.uid) == 0, "the kernel counts nothing")
+        reads(place.wait(alice, "below"), alice, "below the limit again")
         quiet()
         assert place.events(alice) == ["over-soft", "grace", "over-soft-long", "below"]
         assert place.events(bob) == place.events(root) == []
@@ -84,7 +100,11 @@ class QuotaCases:
         for _ in range(5):  # XFS warns at each
             assert fill(bob, drive.point / "bob", 2 * MB) in NO_ROOM
         notice = place.wait(bob, "over-hard")
-        assert (notice.resource, notice.cause.name) == ("space", "bob")
+        assert notice.resource == "space"
+        assert notice.cause.name == ("bob" if notice.raw else None)  # or the broker has just read that he is there
+        assert MB // 2 < notice.used <= MB
+        reads(notice, bob, f"Your files on {drive.point} take up {amount(notice.used, 'space')}, the limit is 1 MiB")
+        reads(notice, bob, "nothing more can be written. Delete or move files to go on.")
         remove(bob, drive.point / "bob")  # on XFS a file needs space, too
         place.wait(bob, "below")
 
@@ -96,6 +116,7 @@ class QuotaCases:
             do_as(bob, create)
         notice = place.wait(bob, "over-hard", 2)
         assert (notice.resource, notice.used, notice.hard) == ("files", 5, 5)
+        reads(notice, bob, "number 5, the limit is 5 files: no more files can be made. Delete files to go on.")
         quiet()
         assert place.events(bob) == ["over-hard", "below", "over-hard"]
         assert place.events(alice) == place.events(root) == []
@@ -109,7 +130,8 @@ class QuotaCases:
         assert fill(alice, file, 65536) == 0
         do_as(alice, lambda: file.chmod(0o666))
         assert fill(root, file, 2 * MB) == 0
-        assert place.wait(alice, "over-soft").subject.name == "alice"
+        notice = place.wait(alice, "over-soft")
+        assert (notice.subject.name, notice.cause.name) == ("alice", "root" if notice.raw else None)
         quiet()
         assert place.events(alice) == ["over-soft"]
         assert place.events(bob) == place.events(root) == []
@@ -125,12 +147,16 @@ class QuotaCases:
         folder: str,
     ) -> None:
         root, alice, bob = people
+        give_names()
         drive.limit(whose, number, 0, 2 * MB)
         file = drive.point / folder / "file"
         assert fill(alice, file, 3 * MB) in NO_ROOM
         for who in (alice, root):
             notice = place.wait(who, "over-hard")
-            assert (notice.subject.kind, notice.subject.id) == ({"g": "group", "P": "project"}[whose], number)
+            kind = {"g": "group", "P": "project"}[whose]
+            assert notice.subject == (kind, number, NAMES[number])
+            assert notice.cause.name == ("alice" if notice.raw else None)
+            reads(notice, who, f"The files of {kind} {NAMES[number]} on {drive.point} take up", "the limit is 2 MiB")
         remove(alice, file)
         for who in (alice, root):
             place.wait(who, "below")
@@ -142,9 +168,11 @@ class QuotaCases:
     def test_near_a_limit(self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]) -> None:
         _, alice, _ = people
         drive.limit("u", alice.uid, 0, 10 * MB)
-        assert fill(alice, drive.point / "alice", 8 * MB + MB // 2) == 0
+        with place.broker_stopped():
+            assert fill(alice, drive.point / "alice", 8 * MB + MB // 2) == 0
         assert place.wait(alice, "near").percent in (84, 85, 86)
-        assert fill(alice, drive.point / "alice", MB) == 0
+        with place.broker_stopped():
+            assert fill(alice, drive.point / "alice", MB) == 0
         assert place.wait(alice, "near", 2).percent in (94, 95, 96)
         quiet()
         assert [notice.event for notice in place.told(alice)] == ["near", "near"]
@@ -170,6 +198,28 @@ class QuotaCases:
             assert place.events(alice) == ["over-hard"]
         finally:
             place.close()
+
+    def test_a_broker_that_is_killed_tells_nothing_twice(
+        self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]
+    ) -> None:
+        root, alice, _ = people
+        drive.limit("u", alice.uid, 0, MB)
+        file = drive.point / "alice"
+        assert fill(alice, file, 2 * MB) in NO_ROOM
+        place.wait(alice, "over-hard")
+        wait_until(lambda: HARD in levels(alice.uid), "it is written down")
+        place.kill_broker()
+        place.open(root)
+        for who in people:
+            again = f"the daemon of {who.name} again"
+            wait_until(functools.partial(is_registered, who), again, 2 * PATIENCE)
+        assert fill(alice, file, 65536) in NO_ROOM  # XFS warns again
+        quiet()
+        assert place.events(alice) == ["over-hard"]
+        remove(alice, file)
+        place.wait(alice, "below")
+        quiet()
+        assert place.events(alice) == ["over-hard", "below"]
 
     def test_a_flood_and_somebody_in_the_middle(
         self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]

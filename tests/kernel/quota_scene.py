@@ -5,24 +5,43 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
+import signal
 import struct
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from upcall.broker.quota.setup import STATE
 from upcall.broker.server import main as serve_broker
 from upcall.config import SYSTEM
 from upcall.errors import ModuleFailed
+from upcall.kernel import quotactl
+from upcall.kernel.mounts import mounts
 from upcall.lab.stage import PATIENCE, Person, Task, broker_status, daemon_status, do_as, wait_until
 from upcall.runtime import SYSTEM_FOLDER, Place
+from upcall.wire.ecryptfs import (
+    CIPHER_AES_256,
+    STATUS_OK,
+    TAG_66,
+    TAG_67,
+    Ask,
+    FileKey,
+    Reply,
+    pack_ask,
+    pack_file_key,
+    pack_reply,
+)
 from upcall.wire.netlink import Envelope
-from upcall.wire.quotanotice import QuotaNotice, take
+from upcall.wire.quota import Quota
+from upcall.wire.quotanotice import QuotaNotice, sentence, take
 
 MB = 1 << 20
 STAFF, PROJECT = 7000, 77
+NAMES = {STAFF: "quota-staff", PROJECT: "quota-project"}
+GRACE = 8  # seconds: a slow machine must not miss the half of it
 
 _GETXATTR, _SETXATTR = 0x801C581F, 0x401C5820  # FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR
 _FSXATTR = struct.Struct("=5I8x")
@@ -37,7 +56,7 @@ MAKE = {
     "xfs": (320, "mkfs.xfs -q", "uquota,gquota,pquota"),
 }
 CONFIG = """[quota]
-interval = 2
+interval = 1
 near-interval = 1
 settle = 1
 digest-after = 100
@@ -88,8 +107,22 @@ class Disk:
     def grace(self, whose: str, seconds: int) -> None:
         run(["setquota", "-t", f"-{whose}", str(seconds), str(seconds), str(self.point)])
 
+    def used(self, uid: int) -> int:
+        """Bytes, as the kernel counts them now."""
+        with quotactl.Filesystem(str(self.point), "") as filesystem:
+            return filesystem.get(quotactl.USER, uid).space.used
+
     def close(self) -> None:
         run(["umount", str(self.point)])
+
+
+def give_names() -> None:
+    """To the group and the project, in the guest's own /etc."""
+    for file, line in (("group", f"{NAMES[STAFF]}:x:{STAFF}:"), ("projid", f"{NAMES[PROJECT]}:{PROJECT}")):
+        path = Path("/etc", file)
+        before = path.read_text() if path.exists() else ""
+        if line not in before.splitlines():
+            path.write_text(f"{before}{line}\n")
 
 
 @contextlib.contextmanager
@@ -120,6 +153,17 @@ class Listening:
             file.write(envelope.body + b"\n")
 
 
+class Answering(Listening):
+    """Answers others, too: everybody whose key it is asked to wrap gets the same."""
+
+    ASK = pack_ask(Ask(TAG_66, "0" * 16, pack_file_key(FileKey(CIPHER_AES_256, bytes(32)))))
+    REPLY = pack_reply(Reply(TAG_67, STATUS_OK, b"wrapped"))
+    services = ("quota", "key")
+
+    def answer(self, _: Envelope) -> bytes:
+        return self.REPLY
+
+
 class QuotaHouse:
     """The system's broker with quotas, and daemons; what they are told is kept."""
 
@@ -136,10 +180,25 @@ class QuotaHouse:
         self._tasks.append(self.broker)
         wait_until(lambda: bool((broker_status() or {}).get("quota", {}).get("listening")), "the broker listens", 60)
 
-    def daemon(self, who: Person) -> None:
+    @contextlib.contextmanager
+    def broker_stopped(self) -> Iterator[None]:
+        """It reads nothing meanwhile, and so sees nothing half-done."""
+        assert self.broker is not None
+        self.broker.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.broker.send_signal(signal.SIGCONT)
+
+    def kill_broker(self) -> None:
+        """It gets no time to write anything down."""
+        assert self.broker is not None
+        self.broker.end(signal.SIGKILL)
+
+    def daemon(self, who: Person, kind: type[Listening] = Listening) -> None:
         from upcall.daemon.process import Daemon, serve
 
-        handler = Listening(self.folder / f"{who.name}.told")
+        handler = kind(self.folder / f"{who.name}.told")
         place = Place(SYSTEM_FOLDER)
         task = Task(who, lambda: serve(Daemon(place, [handler])), output=self.folder / f"{who.name}.log")
         self._tasks.append(task)
@@ -164,14 +223,15 @@ class QuotaHouse:
         try:
             wait_until(lambda: [one.event for one in self.told(who)].count(event) >= times, event, 2 * PATIENCE)
         except TimeoutError:
-            raise AssertionError(f"{who.name} was told {self.told(who)}, not {event}; {status()}; {log()}") from None
+            found = f"{who.name} was told {self.told(who)}, not {event}; {status()}; {kernel_says()}; {log()}"
+            raise AssertionError(found) from None
         return [notice for notice in self.told(who) if notice.event == event][-1]
 
     def close(self) -> None:
         for task in reversed(self._tasks):
             task.end()
         SYSTEM.unlink(missing_ok=True)
-        Path("/var/lib/upcall/quota.json").unlink(missing_ok=True)
+        STATE.unlink(missing_ok=True)
 
 
 def status() -> dict[str, Any]:
@@ -179,9 +239,43 @@ def status() -> dict[str, Any]:
     return found
 
 
-def quiet(seconds: float = 2.5) -> None:
-    """Long enough for the broker to have read all quotas once more: what it has to say it has said then."""
-    time.sleep(seconds)
+def kernel_says() -> dict[str, list[Quota]]:
+    """The figures of everybody who has a limit, by filesystem and kind."""
+    found: dict[str, list[Quota]] = {}
+    for mount, kinds in quotactl.with_quotas(mounts()).items():
+        with quotactl.opened(mount) as filesystem:
+            for kind in kinds:
+                following, mine = 1, found.setdefault(f"{mount.point}, kind {kind}", [])
+                while (one := filesystem.next(kind, following)) is not None:
+                    mine.append(one)
+                    following = one.id + 1
+    return found
+
+
+def is_registered(who: Person) -> bool:
+    return bool(daemon_status(who.uid))
+
+
+def levels(uid: int) -> list[float]:
+    """What the broker has written down of this user's quotas."""
+    try:
+        states = json.loads(STATE.read_text())["states"]
+    except FileNotFoundError:
+        return []
+    return [level for _, kind, number, _, level, *_ in states if (kind, number) == (quotactl.USER, uid)]
+
+
+def quiet() -> None:
+    """Until the broker has read all quotas often enough to have said what it has to say: once to see that somebody is
+    below, once more when that has settled, and another time so that it has been delivered."""
+    before = status()["readings"]
+    wait_until(lambda: status()["readings"] > before + 3, "the broker reads all quotas", 2 * PATIENCE)
+
+
+def reads(notice: QuotaNotice, who: Person, *words: str) -> None:
+    """What this person is told says this."""
+    text = sentence(notice, notice.at, who.uid)
+    assert all(one in text for one in words), text
 
 
 def writing(path: Path, size: int) -> Callable[[], int]:
@@ -202,6 +296,18 @@ def writing(path: Path, size: int) -> Callable[[], int]:
 
 def fill(who: Person, path: Path, size: int) -> int:
     return do_as(who, writing(path, size))
+
+
+def try_to_write(who: Person, path: Path, size: int) -> int:
+    """Like `fill`, and removes it again: XFS keeps room for minutes beyond the end of a file that grows."""
+
+    def work() -> int:
+        try:
+            return writing(path, size)()
+        finally:
+            path.unlink(missing_ok=True)
+
+    return do_as(who, work)
 
 
 def remove(who: Person, path: Path) -> None:

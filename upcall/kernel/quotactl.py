@@ -1,7 +1,7 @@
 """Quotas as the kernel keeps them: how much is used, what is allowed, how long one may be over.
 
-Source: quotactl(2), include/uapi/linux/quota.h, fs/quota/quota.c of Linux 6.1. The generic commands (Q_GETQUOTA,
-Q_GETNEXTQUOTA) serve XFS as well as ext4: the kernel turns them into what the filesystem has. So
+Source: quotactl(2), include/uapi/linux/quota.h, fs/quota/quota.c of Linux 6.1. The generic commands (Q_GETINFO,
+Q_GETQUOTA, Q_GETNEXTQUOTA) serve XFS as well as ext4: the kernel turns them into what the filesystem has. So
 Q_XGETQUOTA and its like are not needed, whose units differ.
 
 Whoever asks for a quota that is neither his own nor of a group of his needs CAP_SYS_ADMIN: EPERM.
@@ -24,10 +24,11 @@ USER, GROUP, PROJECT = range(3)
 TYPES: Final = (USER, GROUP, PROJECT)
 
 _QUOTACTL_FD = {"x86_64": 443, "aarch64": 443, "riscv64": 443}.get(platform.machine(), 0)
-_GETQUOTA, _GETNEXTQUOTA = 0x800007, 0x800009
+_GETINFO, _GETQUOTA, _GETNEXTQUOTA = 0x800005, 0x800007, 0x800009
 _XGETQSTATV, _STATE_SIZE = 0x5808, 256  # struct fs_quota_statv has 112 bytes; the kernel fills in no more
 _BLOCK = 1024  # bytes: QIF_DQBLKSIZE, the unit of limits; usage is in bytes
 
+_DQINFO = struct.Struct("=2QII")  # struct if_dqinfo
 _DQBLK = struct.Struct("=8QII")  # struct if_dqblk; in struct if_nextdqblk its padding is the id
 
 _KNOWING = frozenset({"ext2", "ext3", "ext4", "xfs", "f2fs", "jfs", "reiserfs", "gfs2", "ocfs2", "tmpfs", "bcachefs"})
@@ -63,6 +64,13 @@ class Filesystem:
             return self._quota(_GETNEXTQUOTA, kind, number)
         except FileNotFoundError:
             return None
+
+    def grace(self, kind: int) -> tuple[int, int]:
+        """For how many seconds somebody may be over a soft limit of space, and of files."""
+        buffer = ctypes.create_string_buffer(_DQINFO.size)
+        self._call(_GETINFO, kind, 0, buffer)
+        space, files, _, _ = _DQINFO.unpack(buffer.raw)
+        return space, files
 
     def enforced(self) -> tuple[int, ...]:
         """The kinds of quota whose limits hold here. Those that are only counted, as on ext4 mounted without

@@ -24,7 +24,7 @@ from upcall.broker.quota.world import World, read_state, write_state
 from upcall.errors import PeerError
 from upcall.kernel.mounts import Mount
 from upcall.wire.quota import MEANING, Figures, take_attributes
-from upcall.wire.quotanotice import FILES, KINDS, SPACE, Cause, Filesystem, QuotaNotice, Raw, Subject
+from upcall.wire.quotanotice import FILES, KINDS, OVER_SOFT, SPACE, Cause, Filesystem, QuotaNotice, Raw, Subject
 
 _PER_TURN: Final = 64  # quotas that are looked at before the inbox is, again
 _PAUSE: Final = 0.005  # between two such turns
@@ -88,6 +88,11 @@ class Clerk:
         self._lost = 0
         self._again_at = math.inf
         self._save_at = math.inf
+
+    @property
+    def readings(self) -> int:
+        """How often all quotas were read, and what that told was told."""
+        return self._walk.ended
 
     def run(self) -> None:
         """Until it is told to stop; then everything is remembered."""
@@ -211,11 +216,13 @@ class Clerk:
         except OSError as error:
             self._log("quota-unreadable", mount=mount.point, why=error)
             quotas, following = [], -1
-        self._walk.went_to(following)
-        for quota in quotas:
-            for resource in (SPACE, FILES) if quota.id and quota.limited else ():  # id 0 is never held to its limits
-                key = Key(mount.device, kind, quota.id, resource)
-                self._tell(self.core.seen(key, quota.of(resource), wall), wall)
+        try:
+            for quota in quotas:
+                for resource in (SPACE, FILES) if quota.id and quota.limited else ():  # id 0 is never held to limits
+                    key = Key(mount.device, kind, quota.id, resource)
+                    self._tell(self.core.seen(key, quota.of(resource), wall), wall)
+        finally:
+            self._walk.went_to(following)
 
     # --- telling ---------------------------------------------------------------------------------------------
 
@@ -246,13 +253,25 @@ class Clerk:
             used=figures.used,
             soft=figures.soft,
             hard=figures.hard,
-            grace_until=figures.grace_until or None,
+            grace_until=figures.grace_until or self._grace(told, wall),
             percent=figures.used * 100 // limit if limit else None,
             at=max(0, int(wall)),
             count=told.count,
             lost=lost,
             raw=None if told.warning is None else Raw(key.kind, told.warning, *numbers),
         )
+
+    def _grace(self, told: Told, wall: float) -> int | None:
+        """XFS warns before it writes, and sets the date when it has written: half a minute later at most."""
+        key, mount = told.key, self.filesystems.get(told.key.device)
+        if told.event != OVER_SOFT or mount is None:
+            return None
+        try:
+            period = self._world.grace(mount, key.kind, key.resource)
+        except OSError as error:
+            self._log("quota-unreadable", mount=mount.point, why=error)
+            return None
+        return int(wall) + period if period else None
 
     def _on_undelivered(self, item: Deliver) -> None:
         if item.full:

@@ -71,7 +71,7 @@ class Quota:
         self._folding = Folding(0)
         self._busy = False  # the clerk has a table in hand
         self._not_before = 0.0  # when it may have the next one
-        self._lost_said = 0
+        self._lost_said = self._overflows_said = 0
         self._lost_since = math.inf
         self._outbox: deque[Deliver | Done | _Opened] = deque()
         self._reader, self._writer = socket.socketpair()
@@ -126,6 +126,9 @@ class Quota:
             self._server.loop.mute(self._listener, self._server.now + 1)
             return
         self._folding.add(datagrams)
+        if self._listener.overflows > self._overflows_said:
+            self._overflows_said = self._listener.overflows
+            self.clerk.inbox.put(Lost(0))  # how many is known as soon as another one comes, which may be long
         if len(datagrams) > _FEW:
             self._server.loop.mute(self._listener, self._server.now + _PAUSE)
         self._look_for_loss(self._server.now)
@@ -233,7 +236,8 @@ class Quota:
         self._writer.close()
 
     def status(self) -> dict[str, object]:
-        """For `upcall status`. Counts since the broker was started; `undelivered` is what waits."""
+        """For `upcall status`. Counts since the broker was started; `undelivered` is what waits, `readings`: how often
+        all quotas were read."""
         folding, listener = self._folding, self._listener
         return {
             "listening": listener is not None,
@@ -247,5 +251,6 @@ class Quota:
             "delivered": self.counts["delivered"],
             "undelivered": len(self.clerk.kept) + len(self.clerk.full),
             "watched": len(self.clerk.core),
+            "readings": self.clerk.readings,
             "filesystems": sorted(mount.point for mount in tuple(self.clerk.filesystems.values())),
         }

@@ -16,6 +16,7 @@ class Walk(Generic[T]):
     def __init__(self, interval: float) -> None:
         self.over: Sequence[tuple[T, int]] = ()
         self.at = 0.0  # when the next one begins
+        self.ended = 0  # how many have
         self._interval = interval
         self._left: list[tuple[T, int]] | None = None
         self._first = 0
@@ -39,11 +40,18 @@ class Walk(Generic[T]):
     def where(self) -> tuple[T, int, int] | None:
         """What is to be read now: filesystem, kind of quota, the id to begin with. None: nothing."""
         if self._left == []:
-            self._left = [*self.over] or None
+            self._left = [*self.over]
+            self._look_for_the_end()
         return None if self._left is None else (*self._left[0], self._first)
 
     def went_to(self, following: int) -> None:
         """The id that comes next; -1 after the last."""
         self._first = max(0, following)
         if following < 0 and self._left is not None:
-            self._left = self._left[1:] or None
+            self._left = self._left[1:]
+            self._look_for_the_end()
+
+    def _look_for_the_end(self) -> None:
+        if not self._left:
+            self._left = None
+            self.ended += 1

@@ -12,6 +12,7 @@ from upcall.kernel import quotactl
 from upcall.kernel.mounts import Changes, Mount, Names, mounts
 from upcall.privatefile import read_private
 from upcall.wire.quota import Quota
+from upcall.wire.quotanotice import FILES
 
 MOST_STATE: Final = 64 << 20  # bytes of the state file
 
@@ -29,6 +30,9 @@ class World(Protocol):
 
     def some(self, mount: Mount, kind: int, first: int, most: int, /) -> tuple[list[Quota], int]:
         """At most so many quotas from the id `first` on, and the id to go on with; -1 after the last."""
+
+    def grace(self, mount: Mount, kind: int, resource: str, /) -> int:
+        """For how many seconds somebody may be over a soft limit there; 0 if that is not said."""
 
     def name(self, kind: int, number: int, /) -> str: ...
 
@@ -62,6 +66,10 @@ class Kernel:
                 if first > 0xFFFFFFFF:
                     return found, -1
         return found, first
+
+    def grace(self, mount: Mount, kind: int, resource: str) -> int:
+        with quotactl.opened(mount) as filesystem:
+            return filesystem.grace(kind)[resource == FILES]
 
     def name(self, kind: int, number: int) -> str:
         return self._names.subject(kind, number)
