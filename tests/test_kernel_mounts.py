@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from upcall.kernel import mounts as module
-from upcall.kernel.mounts import Mount, Names, mounts, take_mounts
+from upcall.kernel.mounts import Mount, Names, mounts, project_number, take_mounts
 
 TEXT = rb"""21 1 254:3 / / rw,relatime shared:1 - ext4 /dev/vda3 rw,prjquota
 40 32 7:1 / /tmp/x\040y\134\011z rw,relatime - xfs /dev/loop1 rw,attr2,usrquota
@@ -53,6 +53,10 @@ def test_names(tmp_path: Path) -> None:
     assert names.project(77) == "77"  # for a while the last answer counts
     assert names.project(7) == "web"
     assert Names(projects).subject(2, 77) == "build farm"
+    assert project_number("build farm", projects) == 77
+    for name in ("farm", "", "none"):
+        with pytest.raises((KeyError, ValueError)):
+            project_number(name, projects)
 
 
 def test_names_are_kept_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

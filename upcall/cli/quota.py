@@ -7,7 +7,7 @@ import json
 import os
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import click
@@ -20,10 +20,10 @@ from upcall.cli import completing
 from upcall.errors import PeerError, UsageError
 from upcall.kernel import quotactl
 from upcall.kernel.genetlink import Listener, look_up
-from upcall.kernel.mounts import Mount, Names, mounts
+from upcall.kernel.mounts import Mount, Names, mounts, project_number
 from upcall.wire import quota
 from upcall.wire.quota import Figures, Warned
-from upcall.wire.quotanotice import FILES, KINDS, SPACE, amount, duration, moment, printable
+from upcall.wire.quotanotice import FILES, KINDS, MAX_ID, SPACE, amount, duration, moment, printable
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 
@@ -65,10 +65,10 @@ class Row(NamedTuple):
 @command.command(short_help="Show what is used and allowed.")
 @click.option("--user", type=str, metavar="NAME", shell_complete=completing.users, help="Of this user (for root).")
 @click.option("--group", type=str, metavar="NAME", shell_complete=completing.groups, help="Of this group.")
-@click.option("--project", type=click.IntRange(1, 0xFFFFFFFF), metavar="ID", help="Of this project (for root).")
+@click.option("--project", type=str, metavar="NAME", help="Of this project (for root).")
 @click.option("--all", "everybody", is_flag=True, help="Of everybody who has a limit (for root).")
 @_JSON
-def status(user: str | None, group: str | None, project: int | None, everybody: bool, as_json: bool) -> None:
+def status(user: str | None, group: str | None, project: str | None, everybody: bool, as_json: bool) -> None:
     """Show what is used and allowed: yours and your groups', on every filesystem that has quotas.
 
     \b
@@ -88,42 +88,52 @@ def status(user: str | None, group: str | None, project: int | None, everybody: 
         click.echo("no limits")
 
 
-def _whose(user: str | None, group: str | None, project: int | None) -> list[tuple[int, int]]:
-    """(kind of quota, id) of all that is asked for; of nothing in particular: one's own."""
+def _whose(user: str | None, group: str | None, project: str | None) -> list[tuple[int, int]]:
+    """(kind of quota, id) of all that is asked for, by name or number; of nothing in particular: one's own."""
     import grp
     import pwd
 
+    looks: tuple[Callable[[str], int], ...] = (
+        lambda name: pwd.getpwnam(name).pw_uid,
+        lambda name: grp.getgrnam(name).gr_gid,
+        project_number,
+    )
     asked = []
-    try:
-        if user is not None:
-            asked.append((quotactl.USER, int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid))
-    except KeyError:
-        raise UsageError(f"there is no user {user!r}") from None
-    try:
-        if group is not None:
-            asked.append((quotactl.GROUP, int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid))
-    except KeyError:
-        raise UsageError(f"there is no group {group!r}") from None
-    if project is not None:
-        asked.append((quotactl.PROJECT, project))
+    for kind, (name, look) in enumerate(zip((user, group, project), looks, strict=True)):
+        if name is None:
+            continue
+        try:
+            number = int(name) if name.isascii() and name.isdecimal() else look(name)
+        except (KeyError, OSError, ValueError):
+            number = -1
+        if not 0 <= number <= MAX_ID:
+            raise UsageError(f"there is no {KINDS[kind]} {name!r}")
+        asked.append((kind, number))
     groups = sorted({os.getegid(), *os.getgroups()} - {0})
     return asked or [(quotactl.USER, os.geteuid()), *((quotactl.GROUP, gid) for gid in groups)]
 
 
 def _rows(whose: list[tuple[int, int]], everybody: bool) -> Iterator[Row]:
     for mount, kinds in quotactl.with_quotas(mounts()).items():
-        with quotactl.opened(mount) as filesystem:
-            for kind in kinds:
-                found = (
-                    _everybody(filesystem, kind)
-                    if everybody
-                    else (filesystem.get(kind, number) for of, number in whose if of == kind)
-                )
-                for one in found:
-                    for resource in (SPACE, FILES):
-                        figures = one.of(resource)
-                        if figures.soft or figures.hard:
-                            yield Row(mount, kind, one.id, resource, figures)
+        try:
+            with quotactl.opened(mount) as filesystem:
+                for kind in kinds:
+                    yield from _rows_of(mount, filesystem, kind, whose, everybody)
+        except PermissionError:
+            raise
+        except OSError as error:  # unmounted meanwhile, or broken: the others have something to show
+            click.echo(f"{printable(mount.point)}: {error.strerror}", err=True)
+
+
+def _rows_of(
+    mount: Mount, filesystem: quotactl.Filesystem, kind: int, whose: list[tuple[int, int]], everybody: bool
+) -> Iterator[Row]:
+    mine = (filesystem.get(kind, number) for of, number in whose if of == kind)
+    for one in _everybody(filesystem, kind) if everybody else mine:
+        for resource in (SPACE, FILES):
+            figures = one.of(resource)
+            if figures.soft or figures.hard:
+                yield Row(mount, kind, one.id, resource, figures)
 
 
 def _everybody(filesystem: quotactl.Filesystem, kind: int) -> Iterator[quota.Quota]:

@@ -13,7 +13,7 @@ import pwd
 import re
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -117,12 +117,26 @@ class Names:
         return name
 
     def _project(self, number: int) -> str:
-        """`name:number` lines, # begins a comment. KeyError."""
-        for line in self._projects.read_text("utf-8", "replace").splitlines():
-            name, _, value = line.partition("#")[0].strip().rpartition(":")
+        """KeyError."""
+        for name, value in _projects(self._projects):
             if value == str(number):
                 return name
         raise KeyError(number)
+
+
+def project_number(name: str, projects: Path = PROJECTS) -> int:
+    """Of the project that people call so. KeyError, OSError; ValueError if the file says nonsense."""
+    for one, value in _projects(projects):
+        if one == name:
+            return int(value)
+    raise KeyError(name)
+
+
+def _projects(file: Path) -> Iterator[tuple[str, str]]:
+    """`name:number` lines, # begins a comment."""
+    for line in file.read_text("utf-8", "replace").splitlines():
+        name, _, value = line.partition("#")[0].strip().rpartition(":")
+        yield name, value
 
 
 def _user(uid: int) -> str:
