@@ -13,6 +13,7 @@ SLOW = (
     "tests/test_isolation",
     "tests/test_keyringbackend.py",
     "tests/test_prompting",
+    "tests/test_quota_flood.py",
     "tests/test_reload_",
     "tests/test_sessions.py",
     "tests/test_setup.py",

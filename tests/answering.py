@@ -29,6 +29,10 @@ class Telling:
             told.write(envelope.body + b"\n")
 
 
+class QuotaTelling(Telling):
+    services = ("quota",)
+
+
 class Deaf:
     """Takes no notices."""
 
@@ -41,4 +45,4 @@ class Deaf:
         return b""
 
 
-telling, deaf = Telling(), Deaf()
+telling, deaf, quota_telling = Telling(), Deaf(), QuotaTelling()

@@ -41,10 +41,12 @@ def _sound_kernel(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test the kernel must have nothing to complain about; where it has, no later test means anything."""
 
     def too_long(_number: int, _frame: FrameType | None) -> None:
-        pytest.fail(f"still running after {TIME_LIMIT} s")
+        pytest.fail(f"still running after {limit} s")
 
+    marked = request.node.get_closest_marker("time_limit")
+    limit = int(marked.args[0]) if marked else TIME_LIMIT
     before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(TIME_LIMIT)
+    signal.alarm(limit)
     try:
         yield
     finally:

@@ -1,0 +1,47 @@
+"""A played kernel that warns of quotas, in a process of its own: `python quotakernel.py`.
+
+Says "ready PORTID". For each line "GROUP COUNT RATE" it multicasts so many warnings about alice, so many a second, and
+one about bob in the middle; then it says "done".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import time
+from collections import Counter
+
+from upcall.kernel.netlink import NETLINK_USERSOCK
+from upcall.wire.quota import BHARDWARN, Warned, pack
+
+FAMILY = 28
+ALICE, BOB = 5001, 5002
+_AT_ONCE = 10
+
+
+def main() -> None:
+    sender = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_USERSOCK)
+    sender.bind((0, 0))
+    print("ready", sender.getsockname()[0], flush=True)
+    sequence: Counter[int] = Counter()
+
+    def warn(group: int, uid: int) -> None:
+        sequence[group] += 1
+        with contextlib.suppress(ConnectionRefusedError):  # after the group it tries portid 0, which nobody has
+            sender.sendto(pack(Warned(0, uid, BHARDWARN, 7, 0, uid), FAMILY, sequence[group]), (0, 1 << group - 1))
+
+    for line in sys.stdin:
+        group, count, rate = map(int, line.split())
+        began = time.monotonic()
+        for number in range(count):
+            if number % _AT_ONCE == 0:
+                time.sleep(max(0.0, began + number / rate - time.monotonic()))
+            warn(group, ALICE)
+            if number == count // 2:
+                warn(group, BOB)
+        print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""100,000 quota warnings in ten seconds from one user: what everybody else notices of it. The processes are real, and
+netlink; the kernel is played, as fast as agreed. tests/kernel/test_quota_ext4_flood.py has the same with the real one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.quotakernel import ALICE, BOB
+from upcall.client import Client
+from upcall.testing.processes import NotInTime, RunningDaemon, Started, until
+from upcall.wire.quotanotice import take
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may send to a netlink group")
+
+HERE = Path(__file__).parent
+SURROUNDINGS = {"PYTHONPATH": str(HERE.parent)}
+OURS, NOBODYS = 26, 27  # groups
+ROUNDS, RATE, SECONDS = 5, 10_000, 2
+COUNT = RATE * SECONDS  # in a round
+MB = 1 << 20
+
+
+class Kernel:
+    """The one who warns."""
+
+    def __init__(self) -> None:
+        line = [sys.executable, str(HERE / "quotakernel.py")]
+        environment = {**os.environ, **SURROUNDINGS}
+        self._process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        self.portid = int(self._stdout.readline().split()[1])
+
+    def begin(self, group: int, count: int = COUNT, rate: int = RATE) -> None:
+        self._stdin.write(f"{group} {count} {rate}\n".encode())
+        self._stdin.flush()
+
+    def done(self, wait: float = 0.0) -> bool:
+        return bool(select.select([self._stdout], [], [], wait)[0]) and self._stdout.readline() == b"done\n"
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def kernel() -> Iterator[Kernel]:
+    made = Kernel()
+    yield made
+    made.close()
+
+
+class Scene:
+    """A broker, and root's daemon, which hears of those who have none and answers what is asked of it."""
+
+    def __init__(self, folder: Path, signature: str, kernel: Kernel) -> None:
+        self._folder, self._signature = folder, signature
+        self._told = folder.parent / "told"
+        self._told.touch()
+        line = ["-m", "bench.quotabroker", str(folder), str(OURS), str(kernel.portid)]
+        self.broker = Started(line, folder.parent / "broker.log", SURROUNDINGS)
+        until(lambda: (folder / "broker.sock").exists(), "a broker")
+        until(lambda: self.status()["listening"], "it listens")
+        self.daemon = RunningDaemon(
+            folder, folder.parent / "keys", {"toy": "upcall.testing.toy:TOY"}, [HERE],
+            options=["lazy=quota=answering:quota_telling"], environment={"TOLD": str(self._told)},
+        )  # fmt: skip
+        with Client(folder) as client:
+            until(lambda: [one["pid"] for one in client.status()["daemons"]] == [self.daemon.pid], "a daemon")
+
+    def status(self) -> dict[str, int]:
+        with Client(self._folder) as client:
+            found: dict[str, int] = client.status()["quota"]
+            return found
+
+    def accounted(self) -> int:
+        """How many messages the broker knows of, lost ones included."""
+        found = self.status()
+        return found["received"] + found["lost"]
+
+    def told(self) -> list[tuple[int, str]]:
+        """Whom of, and what."""
+        notices = [take(line) for line in self._told.read_bytes().splitlines()]
+        return [(one.subject.id, one.event) for one in notices]
+
+    def asked_until(self, kernel: Kernel) -> float:
+        """The median of what somebody else waits for an answer meanwhile, in seconds."""
+        waits = []
+        with Client(self._folder) as client:
+            while not kernel.done():
+                began = time.monotonic()
+                client.wrap(self._signature, bytes(32))
+                waits.append(time.monotonic() - began)
+        return statistics.median(waits)
+
+    def resident(self) -> int:
+        """The broker's memory, in bytes."""
+        return int(Path(f"/proc/{self.broker.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    def close(self) -> None:
+        self.daemon.kill()
+        self.broker.kill()
+
+
+@pytest.fixture
+def scene(folder: Path, signature: str, kernel: Kernel) -> Iterator[Scene]:
+    made = Scene(folder, signature, kernel)
+    yield made
+    made.close()
+
+
+def test_a_hundred_thousand_in_ten_seconds(scene: Scene, kernel: Kernel) -> None:
+    memory, ratios, took = scene.resident(), [], 0.0
+    for _ in range(ROUNDS):
+        kernel.begin(NOBODYS)  # whoever sends needs a processor, too
+        calm = scene.asked_until(kernel)
+        kernel.begin(OURS)
+        began = time.monotonic()
+        ratios.append(scene.asked_until(kernel) / calm)
+        took += time.monotonic() - began
+    sent = ROUNDS * (COUNT + 1)
+    until(lambda: scene.status()["received"] >= sent, "all received")
+    found = scene.status()
+    assert (found["received"], found["lost"], found["dropped"], found["nonsense"]) == (sent, 0, 0, 0)
+    assert found["folded"] > sent * 0.98
+    assert scene.resident() - memory < 8 * MB
+    assert statistics.median(ratios) <= 2, f"{ratios}; the flood took {took} s"
+    until(lambda: len(scene.told()) >= 2, "both are told of")
+    assert sorted(scene.told()) == [(ALICE, "over-hard"), (BOB, "over-hard")]
+
+
+def test_what_a_broker_misses_is_known_to_the_message(scene: Scene, kernel: Kernel) -> None:
+    scene.broker.stop()
+    kernel.begin(OURS, 100_000, 10_000_000)
+    until(lambda: kernel.done(0.1), "sent", 60)
+    scene.broker.go_on()
+    sent = 100_001
+
+    def shown() -> bool:
+        """Only what comes next shows what is missing; until the buffer is empty again that is lost, too."""
+        nonlocal sent
+        kernel.begin(OURS, 1)
+        until(lambda: kernel.done(0.1), "sent")
+        sent += 2
+        with contextlib.suppress(NotInTime):
+            until(lambda: scene.accounted() >= sent, "known", 0.5)
+        return scene.accounted() == sent
+
+    until(shown, "every message is accounted for")
+    found = scene.status()
+    assert found["overflows"] > 0
+    assert found["received"] > 40_000
+    assert found["lost"] > 40_000
+    scene.broker.logged(f"quota-lost messages={found['lost']}")
+    until(lambda: len(scene.told()) >= 2, "both are told of")
+    assert sorted(scene.told()) == [(ALICE, "over-hard"), (BOB, "over-hard")]
