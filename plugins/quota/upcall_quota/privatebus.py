@@ -35,6 +35,20 @@ _DUNST: Final = """[global]
     format = "<b>%s</b>\\n%b"
     markup = full
     word_wrap = yes
+    padding = 9
+    horizontal_padding = 14
+    frame_width = 1
+    frame_color = "#b6bcc4"
+    separator_color = frame
+[urgency_low]
+    background = "#f3f6f4"
+    foreground = "#20402c"
+[urgency_normal]
+    background = "#fffdf5"
+    foreground = "#2b2b2b"
+[urgency_critical]
+    background = "#fff1f0"
+    foreground = "#5c1010"
 """
 
 
@@ -117,7 +131,7 @@ def desktop(folder: Path, bus: str) -> Iterator[Desktop]:
     written = folder / "dunstrc"
     written.write_text(_DUNST)
     reader, writer = os.pipe()
-    screen = ["Xvfb", "-displayfd", str(writer), "-screen", "0", "800x300x24", "-nolisten", "tcp"]
+    screen = ["Xvfb", "-displayfd", str(writer), "-screen", "0", "800x300x24", "-wr", "-nolisten", "tcp"]
     with os.fdopen(reader, "rb") as told, running(screen, fd=writer):
         os.close(writer)
         display = f":{int(told.readline())}"
