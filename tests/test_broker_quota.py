@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import threading
 import time
@@ -20,6 +21,7 @@ from upcall.broker.loop import Loop
 from upcall.broker.quota import clerk, source
 from upcall.broker.quota.rules import Rules
 from upcall.broker.quota.source import Quota, QuotaSetup
+from upcall.broker.quota.world import read_state, write_state
 from upcall.errors import UsageError
 from upcall.kernel.genetlink import Ids, Listener
 from upcall.kernel.mounts import Mount
@@ -518,6 +520,25 @@ def test_a_restart_tells_nothing_twice_and_forgets_nothing(house: House, tmp_pat
     house.daemon(BOB)
     house.settled()
     assert events(house.told(BOB)) == ["over-hard"]
+
+
+def test_killed_while_it_writes_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was there is there, whole; and what was left behind is in nobody's way."""
+    state = tmp_path / "quota.json"
+    write_state(state, b"before")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            monkeypatch.setattr(Path, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            write_state(state, b"never")
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert read_state(state) == b"before"
+    assert len(list(tmp_path.iterdir())) == 2
+    write_state(state, b"after")
+    assert read_state(state) == b"after"
+    assert list(tmp_path.iterdir()) == [state]
 
 
 def test_what_comes_at_the_very_end_is_delivered(house: House) -> None:

@@ -157,7 +157,7 @@ class Answering(Listening):
     """Answers others, too: everybody whose key it is asked to wrap gets the same."""
 
     ASK = pack_ask(Ask(TAG_66, "0" * 16, pack_file_key(FileKey(CIPHER_AES_256, bytes(32)))))
-    REPLY = pack_reply(Reply(TAG_67, STATUS_OK, b"wrapped"))
+    REPLY = pack_reply(Reply(TAG_67, STATUS_OK, b"w" * 64))
     services = ("quota", "key")
 
     def answer(self, _: Envelope) -> bytes:

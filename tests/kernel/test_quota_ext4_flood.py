@@ -68,10 +68,13 @@ def flood(drive: Disk, who: Person, cycles: int) -> Task[float]:
 def asked_meanwhile(task: Task[float], client: Client) -> tuple[float, float]:
     """The median of what somebody else waits for an answer while the task runs, and how long that takes; seconds."""
     waits = []
-    while not task.ended:
-        began = time.monotonic()
-        assert client.ask("key", Answering.ASK) == Answering.REPLY
-        waits.append(time.monotonic() - began)
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(task.end)
+        while not task.ended:
+            began = time.monotonic()
+            assert client.ask("key", Answering.ASK) == Answering.REPLY
+            waits.append(time.monotonic() - began)
+        on_failure.pop_all()
     return statistics.median(waits), task.result(PATIENCE)
 
 
