@@ -246,6 +246,16 @@ def test_a_little_below_is_not_below() -> None:
     assert not warn(mind, SPACE, BSOFTWARN, NOW + 2, figures(101))
 
 
+def test_all_of_the_while_is_spent_below() -> None:
+    """Near the limit again meanwhile: it begins anew."""
+    mind = core(settle=10)
+    warn(mind, SPACE, BSOFTWARN, NOW, figures(101))
+    assert not mind.seen(SPACE, figures(50), NOW + 1)
+    assert not mind.seen(SPACE, figures(99), NOW + 6)
+    assert not mind.seen(SPACE, figures(50), NOW + 12)
+    assert events(mind.seen(SPACE, figures(50), NOW + 22)) == [("below", (ALICE,))]
+
+
 def test_going_to_and_fro_is_neither_told_nor_cleared() -> None:
     mind = core(settle=10)
     found = warn(mind, SPACE, BSOFTWARN, NOW, figures(101))

@@ -151,6 +151,7 @@ class Core:
         if level >= OVER:
             return self._escalate(key, state, now)  # below the hard limit, but not yet below the soft one
         if limit and used * 100 > limit * (100 - room):
+            state.below_since = math.inf
             return []
         state.below_since = min(state.below_since, now)
         if now < state.below_since + self.rules.settle:
