@@ -35,8 +35,8 @@ def main() -> None:
         group, count, rate = map(int, line.split())
         began = time.monotonic()
         for number in range(count):
-            if number % _AT_ONCE == 0:
-                time.sleep(max(0.0, began + number / rate - time.monotonic()))
+            if number % _AT_ONCE == 0 and (early := began + number / rate - time.monotonic()) > 0:
+                time.sleep(early)
             warn(group, ALICE)
             if number == count // 2:
                 warn(group, BOB)
