@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from upcall.cli import main
 from upcall.cli import quota as module
+from upcall.cli.status import show
 from upcall.kernel import quotactl
 from upcall.kernel.genetlink import Ids
 from upcall.kernel.mounts import Mount
@@ -109,6 +113,17 @@ def test_what_is_not_ones_business() -> None:
 @pytest.mark.parametrize(("option", "what"), [("--user", "user"), ("--group", "group")])
 def test_nobody(option: str, what: str) -> None:
     assert run("status", option, "no-such-name") == (os.EX_USAGE, f"upcall: there is no {what} 'no-such-name'\n")
+
+
+def test_a_mount_point_that_is_no_name_for_a_terminal() -> None:
+    """`upcall status` of root, whose removable disks others have named."""
+    counts = dict.fromkeys(("received", "folded", "lost", "delivered", "undelivered"), 0)
+    quota = {"listening": True, **counts, "filesystems": ["/media/[red]\x1b]0;x", "/media/[/b]"]}
+    written = io.StringIO()
+    nothing: dict[str, Any] = {"daemons": [], "outcomes": {}, "rejected": {}, "devices": []}
+    broker = {"pid": 1, "uid": 0, "portid": 1}
+    show({"broker": broker, "quota": quota, **nothing}, Console(file=written, width=200))
+    assert "quotas: /media/[red]\\x1b]0;x, /media/[/b]" in written.getvalue()
 
 
 # --- watch -------------------------------------------------------------------------------------------------------

@@ -268,8 +268,12 @@ def levels(uid: int) -> list[float]:
 def quiet() -> None:
     """Until the broker has read all quotas often enough to have said what it has to say: once to see that somebody is
     below, once more when that has settled, and another time so that it has been delivered."""
-    before = status()["readings"]
-    wait_until(lambda: status()["readings"] > before + 3, "the broker reads all quotas", 2 * PATIENCE)
+
+    def readings() -> int:
+        return int(status().get("readings", 0))
+
+    before = readings()
+    wait_until(lambda: readings() > before + 3, "the broker reads all quotas", 2 * PATIENCE)
 
 
 def reads(notice: QuotaNotice, who: Person, *words: str) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from upcall.client import Client
+from upcall.wire.quotanotice import printable
 
 
 @click.command("status")
@@ -51,7 +53,7 @@ def show(status: dict[str, Any], console: Console) -> None:
         if counts:
             console.print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     if status.get("quota"):
-        console.print(_quota(status["quota"]), highlight=False)
+        console.print(Text(_quota(status["quota"])))
     if missing := [one for one in status["devices"] if not one["open"] and "[Errno 2]" in one["why"]]:
         console.print("/dev/ecryptfs: not there; `modprobe ecryptfs` makes it, if it is wanted", highlight=False)
     for device in status["devices"]:
@@ -102,7 +104,7 @@ def _quota(quota: dict[str, Any]) -> str:
     if not quota["listening"]:
         return f"quota warnings: off: {quota['why']}"
     counts = ("received", "folded", "lost", "delivered", "undelivered")
-    where = ", ".join(quota["filesystems"]) or "no filesystem has any"
+    where = ", ".join(map(printable, quota["filesystems"])) or "no filesystem has any"
     return "quota warnings: " + ", ".join(f"{name} {quota[name]}" for name in counts) + f"; quotas: {where}"
 
 

@@ -1,0 +1,63 @@
+"""Quotas with our units: what the broker's sandbox lets through is enough to hear the kernel, and to look."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernel.quota_scene import MB, NO_ROOM, Disk, disk, fill
+from tests.kernel.test_units import INIT, SLOW, Systemd, systemd  # noqa: F401 - a fixture
+from upcall.lab.stage import person, wait_until
+
+pytestmark = pytest.mark.skipif(not INIT.exists(), reason="systemd is not installed")
+
+
+@pytest.fixture(scope="module")
+def drive() -> Iterator[Disk]:
+    """Not in /tmp: the units have one of their own."""
+    folder = Path("/srv/quota-disk")
+    folder.mkdir(parents=True)
+    with disk("ext4", folder) as made:
+        yield made
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def units(drive: Disk, request: pytest.FixtureRequest) -> Systemd:
+    """They start when the disk is there: process 1 has a mount namespace of its own."""
+    found: Systemd = request.getfixturevalue("systemd")
+    return found
+
+
+@pytest.mark.time_limit(4 * SLOW)
+def test_whose_quota_it_is_is_told(units: Systemd, drive: Disk) -> None:
+    alice = person("alice")
+
+    def quota() -> dict[str, Any]:
+        """What the broker says of it; empty before everything has started."""
+        said = units.say(sys.executable, "-I", "-m", "upcall", "status", "--json")
+        try:
+            found: dict[str, Any] = json.loads(said)
+        except ValueError:
+            return {}
+        everybody = {one["uid"] for one in found["daemons"]} >= {0, alice.uid}
+        return dict(found["quota"]) if everybody else {}
+
+    try:
+        wait_until(lambda: quota().get("filesystems") == [str(drive.point)], "the broker sees the disk", SLOW)
+        assert quota()["listening"]
+        drive.limit("u", alice.uid, 0, MB)
+        assert fill(alice, drive.point / "alice", 2 * MB) in NO_ROOM
+        wait_until(lambda: quota()["delivered"] >= 1, "told", SLOW)
+        assert (quota()["watched"], quota()["lost"]) == (1, 0)
+        log = Path("/var/log/units").read_text()
+        assert "quota-unreadable" not in log
+        assert "quota-state" not in log
+    except TimeoutError:
+        pytest.fail(Path("/var/log/units").read_text() + Path("/var/log/systemd").read_text())
