@@ -23,7 +23,7 @@ from upcall.broker.quota.rules import Rules
 from upcall.broker.quota.source import Quota, QuotaSetup
 from upcall.broker.quota.world import read_state, write_state
 from upcall.errors import UsageError
-from upcall.kernel.genetlink import Ids, Listener
+from upcall.kernel.genetlink import Ids, Listener, NoFamily
 from upcall.kernel.mounts import Mount
 from upcall.registry import Association
 from upcall.service import SERVICES
@@ -580,7 +580,7 @@ def test_a_state_file_that_cannot_be_written(house: House) -> None:
 
 def test_a_kernel_without_the_family(house: House) -> None:
     def refuse(_: Ids) -> Listener:
-        raise UsageError("there is no generic netlink family VFS_DQUOT here")
+        raise NoFamily("there is no generic netlink family VFS_DQUOT here")
 
     house.setup = house.setup._replace(listen=refuse)
     house.quota = Quota(house, house.setup)  # type: ignore[arg-type]
@@ -588,6 +588,39 @@ def test_a_kernel_without_the_family(house: House) -> None:
     status = house.quota.status()
     assert not status["listening"]
     assert "VFS_DQUOT" in status["why"]
+
+
+def test_a_kernel_that_cannot_be_asked_yet(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "_ASK_AGAIN", 0.01)
+    tries = []
+
+    def listen(ids: Ids) -> Listener:
+        tries.append(ids)
+        if len(tries) < 4:
+            raise UsageError("timed out")
+        return house.kernel.listen(ids)
+
+    house.setup = house.setup._replace(listen=listen)
+    house.open().daemon(ALICE)
+    assert house.lines[0] == ("quota-off", {"why": "timed out"})
+    assert [event for event, _ in house.lines].count("quota-off") == 1
+    house.kernel.warn(ALICE)
+    house.settled()
+    assert events(house.told(ALICE)) == ["over-hard"]
+
+
+def test_an_end_while_the_kernel_cannot_be_asked(house: House) -> None:
+    def refuse(_: Ids) -> Listener:
+        raise OSError("not now")
+
+    house.setup = house.setup._replace(listen=refuse)
+    house.quota = Quota(house, house.setup)  # type: ignore[arg-type]
+    house.until(lambda: house.logged("quota-off"), "logged")
+    began = time.monotonic()
+    house.quota.close()
+    house.quota = None
+    assert time.monotonic() - began < source._LAST_WORDS
+    assert house.logged("quota-clerk-waits") is None
 
 
 def test_a_clerk_that_hangs_does_not_hold_the_end_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

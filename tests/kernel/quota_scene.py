@@ -114,6 +114,7 @@ class Disk:
 
     def close(self) -> None:
         run(["umount", str(self.point)])
+        self.image.unlink()  # the guest's memory holds ten of them
 
 
 def give_names() -> None:
@@ -202,7 +203,7 @@ class QuotaHouse:
         place = Place(SYSTEM_FOLDER)
         task = Task(who, lambda: serve(Daemon(place, [handler])), output=self.folder / f"{who.name}.log")
         self._tasks.append(task)
-        wait_until(lambda: daemon_status(who.uid).get("pid") == task.pid, f"the daemon of {who.name}")
+        wait_until(lambda: daemon_status(who.uid).get("pid") == task.pid, f"the daemon of {who.name}", 2 * PATIENCE)
 
     def told(self, who: Person) -> list[QuotaNotice]:
         try:

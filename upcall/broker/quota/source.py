@@ -23,7 +23,7 @@ from upcall.broker.quota.folding import Folding
 from upcall.broker.quota.rules import Rules
 from upcall.broker.quota.world import Kernel, World
 from upcall.errors import UsageError
-from upcall.kernel.genetlink import Ids, Listener, look_up
+from upcall.kernel.genetlink import Ids, Listener, NoFamily, look_up
 from upcall.messages import Requester
 from upcall.wire import quota, quotanotice
 from upcall.wire.quotanotice import USER, QuotaNotice
@@ -37,6 +37,7 @@ _PAUSE: Final = 0.01  # seconds until the next turn of many
 _HAND_OVER: Final = 0.05  # seconds between two tables for the clerk
 _SURE: Final = 1.0  # seconds until a gap is a loss: two processors of the kernel may overtake each other
 _DELIVERIES: Final = 32  # in a turn
+_ASK_AGAIN: Final = 30.0  # seconds until the kernel is asked again, after it could not be
 _LAST_WORDS: Final = 2.0  # seconds that the clerk has for its end
 
 Open = Callable[[Ids], Listener]
@@ -69,6 +70,7 @@ class Quota:
         self.why = "not listening yet"
         self._listener: Listener | None = None
         self._folding = Folding(0)
+        self._closing = threading.Event()
         self._busy = False  # the clerk has a table in hand
         self._not_before = 0.0  # when it may have the next one
         self._lost_said = self._overflows_said = 0
@@ -91,14 +93,22 @@ class Quota:
     # --- in the clerk's thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        try:
-            ids = self._setup.ids or look_up(quota.FAMILY, quota.GROUP)
-            listener = self._setup.listen(ids)
-        except (UsageError, OSError) as error:
-            self._post(_Opened(None, 0, str(error)))
-            return
-        self._post(_Opened(listener, ids.family, ""))
-        self.clerk.run()
+        why = ""
+        while not self._closing.is_set():
+            try:
+                ids = self._setup.ids or look_up(quota.FAMILY, quota.GROUP)
+                listener = self._setup.listen(ids)
+            except (UsageError, OSError) as error:
+                if str(error) != why:
+                    why = str(error)
+                    self._post(_Opened(None, 0, why))
+                if isinstance(error, NoFamily):
+                    return
+                self._closing.wait(_ASK_AGAIN)  # a machine that boots may have been too busy
+            else:
+                self._post(_Opened(listener, ids.family, ""))
+                self.clerk.run()
+                return
 
     def _post(self, item: Deliver | Done | _Opened) -> None:
         self._outbox.append(item)
@@ -213,6 +223,7 @@ class Quota:
             with contextlib.suppress(OSError):
                 self._folding.add(self._listener.receive(_AT_ONCE, quota.MAX_MESSAGE))
             self.clerk.inbox.put(Warnings(self._folding.take()))
+        self._closing.set()
         self.clerk.inbox.put(Stop())
         self._thread.join(_LAST_WORDS)
         ended = not self._thread.is_alive()
