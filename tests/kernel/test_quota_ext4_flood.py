@@ -18,6 +18,7 @@ from upcall.runtime import SYSTEM_FOLDER
 
 ROUNDS, CYCLES = 4, 12_500  # a cycle is two warnings: over the soft limit, and below it
 MORE_THAN_FITS = 30_000  # cycles: the socket's buffer holds 43,000 warnings
+PAUSE = 0.01  # seconds between two of somebody else's requests: there is one processor for all of them
 PATIENCE = 240.0  # seconds for one flood, on a machine that has other things to do
 
 
@@ -47,10 +48,6 @@ def limited(drive: Disk, who: Person) -> None:
     drive.limit("u", who.uid, files=(1, 0))
 
 
-def unlimited(drive: Disk, who: Person) -> None:
-    drive.limit("u", who.uid)
-
-
 def flood(drive: Disk, who: Person, cycles: int) -> Task[float]:
     """Makes a file and removes it, so often; gives the seconds that it took."""
     path = os.fspath(drive.point / f"{who.name}-again")
@@ -74,6 +71,7 @@ def asked_meanwhile(task: Task[float], client: Client) -> tuple[float, float]:
             began = time.monotonic()
             assert client.ask("key", Answering.ASK) == Answering.REPLY
             waits.append(time.monotonic() - began)
+            time.sleep(PAUSE)
         on_failure.pop_all()
     return statistics.median(waits), task.result(PATIENCE)
 
@@ -86,15 +84,15 @@ def resident(pid: int) -> int:
 def test_a_hundred_thousand(drive: Disk, place: QuotaHouse) -> None:
     alice, bob = person("alice"), person("bob")
     assert place.broker is not None
-    do_as(alice, (drive.point / "first").touch)
+    for who in (alice, bob):
+        do_as(who, (drive.point / f"{who.name}-first").touch)
+    limited(drive, alice)
     drive.limit("u", bob.uid, 0, MB)
     before, memory = status(), resident(place.broker.pid)
     ratios, took = [], 0.0
     with Client(SYSTEM_FOLDER, bob.uid) as client:
         for number in range(ROUNDS):
-            unlimited(drive, alice)  # the same work without a warning
-            calm, _ = asked_meanwhile(flood(drive, alice, CYCLES), client)
-            limited(drive, alice)
+            calm, _ = asked_meanwhile(flood(drive, bob, CYCLES), client)  # the same work without a warning
             task = flood(drive, alice, CYCLES)
             if number == ROUNDS // 2:
                 assert fill(bob, drive.point / "bob", 2 * MB) in NO_ROOM
@@ -113,7 +111,7 @@ def test_a_hundred_thousand(drive: Disk, place: QuotaHouse) -> None:
     place.wait(alice, "over-soft")
     quiet()
     assert place.events(bob) == ["over-hard"]
-    assert place.events(alice).count("over-soft") == 1
+    assert place.events(alice) == ["over-soft"]
 
 
 @pytest.mark.time_limit(PATIENCE)
