@@ -35,7 +35,7 @@ def units(drive: Disk, request: pytest.FixtureRequest) -> Systemd:
     return found
 
 
-@pytest.mark.time_limit(4 * SLOW)
+@pytest.mark.time_limit(5 * SLOW)
 def test_whose_quota_it_is_is_told(units: Systemd, drive: Disk) -> None:
     alice = person("alice")
 
@@ -49,8 +49,10 @@ def test_whose_quota_it_is_is_told(units: Systemd, drive: Disk) -> None:
         everybody = {one["uid"] for one in found["daemons"]} >= {0, alice.uid}
         return dict(found["quota"]) if everybody else {}
 
+    services = ("upcall-broker.service", "upcall-system-daemon.service")
     try:
-        wait_until(lambda: quota().get("filesystems") == [str(drive.point)], "the broker sees the disk", SLOW)
+        wait_until(lambda: units.is_active(*services), "the services", SLOW)
+        wait_until(lambda: quota().get("filesystems") == [str(drive.point)], "the broker sees the disk", 2 * SLOW)
         assert quota()["listening"]
         drive.limit("u", alice.uid, 0, MB)
         assert fill(alice, drive.point / "alice", 2 * MB) in NO_ROOM
