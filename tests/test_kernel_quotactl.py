@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from pathlib import Path
@@ -80,3 +81,28 @@ def test_what_lies_above_is_not_taken_for_it(tmp_path: Path) -> None:
         assert found.number() == tmp_path.stat().st_dev
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+class Libc:
+    """Says what the kernel says of a read-only mount."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def syscall(self, *_: object) -> int:
+        self.asked.append("descriptor")
+        ctypes.set_errno(errno.EROFS)
+        return -1
+
+    def quotactl(self, _: object, device: bytes, *__: object) -> int:
+        self.asked.append(device.decode())
+        return 0
+
+
+@pytest.mark.skipif(not quotactl._QUOTACTL_FD, reason="quotactl by descriptor has another number here")
+def test_a_read_only_mount_is_asked_by_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    libc = Libc()
+    monkeypatch.setattr(quotactl, "_libc", libc)
+    with quotactl.Filesystem("/", "/dev/sda1") as found:
+        assert found.get(quotactl.USER, 5001).id == 5001
+    assert libc.asked == ["descriptor", "/dev/sda1"]
