@@ -64,7 +64,8 @@ def start_daemon(folder: Path, keyring: FolderKeyring) -> Iterator[StartDaemon]:
             broker: RunningBroker | None = None, control: bool = False, handlers: Sequence[str] = ()
         ) -> RunningDaemon:
             keys, here = folder.parent / "keys", Path(__file__).parent
-            running = RunningDaemon(folder, keys, MODULES, [here], control, handlers)
+            # Nobody is to be asked by what happens to be installed here.
+            running = RunningDaemon(folder, keys, MODULES, [here], control, handlers, options=("ask=agent",))
             stack.enter_context(running)
             if broker is not None:
                 broker.registered(running.pid)

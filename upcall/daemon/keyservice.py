@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+from upcall.daemon.asking import Asker as Asker
+from upcall.daemon.asking import NoPrompter, Prompter
+from upcall.daemon.locks import COMMAND, Locks
+from upcall.daemon.openedkey import REREAD, Opened
 from upcall.errors import ModuleFailed, PeerError, Refused
 from upcall.kernel.process import LockedMemory
-from upcall.keymodule import MAX_KEY, MAX_WRAPPED, Closable, KeyHandle, KeyModule, Watched
+from upcall.keymodule import KeyModule
 from upcall.messages import Requester
 from upcall.wire.authtok import AuthTok, take_auth_tok
 from upcall.wire.ecryptfs import (
@@ -33,34 +36,12 @@ from upcall.wire.ecryptfs import (
 )
 from upcall.wire.netlink import Envelope
 
-PATIENT = 5.0  # seconds that a request must have left to wait for a person
-_REREAD = 1.0  # seconds after which an auth token that was replaced in its place is noticed
-
 
 class Keyring(Protocol):
     """The user's keyring (upcall.kernel.keyring)."""
 
     def find(self, description: str, /) -> int | None: ...
     def read(self, serial: int, /) -> bytes: ...
-
-
-class Prompter(Protocol):
-    """Whom a module may have a person asked by. See `keymodule.Secrets`, which this serves."""
-
-    def pin(self, token: str, prompt: str, asker: Asker, /) -> bytearray: ...
-    def verdict(self, token: str, good: bool, /) -> None: ...
-    def touch(self, token: str, prompt: str, asker: Asker, /) -> None: ...
-    def over(self) -> None:
-        """The calling thread is done with its request: a verdict that has not come comes no more."""
-
-    def lock(self) -> None:
-        """Forgets every PIN."""
-
-    def unlock(self) -> None:
-        """A person is there: they may be asked again, whatever was wrong before."""
-
-    def attach(self, connection: socket.socket, welcome: bytes, /) -> None:
-        """Takes over a connection of `upcall prompt`, which is to be sent `welcome`, or Refused. Never waits."""
 
 
 @runtime_checkable
@@ -70,48 +51,13 @@ class Reporting(Protocol):
     def report(self) -> dict[str, object]: ...
 
 
-class Asker(NamedTuple):
-    """The request for which a person is to be asked: who made it, and until when it can wait (monotonic)."""
-
-    service: str
-    requester: Requester
-    deadline: float
-
-    def patient(self) -> bool:
-        """Whether it can wait for a person. eCryptfs never can."""
-        return self.deadline - time.monotonic() >= PATIENT
-
-
-class NoPrompter:
-    """Where nobody can be asked."""
-
-    def pin(self, token: str, prompt: str, asker: Asker, /) -> bytearray:
-        raise Refused("locked")
-
-    def verdict(self, token: str, good: bool, /) -> None:
-        return None
-
-    def touch(self, token: str, prompt: str, asker: Asker, /) -> None:
-        return None
-
-    def over(self) -> None:
-        return None
-
-    def lock(self) -> None:
-        return None
-
-    def unlock(self) -> None:
-        return None
-
-    def attach(self, connection: socket.socket, welcome: bytes, /) -> None:
-        raise Refused("no-service")
-
-
 class _Serving(threading.local):
     """What a thread is at work for."""
 
     asker: Asker | None = None
     asked = False  # it got a PIN, or tried to
+    ahead = False  # the key is opened before anybody needs it: nobody is to be asked
+    typed: bytearray | None = None  # a passphrase that is being tried
 
 
 class _SecretsOf:
@@ -124,6 +70,8 @@ class _SecretsOf:
         return self._service.passphrase(self._signature, source)
 
     def pin(self, token: str, prompt: str, /) -> bytearray:
+        if self._service.serving.ahead:
+            raise Refused("locked")
         self._service.serving.asked = True
         return self._service.prompter.pin(token, prompt, self._service.asker())
 
@@ -132,45 +80,6 @@ class _SecretsOf:
 
     def touch(self, token: str, prompt: str, /) -> None:
         self._service.prompter.touch(token, prompt, self._service.asker())
-
-
-class _Opened:
-    """A key in use. What it wraps is proved by unwrapping it, the first time for each size."""
-
-    __slots__ = ("_handle", "_prove_all", "_proved", "_watched", "module", "reread", "serial", "token")
-
-    def __init__(self, handle: KeyHandle, module: str, serial: int, token: AuthTok, prove_all: bool) -> None:
-        self._handle, self.module, self.serial, self.token = handle, module, serial, token
-        self._watched = handle if isinstance(handle, Watched) else None
-        self._prove_all = prove_all
-        self._proved: dict[int, int] = {}  # size of a clear key -> size of its wrapped form
-        self.reread = time.monotonic() + _REREAD
-
-    def stale(self) -> bool:
-        return self._watched is not None and self._watched.stale()
-
-    def close(self) -> None:
-        """Lets go of what the handle holds; a module that fails at that has nothing more to say."""
-        if isinstance(self._handle, Closable):
-            with contextlib.suppress(Exception):
-                self._handle.close()
-
-    def unwrap(self, wrapped: bytes) -> bytes:
-        key = self._handle.unwrap(wrapped)
-        if not isinstance(key, bytes) or not 1 <= len(key) <= MAX_KEY:
-            raise Refused("module-broke")
-        return key
-
-    def wrap(self, key: bytes) -> bytes:
-        """A wrapped key that can be unwrapped: the kernel would believe anything, and lose the file."""
-        wrapped = self._handle.wrap(key)
-        if not isinstance(wrapped, bytes) or not len(key) <= len(wrapped) <= MAX_WRAPPED:
-            raise Refused("module-broke")
-        if self._prove_all or self._proved.get(len(key)) != len(wrapped):
-            if self.unwrap(wrapped) != key:
-                raise Refused("module-broke")
-            self._proved[len(key)] = len(wrapped)
-        return wrapped
 
 
 class KeyService:
@@ -192,9 +101,11 @@ class KeyService:
         self._prove_all = prove_all
         self._lock = threading.Lock()
         self._loaded: dict[str, KeyModule] = {}
-        self._opened: dict[str, _Opened] = {}
+        self._opened: dict[str, Opened] = {}
         self._passphrases: dict[str, LockedMemory] = {}
-        self._locked: set[str] = set()
+        self._locks = Locks()
+        self.lock_after = 0.0  # seconds without use after which a key is closed and its passphrase forgotten; 0: never
+        self._used: dict[str, float] = {}  # signature -> when, by `now`; of what is open, or has a passphrase
 
     # --- the handler ---------------------------------------------------------------------------------------
 
@@ -223,6 +134,7 @@ class KeyService:
 
     def _answer(self, ask: Ask) -> bytes:
         opened = self._open(ask.signature)
+        self._used[ask.signature] = now()
         if ask.tag != TAG_64:
             return pack_reply(Reply(TAG_67, STATUS_OK, opened.wrap(ask.content)))
         content = opened.unwrap(ask.content)
@@ -239,31 +151,35 @@ class KeyService:
 
     # --- keys ----------------------------------------------------------------------------------------------
 
-    def _open(self, signature: str) -> _Opened:
+    def _open(self, signature: str) -> Opened:
         serial = self._keyring.find(signature)
         if serial is None:
             self.forget(signature)
             raise Refused("no-key")
-        if signature in self._locked:
+        times = self._locks.times
+        if self._locks.refuses(signature):
             raise Refused("locked")
+        if self._overdue(signature, now()):
+            self.forget(signature)
         opened = self._opened.get(signature)
         if opened is not None and opened.serial == serial and self._still_good(opened, signature):
             return opened
         token = self._token(serial, signature)
         module = self._module(token.alias)
         handle = module.open(signature, token.blob, _SecretsOf(self, signature))
-        new = _Opened(handle, token.alias, serial, token, self._prove_all)
-        return self._keep(signature, opened, new, module)
+        new = Opened(handle, token.alias, serial, token, self._prove_all)
+        return self._keep(signature, opened, new, module, times)
 
-    def _keep(self, signature: str, before: _Opened | None, new: _Opened, module: KeyModule) -> _Opened:
+    def _keep(self, signature: str, before: Opened | None, new: Opened, module: KeyModule, times: int) -> Opened:
         """Puts a newly opened key in the place of what was there before, and closes what is not used."""
         with self._lock:
             there = self._opened.get(signature)
-            locked = signature in self._locked  # while it was being opened
+            locked = times != self._locks.times or self._locks.refuses(signature)  # while it was being opened
             beaten = there is not None and there is not before and there.token == new.token  # by another thread
             late = self._loaded.get(new.module) is not module  # it is no longer allowed, or another has its place
             if not locked and not beaten and not late:
                 self._opened[signature] = new
+                self._used[signature] = now()
         useless = new if locked or beaten or late else there
         if useless is not None:
             useless.close()
@@ -273,14 +189,14 @@ class KeyService:
             return self._open(signature)
         return there if beaten and there is not None else new
 
-    def _still_good(self, opened: _Opened, signature: str) -> bool:
+    def _still_good(self, opened: Opened, signature: str) -> bool:
         if opened.stale():
             return False
         now = time.monotonic()
         if now >= opened.reread:
             if self._token(opened.serial, signature) != opened.token:
                 return False
-            opened.reread = now + _REREAD
+            opened.reread = now + REREAD
         return True
 
     def _token(self, serial: int, signature: str) -> AuthTok:
@@ -312,24 +228,62 @@ class KeyService:
         return self.serving.asker or Asker("", Requester(os.geteuid(), os.getpid()), 0.0)
 
     def passphrase(self, signature: str, source: str) -> bytearray:
-        """What is kept in locked memory ("ask"), or elsewhere. Refused("locked")."""
+        """What is kept in locked memory ("ask"), or elsewhere. One that is not there is asked for. Refused as
+        `keymodule.Secrets`."""
         if source != "ask":
             return self._fetch(signature, source)
+        if self.serving.typed is not None:
+            return self.serving.typed.copy()
+        kept = self._kept(signature)
+        if kept is not None:
+            return kept
+        if self.serving.ahead:
+            raise Refused("locked")
+        return self.prompter.passphrase(
+            signature, self.asker(), lambda: self._kept(signature), lambda typed: self._try(signature, typed)
+        )
+
+    def _kept(self, signature: str) -> bytearray | None:
         with self._lock:
             kept = self._passphrases.get(signature)
-            if kept is None:
-                raise Refused("locked")
-            return kept.copy()
+            return None if kept is None else kept.copy()
 
-    def warm(self, signatures: Iterable[str]) -> None:
+    def _try(self, signature: str, typed: bytearray) -> bool:
+        """Whether a passphrase opens the key; then it is kept. Refused if that cannot be known. In the prompt's
+        thread: the requests that wait for it have no time to lose."""
+        times, self.serving.typed = self._locks.times, typed
+        try:
+            self._open(signature)
+        except ModuleFailed:
+            return False
+        except Refused:
+            raise
+        except BaseException:  # noqa: BLE001 - modules raise anything, and its text could hold the passphrase
+            raise Refused("module-broke") from None
+        finally:
+            self.serving.typed = None
+            self._over()
+        with self._lock:
+            if times != self._locks.times or self._locks.refuses(signature):
+                raise Refused("locked")
+            if signature not in self._passphrases:  # as a command of the user's may have left it meanwhile
+                self._passphrases[signature] = LockedMemory(typed.copy())
+        return True
+
+    def warm(self, signatures: Iterable[str], ahead: bool = False) -> None:
         """Opens keys before they are asked for: importing a key module can cost a slow machine a kernel's patience.
 
-        What cannot be opened now is refused when it is asked for, with its reason.
+        What cannot be opened now is refused when it is asked for, with its reason. `ahead`: nobody needs them yet, so
+        nobody is asked for a PIN or a passphrase.
         """
-        for signature in signatures:
-            with contextlib.suppress(BaseException):  # modules raise anything; a traceback could show a secret
-                self._open(signature)
-            self._over()
+        self.serving.ahead = ahead
+        try:
+            for signature in signatures:
+                with contextlib.suppress(BaseException):  # modules raise anything; a traceback could show a secret
+                    self._open(signature)
+                self._over()
+        finally:
+            self.serving.ahead = False
 
     # --- what the user's commands do -----------------------------------------------------------------------
 
@@ -340,20 +294,52 @@ class KeyService:
         with self._lock:
             if passphrase:
                 self._passphrases[signature] = LockedMemory(passphrase)
-            self._locked.discard(signature)
+                self._used[signature] = now()
+            self._locks.unlock(signature)
 
-    def lock(self, signature: str | None) -> int:
+    def unlock_all(self, cause: str | None = None) -> None:
+        """Ends the lock for this cause; None: every lock, as a person has said. What was forgotten stays so."""
+        with self._lock:
+            self._locks.unlock_all(cause)
+        if cause is None:
+            self.prompter.unlock()
+
+    def lock(self, signature: str | None, cause: str = COMMAND) -> int:
         """Forgets one key, or all, and refuses it until it is unlocked; gives how many were known.
 
-        Every PIN goes, too: which token a key is in is not known here, and a PIN is soon typed again."""
+        Every PIN goes, too: which token a key is in is not known here, and a PIN is soon typed again. What is being
+        opened meanwhile is not kept."""
         with self._lock:
             known = set(self._opened) | set(self._passphrases)
-        self.prompter.lock()
-        for one in known if signature is None else {signature}:
-            with self._lock:
-                self._locked.add(one)
-            self.forget(one)
-        return len(known if signature is None else known & {signature})
+            if signature is not None:
+                known &= {signature}
+                self._locks.lock(signature)
+            else:
+                self._locks.lock_all(cause)
+                if cause == COMMAND:
+                    for one in known:
+                        self._locks.lock(one)  # by its name, too, for those who look
+            closed = [self._drop(one) for one in known]
+        self.prompter.lock()  # behind the lock: who has got something by a prompt can keep it no more
+        for opened in filter(None, closed):
+            opened.close()
+        return len(known)
+
+    def expire(self) -> tuple[list[str], float | None]:
+        """Forgets the keys that nobody has used for `lock_after` seconds: their signatures, and in how many seconds
+        the next one may be due, if any can be. They are not refused: who needs one has it opened anew."""
+        if not self.lock_after:
+            return [], None
+        at = now()
+        with self._lock:
+            due = [signature for signature in [*self._used] if self._overdue(signature, at)]
+            closed = [self._drop(signature) for signature in due]
+        for opened in filter(None, closed):
+            opened.close()
+        return due, min((used + self.lock_after - at for used in [*self._used.values()]), default=None)
+
+    def _overdue(self, signature: str, at: float) -> bool:
+        return bool(self.lock_after) and at - self._used.get(signature, at) >= self.lock_after
 
     def use(self, modules: Mapping[str, Callable[[], KeyModule]], same: Collection[str]) -> None:
         """Other modules from now on; those of the aliases in `same` stay as they are, with the keys that they have
@@ -369,12 +355,17 @@ class KeyService:
     def forget(self, signature: str) -> None:
         """Drops the opened key and its passphrase."""
         with self._lock:
-            opened = self._opened.pop(signature, None)
-            kept = self._passphrases.pop(signature, None)
-            if kept is not None:
-                kept.wipe()
+            opened = self._drop(signature)
         if opened is not None:
             opened.close()
+
+    def _drop(self, signature: str) -> Opened | None:
+        """What is to be closed of it; the lock is held."""
+        self._used.pop(signature, None)
+        kept = self._passphrases.pop(signature, None)
+        if kept is not None:
+            kept.wipe()
+        return self._opened.pop(signature, None)
 
     def status(self) -> list[dict[str, object]]:
         """The keys in use, and the modules in processes of their own, as plain data."""
@@ -386,5 +377,15 @@ class KeyService:
                     {"signature": signature, "module": opened.module, "open": True}
                     for signature, opened in self._opened.items()
                 ]
-                + [{"signature": signature, "locked": True} for signature in sorted(self._locked)]
+                + [{"signature": signature, "locked": True} for signature in self._locks.single]
             )
+
+    def held(self) -> list[str]:
+        """For what all keys are refused, if anything: words for the status."""
+        with self._lock:
+            return self._locks.causes
+
+
+def now() -> float:
+    """Seconds, those counted in which the machine was asleep."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

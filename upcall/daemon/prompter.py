@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from upcall.daemon.keyservice import Asker
+from upcall.daemon.asking import Asker
 from upcall.errors import UsageError
 from upcall.log import EventLog
 
@@ -19,13 +20,16 @@ WAYS = ("agent", "pinentry", "systemd")  # see upcall.prompting.ways
 
 
 class LazyPrompter:
-    """`keyservice.Prompter`, by the daemon's arguments `ask=`, `pinentry=`, `pin-time=` and `prompt-time=`."""
+    """`asking.Prompter`, by the daemon's arguments `ask=`, `pinentry=`, `pin-time=`, `prompt-time=`
+    and `lock-after=`."""
 
     def __init__(self, arguments: Iterable[str], log: EventLog) -> None:
         settings = dict(argument.split("=", 1) for argument in arguments)
         self._log = log
         self._pinentry = settings.get("pinentry")
-        self._pin_time = float(settings.get("pin-time", PIN_TIME))
+        # A token whose key was closed because nobody used it must not open it again with a PIN that is still there.
+        lock_after = float(settings.get("lock-after", 0)) or math.inf
+        self._pin_time = min(lock_after, float(settings.get("pin-time", PIN_TIME)))
         self._prompt_time = float(settings.get("prompt-time", PROMPT_TIME))
         self._ways = tuple(filter(None, settings["ask"].split(","))) if "ask" in settings else WAYS
         if unknown := sorted(set(self._ways) - set(WAYS)):
@@ -36,7 +40,7 @@ class LazyPrompter:
     def _loaded(self) -> Prompts:
         with self._lock:
             if self._prompts is None:
-                from upcall.prompting.prompts import Settings
+                from upcall.prompting.settings import Settings
                 from upcall.prompting.ways import prompts
 
                 settings = Settings(self._pin_time, self._prompt_time)
@@ -45,6 +49,11 @@ class LazyPrompter:
 
     def pin(self, token: str, prompt: str, asker: Asker, /) -> bytearray:
         return self._loaded().pin(token, prompt, asker)
+
+    def passphrase(
+        self, signature: str, asker: Asker, kept: Callable[[], bytearray | None], tried: Callable[[bytearray], bool], /
+    ) -> bytearray:
+        return self._loaded().passphrases.ask(signature, asker, kept, tried)
 
     def verdict(self, token: str, good: bool, /) -> None:
         self._loaded().verdict(token, good)

@@ -1,8 +1,9 @@
 """A terminal that runs `upcall prompt`: the daemon's side.
 
 The terminal's process connects to the daemon's control socket, and stays. From then on the messages are those of
-upcall.wire.isolation: PIN, TOUCH and CLOSE (never mind that PIN) from here, each with its text in `data`; ANSWER,
-REFUSED (the person said no) or FAILED (it cannot be shown) from there.
+upcall.wire.isolation: PIN, TOUCH and CLOSE (never mind that PIN) from here, each with its text in `data`, and that of
+a PIN with what is to be typed, "PIN" or "Passphrase", in `text`; ANSWER, REFUSED (the person said no) or FAILED (it
+cannot be shown) from there.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Agent:
 
 def _ask(connection: socket.socket, number: int, question: Question, turn: Turn) -> bytearray:
     """One question, until its answer. _Gone, OSError."""
-    connection.send(pack(Message(PIN, number, data=question.text().encode())))
+    connection.send(pack(Message(PIN, number, text=question.wanted, data=question.text().encode())))
     buffer = bytearray(_BUFFER)
     try:
         for _ in range(_LATE):

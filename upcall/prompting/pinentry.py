@@ -58,7 +58,7 @@ class Pinentry:
 
     def ask(self, question: Question, turn: Turn, /) -> bytearray:
         with self._start(question, turn) as dialog:
-            dialog.say("SETPROMPT PIN:")
+            dialog.say(f"SETPROMPT {question.wanted}:")
             return checked(dialog.say("GETPIN"))
 
     def notify(self, question: Question, turn: Turn, /) -> bool:

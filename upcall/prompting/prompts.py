@@ -6,31 +6,20 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from upcall.daemon.keyservice import Asker
-from upcall.daemon.prompter import PIN_TIME, PROMPT_TIME
+from upcall.daemon.asking import Asker
 from upcall.errors import Refused
 from upcall.log import EventLog
 from upcall.prompting.agent import Agent
+from upcall.prompting.passphrases import Passphrases
 from upcall.prompting.pins import Pin
 from upcall.prompting.requester import describe, plain
+from upcall.prompting.settings import HINT, MARGIN, MAX_OPEN, Settings
 from upcall.prompting.turn import Cancelled, Question, Turn, Unanswered, Unavailable, Way, Withdrawn
 
-MARGIN = 2.0  # seconds that a request keeps for its work, once the PIN is there
 MARGIN_OF_TRIAL = 1.0  # the same, while somebody else tries the PIN: it takes a token that long at most
 TOUCH_EVERY, TOUCH_SHOWN = 10.0, 15.0  # seconds
-MAX_OPEN = 8  # prompts, one after the other before one person
 MAX_TOKENS = 64
-
-
-class Settings(NamedTuple):
-    """Times in seconds."""
-
-    pin_time: float = PIN_TIME  # how long a PIN is kept, from when the token first took it; 0: not at all
-    prompt_time: float = PROMPT_TIME  # how long a person may take for one
-    wrong: int = 2  # PINs, after which nobody is asked: one less than the fewest that lock a token
-    quiet: float = 10.0  # after a prompt was cancelled or ignored, nobody is asked for so long
 
 
 class _Prompt:
@@ -58,7 +47,7 @@ class _Token:
 
 
 class Prompts:
-    """See `keyservice.Prompter`. `ways` are tried in their order."""
+    """See `asking.Prompter`. `ways` are tried in their order. `passphrases`: what is asked for keys, not tokens."""
 
     def __init__(self, ways: Sequence[Way], settings: Settings, log: EventLog, agent: Agent | None = None) -> None:
         """`agent`: the one of the ways that terminals attach to."""
@@ -66,6 +55,7 @@ class Prompts:
         self._change = threading.Condition()
         self._tokens: dict[str, _Token] = {}
         self._person = threading.Lock()  # who has it talks to them
+        self.passphrases = Passphrases(self.ask, self.anybody, self._person, settings, log)
 
     # --- for modules ---------------------------------------------------------------------------------------
 
@@ -127,6 +117,7 @@ class Prompts:
 
     def lock(self) -> None:
         """Forgets every PIN, withdraws every prompt."""
+        self.passphrases.lock()
         with self._change:
             for state in self._tokens.values():
                 state.pin.forget()
@@ -141,6 +132,7 @@ class Prompts:
 
     def unlock(self) -> None:
         """A person is there: prompts may be shown again, after wrong PINs, too."""
+        self.passphrases.unlock()
         with self._change:
             for state in self._tokens.values():
                 state.pin.reset()
@@ -189,8 +181,8 @@ class Prompts:
         """A new prompt, in a thread of its own. The lock is held."""
         if time.monotonic() < state.quiet_until:
             raise Refused("locked")
-        if not any(way.available() for way in self._ways):
-            self._log("nobody-to-ask", token=state.name, hint="run `upcall prompt` in a terminal, and try again")
+        if not self.anybody():
+            self._log("nobody-to-ask", token=state.name, hint=HINT)
             raise Refused("locked")
         if sum(one.prompt is not None for one in self._tokens.values()) >= MAX_OPEN:
             raise Refused("busy")
@@ -216,7 +208,7 @@ class Prompts:
                     if not prompt.withdrawn:
                         prompt.turn = Turn(self._settings.prompt_time)
                 if prompt.turn is not None:
-                    secret, outcome = self._ask(state, Question(plain(words), details), prompt.turn)
+                    secret, outcome = self.ask(Question(plain(words), details), prompt.turn, token=state.name)
         except OSError as error:  # no more descriptors
             outcome = f"{error.strerror}"
         self._log("prompt-ended", token=state.name, outcome=outcome)
@@ -247,13 +239,17 @@ class Prompts:
             return (f"{wrong}: another one may lock the token!",)
         return (f"{wrong}: you are asked {pin.left} more time{'s' if pin.left > 1 else ''}.",)
 
-    def _ask(self, state: _Token, question: Question, turn: Turn) -> tuple[bytearray | None, str]:
-        """A PIN, or what came instead of one."""
+    def anybody(self) -> bool:
+        """Whether there may be somebody to ask."""
+        return any(way.available() for way in self._ways)
+
+    def ask(self, question: Question, turn: Turn, **what: object) -> tuple[bytearray | None, str]:
+        """What was typed, or what came instead of it. `what`: for the log."""
         for way in self._ways:
             try:
                 if not way.available():
                     continue
-                self._log("prompt", token=state.name, way=way.name)
+                self._log("prompt", **what, way=way.name)
                 return way.ask(question, turn), "answered"
             except (Cancelled, Unanswered, Withdrawn) as error:
                 return None, type(error).__name__.lower()

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from upcall.errors import PeerError, UpcallError
+from upcall.prompting.requester import plain
 from upcall.prompting.turn import MAX_PIN
 from upcall.wire.isolation import ANSWER, CLOSE, FAILED, MAX_MESSAGE, PIN, REFUSED, TOUCH, Message, pack, take
 
 _LINE = 4096  # bytes: what a terminal hands over at once at most (termios(3), canonical mode)
+_WORD = 32  # characters: what is to be typed
 _NO = 0x03  # Ctrl-C
 _HANG_UP = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
@@ -92,7 +94,7 @@ class Terminal:
         buffer = bytearray(_LINE)
         try:
             with self._hidden():
-                size = self._read(asked.id, buffer)
+                size = self._read(asked.id, plain(asked.text, _WORD) or "PIN", buffer)
             if size is None:
                 self._write("too late: nobody waits for it any more\n")
             elif not size:
@@ -106,10 +108,10 @@ class Terminal:
         finally:
             buffer[:] = bytes(len(buffer))
 
-    def _read(self, number: int, buffer: bytearray) -> int | None:
+    def _read(self, number: int, wanted: str, buffer: bytearray) -> int | None:
         """The size of the line that was typed; 0 for none, which is a no; None if the daemon has taken it back."""
         size = 0
-        self._write("PIN: ")
+        self._write(f"{wanted}: ")
         try:
             while True:
                 if not self._wait():
@@ -117,7 +119,7 @@ class Terminal:
                     if message.kind == CLOSE and message.id == number:
                         return None
                     self._other(message)
-                    self._write("PIN: ")
+                    self._write(f"{wanted}: ")
                     continue
                 with memoryview(buffer)[size:] as room:
                     count = os.readv(self._fd, [room])
@@ -130,7 +132,7 @@ class Terminal:
                     return size
                 if ended or size == len(buffer):
                     buffer[:], size = bytes(len(buffer)), 0
-                    self._write(f"\nThat is longer than {MAX_PIN} bytes. PIN: ")
+                    self._write(f"\nThat is longer than {MAX_PIN} bytes. {wanted}: ")
         except OSError:
             raise TerminalGone("the terminal has gone") from None
 

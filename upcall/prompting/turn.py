@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from upcall.errors import UpcallError
 
-MAX_PIN = 256  # bytes; tokens take far less
+MAX_PIN = 256  # bytes; tokens take far less. And of a passphrase that is typed here
 
 
 class Unavailable(UpcallError):
@@ -34,6 +34,7 @@ class Question(NamedTuple):
 
     prompt: str  # one line: "PIN of the card"
     details: tuple[str, ...]  # lines: whose PIN, who wants it, what happened before
+    wanted: str = "PIN"  # what is to be typed, in a word
 
     def text(self, between: str = "\n") -> str:
         return between.join((self.prompt, *self.details))
@@ -91,10 +92,10 @@ class Way(Protocol):
 
 
 def checked(pin: bytearray) -> bytearray:
-    """An empty PIN is no answer; one that is too long is no PIN. The buffer that is refused is wiped."""
+    """Nothing is no answer; what is too long is neither PIN nor passphrase. The buffer that is refused is wiped."""
     if not pin:
-        raise Cancelled("an empty PIN")
+        raise Cancelled("nothing was typed")
     if len(pin) > MAX_PIN:
         pin[:] = bytes(len(pin))
-        raise Unavailable(f"a PIN of more than {MAX_PIN} bytes")
+        raise Unavailable(f"more than {MAX_PIN} bytes were typed")
     return pin

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from upcall.log import EventLog
 from upcall.prompting.agent import Agent
 from upcall.prompting.pinentry import Pinentry
-from upcall.prompting.prompts import Prompts, Settings
+from upcall.prompting.prompts import Prompts
+from upcall.prompting.settings import Settings
 from upcall.prompting.systemd import PasswordAgents
 from upcall.prompting.turn import Way
 
