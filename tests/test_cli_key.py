@@ -309,9 +309,9 @@ def test_list(home: Path) -> None:
     result = run("list")
     assert KEY["passphrase"] not in result.output
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert lines[0] == ["NAME", "SIGNATURE", "MODULE", "KIND", "PASSPHRASE", "IN", "KEYRING"]
-    assert lines[1] == ["old", KEY["sig"], "openssl", "RSA-2048", "compat", "yes"]
-    assert lines[2] == ["open", shown("open")["signature"], "openssl", "RSA-2048", "none", "no"]
+    assert lines[0] == ["NAME", "SIGNATURE", "MODULE", "KIND", "PASSPHRASE", "AUTO", "IN", "KEYRING"]
+    assert lines[1] == ["old", KEY["sig"], "openssl", "RSA-2048", "compat", "no", "yes"]
+    assert lines[2] == ["open", shown("open")["signature"], "openssl", "RSA-2048", "none", "no", "no"]
     (home / "DATA/upcall/keys/old.toml").unlink()
     told = {row["signature"]: row for row in json.loads(run("list", "--json").stdout)}
     assert told[KEY["sig"]]["name"] is None

@@ -190,7 +190,8 @@ def test_which_keys_a_user_may_set() -> None:
     users = {spelled(path[:2]) for path, key in keys().items() if key.scope == USERS}
     assert users == {
         "plugins.allow", "quota.sinks", "quota.system-sinks", "quota.terminal", "quota.mail", "quota.webhook",
-        "quota.sink", "keyring.timeout", "keyring.where", "log.requests", "log.to", "hardening.writable",
+        "quota.sink", "keys.lock-after", "keys.lock-on", "keyring.timeout", "keyring.where", "log.requests", "log.to",
+        "hardening.writable",
     }  # fmt: skip
 
 

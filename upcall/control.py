@@ -35,8 +35,12 @@ class DaemonControl:
         """Gives the daemon a key's passphrase to keep in locked memory; the caller wipes its own buffer."""
         self._ask("daemon.unlock", signature.encode("ascii") + passphrase)
 
+    def unlock_all(self) -> None:
+        """Ends every lock, whatever it was for. Passphrases that were forgotten are asked for."""
+        self._ask("daemon.unlock", b"")
+
     def lock(self, signature: str | None) -> int:
-        """Makes the daemon forget one key, or all; gives how many it knew."""
+        """Makes the daemon forget one key, or all, and refuse them; gives how many it knew."""
         return int(self._ask("daemon.lock", (signature or "").encode("ascii")))
 
     def reload(self) -> None:

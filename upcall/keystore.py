@@ -42,6 +42,7 @@ class Entry(NamedTuple):
     path: str | None = None  # of the key file, absolute, if there is one
     blob: bytes | None = None  # for the auth token; not of a compat key, where it holds the passphrase
     parameters: Mapping[str, str] = MappingProxyType({})  # what was chosen when it was made, but for secrets
+    auto: bool = False  # the daemon adds it when it starts
 
 
 _TYPES: Final[dict[str, tuple[type, str]]] = {
@@ -53,8 +54,9 @@ _TYPES: Final[dict[str, tuple[type, str]]] = {
     "path": (str, "a string"),
     "blob": (str, "a string"),
     "parameters": (dict, "a table of strings"),
+    "auto": (bool, "true or false"),
 }
-_OPTIONAL: Final = frozenset({"path", "blob", "parameters"})
+_OPTIONAL: Final = frozenset({"path", "blob", "parameters", "auto"})
 
 
 def default_directory() -> Path:
@@ -105,21 +107,17 @@ class KeyStore:
 
     def save(self, entry: Entry) -> None:
         """FileExistsError if the name is taken; UsageError rather than write a secret."""
-        import tomli_w
-
-        if entry.source == COMPAT and entry.blob is not None:
-            raise UsageError("the blob of a compat key holds a secret: it is kept nowhere")
         path = self._path(entry.name)
         self.prepare()
-        told = {key: value for key, value in entry._asdict().items() if value is not None and key != "name"}
-        told["parameters"] = dict(entry.parameters)
-        if entry.blob is not None:
-            told["blob"] = base64.b64encode(entry.blob).decode("ascii")
-        try:
-            text = tomli_w.dumps(told).encode()
-        except UnicodeEncodeError:
-            raise UsageError("a path or parameter is not UTF-8, which TOML cannot say") from None
-        write_new(path, text)
+        write_new(path, _text_of(entry))
+
+    def replace(self, entry: Entry) -> None:
+        """Writes the entry of a key that is there anew, at once or not at all. UsageError as `save`."""
+        path = self._path(entry.name)
+        self.prepare()
+        beside = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
+        write_new(beside, _text_of(entry))
+        beside.replace(path)
 
     def remove(self, name: str) -> None:
         self._path(name).unlink()
@@ -143,6 +141,29 @@ class KeyStore:
     def _path(self, name: str) -> Path:
         check_name(name)
         return self.directory / (name + SUFFIX)
+
+
+def check_auto(source: str) -> None:
+    """UsageError if a key with this source cannot be added without anybody being asked."""
+    if source == COMPAT:
+        raise UsageError("the auth token of a compat key holds its passphrase: it cannot be added without asking")
+
+
+def _text_of(entry: Entry) -> bytes:
+    import tomli_w
+
+    if entry.source == COMPAT and entry.blob is not None:
+        raise UsageError("the blob of a compat key holds a secret: it is kept nowhere")
+    told = {key: value for key, value in entry._asdict().items() if value is not None and key != "name"}
+    told["parameters"] = dict(entry.parameters)
+    if not entry.auto:
+        del told["auto"]
+    if entry.blob is not None:
+        told["blob"] = base64.b64encode(entry.blob).decode("ascii")
+    try:
+        return tomli_w.dumps(told).encode()
+    except UnicodeEncodeError:
+        raise UsageError("a path or parameter is not UTF-8, which TOML cannot say") from None
 
 
 def _parse(name: str, text: bytes, where: str) -> Entry:

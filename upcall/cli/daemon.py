@@ -10,7 +10,7 @@ import click
 
 from upcall import config
 from upcall.cli import completing
-from upcall.daemon.finding import found
+from upcall.daemon.finding import found, locks
 from upcall.daemon.prompter import PIN_TIME, PROMPT_TIME, WAYS
 from upcall.errors import UsageError
 from upcall.recorder import check_where, wanted
@@ -107,7 +107,7 @@ def command(
     arguments += [f"pinentry={pinentry}"] if pinentry is not None else []
     arguments += [f"records={check_where(wanted(log_requests, user=True))}"]
     arguments += _hardening()
-    arguments += found(isolate, inline)
+    arguments += found(isolate, inline) + locks()
     os.execv(sys.executable, [sys.executable, "-P", "-m", "upcall.daemon", *arguments])  # noqa: S606
 
 

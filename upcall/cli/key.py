@@ -13,8 +13,9 @@ from pathlib import Path
 import click
 
 from upcall.cli import completing
+from upcall.cli.keylock import lock, unlock
 from upcall.cli.keyopen import blob_of, importer_of, load, opened
-from upcall.cli.keyshow import Target, list_keys, print_entry, show, target_of
+from upcall.cli.keyshow import list_keys, print_entry, show, target_of
 from upcall.cli.parameters import Told, gather, parameter_options
 from upcall.cli.passphrases import Given, new_passphrase_options, passphrase_options, passphrase_to_set
 from upcall.cli.secrets import CliSecrets
@@ -29,7 +30,7 @@ from upcall.keymodule import (
     Parameter,
     Public,
 )
-from upcall.keystore import COMPAT, Entry, KeyStore
+from upcall.keystore import COMPAT, Entry, KeyStore, check_auto
 from upcall.passphrase import store_in_keyring, wipe
 from upcall.wire.authtok import AuthTok, pack_auth_tok
 
@@ -45,6 +46,7 @@ _MODULE = click.option(
     help="Which key module keeps the key.",
 )
 _NO_ADD = click.option("--no-add", is_flag=True, help="Do not put the key's auth token into the user keyring.")
+_AUTO = click.option("--auto", is_flag=True, help="Have the daemon add the key at each login: see `upcall key auto`.")
 
 
 @click.group()
@@ -53,12 +55,12 @@ def command() -> None:
 
     A key has a name, a key module that keeps it, and an auth token. The auth token stands in the kernel's user
     keyring under the key's signature, and goes with the last session: after a login, `upcall key add NAME` puts it
-    there again.
+    there again, or the daemon does so itself: `upcall key auto NAME`.
     """
 
 
-command.add_command(list_keys)
-command.add_command(show)
+for known in (list_keys, show, lock, unlock):
+    command.add_command(known)
 
 
 # --- generate and import ---------------------------------------------------------------------------------------
@@ -70,6 +72,7 @@ command.add_command(show)
 @click.option("--bits", type=int, metavar="N", help="The same as --param bits=N.")
 @click.option("--path", type=click.Path(path_type=Path), help="The key file.  [default: beside the key's entry]")
 @_NO_ADD
+@_AUTO
 @click.option("--no-passphrase", is_flag=True, help="Leave the key file unencrypted.")
 @parameter_options
 @new_passphrase_options
@@ -79,6 +82,7 @@ def generate(
     bits: int | None,
     path: Path | None,
     no_add: bool,
+    auto: bool,
     no_passphrase: bool,
     told: Told,
     given: Given,
@@ -110,6 +114,7 @@ def generate(
             with _removed_if_it_fails(path if module.suffix else None):
                 open_and_prove(module, made, secrets, making.limits)
                 entry = _entry(name, alias, made, making, module.parameters, path if module.suffix else None)
+                entry = entry._replace(auto=auto)
                 _save(store, entry, secret)
             if not no_add:
                 _add(entry, made.blob, secret)
@@ -174,9 +179,12 @@ def _removed_if_it_fails(path: Path | None) -> Iterator[None]:
     "Careful: every process of this user can read it there.",
 )
 @_NO_ADD
+@_AUTO
 @parameter_options
 @new_passphrase_options
-def import_key(name: str, alias: str, path: Path | None, compat: bool, no_add: bool, told: Told, given: Given) -> None:
+def import_key(
+    name: str, alias: str, path: Path | None, compat: bool, no_add: bool, auto: bool, told: Told, given: Given
+) -> None:
     """Take in a key that exists, in a file or wherever the key module finds it, and call it NAME.
 
     A passphrase is asked for only if the key has one.
@@ -190,6 +198,8 @@ def import_key(name: str, alias: str, path: Path | None, compat: bool, no_add: b
     importer = importer_of(module, alias)
     if compat and given.keyring:
         raise UsageError("--compat keeps the passphrase in the auth token, not in the keyring library")
+    if compat and auto:
+        check_auto(COMPAT)
     path = None if path is None else _absolute(path)
     values = gather(importer.import_parameters, told)
     with contextlib.closing(CliSecrets(given, name)) as secrets:
@@ -199,7 +209,7 @@ def import_key(name: str, alias: str, path: Path | None, compat: bool, no_add: b
         open_and_prove(module, enrolled, secrets, making.limits)
         secret = secrets.kept or bytearray()
         making = making if secret else making._replace(source="none")
-        entry = _entry(name, alias, enrolled, making, importer.import_parameters, path)
+        entry = _entry(name, alias, enrolled, making, importer.import_parameters, path)._replace(auto=auto)
         _save(store, entry, secret)
         if not no_add:
             _add(entry, enrolled.blob, secret)
@@ -249,24 +259,29 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow symbolic links
 
 
-# --- add and unlock --------------------------------------------------------------------------------------------
+# --- add ---------------------------------------------------------------------------------------------------------
 
 
 @command.command(short_help="Put a key's auth token into the user keyring.")
 @_NAME
+@_AUTO
 @passphrase_options
-def add(name: str, given: Given) -> None:
+def add(name: str, auto: bool, given: Given) -> None:
     """Put the auth token of the key NAME into the user keyring, after a login, and unlock the key.
 
     A passphrase that is needed and kept nowhere is asked for; the daemon keeps it in memory. The key is tried
     before anything is put anywhere.
     """
     entry = KeyStore().find(name)
+    if auto:
+        check_auto(entry.source)
     module = load(entry.module)
     with contextlib.closing(CliSecrets(given, entry.name, entry.signature)) as secrets:
         blob = blob_of(entry, module, secrets)
         open_and_prove(module, Enrolled(entry.signature, blob, entry.description), secrets, Limits())
         _add(entry, blob, secrets.kept or bytearray())
+    if auto and not entry.auto:
+        KeyStore().replace(entry._replace(auto=True))
     print_entry(entry)
 
 
@@ -286,55 +301,25 @@ def _add(entry: Entry, blob: bytes, secret: bytearray) -> None:
         click.echo(f"upcall: note: nothing is decrypted until `upcall daemon` runs{again}", err=True)
 
 
-@command.command(short_help="Let the daemon use keys again.")
-@click.argument("name", required=False, shell_complete=completing.keys)
-@passphrase_options
-def unlock(name: str | None, given: Given) -> None:
-    """Let the daemon use a key again, given its NAME or signature; all keys in the user keyring if none is given.
+@command.command(short_help="Have the daemon add a key whenever it starts.")
+@click.argument("name", shell_complete=completing.keys)
+@click.option("--off", is_flag=True, help="Do so no more. What is in the user keyring now stays there.")
+def auto(name: str, off: bool) -> None:
+    """Have the daemon add a key, given its NAME or signature, whenever it starts: at each login, that is.
 
-    A passphrase that is needed and kept nowhere is asked for, tried, and handed to the daemon. The user keyring
-    stays as it is: see `upcall key add`.
+    Nobody is asked for anything then. A passphrase that is kept nowhere is asked for when the key is first needed, in
+    one of the ways of `upcall prompt`.
     """
-    from upcall.control import DaemonControl
-
-    if name is None and given.any():
-        raise UsageError("whose passphrase is it? NAME is missing")
-    with DaemonControl() as daemon:
-        targets = [_known_to_the_kernel(name)] if name is not None else _all_known()
-        for target in targets:
-            with contextlib.closing(CliSecrets(given, target.name, target.signature)) as secrets:
-                if target.source in ("ask", None):
-                    with opened(target, secrets):
-                        pass
-                daemon.unlock(target.signature, secrets.kept or bytearray())
-    click.echo(f"{len(targets)} {'key' if len(targets) == 1 else 'keys'} unlocked")
+    store = KeyStore()
+    entry = store.find(name)
+    if not off:
+        check_auto(entry.source)
+    if entry.auto is off:
+        store.replace(entry._replace(auto=not off))
+    click.echo(f"{entry.name} is {'not ' if off else ''}added when the daemon starts")
 
 
-def _known_to_the_kernel(name: str) -> Target:
-    target = target_of(name)
-    if keyring.find(target.signature) is None:
-        raise UsageError(f"the key {name} is not in the user keyring: use `upcall key add {name}`")
-    return target
-
-
-def _all_known() -> list[Target]:
-    targets = [target_of(name) for name in KeyStore().names()]
-    return [target for target in targets if keyring.find(target.signature) is not None]
-
-
-# --- lock, remove and export -----------------------------------------------------------------------------------
-
-
-@command.command(short_help="Make the daemon forget keys and their passphrases.")
-@click.argument("name", required=False, shell_complete=completing.keys)
-def lock(name: str | None) -> None:
-    """Make the daemon forget a key and its passphrase, given its NAME or signature; all keys if none is given."""
-    from upcall.control import DaemonControl
-
-    signature = None if name is None else target_of(name).signature
-    with DaemonControl() as daemon:
-        count = daemon.lock(signature)
-    click.echo(f"{count} {'key' if count == 1 else 'keys'} locked")
+# --- remove and export -------------------------------------------------------------------------------------------
 
 
 @command.command(short_help="Take a key out of keyring and daemon, and delete it.")

@@ -114,7 +114,7 @@ def mount_options(signature: str) -> str:
     return f"ecryptfs_sig={signature},ecryptfs_cipher=aes,ecryptfs_key_bytes=16"
 
 
-_FIELDS = ("name", "module", "signature", "source", "description", "created", "path", "parameters")
+_FIELDS = ("name", "module", "signature", "source", "description", "created", "path", "parameters", "auto")
 
 
 def _row(entry: Entry) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 def _foreign_row(token: AuthTok) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(_FIELDS)
-    row |= {"module": token.alias, "signature": token.signature, "parameters": {}, "in_keyring": True}
+    row |= {"module": token.alias, "signature": token.signature, "parameters": {}, "auto": False, "in_keyring": True}
     return {**row, "mount_options": mount_options(token.signature)}
 
 
@@ -141,7 +141,7 @@ def print_entry(entry: Entry) -> None:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    heads = ("NAME", "SIGNATURE", "MODULE", "KIND", "PASSPHRASE", "IN KEYRING")
+    heads = ("NAME", "SIGNATURE", "MODULE", "KIND", "PASSPHRASE", "AUTO", "IN KEYRING")
     cells = [heads] + [
         (
             row["name"] or "-",
@@ -149,6 +149,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
             row["module"],
             row["description"] or "-",
             row["source"] or "-",
+            "yes" if row["auto"] else "no",
             "yes" if row["in_keyring"] else "no",
         )
         for row in rows

@@ -25,6 +25,7 @@ from upcall.config.kinds import (
     ascending,
     number,
     one_of,
+    some_of,
     whole,
 )
 from upcall.config.lines import Path, dotted
@@ -137,6 +138,26 @@ TABLES: Final = (
                 "refuse",
             ),
             Key("user", USER, SYSTEM, "Whose daemon looks names up.", "root"),
+        ),
+    ),
+    Table(
+        "keys",
+        "When a daemon forgets passphrases and PINs and closes keys by itself ([keys](keys.md#locking)).",
+        (
+            Key(
+                "lock-after",
+                whole(0, 0xFFFFFFFF),
+                USERS,
+                "For how many seconds a key may be unused, those counted in which the machine sleeps; 0: no end.",
+                0,
+            ),
+            Key(
+                "lock-on",
+                some_of("suspend", "screen-lock", "logout"),
+                USERS,
+                "What locks all keys, as logind says. Root's daemon is the machine's: for it only `suspend` counts.",
+                ("suspend", "screen-lock", "logout"),
+            ),
         ),
     ),
     Table(
@@ -328,6 +349,11 @@ def tree() -> dict[str, Any]:
 def keys() -> dict[Path, Key]:
     """All keys, by the whole path of each, in the order of `TABLES`."""
     return {(*table_path(table), key.name): key for table in TABLES for key in table.keys}
+
+
+def defaults(path: Path) -> dict[str, Any]:
+    """The defaults of one table, as `kinds` has them."""
+    return {key.name: key.default for at, key in keys().items() if at[:-1] == path}
 
 
 def table_path(table: Table) -> Path:

@@ -149,6 +149,19 @@ def one_of(*choices: str) -> Kind:
     return Kind(wanted, take)
 
 
+def some_of(*choices: str) -> Kind:
+    """A list of them, none twice."""
+    wanted = f"a list of some of {', '.join(choices)}"
+
+    def take(value: object) -> tuple[str, ...]:
+        names = _names_in_order(value)
+        if unknown := [name for name in names if name not in choices]:
+            raise ValueError(f"{unknown[0]!r}; {wanted} is wanted")
+        return names
+
+    return Kind(wanted, take)
+
+
 def number(least: float, most: float) -> Kind:
     def take(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:

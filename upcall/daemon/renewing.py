@@ -13,6 +13,7 @@ from typing import Final
 
 from upcall.daemon.keyservice import KeyService
 from upcall.daemon.loading import handlers, loaders
+from upcall.daemon.locking import ARGUMENTS, Locking
 from upcall.daemon.process import Daemon
 from upcall.errors import ModuleFailed
 from upcall.handler import Handler
@@ -35,11 +36,13 @@ class Renewing:
         daemon: Daemon,
         log: EventLog,
         find: Callable[[list[str]], list[str]] | None = None,
+        locking: Locking | None = None,
     ) -> None:
         """`daemon` has the handlers of these arguments already, and `keys` the modules."""
         self._arguments = _of(arguments, _FOUND)
         self._keys, self._daemon, self._log = keys, daemon, log
         self._find = find or find_in_child
+        self._locking = locking
         self._reloading = Reloading(self._renew)
 
     def ask(self) -> None:
@@ -48,10 +51,13 @@ class Renewing:
 
     def _renew(self) -> None:
         try:
-            found = _of(self._find(_of(self._arguments, _WISHES)), _FOUND)
+            told = self._find(_of(self._arguments, _WISHES))
         except (ModuleFailed, OSError) as error:
             self._log("not-reloaded", why=error)
             return
+        found = _of(told, _FOUND)
+        if self._locking is not None:
+            self._locking.use(_of(told, ARGUMENTS))
         importlib.invalidate_caches()  # a plugin may have been installed since
         before, self._arguments = self._arguments, found
         same = {*before} & {*found}

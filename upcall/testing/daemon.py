@@ -10,6 +10,7 @@ from pathlib import Path
 from upcall.daemon.control import Control
 from upcall.daemon.keyservice import KeyService
 from upcall.daemon.loading import LazyHandler, loaders
+from upcall.daemon.locking import Locking
 from upcall.daemon.process import Daemon, serve
 from upcall.daemon.prompter import LazyPrompter
 from upcall.daemon.renewing import Renewing
@@ -29,8 +30,8 @@ from upcall.testing.keys import FolderKeyring
 def run(arguments: list[str]) -> None:
     """`folder=PATH`, `keys=PATH`, `control=yes`; repeatedly `handler=PACKAGE:NAME`, and `module=` or
     `isolated=ALIAS=PACKAGE:NAME`, and `lazy=SERVICE=PACKAGE:NAME` for a handler that is loaded when it is needed;
-    `records=`, `hardening=`, `writable=`, `ask=`, `pinentry=`, `pin-time=` and `prompt-time=` as of upcall.daemon.
-    `found=PATH`: a file with a JSON list of arguments, which are found at SIGHUP."""
+    `records=`, `hardening=`, `writable=`, `ask=`, `pinentry=`, `pin-time=`, `prompt-time=`, `lock-after=` and
+    `lock-on=` as of upcall.daemon. `found=PATH`: a file with a JSON list of arguments, which are found at SIGHUP."""
     hangup = Hangup()
     harden()
     settings = dict(argument.split("=", 1) for argument in arguments)
@@ -45,10 +46,13 @@ def run(arguments: list[str]) -> None:
     control = Control(daemon_socket(), keys) if "control" in settings else None
     record = recorder("upcall-daemon", settings.get("records", "no"), log)
     daemon = Daemon(find_place(Path(settings["folder"])), [keys, *handlers], control, log, manager, record)
-    daemon.on_reload = Renewing(arguments, keys, daemon, log, lambda _: _found(Path(settings["found"]))).ask
+    locking = Locking(keys, arguments, log)
+    daemon.on_reload = Renewing(
+        arguments, keys, daemon, log, lambda _: _found(Path(settings["found"])), locking=locking
+    ).ask
     if control is not None:
         control.hardening = hardened._asdict()
-        control.on_reload = daemon.on_reload
+        control.on_reload, control.more = daemon.on_reload, lambda: {"locking": locking.report()}
     try:
         serve(daemon, hangup)
     finally:

@@ -1,0 +1,89 @@
+"""`upcall key lock` and `unlock`, which are `upcall lock` and `unlock`, too."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import click
+
+from upcall.cli.keyopen import opened
+from upcall.cli.keyshow import Target, target_of
+from upcall.cli.passphrases import Given, passphrase_options
+from upcall.cli.secrets import CliSecrets
+from upcall.errors import UsageError
+from upcall.kernel import keyring
+from upcall.keystore import KeyStore
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+
+@click.command()
+@click.argument("name", required=False)
+@_JSON
+def lock(name: str | None, as_json: bool) -> None:
+    """Make the daemon forget a key and its passphrase, given its NAME or signature; all keys if none is given.
+
+    They are refused, and nobody is asked for anything, until `upcall unlock`. PINs are forgotten in any case.
+
+    \b
+    Exit codes: 0; 64 there is no such key; 69 there is no daemon, and so nothing to lock.
+    """
+    from upcall.control import DaemonControl
+
+    signature = None if name is None else target_of(name).signature
+    with DaemonControl() as daemon:
+        count = daemon.lock(signature)
+    if as_json:
+        click.echo(json.dumps({"all": signature is None, "signature": signature, "forgotten": count}))
+        return
+    click.echo(_counted(count, "locked"))
+
+
+@click.command()
+@click.argument("name", required=False)
+@_JSON
+@passphrase_options
+def unlock(name: str | None, as_json: bool, given: Given) -> None:
+    """Let the daemon use a key again, given its NAME or signature; all keys in the user keyring if none is given.
+
+    A passphrase that is needed and kept nowhere is asked for, tried, and handed to the daemon. The user keyring
+    stays as it is: see `upcall key add`.
+
+    \b
+    Exit codes: 0; 64 there is no such key; 65 a passphrase does not open it; 69 there is no daemon.
+    """
+    from upcall.control import DaemonControl
+
+    if name is None and given.any():
+        raise UsageError("whose passphrase is it? NAME is missing")
+    with DaemonControl() as daemon:
+        targets = [_known_to_the_kernel(name)] if name is not None else _all_known()
+        for target in targets:
+            with contextlib.closing(CliSecrets(given, target.name, target.signature)) as secrets:
+                if target.source in ("ask", None):
+                    with opened(target, secrets):
+                        pass
+                daemon.unlock(target.signature, secrets.kept or bytearray())
+        if name is None:
+            daemon.unlock_all()
+    if as_json:
+        click.echo(json.dumps({"all": name is None, "unlocked": [target.signature for target in targets]}))
+        return
+    click.echo(_counted(len(targets), "unlocked"))
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {'key' if count == 1 else 'keys'} {what}"
+
+
+def _known_to_the_kernel(name: str) -> Target:
+    target = target_of(name)
+    if keyring.find(target.signature) is None:
+        raise UsageError(f"the key {name} is not in the user keyring: use `upcall key add {name}`")
+    return target
+
+
+def _all_known() -> list[Target]:
+    targets = [target_of(name) for name in KeyStore().names()]
+    return [target for target in targets if keyring.find(target.signature) is not None]
