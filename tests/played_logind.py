@@ -120,7 +120,7 @@ class Logind:
         with self._lock:
             self.sessions[path]["LockedHint"] = ("b", locked)
         properties = DBusAddress(path, interface="org.freedesktop.DBus.Properties")
-        body = (SESSION, {"LockedHint": ("b", locked)}, [])
+        body: tuple[Any, ...] = (SESSION, {"LockedHint": ("b", locked)}, [])
         self._connection.send(new_signal(properties, "PropertiesChanged", "sa{sv}as", body))
 
     def sleep(self, begins: bool) -> None:

@@ -45,7 +45,7 @@ class Listener:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "upcall.logind", str(UID), *causes],
-            stdin=theirs,
+            stdin=theirs.fileno(),
             env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": address},
         )
         theirs.close()
@@ -137,6 +137,15 @@ def test_one_that_was_locked_before_we_came(bus: SystemBus, logind: Logind) -> N
     logind.asleep = True
     with Listener(bus.address) as listener:
         listener.says("on suspend", "on screen-lock", "off logout")
+
+
+def test_one_that_takes_another_s_place(bus: SystemBus, logind: Logind) -> None:
+    path = logind.session("c1", tell=False)
+    with Listener(bus.address, ["screen-lock!"]) as listener:
+        listener.says("on screen-lock")
+        logind.session("c2")
+        logind.hint(path, False)
+        listener.says("off screen-lock")
 
 
 def test_the_last_logout(bus: SystemBus, logind: Logind) -> None:
@@ -252,7 +261,7 @@ def test_it_ends_with_the_daemon(bus: SystemBus, logind: Logind) -> None:
     )
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     environment = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": bus.address}
-    parent = subprocess.Popen([sys.executable, "-c", program], stdin=theirs, stdout=-1, env=environment)
+    parent = subprocess.Popen([sys.executable, "-c", program], stdin=theirs.fileno(), stdout=-1, env=environment)
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
     assert ours.recv(MAX_WORD) == b"off suspend"

@@ -109,7 +109,8 @@ class Locking:
             return _NO_BUS
         self._retry_at, self._retry = now + self._retry, min(_RETRY_MOST, 2 * self._retry)
         try:
-            self._child = _Child(self._causes)
+            held = self._keys.held()
+            self._child = _Child([f"{cause}!" if cause in held else cause for cause in self._causes])
         except OSError as error:
             self._not_listening(f"the process that listens could not be started: {error.strerror}")
             return self._retry_at - now

@@ -1,4 +1,7 @@
-"""`python -P -m upcall.logind UID CAUSE...`, started by upcall.daemon.locking only; descriptor 0 is its socket."""
+"""`python -P -m upcall.logind UID CAUSE...`, started by upcall.daemon.locking only; descriptor 0 is its socket.
+
+A cause for which the keys are locked already ends with "!".
+"""
 
 from __future__ import annotations
 

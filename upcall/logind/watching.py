@@ -12,7 +12,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any, Final
 
 from jeepney import DBusAddress, DBusErrorResponse, HeaderFields, Message, MessageType, Properties, new_method_call
@@ -58,8 +58,12 @@ class _Session:
 class Watch:
     """Connects at once. NoLogind; OSError and whatever jeepney raises if the bus is not sound."""
 
-    def __init__(self, told: socket.socket, uid: int, causes: Iterable[str]) -> None:
-        self._told, self._uid, self._causes = told, uid, frozenset(causes)
+    def __init__(self, told: socket.socket, uid: int, causes: Collection[str]) -> None:
+        self._told, self._uid = told, uid
+        self._causes = frozenset(cause.removesuffix("!") for cause in causes)
+        # Not every locker tells logind that the screen is locked (LockedHint). What one that listened before us has
+        # heard, and we cannot see, holds until somebody says that it is over.
+        self._locked_before = f"{SCREEN_LOCK}!" in causes
         self._connection = _connected()
         self._backlog: collections.deque[Message] = collections.deque()
         self._sessions: dict[str, _Session] = {}  # by object path
@@ -107,6 +111,7 @@ class Watch:
                 self._sessions[path] = session
         for gone in before.values():
             _close(gone.leader)
+        self._locked_before = False
         self._conclude()
 
     def _session(self, path: str, known: _Session | None) -> _Session | None:
@@ -122,7 +127,7 @@ class Watch:
             return None
         if known is not None:
             return known
-        return _Session(path, about.get("LockedHint") is True, leader)
+        return _Session(path, about.get("LockedHint") is True or self._locked_before, leader)
 
     def _conclude(self) -> None:
         if SCREEN_LOCK in self._causes:

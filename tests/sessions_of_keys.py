@@ -1,0 +1,36 @@
+"""Processes whose session keyring is as systemd, cron or a logout leave it. For tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+# What is said before the program begins: its session keyring leads nowhere; or was that of a login that is over.
+SESSIONS = {
+    "linked": "k.join_session_and_link_user_keyring()",
+    "bare": "k._call('join', 1, 0)",
+    "revoked": "k.join_session_and_link_user_keyring(); k.revoke(-3)",
+}
+
+
+def within(session: str, *arguments: str) -> list[str]:
+    """Arguments for Python: this program, in such a session."""
+    begin = f"import os, sys; from upcall.kernel import keyring as k; {SESSIONS[session]}; "
+    return ["-c", begin + "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])", *arguments]
+
+
+def run_within(session: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+    """What the program prints. Its end must be a good one."""
+    done = subprocess.run(
+        [sys.executable, *within(session, *arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **(environment or {})},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -1,0 +1,342 @@
+"""A daemon whose keys lock with the machine and its screen: a real broker, a real bus, a played logind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.played_logind import MISSING, Logind, SystemBus, system_bus
+from upcall.control import DaemonControl
+from upcall.errors import Refused
+from upcall.testing.gate import Gate
+from upcall.testing.keys import FolderKeyring
+from upcall.testing.processes import RunningBroker, RunningDaemon, until
+from upcall.testing.toy import make_toy_key
+
+needs_a_bus = pytest.mark.skipif(bool(MISSING), reason=MISSING or "-")
+KEY = b"0123456789abcdef"
+PASSPHRASE = b"open sesame"
+Start = Callable[..., RunningDaemon]
+
+
+@pytest.fixture(autouse=True)
+def runtime_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    run = folder.parent / "run"
+    run.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(run))
+    return run
+
+
+@pytest.fixture
+def start(folder: Path, broker: RunningBroker) -> Iterator[Start]:
+    with contextlib.ExitStack() as stack:
+
+        def started(*options: str, bus: str = "unix:path=/nowhere", isolated: bool = False) -> RunningDaemon:
+            spec = {"toy": "upcall.testing.toy:TOY", "gated": "gated:GATED"}
+            running = RunningDaemon(
+                folder,
+                folder.parent / "keys",
+                {} if isolated else spec,
+                [Path(__file__).parent],
+                control=True,
+                isolated=spec if isolated else {},
+                options=("ask=agent", *options),
+                environment={"DBUS_SYSTEM_BUS_ADDRESS": bus},
+            )
+            stack.enter_context(running)
+            broker.registered(running.pid)
+            return running
+
+        yield started
+
+
+@pytest.fixture
+def bus(folder: Path) -> Iterator[SystemBus]:
+    with system_bus(folder.parent) as started:
+        yield started
+
+
+@pytest.fixture
+def logind(bus: SystemBus) -> Iterator[Logind]:
+    played = Logind(bus, os.getuid())
+    yield played
+    played.close()
+
+
+@pytest.fixture
+def protected(folder: Path, keyring: FolderKeyring) -> str:
+    """A key whose passphrase is asked for."""
+    name, blob = make_toy_key(folder.parent / "protected.key", PASSPHRASE)
+    return keyring.add(name, "toy", blob)
+
+
+def asked(broker: RunningBroker, signature: str) -> str:
+    with broker.client() as client:
+        try:
+            client.wrap(signature, KEY)
+        except Refused as refused:
+            return refused.reason
+    return "answered"
+
+
+def status() -> dict[str, Any]:
+    with DaemonControl() as control:
+        return control.status()
+
+
+def listening() -> bool:
+    return bool(status()["locking"]["listening"])
+
+
+EVERY = "lock-on=suspend,screen-lock,logout"
+
+
+@needs_a_bus
+@pytest.mark.parametrize("isolated", [False, True])
+def test_what_locks_and_what_ends_it(
+    broker: RunningBroker, start: Start, bus: SystemBus, logind: Logind, signature: str, protected: str, isolated: bool
+) -> None:
+    path = logind.session("c1", tell=False)
+    daemon = start(EVERY, bus=bus.address, isolated=isolated)
+    until(listening, "logind is heard")
+    begin: dict[str, Callable[[], object]] = {
+        "suspend": lambda: logind.sleep(True),
+        "screen-lock": lambda: logind.lock(path),
+        "logout": lambda: logind.ends(path),
+    }
+    end: dict[str, Callable[[], object]] = {
+        "suspend": lambda: logind.sleep(False),
+        "screen-lock": lambda: logind.lock(path, "Unlock"),
+        "logout": lambda: logind.session("c2"),
+    }
+    for cause in ("suspend", "screen-lock", "logout"):
+        with DaemonControl() as control:
+            control.unlock(protected, bytearray(PASSPHRASE))
+        assert asked(broker, protected) == asked(broker, signature) == "answered"
+        begin[cause]()
+        until(lambda cause=cause: status()["held"] == [cause], f"locked by {cause}")  # type: ignore[misc]
+        assert asked(broker, protected) == asked(broker, signature) == "locked"
+        assert not [one for one in status()["keys"] if one.get("open")]
+        assert not found_in_memory(daemon.pid, PASSPHRASE)
+        end[cause]()
+        until(lambda: status()["held"] == [], f"{cause} is over")
+        assert asked(broker, signature) == "answered"  # nobody is needed for it
+        assert asked(broker, protected) == "locked"  # somebody is, and nobody is there
+    daemon.logged("locked why=suspend forgotten=2")
+    daemon.logged("unlocked why=logout")
+    assert PASSPHRASE.decode() not in daemon.log
+
+
+def found_in_memory(pid: int, word: bytes) -> bool:
+    """False for who may not look: only root reads the memory of a process that is not dumpable."""
+    if os.geteuid() != 0:
+        return False
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            begin, end = (int(one, 16) for one in line.split()[0].split("-"))
+            if " rw" in line and "[v" not in line:
+                memory.seek(begin)
+                with contextlib.suppress(OSError):
+                    if word in memory.read(end - begin):
+                        return True
+    return False
+
+
+@needs_a_bus
+def test_the_machine_sleeps_only_when_the_keys_are_closed(
+    broker: RunningBroker, start: Start, bus: SystemBus, logind: Logind, signature: str
+) -> None:
+    start("lock-on=suspend", bus=bus.address)
+    until(listening, "logind is heard")
+    assert asked(broker, signature) == "answered"
+    assert logind.waits_before_sleep()
+    logind.sleep(True)
+    until(lambda: not logind.waits_before_sleep(), "it may sleep")
+    assert asked(broker, signature) == "locked"
+
+
+@needs_a_bus
+def test_a_person_unlocks_behind_a_locked_screen(
+    broker: RunningBroker, start: Start, bus: SystemBus, logind: Logind, signature: str, protected: str
+) -> None:
+    """Somebody who has come by ssh, say."""
+    path = logind.session("c1", tell=False)
+    start(EVERY, bus=bus.address)
+    until(listening, "logind is heard")
+    logind.lock(path)
+    until(lambda: status()["held"] == ["screen-lock"], "locked")
+    with DaemonControl() as control:
+        control.unlock(protected, bytearray(PASSPHRASE))
+        assert asked(broker, protected) == "answered"
+        assert asked(broker, signature) == "locked"
+        control.unlock_all()
+        assert asked(broker, signature) == "answered"
+    logind.lock(path, "Unlock")
+    logind.lock(path)
+    until(lambda: status()["held"] == ["screen-lock"], "locked anew")
+    assert asked(broker, protected) == "locked"
+
+
+@needs_a_bus
+def test_what_a_person_has_locked_only_a_person_unlocks(
+    broker: RunningBroker, start: Start, bus: SystemBus, logind: Logind, signature: str
+) -> None:
+    path = logind.session("c1", tell=False)
+    start(EVERY, bus=bus.address)
+    until(listening, "logind is heard")
+    with DaemonControl() as control:
+        control.lock(None)
+    logind.lock(path)
+    until(lambda: "screen-lock" in status()["held"], "locked")
+    logind.lock(path, "Unlock")
+    until(lambda: status()["held"] == ["command"], "one lock is left")
+    assert asked(broker, signature) == "locked"
+    with DaemonControl() as control:
+        control.unlock_all()
+    assert asked(broker, signature) == "answered"
+
+
+@needs_a_bus
+def test_the_listener_is_killed_and_the_bus_goes(
+    broker: RunningBroker, start: Start, bus: SystemBus, logind: Logind, signature: str
+) -> None:
+    path = logind.session("c1", tell=False)
+    daemon = start(EVERY, bus=bus.address)
+    until(listening, "logind is heard")
+    logind.lock(path)
+    until(lambda: status()["held"] == ["screen-lock"], "locked")
+    (child,) = children(daemon.pid)
+    os.kill(child, signal.SIGKILL)
+    daemon.logged("no-logind why='the process that listens has ended with status -9'")
+    assert asked(broker, signature) == "locked"  # nobody knows better
+    until(listening, "a new one")  # which sees no hint: not every locker gives one
+    assert status()["held"] == ["screen-lock"]
+    logind.lock(path, "Unlock")
+    until(lambda: status()["held"] == [], "unlocked")
+    bus.stop()
+    logind.close()
+    until(lambda: not listening(), "nobody is heard")
+    assert asked(broker, signature) == "answered"
+    bus.start()
+    again = Logind(bus, os.getuid())
+    until(listening, "logind is heard again", 20)
+    again.sleep(True)
+    until(lambda: asked(broker, signature) == "locked", "locked")
+    again.close()
+
+
+@needs_a_bus
+def test_the_listener_dies_with_the_daemon(start: Start, bus: SystemBus, logind: Logind) -> None:
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        daemon = start(EVERY, bus=bus.address)
+        until(listening, "logind is heard")
+        (child,) = children(daemon.pid)
+        daemon.signal(number)
+        daemon.wait()
+        until(lambda child=child: not Path(f"/proc/{child}").exists(), "it has ended")  # type: ignore[misc]
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(one) for one in (task / "children").read_text().split()]
+    return found
+
+
+@needs_a_bus
+def test_a_key_that_is_being_opened_when_all_are_locked(
+    broker: RunningBroker, start: Start, bus: SystemBus, logind: Logind, keyring: FolderKeyring, gate: Gate
+) -> None:
+    """The lock wins, even if it is over by the time that the key is open."""
+    name, blob = make_toy_key(gate.path.with_name("gated.key"))
+    keyring.add(name, "gated", os.fsencode(gate.path) + b"\0" + blob)
+    start("lock-on=suspend", bus=bus.address)
+    until(listening, "logind is heard")
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(asked, broker, name)
+        visitor = gate.arrived()
+        logind.sleep(True)
+        until(lambda: status()["held"] == ["suspend"], "locked, and not kept waiting by it")
+        logind.sleep(False)
+        until(lambda: status()["held"] == [], "and unlocked")
+        visitor.release()
+        assert answer.result() == "locked"
+    gate.close()
+    assert asked(broker, name) == "answered"
+
+
+def test_without_a_bus_there_is_one_line(start: Start) -> None:
+    daemon = start(EVERY)
+    daemon.logged("no-logind why='no system bus: /nowhere: No such file or directory' missed=suspend,screen-lock,")
+    until(lambda: status()["locking"]["why"], "the status says it, too")
+    assert daemon.log.count("no-logind") == 1
+
+
+def test_after_a_time_without_use(broker: RunningBroker, start: Start, signature: str, protected: str) -> None:
+    daemon = start("lock-after=1.5")
+    with DaemonControl() as control:
+        control.unlock(protected, bytearray(PASSPHRASE))
+        assert asked(broker, protected) == asked(broker, signature) == "answered"
+        daemon.logged(f"locked key={protected} why=unused")
+        daemon.logged(f"locked key={signature} why=unused")
+        assert control.status()["keys"] == []
+        assert asked(broker, protected) == "locked"  # nobody is there to be asked
+        assert asked(broker, signature) == "answered"
+        assert not found_in_memory(daemon.pid, PASSPHRASE)
+
+
+def test_use_puts_it_off(broker: RunningBroker, start: Start, signature: str) -> None:
+    daemon = start("lock-after=2")
+    never = threading.Event()
+    for _ in range(8):
+        assert asked(broker, signature) == "answered"
+        never.wait(0.4)
+    assert "why=unused" not in daemon.log
+    daemon.logged(f"locked key={signature} why=unused")
+
+
+@needs_a_bus
+def test_a_reload_follows_the_configuration(
+    broker: RunningBroker, start: Start, bus: SystemBus, logind: Logind, folder: Path, signature: str
+) -> None:
+    found, modules = folder.parent / "found.json", ["module=toy=upcall.testing.toy:TOY"]
+    found.write_text(json.dumps([*modules, "lock-after=0", "lock-on="]))
+    path = logind.session("c1", tell=False)
+    daemon = start(EVERY, f"found={found}", bus=bus.address)
+    until(listening, "logind is heard")
+    logind.lock(path)
+    until(lambda: status()["held"] == ["screen-lock"], "locked")
+    daemon.signal(signal.SIGHUP)
+    until(lambda: asked(broker, signature) == "answered", "nothing locks any more")
+    until(lambda: not listening(), "nobody is to be heard")
+    assert status()["locking"] == {"lock_after": 0, "lock_on": [], "listening": False, "why": ""}
+    assert children(daemon.pid) == []
+    found.write_text(json.dumps([*modules, "lock-after=0", "lock-on=suspend"]))
+    daemon.signal(signal.SIGHUP)
+    until(listening, "logind is heard")
+
+
+def test_nothing_of_it_costs_a_daemon_that_wants_none(start: Start) -> None:
+    daemon = start()
+    assert "locking" not in [path.read_text().strip() for path in Path(f"/proc/{daemon.pid}/task").glob("*/comm")]
+    assert children(daemon.pid) == []
+
+
+def test_the_daemon_imports_no_bus() -> None:
+    program = (
+        "import sys; from upcall.daemon import __main__; "
+        "print([name for name in sys.modules if name.split('.')[0] in ('jeepney', 'tomllib', 'subprocess')])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
