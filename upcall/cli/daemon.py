@@ -10,6 +10,7 @@ import click
 
 from upcall import config
 from upcall.cli import completing
+from upcall.daemon.adding import add_auto_keys
 from upcall.daemon.finding import found, locks
 from upcall.daemon.prompter import PIN_TIME, PROMPT_TIME, WAYS
 from upcall.errors import UsageError
@@ -85,7 +86,8 @@ def command(
     registers again. A newer daemon of the same user takes over from an older one. It runs in the foreground until
     SIGTERM or SIGINT, and answers what it holds before it ends.
 
-    A key in a token needs a PIN: see `upcall prompt`.
+    Keys that are marked (`upcall key auto`) are put into the user keyring first. A key in a token needs a PIN, another
+    one perhaps a passphrase: see `upcall prompt`.
 
     A key module that loads foreign libraries gets a process of its own, which may crash or hang alone. One that
     [plugins] allow in the configuration does not name is never loaded; after a change, SIGHUP or `upcall config
@@ -107,7 +109,7 @@ def command(
     arguments += [f"pinentry={pinentry}"] if pinentry is not None else []
     arguments += [f"records={check_where(wanted(log_requests, user=True))}"]
     arguments += _hardening()
-    arguments += found(isolate, inline) + locks()
+    arguments += found(isolate, inline) + locks() + add_auto_keys()
     os.execv(sys.executable, [sys.executable, "-P", "-m", "upcall.daemon", *arguments])  # noqa: S606
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upcall import ownfiles
-from upcall.daemon.adding import NotAdded, add_auto_keys
 from upcall.daemon.control import Control
 from upcall.daemon.keyservice import KeyService
 from upcall.daemon.loading import handlers, loaders
@@ -40,7 +39,8 @@ def run(arguments: list[str]) -> int:
     service that somebody answers; and what upcall.daemon.finding is to be told when it looks again.
     `records=WHERE` (upcall/recorder.py); `hardening=no`, `writable=PATH` (upcall/hardening.py). How people are asked
     for PINs: `ask=WAY,...`, `pinentry=PATH`, `pin-time=SECONDS`, `prompt-time=SECONDS`. When keys lock by themselves:
-    `lock-after=SECONDS`, `lock-on=CAUSE,...` (upcall/daemon/locking.py)."""
+    `lock-after=SECONDS`, `lock-on=CAUSE,...` (upcall/daemon/locking.py). What became of the keys that were to be added
+    at login: `added=`, `not-added=` (upcall/daemon/adding.py)."""
     settings = dict(argument.split("=", 1) for argument in arguments)
     folder = settings.get("folder")
     hangup = Hangup()
@@ -59,15 +59,11 @@ def run(arguments: list[str]) -> int:
         control.hardening = hardened._asdict()
         # Whoever is registered is asked. Importing a key module can cost a busy machine more than the kernel's 3 s,
         # and an older daemon, which has its keys open, serves meanwhile.
-        not_added: list[NotAdded] = []
-        warming = threading.Thread(target=_warm, args=(keys, not_added, log), name="warm", daemon=True)
+        warming = threading.Thread(target=_warm, args=(keys,), name="warm", daemon=True)
         warming.start()
         warming.join(_WARMING)
-        locking = Locking(keys, arguments, log)
-        control.more = lambda: {
-            "locking": locking.report(),
-            "not_added": [failed._asdict() for failed in not_added],
-        }
+        locking, not_added = Locking(keys, arguments, log), _tell_of_keys(arguments, log)
+        control.more = lambda: {"locking": locking.report(), "not_added": not_added}
         record = _recorder(settings.get("records", "no"), log)
         place = find_place(Path(folder) if folder else None)
         try:
@@ -98,9 +94,20 @@ def _recorder(where: str, log: EventLog) -> Recorder | None:
     return recorder("upcall-daemon", where, log)
 
 
-def _warm(keys: KeyService, not_added: list[NotAdded], log: EventLog) -> None:
-    """The keys that are marked `auto`, and those whose auth tokens are there already."""
-    not_added += add_auto_keys(log)
+def _tell_of_keys(arguments: list[str], log: EventLog) -> list[dict[str, str]]:
+    """What became of the keys that were to be added; those that could not be, for the status."""
+    failed = []
+    for kind, first, second in (one.split("=", 2) for one in arguments if one.startswith(("added=", "not-added="))):
+        if kind == "added":
+            log("key-added", name=second, signature=first)
+        else:
+            log("key-not-added", file=first, why=second)
+            failed.append({"file": first, "why": second})
+    return failed
+
+
+def _warm(keys: KeyService) -> None:
+    """The keys whose auth tokens are there already."""
     signatures = (key.description for key in keyring.list_user_keyring() if key.type == "user")
     keys.warm(filter(is_signature, signatures), ahead=True)
 

@@ -1,80 +1,52 @@
 """The keys that are marked `auto`: their auth tokens go into the user keyring when the daemon starts, at login.
 
 Nobody is asked for anything: an auth token says where the passphrase is to be found, and a key is opened when it is
-needed. No key module is loaded for it.
+needed. No key module is loaded for it. In the process that becomes the daemon: what reads the entries would cost the
+daemon a megabyte.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Final
 
 from upcall.kernel import keyring
-from upcall.log import EventLog
+from upcall.keystore import SUFFIX, Entry, KeyStore, check_auto
 from upcall.wire.authtok import AuthTok, pack_auth_tok
 
-if TYPE_CHECKING:
-    from upcall.keystore import Entry
+_MOST: Final = 100  # arguments
 
 
-class NotAdded(NamedTuple):
-    """A key that could not be added, or an entry that cannot be read, and why."""
+def add_auto_keys() -> list[str]:
+    """What became of each, as the daemon's arguments: `added=SIGNATURE=NAME`, `not-added=FILE=WHY`.
 
-    file: str
-    why: str
-
-
-def add_auto_keys(log: EventLog) -> tuple[NotAdded, ...]:
-    """One that cannot be added hurts no other: it is logged and given. What stands in the user keyring already stays
-    as it is."""
-    failed: list[NotAdded] = []
-
-    def note(path: Path, error: Exception) -> None:
-        failed.append(NotAdded(str(path), _words(error)))
-        log("key-not-added", file=path, why=failed[-1].why)
-
-    folder = _directory()
+    One that cannot be added hurts no other. What stands in the user keyring already stays as it is."""
+    store = KeyStore()
     try:
-        if not any(name.endswith(".toml") for name in os.listdir(folder)):  # noqa: PTH208
-            return ()
-    except FileNotFoundError:
-        return ()
+        names = store.names()
     except OSError as error:
-        note(folder, error)
-        return tuple(failed)
-    from upcall.keystore import SUFFIX, KeyStore  # 0.6 MB and 6 ms, for those who have keys
-
-    store = KeyStore(folder)
-    for name in store.names():
+        return [_failed(store.directory, error)]
+    told = []
+    for name in names:
         try:
-            _add(store.load(name), log)
+            entry = store.load(name)
+            if entry.auto and _add(entry):
+                told.append(f"added={entry.signature}={name}")
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one, the others are added
-            note(folder / f"{name}{SUFFIX}", error)
-    return tuple(failed)
+            told.append(_failed(store.directory / f"{name}{SUFFIX}", error))
+    return told[:_MOST]
 
 
-def _directory() -> Path:
-    """As `upcall.keystore.default_directory`, which is not imported for it."""
-    data = os.environ.get("XDG_DATA_HOME", "")
-    base = Path(data) if data.startswith("/") else Path.home() / ".local" / "share"
-    return base / "upcall" / "keys"
-
-
-def _add(entry: Entry, log: EventLog) -> None:
-    from upcall.keystore import check_auto
-
-    if not entry.auto:
-        return
+def _add(entry: Entry) -> bool:
+    """Whether it was to be added still."""
     check_auto(entry.source)
     if keyring.find(entry.signature) is not None:
-        return
+        return False
     keyring.add_user_key(entry.signature, pack_auth_tok(AuthTok(entry.signature, entry.module, entry.blob or b"")))
-    log("key-added", name=entry.name, signature=entry.signature)
+    return True
 
 
-def _words(error: Exception) -> str:
-    """What is wrong; an entry holds no secret."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+def _failed(file: Path, error: Exception) -> str:
+    """An entry holds no secret, nor does what is wrong with it."""
+    why = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return f"not-added={str(file).replace('=', '?')}={why}".replace("\0", "?")
