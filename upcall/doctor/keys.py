@@ -110,8 +110,11 @@ def tokens(scene: Scene) -> Iterator[Finding]:
 
 def _missing(entry: Entry) -> Finding:
     what = f"the key {entry.name} has no auth token in the user keyring: nothing asks for it"
-    return note(what, "after each login, add it" + (" with its passphrase" if entry.source == COMPAT else ""),
-                f"upcall key add {quote(entry.name)}")  # fmt: skip
+    command = f"upcall key add {quote(entry.name)}"
+    if entry.auto:
+        return problem(f"{what}, although it is marked auto", "add it", command)
+    how = "with its passphrase" if entry.source == COMPAT else "or have the daemon do it (upcall key auto)"
+    return note(what, f"after each login, add it, {how}", command)
 
 
 def _tokens() -> dict[str, AuthTok | str]:

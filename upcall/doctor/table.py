@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from upcall.doctor import broker, configured, daemon, hardening, kernel, keyrings, keys, plugins, quota
+from upcall.doctor import broker, configured, daemon, hardening, kernel, keyrings, keys, locking, plugins, quota
 from upcall.doctor.findings import Finding, problem
 from upcall.doctor.scene import Scene
 from upcall.errors import UpcallError
@@ -41,6 +41,8 @@ CHECKS: Final = (
     Check("key-quota", "there is room for more keys in the kernel", keyrings.room),
     Check("key-files", "what belongs to your keys is there, sound and private", keys.files),
     Check("auth-tokens", "your keys have auth tokens, and those a key module that may be loaded", keys.tokens),
+    Check("login-keys", "the keys that are marked auto were added when the daemon started", locking.added),
+    Check("locking", "what is to lock the keys is heard, and they are not locked", locking.listened_to),
     Check("plugins", "each plugin that is allowed can be imported, and knows this contract", plugins.importable, 120),
     Check("kerberos", "the Kerberos library is there, if cifs.spnego is answered", plugins.library),
     Check("request-key", "our lines win, and only root can change what they start", configured.request_key),
