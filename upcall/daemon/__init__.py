@@ -6,7 +6,7 @@ per message, and that one sees it through: decode, look up the key, call the mod
 another thread would cost more than most answers do. As many wait there as there are processors; when the last of
 them gets work from a key that has been slow, one more is started, up to a bound, and ends when it is not needed. A
 *watch*, asleep while nobody works, starts one for keys that have always been quick and now are not. One thread
-writes the log.
+writes the log. One, if the keys are to lock by themselves, waits for that (locking.py).
 
 Lanes. Each key has a lane per service that holds a few workers at most; what comes beyond that waits in the lane's
 own queue, and the worker goes back to the socket. So a module that hangs holds its lane's workers and nobody else's,
