@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import select
 import shutil
 import subprocess
@@ -29,7 +30,18 @@ from upcall.testing.processes import until
 NAME = "org.freedesktop.login1"
 PATH = "/org/freedesktop/login1"
 MANAGER, SESSION, USER = f"{NAME}.Manager", f"{NAME}.Session", f"{NAME}.User"
-MISSING = "" if shutil.which("dbus-daemon") else "not installed: dbus-daemon"
+
+
+def _missing() -> str:
+    """Why there can be no bus, for a test's reason to be skipped."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        return f"dbus-daemon does not start for somebody without a name, uid {os.getuid()}"
+    return "" if shutil.which("dbus-daemon") else "not installed: dbus-daemon"
+
+
+MISSING = _missing()
 
 _CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">

@@ -271,13 +271,6 @@ def test_a_folder_of_keys_that_cannot_be_read(broker: RunningBroker, start: Star
     start().logged("key-not-added")
 
 
-def test_no_keys_cost_nothing(start: StartReal) -> None:
-    daemon = start()
-    assert not [line for line in Path(f"/proc/{daemon.pid}/maps").read_text().splitlines() if "tomllib" in line]
-    until(lambda: "registered" in daemon.log, "it serves")
-    assert "key-not-added" not in daemon.log
-
-
 def test_compat_keys_cannot_be_auto(home: Path) -> None:
     make("mine", "--no-passphrase", "--no-add")
     path = file_of("mine")

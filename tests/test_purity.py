@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PURE = ["contexts", "registry", "service", "messages", "errors", "keymodule", "handler", "gate", "broker.core"]
-PURE += ["isolation.breaker", "explaining.asked", "config.lines", "broker.latencies"]
+PURE += ["daemon.locks", "isolation.breaker", "explaining.asked", "config.lines", "broker.latencies"]
 PURE += [f"broker.quota.{name}" for name in ("core", "digest", "folding", "kept", "memory", "rules", "walk")]
 PURE += [f"wire.{path.stem}" for path in sorted((ROOT / "upcall" / "wire").glob("[!_]*.py"))]
 HARMLESS = {"__future__", "collections", "enum", "errno", "itertools", "math", "re", "struct", "typing"}
