@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 from tests.played_logind import MISSING, Logind, SystemBus, system_bus
+from upcall import config
 from upcall.control import DaemonControl
+from upcall.daemon import finding
 from upcall.errors import Refused
 from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
@@ -325,6 +327,26 @@ def test_a_reload_follows_the_configuration(
     found.write_text(json.dumps([*modules, "lock-after=0", "lock-on=suspend"]))
     daemon.signal(signal.SIGHUP)
     until(listening, "logind is heard")
+
+
+def test_what_the_configuration_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system, user = tmp_path / "system.toml", tmp_path / "user" / "upcall" / "config.toml"
+    user.parent.mkdir(parents=True)
+    monkeypatch.setattr(config, "SYSTEM", system)
+    monkeypatch.setattr(config, "VENDOR", tmp_path / "vendor.toml")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
+    monkeypatch.setattr(finding, "is_machines", lambda: False)
+    assert finding.locks() == ["lock-after=0", "lock-on=suspend,screen-lock,logout"]
+    system.write_text('[keys]\nlock-after = 60\nlock-on = ["logout", "suspend"]\n')
+    assert finding.locks() == ["lock-after=60", "lock-on=logout,suspend"]
+    user.write_text("[keys]\nlock-on = []\n")
+    assert finding.locks() == ["lock-after=60", "lock-on="]
+    user.write_text('[keys]\nlock-on = ["suspend", "sleep"]\n')
+    with pytest.raises(config.ConfigError, match=r"2: keys\.lock-on: 'sleep'; a list of some of suspend"):
+        finding.locks()
+    user.write_text("")
+    monkeypatch.setattr(finding, "is_machines", lambda: True)
+    assert finding.locks() == ["lock-after=60", "lock-on=suspend"]
 
 
 def test_nothing_of_it_costs_a_daemon_that_wants_none(start: Start) -> None:

@@ -46,11 +46,15 @@ def found(isolate: Collection[str] = (), inline: Collection[str] = ()) -> list[s
 
 
 def locks() -> list[str]:
-    """When keys lock by themselves. Root's daemon is the machine's: root's screens and logins are nothing to it.
-    ConfigError."""
+    """When keys lock by themselves, as the daemon's arguments. ConfigError."""
     chosen = {**defaults(("keys",)), **config.settings("keys", user=True)}
-    causes = [cause for cause in chosen["lock-on"] if os.geteuid() or cause == SUSPEND]
+    causes = [cause for cause in chosen["lock-on"] if cause == SUSPEND or not is_machines()]
     return [f"lock-after={chosen['lock-after']}", f"lock-on={','.join(causes)}"]
+
+
+def is_machines() -> bool:
+    """Whether this daemon is root's, and so the machine's: root's screens and logins are nothing to it."""
+    return os.geteuid() == 0
 
 
 def main(arguments: list[str]) -> int:

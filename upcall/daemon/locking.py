@@ -69,16 +69,23 @@ class Locking:
 
     def _run(self) -> None:
         while True:
-            wait = min(self._expire(), self._see_to_child())
-            poll = select.poll()
-            poll.register(self._wake, select.POLLIN)
-            if self._child is not None:
-                poll.register(self._child.socket, select.POLLIN)
-            ready = [fd for fd, _ in poll.poll(None if wait == math.inf else math.ceil(wait * 1000))]
-            if self._wake in ready:
-                os.eventfd_read(self._wake)
-            if self._child is not None and self._child.socket.fileno() in ready:
-                self._hear(self._child)
+            try:
+                self._once()
+            except Exception as error:  # noqa: BLE001 - a thread that has ended locks nothing any more
+                self._log("locking-broke", error=type(error).__name__)
+                time.sleep(_RETRY_FIRST)
+
+    def _once(self) -> None:
+        wait = min(self._expire(), self._see_to_child())
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        if self._child is not None:
+            poll.register(self._child.socket, select.POLLIN)
+        ready = [fd for fd, _ in poll.poll(None if wait == math.inf else math.ceil(wait * 1000))]
+        if self._wake in ready:
+            os.eventfd_read(self._wake)
+        if self._child is not None and self._child.socket.fileno() in ready:
+            self._hear(self._child)
 
     def _expire(self) -> float:
         """In how many seconds to look again."""
@@ -183,12 +190,15 @@ class _Child:
             self.socket.send(word.encode())
 
     def end(self) -> int:
-        """Its exit status. It is killed if it goes on."""
+        """Its exit status; -1 where nobody is told of that (SIGCHLD is ignored). It is killed if it goes on."""
         self.socket.close()
         with contextlib.suppress(ProcessLookupError):
             if not _ends_soon(self._pid):
                 os.kill(self._pid, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        try:
+            return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        except ChildProcessError:
+            return -1
 
 
 def _ends_soon(pid: int) -> bool:

@@ -20,7 +20,8 @@ class Locks:
         self.times = 0  # how often all keys were locked: what was begun before is not to be kept
 
     def refuses(self, signature: str) -> bool:
-        return signature in self._single or any(signature not in but for but in self._all.values())
+        """Of this alone no lock is needed: it is asked on every request."""
+        return signature in self._single or any(signature not in but for but in [*self._all.values()])
 
     def lock(self, signature: str) -> None:
         self._single.add(signature)
