@@ -241,6 +241,14 @@ def test_no_bus_and_no_logind(bus: SystemBus, tmp_path: Path) -> None:
             assert listener.process.wait(PATIENCE) == NO_LOGIND
 
 
+def test_without_jeepney(bus: SystemBus, logind: Logind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "jeepney.py").write_text("raise ImportError('there is none')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Listener(bus.address) as listener:
+        assert listener.hear() == "note the Python package jeepney cannot be used: there is none"
+        assert listener.process.wait(PATIENCE) == NO_LOGIND
+
+
 def test_a_bus_that_says_nothing(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(os.fspath(tmp_path / "bus"))

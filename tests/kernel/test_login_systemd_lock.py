@@ -9,18 +9,22 @@ import contextlib
 import os
 import pty
 import subprocess
+import sys
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from upcall.control import DaemonControl
-from upcall.daemon import __main__ as daemon_main
-from upcall.lab.stage import PATIENCE, Person, Task, do_as, person, wait_until
+from upcall.kernel import keyring
+from upcall.lab.stage import PATIENCE, Person, do_as, person, wait_until
+from upcall.wire.authtok import AuthTok, pack_auth_tok
 
 SLOW = 3 * PATIENCE
 SIGNATURE = "0123456789abcdef"
+UNIT = Path("/run/systemd/system/lab-lock.service")
 SLEEPING = Path("/run/systemd/system/systemd-suspend.service.d/lab.conf")
 
 
@@ -37,21 +41,41 @@ def _machine() -> None:
     assert not said, said
 
 
+def sandbox() -> str:
+    """What our unit for users' daemons allows. This one waits for no broker, and so is never ready."""
+    lines = resources.files("upcall.setup").joinpath("units/upcall-daemon.service.in").read_text().splitlines()
+    service = lines[lines.index("[Service]") + 1 : lines.index("[Install]")]
+    kept = [
+        line for line in service if not line.startswith(("#", "Type=", "ExecStart=", "Restart", "Watchdog", "Timeout"))
+    ]
+    assert any(line.startswith("SystemCallFilter=") for line in kept)
+    return "\n".join(kept) + "\n"
+
+
 class House:
-    """Alice's daemon, and what it says."""
+    """Alice's daemon, sandboxed as by our unit, and what it says."""
 
     def __init__(self, alice: Person, folder: Path) -> None:
         self.alice, self.log_file = alice, folder / "log"
         self._runtime = folder / "runtime"
         self._runtime.mkdir(0o700)
         os.chown(self._runtime, alice.uid, alice.gid)
-        arguments = [f"folder={folder}/nowhere", "ask=agent", "lock-on=suspend,screen-lock,logout"]
-        self.daemon = Task(alice, lambda: self._here() or daemon_main.run(arguments), output=self.log_file)
-        wait_until(lambda: "logind note=listening" in self.log, f"it listens: {self.log}", SLOW)
+        arguments = f"folder={folder}/nowhere ask=agent lock-on=suspend,screen-lock,logout"
+        UNIT.write_text(
+            f"[Service]\nUser={alice.name}\nEnvironment=XDG_RUNTIME_DIR={self._runtime}\n"
+            f"ExecStart={sys.executable} -I -m upcall.daemon {arguments}\n"
+            f"StandardError=append:{self.log_file}\n" + sandbox()
+        )
+        said = tell("systemctl", "daemon-reload") + tell("systemctl", "start", UNIT.name)
+        assert not said, said
+        wait_until(lambda: "logind note=listening" in self.log, "it listens", SLOW)
 
-    def _here(self) -> int:
+    def end(self) -> None:
+        tell("systemctl", "stop", UNIT.name)
+        UNIT.unlink()
+
+    def _here(self) -> None:
         os.environ["XDG_RUNTIME_DIR"] = str(self._runtime)
-        return 0
 
     @property
     def log(self) -> str:
@@ -66,10 +90,11 @@ class House:
         return do_as(self.alice, status)
 
     def unlock(self) -> None:
-        """A passphrase to forget."""
+        """A passphrase to forget, of a key that no module opens."""
 
         def give() -> None:
             self._here()
+            keyring.add_user_key(SIGNATURE, pack_auth_tok(AuthTok(SIGNATURE, "none", b"")))
             with DaemonControl() as control:
                 control.unlock(SIGNATURE, bytearray(b"correct horse"))
 
@@ -87,7 +112,7 @@ def house(tmp_path: Path) -> Iterator[House]:
     try:
         yield made
     finally:
-        made.daemon.end()
+        made.end()
 
 
 @contextlib.contextmanager
