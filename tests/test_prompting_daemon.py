@@ -279,18 +279,18 @@ def found_in_memory(pid: int, word: bytes) -> bool:
     return False
 
 
-@pytest.mark.parametrize("seconds", ["0", "0.2"])
+@pytest.mark.parametrize("option", ["pin-time=0", "pin-time=0.2", "lock-after=0.2"])
 def test_a_pin_is_kept_for_its_time(
-    broker: RunningBroker, start: Start, card: Card, asking: Asking, seconds: str
+    broker: RunningBroker, start: Start, card: Card, asking: Asking, option: str
 ) -> None:
-    start("inline", "ask=agent", f"pin-time={seconds}")
+    start("inline", "ask=agent", option)
     with terminal() as typist:
         for label in ("one", "two"):
             answer = asking(card.key(label))
             typist.expect("PIN: ")
             typist.type(TYPED)
             assert answer.result() == "answered"
-            threading.Event().wait(float(seconds))
+            threading.Event().wait(float(option.partition("=")[2]))
     assert card.tries == ["good", "good"]
 
 
