@@ -7,6 +7,7 @@ import json
 
 import click
 
+from upcall.cli import completing
 from upcall.cli.keyopen import opened
 from upcall.cli.keyshow import Target, target_of
 from upcall.cli.passphrases import Given, passphrase_options
@@ -15,11 +16,11 @@ from upcall.errors import UsageError
 from upcall.kernel import keyring
 from upcall.keystore import KeyStore
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 
 
-@click.command()
-@click.argument("name", required=False)
+@click.command(short_help="Make the daemon forget keys and their passphrases.")
+@click.argument("name", required=False, shell_complete=completing.keys)
 @_JSON
 def lock(name: str | None, as_json: bool) -> None:
     """Make the daemon forget a key and its passphrase, given its NAME or signature; all keys if none is given.
@@ -40,8 +41,8 @@ def lock(name: str | None, as_json: bool) -> None:
     click.echo(_counted(count, "locked"))
 
 
-@click.command()
-@click.argument("name", required=False)
+@click.command(short_help="Let the daemon use keys again.")
+@click.argument("name", required=False, shell_complete=completing.keys)
 @_JSON
 @passphrase_options
 def unlock(name: str | None, as_json: bool, given: Given) -> None:
