@@ -75,6 +75,7 @@ def _run_group(name: str, group: Group, arguments: list[str], timeout: float) ->
             out=_writer(1),
             err=_writer(2),
             kernel=group.kernel,
+            init=group.init,
         )
     except LabError as error:
         print(f"--- ring 3, {name}: {error}", flush=True)

@@ -230,7 +230,7 @@ def test_closed_folders_above_are_found(tmp_path: Path) -> None:
 
 
 def test_the_scripts_are_valid_shell() -> None:
-    for name in ("init.sh", "session.sh", "qemu.sh", "uml.sh"):
+    for name in ("init.sh", "furnish.sh", "session.sh", "qemu.sh", "uml.sh"):
         script = Path(guest.__file__).with_name(name)
         subprocess.run(["/bin/sh", "-n", str(script)], check=True)
 
@@ -327,9 +327,11 @@ def test_user_mode_linux_has_one_processor_and_no_ecryptfs_messages() -> None:
 
 def test_files_of_ring_3_are_grouped_by_their_names() -> None:
     names = ["test_files.py", "test_device.py", "test_cifs_failures.py", "test_cifs.py", "test_quota_ext4.py"]
+    names.append("test_login_systemd.py")
     assert groups(names) == {
         "files": Group("qemu", ("test_files.py",)),
         "faults": Group("qemu", ("test_device.py",)),
+        "login-systemd-qemu": Group("qemu", ("test_login_systemd.py",), Path("/usr/lib/systemd/systemd")),
         "cifs-uml": Group("uml", ("test_cifs.py", "test_cifs_failures.py")),
         "cifs-qemu": Group("qemu", ("test_cifs.py", "test_cifs_failures.py")),
         "quota-ext4-uml": Group("uml", ("test_quota_ext4.py",)),

@@ -15,12 +15,16 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "test_cifs": ("uml", "qemu"),
     "test_dns": ("qemu",),
     "test_forwarder": ("uml",),
+    "test_login_pam": ("qemu",),
+    "test_login_systemd": ("qemu",),
     "test_quota_ext4": ("uml",),
     "test_quota_xfs": ("qemu",),
     "test_requestkey": ("uml",),
     "test_session": ("uml",),
     "test_units": ("qemu",),
 }
+SYSTEMD = ("test_login_systemd",)  # of these: systemd is process 1
+INIT = Path("/usr/lib/systemd/systemd")
 HARSH = ("test_broker_faults.py", "test_daemon_faults.py", "test_device.py")
 PLUGIN = ("test_plugin_new.py",)  # installs something
 
@@ -30,6 +34,7 @@ class Group(NamedTuple):
 
     kernel: str
     files: tuple[str, ...]
+    init: Path | None = None  # process 1, if not the lab's own
 
 
 def elsewhere(file: str) -> str | None:
@@ -49,7 +54,9 @@ def groups(files: Iterable[str]) -> dict[str, Group]:
     for beginning, kernels in ELSEWHERE.items():
         chosen = tuple(name for name in names if elsewhere(name) == beginning)
         for kernel in kernels:
-            found[f"{beginning.removeprefix('test_').replace('_', '-')}-{kernel}"] = Group(kernel, chosen)
+            found[f"{beginning.removeprefix('test_').replace('_', '-')}-{kernel}"] = Group(
+                kernel, chosen, INIT if beginning in SYSTEMD else None
+            )
     return {name: group for name, group in found.items() if group.files}
 
 

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 RESULTS = "/results"
-# These folders start empty in the guest (session.sh mounts them).
+# These folders start empty in the guest (furnish.sh mounts them).
 EMPTY_IN_GUEST = (Path("/tmp"), Path("/home"), Path("/run"), Path("/dev/shm"))  # noqa: S108
 EVERYBODY_ENTERS = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -21,7 +21,8 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 @dataclass(frozen=True)
 class Session:
     """One command for the guest. `mark` ends each of its streams; it is new for every run and one word.
-    `terminal` is (rows, columns) for a command that talks to a person; `kernel` names the lab's kernel."""
+    `terminal` is (rows, columns) for a command that talks to a person; `kernel` names the lab's kernel; `init` is a
+    systemd that is to be process 1."""
 
     argv: Sequence[str]
     cwd: Path
@@ -31,6 +32,7 @@ class Session:
     env: Mapping[str, str] = field(default_factory=dict)
     terminal: tuple[int, int] | None = None
     kernel: str = "qemu"
+    init: Path | None = None
 
 
 def files(session: Session) -> dict[str, bytes]:
@@ -39,6 +41,7 @@ def files(session: Session) -> dict[str, bytes]:
     return {
         "init": (scripts / "init.sh").read_bytes(),
         "lab/kernel.sh": (scripts / f"{session.kernel}.sh").read_bytes(),
+        "lab/furnish.sh": (scripts / "furnish.sh").read_bytes(),
         "lab/session.sh": (scripts / "session.sh").read_bytes(),
         "lab/settings": os.fsencode(_settings(session)),
         "lab/paths": os.fsencode(_paths(session.cwd)),
@@ -104,6 +107,7 @@ def _settings(session: Session) -> str:
         "RELEASE": session.release,
         "MODULES": str(session.modules),
         "MARK": session.mark,
+        "INIT": str(session.init or ""),
         "INTERACTIVE": "yes" if session.terminal else "",
         "ROWS": str(rows),
         "COLUMNS": str(columns),

@@ -31,4 +31,4 @@ mkdir -p /newroot/run
 mount -t tmpfs -o mode=0755 run /newroot/run
 mkdir /newroot/run/lab
 cp /bin/busybox /lab/* /newroot/run/lab/
-exec switch_root /newroot /run/lab/busybox sh /run/lab/session.sh
+exec switch_root /newroot /run/lab/busybox sh /run/lab/furnish.sh

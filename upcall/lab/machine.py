@@ -61,11 +61,13 @@ def run(
     err: Sink | None = None,
     terminal: Terminal | None = None,
     kernel: str = "qemu",
+    init: Path | None = None,
 ) -> Result:
     """Boots a machine and runs `argv` there as root, in the folder `cwd` (ours if not given).
 
     `kernel` is "qemu" or "uml" (see `upcall.lab`). `timeout` (seconds) covers the boot too; `memory` is in MB;
-    `cpus` (2 if not given) is for "qemu" only. What the command writes goes to the sinks as
+    `cpus` (2 if not given) is for "qemu" only; `init` is the path of a systemd that becomes process 1 and runs the
+    command as its first service, and nothing else by itself. What the command writes goes to the sinks as
     it comes, or into the Result. Files that it leaves in /results, and the kernel's log as `kmsg`, appear in
     the folder `results`, also when this raises: LabUnavailable, LabTimedOut or MachineDied."""
     if not argv:
@@ -88,6 +90,7 @@ def run(
             env=env or {},
             terminal=terminal.size() if terminal else None,
             kernel=kernel,
+            init=init,
         )
         initramfs = Path(work) / "initramfs"
         initramfs.write_bytes(image.initramfs(kept, guest.files(session)))

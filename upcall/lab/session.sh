@@ -1,6 +1,4 @@
-# Process 1 after the root was switched: furnishes the guest, runs the command, reports, and powers off.
-# Beside it in /run/lab lie `settings` (shell variables), `paths` (calls of keep, traversable), `command`, and
-# `kernel.sh`: what depends on which of the lab's kernels this is.
+# Runs the command, reports, and powers off: process 1, or a service of the init that is.
 
 lab=/run/lab
 . $lab/settings
@@ -11,68 +9,6 @@ control=$(port control) log=$(port log)
 exec 3<>$control 7>$log
 plain <&3
 plain <&7
-
-# --- a root that looks lived in -----------------------------------------------------------------------------------
-# Folders that start empty here, so that commands may write to them; the host's own are behind $lab/root meanwhile.
-mkdir $lab/root
-mount --bind / $lab/root
-mkdir -p /tmp /home /dev/pts /dev/shm /dev/mqueue
-mount -t tmpfs -o mode=1777 tmp /tmp
-mount -t tmpfs -o mode=0755 home /home
-mount -t tmpfs -o mode=1777 shm /dev/shm
-mount -t devpts -o gid=5,mode=0620,ptmxmode=0666 pts /dev/pts
-mount -t mqueue mqueue /dev/mqueue
-mount -t cgroup2 cgroup /sys/fs/cgroup
-ln -sf /proc/self/fd /dev/fd
-for number in 0:stdin 1:stdout 2:stderr; do
-	ln -sf /proc/self/fd/${number%:*} /dev/${number#*:}
-done
-mkdir -p /run/lock /run/user
-chmod 1777 /run/lock
-
-# keep PATH: shows the host's PATH although an ancestor of it starts empty.
-keep() {
-	[ -e "$1" ] && return
-	mkdir -p "$1"
-	mount --bind "$lab/root$1" "$1"
-}
-# traversable FOLDER: lets the guest's users pass through, whatever their groups; only the scratch layer changes.
-traversable() {
-	chmod a+x "$1"
-}
-. $lab/paths
-
-mkdir -p "/lib/modules/$RELEASE"
-mount --bind "$lab/root$MODULES" "/lib/modules/$RELEASE"
-umount -l $lab/root
-
-# --- people, names, helpers ---------------------------------------------------------------------------------------
-person() { # NAME UID
-	echo "$1:*:$2:$2:$1:/home/$1:/bin/sh" >>/etc/passwd
-	echo "$1:*:$2:" >>/etc/group
-	mkdir -m 0700 /home/$1
-	chown $2:$2 /home/$1
-}
-sed -i '/^\(alice\|bob\):/d; s|^root:\(.*\):/root:|root:\1:/home/root:|' /etc/passwd
-sed -i '/^\(alice\|bob\):/d' /etc/group
-person alice 5001
-person bob 5002
-mkdir -m 0700 /home/root
-hostname lab
-printf '127.0.0.1 localhost lab\n::1 localhost\n' >/etc/hosts
-ip link set lo up
-
-# The module tools are busybox's, first in PATH: its depmod made the index, which kmod's could not read.
-mkdir $lab/bin $lab/fallback
-for tool in modprobe insmod rmmod lsmod modinfo depmod; do
-	ln -s ../busybox $lab/bin/$tool
-done
-$lab/busybox --install -s $lab/fallback
-echo $lab/bin/modprobe >/proc/sys/kernel/modprobe
-echo 0 >/proc/sys/kernel/panic_on_oops
-
-mkdir -p /results
-mount_results /results
 
 # --- the command --------------------------------------------------------------------------------------------------
 # relay FIFO: carries what is written to it to standard output, and leaves a sign when all is through.
@@ -111,7 +47,7 @@ session_of() { # PID; the answer is in $session, because a subshell for each pro
 	set -- ${line##*) } # state, parent, group, session
 	session=$4
 }
-session_of 1
+session_of $$
 ours=$session
 for process in /proc/[0-9]*; do
 	session_of ${process#/proc/}
