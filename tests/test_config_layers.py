@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from upcall import config
 from upcall.broker.quota.rules import Rules
-from upcall.broker.starter import COMMAND
 from upcall.config import ConfigError
 from upcall.config.files import Source, folder_of, sources
 from upcall.config.keys import ANY, SYSTEM, TABLES, USERS, find, keys, table_path
@@ -296,7 +295,6 @@ def test_every_key_is_described() -> None:
 
 def test_the_defaults_are_those_of_the_program() -> None:
     known = {spelled(path): key.default for path, key in keys().items()}
-    assert known["daemon.start"] == COMMAND
     assert known['request-key."cifs.spnego".without-daemon'] == SERVICES["cifs.spnego"].absent
     assert known["request-key.dns_resolver.without-daemon"] == SERVICES["dns_resolver"].absent
     for name, value in Rules()._asdict().items():

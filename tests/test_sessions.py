@@ -84,6 +84,25 @@ def test_one_program_with_two_sessions(records: Records, start: Start) -> None:
         assert terminated(daemon)
 
 
+def test_who_asks_twice_for_a_daemon_counts_once(records: Records, start: Start) -> None:
+    """The broker, for requests: its daemon outlives sessions, and ends with whoever is left."""
+    broker, who, daemon, next_one = start(), start(), start(), start()
+    with records.held():
+        records.opened(UID, of(broker), lambda: daemon.pid, once=True)
+        records.opened(UID, of(broker), never, once=True)
+        records.opened(UID, of(who), never)
+        records.closed(UID, of(who))
+        assert records.read(UID) == Record(of(daemon), (of(broker),))
+        daemon.kill()
+        until(lambda: process(daemon.pid) is None, "the daemon's end")
+        records.opened(UID, of(broker), lambda: next_one.pid, once=True)
+        assert records.read(UID) == Record(of(next_one), (of(broker),))
+        broker.kill()
+        broker.wait()
+        records.sweep()
+        assert terminated(next_one)
+
+
 def test_uids_are_apart(records: Records, start: Start) -> None:
     who, daemon, others = start(), start(), start()
     with records.held():
@@ -238,8 +257,8 @@ def test_what_is_not_pams(arguments: list[str], change: dict[str, str]) -> None:
         take(arguments, {**PAM, **change})
 
 
-def run(**environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "upcall.sessions", "open"]
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "upcall.sessions", *(arguments or ("open",))]
     environment["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
 
@@ -293,6 +312,17 @@ sys.exit(sessions.run(["open"]))
     environment = {**os.environ, **PAM}
     done = subprocess.run([sys.executable, "-c", fails], env=environment, timeout=20, check=False, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("uid", ["0", "4294967290"])
+def test_whose_daemon_is_not_started_for_a_request(uid: str) -> None:
+    done = run("start", uid)
+    assert done.returncode == os.EX_UNAVAILABLE and done.stderr.startswith(f"upcall session: uid {uid}: ")
+
+
+@pytest.mark.parametrize("arguments", [("start",), ("start", "-1"), ("start", "alice"), ("start", "1", "2")])
+def test_what_is_no_uid(arguments: tuple[str, ...]) -> None:
+    assert run(*arguments).returncode == os.EX_USAGE
 
 
 # --- the daemon ----------------------------------------------------------------------------------------------------

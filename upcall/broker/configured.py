@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from upcall import config
-from upcall.broker.starter import COMMAND
+from upcall.broker.starter import usual
 from upcall.gate import NOBODYS
 from upcall.service import Service
 
@@ -32,7 +32,7 @@ def configured(services: Mapping[str, Service]) -> Configured:
     return Configured(
         {name: one._replace(absent=absent.get(name, one.absent)) for name, one in services.items()},
         {kind: _uid_of(kind, told.get(kind, {}).get("user", "root")) for kind in NOBODYS},
-        tables.get("daemon", {}).get("start", COMMAND),
+        tables.get("daemon", {}).get("start") or usual(),
         tables.get("hardening", {}).get("broker", True),
     )
 

@@ -1,11 +1,13 @@
-"""Starting a user's daemon when somebody asks for it: by a command, usually of the user's service manager."""
+"""Starting a user's daemon when somebody asks for it: by a command, usually of the service manager."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upcall.broker.loop import URGENT
@@ -13,12 +15,22 @@ from upcall.broker.loop import URGENT
 if TYPE_CHECKING:
     from upcall.broker.server import Server
 
-COMMAND = ("systemctl", "--user", "--machine={uid}@.host", "start", "upcall-daemon.service")
+# The user's manager, and with it what it starts by itself. Asking that for the daemon (systemctl --user
+# --machine={uid}@.host) needs a D-Bus of the user's, opens a session that ends again at once, and takes five times
+# as long.
+COMMAND = ("systemctl", "start", "user@{uid}.service")
+WITHOUT_SYSTEMD = (sys.executable, "-I", "-m", "upcall.sessions", "start", "{uid}")
+_SYSTEMD_RUNS = Path("/run/systemd/system")  # sd_booted(3)
 
 _PATIENCE = 20.0  # seconds that the command may take
 _AGAIN = 5.0  # seconds after a failure in which it is not tried again
 _AT_ONCE = 16  # commands
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+
+
+def usual() -> tuple[str, ...]:
+    """The command for this machine."""
+    return COMMAND if _SYSTEMD_RUNS.is_dir() else WITHOUT_SYSTEMD
 
 
 class _Command:

@@ -21,8 +21,7 @@ def command() -> None:
     """
 
 
-def _run(verb: str, also: tuple[str, ...]) -> None:
-    arguments = [verb, *(f"also={service}" for service in also)]
+def _run(*arguments: str) -> None:
     os.execv(sys.executable, [sys.executable, "-I", "-m", "upcall.sessions", *arguments])  # noqa: S606
 
 
@@ -35,11 +34,22 @@ _ALSO = click.option(
 @_ALSO
 def open_command(also: tuple[str, ...]) -> None:
     """A session begins (type=open_session)."""
-    _run("open", also)
+    _run("open", *(f"also={service}" for service in also))
 
 
 @command.command("close")
 @_ALSO
 def close_command(also: tuple[str, ...]) -> None:
     """A session ends (type=close_session)."""
-    _run("close", also)
+    _run("close", *(f"also={service}" for service in also))
+
+
+@command.command("start")
+@click.argument("uid", type=click.IntRange(min=1))
+def start_command(uid: int) -> None:
+    """Start the daemon of a user who need not be logged in.
+
+    It stays as long as the program that has asked for it (the broker, see [daemon] start), or a session of the user's.
+    69: it could not be started.
+    """
+    _run("start", str(uid))

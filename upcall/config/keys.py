@@ -81,7 +81,7 @@ TABLES: Final = (
                 COMMAND,
                 SYSTEM,
                 "The command that starts the daemon of a user. `{uid}` in it stands for the user's uid.",
-                ("systemctl", "--user", "--machine={uid}@.host", "start", "upcall-daemon.service"),
+                unset="`systemctl start user@{uid}.service`; without systemd `upcall session start {uid}`",
             ),
         ),
     ),

@@ -76,11 +76,12 @@ class Records:
         finally:
             os.close(fd)
 
-    def opened(self, uid: int, who: Process, start: Callable[[], int]) -> None:
-        """Counts a session; `start` gives the pid of a daemon, and is called if none lives. A session counts even if
-        its daemon could not be started: then the OSError goes through."""
+    def opened(self, uid: int, who: Process, start: Callable[[], int], *, once: bool = False) -> None:
+        """Counts a session, with `once` at most one of this process; `start` gives the pid of a daemon, and is called
+        if none lives. A session counts even if its daemon could not be started: then the OSError goes through."""
         record = self.read(uid)
-        record = record._replace(sessions=(*record.sessions, who))
+        if not (once and who in record.sessions):
+            record = record._replace(sessions=(*record.sessions, who))
         self._write(uid, record)
         if record.daemon is None:
             self._write(uid, record._replace(daemon=process(start())))
