@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +14,63 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from upcall.client import Client
+from upcall.client import Client, NoBroker
 from upcall.wire.quotanotice import printable
+
+_LOOK_AGAIN = 0.05  # seconds
 
 
 @click.command("status")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @click.option("--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder.")
-def command(as_json: bool, runtime: Path | None) -> None:
+@click.option(
+    "--wait",
+    "patience",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Wait until your own daemon is registered, and serves /dev/ecryptfs if there is one; at most so long.",
+)
+def command(as_json: bool, runtime: Path | None, patience: float | None) -> None:
     """Show what the broker does: daemons, contexts, outcomes, refusals. Of your uid; for root, of all.
 
     \b
-    Exit codes: 0 shown; 69 there is no broker.
+    Exit codes: 0 shown; 69 there is no broker; 75 with --wait: there is no daemon.
     """
-    with Client(runtime) as client:
-        status = client.status()
+    status = _status(runtime) if patience is None else _once_served(runtime, os.getuid(), patience)
     if as_json:
         click.echo(json.dumps(status, indent=2))
         return
     show(status, Console())
+
+
+def _status(runtime: Path | None) -> dict[str, Any]:
+    with Client(runtime) as client:
+        return client.status()
+
+
+def _once_served(runtime: Path | None, uid: int, patience: float) -> dict[str, Any]:
+    """The broker's status when this uid has a daemon. It exits if that does not come."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            status = _status(runtime)
+        except NoBroker:
+            if time.monotonic() >= deadline:
+                raise
+        else:
+            if _serves(status, uid):
+                return status
+            if time.monotonic() >= deadline:
+                click.echo(f"upcall: uid {uid} has no daemon", err=True)
+                sys.exit(os.EX_TEMPFAIL)
+        time.sleep(_LOOK_AGAIN)
+
+
+def _serves(status: dict[str, Any], uid: int) -> bool:
+    """A device that is not there is none that is missing."""
+    devices = [one for one in status["devices"] if one["uid"] == uid and "[Errno 2]" not in one.get("why", "")]
+    registered = any(one["uid"] == uid and not one["leaving"] for one in status["daemons"])
+    return registered and all(one["open"] for one in devices)
 
 
 def show(status: dict[str, Any], console: Console) -> None:
