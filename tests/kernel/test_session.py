@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import upcall
+from tests.kernel.login_scene import name_key, prepare_names
 from upcall.lab.stage import PATIENCE, broker_status, person, wait_until
 from upcall.sessions.records import FOLDER
 
@@ -34,8 +35,9 @@ def installed() -> Iterator[str]:
     """Set up; what was said. Afterwards all must be as before."""
     if any(Path(path).stat().st_uid or Path(path).stat().st_mode & 0o022 for path in (upcall.__file__, sys.prefix)):
         pytest.skip("this copy of upcall is not root's: it would be refused")
+    prepare_names("bob")
     before = COMMON.read_text()
-    said = run("setup", "--request-key", "none")
+    said = run("setup", "--request-key", "dns_resolver")
     try:
         yield said
     finally:
@@ -131,3 +133,19 @@ def test_a_killed_login_is_noticed_with_the_next_one(installed: str) -> None:
         killed.wait()
     with login("bob"):
         gone(alice.uid)
+
+
+def test_a_daemon_is_started_for_a_request_of_the_kernel(installed: str) -> None:
+    """Nobody is logged in; a logout is not its end; and one that was killed comes with the next request."""
+    bob = person("bob")
+    assert daemon_of(bob.uid) is None
+    assert name_key("name-1")
+    daemon = registered(bob.uid)
+    with login("bob"):
+        assert daemon_of(bob.uid) == daemon
+    assert name_key("name-2")
+    assert daemon_of(bob.uid) == daemon
+    os.kill(daemon, signal.SIGKILL)
+    gone(bob.uid)
+    assert name_key("name-3")
+    registered(bob.uid, other_than=daemon)

@@ -1,0 +1,194 @@
+"""Logins as people make them, in the lab's guest: over ssh and on a terminal, with PAM's whole stack."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+import upcall
+from upcall.lab.stage import PATIENCE, Person, do_as, serving, wait_until
+
+SLOW = 3 * PATIENCE
+SCRIPT = Path(__file__).parent.parent.parent / "docs/private/private"
+PRIVATE = Path("/srv/private")
+COMMON = Path("/etc/pam.d/common-session")
+SSH = Path("/etc/ssh/lab")
+CONFIG = f"""HostKey {SSH}/host
+ListenAddress 127.0.0.1
+AuthorizedKeysFile {SSH}/own.pub
+UsePAM yes
+PrintMotd no
+"""
+CALL: tuple[str, ...] = ("ssh", "-F", "none", "-i", f"{SSH}/own", "-T", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR")
+CALL += ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null")
+
+_numbers = itertools.count()
+
+
+def upcall_command(*arguments: str) -> str:
+    """As root; what it says."""
+    command = [sys.executable, "-I", "-m", "upcall", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SLOW)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def require_setup() -> None:
+    """`upcall setup` refuses what is not root's."""
+    if any(Path(path).stat().st_uid or Path(path).stat().st_mode & 0o022 for path in (upcall.__file__, sys.prefix)):
+        pytest.skip("this copy of upcall is not root's: it would be refused")
+
+
+class Session:
+    """Somebody who is logged in: a shell that does what it is told. `process` ends with it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], write: int, read: int) -> None:
+        self.process, self._write, self._read = process, write, read
+        self.say("stty -echo 2>/dev/null; PS1= PS2=; export PS1 PS2")
+
+    def say(self, command: str) -> str:
+        """What the command writes; what it ended with, if that is not 0, comes last, as `ended with N`."""
+        number = next(_numbers)
+        # A terminal shows what is typed, too: there the number is an expression still.
+        os.write(self._write, f"{{ {command}\n}} 2>&1; s=$?; echo; echo end-$((0+{number}))-$s-\n".encode())
+        told, sign = b"", re.compile(rb"\r?\n?end-%d-(\d+)-" % number)
+        deadline = time.monotonic() + SLOW
+        while (found := sign.search(told)) is None:
+            rest = deadline - time.monotonic()
+            if rest <= 0 or not select.select([self._read], [], [], rest)[0]:
+                raise TimeoutError(f"{command}: {told!r}")
+            chunk = os.read(self._read, 4096)
+            if not chunk:
+                raise AssertionError(f"the session has ended: {told!r}")
+            told += chunk
+        code = int(found[1])
+        text = told[: found.start()].decode(errors="replace").replace("\r\n", "\n").strip("\n")
+        return f"{text}\nended with {code}".lstrip("\n") if code else text
+
+    def leave(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._write, b"exit\n")
+        try:
+            self.process.wait(SLOW)
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+
+@contextlib.contextmanager
+def ssh(who: Person, port: int = 22) -> Iterator[Session]:
+    """A login over the network, without a terminal."""
+    process = subprocess.Popen(
+        [*CALL, "-p", str(port), f"{who.name}@127.0.0.1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    with _left(process, process.stdin.fileno(), process.stdout.fileno()) as session:
+        yield session
+
+
+@contextlib.contextmanager
+def terminal(who: Person) -> Iterator[Session]:
+    """A login on a terminal, as getty begins it."""
+    ours, theirs = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            ["setsid", "--ctty", "--wait", "login", "-f", who.name], stdin=theirs, stdout=theirs, stderr=theirs, env={}
+        )
+        os.close(theirs)
+        with _left(process, ours, ours) as session:
+            yield session
+    finally:
+        os.close(ours)
+
+
+@contextlib.contextmanager
+def _left(process: subprocess.Popen[bytes], write: int, read: int) -> Iterator[Session]:
+    try:
+        session = Session(process, write, read)
+        yield session
+        session.leave()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def prepare_sshd() -> None:
+    """Its configuration, and a key with which root gets in as anybody."""
+    if shutil.which("sshd", path="/usr/sbin") is None:
+        pytest.skip("sshd is not installed (openssh-server)")
+    SSH.mkdir(0o755)
+    for name in ("host", "own"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", SSH / name], check=True, timeout=SLOW)
+    Path("/etc/ssh/sshd_config").write_text(CONFIG)
+
+
+@contextlib.contextmanager
+def private_folder(who: Person) -> Iterator[Path]:
+    """What docs/operations.md tells an administrator to do, and the user: a key, and a folder that is mounted at
+    logins."""
+    script = Path("/usr/local/sbin/private")
+    program = Path(sys.executable).with_name("upcall")
+    script.write_text(SCRIPT.read_text().replace("\nupcall=upcall ", f"\nupcall={program} "))
+    script.chmod(0o755)
+    folder = PRIVATE / who.name
+    folder.mkdir(0o700, parents=True)
+    os.chown(folder, who.uid, who.gid)
+
+    def make_key() -> None:
+        passphrase = who.home / ".passphrase"
+        passphrase.touch(0o600)
+        passphrase.write_text("labpass\n")
+        words = ["key", "generate", "--module", "x25519", "--passphrase-file", str(passphrase), "--no-add"]
+        subprocess.run([program, *words], check=True, capture_output=True, timeout=SLOW)
+
+    do_as(who, make_key)
+    before = COMMON.read_text()
+    COMMON.write_text(f"{before}session optional pam_exec.so quiet seteuid {script}\n")
+    try:
+        yield folder
+    finally:
+        COMMON.write_text(before)
+
+
+def prepare_names(owner: str) -> None:
+    """The kernel's names are looked up by `owner`'s daemon, which is started for that: name-1 to name-8."""
+    Path("/etc/upcall").mkdir(exist_ok=True)
+    told = f'[request-key.dns_resolver]\nuser = "{owner}"\nwithout-daemon = "start"\n'
+    Path("/etc/upcall/config.toml").write_text(told)
+    with Path("/etc/hosts").open("a") as hosts:
+        hosts.write("192.0.2.1 " + " ".join(f"name-{number}" for number in range(1, 9)) + "\n")
+    subprocess.run(["modprobe", "dns_resolver"], check=True, timeout=SLOW)
+
+
+def name_key(name: str) -> bool:
+    """Whether the kernel, by request-key and all that follows, makes a key with the addresses of `name`. What was
+    refused once is not asked for again for a while."""
+    words = ["keyctl", "request2", "dns_resolver", name, "", "@s"]
+    return subprocess.run(words, capture_output=True, timeout=SLOW, check=False).returncode == 0
+
+
+def registered(uid: int, other_than: Sequence[int | None] = ()) -> int:
+    """The pid of a daemon that serves this uid, once there is one."""
+    wait_until(lambda: serving(uid) not in (None, *other_than), f"a daemon of uid {uid}", SLOW)
+    found = serving(uid)
+    assert found is not None
+    return found
+
+
+def gone(uid: int) -> None:
+    wait_until(lambda: serving(uid) is None, f"no daemon of uid {uid}", SLOW)
