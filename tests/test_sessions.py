@@ -325,6 +325,14 @@ def test_what_is_no_uid(arguments: tuple[str, ...]) -> None:
     assert run(*arguments).returncode == os.EX_USAGE
 
 
+@pytest.mark.parametrize("user", ["", "nobody-of-that-name", "../etc", ".", "a/b", "$(id)", "-x"])
+def test_the_documented_hook_passes_over_who_has_no_private_folder(user: str) -> None:
+    script = Path(__file__).parents[1] / "docs" / "private" / "private"
+    environment = {"PAM_USER": user, "PAM_TYPE": "open_session"}
+    done = subprocess.run(["sh", script], env=environment, capture_output=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
 # --- the daemon ----------------------------------------------------------------------------------------------------
 
 
