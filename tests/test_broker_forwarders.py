@@ -368,6 +368,7 @@ def test_a_daemon_that_would_wait_for_itself(folder: Path, keys: PlayedKeys, nam
         assert daemon.silent()
         until(lambda: "own-request" in (folder.parent / "broker.log").read_text(), "the log names it")
         keys.who, keys.asker = Who(os.getppid(), ME, ME, 1), os.getppid()
+        forwarder = Forwarder(folder, keys)  # the first one's connection ended with its answer
         forwarder.ask()
         daemon.answer(daemon.request(), Refusal("locked", errno.EKEYREVOKED))
         assert forwarder.reason() == "locked"

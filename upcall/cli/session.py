@@ -44,12 +44,14 @@ def close_command(also: tuple[str, ...]) -> None:
     _run("close", *(f"also={service}" for service in also))
 
 
-@command.command("start")
+@command.command("start", short_help="Start the daemon of a user who is not logged in.")
 @click.argument("uid", type=click.IntRange(min=1))
 def start_command(uid: int) -> None:
-    """Start the daemon of a user who need not be logged in.
+    """Start the daemon of the user UID, who need not be logged in.
 
     It stays as long as the program that has asked for it (the broker, see [daemon] start), or a session of the user's.
-    69: it could not be started.
+
+    \b
+    Exit codes: 0; 69 it could not be started.
     """
     _run("start", str(uid))

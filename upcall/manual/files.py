@@ -85,6 +85,7 @@ ENTRY: Final = {
     "path": "of the key file, if there is one",
     "blob": "what the auth token says to the key module, in base64",
     "parameters": "what was chosen, but for secrets",
+    "auto": "`true`: the daemon adds it when it starts",
 }
 
 
