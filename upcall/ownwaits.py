@@ -19,9 +19,7 @@ from typing import Final, Generic, TypeVar
 Job = TypeVar("Job")
 
 PATIENCE: Final = 0.25  # seconds that a request may take while one of ours waits
-_ASTRAY: Final = (
-    5.0  # seconds after which a worker of a refused request does not count any more: the kernel waits for 3
-)
+_ASTRAY: Final = 5.0  # seconds, then a worker of a refused request does not count any more: the kernel waits for 3
 _WAITS: Final = b"ecryptfs_"  # how the kernel's functions begin in which one waits (proc(5), wchan)
 _GENERATIONS: Final = 4
 
@@ -29,16 +27,13 @@ _GENERATIONS: Final = 4
 class OwnWaits(Generic[Job]):
     """`refuse(job, by)` answers a request; `by`: who of ours waits, for people."""
 
-    def __init__(
-        self, refuse: Callable[[Job, str], None], waiting: Callable[[], list[str]] | None = None
-    ) -> None:  # fmt: skip
+    def __init__(self, refuse: Callable[[Job, str], None], waiting: Callable[[], list[str]] | None = None) -> None:
         self._refuse, self._waiting = refuse, waiting or waiting_for_ecryptfs
         self._lock = threading.Lock()
         # by sequence number: since when, until when, for which key, what
         self._held: dict[int, tuple[float, float, str, Job]] = {}
-        self._astray: dict[
-            int, tuple[float, str]
-        ] = {}  # refused, and somebody is at work on it still: until when, key
+        # Refused, and somebody is at work on it still: until when, for which key.
+        self._astray: dict[int, tuple[float, str]] = {}
 
     def hold(self, seq: int, deadline: float, key: str, job: Job) -> bool:
         """A request has come, and is to be answered before `deadline` by whoever lets go of it. False: at once, with a
