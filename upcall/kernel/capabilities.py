@@ -64,6 +64,6 @@ def _name(number: int) -> str:
 
 def _last() -> int:
     try:
-        return int(Path("/proc/sys/kernel/cap_last_cap").read_text("ascii"))
+        return int(Path("/proc/sys/kernel/cap_last_cap").read_bytes())
     except (OSError, ValueError):
         return len(NAMES) - 1
