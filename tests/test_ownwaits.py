@@ -99,13 +99,23 @@ def test_slow_requests_are_left_alone_while_nobody_waits() -> None:
     assert scene.own.let_go(1)
 
 
-def test_what_the_broker_has_answered_is_forgotten() -> None:
+def test_what_the_broker_has_answered_is_refused_by_nobody() -> None:
     scene = Scene()
     scene.waiting = ["thread worker-1"]
     scene.own.hold(1, time.monotonic() - 1, "key", "late")
     scene.own.look()
-    assert not scene.own.let_go(1)
+    assert not scene.own.held
+    assert scene.own.let_go(1)  # the broker counts what comes too late
     assert not scene.refused
+
+
+def test_a_worker_that_comes_back_late_does_not_answer_again() -> None:
+    scene = Scene()
+    scene.waiting = ["thread worker-1"]
+    assert scene.own.hold(1, time.monotonic() + PATIENCE + 0.3, "key", "one")
+    scene.refused_in_time()
+    until(lambda: scene.own.hold(2, math.inf, "key", "two"), "the key is served again")
+    assert not scene.own.let_go(1)
 
 
 def test_who_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

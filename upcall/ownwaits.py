@@ -20,6 +20,7 @@ Job = TypeVar("Job")
 
 PATIENCE: Final = 0.25  # seconds that a request may take while one of ours waits
 _ASTRAY: Final = 5.0  # seconds, then a worker of a refused request does not count any more: the kernel waits for 3
+_REMEMBERED: Final = 60.0  # seconds more in which it is known, if it comes back after all, that it was refused
 _WAITS: Final = b"ecryptfs_"  # how the kernel's functions begin in which one waits (proc(5), wchan)
 _GENERATIONS: Final = 4
 
@@ -41,17 +42,17 @@ class OwnWaits(Generic[Job]):
         now = time.monotonic()
         with self._lock:
             if self._astray:
-                self._astray = {seq: one for seq, one in self._astray.items() if one[0] > now}
-                if any(one[1] == key for one in self._astray.values()):
+                self._astray = {seq: one for seq, one in self._astray.items() if one[0] > now - _REMEMBERED}
+                if any(until > now and refused == key for until, refused in self._astray.values()):
                     return False
             self._held[seq] = now, deadline, key, job
         return True
 
     def let_go(self, seq: int) -> bool:
-        """Whether it is still to be answered."""
+        """Whether to answer it; not if it was refused meanwhile. What comes too late is the broker's to reject."""
         with self._lock:
-            self._astray.pop(seq, None)
-            return self._held.pop(seq, None) is not None
+            self._held.pop(seq, None)
+            return self._astray.pop(seq, None) is None
 
     @property
     def held(self) -> int:

@@ -165,7 +165,7 @@ def test_lock_and_unlock(bob: Person) -> None:
         assert attempt(bob, opening(path)).errno == errno.EIO
         do_as(bob, unlock)
         assert attempt(bob, opening(path)).value == CONTENT
-        do_as(bob, lambda: DaemonControl().unlock(CAPTURED.signature, bytearray()))
+        do_as(bob, lambda: DaemonControl().unlock_all())
 
 
 def test_a_key_that_is_taken_away_stops_working_at_once(bob: Person) -> None:

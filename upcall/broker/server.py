@@ -52,6 +52,19 @@ if TYPE_CHECKING:
 _HELLOS_PER_TURN, _HELLOS_PAUSE = 16, 0.002
 
 
+def bind(place: Place) -> tuple[NetlinkSocket, str]:
+    """Where daemons register: the system's broker has a documented portid. If somebody sits there, any other, which is
+    written down; and who it is, for which one must be allowed to look into others' processes."""
+    if os.geteuid() or place.folder != SYSTEM_FOLDER:
+        return NetlinkSocket(), ""
+    try:
+        return NetlinkSocket(SYSTEM_PORTID), ""
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return NetlinkSocket(), bound_to(SYSTEM_PORTID)
+
+
 class Server:
     """Everything that `upcall broker` is."""
 
@@ -68,13 +81,13 @@ class Server:
         read: Callable[[], Configured] | None = None,
         manager: Manager | None = None,
         line_of: Callable[[int], Line] | None = None,
+        bound: tuple[NetlinkSocket, str] | None = None,
     ) -> None:
         """`device` opens /dev/ecryptfs for a uid, `keys` tells of keys that the kernel wants; None where there is no
         right to it. `owners`: by type, whose daemon answers for keys that do not say it. `start`: the command that
         starts a daemon. `quota`: how to listen to the kernel's quota warnings. `read`: reads the configuration again,
-        in another thread. `manager`: who is told how we are. `line_of`: from whom a process descends, if not
-        as the kernel says.
-        OSError, UsageError."""
+        in another thread. `manager`: who is told how we are. `line_of`: from whom a process descends, if not as the
+        kernel says. `bound`: what `bind` has given. OSError, UsageError."""
         self.place = place
         self.manager = manager or Manager({})
         self.log = log or EventLog("upcall-broker")
@@ -97,7 +110,9 @@ class Server:
         self.forwarders = (
             Forwarders(self, place.request_key_socket, keys, owners or {}, os.geteuid()) if keys is not None else None
         )
-        self.registration = self._bind()
+        self.registration, squatter = bound or bind(place)
+        if squatter:
+            self.log("portid-taken", portid=SYSTEM_PORTID, by=squatter)
         publish(place, self.registration.portid)
         self.loop.add(self.registration, self._on_registration, REGISTRATION)
         self._wake_reader, self._wake_writer = socket.socketpair()
@@ -109,18 +124,6 @@ class Server:
         from upcall.broker.quota.source import Quota  # only a broker that serves it pays for it
 
         return Quota(self, setup)
-
-    def _bind(self) -> NetlinkSocket:
-        """The system's broker has a documented portid; if somebody sits there, any other, written down."""
-        if not self._system or self.place.folder != SYSTEM_FOLDER:
-            return NetlinkSocket()
-        try:
-            return NetlinkSocket(SYSTEM_PORTID)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            self.log("portid-taken", portid=SYSTEM_PORTID, by=bound_to(SYSTEM_PORTID))
-            return NetlinkSocket()
 
     # --- registration --------------------------------------------------------------------------------------
 
@@ -357,8 +360,11 @@ def main(
         setup = quota_configured(place, required=quota == "yes")
     where = _where(records)
     state = None if setup is None else setup.state
+    bound = bind(place)
     hardened = of_broker(place.folder, found.hardening, where, device, state, found.command)
-    server = Server(place, found.services, None, open_device, keys, found.owners, found.start, setup, read, manager)
+    server = Server(
+        place, found.services, None, open_device, keys, found.owners, found.start, setup, read, manager, bound=bound
+    )
     server.harden(hardened, not found.hardening or (found.command is not None and hands_on(found.command)))
     server.heed_signals()
     record = _recorder(where, server)
