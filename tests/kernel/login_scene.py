@@ -19,6 +19,7 @@ import pytest
 
 import upcall
 from upcall.lab.stage import PATIENCE, Person, do_as, serving, wait_until
+from upcall.requestkey.trusted import distrust
 
 SLOW = 3 * PATIENCE
 SCRIPT = Path(__file__).parent.parent.parent / "docs/private/private"
@@ -46,9 +47,10 @@ def upcall_command(*arguments: str) -> str:
 
 
 def require_setup() -> None:
-    """`upcall setup` refuses what is not root's."""
-    if any(Path(path).stat().st_uid or Path(path).stat().st_mode & 0o022 for path in (upcall.__file__, sys.prefix)):
-        pytest.skip("this copy of upcall is not root's: it would be refused")
+    """`upcall setup` refuses what others than root could change, like a copy below /tmp."""
+    for path in (sys.executable, upcall.__file__):
+        if why := distrust(path):
+            pytest.skip(f"upcall setup would refuse this copy: {path}: {why}")
 
 
 class Session:
