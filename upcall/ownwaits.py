@@ -18,7 +18,7 @@ from typing import Final, Generic, TypeVar
 
 Job = TypeVar("Job")
 
-PATIENCE: Final = 0.25  # seconds that a request may take while one of ours waits
+PATIENCE: Final = 0.5  # seconds that a request may take while one of ours waits
 _ASTRAY: Final = 5.0  # seconds, then a worker of a refused request does not count any more: the kernel waits for 3
 _REMEMBERED: Final = 60.0  # seconds more in which it is known, if it comes back after all, that it was refused
 _WAITS: Final = b"ecryptfs_"  # how the kernel's functions begin in which one waits (proc(5), wchan)
