@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.login_scene import require_setup
 from tests.kernel.scene import CONTENT, attempt, keys, opening, vault
 from upcall.lab.stage import PATIENCE, Person, person, wait_until
 from upcall.runtime import SYSTEM_FOLDER
@@ -82,6 +83,7 @@ class Systemd:
 
 @pytest.fixture(scope="module")
 def systemd() -> Iterator[Systemd]:
+    require_setup()
     alice = person("alice")
     for path in SYSTEMD.files:
         place = Path(path)
