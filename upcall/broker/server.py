@@ -6,15 +6,11 @@ Ownership: every descriptor belongs to one object here, which takes it out of th
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import gc
 import math
 import os
-import signal
-import socket
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +39,7 @@ from upcall.log import EventLog
 from upcall.reloading import Hangup, Reloading
 from upcall.runtime import SYSTEM_FOLDER, Place, own_place, publish
 from upcall.service import SERVICES, Service, with_contexts
+from upcall.waking import Waker
 from upcall.wire.netlink import HELO, pack_control, take_message
 
 if TYPE_CHECKING:
@@ -115,9 +112,8 @@ class Server:
             self.log("portid-taken", portid=SYSTEM_PORTID, by=squatter)
         publish(place, self.registration.portid)
         self.loop.add(self.registration, self._on_registration, REGISTRATION)
-        self._wake_reader, self._wake_writer = socket.socketpair()
-        self._wake_writer.setblocking(False)
-        self.loop.add(self._wake_reader, self._on_signal, URGENT)
+        self._waker = Waker()
+        self.loop.add(self._waker, self._on_signal, URGENT)
         self.quota = self._serve_quota(quota) if quota is not None else None
 
     def _serve_quota(self, setup: QuotaSetup) -> Quota:
@@ -194,26 +190,19 @@ class Server:
     def stop(self, *_: object) -> None:
         """Ends `run` soon; from a signal handler or another thread."""
         self._stopping = True
-        self._wake()
+        self._waker.wake()
 
     def reload(self, *_: object) -> None:
         """Has the configuration read again, soon; from a signal handler or another thread."""
         self._rereading = True
-        self._wake()
+        self._waker.wake()
 
     def heed_signals(self) -> None:
         """SIGTERM and SIGINT end `run`. In the main thread."""
-        # Python's handlers run when the loop wakes: a signal that comes just before it waits must wake it, too.
-        signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self.stop)
-        signal.signal(signal.SIGINT, self.stop)
-
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # it is awake already, or has ended
-            self._wake_writer.send(b"x")
+        self._waker.heed_signals(self.stop)
 
     def _on_signal(self) -> None:
-        self._wake_reader.recv(16)
+        self._waker.heard()
         if self._rereading:
             self._rereading = False
             self.manager.reloading()
@@ -230,7 +219,7 @@ class Server:
         except (UpcallError, OSError) as error:
             self.log("not-reloaded", why=error)
             self.manager.ready(f"serving as before, configuration not reloaded: {error}")
-        self._wake()
+        self._waker.wake()
 
     def harden(self, hardening: Hardening, may_hand_on: bool) -> None:
         """Says what this process has given up. `may_hand_on`: whether daemons could live with as little."""
@@ -296,12 +285,9 @@ class Server:
             self.forwarders.close()
         for association in self.broker.registry:
             association.link.close()
-        for source in (self.registration, self._wake_reader):
+        for source in (self.registration, self._waker):
             self.loop.remove(source)
             source.close()
-        if threading.current_thread() is threading.main_thread():
-            signal.set_wakeup_fd(-1)
-        self._wake_writer.close()
         self.loop.close()
         self.log("closed")
         self.log.flush()

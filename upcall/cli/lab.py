@@ -9,10 +9,10 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import click
 
@@ -23,7 +23,7 @@ from upcall.lab.errors import LabError
 from upcall.lab.terminal import Terminal
 
 EXIT_KERNEL_FAULT = os.EX_OSERR
-_WHOLE = "For the whole run, boot included."
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -36,6 +36,17 @@ def command() -> None:
 
     With --kernel uml it is User-mode Linux: an ordinary program, up in three seconds and far quicker, with one
     processor and without eCryptfs's messages."""
+
+
+def timeout_option(default: float) -> Decorator:
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=default,
+        show_default=True,
+        metavar="SECONDS",
+        help="For the whole run, boot included.",
+    )
 
 
 memory_option = click.option(
@@ -74,14 +85,7 @@ log_option = click.option(
 
 
 @command.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=machine.TIME_LIMIT,
-    show_default=True,
-    metavar="SECONDS",
-    help=_WHOLE,
-)
+@timeout_option(machine.TIME_LIMIT)
 @kernel_option
 @memory_option
 @cpus_option
@@ -163,14 +167,7 @@ def shell(kernel: str, memory: int, cpus: int | None, results: Path | None, kern
     show_default=True,
     help="Of each person's key.",
 )
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=300.0,
-    show_default=True,
-    metavar="SECONDS",
-    help=_WHOLE,
-)
+@timeout_option(300.0)
 @kernel_option
 @memory_option
 @cpus_option
@@ -201,14 +198,7 @@ def ecryptfs(
 @click.option(
     "--files", type=click.IntRange(1, 5000), default=40, show_default=True, metavar="N", help="For each person."
 )
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=300.0,
-    show_default=True,
-    metavar="SECONDS",
-    help=_WHOLE,
-)
+@timeout_option(300.0)
 @kernel_option
 @memory_option
 @cpus_option

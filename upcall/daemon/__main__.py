@@ -56,14 +56,15 @@ def run(arguments: list[str]) -> int:
         prompter = LazyPrompter(arguments, log)
         keys = KeyService(keyring, modules, fetch, settings.get("prove") == "all", prompter)
         control = Control(daemon_socket(), keys)
-        control.hardening = hardened._asdict()
         # Whoever is registered is asked. Importing a key module can cost a busy machine more than the kernel's 3 s,
         # and an older daemon, which has its keys open, serves meanwhile.
         warming = threading.Thread(target=_warm, args=(keys,), name="warm", daemon=True)
         warming.start()
         warming.join(_WARMING)
         locking, not_added = Locking(keys, arguments, log), _tell_of_keys(arguments, log)
-        control.more = lambda: {"locking": locking.report(), "not_added": not_added}
+        control.more = lambda: {
+            "hardening": hardened._asdict(), "locking": locking.report(), "not_added": not_added,
+        }  # fmt: skip
         record = _recorder(settings.get("records", "no"), log)
         place = find_place(Path(folder) if folder else None)
         try:

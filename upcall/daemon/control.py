@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from upcall import __version__
@@ -34,7 +34,6 @@ class Control:
         self.listener = listen(path, 0o600, take_over=True)
         self._inode = path.stat().st_ino
         self.on_reload: Callable[[], None] = lambda: None  # waits for nothing
-        self.hardening: Mapping[str, str] = {}  # for the status
         self.more: Callable[[], dict[str, object]] = dict  # for the status, as JSON has it
 
     def serve_one(self) -> None:
@@ -74,7 +73,6 @@ class Control:
     def _do(self, service: str, body: bytes) -> bytes:
         if service == STATUS:
             told = {"pid": os.getpid(), "version": __version__, "keys": self._keys.status()}
-            told["hardening"] = dict(self.hardening)
             told |= {"held": self._keys.held(), **self.more()}
             return json.dumps(told).encode("ascii")
         if service == LOCK:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import math
 import os
@@ -27,6 +26,7 @@ from upcall.messages import Answer, Refusal
 from upcall.ownwaits import OwnWaits
 from upcall.reloading import Hangup
 from upcall.runtime import Place
+from upcall.waking import Waker
 from upcall.wire.netlink import (
     HEADER,
     HELO,
@@ -90,8 +90,7 @@ class Daemon:
         self._broker: _Broker | None = None
         self._change = threading.Condition()
         self._stopping = self._over = self._reloading = False
-        self._wake_reader, self._wake_writer = socket.socketpair()
-        self._wake_writer.setblocking(False)
+        self._waker = Waker()
         self._own: OwnWaits[_Job] = OwnWaits(self._refuse_own)
         self._workers: Workers[_Job] = Workers(self._receive, self._work, self._refuse, look=self._own.look)
         self.strangers = 0  # messages from anybody but the broker
@@ -119,28 +118,21 @@ class Daemon:
                 self._over = True
                 self._change.notify_all()
         self._stopping = True
-        self._wake()
+        self._waker.wake()
 
     def reload(self, *_: object) -> None:
         """Has `on_reload` called soon; from a signal handler or another thread."""
         self._reloading = True
-        self._wake()
+        self._waker.wake()
 
     def heed_signals(self) -> None:
         """SIGTERM and SIGINT end `run`. In the main thread."""
-        # Python's handlers run when the main thread wakes: a signal that comes just before it waits must wake it, too.
-        signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self.stop)
-        signal.signal(signal.SIGINT, self.stop)
+        self._waker.heed_signals(self.stop)
 
     def use(self, gone: Collection[str], new: Sequence[Handler]) -> None:
         """From the next request on, the services in `gone` are nobody's, but for those of new handlers."""
         handlers = {service: handler for service, handler in self._handlers.items() if service not in gone}
         self._handlers = handlers | _by_service(new)
-
-    def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # it is awake already
-            self._wake_writer.send(b"x")
 
     def _register(self) -> None:
         """Says HELO until a broker answers. A broker that is not there costs one failing call per try."""
@@ -196,7 +188,7 @@ class Daemon:
         self._manager.alive(now, self._progress)
         wait = min(math.inf if timeout is None else timeout, self._manager.next_wake() - now)
         poll = select.poll()
-        poll.register(self._wake_reader, select.POLLIN)
+        poll.register(self._waker, select.POLLIN)
         if alive >= 0:
             poll.register(alive, select.POLLIN)
         if self._control is not None:
@@ -204,8 +196,8 @@ class Daemon:
         for fd, _ in poll.poll(None if wait == math.inf else max(0.0, wait) * 1000):
             if fd == alive:
                 return True
-            if fd == self._wake_reader.fileno():
-                self._wake_reader.recv(64)
+            if fd == self._waker.fileno():
+                self._waker.heard()
                 if self._reloading:
                     self._reloading = False
                     self.on_reload()
@@ -281,7 +273,7 @@ class Daemon:
                         return None
                     self._broker = sender
                     self._change.notify_all()
-                    self._wake()
+                    self._waker.wake()
                     return None
                 # Its HELO is in another worker's hands still.
                 self._change.wait_for(lambda: self._broker == sender, 0.25)
@@ -298,7 +290,7 @@ class Daemon:
             with self._change:
                 self._over = True
                 self._change.notify_all()
-            self._wake()
+            self._waker.wake()
         elif kind != HELO:
             self.log("unknown-message", type=kind)
 

@@ -51,8 +51,8 @@ def run(arguments: list[str]) -> None:
         arguments, keys, daemon, log, lambda _: _found(Path(settings["found"])), locking=locking
     ).ask
     if control is not None:
-        control.hardening = hardened._asdict()
-        control.on_reload, control.more = daemon.on_reload, lambda: {"locking": locking.report()}
+        control.on_reload = daemon.on_reload
+        control.more = lambda: {"hardening": hardened._asdict(), "locking": locking.report()}
     try:
         serve(daemon, hangup)
     finally:
