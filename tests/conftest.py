@@ -38,6 +38,15 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
+def runtime_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This user's own runtime folder, for the test and what it starts."""
+    run = folder.parent / "run"
+    run.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(run))
+    return run
+
+
+@pytest.fixture
 def broker(folder: Path) -> Iterator[RunningBroker]:
     with RunningBroker(folder) as running:
         yield running

@@ -20,14 +20,7 @@ KEY = b"0123456789abcdef"
 PASSPHRASE = b"open sesame"
 SECRET = "correct-horse-battery-staple"  # in exceptions of tests/misbehaving.py
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-
-
-@pytest.fixture(autouse=True)
-def runtime_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    run = folder.parent / "run"
-    run.mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(run))
-    return run
+pytestmark = pytest.mark.usefixtures("runtime_folder")
 
 
 @pytest.fixture

@@ -30,14 +30,7 @@ needs_a_bus = pytest.mark.skipif(bool(MISSING), reason=MISSING or "-")
 KEY = b"0123456789abcdef"
 PASSPHRASE = b"open sesame"
 Start = Callable[..., RunningDaemon]
-
-
-@pytest.fixture(autouse=True)
-def runtime_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    run = folder.parent / "run"
-    run.mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(run))
-    return run
+pytestmark = pytest.mark.usefixtures("runtime_folder")
 
 
 @pytest.fixture

@@ -27,14 +27,7 @@ TYPED = PIN.decode() + "\n"
 IMPATIENT = 2.5  # seconds, as eCryptfs
 
 Start = Callable[..., RunningDaemon]
-
-
-@pytest.fixture(autouse=True)
-def runtime_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    run = folder.parent / "run"
-    run.mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(run))
-    return run
+pytestmark = pytest.mark.usefixtures("runtime_folder")
 
 
 class Card:

@@ -18,12 +18,12 @@ from tests.kernel.quota_scene import (
     STAFF,
     Disk,
     QuotaHouse,
-    disk,
     fill,
     give_names,
     is_registered,
     levels,
     quiet,
+    reachable_disk,
     reads,
     remove,
     status,
@@ -45,10 +45,7 @@ class QuotaCases:
 
     @pytest.fixture
     def drive(self, tmp_path: Path) -> Iterator[Disk]:
-        tmp_path.chmod(0o755)
-        for above in tmp_path.parents[:3]:
-            above.chmod(0o755)
-        with disk(self.kind, tmp_path) as made:
+        with reachable_disk(self.kind, tmp_path) as made:
             yield made
 
     @pytest.fixture

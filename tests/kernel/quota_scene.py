@@ -135,6 +135,15 @@ def disk(kind: str, folder: Path) -> Iterator[Disk]:
         made.close()
 
 
+@contextlib.contextmanager
+def reachable_disk(kind: str, tmp_path: Path) -> Iterator[Disk]:
+    """In pytest's folder, which is opened to everybody who is to write there."""
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(0o755)
+    with disk(kind, tmp_path) as made:
+        yield made
+
+
 class Listening:
     """A handler that writes down what it is told."""
 

@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.quota_scene import MB, NO_ROOM, Answering, Disk, QuotaHouse, disk, fill, quiet, remove, status
+from tests.kernel.quota_scene import (
+    MB,
+    NO_ROOM,
+    Answering,
+    Disk,
+    QuotaHouse,
+    fill,
+    quiet,
+    reachable_disk,
+    remove,
+    status,
+)
 from upcall.client import Client
 from upcall.lab.stage import Person, Task, do_as, person, wait_until
 from upcall.runtime import SYSTEM_FOLDER
@@ -24,9 +35,7 @@ PATIENCE = 240.0  # seconds for one flood, on a machine that has other things to
 
 @pytest.fixture
 def drive(tmp_path: Path) -> Iterator[Disk]:
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        folder.chmod(0o755)
-    with disk("ext4", tmp_path) as made:
+    with reachable_disk("ext4", tmp_path) as made:
         yield made
 
 

@@ -15,7 +15,19 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.quota_scene import MB, NAMES, NO_ROOM, PROJECT, Disk, QuotaHouse, disk, fill, give_names, run, status
+from tests.kernel.quota_scene import (
+    MB,
+    NAMES,
+    NO_ROOM,
+    PROJECT,
+    Disk,
+    QuotaHouse,
+    fill,
+    give_names,
+    reachable_disk,
+    run,
+    status,
+)
 from upcall.kernel import quotactl
 from upcall.kernel.mounts import mounts
 from upcall.lab.stage import Person, do_as, person, wait_until
@@ -26,9 +38,7 @@ UPCALL = [sys.executable, "-P", "-m", "upcall"]
 
 @pytest.fixture
 def drive(tmp_path: Path) -> Iterator[Disk]:
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        folder.chmod(0o755)
-    with disk("ext4", tmp_path) as made:
+    with reachable_disk("ext4", tmp_path) as made:
         yield made
 
 

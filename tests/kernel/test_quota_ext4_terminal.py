@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.quota_scene import MB, NO_ROOM, Disk, QuotaHouse, disk, fill, quiet
+from tests.kernel.quota_scene import MB, NO_ROOM, Disk, QuotaHouse, fill, quiet, reachable_disk
 from upcall.lab.stage import Person, end, person, start_daemon
 
 PATIENCE = 120.0  # the guest is slow
@@ -39,9 +39,7 @@ class Screen:
 
 @pytest.fixture
 def drive(tmp_path: Path) -> Iterator[Disk]:
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        folder.chmod(0o755)
-    with disk("ext4", tmp_path) as made:
+    with reachable_disk("ext4", tmp_path) as made:
         yield made
 
 
