@@ -5,34 +5,37 @@ python -m bench.echo upcall|pyroute2 FOLDER
 
 from __future__ import annotations
 
-import select
+import os
 import sys
 from pathlib import Path
 
-from upcall.kernel.netlink import NETLINK_USERSOCK, NetlinkSocket
+from upcall.daemon.link import BrokerLink
+from upcall.kernel.netlink import NETLINK_USERSOCK
 from upcall.messages import Answer
 from upcall.runtime import Place
-from upcall.wire.netlink import HELO, REQUEST, RESPONSE, VERSION, pack_control, pack_response, take_request
+from upcall.wire.netlink import REQUEST, RESPONSE, VERSION, pack_response, take_request
 
 
-def with_upcall(portid: int) -> None:
-    """Credentials and all lengths checked, as the daemon does it."""
-    mine = NetlinkSocket()
-    mine.send_to(pack_control(HELO), portid)
-    first = mine.receive(0)
-    if first is None:
+def registered(folder: Path) -> BrokerLink:
+    link = BrokerLink(Place(folder))
+    link.take(20)
+    if not link.heard(20):
         raise SystemExit("no HELO came")
-    mine.connect(first.portid)
-    sender = first[1:]
+    return link
+
+
+def with_upcall(link: BrokerLink) -> None:
+    """Credentials and all lengths checked, as the daemon does it."""
+    sender = link.sender
     while True:
-        packet = mine.receive(0)
+        packet = link.receive()
         if packet is None or packet[1:] != sender:
             continue
         envelope = take_request(packet.data)
-        mine.socket.send(pack_response(envelope.seq, envelope.index, Answer(b"")))
+        link.send(pack_response(envelope.seq, envelope.index, Answer(b"")))
 
 
-def with_pyroute2(portid: int) -> None:
+def with_pyroute2(link: BrokerLink) -> None:
     """The way it is meant: classes with fields, `get` to decode, `encode` to encode.
 
     Who sent a message cannot be checked; the registration goes around pyroute2, which does not say either.
@@ -52,11 +55,7 @@ def with_pyroute2(portid: int) -> None:
     theirs.register_policy({REQUEST: Request})
     theirs.bind()
     raw = theirs.asyncore.socket
-    raw.sendto(pack_control(HELO), (portid, 0))
-    if not select.select([raw], [], [], 20)[0]:
-        raise SystemExit("no HELO came")
-    _, sender = raw.recvfrom(64)
-    raw.connect(sender)
+    os.dup2(link.socket.fileno(), raw.fileno())  # it cannot be given a socket
     while True:
         for message in theirs.get():
             answer = Response()
@@ -69,5 +68,4 @@ def with_pyroute2(portid: int) -> None:
 
 
 if __name__ == "__main__":
-    found, _ = Place(Path(sys.argv[2])).broker()
-    {"upcall": with_upcall, "pyroute2": with_pyroute2}[sys.argv[1]](found)
+    {"upcall": with_upcall, "pyroute2": with_pyroute2}[sys.argv[1]](registered(Path(sys.argv[2])))

@@ -34,7 +34,7 @@ def _through(stage: Stage, signature: str, hardened: bool) -> Line:
     system.write_text("" if hardened else "[hardening]\nbroker = false\n")
     words = ["-m", "upcall.testing.broker", f"system={system}", f"folder={folder}"]
     broker = stage.start([sys.executable, *words]).pid
-    stage.await_file(folder / "portid", broker)
+    stage.await_file(folder / "registration.sock", broker)
     daemon = stage.daemon(folder, NOOP_MODULES, *([] if hardened else ["hardening=no"]))
     client = stage.client("drive-broker", folder / "broker.sock", os.geteuid()).ready()
     client.body(*noop_wrap(signature)).await_daemon().run(WARM_UP)

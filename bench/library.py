@@ -26,7 +26,7 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
 def _echo(stage: Stage, which: str) -> Client:
     folder = stage.place()
     client = stage.client("drive-daemon", folder)
-    stage.await_file(folder / "portid", client.pid)
+    stage.await_file(folder / "registration.sock", client.pid)
     stage.start([sys.executable, "-m", "bench.echo", which, str(folder)])
     asked, _ = noop_wrap(new_signature())
     client.ready().body(asked, b"").run(200)

@@ -156,7 +156,7 @@ def _through(stage: Stage, signature: str, broker_is_ours: bool, daemon_is_ours:
         broker = stage.broker(folder)
     else:
         broker = stage.peer("broker", folder).pid
-        stage.await_file(folder / "portid", broker)
+        stage.await_file(folder / "registration.sock", broker)
     daemon = stage.daemon(folder, NOOP_MODULES) if daemon_is_ours else _c_daemon(stage, folder, "keyring")
     client = stage.client("drive-broker", folder / "broker.sock", os.geteuid()).ready()
     client.body(*noop_wrap(signature)).await_daemon().run(WARM_UP)

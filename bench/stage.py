@@ -202,7 +202,7 @@ class Stage:
     def broker(self, folder: Path) -> int:
         """Our broker; gives its pid."""
         process = self.start([sys.executable, "-m", "upcall.broker", f"folder={folder}"])
-        self.await_file(folder / "portid", process.pid)
+        self.await_file(folder / "registration.sock", process.pid)
         return process.pid
 
     def daemon(self, folder: Path, modules: Mapping[str, str], *options: str) -> int:

@@ -3,20 +3,25 @@ right answer works afterwards."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import socket
 import struct
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from upcall.kernel.netlink import NetlinkSocket
+from upcall.broker.server import Server
+from upcall.kernel.netlink import NetlinkSocket, is_control
 from upcall.messages import Answer, Refusal
-from upcall.runtime import Place
+from upcall.runtime import Place, own_place
 from upcall.testing.played import PlayedDaemon, PlayedRequester
-from upcall.testing.processes import RunningBroker, in_child, until
+from upcall.testing.processes import PATIENCE, RunningBroker, in_child, until
 from upcall.wire.ecryptfs import Ask, FileKey, Reply, pack_ask, pack_file_key, pack_reply
 from upcall.wire.netlink import (
     HELO,
@@ -27,7 +32,6 @@ from upcall.wire.netlink import (
     NetlinkMessage,
     pack_control,
     pack_message,
-    pack_request,
     pack_response,
 )
 
@@ -69,6 +73,27 @@ def asked(broker: RunningBroker) -> Iterator[Asked]:
     yield held
     held.daemon.close()
     held.requester.close()
+
+
+def test_neither_portid_of_a_link_is_free(asked: Asked) -> None:
+    """Not even when the daemon has closed its own copies: the broker keeps both."""
+    ends = asked.daemon.socket.portid, asked.daemon.far.portid
+    asked.daemon.far.close()
+    for portid in ends:
+        with pytest.raises(OSError, match="in use"):
+            NetlinkSocket(portid)
+    asked.still_works()
+
+
+def test_both_portids_are_taken_while_the_daemon_lives(broker: RunningBroker) -> None:
+    daemon = PlayedDaemon(broker.folder)
+    broker.kill()
+    for portid in (daemon.socket.portid, daemon.far.portid):
+        with pytest.raises(OSError, match="in use"):
+            NetlinkSocket(portid)
+    daemon.close()
+    for portid in (daemon.socket.portid, daemon.far.portid):
+        NetlinkSocket(portid).close()
 
 
 def test_another_socket_of_the_same_process_is_refused_by_the_kernel(asked: Asked) -> None:
@@ -229,56 +254,82 @@ def test_a_flood_of_junk_from_a_daemon_slows_only_itself(asked: Asked) -> None:
 # --- registration --------------------------------------------------------------------------------------------
 
 
-def to_registration(broker: RunningBroker, *messages: bytes) -> None:
-    sender = NetlinkSocket()
-    for data in messages:
-        sender.send_to(data, Place(broker.folder).broker()[0])
-    sender.close()
-
-
-def test_junk_at_the_registration(asked: Asked) -> None:
-    request = pack_request(asked.request)
-    to_registration(
-        asked.broker, b"x", bytes(16), b"\xff" * 100, pack_control(101), pack_control(HELO) + b"x", request,
-        pack_response(asked.request.seq, asked.request.index, GOOD), bytes(150_000),
-    )  # fmt: skip
-    asked.junk(message=8)
-    asked.still_works()
-
-
 def test_helo_claiming_nonsense(broker: RunningBroker) -> None:
     """What it says of itself (flags, seq, pid) is of no interest: the kernel says who it is."""
     with PlayedDaemon(broker.folder, register=False) as daemon:
-        hello = pack_message(NetlinkMessage(HELO, 0xFFFFFFFF, 0, None, 0xFFFF, 1))
-        daemon.socket.send_to(hello, Place(broker.folder).broker()[0])
-        daemon.helo_heard()
+        daemon.hello()
+        daemon.link_taken()
+        daemon.send(pack_message(NetlinkMessage(HELO, 0xFFFFFFFF, 0, None, 0xFFFF, 1)))
+        assert is_control(daemon.receive().data, HELO)
         broker.registered(os.getpid())
 
 
-def test_a_helo_whose_process_has_ended(broker: RunningBroker) -> None:
-    def hello() -> None:
-        to_registration(broker, pack_control(HELO))
-
-    broker.stop()
-    in_child(hello)
-    broker.go_on()
-    assert broker.daemon() is None
-    broker.logged("on=pid")
-
-
-def test_a_flood_of_helos_does_not_shut_the_others_out(broker: RunningBroker) -> None:
-    flooder = NetlinkSocket()
-    portid = Place(broker.folder).broker()[0]
-    while flooder.send_to(b"x", portid):
-        pass
+def test_a_helo_by_a_child_registers_nobody(broker: RunningBroker) -> None:
+    """Its parent has asked for the link, and is to say so itself."""
     with PlayedDaemon(broker.folder, register=False) as daemon:
-        until(lambda: not _full(daemon), "HELO sent")
-        daemon.helo_heard()
-    flooder.close()
+        daemon.hello()
+        daemon.link_taken()
+        assert in_child(lambda: daemon.socket.send(pack_control(HELO)))
+        broker.logged("on=pid")
+        assert broker.daemon() is None
+        daemon.send(pack_control(HELO))
+        broker.registered(os.getpid())
 
 
-def _full(daemon: PlayedDaemon) -> bool:
-    return not daemon.socket.send_to(pack_control(HELO), Place(daemon.folder).broker()[0])
+def test_a_process_that_has_ended_while_its_child_keeps_the_link(broker: RunningBroker) -> None:
+    """The child has both sockets and the connection, and registers nobody."""
+    gone, ended = os.pipe(), os.pipe()  # closed by us: go on; closed by the child: it has
+    parent = os.fork()
+    if parent == 0:
+        try:
+            daemon = PlayedDaemon(broker.folder)
+            if os.fork():
+                os._exit(0)
+            os.close(gone[1])
+            os.read(gone[0], 1)
+            with contextlib.suppress(OSError):
+                daemon.send(pack_control(HELO))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(parent, 0)[1]) == 0
+    os.close(ended[1])
+    until(lambda: broker.daemon() is None, "gone")
+    os.close(gone[1])
+    assert os.read(ended[0], 1) == b""
+    assert broker.daemon() is None
+    os.close(gone[0])
+    os.close(ended[0])
+
+
+@root_only
+def test_others_do_not_register_with_a_users_own_broker(folder: Path) -> None:
+    """Not even root."""
+    ready = os.pipe()
+
+    def serve() -> int:
+        server = Server(own_place(folder))
+        os.write(ready[1], b"x")
+
+        def refused() -> None:
+            until(lambda: server.junk["uid"] > 0, "a refusal")
+            server.stop()
+
+        threading.Thread(target=refused).start()
+        server.run()
+        return len(server.broker.registry)
+
+    os.chown(folder.parent, NOBODY, NOBODY)
+    with ThreadPoolExecutor(1) as pool:
+        served = pool.submit(in_child, serve, uid=NOBODY)
+        os.read(ready[0], 1)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            connection.settimeout(PATIENCE)
+            connection.connect(str(Place(folder).registration_socket))
+            connection.send(pack_control(HELO))
+            assert connection.recv(64) == b""
+        assert served.result() == 0
+    for end in ready:
+        os.close(end)
 
 
 @root_only

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from upcall.errors import UsageError
-from upcall.kernel.netlink import NetlinkSocket
 from upcall.runtime import Place
-from upcall.testing.played import PlayedRequester
+from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import PATIENCE, RunningBroker, in_child
 from upcall.wire.ecryptfs import Ask, pack_ask
 from upcall.wire.netlink import HELO, pack_control
@@ -70,10 +69,12 @@ def test_it_registers_as_who_it_is_outside(broker: RunningBroker) -> None:
     """Its HELO is answered as any HELO of that user: for that user's requests."""
 
     def register() -> bool:
-        link = NetlinkSocket()
-        link.send_to(pack_control(HELO), int(Place(broker.folder).portid_file.read_text()))
-        packet = link.receive(0)
-        return packet is not None and packet.data == pack_control(HELO)
+        daemon = PlayedDaemon(broker.folder, register=False)
+        daemon.connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        daemon.connection.connect(str(Place(broker.folder).registration_socket))
+        daemon.connection.send(pack_control(HELO))
+        daemon.helo_heard()
+        return True
 
     assert as_root_of_a_namespace(register)
     broker.logged(f"registered uid={USER}")

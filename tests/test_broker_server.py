@@ -3,20 +3,24 @@ requests meanwhile."""
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 
 import pytest
 
 from upcall.errors import Refused
+from upcall.kernel.local import connect
+from upcall.kernel.netlink import is_control
 from upcall.messages import Answer
+from upcall.runtime import Place
 from upcall.service import SERVICES
 from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import RunningBroker, RunningDaemon, StartDaemon, Started, until
 from upcall.wire.ecryptfs import Ask, FileKey, Reply, pack_ask, pack_file_key, pack_reply
-from upcall.wire.netlink import refusal
+from upcall.wire.netlink import HELO, QUIT, pack_control, refusal
 
 KEY = b"0123456789abcdef"
 FILE_KEY = pack_file_key(FileKey(0, KEY))
@@ -82,13 +86,15 @@ def test_a_takeover_and_an_answer_of_the_older_in_one_turn(broker: RunningBroker
     with PlayedDaemon(broker.folder) as first, PlayedRequester(broker.folder) as requester:
         requester.ask(PLEASE)
         held = first.request()
-        broker.stop()
         second = PlayedDaemon(broker.folder, register=False)
         second.hello()
+        second.link_taken()
+        broker.stop()
+        second.send(pack_control(HELO))
         first.answer(held, GOOD)
         broker.go_on()
         assert first.quit_heard()
-        second.helo_heard()
+        assert is_control(second.receive().data, HELO)
         second.answer(second.request(), GOOD)
         assert requester.reason() == "answered"
         second.close()
@@ -124,26 +130,60 @@ def test_two_daemons_by_turns(broker: RunningBroker, start_daemon: StartDaemon, 
         assert works(broker, signature)
 
 
-def test_helo_twice_is_answered_twice(broker: RunningBroker) -> None:
-    with PlayedDaemon(broker.folder) as daemon:
-        first = daemon.broker
-        daemon.socket.disconnect()
-        daemon.register()
-        assert daemon.broker == first
-
-
-def test_helo_twice_and_gone(broker: RunningBroker) -> None:
-    """Its socket is closed, its process lives: only the broker's second HELO finds out."""
-    daemon = PlayedDaemon(broker.folder)
-    daemon.socket.disconnect()
-    broker.stop()
-    daemon.hello()
-    daemon.close()
-    broker.go_on()
-    with PlayedRequester(broker.folder) as requester:
+def test_helo_again_changes_nothing(broker: RunningBroker) -> None:
+    with PlayedDaemon(broker.folder) as daemon, PlayedRequester(broker.folder) as requester:
+        daemon.send(pack_control(HELO))
         requester.ask(PLEASE)
-        assert requester.reason() in ("daemon-gone", "no-daemon")
+        daemon.answer(daemon.request(), GOOD)
+        assert requester.reason() == "answered"
+
+
+def test_a_process_that_registers_again_replaces_itself(broker: RunningBroker) -> None:
+    with PlayedDaemon(broker.folder) as first, PlayedDaemon(broker.folder) as second:
+        assert first.quit_heard()
+        assert first.disconnected()
+        assert (broker.daemon() or {})["portid"] == second.socket.portid
+
+
+def test_a_connection_that_ends_ends_the_registration(broker: RunningBroker) -> None:
+    """The process lives, and keeps its ends of the link."""
+    with PlayedDaemon(broker.folder) as daemon, PlayedRequester(broker.folder) as requester:
+        requester.ask(PLEASE)
+        held = daemon.request()
+        requester.ask(PLEASE)
+        assert daemon.connection is not None
+        broker.stop()
+        daemon.answer(held, GOOD)  # what it had answered before still counts
+        daemon.connection.close()
+        broker.go_on()
+        assert [requester.reason(), requester.reason()] == ["answered", "daemon-gone"]
+        assert broker.daemon() is None
+
+
+def test_a_link_that_was_not_used_is_nobodys(broker: RunningBroker) -> None:
+    """HELO on the connection alone registers nobody."""
+    with PlayedDaemon(broker.folder, register=False) as daemon:
+        daemon.hello()
+        daemon.link_taken()
+        assert broker.daemon() is None
+
+
+@pytest.mark.parametrize("data", [b"x", bytes(16), pack_control(QUIT), pack_control(HELO) + b"x", bytes(70_000)])
+def test_what_is_no_helo_ends_the_connection(broker: RunningBroker, data: bytes) -> None:
+    with PlayedDaemon(broker.folder, register=False) as daemon:
+        daemon.connection = connect(Place(broker.folder).registration_socket, frozenset({os.geteuid()}))
+        daemon.connection.send(data)
+        assert daemon.disconnected()
     assert broker.daemon() is None
+
+
+def test_a_second_helo_on_the_connection_ends_it(broker: RunningBroker) -> None:
+    """One link for each connection: descriptors are not given out by the dozen."""
+    with PlayedDaemon(broker.folder) as daemon:
+        assert daemon.connection is not None
+        daemon.connection.send(pack_control(HELO))
+        assert daemon.disconnected()
+        until(lambda: broker.daemon() is None, "gone")
 
 
 # --- daemons that die, stop, or hang -------------------------------------------------------------------------

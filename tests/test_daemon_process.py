@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from upcall.errors import Refused
-from upcall.kernel.netlink import NetlinkSocket
+from upcall.kernel.local import listen
+from upcall.kernel.netlink import NetlinkSocket, give_pair, is_control
 from upcall.messages import Answer, Refusal, Requester
-from upcall.runtime import Place, publish
+from upcall.runtime import Place
 from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedBroker, PlayedRequester
-from upcall.testing.processes import NotInTime, RunningBroker, RunningDaemon, StartDaemon, in_child, until
+from upcall.testing.processes import PATIENCE, NotInTime, RunningBroker, RunningDaemon, StartDaemon, in_child, until
 from upcall.wire.ecryptfs import Ask, FileKey, pack_ask, pack_file_key
 from upcall.wire.netlink import (
     HELO,
@@ -27,6 +32,8 @@ from upcall.wire.netlink import (
     pack_control,
     pack_message,
     pack_request,
+    pack_response,
+    refusal,
 )
 
 KEY = b"0123456789abcdef"
@@ -232,50 +239,166 @@ def test_strangers_are_refused_by_the_kernel_once_there_is_a_broker(
 
 
 @root_only
-def test_a_squatter_of_another_user_is_not_believed(folder: Path, start_daemon: StartDaemon, signature: str) -> None:
-    """The portid is right, the uid is not: neither its HELO nor its QUIT counts."""
+def test_a_listener_of_another_user_is_not_believed(folder: Path, start_daemon: StartDaemon, signature: str) -> None:
+    """The path is right, the uid is not: nothing is sent there."""
     folder.mkdir()
+    path = Place(folder).registration_socket
+    os.chown(folder, NOBODY, NOBODY)
+    folder.parent.chmod(0o755)
+
+    def squat() -> str:
+        os.chdir(folder)
+        with listen(Path(path.name), 0o666) as listener:
+            listener.settimeout(PATIENCE)
+            os.write(ready[1], b"x")
+            connection, _ = listener.accept()
+            connection.settimeout(PATIENCE)
+            return repr(connection.recv(64))
+
     ready = os.pipe()
-
-    def squat() -> list[str]:
-        squatter = NetlinkSocket()
-        os.write(ready[1], str(squatter.portid).encode())
-        packet = until(squatter.receive, "a HELO")
-        for data in (pack_control(HELO), pack_control(QUIT), pack_control(HELO)):
-            squatter.send_to(data, packet.portid)
-        until(lambda: "stranger" in log.read_text(), "the daemon has noticed")
-        return ["done"]
-
-    log = folder.parent / "daemon.log"
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            status = 0 if in_child(squat, uid=NOBODY) == ["done"] else 1
-        finally:
-            os._exit(status)
-    publish(Place(folder), int(os.read(ready[0], 16)))
-    daemon = start_daemon()
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    with ThreadPoolExecutor(1) as pool:
+        squatter = pool.submit(in_child, squat, uid=NOBODY)
+        os.read(ready[0], 1)
+        daemon = start_daemon()
+        daemon.logged(f"uid {NOBODY} listens there")
+        assert squatter.result() == "b''"
     for end in ready:
         os.close(end)
-    assert daemon.process.poll() is None
-    broker = RunningBroker(folder)
-    with broker:
-        broker.registered(daemon.pid)
-
-
-def test_a_portid_file_with_nonsense(folder: Path, start_daemon: StartDaemon, signature: str) -> None:
-    """It is told, and waited for something better."""
-    folder.mkdir()
-    place = Place(folder)
-    place.portid_file.write_text("moon")
-    daemon = start_daemon()
-    daemon.logged("holds no number")
-    for nonsense in ("-5", "9999999999999999", "0", ""):
-        place.portid_file.write_text(nonsense)
+    path.unlink()
+    os.chown(folder, 0, 0)
     with RunningBroker(folder) as broker:
         broker.registered(daemon.pid)
+
+
+def _give(*fds: int) -> Callable[[socket.socket], object]:
+    return lambda connection: socket.send_fds(connection, [pack_control(HELO)], fds or [connection.fileno()] * 2)
+
+
+def _strangers(connection: socket.socket) -> None:
+    ends = NetlinkSocket(), NetlinkSocket()
+    give_pair(connection, pack_control(HELO), *ends)
+    for end in ends:
+        end.close()
+
+
+def _one(connection: socket.socket) -> None:
+    end = NetlinkSocket()
+    _give(end.fileno())(connection)
+    end.close()
+
+
+NONSENSE: dict[str, Callable[[socket.socket], object]] = {
+    "nothing": lambda connection: None,
+    "no link": lambda connection: connection.send(pack_control(HELO)),
+    "junk": lambda connection: connection.send(b"x" * 40),
+    "files": _give(0, 0),
+    "a dozen files": _give(*[0] * 12),
+    "one socket": _one,
+    "two that are not connected": _strangers,
+    "another family": _give(),
+}
+
+
+@pytest.mark.parametrize("what", NONSENSE)
+def test_a_broker_that_gives_no_link(folder: Path, start_daemon: StartDaemon, signature: str, what: str) -> None:
+    """The daemon says so, keeps nothing of it, and tries again."""
+    played = PlayedBroker(folder)
+    daemon = start_daemon()
+    connection, _ = played.listener.accept()
+    assert is_control(connection.recv(64), HELO)
+    descriptors = set(os.listdir(f"/proc/{daemon.pid}/fd"))
+    NONSENSE[what](connection)
+    connection.close()
+    daemon.logged("no-broker")
+    connection, _ = played.listener.accept()
+    assert len(os.listdir(f"/proc/{daemon.pid}/fd")) <= len(descriptors)
+    connection.close()
+    played.register()
+    played.ask(1, wrap_of(signature))
+    assert played.response().seq == 1
+
+
+def test_a_broker_that_refuses_is_asked_again(folder: Path, start_daemon: StartDaemon) -> None:
+    played = PlayedBroker(folder)
+    daemon = start_daemon()
+    connection, _ = played.listener.accept()
+    assert is_control(connection.recv(64), HELO)
+    connection.send(pack_response(0, 0, refusal("no-context")))
+    connection.close()
+    daemon.logged("it refuses: no-context")
+    played.register()
+    daemon.logged("registered")
+
+
+def test_links_of_brokers_that_have_ended_are_closed(folder: Path, start_daemon: StartDaemon, signature: str) -> None:
+    """Each worker lets go of it, one that blocks in it included."""
+    daemon = start_daemon()
+    counts = []
+    for _ in range(8):
+        played = PlayedBroker(folder)
+        played.register()
+        played.ask(1, wrap_of(signature))
+        assert played.response().seq == 1
+        ends = played.socket.portid, played.far.portid
+        counts.append(len(os.listdir(f"/proc/{daemon.pid}/fd")))
+        played.close()
+        until(lambda ends=ends: all(map(_free, ends)), "the daemon has closed both")  # type: ignore[misc]
+    assert counts[-1] == counts[1]
+
+
+def _free(portid: int) -> bool:
+    try:
+        NetlinkSocket(portid).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_a_link_that_is_full_when_its_broker_ends(folder: Path, start_daemon: StartDaemon, signature: str) -> None:
+    played = PlayedBroker(folder)
+    daemon = start_daemon()
+    played.register()
+    daemon.logged("registered")
+    daemon.stop()
+    envelope = Envelope(1, 1, "key", Requester(0, 0), 1, bytes(60_000))
+    while played.socket.send(pack_request(envelope)):
+        pass
+    ends = played.socket.portid, played.far.portid
+    played.close()
+    daemon.go_on()
+    until(lambda: all(map(_free, ends)), "the daemon has closed both")
+    with RunningBroker(folder) as broker:
+        broker.registered(daemon.pid)
+
+
+def test_replaced_and_the_broker_gone_at_once(folder: Path, start_daemon: StartDaemon) -> None:
+    """QUIT counts, though the connection's end is there to be read, too: it would otherwise fight its successor."""
+    played = PlayedBroker(folder)
+    daemon = start_daemon()
+    played.register()
+    daemon.logged("registered")
+    daemon.stop()
+    played.quit()
+    played.close()
+    daemon.go_on()
+    assert daemon.wait() == 0
+    assert "replaced" in daemon.log
+
+
+def test_a_requester_of_another_uid_is_refused_whatever_the_broker_says(
+    folder: Path, start_daemon: StartDaemon, signature: str
+) -> None:
+    played = PlayedBroker(folder)
+    start_daemon()
+    played.register()
+    for seq, (service, uid) in enumerate([("key", 1), ("ecryptfs", 4711), ("key", 0xFFFFFFFF)]):
+        deadline = int((time.monotonic() + 5) * 1e9)
+        played.socket.send(pack_request(Envelope(seq, seq, service, Requester(uid, 0), deadline, wrap_of(signature))))
+        assert refused(played.response()) == (seq, "not-permitted")
+    for seq, uid in enumerate([0, os.getuid()]):
+        deadline = int((time.monotonic() + 5) * 1e9)
+        played.socket.send(pack_request(Envelope(seq, seq, "key", Requester(uid, 0), deadline, wrap_of(signature))))
+        assert isinstance(played.response().outcome, Answer)
 
 
 def test_sigterm_without_a_broker(folder: Path, start_daemon: StartDaemon) -> None:

@@ -155,7 +155,7 @@ def test_a_broker_of_another_version(folder: Path) -> None:
     [
         (".", 0o777, "others can get at it"),
         ("broker.sock", 0o000, "others cannot reach it"),
-        ("portid", 0o666, "others can get at it"),
+        ("registration.sock", 0o000, "others cannot reach it"),
     ],
 )
 def test_a_mode_that_is_wrong(broker: RunningBroker, folder: Path, name: str, mode: int, words: str) -> None:
@@ -168,7 +168,7 @@ def test_a_mode_that_is_wrong(broker: RunningBroker, folder: Path, name: str, mo
 
 
 @root_only
-@pytest.mark.parametrize("name", ["portid", "broker.sock"])
+@pytest.mark.parametrize("name", ["registration.sock", "broker.sock"])
 def test_an_owner_that_is_wrong(broker: RunningBroker, folder: Path, name: str) -> None:
     os.chown(folder / name, NOBODY, 0)
     mend(the_problem("folder", Scene(folder), "belongs to uid 65534"))
@@ -179,13 +179,6 @@ def test_an_owner_that_is_wrong(broker: RunningBroker, folder: Path, name: str) 
 def test_a_forwarders_socket_that_is_open_to_others(broker: RunningBroker, folder: Path) -> None:
     (folder / "request-key.sock").chmod(0o666)
     mend(the_problem("folder", Scene(folder), "others can get at it"))
-    assert not problems("folder", Scene(folder))
-
-
-@pytest.mark.parametrize("written", ["12345\n", "a bit of a mess", ""])
-def test_a_portid_that_leads_elsewhere(broker: RunningBroker, folder: Path, written: str) -> None:
-    (folder / "portid").write_text(written)
-    mend(the_problem("folder", Scene(folder), "daemons go elsewhere"))
     assert not problems("folder", Scene(folder))
 
 

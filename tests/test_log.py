@@ -116,5 +116,5 @@ def test_a_broker_without_stderr(folder: Path) -> None:
     broker_of = f"[sys.executable, '-m', 'upcall.broker', 'folder={folder}']"
     code = f"import os, sys; os.close(2); os.execv(sys.executable, {broker_of})"
     with Started(["-c", code], folder.parent / "log") as broker:
-        until(lambda: (folder / "portid").exists() or broker.process.poll() is not None, "up, or down")
+        until(lambda: (folder / "broker.sock").exists() or broker.process.poll() is not None, "up, or down")
         assert broker.process.poll() is None

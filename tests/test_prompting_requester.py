@@ -33,22 +33,22 @@ def test_plain(text: str, shown: str) -> None:
 def test_this_process() -> None:
     first, second = describe("key", Requester(ME, os.getpid()))
     comm = Path("/proc/self/comm").read_text().strip()
-    assert first == f"For: {comm} (pid {os.getpid()}, {os.readlink('/proc/self/exe')}), by the service key"
+    assert first == f"For: {comm} (pid {os.getpid()}, uid {ME}, {os.readlink('/proc/self/exe')}), by the service key"
     assert second.startswith("Started by: ")
     assert f"({os.getppid()})" in second
     assert 1 <= second.count(" (") <= 4
 
 
 def test_without_a_process() -> None:
-    assert describe("ecryptfs", Requester(ME, 0)) == ("For: a file on your eCryptfs mount",)
-    assert describe("key", Requester(ME, 0)) == ("For: somebody who was not named, by the service key",)
+    assert describe("ecryptfs", Requester(ME, 0)) == (f"For: a file on an eCryptfs mount, opened by uid {ME}",)
+    assert describe("key", Requester(ME, 0)) == (f"For: a process of uid {ME}, by the service key",)
     assert "your daemon itself" in describe("", Requester(ME, os.getpid()))[0]
 
 
 def test_one_that_has_ended() -> None:
     with subprocess.Popen(["true"]) as process:
         pass
-    ended = f"For: a process that has ended, pid {process.pid}, by the service key"
+    ended = f"For: a process that has ended, pid {process.pid}, uid {ME}, by the service key"
     assert describe("key", Requester(ME, process.pid)) == (ended,)
 
 

@@ -10,8 +10,7 @@ import pytest
 from upcall import runtime
 from upcall.errors import UsageError
 from upcall.kernel.local import connect, listen
-from upcall.kernel.netlink import SYSTEM_PORTID
-from upcall.runtime import Place, find_place, own_place, publish, user_folder
+from upcall.runtime import Place, find_place, own_place, user_folder
 from upcall.testing.processes import Started
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give things away")
@@ -59,30 +58,10 @@ def test_anothers_folder_is_refused(tmp_path: Path) -> None:
         assert "not a folder of our own" in broker.log
 
 
-def test_the_portid_is_written_and_read(tmp_path: Path) -> None:
-    place = own_place(tmp_path / "broker")
-    assert place.broker() == (SYSTEM_PORTID, frozenset({0}))
-    publish(place, 4711)
-    assert place.broker() == (4711, frozenset({ME}))
-    assert place.portid_file.stat().st_mode & 0o777 == 0o644
-    assert [path.name for path in place.folder.iterdir()] == ["portid"]
-
-
-@pytest.mark.parametrize("text", ["", "moon", "1.5", "0x10", "\0", "1 2"])
-def test_a_portid_that_is_no_number(tmp_path: Path, text: str) -> None:
-    place = own_place(tmp_path / "broker")
-    place.portid_file.write_text(text)
-    with pytest.raises(UsageError, match="no number"):
-        place.broker()
-
-
-@root_only
-def test_a_portid_that_another_user_wrote(tmp_path: Path) -> None:
-    place = own_place(tmp_path / "broker")
-    publish(place, 1)
-    os.chown(place.portid_file, 65534, 65534)
-    with pytest.raises(UsageError, match="belongs to uid 65534"):
-        place.broker()
+def test_who_may_be_the_broker_of_a_folder(tmp_path: Path) -> None:
+    """The system's is root's; elsewhere it may be the user's own."""
+    assert Place(runtime.SYSTEM_FOLDER).owners() == frozenset({0})
+    assert Place(tmp_path).owners() == frozenset({0, ME})
 
 
 def test_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

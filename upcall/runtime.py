@@ -1,7 +1,7 @@
 """Where broker, daemon and requesters find each other.
 
 The system's broker lives in /run/upcall; a user's own in that user's runtime folder. In the broker's folder are its
-socket for requesters and the portid for daemons, written down because somebody may sit on the documented one.
+sockets, for requesters and for daemons: only the broker's own user can put one there, so the path says whose it is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from upcall.errors import UsageError
-from upcall.kernel.netlink import SYSTEM_PORTID
 
 SYSTEM_FOLDER = Path("/run/upcall")
 
@@ -55,22 +54,13 @@ class Place(NamedTuple):
         return self.folder / "request-key.sock"
 
     @property
-    def portid_file(self) -> Path:
-        return self.folder / "portid"
+    def registration_socket(self) -> Path:
+        """For daemons."""
+        return self.folder / "registration.sock"
 
-    def broker(self) -> tuple[int, frozenset[int]]:
-        """(portid, the uids that a broker there may have): what the file says if root or we wrote it."""
-        mine = frozenset({0, os.geteuid()})
-        try:
-            with self.portid_file.open("rb") as file:
-                owner = os.fstat(file.fileno()).st_uid
-                if owner not in mine:
-                    raise UsageError(f"{self.portid_file}: belongs to uid {owner}")
-                return int(file.read(16)), frozenset({owner})
-        except FileNotFoundError:
-            return SYSTEM_PORTID, frozenset({0})
-        except ValueError:
-            raise UsageError(f"{self.portid_file}: holds no number") from None
+    def owners(self) -> frozenset[int]:
+        """The uids that a broker here may have: root's, or ours if the folder is not the system's."""
+        return frozenset({0}) if self.folder == SYSTEM_FOLDER else frozenset({0, os.geteuid()})
 
 
 def own_place(folder: Path | None = None) -> Place:
@@ -91,11 +81,3 @@ def find_place(folder: Path | None = None) -> Place:
 def daemon_socket() -> Path:
     """Where this user's daemon listens for this user's commands."""
     return user_folder() / "daemon.sock"
-
-
-def publish(place: Place, portid: int) -> None:
-    """Writes the broker's portid down, at once or not at all."""
-    temporary = place.portid_file.with_suffix(f".{os.getpid()}")
-    temporary.write_text(f"{portid}\n", "ascii")
-    temporary.chmod(0o644)
-    temporary.replace(place.portid_file)

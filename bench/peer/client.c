@@ -150,25 +150,22 @@ static int obey(struct client *c)
 	return 0;
 }
 
-/* Plays the broker: is found in FOLDER, takes one daemon's HELO, and gives it a socket of its own. */
+/* Plays the broker: is found in FOLDER, and gives one daemon a link. */
 int drive_daemon(const char *folder)
 {
 	static uint8_t data[BUFFER];
-	int registration = netlink_open();
+	int registration = local_listen(folder, "registration.sock");
 	struct timeval patience = {.tv_sec = 20};
 	setsockopt(registration, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-	publish_portid(folder, netlink_portid(registration));
-	for (;;) {
-		ssize_t size = netlink_take(registration, data, &client.peer, 0);
-		if (size < 0)
-			die("no daemon");
-		if (is_control(data, size, HELO))
-			break;
-	}
+	int connection = accept4(registration, NULL, NULL, SOCK_CLOEXEC);
+	if (connection < 0)
+		die("no daemon");
+	client.fd = link_give(connection);
+	setsockopt(client.fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+	if (!is_control(data, netlink_take(client.fd, data, &client.peer, 0), HELO))
+		die("no HELO");
 	client.netlink = 1;
 	client.uid = client.peer.who.uid;
-	client.fd = netlink_open();
-	netlink_connect(client.fd, client.peer.portid);
 	if (control_send(client.fd, HELO))
 		die("HELO");
 	return obey(&client);

@@ -25,17 +25,20 @@ static void watch(int fd)
 		die("epoll_ctl");
 }
 
-static void on_hello(int registration)
+static void on_daemon(int registration)
 {
-	uint8_t data[BUFFER];
-	struct sender sender;
-	ssize_t size = netlink_take(registration, data, &sender, MSG_DONTWAIT);
-	if (!is_control(data, size, HELO) || sender.who.pid < 0 || link_fd >= 0)
+	int connection = accept4(registration, NULL, NULL, SOCK_CLOEXEC);
+	if (connection < 0 || link_fd >= 0)
 		return;
-	owner = sender;
-	link_fd = netlink_open();
-	netlink_connect(link_fd, owner.portid);
+	link_fd = link_give(connection);
 	watch(link_fd);
+}
+
+static void on_hello(const void *data, ssize_t size, const struct sender *sender)
+{
+	if (!is_control(data, size, HELO) || sender->who.pid < 0)
+		return;
+	owner = *sender;
 	if (control_send(link_fd, HELO))
 		die("HELO");
 }
@@ -69,7 +72,7 @@ static void on_request(int connection)
 	uint32_t slot = 0;
 	while (slot < CONTEXTS && contexts[slot].connection >= 0)
 		slot++;
-	if (link_fd < 0 || request->uid != owner.who.uid || (who.uid && who.uid != request->uid) || slot == CONTEXTS) {
+	if (!owner.who.pid || request->uid != owner.who.uid || (who.uid && who.uid != request->uid) || slot == CONTEXTS) {
 		refuse(connection, request, slot == CONTEXTS ? ENOMEM : EPERM);
 		return;
 	}
@@ -94,6 +97,10 @@ static void on_response(void)
 	struct sender sender;
 	ssize_t size = netlink_take(link_fd, data, &sender, MSG_DONTWAIT);
 	uint32_t slot = response->message.index;
+	if (!owner.who.pid) {
+		on_hello(data, size, &sender);
+		return;
+	}
 	if (size < 0 || sender.who.uid != owner.who.uid || sender.who.pid != owner.who.pid ||
 	    !is_response(data, size) || slot >= CONTEXTS || contexts[slot].connection < 0 ||
 	    contexts[slot].counter != response->message.header.nlmsg_seq)
@@ -106,16 +113,11 @@ static void on_response(void)
 
 int serve_as_broker(const char *folder)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	struct epoll_event events[EVENTS];
-	int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), registration = netlink_open();
+	int listener = local_listen(folder, "broker.sock"), registration = local_listen(folder, "registration.sock");
 	for (int i = 0; i < CONTEXTS; i++)
 		contexts[i].connection = -1;
-	snprintf(address.sun_path, sizeof address.sun_path, "%s/broker.sock", folder);
 	epoll = epoll_create1(EPOLL_CLOEXEC);
-	if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 16))
-		die(address.sun_path);
-	publish_portid(folder, netlink_portid(registration));
 	watch(listener);
 	watch(registration);
 	for (;;) {
@@ -125,7 +127,7 @@ int serve_as_broker(const char *folder)
 			if (fd == listener)
 				watch(accept4(listener, NULL, NULL, SOCK_CLOEXEC));
 			else if (fd == registration)
-				on_hello(registration);
+				on_daemon(registration);
 			else if (fd == link_fd)
 				on_response();
 			else

@@ -101,21 +101,24 @@ static void stop(int number)
 	stopped = 1;
 }
 
-/* To the portid where daemons register, and, being registered, to the socket that the broker keeps for us. */
+/* Junk to registration.sock, on a connection for each, and, being registered, on the link. */
 int flood_with_junk(const char *folder, int registers)
 {
 	struct sender broker;
-	int link = registers ? registered(folder, &broker) : -1, stranger = netlink_open();
+	int link = registers ? registered(folder, &broker) : -1;
+	char path[sizeof((struct sockaddr_un *)0)->sun_path];
 	struct response junk = {.message.header = {.nlmsg_len = sizeof junk, .nlmsg_type = RESPONSE},
 				.message.data_len = sizeof junk - sizeof junk.message, .version = VERSION};
 	uint64_t count = 0;
-	netlink_connect(stranger, published_portid(folder));
+	snprintf(path, sizeof path, "%s/registration.sock", folder);
 	while (!stopped) {
 		junk.message.header.nlmsg_seq++;
 		junk.message.index = junk.message.header.nlmsg_seq % 64;
 		if (link >= 0)
 			count += send(link, &junk, sizeof junk, MSG_DONTWAIT) > 0;
-		count += send(stranger, &junk, sizeof junk, MSG_DONTWAIT) > 0;
+		int stranger = local_connect(path);
+		count += send(stranger, &junk, sizeof junk, MSG_DONTWAIT | MSG_NOSIGNAL) > 0;
+		close(stranger);
 	}
 	printf("%llu\n", (unsigned long long)count);
 	return 0;

@@ -141,57 +141,6 @@ static inline int is_response(const void *data, ssize_t size)
 	       response->version == VERSION && (!response->status || size <= (ssize_t)sizeof *response + MAX_REASON);
 }
 
-static inline uint32_t published_portid(const char *folder)
-{
-	char path[256];
-	unsigned portid = 0;
-	snprintf(path, sizeof path, "%s/portid", folder);
-	FILE *file = fopen(path, "r");
-	if (!file)
-		return 0;
-	if (fscanf(file, "%u", &portid) != 1)
-		portid = 0;
-	fclose(file);
-	return portid;
-}
-
-static inline void publish_portid(const char *folder, uint32_t portid)
-{
-	char path[256], temporary[270];
-	snprintf(path, sizeof path, "%s/portid", folder);
-	snprintf(temporary, sizeof temporary, "%s.new", path);
-	FILE *file = fopen(temporary, "w");
-	if (!file || fprintf(file, "%u\n", portid) < 0 || fclose(file) || rename(temporary, path))
-		die(path);
-}
-
-/* HELO to the broker, until it says HELO from the socket that it keeps for us; connects to that one. */
-static inline int registered(const char *folder, struct sender *broker)
-{
-	static uint8_t data[BUFFER];
-	struct nlmsghdr helo = {.nlmsg_len = sizeof helo, .nlmsg_type = HELO};
-	int fd = netlink_open();
-	struct timeval patience = {.tv_usec = 200000};
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-	for (int tries = 0; tries < 100; tries++) {
-		struct sockaddr_nl to = {.nl_family = AF_NETLINK, .nl_pid = published_portid(folder)};
-		if (!to.nl_pid || sendto(fd, &helo, sizeof helo, 0, (struct sockaddr *)&to, sizeof to) < 0) {
-			usleep(50000);
-			continue;
-		}
-		ssize_t size = netlink_take(fd, data, broker, 0);
-		if (is_control(data, size, HELO) && (broker->who.uid == 0 || broker->who.uid == geteuid())) {
-			netlink_connect(fd, broker->portid);
-			patience.tv_usec = 0;
-			setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-			return fd;
-		}
-	}
-	errno = ETIMEDOUT;
-	die("no broker answers");
-	return -1;
-}
-
 static inline int local_connect(const char *path)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -202,6 +151,42 @@ static inline int local_connect(const char *path)
 	return fd;
 }
 
+static inline int local_listen(const char *folder, const char *name)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	snprintf(address.sun_path, sizeof address.sun_path, "%s/%s", folder, name);
+	if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) || listen(fd, 16))
+		die(address.sun_path);
+	return fd;
+}
+
+union two_descriptors {
+	struct cmsghdr header;
+	char room[CMSG_SPACE(2 * sizeof(int))];
+};
+
+/* What a broker does with a connection at registration.sock: takes its HELO, makes both ends of a link, gives both away
+ * and keeps both. Gives the broker's end; the other one stays open for as long as this process lives. */
+static inline int link_give(int connection)
+{
+	struct nlmsghdr helo;
+	int ends[2] = {netlink_open(), netlink_open()};
+	union two_descriptors ancillary = {.header = {.cmsg_len = CMSG_LEN(sizeof ends), .cmsg_level = SOL_SOCKET,
+						      .cmsg_type = SCM_RIGHTS}};
+	struct iovec part = {&helo, sizeof helo};
+	struct msghdr all = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &ancillary,
+			     .msg_controllen = sizeof ancillary};
+	if (recv(connection, &helo, sizeof helo, 0) != sizeof helo || helo.nlmsg_type != HELO)
+		die("HELO");
+	netlink_connect(ends[0], netlink_portid(ends[1]));
+	netlink_connect(ends[1], netlink_portid(ends[0]));
+	memcpy(CMSG_DATA(&ancillary.header), ends, sizeof ends);
+	if (sendmsg(connection, &all, 0) < 0)
+		die("link");
+	return ends[0];
+}
+
 static inline struct ucred local_peer(int fd)
 {
 	struct ucred who;
@@ -209,6 +194,47 @@ static inline struct ucred local_peer(int fd)
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size))
 		die("SO_PEERCRED");
 	return who;
+}
+
+/* Asks the broker of FOLDER for a link and says HELO on it, until it is answered; gives our end. */
+static inline int registered(const char *folder, struct sender *broker)
+{
+	static uint8_t data[BUFFER];
+	struct nlmsghdr helo = {.nlmsg_len = sizeof helo, .nlmsg_type = HELO};
+	struct timeval patience = {.tv_sec = 2}, forever = {0};
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	union two_descriptors ancillary;
+	struct iovec part = {data, sizeof data};
+	int ends[2];
+	snprintf(address.sun_path, sizeof address.sun_path, "%s/registration.sock", folder);
+	for (int tries = 0; tries < 100; tries++) {
+		int connection = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+		struct msghdr all = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &ancillary,
+				     .msg_controllen = sizeof ancillary};
+		setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+		if (connect(connection, (struct sockaddr *)&address, sizeof address) ||
+		    send(connection, &helo, sizeof helo, MSG_NOSIGNAL) < 0 ||
+		    recvmsg(connection, &all, MSG_CMSG_CLOEXEC) <= 0 || !CMSG_FIRSTHDR(&all) ||
+		    CMSG_FIRSTHDR(&all)->cmsg_len != CMSG_LEN(sizeof ends)) {
+			close(connection);
+			usleep(50000);
+			continue;
+		}
+		broker->who = local_peer(connection);
+		if (broker->who.uid != 0 && broker->who.uid != geteuid())
+			die("a broker of another uid");
+		memcpy(ends, CMSG_DATA(CMSG_FIRSTHDR(&all)), sizeof ends); /* both stay open, as the connection does */
+		broker->portid = netlink_portid(ends[0]);
+		setsockopt(ends[1], SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+		struct sender sender;
+		if (control_send(ends[1], HELO) || !is_control(data, netlink_take(ends[1], data, &sender, 0), HELO))
+			die("HELO is not answered");
+		setsockopt(ends[1], SOL_SOCKET, SO_RCVTIMEO, &forever, sizeof forever);
+		return ends[1];
+	}
+	errno = ETIMEDOUT;
+	die("no broker answers");
+	return -1;
 }
 
 extern volatile sig_atomic_t stopped; /* by SIGTERM: those who flood then say how much they sent */

@@ -74,7 +74,7 @@ class Scene:
         quota = [str(_QUOTA_GROUP), str(sender.portid)] if sender is not None else []
         command = [sys.executable, "-P", "-m", "bench.soak.broker", str(self.folder), str(device), *quota]
         broker = self._stage.start(command).pid
-        self._stage.await_file(self.folder / "portid", broker)
+        self._stage.await_file(self.folder / "registration.sock", broker)
         ours = self._stage.start([sys.executable, "-P", "-m", "upcall", "daemon", "--runtime", str(self.folder)]).pid
         self._registered(self.me, ours)
         if sender is not None:

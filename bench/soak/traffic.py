@@ -25,7 +25,6 @@ from bench.soak.broker import AUTHORISATION, UID, described
 from upcall.client import Client, NoBroker
 from upcall.errors import Refused
 from upcall.kernel.local import connect
-from upcall.kernel.netlink import NetlinkSocket
 from upcall.messages import Answer, Requester
 from upcall.runtime import Place
 from upcall.testing.played import PlayedRequester
@@ -130,7 +129,6 @@ def junk(counts: Counts, folder: str, uid: str = "") -> None:
         os.setresuid(int(uid), int(uid), int(uid))
     place, packet = Place(Path(folder)), pack_ask(Ask(TAG_66, "0" * 16, new_file_key()))
     whole = pack_request(Envelope(1, 1, "key", Requester(os.getuid(), 0), 0, packet))
-    registration = NetlinkSocket()
     kinds: tuple[Callable[[], bytes], ...] = (
         lambda: os.urandom(random.randrange(1, 200)),
         lambda: whole[: random.randrange(1, len(whole))],
@@ -140,10 +138,9 @@ def junk(counts: Counts, folder: str, uid: str = "") -> None:
     )
     while counts.going():
         data = random.choice(kinds)()
-        with contextlib.suppress(OSError):
-            registration.send_to(data, place.broker()[0])
-        with contextlib.suppress(OSError), connect(place.socket, frozenset({0, os.geteuid()})) as connection:
-            connection.send(data)
+        for path in (place.registration_socket, place.socket):
+            with contextlib.suppress(OSError), connect(path, frozenset({0, os.geteuid()})) as connection:
+                connection.send(data)
         counts.of["junk"] += 2
         time.sleep(_PAUSE)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -29,11 +28,8 @@ from tests.kernel.scene import (
 from tests.kernel.test_daemon_faults import blocking
 from upcall.daemon.process import Daemon, serve
 from upcall.kernel.miscdev import Miscdev
-from upcall.kernel.netlink import SYSTEM_PORTID, NetlinkSocket
 from upcall.lab.stage import Person, broker_status, serving, wait_until
-from upcall.messages import Requester
 from upcall.runtime import SYSTEM_FOLDER, Place
-from upcall.wire.netlink import HELO, Envelope, pack_control, pack_request
 
 KEY = keys()["rsa2048"]
 
@@ -97,7 +93,7 @@ def test_ends_with_requests_pending(house: House, alice: Person) -> None:
         assert time.monotonic() - since < AT_ONCE
         assert attempt(alice, creating(files.upper / "too-early")).errno == errno.ENOTCONN
         house.broker.result()
-        assert not (SYSTEM_FOLDER / "portid").exists()
+        assert not (SYSTEM_FOLDER / "registration.sock").exists()
 
 
 def test_stopped_for_longer_than_the_kernel_waits(house: House, alice: Person, bob: Person) -> None:
@@ -154,48 +150,3 @@ def _serve() -> None:
     from tests.kernel.scene import key_service
 
     serve(Daemon(Place(SYSTEM_FOLDER), [key_service()]))
-
-
-def test_a_squatter_on_the_documented_portid(empty_house: House, alice: Person, bob: Person) -> None:
-    """Anybody may bind any portid. The daemon believes nobody but root, and the broker goes elsewhere."""
-    house = empty_house
-    ready, done, heard = house.gate(), house.gate(), house.gate()
-
-    def squat() -> int:
-        """Answers whoever says HELO, as a broker would, and asks for a key."""
-        squatter = NetlinkSocket(SYSTEM_PORTID)
-        ready.open()
-        packet = squatter.receive(0)
-        assert packet is not None
-        assert packet.data == pack_control(HELO)
-        request = Envelope(1, 0, "ecryptfs", Requester(0, 0), 1 << 62, bytes(40))
-        for message in (pack_control(HELO), pack_request(request)):
-            squatter.send_to(message, packet.portid)
-        heard.open()
-        done.wait()
-        squatter.socket.settimeout(0.2)
-        try:
-            while True:  # more of its HELOs may come: it looks for a broker still
-                later = squatter.receive(0)
-                assert later is not None
-                assert later.data == pack_control(HELO)
-        except TimeoutError:
-            return packet.portid
-
-    squatter = house.run(bob, squat)
-    ready.wait()
-    daemon = house.run(alice, _serve)
-    heard.wait()
-    wait_until(lambda: "stranger" in house.log("alice"), "the daemon to refuse the squatter")
-    house.open()
-    status = broker_status()
-    assert status is not None
-    assert status["broker"]["portid"] != SYSTEM_PORTID
-    assert f"portid-taken portid={SYSTEM_PORTID} by=\"pid {squatter.pid} ('" in house.log().replace("\\", "")
-    assert f"uid {bob.uid}" in house.log()
-    wait_until(lambda: serving(alice.uid) == daemon.pid, "the daemon")
-    with vault(alice, KEY.signature) as files:
-        assert attempt(alice, opening(files.cold(1)[0])).value == CONTENT
-    done.open()
-    assert squatter.result() == daemon.pid
-    assert "portid" in os.listdir(SYSTEM_FOLDER)

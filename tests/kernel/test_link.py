@@ -11,10 +11,12 @@ from pathlib import Path
 
 from tests.kernel.scene import CONTENT, House, attempt, begin, daemon_status, keys, opening, pending, vault
 from tests.kernel.test_daemon_faults import blocking
-from upcall.kernel.netlink import NETLINK_USERSOCK, SCM_CREDENTIALS, NetlinkSocket
+from upcall.kernel.local import connect
+from upcall.kernel.netlink import NETLINK_USERSOCK, SCM_CREDENTIALS
 from upcall.lab.stage import Person, broker_status, serving, wait_until
 from upcall.messages import Answer
 from upcall.runtime import SYSTEM_FOLDER, Place
+from upcall.testing.played import PlayedDaemon
 from upcall.wire.ecryptfs import Reply, pack_reply
 from upcall.wire.netlink import HELO, pack_control, pack_response
 
@@ -22,16 +24,9 @@ KEY = keys()["rsa2048"]
 LIE = Answer(pack_reply(Reply(0x41, 0, bytes(19))))
 
 
-def _register() -> NetlinkSocket:
-    """As a daemon of this process's uid; connected to the broker's socket for it."""
-    link = NetlinkSocket()
-    portid, _ = Place(SYSTEM_FOLDER).broker()
-    link.send_to(pack_control(HELO), portid)
-    hello = link.receive(0)
-    assert hello is not None
-    assert hello.data == pack_control(HELO)
-    link.connect(hello.portid)
-    return link
+def _register() -> PlayedDaemon:
+    """As a daemon of this process's uid."""
+    return PlayedDaemon(SYSTEM_FOLDER)
 
 
 def _portids_of(pid: int) -> list[int]:
@@ -65,11 +60,9 @@ def test_another_uid_writes_to_alices_link(house: House, alice: Person, bob: Per
         wait_until(lambda: pending(alice) == 1, "the request")
         seq, index = _request_of(alice)
         assert house.broker is not None
-        broker = broker_status()
-        assert broker is not None
-        known = {broker["broker"]["portid"]}
-        targets = [*(set(_portids_of(house.broker.pid)) - known), *_portids_of(daemon.pid)]
+        targets = _portids_of(house.broker.pid)
         assert len(targets) == 2
+        assert set(targets) == set(_portids_of(daemon.pid))  # each has both
 
         def attack() -> list[int]:
             found = []
@@ -125,17 +118,15 @@ def test_a_helo_registers_its_sender_only(house: House, alice: Person, bob: Pers
         link = _register()
         # In the name of another process and user: the kernel lets only root say that.
         credentials = struct.pack("=iII", daemon.pid, alice.uid, alice.gid)
-        portid, _ = Place(SYSTEM_FOLDER).broker()
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_USERSOCK) as liar:
-            try:
-                ancillary = [(socket.SOL_SOCKET, SCM_CREDENTIALS, array.array("B", credentials))]
-                liar.sendmsg([pack_control(HELO)], ancillary, 0, (portid, 0))
-            except OSError as error:
-                return error.errno or -1
-            finally:
-                registered.open()
-                done.wait()
-                link.close()
+        try:
+            ancillary = [(socket.SOL_SOCKET, SCM_CREDENTIALS, array.array("B", credentials))]
+            link.socket.socket.sendmsg([pack_control(HELO)], ancillary)
+        except OSError as error:
+            return error.errno or -1
+        finally:
+            registered.open()
+            done.wait()
+            link.close()
         return 0
 
     registered = house.gate()
@@ -171,9 +162,11 @@ def test_junk_on_the_registration(house: House, alice: Person, bob: Person) -> N
     messages = [b"", b"x", bytes(16), bytes(60000), pack_response(0, 0, LIE), pack_control(HELO) + b"x"]
 
     def attack() -> int:
-        link = NetlinkSocket()
-        portid, _ = Place(SYSTEM_FOLDER).broker()
-        return sum(link.send_to(message, portid) for message in messages[1:] * 50)
+        for message in messages[1:] * 50:
+            with connect(Place(SYSTEM_FOLDER).registration_socket, frozenset({0})) as connection:
+                connection.send(message)
+                assert connection.recv(64) == b""
+        return len(messages[1:] * 50)
 
     sent = house.run(bob, attack)
     with vault(alice, KEY.signature) as files:

@@ -111,6 +111,10 @@ class Listener:
         """Sees to it that the origin is settled."""
         raise NotImplementedError
 
+    def connection(self, accepted: socket.socket) -> Connection:
+        """What is made of somebody who has connected."""
+        return Connection(self, accepted)
+
     def admits(self, connection: Connection) -> bool:
         return self._by_uid[connection.uid] < self.per_uid and len(self._connections) < self.in_all
 
@@ -129,7 +133,7 @@ class Listener:
                 self.server.loop.mute(self._listener, self.server.now + _ACCEPT_PAUSE)
                 return
             accepted.setblocking(False)
-            connection = Connection(self, accepted)
+            connection = self.connection(accepted)
             if not self.admits(connection):
                 self.server.log("connection-refused", socket=self._path.name, uid=connection.uid, pid=connection.pid)
                 accepted.close()

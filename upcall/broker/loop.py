@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 URGENT = -1  # an owner who is served in every turn: the kernel, signals, and processes that end
-REGISTRATION, LISTENER = -2, -3  # owners that are nobody's, and count as one
+LISTENER = -2  # an owner that is nobody's
 PER_TURN = 4  # callbacks, the urgent ones not counted; asking again what is ready costs less than one of them
 _HALVED_EVERY = 0.05  # seconds until what somebody had counts half
 

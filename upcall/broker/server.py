@@ -6,7 +6,6 @@ Ownership: every descriptor belongs to one object here, which takes it out of th
 
 from __future__ import annotations
 
-import errno
 import functools
 import gc
 import math
@@ -22,44 +21,27 @@ from upcall.broker.configured import Configured, configured
 from upcall.broker.core import Broker
 from upcall.broker.devices import Devices, OpenDevice
 from upcall.broker.forwarders import Forwarders, Kernel
-from upcall.broker.link import DaemonLink
-from upcall.broker.loop import REGISTRATION, URGENT, Loop
+from upcall.broker.loop import URGENT, Loop
+from upcall.broker.registration import Registration
 from upcall.broker.requesters import Requesters
 from upcall.broker.starter import COMMAND, Starter
 from upcall.contexts import Line
-from upcall.errors import PeerError, UpcallError
+from upcall.errors import UpcallError
 from upcall.hardening import Hardening, hands_on, of_broker
 from upcall.kernel import ancestry, requestkey
-from upcall.kernel.local import unlink_quietly
 from upcall.kernel.miscdev import Miscdev
-from upcall.kernel.netlink import SYSTEM_PORTID, NetlinkSocket, Packet, bound_to
 from upcall.kernel.notify import Manager
-from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit, real_uid_of, stay_in_memory
+from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit, stay_in_memory
 from upcall.log import EventLog
+from upcall.registry import Association
 from upcall.reloading import Hangup, Reloading
-from upcall.runtime import SYSTEM_FOLDER, Place, own_place, publish
+from upcall.runtime import Place, own_place
 from upcall.service import SERVICES, Service, with_contexts
 from upcall.waking import Waker
-from upcall.wire.netlink import HELO, pack_control, take_message
 
 if TYPE_CHECKING:
     from upcall.broker.quota.source import Quota, QuotaSetup
     from upcall.recorder import Recorder
-
-_HELLOS_PER_TURN, _HELLOS_PAUSE = 16, 0.002
-
-
-def bind(place: Place) -> tuple[NetlinkSocket, str]:
-    """Where daemons register: the system's broker has a documented portid. If somebody sits there, any other, which is
-    written down; and who it is, for which one must be allowed to look into others' processes."""
-    if os.geteuid() or place.folder != SYSTEM_FOLDER:
-        return NetlinkSocket(), ""
-    try:
-        return NetlinkSocket(SYSTEM_PORTID), ""
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        return NetlinkSocket(), bound_to(SYSTEM_PORTID)
 
 
 class Server:
@@ -78,13 +60,12 @@ class Server:
         read: Callable[[], Configured] | None = None,
         manager: Manager | None = None,
         line_of: Callable[[int], Line] | None = None,
-        bound: tuple[NetlinkSocket, str] | None = None,
     ) -> None:
         """`device` opens /dev/ecryptfs for a uid, `keys` tells of keys that the kernel wants; None where there is no
         right to it. `owners`: by type, whose daemon answers for keys that do not say it. `start`: the command that
         starts a daemon. `quota`: how to listen to the kernel's quota warnings. `read`: reads the configuration again,
         in another thread. `manager`: who is told how we are. `line_of`: from whom a process descends, if not as the
-        kernel says. `bound`: what `bind` has given. OSError, UsageError."""
+        kernel says. OSError, UsageError."""
         self.place = place
         self.manager = manager or Manager({})
         self.log = log or EventLog("upcall-broker")
@@ -96,7 +77,6 @@ class Server:
         # Seconds, monotonic. The clock is read once a turn; nothing that is read in this turn can have been there
         # before `since`, the turn before.
         self.now = self.since = time.monotonic()
-        self._system = os.geteuid() == 0
         self._stopping = self._rereading = False
         self.hardening: Hardening | None = None
         self._hands_on = True  # what a command starts that is not a service manager's is not restricted with us
@@ -107,11 +87,7 @@ class Server:
         self.forwarders = (
             Forwarders(self, place.request_key_socket, keys, owners or {}, os.geteuid()) if keys is not None else None
         )
-        self.registration, squatter = bound or bind(place)
-        if squatter:
-            self.log("portid-taken", portid=SYSTEM_PORTID, by=squatter)
-        publish(place, self.registration.portid)
-        self.loop.add(self.registration, self._on_registration, REGISTRATION)
+        self.registration = Registration(self, place.registration_socket)
         self._waker = Waker()
         self.loop.add(self._waker, self._on_signal, URGENT)
         self.quota = self._serve_quota(quota) if quota is not None else None
@@ -121,64 +97,17 @@ class Server:
 
         return Quota(self, setup)
 
-    # --- registration --------------------------------------------------------------------------------------
+    # --- daemons -------------------------------------------------------------------------------------------
 
-    def _on_registration(self) -> None:
-        for _ in range(_HELLOS_PER_TURN):
-            packet = self.registration.receive()
-            if packet is None:
-                return
-            self._on_hello(packet)
-        # Whoever shouts here waits here: those who are registered have sockets of their own.
-        self.loop.mute(self.registration, self.now + _HELLOS_PAUSE)
+    def after_helo(self, association: Association) -> None:
+        """A daemon has registered: the kernel's requests for its uid are served."""
+        if self.devices is not None and self.broker.registry.get(association.uid) is association:
+            self.devices.open(association.uid)
 
-    def _on_hello(self, packet: Packet) -> None:
-        try:
-            message = take_message(packet.data)
-        except PeerError:
-            self.reject("message", packet)
-            return
-        if message.type != HELO or message.data is not None:
-            self.reject("message", packet)
-        elif not self._system and packet.uid != os.geteuid():
-            self.reject("uid", packet)
-        elif real_uid_of(packet.pid) != packet.uid:
-            # Netlink does not translate pids: this one is of another pid namespace, or has ended already.
-            self.reject("pid", packet)
-        else:
-            self._register(packet)
-
-    def _register(self, packet: Packet) -> None:
-        known = self.broker.registry.get(packet.uid)
-        if known is not None and (known.pid, known.portid) == (packet.pid, packet.portid):
-            try:
-                known.link.send(pack_control(HELO))  # it did not hear us the first time
-            except ConnectionError:
-                self.broker.gone(known)  # the process lives, but has closed its socket since
-            return
-        try:
-            link = DaemonLink(self, packet.uid, packet.pid, packet.portid)
-        except OSError as error:
-            self.log("hello-unanswered", uid=packet.uid, pid=packet.pid, why=error)
-            return
-        try:
-            heard = link.hello()
-        except ConnectionError:
-            heard = False
-        if not heard:
-            self.log("hello-unanswered", uid=packet.uid, pid=packet.pid, why="its socket takes nothing")
-            link.close()
-            return
-        self.log("registered", uid=packet.uid, pid=packet.pid, portid=packet.portid)
-        association = self.broker.helo(packet.uid, packet.pid, packet.portid, link, self.now, link.began)
-        link.start(association)
-        if self.devices is not None and self.broker.registry.get(packet.uid) is association:
-            self.devices.open(packet.uid)
-
-    def reject(self, on: str, packet: Packet) -> None:
+    def reject(self, on: str, uid: int, pid: int) -> None:
         """Counts what nobody may say."""
         self.junk[on] += 1
-        self.log("message-rejected", on=on, uid=packet.uid, pid=packet.pid, portid=packet.portid)
+        self.log("message-rejected", on=on, uid=uid, pid=pid)
 
     def after_close(self, uid: int) -> None:
         """A link was closed: without a daemon, a uid's device is of no use."""
@@ -240,7 +169,7 @@ class Server:
 
     def run(self) -> None:
         """Serves until `stop`, then refuses what is owed and closes."""
-        self.log("ready", folder=self.place.folder, portid=self.registration.portid)
+        self.log("ready", folder=self.place.folder)
         self.manager.ready(f"serving {self.place.folder}")
         try:
             while not self._stopping:
@@ -278,16 +207,15 @@ class Server:
             self.quota.close()
         if self.devices is not None:
             self.devices.close_all()
-        unlink_quietly(self.place.portid_file)
         self.starter.close()
         self.requesters.close()
         if self.forwarders is not None:
             self.forwarders.close()
         for association in self.broker.registry:
             association.link.close()
-        for source in (self.registration, self._waker):
-            self.loop.remove(source)
-            source.close()
+        self.registration.close()
+        self.loop.remove(self._waker)
+        self._waker.close()
         self.loop.close()
         self.log("closed")
         self.log.flush()
@@ -297,7 +225,6 @@ class Server:
         found = self.broker.status(self.now, uid)
         found["broker"] = {
             "pid": os.getpid(),
-            "portid": self.registration.portid,
             "uid": os.geteuid(),
             "version": __version__,
             "ecryptfs": self.devices is not None,
@@ -346,11 +273,8 @@ def main(
         setup = quota_configured(place, required=quota == "yes")
     where = _where(records)
     state = None if setup is None else setup.state
-    bound = bind(place)
     hardened = of_broker(place.folder, found.hardening, where, device, state, found.command)
-    server = Server(
-        place, found.services, None, open_device, keys, found.owners, found.start, setup, read, manager, bound=bound
-    )
+    server = Server(place, found.services, None, open_device, keys, found.owners, found.start, setup, read, manager)
     server.harden(hardened, not found.hardening or (found.command is not None and hands_on(found.command)))
     server.heed_signals()
     record = _recorder(where, server)

@@ -16,7 +16,7 @@ from upcall.recorder import check_where
 @click.option(
     "--runtime",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the sockets and the portid.  [default: /run/upcall, or in your own runtime folder]",
+    help="Folder for the sockets.  [default: /run/upcall, or in your own runtime folder]",
 )
 @click.option(
     "--ecryptfs/--no-ecryptfs", default=None, help="Serve /dev/ecryptfs, or do not.  [default: if run by root]"

@@ -76,7 +76,7 @@ def _serves(status: dict[str, Any], uid: int) -> bool:
 def show(status: dict[str, Any], console: Console) -> None:
     """A broker's status, for people."""
     broker = status["broker"]
-    console.print(f"broker: pid {broker['pid']}, uid {broker['uid']}, portid {broker['portid']}")
+    console.print(f"broker: pid {broker['pid']}, uid {broker['uid']}")
     if hardening := broker.get("hardening"):  # of an older broker there is none
         told = ", ".join(f"{name} {said}" for name, said in hardening.items())
         console.print(f"what it has given up: {told}", highlight=False)

@@ -99,6 +99,7 @@ class KeyService:
         self.serving = _Serving()
         self._keyring, self._modules, self._fetch = keyring, modules, fetch
         self._prove_all = prove_all
+        self._requesters = frozenset({0, os.getuid()})
         self._lock = threading.Lock()
         self._loaded: dict[str, KeyModule] = {}
         self._opened: dict[str, Opened] = {}
@@ -123,6 +124,10 @@ class KeyService:
         return "" if opened is None else opened.module
 
     def answer(self, envelope: Envelope) -> bytes:
+        if envelope.requester.uid not in self._requesters:
+            # The broker lets only this uid and root ask. Keys are not used for another one even if it says so.
+            why = f"uid {envelope.requester.uid} asks for a key of uid {os.getuid()}"
+            raise Refused("not-permitted", why=why)
         ask = take_ask(envelope.body)
         if ask.tag != TAG_64:
             take_file_key(ask.content)  # modules are promised its size, and nothing else could be unwrapped again

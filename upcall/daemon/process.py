@@ -7,8 +7,6 @@ import math
 import os
 import select
 import signal
-import socket
-import struct
 import threading
 import time
 import traceback
@@ -16,10 +14,11 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from upcall.daemon.control import Control
+from upcall.daemon.link import BrokerLink
 from upcall.daemon.workers import Workers
 from upcall.errors import ModuleFailed, PeerError, Refused, UsageError
 from upcall.handler import Handler, Named, Notified
-from upcall.kernel.netlink import NetlinkSocket, Packet
+from upcall.kernel.netlink import Packet
 from upcall.kernel.notify import Manager
 from upcall.log import EventLog
 from upcall.messages import Answer, Refusal
@@ -46,23 +45,16 @@ if TYPE_CHECKING:
 
 ECRYPTFS = "ecryptfs"  # the service whose requesters the kernel does not name
 _RETRY_FIRST, _RETRY_MOST = 0.05, 1.0  # seconds between two tries to register
-_HELLO_PATIENCE = 1.0  # seconds until an unanswered HELO is sent again
+_HELLO_PATIENCE = 1.0  # seconds for a broker's answer to HELO
+_WAKE_TRIES = 100
 # Seconds that we hold on, having said QUIT: what a requester waits at most and a little; less, if we hold nothing.
 _QUIT_PATIENCE, _QUIT_PATIENCE_IDLE = 10.5, 2.0
-
-
-class _Broker(NamedTuple):
-    """The broker as registered with: whoever writes must be this."""
-
-    pid: int
-    uid: int
-    portid: int
 
 
 class _Job(NamedTuple):
     envelope: Envelope
     handler: Handler
-    broker: _Broker
+    link: BrokerLink
     notice: bool = False  # nobody waits for an answer
 
 
@@ -84,11 +76,8 @@ class Daemon:
         self._place, self._control, self._manager = place, control, manager or Manager({})
         self._handlers = _by_service(handlers)
         self.on_reload: Callable[[], None] = lambda: None  # in the main thread; waits for nothing
-        self._socket = NetlinkSocket()
-        self._socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 1, 0))
-        self._owners: frozenset[int] = frozenset()
-        self._broker: _Broker | None = None
-        self._change = threading.Condition()
+        self._link: BrokerLink | None = None
+        self._change = threading.Condition()  # of the link
         self._stopping = self._over = self._reloading = False
         self._waker = Waker()
         self._own: OwnWaits[_Job] = OwnWaits(self._refuse_own)
@@ -102,8 +91,8 @@ class Daemon:
         self._workers.start()
         while not self._stopping and not self._over:
             self._register()
-            if self._broker is not None:
-                self._watch(self._broker)
+            if self._link is not None:
+                self._watch(self._link)
         self._manager.stopping()
         self._say_goodbye()
         self.log.flush()
@@ -114,9 +103,7 @@ class Daemon:
         """Ends `run` after what is held has been answered; the second time, at once. From a signal handler or
         another thread."""
         if self._stopping:
-            with self._change:
-                self._over = True
-                self._change.notify_all()
+            self._over = True
         self._stopping = True
         self._waker.wake()
 
@@ -135,172 +122,153 @@ class Daemon:
         self._handlers = handlers | _by_service(new)
 
     def _register(self) -> None:
-        """Says HELO until a broker answers. A broker that is not there costs one failing call per try."""
+        """Asks for a link until a broker gives one. A broker that is not there costs one failing call per try."""
         pause, told = _RETRY_FIRST, ""
-        while not (self._stopping or self._over or self._broker):
+        while not (self._stopping or self._over or self._link):
             try:
-                portid, self._owners = self._place.broker()
-                self._socket.send_to(pack_control(HELO), portid)
-                wait = _HELLO_PATIENCE
-            except (OSError, UsageError) as error:
-                if str(error) != told:
-                    told = str(error)
-                    self.log("no-broker", folder=self._place.folder, why=error)
-                    self._manager.status(f"no broker: {error}")
-                wait, pause = pause, min(_RETRY_MOST, pause * 2)
-            self._pause(wait)
+                link = BrokerLink(self._place)
+                link.take(_HELLO_PATIENCE)
+                if not link.heard(_HELLO_PATIENCE):
+                    raise TimeoutError("it does not answer HELO")
+            except (OSError, UsageError, Refused) as error:
+                why = f"it refuses: {error.reason}" if isinstance(error, Refused) else str(error)
+                if why != told:
+                    told = why
+                    self.log("no-broker", folder=self._place.folder, why=why)
+                    self._manager.status(f"no broker: {why}")
+                self._pause(pause)
+                pause = min(_RETRY_MOST, pause * 2)
+            else:
+                with self._change:
+                    self._link = link
+                    self._change.notify_all()
 
-    def _watch(self, broker: _Broker) -> None:
+    def _watch(self, link: BrokerLink) -> None:
         """Until the broker ends or we do."""
-        self.log("registered", broker=broker.pid, portid=broker.portid)
-        self._manager.ready(f"registered with the broker {broker.pid}")
-        try:
-            alive = os.pidfd_open(broker.pid)
-        except OSError:
-            alive = -1  # it has ended, or lives in another pid namespace, where only HELO can tell
-        try:
-            while not self._stopping and not self._over:
-                if self._pause(None if alive >= 0 else _HELLO_PATIENCE, alive):
+        self.log("registered", broker=link.broker_pid, portid=link.portid)
+        self._manager.ready(f"registered with the broker {link.broker_pid}")
+        while not self._stopping and not self._over:
+            if self._pause(None, link):
+                told = link.told()
+                if told == "quit":
+                    self.log("replaced", why="a newer daemon of this user has registered")
+                    self._over = True
+                elif told == "gone":
+                    self.log("broker-gone", broker=link.broker_pid)
+                    self._manager.status("the broker has gone, waiting for the next")
                     break
-                if alive < 0 and not self._reachable():
-                    break
-        finally:
-            if alive >= 0:
-                os.close(alive)
         if not self._stopping and not self._over:
-            self.log("broker-gone", broker=broker.pid)
-            self._manager.status("the broker has gone, waiting for the next")
             with self._change:
-                self._broker = None
-                self._socket.disconnect()
+                self._link = None
+            self._leave(link)
 
-    def _reachable(self) -> bool:
-        try:
-            self._socket.send(pack_control(HELO))
-        except OSError:
-            return False
-        return True
+    def _leave(self, link: BrokerLink) -> None:
+        """Has the workers let go of a link whose broker has ended: see BrokerLink, and `_receive`."""
+        for _ in range(_WAKE_TRIES):
+            if link.wake():
+                return
+            self._pause(_RETRY_FIRST)  # it is full: workers read it, and find the link over themselves
 
-    def _pause(self, timeout: float | None, alive: int = -1) -> bool:
-        """Waits for `timeout` seconds, a wake-up, a command of the user, or the broker's end (then True); not longer
-        than our manager wants to hear of us."""
+    def _pause(self, timeout: float | None, link: BrokerLink | None = None) -> bool:
+        """Waits for `timeout` seconds, a wake-up, a command of the user, or the broker's word on the connection (then
+        True); not longer than our manager wants to hear of us."""
         now = time.monotonic()
         self._manager.alive(now, self._progress)
         wait = min(math.inf if timeout is None else timeout, self._manager.next_wake() - now)
         poll = select.poll()
         poll.register(self._waker, select.POLLIN)
-        if alive >= 0:
-            poll.register(alive, select.POLLIN)
+        if link is not None:
+            poll.register(link.connection, select.POLLIN)
         if self._control is not None:
             poll.register(self._control.listener, select.POLLIN)
+        said = False
         for fd, _ in poll.poll(None if wait == math.inf else max(0.0, wait) * 1000):
-            if fd == alive:
-                return True
-            if fd == self._waker.fileno():
+            if link is not None and fd == link.connection.fileno():
+                said = True
+            elif fd == self._waker.fileno():
                 self._waker.heard()
                 if self._reloading:
                     self._reloading = False
                     self.on_reload()
             elif self._control is not None:
                 self._control.serve_one()
-        return False
+        return said
 
     def _progress(self) -> bool:
         """Whether somebody is there for what comes. A key module that hangs keeps the workers of its lane, and no
         others; where all are kept beyond their time, and more is waiting, only a new process helps."""
         if not self._workers.stuck(time.monotonic()):
             return True
-        waiting = select.poll()
-        waiting.register(self._socket, select.POLLIN)
-        if not waiting.poll(0):
+        link = self._link
+        if link is None or not link.waiting():
             return True
         self.log("stuck", workers=self._workers.threads, why="all of them hang, and requests are waiting")
         return False
 
     def _say_goodbye(self) -> None:
         """QUIT, then wait until the broker has had all its answers and says QUIT, too."""
-        if self._broker is None or self._over:
+        link = self._link
+        if link is None or self._over:
             return
         try:
-            self._socket.send(pack_control(QUIT))
+            link.send(pack_control(QUIT))
         except OSError:
             return
         said = time.monotonic()
-        with self._change:
-            while not self._over:
-                patience = _QUIT_PATIENCE if self._workers.running else _QUIT_PATIENCE_IDLE
-                if time.monotonic() - said > patience:
-                    self.log("quit-unanswered", running=self._workers.running)
-                    return
-                self._change.wait(0.1)
+        while not self._over:
+            patience = _QUIT_PATIENCE if self._workers.running else _QUIT_PATIENCE_IDLE
+            if time.monotonic() - said > patience:
+                self.log("quit-unanswered", running=self._workers.running)
+                return
+            if self._pause(0.1, link) and link.told():
+                return
 
     # --- the workers ---------------------------------------------------------------------------------------
 
     def _receive(self) -> tuple[_Job, str, float] | None:
         """Blocks for the next message; gives a job if it is one."""
+        link = self._link
+        if link is None:
+            with self._change:
+                self._change.wait_for(lambda: self._link is not None)
+            return None
         try:
-            packet = self._socket.receive(0)
+            packet = link.receive()
         except OSError as error:
             self.log("receive-failed", why=error)
             return None
         if packet is None:
             return None
-        broker = self._broker
-        if broker is None or packet[1:] != broker:
-            broker = self._identify(packet)
-            if broker is None:
-                return None
         data = packet.data
         kind = HEADER.unpack_from(data)[1] if len(data) >= HEADER.size else 0
-        if kind == REQUEST:
-            return self._job(data, broker)
-        if kind == NOTICE:
-            return self._notice(data, broker)
-        self._on_control(kind)
-        return None
-
-    def _identify(self, packet: Packet) -> _Broker | None:
-        """Whether this comes from the broker: registered with now, by its HELO, or a moment ago."""
-        sender = _Broker(*packet[1:])
-        data = packet.data
-        with self._change:
-            if self._broker is None and sender.uid in self._owners:
-                if len(data) == HEADER.size and HEADER.unpack_from(data)[1] == HELO:
-                    try:
-                        self._socket.connect(sender.portid)
-                    except OSError as error:
-                        self.log("connect-failed", why=error)
-                        return None
-                    self._broker = sender
-                    self._change.notify_all()
-                    self._waker.wake()
-                    return None
-                # Its HELO is in another worker's hands still.
-                self._change.wait_for(lambda: self._broker == sender, 0.25)
-            if self._broker == sender:
-                return sender
-        self.strangers += 1
-        self.log("stranger", uid=packet.uid, pid=packet.pid, portid=packet.portid)
-        return None
-
-    def _on_control(self, kind: int) -> None:
-        if kind == QUIT:
-            if not self._stopping:
-                self.log("replaced", why="a newer daemon of this user has registered")
-            with self._change:
-                self._over = True
-                self._change.notify_all()
-            self._waker.wake()
-        elif kind != HELO:
+        if link is not self._link:
+            # The broker has ended. What it asked is refused already; the next worker that waits here is let go, too.
+            link.wake()
+            if kind == REQUEST:
+                return None
+        if packet[1:] != link.sender:
+            self._stranger(packet)
+        elif kind == REQUEST:
+            return self._job(data, link)
+        elif kind == NOTICE:
+            return self._notice(data, link)
+        elif kind not in (HELO, QUIT):  # QUIT concerns the main thread, which reads it from the connection
             self.log("unknown-message", type=kind)
+        return None
 
-    def _job(self, data: bytes, broker: _Broker) -> tuple[_Job, str, float] | None:
+    def _stranger(self, packet: Packet) -> None:
+        """Nobody else can send to a link, but for copies of it that this process or the broker has given away."""
+        if packet.pid != os.getpid():  # otherwise we are woken
+            self.strangers += 1
+            self.log("stranger", uid=packet.uid, pid=packet.pid, portid=packet.portid)
+
+    def _job(self, data: bytes, link: BrokerLink) -> tuple[_Job, str, float] | None:
         """A request's envelope first: from there on an answer is owed, whatever the rest is."""
         try:
             envelope = take_request(data)
         except PeerError as error:
             self.log("bad-request", why=error)
-            self._refuse_position(data, broker)
+            self._refuse_position(data, link)
             return None
         handler = self._handlers.get(envelope.service)
         try:
@@ -308,18 +276,18 @@ class Daemon:
                 raise Refused("no-service")
             lane = handler.lane(envelope)
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything; its worker lives on
-            self._send(broker, envelope, self._refusal(envelope, error))
+            self._send(link, envelope, self._refusal(envelope, error))
             return None
         deadline = envelope.deadline_ns / 1e9 or math.inf
         if deadline <= time.monotonic():
             return None  # it lay in the socket for too long: the broker has answered
-        job = _Job(envelope, handler, broker)
+        job = _Job(envelope, handler, link)
         if envelope.service == ECRYPTFS and not self._own.hold(envelope.seq, deadline, lane, job):
             self._refuse_own(job, "who was refused has not come back")
             return None
         return job, lane, deadline
 
-    def _notice(self, data: bytes, broker: _Broker) -> tuple[_Job, str, float] | None:
+    def _notice(self, data: bytes, link: BrokerLink) -> tuple[_Job, str, float] | None:
         try:
             envelope = take_request(data)
         except PeerError as error:
@@ -329,7 +297,7 @@ class Daemon:
         if handler is None:
             self.log("notice-unheard", service=envelope.service, why="no handler is installed and allowed")
             return None
-        return _Job(envelope, handler, broker, notice=True), f"notices {envelope.service}", math.inf
+        return _Job(envelope, handler, link, notice=True), f"notices {envelope.service}", math.inf
 
     def _tell(self, job: _Job) -> None:
         try:
@@ -353,11 +321,11 @@ class Daemon:
             outcome = self._refusal(job.envelope, error)
         if job.envelope.service == ECRYPTFS and not self._own.let_go(job.envelope.seq):
             return None  # it was refused meanwhile
-        return self._send(job.broker, job.envelope, outcome, begun)
+        return self._send(job.link, job.envelope, outcome, begun)
 
     def _refuse_own(self, job: _Job, by: str) -> None:
         self.log("own-request", service=job.envelope.service, seq=job.envelope.seq, waiting=by)
-        self._send(job.broker, job.envelope, refusal("own-request"))
+        self._send(job.link, job.envelope, refusal("own-request"))
 
     def _refusal(self, envelope: Envelope, error: BaseException) -> Refusal:
         """What a handler raised, for the broker; and for people, without what may hold a secret."""
@@ -378,16 +346,16 @@ class Daemon:
         if job.notice:
             self.log("notice-dropped", service=job.envelope.service, why=refused.reason)
         elif job.envelope.service != ECRYPTFS or self._own.let_go(job.envelope.seq):
-            self._send(job.broker, job.envelope, Refusal(refused.reason, refused.errno))
+            self._send(job.link, job.envelope, Refusal(refused.reason, refused.errno))
 
-    def _refuse_position(self, data: bytes, broker: _Broker) -> None:
+    def _refuse_position(self, data: bytes, link: BrokerLink) -> None:
         try:
             seq, index = response_position(data)
         except PeerError:
             return
-        self._send_bytes(broker, pack_response(seq, index, refusal("bad-request")))
+        self._send_bytes(link, pack_response(seq, index, refusal("bad-request")))
 
-    def _send(self, broker: _Broker, envelope: Envelope, outcome: Answer | Refusal, begun: float = 0.0) -> None:
+    def _send(self, link: BrokerLink, envelope: Envelope, outcome: Answer | Refusal, begun: float = 0.0) -> None:
         try:
             data = pack_response(envelope.seq, envelope.index, outcome)
         except PeerError as error:
@@ -395,7 +363,7 @@ class Daemon:
             outcome = refusal("module-broke")
             data = pack_response(envelope.seq, envelope.index, outcome)
         seconds = time.monotonic() - begun if begun else 0.0
-        self._send_bytes(broker, data)
+        self._send_bytes(link, data)
         if self._record is not None:
             self._tell_of(self._record, envelope, outcome, seconds)
 
@@ -406,12 +374,13 @@ class Daemon:
         by = handler.answered_by(envelope) if isinstance(handler, Named) else ""
         record(os.getuid(), envelope.service, name, seconds, envelope.seq, by)
 
-    def _send_bytes(self, broker: _Broker, data: bytes) -> None:
+    def _send_bytes(self, link: BrokerLink, data: bytes) -> None:
         """To the broker that asked; a later one must not get it."""
-        if self._broker != broker:
+        if self._link is not link:
             return
         try:
-            self._socket.socket.send(data)
+            if not link.send(data):
+                self.log("answer-not-sent", why="the broker reads nothing")
         except OSError as error:
             self.log("answer-not-sent", why=error)
 

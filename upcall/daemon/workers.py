@@ -80,6 +80,7 @@ class Workers(Generic[Job]):
             got = self._receive()
             if got is not None:
                 staying = self._serve(*got)
+                got = None  # a request and its link are not held while the next is waited for
 
     def _serve(self, job: Job, name: str, deadline: float) -> bool:
         """One job, and what has gathered in its lane meanwhile. False if this worker is not needed any more."""

@@ -79,7 +79,7 @@ def _holder(scene: Scene, uid: int) -> int:
 
 
 def folder(scene: Scene) -> Iterator[Finding]:
-    """The folder, the sockets in it and the portid: their owners and modes."""
+    """The folder and the sockets in it: their owners and modes."""
     try:
         place = scene.place
     except UsageError as error:
@@ -93,8 +93,7 @@ def folder(scene: Scene) -> Iterator[Finding]:
         *_faults(place.folder, owner, 0o755, forbidden=0o022, needed=0),
         *_faults(place.socket, owner, 0o666, forbidden=0, needed=0o666 if owner == 0 else 0o600),
         *_faults(place.request_key_socket, 0, 0o600, forbidden=0o077, needed=0),
-        *_faults(place.portid_file, owner, 0o644, forbidden=0o022, needed=0o444 if owner == 0 else 0o400),
-        *_portid(scene),
+        *_faults(place.registration_socket, owner, 0o666, forbidden=0, needed=0o666 if owner == 0 else 0o600),
     ]
     yield from found or [ok(f"{place.folder}: owners and modes are right")]
 
@@ -111,21 +110,6 @@ def _faults(path: Path, owner: int, mode: int, forbidden: int, needed: int) -> I
     if bits & forbidden or bits & needed != needed:
         why = "others can get at it" if bits & forbidden else "others cannot reach it"
         yield problem(f"{path} has mode {bits:04o}: {why}", "", f"chmod {mode:04o} {quote(str(path))}")
-
-
-def _portid(scene: Scene) -> Iterator[Finding]:
-    """Daemons go where this file says."""
-    status, file = scene.broker.status, scene.place.portid_file
-    if status is None:
-        return
-    portid = str(status["broker"]["portid"])
-    try:
-        written = file.read_bytes()[:32].decode("ascii", "replace").strip()
-    except OSError as error:
-        written = str(error.strerror)
-    if written != portid:
-        why = f"{file} says {written!r}, and the broker's portid is {portid}: daemons go elsewhere"
-        yield problem(why, "", f"printf '%s\\n' {portid} > {quote(str(file))}")
 
 
 def forwarders(scene: Scene) -> Iterator[Finding]:

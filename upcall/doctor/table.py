@@ -30,7 +30,7 @@ CHECKS: Final = (
     Check("kernel-upcalls", "the kernel's CIFS and DNS can ask by request_key", kernel.upcalls),
     Check("quota-family", "the kernel tells of quotas in this network namespace", kernel.quota),
     Check("configuration", "the configuration files can be followed, and are nobody else's", configured.ours),
-    Check("folder", "the broker's folder, sockets and portid file: owners, modes, content", broker.folder),
+    Check("folder", "the broker's folder and sockets: owners and modes", broker.folder),
     Check("broker", "the broker runs, is not stopped, answers within a second, is of this version", broker.running),
     Check("device", "the broker serves /dev/ecryptfs for each uid that is registered", broker.device),
     Check("forwarder-socket", "the socket for the kernel's requests for keys is there", broker.forwarders),

@@ -6,6 +6,7 @@ Source: unix(7). The peer's credentials are those of connect(2) or listen(2), an
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -15,6 +16,7 @@ from upcall.errors import UsageError
 from upcall.wire.netlink import MAX_MESSAGE
 
 _UCRED = struct.Struct("=iII")
+_SO_PEERPIDFD = 77  # Linux 6.5
 _TRUNC = int(socket.MSG_TRUNC)
 
 
@@ -22,6 +24,19 @@ def peer_of(connection: socket.socket) -> tuple[int, int]:
     """(pid, uid) of the other side."""
     pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return pid, uid
+
+
+def pidfd_of(connection: socket.socket) -> int:
+    """A pidfd of the process on the other side, as it was at connect(2). OSError if it has ended.
+
+    Before Linux 6.5 it is of whoever has that pid now: what comes from it still has to have the peer's pid and uid.
+    """
+    try:
+        return connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+    return os.pidfd_open(peer_of(connection)[0])
 
 
 def listen(path: Path, mode: int, take_over: bool = False) -> socket.socket:

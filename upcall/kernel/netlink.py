@@ -1,27 +1,29 @@
 """AF_NETLINK, NETLINK_USERSOCK: one process to another, with credentials that the kernel vouches for.
 
+A portid identifies no process: it belongs to the holders of the socket that is bound to it *now*, and is free for any
+uid as soon as the last descriptor of that socket is closed. So a link is a pair of sockets that one process makes, and
+both sides keep both of them: see `pair`, and docs/protocol.md for the argument.
+
 pyroute2 is not used here: it drops the credentials that this protocol's safety rests on and costs 7 to 15 times
 the processor time per message (`make bench` measures it); the tests use it as the oracle for our frames.
-Source: netlink(7), unix(7) for SCM_CREDENTIALS, net/netlink/af_netlink.c.
+Source: netlink(7), unix(7) for SCM_CREDENTIALS and SCM_RIGHTS, net/netlink/af_netlink.c.
 """
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import errno
 import os
+import secrets
 import socket
 import struct
-from pathlib import Path
 from typing import NamedTuple
 
-from upcall.wire.netlink import MAX_MESSAGE
+from upcall.wire.netlink import HEADER, MAX_MESSAGE
 
 NETLINK_USERSOCK = 2
 SCM_CREDENTIALS = 2
-
-# Documented: where daemons find the system's broker. Above any pid, so that no tool lands there by chance.
-SYSTEM_PORTID = 0x75706300
+_SCM_PIDFD = 4
 
 _UCRED = struct.Struct("=iII")
 _ANCILLARY = socket.CMSG_SPACE(_UCRED.size)
@@ -29,6 +31,7 @@ _ANCILLARY = socket.CMSG_SPACE(_UCRED.size)
 _NO_ROOM = int(socket.MSG_CTRUNC)
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 _SOL_SOCKET = int(socket.SOL_SOCKET)
+_BIND_TRIES = 64
 
 
 class Packet(NamedTuple):
@@ -44,39 +47,60 @@ class NetlinkSocket:
     """A datagram socket of the user-to-user family. Every packet taken from it carries credentials."""
 
     def __init__(self, portid: int = 0) -> None:
-        """Binds to `portid`, or to one that the kernel chooses. OSError EADDRINUSE if somebody sits there."""
-        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, NETLINK_USERSOCK)
+        """Binds to `portid`, or to one that the kernel chooses. OSError EADDRINUSE if it is in use."""
+        made = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, NETLINK_USERSOCK)
         try:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            self.socket.bind((portid, 0))
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            made.bind((portid, 0))
         except OSError:
-            self.socket.close()
+            made.close()
             raise
-        self.portid: int = self.socket.getsockname()[0]
+        self._adopt(made)
+
+    def _adopt(self, made: socket.socket) -> None:
+        self.socket = made
+        self.portid: int = made.getsockname()[0]
+        self._peer: tuple[int, int] = (made.getpeername()[0], 0)
         self.closed = False
+
+    @classmethod
+    def given(cls, fd: int) -> NetlinkSocket:
+        """One that another process has made and given to us; the descriptor is ours from now on, also on failure.
+        OSError if it is something else."""
+        try:
+            given = socket.socket(fileno=fd)
+        except OSError:
+            with contextlib.suppress(OSError):  # not a socket
+                os.close(fd)
+            raise
+        if (given.family, given.type, given.proto) != (socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_USERSOCK):
+            given.close()
+            raise OSError(errno.EPROTOTYPE, "not a NETLINK_USERSOCK socket")
+        self = cls.__new__(cls)
+        self._adopt(given)
+        return self
+
+    @property
+    def peer(self) -> int:
+        """The portid that `send` sends to; 0: none."""
+        return self._peer[0]
 
     def fileno(self) -> int:
         return self.socket.fileno()
 
     def connect(self, portid: int) -> None:
-        """From now on the kernel refuses whatever comes from another portid, before it takes up any room."""
+        """From now on the kernel refuses messages from any other portid, before they take up any room."""
         self.socket.connect((portid, 0))
+        self._peer = (portid, 0)
 
-    def disconnect(self) -> None:
-        """Anybody may send again (connect(2) with AF_UNSPEC, which Python's connect cannot say)."""
-        address = struct.pack("=HHII", socket.AF_UNSPEC, 0, 0, 0)
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.connect(self.fileno(), address, len(address)) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+    def send(self, data: bytes, flags: int = _DONTWAIT) -> bool:
+        """To the peer. False if it takes no more now, or not this; ConnectionError if its portid is free.
 
-    def send(self, data: bytes) -> bool:
-        """To the connected peer. False if it takes no more now, or not this; ConnectionError if it is gone.
-
-        Never waits for POLLOUT: it stays set while the *peer's* buffer is full.
+        The destination is named each time: whoever has a copy of this socket can connect it to somebody else. Never
+        waits for POLLOUT, which stays set while the *peer's* buffer is full.
         """
         try:
-            self.socket.send(data, _DONTWAIT)
+            self.socket.sendto(data, flags, self._peer)
         except ConnectionError:
             raise
         except OSError:  # EAGAIN, and what memory or size can make of it: ENOBUFS, EMSGSIZE
@@ -84,7 +108,7 @@ class NetlinkSocket:
         return True
 
     def send_to(self, data: bytes, portid: int) -> bool:
-        """The same, to any portid."""
+        """The same, to any portid. Never anything secret: a portid is nobody's identity."""
         try:
             self.socket.sendto(data, _DONTWAIT, (portid, 0))
         except BlockingIOError:
@@ -105,29 +129,102 @@ class NetlinkSocket:
             level, kind, value = ancillary[0]
             if kind == SCM_CREDENTIALS and level == _SOL_SOCKET and len(value) == _UCRED.size:
                 pid, uid, _ = _UCRED.unpack(value)
+                return Packet(data, pid, uid, address[0])
+        _close_pidfds(ancillary)
         return Packet(data, pid, uid, address[0])
+
+    def drain(self, most: int = 1024) -> None:
+        """Reads and forgets what is there."""
+        for _ in range(most):
+            if self.receive() is None:
+                return
 
     def close(self) -> None:
         self.closed = True
         self.socket.close()
 
 
-def bound_to(portid: int) -> str:
-    """Who sits on a portid, for people: "pid 4711 (name), uid 1000", as far as can be seen."""
+def _close_pidfds(ancillary: list[tuple[int, int, bytes]]) -> None:
+    """A peer with a copy of our socket can have Linux 6.5 to 6.15 put a pidfd into our table with each message, by
+    SO_PASSPIDFD in the place of SO_PASSCRED."""
+    for level, kind, value in ancillary:
+        if level == _SOL_SOCKET and kind == _SCM_PIDFD and len(value) == 4:
+            with contextlib.suppress(OSError):
+                os.close(struct.unpack("=i", value)[0])
+
+
+def pair() -> tuple[NetlinkSocket, NetlinkSocket]:
+    """The broker's end and the daemon's end of a link: each bound, and connected to the other. OSError.
+
+    As long as one process has a descriptor of either, nobody can bind its portid (EADDRINUSE), and nobody but its peer
+    can send to it (ECONNREFUSED). What others have sent between bind and connect is read and forgotten; one that was
+    under way still has its sender's credentials.
+    """
+    ends = []
     try:
-        rows = Path("/proc/net/netlink").read_text("ascii").splitlines()[1:]
+        for _ in range(2):
+            ends.append(_somewhere())
+        ours, theirs = ends
+        ours.connect(theirs.portid)
+        theirs.connect(ours.portid)
+        ours.drain()
+        theirs.drain()
     except OSError:
-        return "somebody"
-    fields = next((r.split() for r in rows if r.split()[1:3] == [str(NETLINK_USERSOCK), str(portid)]), None)
-    if fields is None:
-        return "somebody in another network namespace, or gone by now"
-    inode = f"socket:[{fields[-1]}]"
-    for process in Path("/proc").glob("[0-9]*"):
+        for end in ends:
+            end.close()
+        raise
+    return ours, theirs
+
+
+def _somewhere() -> NetlinkSocket:
+    """On a portid that nobody could foresee: the kernel would choose our pid, where others can wait for it."""
+    for _ in range(_BIND_TRIES):
         try:
-            if any(str(fd.readlink()) == inode for fd in (process / "fd").iterdir()):
-                name = (process / "comm").read_text("utf-8", "replace").strip()
-                return f"pid {process.name} ({name!r}), uid {process.stat().st_uid}"
+            return NetlinkSocket(secrets.randbelow(0xFFFFFFFE) + 1)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.ENOENT, errno.ESRCH, errno.EPERM):
+            if error.errno != errno.EADDRINUSE:
                 raise
-    return "a process that we may not look into"
+    raise OSError(errno.EADDRINUSE, f"{_BIND_TRIES} random portids are in use")
+
+
+def give_pair(connection: socket.socket, message: bytes, ours: NetlinkSocket, theirs: NetlinkSocket) -> None:
+    """`message` and both ends over an AF_UNIX connection, without waiting; the process at its other end is who gets
+    them. OSError."""
+    socket.send_fds(connection, [message], [ours.fileno(), theirs.fileno()], _DONTWAIT)
+
+
+def take_pair(connection: socket.socket) -> tuple[bytes, NetlinkSocket | None, NetlinkSocket | None]:
+    """What `give_pair` gave: (message, the broker's end, the daemon's end); None, None if there is only a message.
+
+    ConnectionError if both are not the two ends of one link; OSError as of recvmsg(2), for which it waits as the
+    connection says.
+    """
+    message, fds, flags, _ = socket.recv_fds(connection, MAX_MESSAGE, 2, int(socket.MSG_CMSG_CLOEXEC))
+    ends: list[NetlinkSocket] = []
+    try:
+        for at, fd in enumerate(fds):
+            try:
+                ends.append(NetlinkSocket.given(fd))
+            except OSError:
+                for other in fds[at + 1 :]:
+                    os.close(other)
+                raise
+        if not fds and not flags & _NO_ROOM:
+            return message, None, None
+        if len(ends) != 2 or flags & _NO_ROOM:
+            raise ConnectionError(f"{len(ends)} descriptors came, 2 are needed")
+        theirs, mine = ends
+        if (theirs.peer, mine.peer) != (mine.portid, theirs.portid):
+            raise ConnectionError("the two sockets are not connected to each other")
+    except OSError as error:
+        for end in ends:
+            end.close()
+        if isinstance(error, ConnectionError):
+            raise
+        raise ConnectionError(f"what came with HELO is not a link: {error.strerror}") from error
+    return message, theirs, mine
+
+
+def is_control(data: bytes, kind: int) -> bool:
+    """Whether this is a HELO or a QUIT, whole."""
+    return len(data) == HEADER.size and HEADER.unpack(data)[:2] == (HEADER.size, kind)

@@ -41,14 +41,14 @@ FILES: Final[dict[str, dict[str, str]]] = {
         "~/.local/share/upcall/keys/NAME.toml": "What is known of a key, see `upcall-key`(5).",
         "/etc/request-key.d/upcall.conf": "Which of the kernel's requests come to upcall, see "
         "`upcall-request-key.conf`(5).",
-        "/run/upcall": "The broker's sockets, and its portid.",
+        "/run/upcall": "The broker's sockets.",
         "/run/user/UID/upcall": "The daemon's socket.",
         "/var/lib/upcall": "What the broker keeps of quotas, and `setup.json`.",
     },
     "broker": {
         "/run/upcall/broker.sock": "Where any process may ask its own user's daemon.",
         "/run/upcall/request-key.sock": "Where `upcall-request-key`(8) brings the kernel's requests; root's alone.",
-        "/run/upcall/portid": "The netlink port at which daemons register.",
+        "/run/upcall/registration.sock": "Where daemons register.",
         "/etc/upcall/config.toml": "See `upcall-config`(5). SIGHUP has it read again.",
         "/var/lib/upcall": "What is kept of quotas.",
     },

@@ -23,13 +23,14 @@ def describe(service: str, requester: Requester) -> tuple[str, ...]:
     if not service:
         return ("For: your daemon itself, which opens your keys before they are used",)
     if not requester.pid:
-        unknown = f"somebody who was not named, by the service {plain(service, 64)}"
-        return ("For: a file on your eCryptfs mount" if service == "ecryptfs" else f"For: {unknown}",)
-    first = _process(requester.pid)
-    if first is None or first.uid != requester.uid:  # ended, and its pid may belong to somebody else by now
-        return (f"For: a process that has ended, pid {requester.pid}, by the service {plain(service, 64)}",)
+        unnamed = f"a process of uid {requester.uid}, by the service {plain(service, 64)}"
+        file = f"a file on an eCryptfs mount, opened by uid {requester.uid}"
+        return (f"For: {file if service == 'ecryptfs' else unnamed}",)
+    first, by = _process(requester.pid), f"by the service {plain(service, 64)}"
+    if first is None or first.uid != requester.uid:  # ended, and its pid may belong to another process by now
+        return (f"For: a process that has ended, pid {requester.pid}, uid {requester.uid}, {by}",)
     exe = f", {plain(first.exe, 100)}" if first.exe else ""
-    lines = [f"For: {plain(first.name, 32)} (pid {requester.pid}{exe}), by the service {plain(service, 64)}"]
+    lines = [f"For: {plain(first.name, 32)} (pid {requester.pid}, uid {requester.uid}{exe}), {by}"]
     parents = [f"{plain(one.name, 32)} ({pid})" for pid, one in _above(first)]
     return (*lines, f"Started by: {', by '.join(parents)}") if parents else tuple(lines)
 

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Self
 
-from upcall.kernel.local import connect
-from upcall.kernel.netlink import NetlinkSocket, Packet
+from upcall.kernel.local import connect, listen
+from upcall.kernel.netlink import NetlinkSocket, Packet, give_pair, pair, take_pair
 from upcall.messages import Answer, Refusal, Requester
-from upcall.runtime import Place, publish
+from upcall.runtime import Place
 from upcall.testing.processes import PATIENCE, NotInTime, until
 from upcall.wire.netlink import (
     HELO,
@@ -35,19 +35,26 @@ class PlayedBroker:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
-        self.socket = NetlinkSocket()
-        publish(Place(folder), self.socket.portid)
+        self.listener = listen(Place(folder).registration_socket, 0o666)
+        self.listener.settimeout(PATIENCE)
 
     def register(self) -> None:
-        until(self._helo, "a HELO")
+        """The next daemon that asks for it."""
+        self.connection, _ = self.listener.accept()
+        self.connection.settimeout(PATIENCE)
+        if take_message(self.connection.recv(MAX_MESSAGE)).type != HELO:
+            raise NotInTime("something came, but not HELO")
+        self.socket, self.far = pair()
+        give_pair(self.connection, pack_control(HELO), self.socket, self.far)
+        packet = until(self.socket.receive, "a HELO")
+        if take_message(packet.data).type != HELO:
+            raise NotInTime("something came on the link, but not HELO")
+        self.socket.send(pack_control(HELO))
 
-    def _helo(self) -> bool:
-        packet = self.socket.receive()
-        if packet is None or take_message(packet.data).type != HELO:
-            return False
-        self.portid = packet.portid
-        self.socket.connect(packet.portid)
-        return self.socket.send(pack_control(HELO))
+    @property
+    def portid(self) -> int:
+        """The daemon's."""
+        return self.far.portid
 
     def ask(self, seq: int, body: bytes, service: str = "key", timeout: float = 5.0, kind: int = REQUEST) -> None:
         deadline = int((time.monotonic() + timeout) * 1e9)
@@ -60,14 +67,26 @@ class PlayedBroker:
 
         return until(look, "a response")
 
+    def quit(self) -> None:
+        """Tells the daemon that it is not needed any more."""
+        self.socket.send(pack_control(QUIT))
+        self.connection.send(pack_control(QUIT))
+
+    def close(self) -> None:
+        """As when it ends."""
+        self.listener.close()
+        for one in (self.socket, self.far, self.connection):
+            one.close()
+
 
 class PlayedDaemon:
     """Speaks to the broker in `folder`. Nothing is answered but what the test answers."""
 
     def __init__(self, folder: Path, register: bool = True) -> None:
         self.folder = folder
-        self.socket = NetlinkSocket()
-        self.broker = 0  # the portid of the broker's socket for us
+        self.connection: socket.socket | None = None
+        self.socket: NetlinkSocket  # our end of the link, and the broker's
+        self.far: NetlinkSocket
         if register:
             self.register()
 
@@ -76,16 +95,33 @@ class PlayedDaemon:
         self.hello()
         self.helo_heard()
 
-    def helo_heard(self) -> None:
-        """Waits for the broker's HELO and connects to where it comes from."""
-        packet = self.receive()
-        if take_message(packet.data).type != HELO:
-            raise NotInTime("the broker said something, but not HELO")
-        self.broker = packet.portid
-        self.socket.connect(packet.portid)
-
     def hello(self) -> None:
-        self.socket.send_to(pack_control(HELO), Place(self.folder).broker()[0])
+        """Asks for a link."""
+        place = Place(self.folder)
+        self.connection = connect(place.registration_socket, place.owners())
+        self.connection.settimeout(PATIENCE)
+        self.connection.send(pack_control(HELO))
+
+    def helo_heard(self) -> None:
+        """Takes the link, says HELO on it, and waits for the broker's."""
+        self.link_taken()
+        self.socket.send(pack_control(HELO))
+        if take_message(self.receive().data).type != HELO:
+            raise NotInTime("the broker said something, but not HELO")
+
+    def link_taken(self) -> None:
+        """Takes the link; the broker does not know us before it hears HELO on it."""
+        if self.connection is None:
+            raise NotInTime("no link was asked for")
+        _, far, mine = take_pair(self.connection)
+        if mine is None or far is None:
+            raise NotInTime("the broker said something, but gave no link")
+        self.socket, self.far = mine, far
+
+    @property
+    def broker(self) -> int:
+        """The portid of the broker's end."""
+        return self.far.portid
 
     def receive(self, timeout: float = PATIENCE) -> Packet:
         if not select.select([self.socket], [], [], timeout)[0]:
@@ -116,8 +152,24 @@ class PlayedDaemon:
     def quit(self) -> None:
         self.send(pack_control(QUIT))
 
+    def disconnected(self) -> bool:
+        """Whether the broker has ended the connection. Waits for it."""
+        if self.connection is None:
+            return True
+        try:
+            while self.connection.recv(64):
+                pass
+        except TimeoutError:
+            return False
+        except OSError:
+            return True
+        return True
+
     def close(self) -> None:
-        self.socket.close()
+        """As when it ends, but for the process."""
+        for one in (getattr(self, "socket", None), getattr(self, "far", None), self.connection):
+            if one is not None:
+                one.close()
 
     def __enter__(self) -> Self:
         return self

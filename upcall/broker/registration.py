@@ -1,0 +1,69 @@
+"""The socket at which daemons register: each gets both ends of a link of its own (docs/protocol.md)."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from upcall.broker.link import DaemonLink
+from upcall.broker.listener import Connection, Listener
+from upcall.kernel.netlink import give_pair, is_control
+from upcall.wire.netlink import HELO, pack_control
+
+
+class DaemonConnection(Connection):
+    """A daemon, or what wants to become one. It asks for a link once, and the connection's end is the link's."""
+
+    def __init__(self, listener: Registration, connection: socket.socket) -> None:
+        super().__init__(listener, connection)
+        self._registration = listener
+        self.link: DaemonLink | None = None
+
+    def _take(self, data: bytes) -> None:
+        if self.link is None and is_control(data, HELO):
+            self._registration.offer(self)
+        else:
+            self._registration.server.reject("message", self.uid, self.pid)
+            self.close()
+
+    def tell(self, data: bytes) -> None:
+        """A HELO, a QUIT or a refusal, without waiting; whoever does not read it has no use for it."""
+        if self.open:
+            try:
+                self.socket.send(data, socket.MSG_DONTWAIT)
+            except OSError:
+                return
+
+    def close(self) -> None:
+        super().close()
+        if self.link is not None:
+            self.link.connection_closed()
+
+
+class Registration(Listener):
+    """Open to all: every uid registers a daemon, for itself."""
+
+    mode = 0o666
+
+    def connection(self, accepted: socket.socket) -> Connection:
+        return DaemonConnection(self, accepted)
+
+    def offer(self, connection: DaemonConnection) -> None:
+        """Makes a link and hands it over. Registered is who says HELO on it: see DaemonLink."""
+        server, uid, pid = self.server, connection.uid, connection.pid
+        if os.geteuid() != 0 and uid != os.geteuid():
+            server.reject("uid", uid, pid)
+            connection.close()
+            return
+        try:
+            link = DaemonLink(server, connection)
+        except OSError as error:  # it has ended, or we are out of descriptors
+            server.log("registration-failed", uid=uid, pid=pid, why=error)
+            connection.close()
+            return
+        connection.link = link
+        try:
+            give_pair(connection.socket, pack_control(HELO), *link.ends)
+        except OSError as error:
+            server.log("registration-failed", uid=uid, pid=pid, why=error)
+            connection.close()
