@@ -116,7 +116,9 @@ def _say(done: Done, count: int, of: int, seconds: float) -> None:
     print(f"[{count:2}/{of} {seconds:5.0f} s] {done.name:18} {words}", flush=True)
     if done.code not in (os.EX_OK, UNAVAILABLE):
         lines = done.told.strip().splitlines()
-        print("\n".join(lines[-12:] if not done.found else [one for one in lines if "Error" in one or "==" in one][:6]))
+        print(
+            "\n".join(lines[-12:] if not done.found else [one for one in lines if "Error" in one or "==" in one][:6])
+        )
         for path in done.found:
             print(f"    {sys.executable} -m fuzz.one {done.name} {path}")
 

@@ -1,4 +1,5 @@
-"""One target in this process: `python -m fuzz.one TARGET INPUT...` runs inputs, `--seconds N FOLDER` looks for more."""
+"""One target in this process: `python -m fuzz.one TARGET INPUT...` runs inputs, and with `--seconds N CORPUS FINDINGS`
+looks for more."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ MEMORY_LIMIT = 1024  # MiB of the whole process
 def explore(name: str, seconds: int, corpus: Path, findings: Path) -> int:
     """Coverage-guided, in `corpus`, which grows. libFuzzer ends the process: with 0, or 77 after a finding."""
     try:
-        import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        import atheris
     except ImportError:
         print(f"{name}: there is no atheris for this Python and machine (requirements/fuzz.txt)")
         return UNAVAILABLE

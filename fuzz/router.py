@@ -1,10 +1,10 @@
-"""The broker's core as a state machine, with played links, origins and time. What must hold is checked after each step:
+"""The broker's core as a state machine, with played links, origins and time. After each step this must hold:
 
     each request is settled exactly once, by its deadline, and by nobody but its own uid's daemon (or the machine's,
     where the service says so); never with an answer that a check refused, and never by a message that does not fit;
     index and sequence are not reused while they are pending; after `close` nothing is pending.
 
-Driven by bytes (fuzz.targets.router) and by hypothesis (tests/test_fuzz_router.py). Knows the core's public faces only.
+Driven by bytes (fuzz.targets.router) and by hypothesis (tests/test_fuzz_router.py). Knows the core's public faces.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every target is made of: a module in fuzz.targets with SEEDS and run(), whose docstring states its invariants."""
+"""What a target is made of: a module in fuzz.targets with SEEDS and run(), whose docstring states its invariants."""
 
 from __future__ import annotations
 

@@ -19,13 +19,13 @@ import dns.name
 import dns.nameserver
 import dns.rdatatype
 import dns.resolver
+from upcall_dns import _instance
+from upcall_dns.names import Names, NotThere
 
 from fuzz.target import holds
 from upcall.errors import Refused
 from upcall.wire.dns_resolver import MAX_EXPIRY, check_answer, take_callout, take_description
 from upcall.wire.requestkey import Ask, pack_ask, pack_instance
-from upcall_dns import _instance
-from upcall_dns.names import Names, NotThere
 
 _NOWHERE = Path("/nonexistent")
 _ASKED = [(b"a:host.test", b""), (b"aaaa:host.test", b""), (b"host.test", b"list"), (b"afsdb:cell.test", b"srv=1")]
@@ -55,7 +55,7 @@ class _NameServer(dns.nameserver.Nameserver):
     """Sends the same bytes to everything that it is asked, but for the question, which must fit to be looked at."""
 
     def __init__(self, data: bytes) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._data, self._asked = data, 0
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ class _NameServer(dns.nameserver.Nameserver):
                 response.question = question
         response.id = request.id
         if not request.is_response(response):
-            raise dns.exception.FormError("not an answer to this")
+            raise dns.exception.FormError("not an answer to this")  # type: ignore[no-untyped-call]
         return response
 
 

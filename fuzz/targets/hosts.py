@@ -9,9 +9,10 @@ import socket
 import tempfile
 from pathlib import Path
 
+from upcall_dns import hosts, servers
+
 from fuzz.target import holds, taken
 from upcall.errors import Refused
-from upcall_dns import hosts, servers
 
 SEEDS = [
     b"192.0.2.1 host.test alias # no\n::1 host.test\n1.2.3 host.test\n",

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import upcall_rsa
+import upcall_x25519
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-import upcall_rsa
-import upcall_x25519
 from fuzz.target import holds, taken
 from upcall.errors import ModuleFailed
 from upcall.wire.ecryptfs import is_signature

@@ -5,12 +5,14 @@ Only PeerError; a blob packs to the same bytes; no cost above what is allowed.
 
 from __future__ import annotations
 
-from fuzz.target import same, taken
 from upcall_passphrase.blob import Blob, pack_blob, signature_of, take_blob
 from upcall_passphrase.derived import CHECK, SALT, Cost, check_cost
 
+from fuzz.target import same, taken
+
 SEEDS = [
-    pack_blob(Blob(Cost(64, 3), bytes(SALT), bytes(CHECK), source)) for source in ("ask", "keyring", "file:/home/ada/p")
+    pack_blob(Blob(Cost(64, 3), bytes(SALT), bytes(CHECK), source))
+    for source in ("ask", "keyring", "file:/home/ada/p")
 ]
 
 

@@ -5,10 +5,11 @@ Only PeerError, which never quotes a value; a URI is written in one way, and tha
 
 from __future__ import annotations
 
-from fuzz.target import holds, same, taken
-from upcall.errors import PeerError
 from upcall_pkcs11.blob import Blob, Flags, Scheme, pack_blob, take_blob
 from upcall_pkcs11.uri import parse_uri
+
+from fuzz.target import holds, same, taken
+from upcall.errors import PeerError
 
 _URI = "pkcs11:token=lab;serial=12ab;object=files;id=%01?module-path=/usr/lib/softhsm/libsofthsm2.so"
 SEEDS = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fuzz.target import holds, same, taken
 from upcall.broker.quota.folding import IN_ALL, Folding
+from upcall.errors import PeerError
 from upcall.wire import quota as wire
 
 _FAMILY = 0x17
@@ -20,7 +21,7 @@ def run(data: bytes) -> None:
     try:
         for message in wire.messages(data):
             found.append(message)
-    except wire.PeerError:
+    except PeerError:
         pass
     holds(sum(len(one.data) for one in found) <= len(data), "messages beyond their datagram")
     for one in found:

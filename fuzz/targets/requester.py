@@ -11,7 +11,15 @@ from fuzz.target import holds
 from upcall.messages import Requester
 from upcall.prompting import requester
 
-SEEDS = [b"name", b"x\nUid:\t0", b"\x1b]0;title\x07", "\u202egnp".encode(), b"a" * 200]
+SEEDS = [
+    b"name",
+    b"x\x0bUid:\t0",
+    b"x\nUid:\t\nPPid:\t1\n",
+    b"x\nUid:\t0",
+    b"\x1b]0;title\x07",
+    "\u202egnp".encode(),
+    b"a" * 200,
+]
 MOST = 1024
 
 

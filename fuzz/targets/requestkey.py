@@ -24,18 +24,15 @@ SEEDS = [
 
 
 def run(data: bytes) -> None:
-    for take, pack in (
-        (wire.take_upcall, wire.pack_upcall),
-        (wire.take_ask, wire.pack_ask),
-        (wire.take_instance, wire.pack_instance),
-    ):
-        found = taken(take, data)  # type: ignore[arg-type]
-        if found is not None:
-            same(pack(found), data)  # type: ignore[operator]
-    _gate(taken(wire.take_described, data))
-    upcall = taken(wire.take_upcall, data)
-    if upcall is not None:
+    upcall, ask, instance = (taken(take, data) for take in (wire.take_upcall, wire.take_ask, wire.take_instance))
+    if isinstance(upcall, wire.Upcall):
+        same(wire.pack_upcall(upcall), data)
         _gate(taken(wire.take_described, upcall.described), upcall)
+    if isinstance(ask, wire.Ask):
+        same(wire.pack_ask(ask), data)
+    if isinstance(instance, wire.Instance):
+        same(wire.pack_instance(instance), data)
+    _gate(taken(wire.take_described, data))
 
 
 def _gate(key: wire.Described | None, upcall: wire.Upcall | None = None) -> None:

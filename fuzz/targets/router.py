@@ -16,7 +16,9 @@ SEEDS = [
     _steps((_HELO, 0, 0, 0), (_ASK, 0, 0, 0), (_HELO, 0, 0, 3), (_ANSWER, 1, 1, 0), (_ANSWER, 1, 0, 0)),
     _steps((_ASK, 0, 2, 0), (_ASK, 0, 2, 0), (_HELO, 0, 0, 0), (_QUIT, 0, 0, 0), (_ANSWER, 1, 0, 0), (_WAIT, 0, 0, 3)),
     _steps((_HELO, 2, 0, 0), (_ASK, 0, 3, 0), (_ANSWER, 1, 0, 4), (_ANSWER, 1, 0, 6), (_ANSWER, 1, 0, 2)),
-    _steps((_HELO, 1, 3, 0), (_ASK, 1, 0, 0), (_STATE, 0, 4, 0), (_ASK, 1, 0, 0), (_OTHER, 1, 0, 0), (_OTHER, 1, 0, 2)),
+    _steps(
+        (_HELO, 1, 3, 0), (_ASK, 1, 0, 0), (_STATE, 0, 4, 0), (_ASK, 1, 0, 0), (_OTHER, 1, 0, 0), (_OTHER, 1, 0, 2)
+    ),
 ]
 MOST = 1024
 MEMORY = 4 << 20

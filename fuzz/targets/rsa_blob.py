@@ -5,8 +5,9 @@ Only PeerError; a blob packs to the same bytes, but for what only ecryptfs-utils
 
 from __future__ import annotations
 
-from fuzz.target import same, taken
 from upcall_rsa.blob import Blob, pack_blob, take_blob
+
+from fuzz.target import same, taken
 
 SEEDS = [
     pack_blob(Blob("/home/ada/key.pem", source, passphrase))

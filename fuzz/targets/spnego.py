@@ -5,8 +5,9 @@ Only PeerError; what is read with one mechanism packs to the same bytes.
 
 from __future__ import annotations
 
-from fuzz.target import same, taken
 from upcall_spnego.negtoken import KRB5, MS_KRB5, pack_negtokeninit, pack_oid, take_negtokeninit, take_oid
+
+from fuzz.target import same, taken
 
 SEEDS = [
     pack_negtokeninit(KRB5, b"token" * 40),

@@ -6,10 +6,10 @@ Only PeerError; a blob packs to the same bytes; nothing that was changed opens.
 from __future__ import annotations
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
-from fuzz.target import same, taken
 from upcall_x25519.blob import Blob, pack_blob, take_blob
 from upcall_x25519.sealed import AES_256_GCM, CHACHA20_POLY1305, unseal
+
+from fuzz.target import same, taken
 
 _KEY = X25519PrivateKey.from_private_bytes(bytes(range(32)))
 SEEDS = [
