@@ -4,20 +4,23 @@ PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(wildcard plugins/*)
 
-.PHONY: demo test check bench soak docs setup test-tools lock sbom clean help
+.PHONY: demo test check bench soak fuzz docs setup test-tools fuzz-tools lock sbom dist dist-check clean help
 
 help:
 	@echo "make demo    the broker, a daemon and a key at work; needs no privileges and no eCryptfs"
 	@echo "make test    all tests: bytes, real sockets, and the real kernel in a virtual machine"
 	@echo "make check   lint, types, and the quick tests of bytes and sockets; a minute or two"
 	@echo "make bench   measures us and our peers in one run, and prints the ratios"
+	@echo "make fuzz    an hour (FUZZ_SECONDS) of coverage-guided fuzzing of every decoder and of the broker's core"
+	@echo "make dist    wheels and sdists, the same bit for bit wherever they are built; make dist-check shows it"
 	@echo "make soak    ten minutes of everything at full rate: nothing may be lost, and nothing may grow"
 
 demo: setup
 	$(BIN)/upcall demo
 
-test: setup test-tools
+test: setup test-tools fuzz-tools
 	$(BIN)/python -m pytest -q -m "not kernel"
+	$(BIN)/python -m fuzz --seconds 60
 	$(BIN)/python -m tests.run_lab
 
 check: setup
@@ -31,6 +34,22 @@ bench: setup test-tools
 
 soak: setup test-tools
 	$(BIN)/python -m bench.soak
+
+FUZZ_SECONDS ?= 3600
+
+fuzz: setup fuzz-tools
+	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
+
+# There is no atheris for every Python and machine: its targets are left out then, and say so.
+fuzz-tools: setup
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/$(PINNED) -r requirements/fuzz.txt || \
+		echo "no atheris: nothing will look for new inputs" >&2
+
+dist: setup
+	$(BIN)/python -m release.build dist
+
+dist-check: setup
+	$(BIN)/python -m release.check
 
 # What docs/configuration.md says of each key.
 docs: setup

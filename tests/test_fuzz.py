@@ -6,7 +6,6 @@ Looking for more needs atheris: `make fuzz`. docs/fuzzing.md.
 from __future__ import annotations
 
 import random
-import re
 import subprocess
 import sys
 import tracemalloc
@@ -22,10 +21,6 @@ from fuzz.target import CORPUS, HERE, Target, load, names
 ROOT = HERE.parent
 STEPS, STEPS_PER_BYTE = 60_000, 400  # lines of Python that one input may cost
 CHANGED = 20  # changed copies of each input
-# Where bytes from outside are decoded; a file that is new here needs a target, or a reason below.
-DECODING = re.compile(
-    r"def take|def _take|def parse|json\.loads|tomllib\.loads|int\.from_bytes|\.unpack|/proc/|from_wire|fromisoformat"
-)
 
 
 @pytest.fixture(params=names())
