@@ -5,6 +5,7 @@ Looking for more needs atheris: `make fuzz`. docs/fuzzing.md.
 
 from __future__ import annotations
 
+import ast
 import random
 import subprocess
 import sys
@@ -112,6 +113,58 @@ def test_every_target_states_its_invariants_and_has_inputs(target: Target) -> No
     assert len(module.__doc__.strip().splitlines()) >= 1
     assert target.seeds
     assert all(len(data) <= target.most for data in target.inputs())
+
+
+def imported() -> set[str]:
+    """The modules, and the names in them, that targets import."""
+    found: set[str] = set()
+    for name in names():
+        for node in ast.walk(ast.parse((HERE / "targets" / f"{name}.py").read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+# Decoders outside of upcall/wire, as they were found by looking for what parses, unpacks and reads /proc.
+ELSEWHERE = [
+    "upcall.broker.listener",
+    "upcall.broker.quota.folding",
+    "upcall.broker.quota.memory",
+    "upcall.broker.requesters",
+    "upcall.cli.log",
+    "upcall.config.layers",
+    "upcall.config.lines",
+    "upcall.daemon.control",
+    "upcall.forwarder.standin",
+    "upcall.gate",
+    "upcall.kernel.ancestry",
+    "upcall.kernel.genetlink",
+    "upcall.kernel.mounts",
+    "upcall.kernel.process",
+    "upcall.kernel.requestkey",
+    "upcall.keystore",
+    "upcall.prompting.agent",
+    "upcall.prompting.pinentry",
+    "upcall.prompting.requester",
+    "upcall.prompting.systemd",
+    "upcall.requestkey.ours",
+    "upcall.sessions.records",
+    "upcall.setup.manifest",
+    "upcall_dns.hosts",
+    "upcall_dns.names",
+    "upcall_dns.servers",
+    "upcall_quota.terminal",
+    "upcall_quota.words",
+]
+
+
+def test_every_decoder_has_a_target() -> None:
+    wire = [f"upcall.wire.{path.stem}" for path in (ROOT / "upcall" / "wire").glob("[!_]*.py")]
+    pure = ("blob", "keyfile", "negtoken", "sealed", "uri")
+    plugins = [f"{path.parent.name}.{path.stem}" for path in ROOT.glob("plugins/*/upcall_*/*.py") if path.stem in pure]
+    assert len(wire) > 10
+    assert len(plugins) > 7
+    assert {*wire, *plugins, *ELSEWHERE} <= imported()
 
 
 def test_the_corpus_stays_small() -> None:

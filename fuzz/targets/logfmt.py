@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 
 from fuzz.target import holds, same
+from upcall.cli import for_terminal
 from upcall.prompting.requester import plain
 from upcall.wire.logfmt import shown
 from upcall.wire.quotanotice import printable
@@ -25,4 +26,5 @@ def run(data: bytes) -> None:
         same(line, text)
         holds(" " not in line, "a blank without quotes")
     holds(plain(text).isprintable() and len(plain(text)) <= 160, "a prompt that is not plain")
+    holds(for_terminal(text).isprintable(), "an order to a terminal")
     holds(printable(text).isprintable(), "a notice that is not printable")
