@@ -52,7 +52,10 @@ def explore(name: str, seconds: int, keep: bool) -> Done:
         runs = re.search(r"number_of_executed_units: *(\d+)", told)
         if keep and code == 0:
             _keep(name, corpus)
-        return Done(name, code, int(runs[1]) if runs else 0, told, tuple(_move(name, found, told)))
+        moved = _move(name, found, told)
+        if code not in (os.EX_OK, UNAVAILABLE) and not moved:
+            moved.append(_ended(name, code, told))
+        return Done(name, code, int(runs[1]) if runs else 0, told, tuple(moved))
 
 
 def _move(name: str, found: Path, told: str) -> list[Path]:
@@ -66,6 +69,14 @@ def _move(name: str, found: Path, told: str) -> list[Path]:
         there.with_suffix(".txt").write_text(f"{command}\n\n{told[-8000:]}\n")
         moved.append(there)
     return moved
+
+
+def _ended(name: str, code: int, told: str) -> Path:
+    """It ended without an input to show for it: killed, or broken before it could run."""
+    FINDINGS.mkdir(exist_ok=True)
+    there = FINDINGS / f"{name}-ended.txt"
+    there.write_text(f"{sys.executable} -m fuzz {name}\n\nended with {code}\n{told}\n")
+    return there
 
 
 def _keep(name: str, corpus: Path) -> None:
@@ -112,14 +123,13 @@ def _say(done: Done, count: int, of: int, seconds: float) -> None:
     elif done.code == os.EX_OK:
         words = f"{done.runs:,} inputs"
     else:
-        words = f"FOUND {', '.join(str(path) for path in done.found) or 'nothing that could be kept'}"
+        words = f"FOUND {', '.join(str(path) for path in done.found)}"
     print(f"[{count:2}/{of} {seconds:5.0f} s] {done.name:18} {words}", flush=True)
-    if done.code not in (os.EX_OK, UNAVAILABLE):
-        lines = done.told.strip().splitlines()
-        print(
-            "\n".join(lines[-12:] if not done.found else [one for one in lines if "Error" in one or "==" in one][:6])
-        )
-        for path in done.found:
+    if done.found:
+        lines = done.told.splitlines()
+        print("\n".join(f"    {line}" for line in lines if "Error" in line or "ERROR" in line))
+    for path in done.found:
+        if path.suffix != ".txt":
             print(f"    {sys.executable} -m fuzz.one {done.name} {path}")
 
 
