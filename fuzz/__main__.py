@@ -41,9 +41,10 @@ def explore(name: str, seconds: int, keep: bool) -> Done:
         corpus.mkdir()
         found.mkdir()
         words = [sys.executable, "-m", "fuzz.one", name, "--seconds", str(seconds), str(corpus), str(found)]
-        try:  # TMPDIR: libFuzzer ends the process without cleaning up
+        environment = {**os.environ, "TMPDIR": folder}  # libFuzzer ends the process without cleaning up
+        try:
             done = subprocess.run(
-                words, cwd=HERE.parent, env={**os.environ, "TMPDIR": folder}, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+                words, cwd=HERE.parent, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
                 timeout=seconds + _GRACE,
             )  # fmt: skip
             code, told = done.returncode, done.stdout + done.stderr
