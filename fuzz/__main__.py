@@ -44,8 +44,8 @@ def explore(name: str, seconds: int, keep: bool) -> Done:
         environment = {**os.environ, "TMPDIR": folder}  # libFuzzer ends the process without cleaning up
         try:
             done = subprocess.run(
-                words, cwd=HERE.parent, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-                timeout=seconds + _GRACE,
+                words, cwd=HERE.parent, env=environment, stdin=subprocess.DEVNULL,
+                capture_output=True, text=True, errors="replace", timeout=seconds + _GRACE,
             )  # fmt: skip
             code, told = done.returncode, done.stdout + done.stderr
         except subprocess.TimeoutExpired as error:
