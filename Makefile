@@ -4,20 +4,23 @@ PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(wildcard plugins/*)
 
-.PHONY: demo test check bench soak docs setup test-tools clean help
+.PHONY: demo test check bench soak fuzz docs setup test-tools fuzz-tools lock sbom dist dist-check clean help
 
 help:
 	@echo "make demo    the broker, a daemon and a key at work; needs no privileges and no eCryptfs"
 	@echo "make test    all tests: bytes, real sockets, and the real kernel in a virtual machine"
 	@echo "make check   lint, types, and the quick tests of bytes and sockets; a minute or two"
 	@echo "make bench   measures us and our peers in one run, and prints the ratios"
+	@echo "make fuzz    an hour (FUZZ_SECONDS) of coverage-guided fuzzing of every decoder and of the broker's core"
+	@echo "make dist    wheels and sdists, the same bit for bit wherever they are built; make dist-check shows it"
 	@echo "make soak    ten minutes of everything at full rate: nothing may be lost, and nothing may grow"
 
 demo: setup
 	$(BIN)/upcall demo
 
-test: setup test-tools
+test: setup test-tools fuzz-tools
 	$(BIN)/python -m pytest -q -m "not kernel"
+	$(BIN)/python -m fuzz --seconds 60
 	$(BIN)/python -m tests.run_lab
 
 check: setup
@@ -32,13 +35,29 @@ bench: setup test-tools
 soak: setup test-tools
 	$(BIN)/python -m bench.soak
 
+FUZZ_SECONDS ?= 3600
+
+fuzz: setup fuzz-tools
+	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
+
+# There is no atheris for every Python and machine: its targets are left out then, and say so.
+fuzz-tools: setup
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/$(PINNED) -r requirements/fuzz.txt || \
+		echo "no atheris: nothing will look for new inputs" >&2
+
+dist: setup
+	$(BIN)/python -m release.build dist
+
+dist-check: setup
+	$(BIN)/python -m release.check
+
 # What docs/configuration.md says of each key.
 docs: setup
 	$(BIN)/python -m upcall.config.reference docs/configuration.md
 
 setup: .venv/made
 
-.venv/made: pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS)) $(wildcard upcall/forwarder/*.[ch])
+.venv/made: pyproject.toml requirements/setup.txt $(addsuffix /pyproject.toml,$(PLUGINS)) $(wildcard upcall/forwarder/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "upcall needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1)" >&2; exit 69; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
@@ -46,7 +65,35 @@ setup: .venv/made
 		{ echo "$(PYTHON) cannot make virtual environments: install python3-venv" >&2; exit 69; }
 	@echo "setting up .venv ..."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' $(addprefix -e ,$(addprefix ./,$(PLUGINS)))
+	@$(BIN)/$(PINNED) -r requirements/setup.txt
+	@$(BIN)/$(OURS) -e . $(addprefix -e ./,$(PLUGINS))
+	@touch $@
+
+# What is pinned: requirements/README.md. The packages of this repository are built by the setuptools that is pinned there.
+PINNED := python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all:
+OURS := python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation
+
+COMPILE = .tools/bin/uv pip compile - --quiet --no-config --universal --python-version 3.11 \
+	--generate-hashes --no-header --no-annotate --upgrade --no-emit-package upcall \
+	$(patsubst plugins/%,--no-emit-package upcall-%,$(PLUGINS))
+
+# Newer versions of everything; the ranges in pyproject.toml and in *.in are all that holds them.
+lock: .tools/made
+	@printf -- '-e %s\n' '.[dev]' $(addprefix ./,$(PLUGINS)) | $(COMPILE) -o requirements/setup.txt
+	@printf -- '-e %s\n' . $(addprefix ./,$(PLUGINS)) | $(COMPILE) -c requirements/setup.txt -o requirements/runtime.txt
+	@for name in tss-build tss fuzz tools; do \
+		$(COMPILE) -c requirements/setup.txt -o requirements/$$name.txt < requirements/$$name.in || exit; done
+
+# CycloneDX, of what a user installs. Not in the repository: it says what runtime.txt says, and is the same whenever it is made.
+sbom: .tools/made
+	@mkdir -p dist
+	@.tools/bin/cyclonedx-py requirements requirements/runtime.txt --pyproject pyproject.toml --mc-type application \
+		--output-reproducible --of JSON -o dist/upcall.cdx.json
+	@echo dist/upcall.cdx.json
+
+.tools/made: requirements/tools.txt
+	@$(PYTHON) -m venv .tools
+	@.tools/bin/$(PINNED) -r requirements/tools.txt
 	@touch $@
 
 # What the tests need besides Python: the virtual machine, a token, a TPM and a pinentry, all in software; and for the
@@ -64,8 +111,9 @@ test-tools: setup
 		sh tests/install_tools.sh $(TOOLS) || echo "not installed" >&2; fi
 	@if pkg-config --exists tss2-esys 2>/dev/null && ! $(BIN)/python -c 'import tpm2_pytss' 2>/dev/null; then \
 		echo "building tpm2-pytss ..."; \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e './plugins/tpm2[tss]' || \
+		{ $(BIN)/$(PINNED) -r requirements/tss-build.txt && \
+			$(BIN)/$(PINNED) --no-build-isolation --no-binary tpm2-pytss -r requirements/tss.txt; } || \
 		echo "not built" >&2; fi
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .tools build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -110,7 +110,7 @@ class Running:
         return wire.take_reply(self._answer(wire.Ask(wire.TAG_64, signature, wrapped))).content == clear
 
     def _answer(self, ask: wire.Ask) -> bytes:
-        return self.keys.answer(Envelope(1, 1, "ecryptfs", (0, 0), 0, wire.pack_ask(ask)))  # type: ignore[arg-type]
+        return self.keys.answer(Envelope(1, 1, "ecryptfs", Requester(0, 0), 0, wire.pack_ask(ask)))
 
 
 @pytest.fixture

@@ -90,3 +90,14 @@ def test_the_brokers_memory_stays() -> None:
         return len(kept) == 32 and "lo" in flags
 
     assert in_child(told)
+
+
+@pytest.mark.parametrize("separator", [b"\x0b", b"\x0c", b"\r", b"\x1c", b"\n"])
+def test_a_name_of_a_process_never_makes_its_uid_another(separator: bytes) -> None:
+    """prctl(2), PR_SET_NAME: 15 bytes of the process's own choice stand in front of its uids."""
+
+    def told() -> int | None:
+        ctypes.CDLL(None).prctl(15, separator + b"Uid:\t4242\t", 0, 0, 0)
+        return process.real_uid_of(os.getpid())
+
+    assert in_child(told) == os.getuid()

@@ -169,8 +169,10 @@ def _text_of(entry: Entry) -> bytes:
 def _parse(name: str, text: bytes, where: str) -> Entry:
     try:
         told = tomllib.loads(text.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also UnicodeDecodeError, and int()'s own of numbers with more than 4300 digits
         raise PeerError(where, str(error)) from None
+    except RecursionError:
+        raise PeerError(where, "is nested too deeply") from None
     _check_types(told, where)
     if not _SIGNATURE.fullmatch(told["signature"]):
         raise PeerError(where, "'signature' is not 16 hexadecimal digits")

@@ -127,7 +127,7 @@ class NoJournal(UpcallError):
 def _object(line: str) -> dict[str, object]:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise PeerError("journal", "a line is no JSON") from None
     if not isinstance(found, dict):
         raise PeerError("journal", "a line is no JSON object")

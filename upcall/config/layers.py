@@ -51,6 +51,8 @@ class Said:
             told = tomllib.loads(self._text)
         except tomllib.TOMLDecodeError as error:
             raise _where(self.source, self._text, str(error)) from None
+        except ValueError as error:  # int()'s own, of a number with more than 4300 digits
+            raise ConfigError(self.source.file, str(error)) from None
         except RecursionError:
             raise ConfigError(self.source.file, "is nested too deeply") from None
         self._take(told, tree(), ())

@@ -25,7 +25,9 @@ def line_of(pid: int) -> frozenset[tuple[int, int]]:
     """
     found: set[tuple[int, int]] = set()
     child = 1 << 64
-    while pid > 0 and len(found) < _MOST:
+    for _ in range(_MOST):
+        if pid <= 0:
+            break
         try:
             fields = stat_of(pid)
         except OSError:

@@ -43,7 +43,7 @@ def take_mounts(text: bytes) -> list[Mount]:
         fields, last = before.split(b" "), after.split(b" ")
         if not dash or len(fields) < 6 or len(last) < 2:
             continue
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             major, _, minor = fields[2].partition(b":")
             options = {*fields[5].split(b","), *(last[2].split(b",") if len(last) > 2 else ())}
             found.append(

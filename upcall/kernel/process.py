@@ -6,12 +6,14 @@ import contextlib
 import ctypes
 import mmap
 import os
+import re
 import resource
 from collections.abc import Iterable
 from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
+_UID = re.compile(rb"^Uid:\t(\d+)\t", re.MULTILINE)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -65,12 +67,16 @@ def prefer_us() -> None:
 def real_uid_of(pid: int) -> int | None:
     """The real uid of a process, or None if there is none with this pid (proc(5), Uid of /proc/PID/status)."""
     try:
-        for line in Path(f"/proc/{pid}/status").read_text("ascii", "replace").splitlines():
-            if line.startswith("Uid:"):
-                return int(line.split()[1])
+        return real_uid_in(Path(f"/proc/{pid}/status").read_bytes())
     except OSError:
-        pass
-    return None
+        return None
+
+
+def real_uid_in(status: bytes) -> int | None:
+    """Lines end at LF alone. The kernel escapes that in a process's name, but not VT, FF, CR or FS, at which
+    str.splitlines() would begin a line with an Uid of the process's own choice."""
+    found = _UID.search(status)
+    return int(found[1]) if found else None
 
 
 def stay_in_memory() -> None:

@@ -65,9 +65,9 @@ def _process(pid: int) -> _Process | None:
         exe = ""
         with contextlib.suppress(OSError):
             exe = os.readlink("exe", dir_fd=folder)
-        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        fields = dict(line.split(":\t", 1) for line in status.split("\n") if ":\t" in line)
         return _Process(_read("comm", folder).rstrip("\n"), exe, int(fields["Uid"].split()[0]), int(fields["PPid"]))
-    except (OSError, KeyError, ValueError):
+    except (OSError, LookupError, ValueError):
         return None
     finally:
         os.close(folder)

@@ -38,7 +38,7 @@ def read(path: Path) -> Manifest:
         )
     except FileNotFoundError:
         return Manifest()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(path, f"is not as upcall wrote it: {error}") from None
     if not all(name.startswith("/") and ".." not in name.split("/") for name in (*found.files, *found.folders)):
         raise ConfigError(path, "names a path that upcall would not write")

@@ -88,11 +88,11 @@ def take_journal(entry: Mapping[str, object]) -> tuple[Source, Record] | None:
         return None
     fields = {key.removeprefix("UPCALL_").lower(): str(value) for key, value in entry.items() if key[:7] == "UPCALL_"}
     try:
-        at = int(str(entry["__REALTIME_TIMESTAMP"])) / 1e6
+        at = _time(int(str(entry["__REALTIME_TIMESTAMP"])) / 1e6)
         pid = int(str(entry.get("_PID", 0)))
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError, OSError):  # the last two of a time that no calendar has
         raise PeerError("record", "the journal gives no time") from None
-    return Source(str(entry.get("SYSLOG_IDENTIFIER", "")), pid), _record({**fields, "at": _time(at)})
+    return Source(str(entry.get("SYSLOG_IDENTIFIER", "")), pid), _record({**fields, "at": at})
 
 
 def _record(fields: Mapping[str, str]) -> Record:

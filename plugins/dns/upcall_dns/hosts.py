@@ -11,7 +11,7 @@ FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 def text_of(address: str, family: int) -> str | None:
     """The address as inet_ntop writes it; None if it is none of this family (4 or 6)."""
-    with contextlib.suppress(OSError, UnicodeEncodeError):
+    with contextlib.suppress(OSError, ValueError):  # ValueError: not ASCII, or a NUL in it
         return socket.inet_ntop(FAMILIES[family], socket.inet_pton(FAMILIES[family], address))
     return None
 

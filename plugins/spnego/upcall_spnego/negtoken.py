@@ -19,6 +19,7 @@ MS_KRB5: Final = "1.2.840.48018.1.2.2"  # what Windows 2000 wrote by mistake, an
 _APPLICATION_0, _CONTEXT_0, _CONTEXT_2 = 0x60, 0xA0, 0xA2
 _SEQUENCE, _OID, _OCTETS = 0x30, 0x06, 0x04
 _WHAT = "NegTokenInit"
+_MAX_OID: Final = 64  # bytes; those of mechanisms have about ten
 
 
 def pack_negtokeninit(mechanism: str, token: bytes) -> bytes:
@@ -50,8 +51,13 @@ def pack_oid(dotted: str) -> bytes:
 
 def take_oid(content: bytes) -> str:
     """What an OBJECT IDENTIFIER says, from the bytes after tag and length."""
-    arcs, value = [], 0
+    if len(content) > _MAX_OID:
+        raise PeerError(_WHAT, f"an object identifier of {len(content)} bytes, at most {_MAX_OID} are known")
+    arcs, value, begins = list[int](), 0, True
     for byte in content:
+        if begins and byte == 0x80:
+            raise PeerError(_WHAT, "an arc of an object identifier that is not in DER's shortest form")
+        begins = not byte & 0x80
         value = value << 7 | byte & 0x7F
         if not byte & 0x80:
             arcs.append(value)

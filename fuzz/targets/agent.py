@@ -1,0 +1,62 @@
+"""What a terminal answers to a prompt: any process of the user.
+
+A PIN of 1 to 256 bytes, or one of the four ends that are documented, or the connection is given up; never more than
+sixteen messages are read for one question; an answer to another question is never taken.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from fuzz.target import holds
+from upcall.prompting.agent import _LATE, _ask, _Gone
+from upcall.prompting.turn import MAX_PIN, Cancelled, Question, Turn, Unanswered, Unavailable, Withdrawn, checked
+from upcall.wire.isolation import ANSWER, FAILED, REFUSED, Message, pack, take
+
+_NUMBER = 7
+MOST = 8192
+
+
+def _framed(*messages: bytes | bytearray) -> bytes:
+    return b"".join(len(one).to_bytes(2, "big") + one for one in messages)
+
+
+SEEDS = [
+    _framed(pack(Message(ANSWER, 3, data=b"0000")), pack(Message(ANSWER, _NUMBER, data=b"1234"))),
+    _framed(pack(Message(REFUSED, _NUMBER, text="no"))),
+    _framed(pack(Message(FAILED, _NUMBER, text="\x1b[2J"))),
+    _framed(pack(Message(ANSWER, _NUMBER, data=b"9" * 300))),
+]
+
+
+def run(data: bytes) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    turn = Turn(0.0)  # what is there is read; nothing is waited for
+    sent: list[bytes] = []
+    try:
+        theirs.setblocking(False)
+        at = 0
+        while at + 2 < len(data) and len(sent) < 2 * _LATE:
+            size = int.from_bytes(data[at : at + 2], "big")
+            sent.append(data[at + 2 : at + 2 + size])
+            if sent[-1]:
+                theirs.send(sent[-1])
+            at += 2 + size
+        pin = checked(_ask(ours, _NUMBER, Question("PIN", ()), turn))
+    except (Unavailable, Cancelled, Unanswered, Withdrawn, _Gone, OSError):
+        return
+    finally:
+        turn.close()
+        ours.close()
+        theirs.close()
+    holds(1 <= len(pin) <= MAX_PIN, "a PIN out of bounds")
+    answers = [take(one) for one in sent if one and _is_answer(one)]
+    holds(any(one.data == pin for one in answers), "a PIN that nobody gave")
+
+
+def _is_answer(data: bytes) -> bool:
+    try:
+        message = take(data)
+    except Exception:  # noqa: BLE001 - it is no answer, whatever it is
+        return False
+    return message.kind == ANSWER and message.id == _NUMBER

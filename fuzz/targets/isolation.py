@@ -1,0 +1,25 @@
+"""Messages between a daemon and the processes of its key modules, and of a terminal that answers prompts.
+
+Only PeerError; a message packs to the same bytes; nothing is larger than its kind has place for.
+"""
+
+from __future__ import annotations
+
+from fuzz.target import holds, same, taken
+from upcall.wire import isolation as wire
+
+SEEDS = [
+    bytes(wire.pack(wire.Message(wire.OPEN, 1, text="80f0e50e8a936f95", data=b"blob"))),
+    bytes(wire.pack(wire.Message(wire.WRAP, 2, 1, data=b"key"))),
+    bytes(wire.pack(wire.Message(wire.ANSWER, 2, data=b"wrapped"))),
+    bytes(wire.pack(wire.Message(wire.REFUSED, 3, text="locked"))),
+    bytes(wire.pack(wire.Message(wire.PIN, 4, text="PIN", data=b"of the card"))),
+]
+
+
+def run(data: bytes) -> None:
+    message = taken(wire.take, data)
+    if message is not None:
+        same(bytes(wire.pack(message)), data)
+        holds(len(message.data) <= wire.MAX_DATA, "data above their limit")
+        wire.fitting(message.text)

@@ -1,0 +1,42 @@
+"""PEM files of the openssl and x25519 modules that are not encrypted: files of the user.
+
+Only ModuleFailed; a signature is 16 hexadecimal digits. (Encrypted ones say themselves how long stretching the
+passphrase takes: OpenSSL believes them, and nobody but the user can write the file.)
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import upcall_rsa
+import upcall_x25519
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+
+from fuzz.target import holds, taken
+from upcall.errors import ModuleFailed
+from upcall.wire.ecryptfs import is_signature
+
+_VECTORS = json.loads((Path(__file__).parents[2] / "tests/vectors/keys.json").read_text())
+_CAPTURED = load_pem_private_key(_VECTORS["keys"]["captured"]["pem"].encode(), b"labpass")
+_X25519 = X25519PrivateKey.from_private_bytes(bytes(range(32)))
+SEEDS = [
+    _CAPTURED.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+    _CAPTURED.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()),
+    _X25519.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+]
+MOST = 4096
+MEMORY = 4 << 20
+
+
+def run(data: bytes) -> None:
+    pem = bytearray(data)
+    if b"ENCRYPTED" in pem:
+        return
+    rsa = taken(lambda: upcall_rsa._load(pem, bytearray(), "/k", trusted=True), refuse=(ModuleFailed,))
+    if rsa is not None:
+        holds(is_signature(upcall_rsa.signature_of(rsa.public_key())), "no signature")
+    x25519 = taken(upcall_x25519._load, pem, bytearray(), "/k", refuse=(ModuleFailed,))
+    if x25519 is not None:
+        holds(is_signature(upcall_x25519.signature_of(x25519.public_key())), "no signature")

@@ -1,0 +1,32 @@
+"""Entries of the key store: files of the user, which any of their processes may write.
+
+Only PeerError; an entry is written as it reads.
+"""
+
+from __future__ import annotations
+
+import datetime
+
+from fuzz.target import same, taken
+from upcall.errors import UsageError
+from upcall.keystore import COMPAT, MAX_FILE, Entry, _parse, _text_of
+
+_ENTRY = Entry(
+    "default", "openssl", "80f0e50e8a936f95", "ask", "RSA-3072", datetime.datetime(2025, 1, 2, 3, 4, 5), "/k", b"blob"
+)
+SEEDS = [
+    _text_of(_ENTRY),
+    _text_of(_ENTRY._replace(source=COMPAT, blob=None, parameters={"bits": "3072"}, auto=True)),
+    b"module = " + b"[" * 3000,
+    b"module = " + b"9" * 5000,
+]
+MOST = MAX_FILE
+
+
+def run(data: bytes) -> None:
+    entry = taken(_parse, "default", data, "/file")
+    if entry is None:
+        return
+    text = taken(_text_of, entry, refuse=(UsageError,))
+    if text is not None:
+        same(_parse("default", text, "/file"), entry)

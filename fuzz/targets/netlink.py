@@ -1,0 +1,53 @@
+"""Messages of the link and of broker.sock: from any process.
+
+Only PeerError; what is taken packs to the same bytes but for fields that are not kept; no body above its limit.
+"""
+
+from __future__ import annotations
+
+from fuzz.target import holds, same, taken
+from upcall.messages import Answer, Requester
+from upcall.wire.netlink import (
+    HELO,
+    MAX_BODY,
+    NOTICE,
+    QUIT,
+    REQUEST,
+    Envelope,
+    pack_control,
+    pack_message,
+    pack_request,
+    pack_response,
+    refusal,
+    response_position,
+    take_message,
+    take_request,
+    take_response,
+)
+
+SEEDS = [
+    pack_control(HELO),
+    pack_control(QUIT, 7),
+    pack_request(Envelope(1, 2, "key", Requester(1000, 99), 10**12, b"body")),
+    pack_request(Envelope(0, 0, "quota", Requester(0, 0), 0, b""), NOTICE),
+    pack_response(1, 2, Answer(b"body")),
+    pack_response(3, 4, refusal("locked")),
+]
+
+
+def run(data: bytes) -> None:
+    message = taken(take_message, data)
+    if message is not None:
+        same(pack_message(message), data)
+    position = taken(response_position, data)
+    asked = taken(take_request, data)
+    if asked is not None:
+        holds(len(asked.body) <= MAX_BODY, "a body above its limit")
+        kind = REQUEST if message is not None and message.type == REQUEST else NOTICE
+        same(take_request(pack_request(asked, kind)), asked)
+        same(len(pack_request(asked, kind)), len(data))
+    answer = taken(take_response, data)
+    if answer is not None:
+        same(position, (answer.seq, answer.index))
+        again = take_response(pack_response(answer.seq, answer.index, answer.outcome))
+        same(again, answer)

@@ -1,0 +1,36 @@
+"""The quota state that is remembered over a restart: root's file, with notices in it whose names users chose.
+
+Only PeerError; what is loaded dumps to what loads the same; entries that make no sense are counted.
+"""
+
+from __future__ import annotations
+
+import json
+
+from fuzz.target import same, taken
+from fuzz.targets.quotanotice import _NOTICE
+from upcall.broker.quota.core import Core
+from upcall.broker.quota.kept import Kept
+from upcall.broker.quota.memory import dump, load
+from upcall.broker.quota.rules import Rules
+from upcall.wire.quotanotice import pack
+
+_DEVICES = {"/home": 2049}
+_STATE = ["/home", 0, 1000, "space", 2, 1.0, None, 3, [1, 2, 3, 4], [[1000, 2, 5.0]]]
+SEEDS = [
+    json.dumps({"version": 1, "states": [_STATE], "kept": [[1000, pack(_NOTICE).decode()]]}).encode(),
+    b'{"version":1,"states":' + b"[" * 3000,
+    b'{"version":1,"states":[["/home",0,1e999,"space",2,null,null,3,[1,2,3,4],[]]]}',
+]
+MEMORY = 4 << 20
+
+
+def run(data: bytes) -> None:
+    core, kept = Core(Rules()), Kept()
+    if taken(load, data, core, kept, _DEVICES, 10.0) is None:
+        return
+    points = {number: point for point, number in _DEVICES.items()}
+    once = dump(core, kept, points)
+    again, others = Core(Rules()), Kept()
+    same(load(once, again, others, _DEVICES, 10.0), 0)
+    same(json.loads(dump(again, others, points)), json.loads(once))

@@ -1,0 +1,40 @@
+"""Who asks, for a prompt: /proc/PID/status, comm and exe are whatever the process says it is.
+
+Never raises; printable lines of a bounded length; a name never makes the uid or the parent another one.
+"""
+
+from __future__ import annotations
+
+from unittest import mock
+
+from fuzz.target import holds
+from upcall.messages import Requester
+from upcall.prompting import requester
+
+SEEDS = [
+    b"name",
+    b"x\x0bUid:\t0",
+    b"x\nUid:\t\nPPid:\t1\n",
+    b"x\nUid:\t0",
+    b"\x1b]0;title\x07",
+    "\u202egnp".encode(),
+    b"a" * 200,
+]
+MOST = 1024
+
+
+def run(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    name = text[:64].replace("\n", "\\n")
+    status = f"Name:\t{name}\nPPid:\t0\nUid:\t1000\t1000\t1000\t1000\n"
+
+    def read(what: str, folder: int) -> str:
+        return status if what == "status" else text + "\n"
+
+    with mock.patch.object(requester, "_read", read):
+        lines = requester.describe("key", Requester(1000, 1))
+        holds(not lines[0].startswith("For: a process that has ended"), "another uid by its name")
+        holds(all(line.isprintable() and len(line) < 400 for line in lines), "not plain")
+    with mock.patch.object(requester, "_read", lambda what, folder: text):  # no kernel writes that
+        lines = requester.describe(text, Requester(1000, 1))
+    holds(all(line.isprintable() and len(line) < 400 for line in lines), "not plain")

@@ -1,0 +1,80 @@
+"""broker.sock: what any process sends there.
+
+Never raises; each message is answered once, or its connection is closed; an ordinary user's request goes to nobody
+else's daemon; what reaches a daemon has passed the check of its service.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from fuzz.target import holds, same
+from upcall.broker.listener import Asked, Connection
+from upcall.broker.requesters import Requesters
+from upcall.messages import Answer, Refusal, Requester
+from upcall.service import SERVICES
+from upcall.wire.ecryptfs import Ask, pack_ask
+from upcall.wire.netlink import Envelope, pack_control, pack_request, take_response
+
+_UID = 1000
+_BODY = pack_ask(Ask(0x40, "80f0e50e8a936f95", b"w" * 64))
+SEEDS = [
+    pack_request(Envelope(1, 2, "key", Requester(_UID, 1), 10**15, _BODY)),
+    pack_request(Envelope(1, 2, "key", Requester(0, 1), 0, _BODY)),
+    pack_request(Envelope(1, 2, "ecryptfs", Requester(_UID, 1), 0, _BODY)),
+    pack_request(Envelope(1, 2, "broker.status", Requester(_UID, 1), 0, b"")),
+    pack_control(100),
+]
+
+
+class _Broker:
+    services = SERVICES
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, str, bytes]] = []
+
+    def ask(self, uid: int, service: str, requester: Requester, body: bytes, origin: Asked, *_: object) -> None:
+        holds(uid == _UID and requester.uid == _UID, "a request of another's daemon")
+        SERVICES[service].check_request(body)
+        self.asked.append((uid, service, body))
+        origin.settle(Answer(b"answered"))
+
+
+class _Server:
+    now = 0.0
+
+    def __init__(self) -> None:
+        self.broker = _Broker()
+
+    def log(self, event: str, **fields: object) -> None:
+        same(str(event).isprintable(), True)
+
+    def status(self, uid: int | None) -> dict[str, object]:
+        same(uid, _UID)
+        return {"daemons": []}
+
+
+class _Connection(Connection):
+    """Without a socket."""
+
+    def __init__(self, listener: Requesters) -> None:
+        self._listener, self.pid, self.uid = listener, 7, _UID
+        self._line = frozenset()
+        self.open, self.sent = True, list[bytes]()
+
+    def send(self, data: bytes) -> None:
+        self.sent.append(data)
+
+    def close(self) -> None:
+        self.open = False
+
+
+def run(data: bytes) -> None:
+    listener = object.__new__(Requesters)
+    listener.server = cast(Any, _Server())
+    connection = _Connection(listener)
+    connection._take(data)
+    same(len(connection.sent) + (not connection.open), 1)
+    for sent in connection.sent:
+        outcome = take_response(sent).outcome
+        holds(isinstance(outcome, Answer | Refusal), "no outcome")

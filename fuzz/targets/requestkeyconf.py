@@ -1,0 +1,29 @@
+"""request-key's configuration: root's files, but what others put there, too.
+
+Only BadLine; at most one line for each newline and for each 4096 bytes; a line that is chosen names a program.
+"""
+
+from __future__ import annotations
+
+from fuzz.target import holds, taken
+from upcall.requestkey import ours
+from upcall.wire import requestkeyconf as wire
+
+SEEDS = [
+    b"create cifs.spnego * * /usr/sbin/cifs.upcall %k\n",
+    b"#c\n\ncreate\tuser\tdebug:*\t*\t|/bin/cat %k %{user:x} %%d\n",
+    b"create dns_resolver a*b * /sbin/key.dns_resolver %k %S\n" * 3,
+    ours.render(ours.Ours(("cifs.spnego", "dns_resolver"), ("/usr/bin/upcall-request-key", "--x"), "0" * 64)),
+]
+
+
+def run(data: bytes) -> None:
+    read = list(wire.lines("file", data))
+    holds(len(read) <= data.count(b"\n") + len(data) // 4096 + 1, "too many lines")
+    for kind in (b"cifs.spnego", b"user"):
+        chosen = taken(wire.choose, read, wire.Key(kind, b"debug:x", b""), refuse=(wire.BadLine,))
+        if chosen is not None:
+            holds("/" in chosen.program, "a line without a program")
+    for line in read:
+        wire.narrower(line, b"user", b"debug:*")
+    ours.take(data)

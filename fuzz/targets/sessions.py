@@ -1,0 +1,38 @@
+"""Records of sessions: root's files, but a torn or edited one must not stop logins.
+
+Never raises; each process in them is one that a line names.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+from fuzz.target import holds
+from upcall.sessions import records
+from upcall.sessions.records import Process, Records
+
+SEEDS = [b"daemon 4711 8812345\nsession 4700 8812300\n", b"daemon x y\nsession 1\n", b"session -1 -1\n"]
+_FOLDER = tempfile.TemporaryDirectory(prefix="upcall-fuzz-")
+_FILE = Path(_FOLDER.name) / "1000"
+
+
+def run(data: bytes) -> None:
+    _FILE.write_bytes(data)
+    named = set[Process]()
+
+    def lives(pid: int) -> Process | None:
+        return next((one for one in named if one.pid == pid), None)
+
+    take = records._process
+
+    def taken(numbers: str) -> Process | None:
+        found = take(numbers)
+        if found is not None:
+            named.add(found)
+        return found
+
+    with mock.patch.object(records, "process", lives), mock.patch.object(records, "_process", taken):
+        found = Records(_FILE.parent).read(1000)
+    holds(set(found.sessions) <= named, "a process that no line names")

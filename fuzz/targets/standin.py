@@ -1,0 +1,32 @@
+"""The forwarder's stand-in in Python: what the broker answers, which root's process hands to the kernel.
+
+Never raises; what it accepts has passed the check of its type, and no errno is one that the kernel would not take.
+"""
+
+from __future__ import annotations
+
+from fuzz.target import holds
+from upcall.forwarder import standin
+from upcall.messages import Answer
+from upcall.wire.cifs_spnego import pack_payload
+from upcall.wire.netlink import pack_response, refusal
+from upcall.wire.requestkey import Instance, pack_instance
+
+_SEQ = 7
+SEEDS = [
+    b"\0" + pack_response(_SEQ, 0, Answer(pack_instance(Instance(60, pack_payload(b"k" * 16, b"b" * 16))))),
+    b"\1" + pack_response(_SEQ, 0, Answer(pack_instance(Instance(60, b"192.0.2.1#dnserror=3\0")))),
+    b"\0" + pack_response(_SEQ, 0, refusal("locked")),
+]
+
+
+def run(data: bytes) -> None:
+    types = sorted(standin.TYPES)
+    kind = types[data[0] % len(types)] if data else b"user"
+    code, expiry, payload = standin.decide(kind + b";0;0;3f010000;x", _SEQ, data[1:])
+    if code:
+        holds(not payload and 1 <= code < 4095 and not 512 <= code <= 516, "an errno that is none")
+    else:
+        holds(0 <= expiry < 1 << 32 and standin.TYPES[kind](payload), "an unchecked payload")
+    text = data.decode("latin-1")
+    holds(0 <= standin.number_in(text, 1 << 31) <= 1 << 31, "a number out of bounds")
