@@ -156,6 +156,11 @@ class Server:
             except ConnectionError:
                 self.broker.gone(known)  # the process lives, but has closed its socket since
             return
+        if why := self.broker.refuses(packet.uid):
+            self.log(
+                "registration-refused", uid=packet.uid, pid=packet.pid, why=why, registered=len(self.broker.registry)
+            )
+            return
         try:
             link = DaemonLink(self, packet.uid, packet.pid, packet.portid)
         except OSError as error:
@@ -228,7 +233,7 @@ class Server:
 
     def _follow(self, found: Configured) -> None:
         """Does what the configuration says from the next request on; what is owed is owed as before."""
-        self.broker.services = found.services
+        self.broker.services, self.broker.limits = found.services, found.limits
         if found.command is not None and hands_on(found.command) and not self._hands_on:
             self.log("start-not-followed", why="daemons would inherit what this broker has given up: start it anew")
         else:
@@ -352,6 +357,7 @@ def main(
         place, found.services, None, open_device, keys, found.owners, found.start, setup, read, manager, bound=bound
     )
     server.harden(hardened, not found.hardening or (found.command is not None and hands_on(found.command)))
+    server.broker.limits = found.limits
     server.heed_signals()
     record = _recorder(where, server)
     hangup.connect(server.reload, server.stop)
