@@ -51,7 +51,7 @@ class DaemonLink:
     def start(self, association: Association) -> None:
         self.association = association
         if not self.socket.closed:  # it may have died while it was told what is pending
-            self._server.loop.add(self.socket, self._on_readable, self.uid)
+            self._server.loop.add(self.socket, self._on_readable, self._server.person_of(self.uid))
             self._server.loop.add(self._alive, self._on_exit, URGENT)
 
     def send(self, data: bytes) -> bool:

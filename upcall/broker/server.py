@@ -23,7 +23,9 @@ from upcall.broker.core import Broker
 from upcall.broker.devices import Devices, OpenDevice
 from upcall.broker.forwarders import Forwarders, Kernel
 from upcall.broker.link import DaemonLink
+from upcall.broker.listener import Listener
 from upcall.broker.loop import REGISTRATION, URGENT, Loop
+from upcall.broker.people import Persons
 from upcall.broker.requesters import Requesters
 from upcall.broker.starter import COMMAND, Starter
 from upcall.contexts import Line
@@ -79,6 +81,7 @@ class Server:
         manager: Manager | None = None,
         line_of: Callable[[int], Line] | None = None,
         bound: tuple[NetlinkSocket, str] | None = None,
+        persons: Persons | None = None,
     ) -> None:
         """`device` opens /dev/ecryptfs for a uid, `keys` tells of keys that the kernel wants; None where there is no
         right to it. `owners`: by type, whose daemon answers for keys that do not say it. `start`: the command that
@@ -89,9 +92,12 @@ class Server:
         self.manager = manager or Manager({})
         self.log = log or EventLog("upcall-broker")
         self.line_of = line_of or ancestry.line_of
+        self.persons = persons or Persons(self.log)
+        self.person_of = self.log.person_of = self.persons.of
         self.loop = Loop()
         self.starter = Starter(self, start)
         self.broker = Broker(services, self.log, self.starter.start)
+        self.broker.person_of = self.person_of
         self.junk: Counter[str] = Counter()
         # Seconds, monotonic. The clock is read once a turn; nothing that is read in this turn can have been there
         # before `since`, the turn before.
@@ -107,6 +113,10 @@ class Server:
         self.forwarders = (
             Forwarders(self, place.request_key_socket, keys, owners or {}, os.geteuid()) if keys is not None else None
         )
+        self._listeners: list[Listener] = [
+            self.requesters,
+            *([self.forwarders] if self.forwarders is not None else []),
+        ]
         self.registration, squatter = bound or bind(place)
         if squatter:
             self.log("portid-taken", portid=SYSTEM_PORTID, by=squatter)
@@ -212,6 +222,7 @@ class Server:
             self._rereading = False
             self.manager.reloading()
             self._reloading.ask()
+            self.persons.reread()
         while self._found:
             self._follow(self._found.popleft())
 
@@ -259,6 +270,8 @@ class Server:
                     self.broker.expire(self.now)
                     self.loop.unmute(self.now)
                     self.starter.expire(self.now)
+                    for listener in self._listeners:
+                        listener.expire(self.now)
                     if self.devices is not None:
                         self.devices.retry(self.now)
                     if self.quota is not None:
@@ -272,6 +285,8 @@ class Server:
 
     def _next_wake(self) -> float:
         wake = min(self.broker.next_wake(), self.loop.next_wake(), self.starter.next_wake(), self.manager.next_wake())
+        for listener in self._listeners:
+            wake = min(wake, listener.next_wake())
         if self.quota is not None:
             wake = min(wake, self.quota.next_wake())
         return wake if self.devices is None else min(wake, self.devices.next_wake(self.now))
