@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from upcall.broker.core import Broker
+from upcall.broker.core import Broker, Limits
 from upcall.broker.latencies import BOUNDS
 from upcall.errors import PeerError
 from upcall.messages import Answer, Refusal, Requester
@@ -461,3 +461,39 @@ def test_some_contexts_are_left_to_the_others() -> None:
     crowded = [ask(broker) for _ in range(4)]
     assert [origin.outcomes for origin in crowded] == [[], [], [], [refusal("no-context")]]
     assert ask(broker, uid=OTHER).outcomes == []
+
+
+def register(broker: Broker, *uids: int) -> list[Association]:
+    return [broker.helo(uid, uid, uid, Link(), 0.0) for uid in uids]
+
+
+def test_a_persons_daemons_are_limited_and_a_strangers_are_not() -> None:
+    broker = Broker(SERVICES, lambda *_, **__: None)
+    broker.person_of = lambda uid: UID if uid >= 100_000 else uid
+    broker.limits = Limits(daemons=100, daemons_per_person=3)
+    (mine, *_) = register(broker, UID, 100_000, 100_001)
+    assert broker.refuses(100_002) == "too-many-daemons"
+    assert broker.refuses(100_001) == "", "it would replace its daemon"
+    assert broker.refuses(OTHER) == broker.refuses(0) == ""
+    broker.gone(mine)
+    assert broker.refuses(100_002) == ""
+
+
+def test_daemons_are_limited_in_all_but_for_roots() -> None:
+    broker = Broker(SERVICES, lambda *_, **__: None)
+    broker.limits = Limits(daemons=2, daemons_per_person=16)
+    register(broker, UID, OTHER)
+    assert broker.refuses(OTHER + 1) == "too-many-daemons"
+    assert broker.refuses(0) == ""
+
+
+def test_counters_of_uids_without_a_daemon_are_folded_and_none_is_lost() -> None:
+    broker = Broker(SERVICES, lambda *_, **__: None)
+    register(broker, UID)
+    broker.ask(UID, "short", WHO, b"x", Origin(), 0.0, 0.5)
+    broker.expire(1.0)
+    for uid in range(100_000, 105_000):
+        broker.ask(uid, "short", WHO, b"", Origin(), 0.0)
+    assert len(broker.outcomes) <= 1025
+    assert UID in broker.outcomes
+    assert broker.status(0.0)["outcomes"] == {"short": {"timed-out": 1, "no-daemon": 5000}}

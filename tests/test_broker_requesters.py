@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from typing import Any
 
 import pytest
 
-from upcall.broker.requesters import Requesters
 from upcall.client import NoBroker
 from upcall.errors import Refused
 from upcall.messages import Answer, Requester
@@ -153,40 +151,6 @@ def test_a_requester_that_never_reads(broker: RunningBroker) -> None:
         until(gone, "the connection is taken away")
         other.ask(b"", "broker.status")
         assert other.reason() == "answered"
-
-
-def test_too_many_connections(broker: RunningBroker) -> None:
-    most = [PlayedRequester(broker.folder) for _ in range(Requesters.per_uid)]
-    for requester in most:
-        requester.ask(PLEASE)
-        assert requester.reason() == "no-daemon"
-    with PlayedRequester(broker.folder) as one_more:
-        assert one_more.closed()
-    with pytest.raises(NoBroker), broker.client() as client:
-        client.status()
-    for requester in most:
-        requester.close()
-    until(lambda: _serves(broker), "room again")
-
-
-def _serves(broker: RunningBroker) -> bool:
-    try:
-        still_serves(broker)
-    except NoBroker:
-        return False
-    return True
-
-
-@root_only
-def test_one_users_connections_are_not_anothers(broker: RunningBroker) -> None:
-    most = [PlayedRequester(broker.folder) for _ in range(Requesters.per_uid)]
-
-    def status() -> Any:
-        return broker.status()["daemons"]
-
-    assert in_child(status, uid=NOBODY) == []
-    for requester in most:
-        requester.close()
 
 
 @root_only

@@ -26,6 +26,7 @@ from upcall.daemon.sources import fetch
 from upcall.errors import ModuleFailed, PeerError, Refused, UsageError
 from upcall.kernel import keyring
 from upcall.keyringbackend import unusable
+from upcall.messages import Requester
 from upcall.modules import load
 from upcall.passphrase import NoPassphrase
 from upcall.runtime import daemon_socket

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -24,7 +25,7 @@ from upcall.cli import main
 from upcall.errors import UsageError
 from upcall.metrics import METRICS, PER_UID, registry
 from upcall.metricsserver import server
-from upcall.testing.processes import RunningBroker, StartDaemon, Started, until
+from upcall.testing.processes import RunningBroker, StartDaemon, Started, in_child, until
 
 DOCS = Path(__file__).parents[1] / "docs" / "observing.md"
 STATUS: dict[str, Any] = {
@@ -213,6 +214,50 @@ def test_a_socket_in_the_file_system(listening: tuple[Started, Path]) -> None:
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
     assert not path.exists()
+
+
+def ends(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_slow_readers_block_nobody_and_keep_no_threads(listening: tuple[Started, Path]) -> None:
+    process, path = listening
+    slow = [socket.socket(socket.AF_UNIX) for _ in range(100)]
+    for one in slow:
+        one.connect(str(path))
+        one.settimeout(10)
+        with contextlib.suppress(BrokenPipeError):  # it was cut already
+            one.sendall(b"GET /metrics HT")  # and nothing more
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        assert "200" in get(connection)[0]
+    assert ends(slow[0]), "the oldest is cut off"
+    threads = Path(f"/proc/{process.pid}/task")
+    until(lambda: len(list(threads.iterdir())) <= 20, "no thread of each")
+    assert ends(slow[-1]), "all are, after the total time"
+    until(lambda: len(list(threads.iterdir())) <= 4, "threads have ended")
+    for one in slow:
+        one.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a socket to another group")
+def test_a_socket_is_its_groups_and_no_other_user_can_connect(used: RunningBroker) -> None:
+    path = used.folder / "metrics.sock"
+    arguments = ["-m", "upcall", "metrics", f"--runtime={used.folder}", "--group=64300", "--listen"]
+    with Started(arguments, used.folder.parent / "metrics.log"):
+        until(lambda: _listens(path), "somebody who listens")
+        assert (path.stat().st_gid, stat.S_IMODE(path.stat().st_mode)) == (64300, 0o660)
+        assert in_child(lambda: _listens(path), uid=64301) is False
+
+
+def test_tcp_is_served_with_a_warning(used: RunningBroker) -> None:
+    arguments = ["-m", "upcall", "metrics", f"--runtime={used.folder}", "--listen=127.0.0.1:0"]
+    with Started(arguments, used.folder.parent / "metrics.log") as process:
+        process.logged("every user of this machine can read")
+    assert metrics("--group", "root", "--listen", "127.0.0.1:0").exit_code == os.EX_USAGE
 
 
 def test_a_port_of_this_machine() -> None:

@@ -215,7 +215,8 @@ class AnyOrder(RuleBasedStateMachine):
     def nothing_leaks(self) -> None:
         if not hasattr(self, "contexts"):
             return
-        free = [context.index for queue in self.contexts._free.values() for context in queue]
+        free = [index for indexes in self.contexts._fresh.values() for index in indexes]
+        free += [index for indexes in self.contexts._freed.values() for index in indexes]
         allocated = [context.index for context in self.contexts.allocated]
         assert sorted(free + allocated) == list(range(len(self.contexts)))
         assert set(allocated) == self.acquired

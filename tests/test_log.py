@@ -58,6 +58,51 @@ def test_a_flood_of_one_event_is_counted_and_the_others_are_heard(
     assert found[22].endswith("flood number=100")
 
 
+def test_a_noisy_uid_hides_no_event_of_another(pipe: tuple[int, int]) -> None:
+    log = EventLog("name", pipe[1])
+    for number in range(400):
+        log("flood", uid=1001, number=number)
+        if number % 40 == 0:
+            log("flood", uid=1002, number=number)
+    found = lines(pipe[0], log)
+    assert sum("uid=1002" in line for line in found) == 10
+    assert any("flood uid=1001 suppressed=" in line for line in found)
+
+
+def test_many_uids_are_limited_together_and_root_is_still_heard(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    log = EventLog("name", pipe[1])
+    for uid in range(10_000, 20_000):
+        log("flood", uid=uid)
+    log("flood", uid=0)
+    log("ready")
+    monkeypatch.undo()
+    found = lines(pipe[0], log)
+    assert sum(" flood uid=" in line and "suppressed" not in line for line in found) == module._IN_ALL + 1
+    assert found[module._IN_ALL].endswith("flood uid=0")
+    assert found[module._IN_ALL + 1].endswith("ready")
+    told = sum(int(line.rpartition("suppressed=")[2]) for line in found if "suppressed=" in line)
+    assert told == 10_000 - module._IN_ALL
+    assert len(found) <= module._IN_ALL + 2 + module._SUMMARIES + 1
+    assert not log._seen
+
+
+def test_all_uids_of_a_person_share_one_limit(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    log = EventLog("name", pipe[1])
+    log.person_of = lambda uid: 1001 if uid >= 100_000 else uid
+    for uid in range(100_000, 101_000):
+        log("flood", uid=uid)
+    log("flood", uid=1002)
+    monkeypatch.undo()
+    found = lines(pipe[0], log)
+    assert len(found) == module._PER_SECOND + 2
+    assert found[-2].endswith("flood uid=1002")
+    assert found[-1].endswith(f"flood uid=1001 suppressed={1000 - module._PER_SECOND}")
+
+
 def test_a_reader_that_does_not_read_blocks_nobody_and_what_is_lost_is_counted(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,38 +32,64 @@ from upcall.wire.ecryptfs import (
     take_file_key,
     take_reply,
 )
-from upcall.wire.netlink import MAX_MESSAGE, Envelope, pack_request, take_response
+from upcall.wire.netlink import MAX_MESSAGE, Envelope, Response, pack_request, take_response
 
 
 class NoBroker(UpcallError):
     """There is no broker where we looked, or it has gone."""
 
 
+class _NotTaken(ConnectionError):
+    """The connection ended before the other side has taken the request."""
+
+
 class Connection:
     """Requests over one SOCK_SEQPACKET connection, one after the other. Not for several threads at a time."""
 
     def __init__(self, path: Path, owners: frozenset[int]) -> None:
+        self._path, self._owners = path, owners
         self._socket = connect(path, owners)
         self._seq = 0
 
     def ask(self, service: str, uid: int, body: bytes, timeout: float) -> bytes:
-        """The answer's body. Refused with the reason; TimeoutError; ConnectionError if the other side went."""
+        """The answer's body. Refused with the reason; TimeoutError; ConnectionError if the other side went.
+
+        A connection that the other side has ended because it was idle is made again, once."""
         self._seq = (self._seq + 1) & 0xFFFFFFFF
         deadline = time.monotonic() + timeout
         requester = Requester(uid, os.getpid())
         envelope = Envelope(self._seq, 0, service, requester, int(deadline * 1e9), body)
+        data = pack_request(envelope)
+        try:
+            response = self._exchange(data, timeout)
+        except _NotTaken:
+            again = connect(self._path, self._owners)
+            self._socket.close()
+            self._socket = again
+            response = self._exchange(data, timeout)
+        if isinstance(response.outcome, Answer):
+            return response.outcome.body
+        raise Refused(response.outcome.reason, response.outcome.errno)
+
+    def _exchange(self, request: bytes, timeout: float) -> Response:
+        """Sends it, and waits for its response. _NotTaken if the other side had gone without reading it."""
         self._socket.settimeout(timeout + 1)
-        self._socket.send(pack_request(envelope))
+        try:
+            self._socket.send(request)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise _NotTaken(str(error)) from error
         while True:
-            data = self._socket.recv(MAX_MESSAGE)
+            try:
+                data = self._socket.recv(MAX_MESSAGE)
+            except ConnectionResetError as error:
+                # unix(7): ECONNRESET if the peer closed with unread data. The request was sent last, so it is among
+                # them; a peer that has taken everything gives the end of file, and is not asked again.
+                raise _NotTaken(str(error)) from error
             if not data:
                 raise ConnectionError("the connection was closed")
             response = take_response(data)
             if response.seq == self._seq:
-                break
-        if isinstance(response.outcome, Answer):
-            return response.outcome.body
-        raise Refused(response.outcome.reason, response.outcome.errno)
+                return response
 
     @property
     def peer(self) -> tuple[int, int]:
@@ -114,7 +140,7 @@ class Client:
             return self._connection.ask(service, self._uid, body, self.timeout)
         except TimeoutError as error:
             raise TimeoutError(f"the broker has not answered within {self.timeout} s") from error
-        except ConnectionError as error:
+        except (ConnectionError, FileNotFoundError, UsageError) as error:
             raise NoBroker(f"the broker has gone: {error}") from error
 
     def status(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Message contexts: a fixed array, as in eCryptfs's messaging.c, with the same four conditions on a reply.
+"""Message contexts: an array of fixed size, as in eCryptfs's messaging.c, with the same four conditions on a reply.
 
 A request takes a free context, is sent under a fresh sequence number, and is pending; the reply that fits on
 index, state, sequence, uid and pid makes it done; freeing it is the end. Whoever takes a context out of
@@ -49,8 +49,11 @@ class Origin(Protocol):
     def settle(self, outcome: Answer | Refusal, /) -> None: ...
 
 
+_NOBODY = Requester(0, 0)
+
+
 class Context:
-    """One slot of the array. Everything but `index` belongs to the request that is in it."""
+    """One slot of the array while it is in use. Everything but `index` belongs to the request that is in it."""
 
     __slots__ = (
         "body",
@@ -66,16 +69,17 @@ class Context:
         "state",
     )
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, service: str) -> None:
         self.index = index
         self._clear()
+        self.service = service
 
     def _clear(self) -> None:
         self.state = State.FREE
+        self.service = ""
         self.counter = 0
         self.pid = 0
-        self.service = ""
-        self.requester = Requester(0, 0)
+        self.requester = _NOBODY
         self.line = NO_LINE
         self.since = self.deadline = 0.0
         self.body = b""
@@ -86,29 +90,31 @@ class Context:
 
 
 class Contexts:
-    """The array of one uid. `shares` says how many contexts each service has: one cannot starve another."""
+    """The array of one uid. `shares` says how many contexts each service has: one cannot starve another.
+
+    The array's size is fixed; a slot takes memory while it is in use. A free index is used again as late as possible.
+    """
 
     def __init__(self, uid: int, shares: Mapping[str, int], start: int = 0) -> None:
         """`start`: what the sequence numbers count up from (modulo 2^32); random, so that a reply to a
         broker that is gone does not fit its successor."""
         self.uid = uid
-        self._free: dict[str, deque[Context]] = {}
-        array: list[Context] = []
+        self._fresh: dict[str, range] = {}  # by service: indexes that were never used
+        self._freed: dict[str, deque[int]] = {}  # by service: indexes to use again, once none is fresh
+        self._size = 0
         for service, share in shares.items():
             if share < 1:
                 raise ValueError(f"service {service!r} needs at least one context")
-            mine = [Context(len(array) + i) for i in range(share)]
-            self._free[service] = deque(mine)
-            array += mine
-        self._array = tuple(array)
-        self._allocated: dict[int, Context] = {}
+            self._fresh[service] = range(self._size, self._size + share)
+            self._size += share
+        self._allocated: dict[int, Context] = {}  # by index, oldest first
         self._start = start % COUNTERS
         self._used = 0
         self.rejected: Counter[str] = Counter()
         self.most = 0  # the most that were ever in use at once
 
     def __len__(self) -> int:
-        return len(self._array)
+        return self._size
 
     @property
     def allocated(self) -> Iterator[Context]:
@@ -121,16 +127,18 @@ class Contexts:
 
     def left(self, service: str) -> int:
         """How many contexts the service has free."""
-        return len(self._free[service])
+        return len(self._fresh[service]) + len(self._freed.get(service, ()))
 
     def acquire(self, service: str) -> Context:
-        """A context off the free list. NoContext when the service's share is used up; KeyError if unknown."""
-        free = self._free[service]
-        if not free:
+        """A free context. NoContext when the service's share is used up; KeyError if unknown."""
+        fresh = self._fresh[service]
+        if fresh:
+            index, self._fresh[service] = fresh[0], fresh[1:]
+        elif freed := self._freed.get(service):
+            index = freed.popleft()
+        else:
             raise NoContext(service)
-        context = free.popleft()
-        context.service = service
-        self._allocated[context.index] = context
+        context = self._allocated[index] = Context(index, service)
         if len(self._allocated) > self.most:
             self.most = len(self._allocated)
         return context
@@ -150,10 +158,10 @@ class Contexts:
 
     def match(self, index: int, seq: int, uid: int, pid: int) -> Context:
         """The pending context that this reply is for; it is done now. Rejected, and counted, otherwise."""
-        if not 0 <= index < len(self._array):
+        if not 0 <= index < self._size:
             raise self._reject("index")
-        context = self._array[index]
-        if context.state is not State.PENDING:
+        context = self._allocated.get(index)
+        if context is None or context.state is not State.PENDING:
             raise self._reject("state")
         if uid != self.uid:
             raise self._reject("uid")
@@ -184,9 +192,12 @@ class Contexts:
         return min((c.deadline for c in self._allocated.values() if c.state is State.PENDING), default=None)
 
     def free(self, context: Context) -> None:
-        """Back onto the free list, wiped of its request. Only what is allocated can be freed."""
-        if self._allocated.pop(context.index, None) is not context:
+        """Wipes it of its request; its index is free. Only what is allocated can be freed."""
+        if self._allocated.get(context.index) is not context:
             raise ValueError(f"{context!r} is not in use")
-        service = context.service
+        del self._allocated[context.index]
+        freed = self._freed.get(context.service)
+        if freed is None:
+            freed = self._freed[context.service] = deque()
+        freed.append(context.index)
         context._clear()
-        self._free[service].append(context)

@@ -37,6 +37,7 @@ class ModuleFailed(UpcallError):
 # an unknown one from a newer peer is kept as it is.
 REASONS: dict[str, int] = {
     "no-daemon": errno.ENOTCONN,  # nobody is registered for this uid
+    "too-many-daemons": errno.EUSERS,  # as many are registered as may be, in all or of one person ([broker])
     "no-context": errno.ENOMEM,  # every message context of this service is in use, as in the kernel
     "daemon-gone": errno.ECONNRESET,  # it exited, or was killed, with the request in its hands
     "daemon-full": errno.EAGAIN,  # its socket takes no more: it is stopped or hopelessly behind

@@ -1,10 +1,17 @@
-"""Metrics over HTTP, on this machine only: a TCP port of its own address, or a socket in the file system."""
+"""Metrics over HTTP, on this machine only: a socket in the file system, or a TCP port of the machine's own address.
+
+Few connections are served at a time, each in a thread; each ends after a total time, however slowly it reads or
+writes, and the oldest one ends at once when more come.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -15,7 +22,8 @@ from upcall.config.kinds import on_this_machine
 from upcall.errors import UsageError
 
 MODE = 0o660  # of a socket in the file system
-_PATIENCE = 5.0  # seconds for whoever asks slowly
+_PATIENCE = 5.0  # seconds that a connection may last in all
+_MOST = 16  # connections, and threads, at a time
 
 
 class _Handler(WSGIRequestHandler):
@@ -30,6 +38,42 @@ class _Handler(WSGIRequestHandler):
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    request_queue_size = 64
+    group: int | None = None  # of a socket in the file system
+
+    def __init__(self, *arguments: Any) -> None:
+        self._began: dict[socket.socket, float] = {}  # oldest first
+        self._lock = threading.Lock()
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Starts a thread for it; the oldest connection is cut if there are too many."""
+        with self._lock:
+            if len(self._began) >= _MOST:
+                self._cut(next(iter(self._began)))
+            self._began[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """serve_forever calls this at least twice a second: cuts connections that last too long."""
+        now = time.monotonic()
+        with self._lock:
+            for request in [one for one, began in self._began.items() if now - began > _PATIENCE]:
+                self._cut(request)
+
+    def _cut(self, request: socket.socket) -> None:
+        """Its thread's recv or send returns at once, and the thread ends."""
+        del self._began[request]
+        with contextlib.suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._began.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: a connection was cut, or its peer has gone."""
 
 
 class _Inet6(_Server):
@@ -46,6 +90,8 @@ class _Unix(_Server):
             self.socket.bind(self.server_address)
         finally:
             os.umask(before)
+        if self.group is not None:
+            os.chown(str(self.server_address), -1, self.group)  # before listen(2): nobody can connect yet
         self.server_name, self.server_port = "localhost", 0
         self.setup_environ()
 
@@ -54,13 +100,14 @@ class _Unix(_Server):
         return connection, ("local", 0)
 
 
-def server(address: str, app: Callable[..., Any]) -> WSGIServer:
-    """Listens at `unix:PATH` or `HOST:PORT`; call its serve_forever. UsageError for another machine's or a bad
-    address, OSError if it cannot be had."""
+def server(address: str, app: Callable[..., Any], group: int | None = None) -> WSGIServer:
+    """Listens at `unix:PATH` or `HOST:PORT`; call its serve_forever. `group`: the gid of a socket in the file
+    system, whose mode is 0660. UsageError for another machine's or a bad address, OSError if it cannot be had."""
     if address.startswith("unix:"):
         path = Path(address.removeprefix("unix:"))
         _clear(path)
-        made: WSGIServer = _Unix(str(path), _Handler)  # type: ignore[arg-type]
+        kind = type("_Unix", (_Unix,), {"group": group})
+        made: WSGIServer = kind(str(path), _Handler)
     else:
         host, colon, port = address.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")

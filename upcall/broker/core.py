@@ -11,7 +11,7 @@ import math
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from upcall.broker.latencies import Latencies
 from upcall.contexts import NO_LINE, Context, Contexts, Exhausted, Line, NoContext, Origin, Rejected
@@ -31,9 +31,19 @@ from upcall.wire.netlink import (
 )
 
 Log = Callable[..., None]
+T = TypeVar("T")
 # (uid, service, outcome, seconds, sequence number or 0): told of each request that is settled
 Record = Callable[[int, str, str, float, int], None]
 ROOT = 0  # whose daemon speaks for the machine
+GONE = -1  # in the place of a uid: all whose own counters were given up
+_COUNTED = 1024  # uids without a daemon whose own counters are kept
+
+
+class Limits(NamedTuple):
+    """How many daemons may be registered; root's is always admitted."""
+
+    daemons: int = 2048  # of all uids
+    daemons_per_person: int = 16  # of one person's uids
 
 
 class _Parked(NamedTuple):
@@ -67,6 +77,8 @@ class Broker:
         self.record: Record | None = None
         self.now = 0.0  # whoever runs the loop says each turn what the clock says; for what is told of requests only
         self.rejected: dict[int, Counter[str]] = {}  # by uid: replies that fitted no context, and on what
+        self.limits = Limits()
+        self.person_of: Callable[[int], int] = lambda uid: uid  # which uid counts for a uid
         self._contexts: dict[int, Contexts] = {}
         self._shares = {service.name: service.contexts for service in services.values()}
         self._wake = math.inf
@@ -156,7 +168,7 @@ class Broker:
             context = contexts.match(index, seq, association.uid, association.pid)
         except (Rejected, PeerError) as error:
             on = error.on if isinstance(error, Rejected) else "length"
-            self.rejected.setdefault(association.uid, Counter())[on] += 1
+            self._counts(self.rejected, association.uid)[on] += 1
             association.rejected += 1
             self.log("reply-rejected", uid=association.uid, pid=association.pid, on=on)
             return False
@@ -196,12 +208,20 @@ class Broker:
         name = "answered"
         if isinstance(outcome, Refusal):
             name = outcome.reason if outcome.reason in REASONS else "other"
-        counts = self.outcomes.get(uid)
-        if counts is None:
-            counts = self.outcomes[uid] = Counter()
-        counts[service, name] += 1
+        self._counts(self.outcomes, uid)[service, name] += 1
         if self.record is not None:
             self.record(uid, service, name, seconds, seq)
+
+    def _counts(self, counters: dict[int, Counter[T]], uid: int) -> Counter[T]:
+        """The uid's own. When many are kept, those of uids without a daemon are added to those of GONE first."""
+        counts = counters.get(uid)
+        if counts is None:
+            if len(counters) >= _COUNTED:
+                gone = counters.setdefault(GONE, Counter())
+                for one in [one for one in counters if one != GONE and self.registry.get(one) is None]:
+                    gone.update(counters.pop(one))
+            counts = counters[uid] = Counter()
+        return counts
 
     def notice(self, uid: int, service: str, requester: Requester, body: bytes) -> bool:
         """Tells the daemon of `uid` something that needs no answer. False if it has none, or takes no more now."""
@@ -215,6 +235,19 @@ class Broker:
             return False
 
     # --- daemons -------------------------------------------------------------------------------------------
+
+    def refuses(self, uid: int) -> str:
+        """Why a daemon of this uid may not register now (one of REASONS); empty if it may.
+
+        One that replaces the uid's daemon may: no more are registered then than before."""
+        registry = self.registry
+        if uid == ROOT or registry.get(uid) is not None:
+            return ""
+        person = self.person_of(uid)
+        if len(registry) >= self.limits.daemons:
+            return "too-many-daemons"
+        mine = sum(1 for one in registry if one.uid != ROOT and self.person_of(one.uid) == person)
+        return "too-many-daemons" if mine >= self.limits.daemons_per_person else ""
 
     def helo(self, uid: int, pid: int, portid: int, link: Link, now: float, began: int = 0) -> Association:
         """A daemon registers. An older one of the same uid is sent QUIT; what it held goes to the new one."""

@@ -75,7 +75,7 @@ class _Key:
 class Forwarders(Listener):
     """The socket for forwarders; only root can reach it."""
 
-    per_uid = in_all = 512
+    per_person = in_all = for_root = 512
     once = True
 
     def __init__(self, server: Server, path: Path, kernel: Kernel, owners: Mapping[str, int], me: int) -> None:

@@ -12,7 +12,7 @@ from upcall.kernel.local import pidfd_of
 from upcall.kernel.netlink import NetlinkSocket, Packet, pair
 from upcall.kernel.process import real_uid_of
 from upcall.registry import Association
-from upcall.wire.netlink import HEADER, HELO, QUIT, RESPONSE, pack_control
+from upcall.wire.netlink import HEADER, HELO, QUIT, RESPONSE, pack_control, pack_response, refusal
 
 if TYPE_CHECKING:
     from upcall.broker.registration import DaemonConnection
@@ -55,7 +55,7 @@ class DaemonLink:
         except OSError:
             self._alive.close()
             raise
-        server.loop.add(self.socket, self._on_readable, self.uid)
+        server.loop.add(self.socket, self._on_readable, connection.person)
         server.loop.add(self._alive, self._ended, URGENT)
 
     @property
@@ -140,6 +140,11 @@ class DaemonLink:
         server = self._server
         if not hello or real_uid_of(self.pid) != self.uid:
             server.reject("pid" if hello else "message", self.uid, self.pid)
+            return False
+        if why := server.broker.refuses(self.uid):  # others of the same person have registered meanwhile
+            server.log("registration-refused", uid=self.uid, pid=self.pid, why=why)
+            self._connection.tell(pack_response(0, 0, refusal(why)))
+            self.close()
             return False
         try:
             heard = self.socket.send(pack_control(HELO))

@@ -1,9 +1,17 @@
-"""A listening socket of the broker, and who is connected to it: each asks, and is answered on the same connection."""
+"""A listening socket of the broker and its connections: each asks, and is answered on the same connection.
+
+Admission: connections are limited per person (the owner of a range of subordinate uids, upcall/broker/people.py) and
+in all. At a limit, a newcomer takes the place of the longest idle connection of the person who holds most. Root's
+connections have room of their own and are never evicted. Idle connections end after `idle` seconds.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import math
+import os
 import socket
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +26,7 @@ if TYPE_CHECKING:
     from upcall.broker.server import Server
 
 _ACCEPTS_PER_TURN, _ACCEPT_PAUSE = 8, 0.1
+_ROOT = 0
 
 
 class Connection:
@@ -26,8 +35,15 @@ class Connection:
     def __init__(self, listener: Listener, connection: socket.socket) -> None:
         self._listener, self.socket = listener, connection
         self.pid, self.uid = peer_of(connection)
+        self.person = listener.server.person_of(self.uid)
+        self.heard = listener.server.now  # when it last sent something, or was last answered
+        self.pending = 0  # requests that are not answered yet
         self._line: Line | None = None
         self.open = True
+
+    @property
+    def now(self) -> float:
+        return self._listener.server.now
 
     @property
     def line(self) -> Line:
@@ -43,6 +59,7 @@ class Connection:
         except OSError:
             data = b""
         if data:
+            self.heard = self.now
             self._take(data)
         elif data is not None:
             self.close()
@@ -73,6 +90,17 @@ class Connection:
         if self._listener.once:
             self.close()
 
+    @property
+    def unread(self) -> bool:
+        """Whether it has sent something that was not read yet, or has ended."""
+        try:
+            self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
     def close(self) -> None:
         if self.open:
             self.open = False
@@ -87,8 +115,11 @@ class Asked:
 
     def __init__(self, connection: Connection, seq: int, index: int) -> None:
         self._connection, self._seq, self._index = connection, seq, index
+        connection.pending += 1
 
     def settle(self, outcome: Answer | Refusal) -> None:
+        self._connection.pending -= 1
+        self._connection.heard = self._connection.now
         self._connection.send(pack_response(self._seq, self._index, outcome))
 
 
@@ -96,62 +127,166 @@ class Listener:
     """The socket at `path`. What is asked there is the affair of those who inherit this."""
 
     mode = 0o600
-    per_uid, in_all = 64, 1024  # connections
+    per_person, in_all = 64, 1024  # connections; root's are not among them
+    for_root = 1024
     once = False  # each connection asks one thing, and is closed with the answer
+    idle = 60.0  # seconds until a connection that is not busy ends
 
     def __init__(self, server: Server, path: Path) -> None:
         """UsageError if a broker listens there already."""
         self.server, self._path = server, path
         self._listener = listen(path, self.mode)
-        self._connections: set[Connection] = set()
-        self._by_uid: Counter[int] = Counter()
+        self._spare = _spare()
+        self._by_person: dict[int, dict[Connection, None]] = {}  # each in order of arrival
+        self._count = 0  # of all persons but root
+        self._wake = math.inf
         server.loop.add(self._listener, self._on_connect, LISTENER)
 
     def ask(self, connection: Connection, envelope: Envelope, origin: Asked) -> None:
         """Sees to it that the origin is settled."""
         raise NotImplementedError
 
-    def connection(self, accepted: socket.socket) -> Connection:
-        """What is made of somebody who has connected."""
+    def make(self, accepted: socket.socket) -> Connection:
+        """What is known of a peer that has connected."""
         return Connection(self, accepted)
 
+    def evictable(self, connection: Connection) -> bool:
+        """Whether it may be ended to make room, if need be."""
+        return True
+
     def admits(self, connection: Connection) -> bool:
-        return self._by_uid[connection.uid] < self.per_uid and len(self._connections) < self.in_all
+        """Who may be connected at all; how many may be is seen to elsewhere."""
+        return True
+
+    def busy(self, connection: Connection) -> bool:
+        """Whether the connection does not count as idle now, and is evicted last."""
+        return connection.pending > 0
 
     def owner(self, connection: Connection) -> int:
         """On whose account the connection is served."""
-        return connection.uid
+        return connection.person
+
+    # --- admission -----------------------------------------------------------------------------------------
 
     def _on_connect(self) -> None:
+        self.server.persons.look(self.server.now)
         for _ in range(_ACCEPTS_PER_TURN):
             try:
                 accepted, _ = self._listener.accept()
             except BlockingIOError:
                 return
-            except OSError as error:  # no descriptor is free; asking again at once would not help
-                self.server.log("no-connection", why=error)
+            except OSError as error:
+                if error.errno == errno.ECONNABORTED:
+                    continue
+                if error.errno in (errno.EMFILE, errno.ENFILE) and self._free_descriptor():
+                    continue
+                self.server.log("connection-not-accepted", socket=self._path.name, why=error)
                 self.server.loop.mute(self._listener, self.server.now + _ACCEPT_PAUSE)
                 return
             accepted.setblocking(False)
-            connection = self.connection(accepted)
-            if not self.admits(connection):
+            connection = self.make(accepted)
+            if not self.admits(connection) or not self._room_for(connection):
                 self.server.log("connection-refused", socket=self._path.name, uid=connection.uid, pid=connection.pid)
                 accepted.close()
                 continue
-            self._connections.add(connection)
-            self._by_uid[connection.uid] += 1
-            self.server.loop.add(accepted, connection.on_readable, self.owner(connection))
+            self._keep(connection)
+
+    def _keep(self, connection: Connection) -> None:
+        self._by_person.setdefault(connection.person, {})[connection] = None
+        self._count += connection.person != _ROOT
+        self._wake = min(self._wake, connection.heard + self.idle)
+        self.server.loop.add(connection.socket, connection.on_readable, self.owner(connection))
+
+    def _room_for(self, connection: Connection) -> bool:
+        """Whether it can stay, once another one was evicted for it if need be."""
+        person = connection.person
+        mine = len(self._by_person.get(person, ()))
+        if person == _ROOT:
+            return mine < self.for_root
+        if mine >= self.per_person:
+            return self._evict(person, idle_only=True)
+        if self._count < self.in_all:
+            return True
+        most = self._holds_most()
+        return len(self._by_person[most]) > mine + 1 and self._evict(most)
+
+    def _holds_most(self) -> int:
+        """The person but root with most connections; root if nobody has any."""
+        held = ((len(those), person) for person, those in self._by_person.items() if person != _ROOT)
+        return max(held, default=(0, _ROOT))[1]
+
+    def _evict(self, person: int, idle_only: bool = False) -> bool:
+        """Ends a connection of the person: of the uid that holds most of them, the longest idle one; of those that
+        are busy only if none is idle. False if there is none to end."""
+        by_uid: dict[int, list[Connection]] = {}
+        for one in self._by_person.get(person, ()):
+            if self.evictable(one) and not (idle_only and self.busy(one)):
+                by_uid.setdefault(one.uid, []).append(one)
+        if person == _ROOT or not by_uid:
+            return False
+        held = max(by_uid.values(), key=list[Connection].__len__)
+        those = sorted(held, key=lambda one: (self.busy(one), one.heard))
+        victim = next((one for one in those if not self.busy(one) and not one.unread), those[0])
+        self.server.log("connection-evicted", socket=self._path.name, uid=victim.uid, pid=victim.pid)
+        victim.close()
+        return True
+
+    def _free_descriptor(self) -> bool:
+        """No descriptor is free: evicts a connection, or refuses the newcomer by means of the spare descriptor, so
+        that the listener does not stay readable for ever. False if there was none."""
+        if self._evict(self._holds_most()):
+            return True
+        if self._spare < 0:
+            self._spare = _spare()
+            return False
+        os.close(self._spare)
+        with contextlib.suppress(OSError):
+            self._listener.accept()[0].close()
+        self._spare = _spare()
+        return False
+
+    # --- time ----------------------------------------------------------------------------------------------
+
+    def next_wake(self) -> float:
+        """When `expire` must be called at the latest; inf while nobody is connected."""
+        return self._wake
+
+    def expire(self, now: float) -> None:
+        """Ends connections that were idle for too long."""
+        if now < self._wake:
+            return
+        self._wake = math.inf
+        for connection in [one for those in self._by_person.values() for one in those]:
+            if self.busy(connection) or connection.heard + self.idle > now:
+                ends = now + self.idle if self.busy(connection) else connection.heard + self.idle
+                self._wake = min(self._wake, ends)
+            elif connection.unread:
+                self._wake = min(self._wake, now + self.idle)
+            else:
+                connection.close()
 
     def forget(self, connection: Connection) -> None:
         self.server.loop.remove(connection.socket)
-        self._connections.discard(connection)
-        self._by_uid[connection.uid] -= 1
-        if not self._by_uid[connection.uid]:
-            del self._by_uid[connection.uid]
+        those = self._by_person.get(connection.person, {})
+        if connection in those:
+            del those[connection]
+            self._count -= connection.person != _ROOT
+            if not those:
+                del self._by_person[connection.person]
 
     def close(self) -> None:
-        for connection in tuple(self._connections):
+        for connection in [one for those in self._by_person.values() for one in those]:
             connection.close()
         self.server.loop.remove(self._listener)
         self._listener.close()
+        if self._spare >= 0:
+            os.close(self._spare)
         unlink_quietly(self._path)
+
+
+def _spare() -> int:
+    """A descriptor that is given up when none is free; -1 if there is none."""
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1

@@ -8,7 +8,7 @@ import socket
 from upcall.broker.link import DaemonLink
 from upcall.broker.listener import Connection, Listener
 from upcall.kernel.netlink import give_pair, is_control
-from upcall.wire.netlink import HELO, pack_control
+from upcall.wire.netlink import HELO, pack_control, pack_response, refusal
 
 
 class DaemonConnection(Connection):
@@ -25,6 +25,10 @@ class DaemonConnection(Connection):
         else:
             self._registration.server.reject("message", self.uid, self.pid)
             self.close()
+
+    @property
+    def registered(self) -> bool:
+        return self.link is not None and self.link.association is not None
 
     def tell(self, data: bytes) -> None:
         """A HELO, a QUIT or a refusal, without waiting; whoever does not read it has no use for it."""
@@ -44,15 +48,29 @@ class Registration(Listener):
     """Open to all: every uid registers a daemon, for itself."""
 
     mode = 0o666
+    in_all = 4096  # registered daemons have a limit of their own, which is lower: see Broker.refuses
+    idle = 5.0  # seconds to register in
 
-    def connection(self, accepted: socket.socket) -> Connection:
+    def make(self, accepted: socket.socket) -> Connection:
         return DaemonConnection(self, accepted)
+
+    def busy(self, connection: Connection) -> bool:
+        """A registered daemon's connection stays for as long as the daemon."""
+        return isinstance(connection, DaemonConnection) and connection.registered
+
+    def evictable(self, connection: Connection) -> bool:
+        return not self.busy(connection)
 
     def offer(self, connection: DaemonConnection) -> None:
         """Makes a link and hands it over. Registered is who says HELO on it: see DaemonLink."""
         server, uid, pid = self.server, connection.uid, connection.pid
         if os.geteuid() != 0 and uid != os.geteuid():
             server.reject("uid", uid, pid)
+            connection.close()
+            return
+        if why := server.broker.refuses(uid):
+            server.log("registration-refused", uid=uid, pid=pid, why=why, registered=len(server.broker.registry))
+            connection.tell(pack_response(0, 0, refusal(why)))
             connection.close()
             return
         try:

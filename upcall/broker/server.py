@@ -21,7 +21,9 @@ from upcall.broker.configured import Configured, configured
 from upcall.broker.core import Broker
 from upcall.broker.devices import Devices, OpenDevice
 from upcall.broker.forwarders import Forwarders, Kernel
+from upcall.broker.listener import Listener
 from upcall.broker.loop import URGENT, Loop
+from upcall.broker.people import Persons
 from upcall.broker.registration import Registration
 from upcall.broker.requesters import Requesters
 from upcall.broker.starter import COMMAND, Starter
@@ -60,6 +62,7 @@ class Server:
         read: Callable[[], Configured] | None = None,
         manager: Manager | None = None,
         line_of: Callable[[int], Line] | None = None,
+        persons: Persons | None = None,
     ) -> None:
         """`device` opens /dev/ecryptfs for a uid, `keys` tells of keys that the kernel wants; None where there is no
         right to it. `owners`: by type, whose daemon answers for keys that do not say it. `start`: the command that
@@ -70,9 +73,12 @@ class Server:
         self.manager = manager or Manager({})
         self.log = log or EventLog("upcall-broker")
         self.line_of = line_of or ancestry.line_of
+        self.persons = persons or Persons(self.log)
+        self.person_of = self.log.person_of = self.persons.of
         self.loop = Loop()
         self.starter = Starter(self, start)
         self.broker = Broker(services, self.log, self.starter.start)
+        self.broker.person_of = self.person_of
         self.junk: Counter[str] = Counter()
         # Seconds, monotonic. The clock is read once a turn; nothing that is read in this turn can have been there
         # before `since`, the turn before.
@@ -88,6 +94,11 @@ class Server:
             Forwarders(self, place.request_key_socket, keys, owners or {}, os.geteuid()) if keys is not None else None
         )
         self.registration = Registration(self, place.registration_socket)
+        self._listeners: list[Listener] = [
+            self.requesters,
+            self.registration,
+            *([self.forwarders] if self.forwarders is not None else []),
+        ]
         self._waker = Waker()
         self.loop.add(self._waker, self._on_signal, URGENT)
         self.quota = self._serve_quota(quota) if quota is not None else None
@@ -136,6 +147,7 @@ class Server:
             self._rereading = False
             self.manager.reloading()
             self._reloading.ask()
+            self.persons.reread()
         while self._found:
             self._follow(self._found.popleft())
 
@@ -157,7 +169,7 @@ class Server:
 
     def _follow(self, found: Configured) -> None:
         """Does what the configuration says from the next request on; what is owed is owed as before."""
-        self.broker.services = found.services
+        self.broker.services, self.broker.limits = found.services, found.limits
         if found.command is not None and hands_on(found.command) and not self._hands_on:
             self.log("start-not-followed", why="daemons would inherit what this broker has given up: start it anew")
         else:
@@ -183,6 +195,8 @@ class Server:
                     self.broker.expire(self.now)
                     self.loop.unmute(self.now)
                     self.starter.expire(self.now)
+                    for listener in self._listeners:
+                        listener.expire(self.now)
                     if self.devices is not None:
                         self.devices.retry(self.now)
                     if self.quota is not None:
@@ -196,6 +210,8 @@ class Server:
 
     def _next_wake(self) -> float:
         wake = min(self.broker.next_wake(), self.loop.next_wake(), self.starter.next_wake(), self.manager.next_wake())
+        for listener in self._listeners:
+            wake = min(wake, listener.next_wake())
         if self.quota is not None:
             wake = min(wake, self.quota.next_wake())
         return wake if self.devices is None else min(wake, self.devices.next_wake(self.now))
@@ -276,6 +292,7 @@ def main(
     hardened = of_broker(place.folder, found.hardening, where, device, state, found.command)
     server = Server(place, found.services, None, open_device, keys, found.owners, found.start, setup, read, manager)
     server.harden(hardened, not found.hardening or (found.command is not None and hands_on(found.command)))
+    server.broker.limits = found.limits
     server.heed_signals()
     record = _recorder(where, server)
     hangup.connect(server.reload, server.stop)

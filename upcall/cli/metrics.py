@@ -20,10 +20,14 @@ from upcall.errors import UsageError
 )
 @click.option(
     "--listen",
-    metavar="ADDRESS",
-    help="Serve them at unix:PATH, or at this machine's own 127.0.0.1:PORT, until SIGINT or SIGTERM.",
+    metavar="[ADDRESS]",
+    is_flag=False,
+    flag_value="",
+    help="Serve them until SIGINT or SIGTERM: at unix:PATH, or without ADDRESS at metrics.sock in the broker's "
+    "folder, mode 0660. HOST:PORT (127.0.0.1:9105) is TCP: every user of this machine can read root's view then.",
 )
-def command(runtime: Path | None, per_uid: bool, textfile: Path | None, listen: str | None) -> None:
+@click.option("--group", help="The group that may read the socket, by name or gid; without it this process's own.")
+def command(runtime: Path | None, per_uid: bool, textfile: Path | None, listen: str | None, group: str | None) -> None:
     """Print the broker's figures for Prometheus: once, to a file, or whenever they are asked for.
 
     The broker tells root of everybody, and others of themselves. If it does not answer, upcall_up is 0.
@@ -36,7 +40,7 @@ def command(runtime: Path | None, per_uid: bool, textfile: Path | None, listen: 
     Examples:
       # upcall metrics
       # upcall metrics --textfile /var/lib/node_exporter/upcall.prom
-      # upcall metrics --listen 127.0.0.1:9105
+      # upcall metrics --listen unix:/run/upcall/metrics.sock --group prometheus
     """
     if importlib.util.find_spec("prometheus_client") is None:
         raise UsageError("prometheus_client is not installed: pip install 'upcall[metrics]'")
@@ -45,23 +49,42 @@ def command(runtime: Path | None, per_uid: bool, textfile: Path | None, listen: 
     from prometheus_client import generate_latest, make_wsgi_app, write_to_textfile
 
     from upcall.metrics import asker, registry
+    from upcall.runtime import find_place
 
     figures = registry(asker(runtime), per_uid)
     if textfile is not None:
         write_to_textfile(str(textfile), figures)
     elif listen is not None:
-        _serve(listen, make_wsgi_app(figures))
+        _serve(listen or f"unix:{find_place(runtime).folder / 'metrics.sock'}", make_wsgi_app(figures), group)
     else:
         click.echo(generate_latest(figures).decode(), nl=False)
 
 
-def _serve(address: str, app: object) -> None:
+def _gid(group: str | None) -> int | None:
+    import grp
+
+    if group is None or (group.isascii() and group.isdigit()):
+        return None if group is None else int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise UsageError(f"there is no group {group!r}") from None
+
+
+def _serve(address: str, app: object, group: str | None) -> None:
     import signal
     import threading
 
     from upcall.metricsserver import server
 
-    with server(address, app) as serving:  # type: ignore[arg-type]
+    if not address.startswith("unix:"):
+        if group is not None:
+            raise UsageError("--group is for a UNIX socket; every user can connect to a TCP port")
+        click.echo(
+            f"warning: every user of this machine can read the figures at {address}; --listen unix:PATH has a mode",
+            err=True,
+        )
+    with server(address, app, _gid(group)) as serving:  # type: ignore[arg-type]
         for number in (signal.SIGINT, signal.SIGTERM):
             # shutdown() waits for the loop's end, which a handler in the loop's own thread would hold up for ever
             signal.signal(number, lambda *_: threading.Thread(target=serving.shutdown).start())

@@ -73,6 +73,21 @@ TABLES: Final = (
         ),
     ),
     Table(
+        "broker",
+        "How much of the broker one person can take. The uids of a range in /etc/subuid count as the person who owns "
+        "the range.",
+        (
+            Key(
+                "daemons",
+                whole(1, 65536),
+                SYSTEM,
+                "How many daemons may be registered; root's is admitted always.",
+                2048,
+            ),
+            Key("daemons-per-person", whole(1, 65536), SYSTEM, "How many of them may be one person's.", 16),
+        ),
+    ),
+    Table(
         "daemon",
         "How the broker starts a user's daemon, where [request-key] says that it is to.",
         (

@@ -17,7 +17,7 @@ from upcall.kernel.local import connect, peer_of
 from upcall.kernel.netlink import Packet, is_control, take_pair
 from upcall.messages import Refusal
 from upcall.runtime import Place
-from upcall.wire.netlink import HELO, QUIT, pack_control, take_response
+from upcall.wire.netlink import HELO, MAX_MESSAGE, QUIT, pack_control, take_response
 
 _SEND_TIMEOUT = struct.pack("@ll", 1, 0)  # struct timeval: an answer waits so long for room in the broker's queue
 
@@ -56,7 +56,7 @@ class BrokerLink:
 
     def heard(self, timeout: float) -> bool:
         """Whether the broker says HELO on the link within `timeout` seconds: we are registered then. ConnectionError
-        if it has closed the connection."""
+        if it has closed the connection, Refused if it says why."""
         deadline = time.monotonic() + timeout
         poll = select.poll()
         poll.register(self.socket, select.POLLIN)
@@ -69,7 +69,7 @@ class BrokerLink:
                     self.connection.setblocking(False)
                     return True
             elif ready:
-                raise ConnectionError("the broker has closed the connection")
+                raise _refused(self.connection.recv(MAX_MESSAGE))
         return False
 
     @property

@@ -17,6 +17,8 @@ from upcall.wire.netlink import MAX_MESSAGE
 
 _UCRED = struct.Struct("=iII")
 _SO_PEERPIDFD = 77  # Linux 6.5
+_TIMEVAL = struct.Struct("@ll")
+_FIVE_SECONDS, _NO_LIMIT = _TIMEVAL.pack(5, 0), _TIMEVAL.pack(0, 0)
 _TRUNC = int(socket.MSG_TRUNC)
 
 
@@ -73,8 +75,11 @@ def connect(path: Path, owners: frozenset[int]) -> socket.socket:
     """A connection to a listener that runs as one of `owners`. OSError if there is none, UsageError if not theirs."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
-        connection.settimeout(5)
+        # Blocking: while the backlog is full, connect(2) of a non-blocking socket fails at once (EAGAIN).
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _FIVE_SECONDS)
         connection.connect(os.fspath(path))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _NO_LIMIT)
+        connection.settimeout(5)
         _, uid = peer_of(connection)
         if uid not in owners:
             raise UsageError(f"{path}: uid {uid} listens there, not one of {sorted(owners)}")

@@ -1,7 +1,8 @@
 """`python -m upcall.testing.broker [system=FILE] ...`: a broker for a test, which may be several at once.
 
 With `system=FILE` it has a system's configuration of its own. The process of a test may play a daemon and ask it, too;
-so nobody is anybody's child for this broker, unless it is told `related=yes`.
+so nobody is anybody's child for this broker, unless it is told `related=yes`. `subuid=FILE` stands for /etc/subuid;
+`idle=SECONDS`, `connections=N`: when idle connections end, and how many there may be in all.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import sys
 from pathlib import Path
 
 from upcall import config
+from upcall.broker import people
 from upcall.broker.__main__ import run
+from upcall.broker.listener import Listener
 from upcall.contexts import NO_LINE, Line
 from upcall.kernel import ancestry
 
@@ -27,6 +30,10 @@ def main(arguments: list[str]) -> int:
         config.SYSTEM, config.VENDOR = file, file.with_name("vendor.toml")  # type: ignore[misc]
     if settings.pop("related", "no") != "yes":
         ancestry.line_of = strangers
+    if "subuid" in settings:
+        people.SUBUID = Path(settings.pop("subuid"))  # type: ignore[misc]
+    Listener.idle = float(settings.pop("idle", Listener.idle))
+    Listener.in_all = int(settings.pop("connections", Listener.in_all))
     return run([f"{name}={value}" for name, value in settings.items()])
 
 

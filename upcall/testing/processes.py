@@ -95,13 +95,22 @@ class Started:
 class RunningBroker(Started):
     """A broker that serves `folder`; ready when this returns."""
 
-    def __init__(self, folder: Path, stderr: int = -1, system: Path | None = None, related: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stderr: int = -1,
+        system: Path | None = None,
+        related: bool = False,
+        options: Sequence[str] = (),
+    ) -> None:
         """`system`: the system's configuration file, if it is not to be that of this machine. `related`: it looks who
-        descends from whom, as the real one does: then nobody can play a daemon and ask it, too."""
+        descends from whom, as the real one does: then nobody can play a daemon and ask it, too. `options`: others of
+        upcall.testing.broker's."""
         self.folder = folder
         arguments = ["-m", "upcall.testing.broker", f"folder={folder}", f"related={'yes' if related else 'no'}"]
         if system is not None:
             arguments.append(f"system={system}")
+        arguments += options
         super().__init__(arguments, folder.parent / "broker.log", stderr=stderr)
         until(self._ready, "a broker that answers")
 

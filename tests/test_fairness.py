@@ -1,0 +1,241 @@
+"""One person, with many uids and processes, against a stranger and root: connections, daemons, descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from upcall.client import Connection
+from upcall.kernel.local import connect, listen
+from upcall.testing.played import PlayedDaemon, PlayedRequester
+from upcall.testing.processes import RunningBroker, in_child, until
+from upcall.wire.ecryptfs import Ask, pack_ask
+
+PERSON, STRANGER, SUBUIDS = 64200, 64201, range(640_000, 640_016)
+PLEASE = pack_ask(Ask(0x40, "0123456789abcdef", b"wrapped"))
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+@pytest.fixture
+def subuid(tmp_path: Path) -> Path:
+    path = tmp_path / "subuid"
+    path.write_text(f"{PERSON}:{SUBUIDS[0]}:{len(SUBUIDS)}\n")
+    path.chmod(0o644)
+    return path
+
+
+@contextlib.contextmanager
+def running(folder: Path, subuid: Path, *options: str) -> Iterator[RunningBroker]:
+    with RunningBroker(folder, options=[f"subuid={subuid}", *options]) as broker:
+        yield broker
+
+
+def connected(folder: Path, uid: int) -> socket.socket:
+    """A connection of another uid: SO_PEERCRED tells of the effective one at connect(2)."""
+    os.seteuid(uid)
+    try:
+        return connect(folder / "broker.sock", frozenset({0}))
+    finally:
+        os.seteuid(0)
+
+
+def ended(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        return connection.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+def serves(broker: RunningBroker, uid: int) -> bool:
+    found = in_child(broker.status, uid=uid)
+    return bool(found["broker"]["pid"] == broker.pid)
+
+
+def flood(broker: RunningBroker, each: int) -> list[socket.socket]:
+    return [connected(broker.folder, uid) for uid in SUBUIDS for _ in range(each)]
+
+
+@contextlib.contextmanager
+def holding(broker: RunningBroker, each: int) -> Iterator[None]:
+    """A process that holds on to what it has connected, as each of the subuids."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            held = flood(broker, each)
+            os.write(writer, b"x")
+            signal.pause()
+            held.clear()
+        finally:
+            os._exit(1)
+    os.close(writer)
+    try:
+        assert os.read(reader, 1) == b"x"
+        yield
+    finally:
+        os.close(reader)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_sixteen_subuids_of_one_person_lock_out_neither_a_stranger_nor_root(folder: Path, subuid: Path) -> None:
+    with running(folder, subuid) as broker:
+        before = len(os.listdir(f"/proc/{broker.pid}/fd"))
+        with holding(broker, 60):
+            assert serves(broker, STRANGER)
+            assert serves(broker, 0)
+            until(lambda: len(os.listdir(f"/proc/{broker.pid}/fd")) <= before + 66, "one person's share")
+            assert serves(broker, PERSON), "the person's own uid gets in, too"
+
+
+def test_without_ranges_a_full_broker_evicts_for_who_has_fewer(folder: Path, tmp_path: Path) -> None:
+    with running(folder, tmp_path / "none", "connections=64") as broker:
+        held = flood(broker, 4)
+        assert serves(broker, STRANGER)
+        assert serves(broker, 0)
+        until(lambda: sum(ended(one) for one in held) >= 1, "one was evicted")
+        assert sum(not ended(one) for one in held) >= 62
+        for one in held:
+            one.close()
+
+
+def test_the_longest_idle_connection_is_evicted_and_none_with_a_request_pending(folder: Path, subuid: Path) -> None:
+    with running(folder, subuid) as broker:
+
+        def hold() -> list[bool]:
+            with PlayedDaemon(broker.folder) as daemon:
+                asking = PlayedRequester(broker.folder)
+                asking.ask(PLEASE)
+                daemon.request()
+                idle = [connect(broker.folder / "broker.sock", frozenset({0})) for _ in range(63)]
+                newcomer = PlayedRequester(broker.folder)
+                newcomer.ask(b"", "broker.status")
+                assert newcomer.reason() == "answered"
+                until(lambda: ended(idle[0]), "the longest idle is evicted")
+                return [ended(asking.socket), *(ended(one) for one in idle)]
+
+        assert in_child(hold, uid=PERSON) == [False, True] + [False] * 62
+        assert "connection-evicted" in broker.log
+
+
+def test_roots_connections_are_never_evicted(folder: Path, subuid: Path) -> None:
+    with running(folder, subuid, "connections=32") as broker:
+        roots = [connect(broker.folder / "broker.sock", frozenset({0})) for _ in range(100)]
+        held = flood(broker, 4)
+        assert serves(broker, STRANGER)
+        assert not any(ended(one) for one in roots)
+        for one in [*roots, *held]:
+            one.close()
+
+
+def test_an_idle_connection_ends_and_a_client_connects_again_by_itself(folder: Path, subuid: Path) -> None:
+    with running(folder, subuid, "idle=0.2") as broker, broker.client() as client:
+        assert client.status()["broker"]["pid"] == broker.pid
+        before = client._connection._socket
+        until(lambda: ended(before), "the idle connection ends")
+        assert client.status()["broker"]["pid"] == broker.pid
+        assert client._connection._socket is not before
+
+
+def test_a_connection_with_a_request_pending_is_not_idle(folder: Path, subuid: Path) -> None:
+    with (
+        running(folder, subuid, "idle=0.2") as broker,
+        PlayedDaemon(broker.folder) as daemon,
+        PlayedRequester(broker.folder) as asking,
+    ):
+        asking.ask(PLEASE)
+        daemon.request()
+        idle = [connect(broker.folder / "broker.sock", frozenset({0})) for _ in range(3)]
+        for one in idle:
+            until(partial(ended, one), "others end meanwhile")
+        assert not ended(asking.socket)
+
+
+def test_a_client_never_sends_a_request_again_that_may_have_been_taken(tmp_path: Path) -> None:
+    listener = listen(tmp_path / "sock", 0o600)
+    listener.setblocking(True)
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            connection = listener.accept()[0]
+            connection.recv(4096)
+            connection.close()
+            connection = listener.accept()[0]  # never comes
+            os._exit(3)
+        os._exit(4)
+    client = Connection(tmp_path / "sock", frozenset({0}))
+    with pytest.raises(ConnectionError, match="was closed"):
+        client.ask("key", 0, b"x", 5)
+    client.close()
+    os.kill(pid, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    listener.close()
+
+
+def test_a_broker_without_free_descriptors_serves_root_and_strangers(folder: Path, subuid: Path) -> None:
+    with running(folder, subuid) as broker:
+        used = len(os.listdir(f"/proc/{broker.pid}/fd"))
+        resource.prlimit(broker.pid, resource.RLIMIT_NOFILE, (used + 8, used + 8))
+        held = flood(broker, 2)
+        assert serves(broker, STRANGER)
+        assert serves(broker, 0)
+        for one in held:
+            one.close()
+
+
+def test_a_persons_daemons_are_limited_with_a_clear_refusal(folder: Path, subuid: Path, tmp_path: Path) -> None:
+    system = tmp_path / "upcall.toml"
+    system.write_text("[broker]\ndaemons-per-person = 2\n")
+    with RunningBroker(folder, system=system, options=[f"subuid={subuid}"]) as broker:
+        daemons = [_daemon(broker, uid) for uid in SUBUIDS[:3]]
+        try:
+            broker.logged("registration-refused uid=")
+            assert "why=too-many-daemons" in broker.log
+            assert len(broker.status()["daemons"]) == 2
+            daemons.append(_daemon(broker, STRANGER))
+            until(lambda: len(broker.status()["daemons"]) == 3, "a stranger's daemon registers")
+        finally:
+            for pid in daemons:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+
+def _daemon(broker: RunningBroker, uid: int) -> int:
+    """A played daemon of the uid; its process."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setresuid(uid, uid, uid)
+            with contextlib.suppress(BaseException), PlayedDaemon(broker.folder):
+                signal.pause()
+            signal.pause()
+        finally:
+            os._exit(1)
+    return pid
+
+
+def test_ranges_are_read_again_when_the_file_changes_and_refused_if_others_can_write_it(
+    folder: Path, subuid: Path
+) -> None:
+    subuid.chmod(0o666)
+    with running(folder, subuid) as broker:
+        broker.logged("subuid-refused")
+        subuid.chmod(0o644)
+        subuid.write_text(f"nonsense\n{PERSON}:{SUBUIDS[0]}:16\n")
+        broker.signal(signal.SIGHUP)
+        broker.logged("subuid-lines-skipped")
+        held = flood(broker, 8)
+        until(lambda: sum(not ended(one) for one in held) <= 64, "one person's share")
+        for one in held:
+            one.close()
