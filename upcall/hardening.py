@@ -95,7 +95,7 @@ def of_broker(
         if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
             kept.add("IPC_LOCK")  # all memory is locked (stay_in_memory): without this, what is new has no room
     if quota is not None:
-        kept, calls = kept | {"NET_ADMIN", "SYS_ADMIN"}, calls | syscalls.QUOTA
+        kept, calls = kept | {"SYS_ADMIN"}, calls | syscalls.QUOTA
     if becoming:
         kept, calls = kept | _BECOMING, calls | seccomp.OF_DAEMON | syscalls.IDS | syscalls.OWNERS
     left = capabilities.keep_only(kept)
