@@ -174,6 +174,35 @@ def since(home: Path, pid: int) -> Mapping[str, tuple[int, Callable[[], object]]
     }
 
 
+def _listened_unbound() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as made:
+        made.listen()
+        assert made.getsockname()[1]
+
+
+def _ran_from_memory() -> None:
+    with open(os.memfd_create("program"), "wb") as memory:
+        memory.write(Path("/bin/true").read_bytes())
+        memory.flush()
+        subprocess.run([f"/proc/self/fd/{memory.fileno()}"], check=True, pass_fds=[memory.fileno()], timeout=20)
+
+
+def _dumpable() -> None:
+    if _libc.prctl(4, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+# What is done without a filter, and what a daemon's says to it.
+HOLES: Final[Mapping[str, tuple[Callable[[], object], str]]] = {
+    "a TCP port without bind": (_listened_unbound, "EPERM"),
+    "a program from memory": (_ran_from_memory, "ENOSYS"),
+    "dumps again": (_dumpable, "EPERM"),
+    "MPTCP": (lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262).close(), "EPROTONOSUPPORT"),
+    "raw packets": (lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1).close(), "ESOCKTNOSUPPORT"),
+    "netlink of others": (lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 9).close(), "EPROTONOSUPPORT"),
+}
+
+
 def outcome(act: Callable[[], object]) -> str:
     """ "done", or the name of the error."""
     try:
@@ -203,6 +232,7 @@ def work(home: Path, pid: int, port: int) -> dict[str, Any]:
     }
     if os.uname().machine == "x86_64":
         report["forbidden"]["the other numbers of x86_64"] = outcome(lambda: _called(_X32_GETPID))
+    report["holes"] = {name: outcome(act) for name, (act, _) in HOLES.items()}
     return report
 
 

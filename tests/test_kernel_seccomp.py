@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import os
 import re
-import socket
 import struct
-import subprocess
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -139,38 +134,10 @@ def test_the_kernel_refuses_it() -> None:
     assert {found[name] for name in escaping.UNKNOWN} == {"ENOSYS"}
 
 
-def _listened_unbound() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as made:
-        made.listen()
-        assert made.getsockname()[1]
-
-
-def _ran_from_memory() -> None:
-    with open(os.memfd_create("program"), "wb") as memory:
-        memory.write(Path("/bin/true").read_bytes())
-        memory.flush()
-        subprocess.run([f"/proc/self/fd/{memory.fileno()}"], check=True, pass_fds=[memory.fileno()], timeout=20)
-
-
-def _dumpable() -> None:
-    if escaping._libc.prctl(4, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl")
-
-
-HOLES: dict[str, tuple[Callable[[], object], str]] = {
-    "a TCP port without bind": (_listened_unbound, "EPERM"),
-    "a program from memory": (_ran_from_memory, "ENOSYS"),
-    "dumps again": (_dumpable, "EPERM"),
-    "MPTCP": (lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262).close(), "EPROTONOSUPPORT"),
-    "raw packets": (lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1).close(), "ESOCKTNOSUPPORT"),
-    "netlink of others": (lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 9).close(), "EPROTONOSUPPORT"),
-}
-
-
 @here
-@pytest.mark.parametrize("name", HOLES)
+@pytest.mark.parametrize("name", escaping.HOLES)
 def test_holes_are_there_without_it_and_closed_with_it(name: str) -> None:
-    act, refusal = HOLES[name]
+    act, refusal = escaping.HOLES[name]
 
     def tried() -> str:
         process.harden()
