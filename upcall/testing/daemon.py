@@ -44,7 +44,8 @@ def run(arguments: list[str]) -> None:
     prompter = LazyPrompter(arguments, log)
     keys = KeyService(FolderKeyring(Path(settings["keys"])), modules, fetch, prompter=prompter)
     control = Control(daemon_socket(), keys) if "control" in settings else None
-    done_listening(hardened)
+    if control is not None:
+        done_listening(hardened)
     record = recorder("upcall-daemon", settings.get("records", "no"), log)
     daemon = Daemon(find_place(Path(settings["folder"])), [keys, *handlers], control, log, manager, record)
     locking = Locking(keys, arguments, log)
