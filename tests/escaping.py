@@ -180,13 +180,6 @@ def _listened_unbound() -> None:
         assert made.getsockname()[1]
 
 
-def _ran_from_memory() -> None:
-    with open(os.memfd_create("program"), "wb") as memory:
-        memory.write(Path("/bin/true").read_bytes())
-        memory.flush()
-        subprocess.run([f"/proc/self/fd/{memory.fileno()}"], check=True, pass_fds=[memory.fileno()], timeout=20)
-
-
 def _dumpable() -> None:
     if _libc.prctl(4, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
@@ -195,7 +188,6 @@ def _dumpable() -> None:
 # What is done without a filter, and what a daemon's says to it.
 HOLES: Final[Mapping[str, tuple[Callable[[], object], str]]] = {
     "a TCP port without bind": (_listened_unbound, "EPERM"),
-    "a program from memory": (_ran_from_memory, "ENOSYS"),
     "dumps again": (_dumpable, "EPERM"),
     "MPTCP": (lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262).close(), "EPROTONOSUPPORT"),
     "raw packets": (lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1).close(), "ESOCKTNOSUPPORT"),
