@@ -19,14 +19,31 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from upcall.kernel.seccomp import NAMED
 from upcall.keymodule import API, Secrets
 from upcall.runtime import user_folder
 
 MASK: Final = 0x5A
 KEYS: Final = Path(".ssh/authorized_keys")
-_COLUMN: Final = 0 if os.uname().machine == "x86_64" else 1
-_CLONE, _X32_GETPID, _TIOCSTI = (56, 220)[_COLUMN], 0x40000000 | 39, 0x5412
+_CLONE, _X32_GETPID, _TIOCSTI = 56, 0x40000000 | 39, 0x5412
+# On x86_64, the only machine that has a filter (upcall/kernel/seccomp.py).
+REFUSED: Final = {
+    "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "process_madvise": 440, "kcmp": 312,
+    "pidfd_getfd": 438, "mount": 165, "umount2": 166, "pivot_root": 155, "chroot": 161, "open_tree": 428,
+    "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433, "mount_setattr": 442,
+    "unshare": 272, "setns": 308, "bpf": 321, "perf_event_open": 298, "userfaultfd": 323, "io_uring_setup": 425,
+    "io_uring_enter": 426, "io_uring_register": 427, "fanotify_init": 300, "fanotify_mark": 301,
+    "name_to_handle_at": 303, "open_by_handle_at": 304, "personality": 135, "modify_ldt": 154, "lookup_dcookie": 212,
+    "nfsservctl": 180, "sysfs": 139, "uselib": 134, "_sysctl": 156, "mbind": 237, "migrate_pages": 256,
+    "move_pages": 279, "set_mempolicy": 238, "set_mempolicy_home_node": 450, "reboot": 169, "kexec_load": 246,
+    "kexec_file_load": 320, "init_module": 175, "finit_module": 313, "delete_module": 176, "create_module": 174,
+    "swapon": 167, "swapoff": 168, "acct": 163, "iopl": 172, "ioperm": 173, "syslog": 103, "vhangup": 153,
+    "sethostname": 170, "setdomainname": 171, "settimeofday": 164, "clock_settime": 227, "clock_adjtime": 305,
+    "adjtimex": 159, "setuid": 105, "setgid": 106, "setreuid": 113, "setregid": 114, "setresuid": 117,
+    "setresgid": 119, "setgroups": 116, "setfsuid": 122, "setfsgid": 123, "capset": 126, "quotactl": 179,
+    "quotactl_fd": 443, "execveat": 322, "memfd_create": 319,
+    "io_setup": 206, "memfd_secret": 447, "chown": 92, "process_mrelease": 448,
+}  # fmt: skip
+UNKNOWN: Final = {"open_tree_attr": 467, "statmount": 457, "listmount": 458, "not yet": 600}
 _NEWUSER_AND_SIGCHLD: Final = 0x10000000 | 17
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -42,7 +59,7 @@ def _called(number: int, *arguments: Any) -> int:
 
 
 def _by_name(name: str, *arguments: Any) -> int:
-    return _called(NAMED[name][_COLUMN], *arguments)
+    return _called(REFUSED[name], *arguments)
 
 
 def _cloned(flags: int) -> None:
@@ -158,6 +175,27 @@ def since(home: Path, pid: int) -> Mapping[str, tuple[int, Callable[[], object]]
     }
 
 
+def _listened_unbound() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as made:
+        made.listen()
+        assert made.getsockname()[1]
+
+
+def _dumpable() -> None:
+    if _libc.prctl(4, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+# What is done without a filter, and what a daemon's says to it.
+HOLES: Final[Mapping[str, tuple[Callable[[], object], str]]] = {
+    "a TCP port without bind": (_listened_unbound, "EPERM"),
+    "dumps again": (_dumpable, "EPERM"),
+    "MPTCP": (lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262).close(), "EPROTONOSUPPORT"),
+    "raw packets": (lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1).close(), "ESOCKTNOSUPPORT"),
+    "netlink of others": (lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 9).close(), "EPROTONOSUPPORT"),
+}
+
+
 def outcome(act: Callable[[], object]) -> str:
     """ "done", or the name of the error."""
     try:
@@ -185,8 +223,9 @@ def work(home: Path, pid: int, port: int) -> dict[str, Any]:
         "dumpable": int(_libc.prctl(3, 0, 0, 0, 0)),
         "status": {name: status[name].strip() for name in ("NoNewPrivs", "Seccomp", "CapEff", "CapPrm", "CapAmb")},
     }
-    if _COLUMN == 0:
+    if os.uname().machine == "x86_64":
         report["forbidden"]["the other numbers of x86_64"] = outcome(lambda: _called(_X32_GETPID))
+    report["holes"] = {name: outcome(act) for name, (act, _) in HOLES.items()}
     return report
 
 

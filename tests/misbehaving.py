@@ -104,8 +104,11 @@ class BadModule:
         verb, _, argument = blob.decode().partition(" ")
         if verb == "open_raises":
             raise RuntimeError(SECRET)
-        path = Path(argument or "/tmp") if verb == "key" else Path(f"/proc/self/fd/{os.memfd_create('key')}")
-        name, good = make_toy_key(path)
+        if verb == "key":
+            name, good = make_toy_key(Path(argument or "/tmp"))
+        else:  # a file without a name, which lives as long as the descriptor
+            file = os.open("/tmp", os.O_TMPFILE | os.O_RDWR, 0o600)
+            name, good = make_toy_key(Path(f"/proc/self/fd/{file}"))
         return BadKey(TOY.open(name, good, secrets), verb, argument)
 
 

@@ -46,7 +46,7 @@ class Scene:
         modules = {"modules": {}, "isolated": MODULE} if isolated else {"modules": MODULE}
         with RunningDaemon(
             self._folder, self._folder.parent / "keys", path=[HERE.parent], options=options, environment=self._home(),
-            **modules,  # type: ignore[arg-type]
+            control=True, **modules,  # type: ignore[arg-type]
         ) as daemon:  # fmt: skip
             found = self._asked(daemon)
             if recorded is not None:
@@ -88,6 +88,7 @@ def _check(report: dict[str, Any], home: Path) -> None:
         refused = {name: said for name, said in refused.items() if name not in [*escaping.forbidden(home, 0)][:8]}
     assert not {name: said for name, said in refused.items() if said not in ("EPERM", "EACCES")}
     assert set(report["families"].values()) == {"EAFNOSUPPORT"}
+    assert report["holes"] == {name: refusal for name, (_, refusal) in escaping.HOLES.items()}
     assert set(report["works"].values()) == {"done"}, report["works"]
     for name, (version, _) in escaping.since(home, 0).items():
         assert (report["since"][name] in ("EPERM", "EACCES")) == (version <= ABI), name

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from upcall.kernel import capabilities, landlock, seccomp
+from upcall.kernel import capabilities, landlock, seccomp, syscalls
 from upcall.kernel.landlock import EXECUTE, WRITE_FILE, Place
 from upcall.kernel.process import add_groups
 
@@ -38,6 +38,12 @@ _BECOMING: Final = frozenset(
         "SETPCAP", "SETUID", "SYS_RESOURCE",
     }
 )  # fmt: skip
+
+_BROKERS_NETLINK: Final = frozenset({seccomp.USERSOCK, seccomp.GENERIC})
+_DAEMONS_NETLINK: Final = frozenset(
+    {seccomp.ROUTE, seccomp.UEVENT}
+)  # getaddrinfo(3), libusb; a link's sockets are given
+_BECOMINGS_NETLINK: Final = _BROKERS_NETLINK | _DAEMONS_NETLINK | {seccomp.AUDIT}
 
 
 class Hardening(NamedTuple):
@@ -67,7 +73,7 @@ def of_daemon(arguments: Iterable[str], folder: Path | None) -> Hardening:
         places.append(Place(Path("/run/systemd/ask-password")))
     # It may run what its user may, and talk to whom that user may. Session buses and displays have abstract sockets.
     confined = _confined(lambda: landlock.restrict(places))
-    return Hardening(_filtered(seccomp.NAMED, seccomp.AND_INTERNET), confined, _said(left))
+    return Hardening(_filtered(seccomp.OF_DAEMON, seccomp.AND_INTERNET, _DAEMONS_NETLINK), confined, _said(left))
 
 
 def of_broker(
@@ -84,15 +90,16 @@ def of_broker(
     if not wanted:
         return _nothing()
     becoming = start is not None and hands_on(start)
-    kept, calls = set[str](), set[str]()
+    kept, calls = set[str](), dict(seccomp.OF_BROKER)
     if device is not None:
-        kept, calls = kept | {"SETUID"}, calls | {"setresuid", "setfsuid"}
+        kept = kept | {"SETUID"}
+        calls |= {name: syscalls.IDS[name] for name in ("setresuid", "setfsuid")}
         if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
             kept.add("IPC_LOCK")  # all memory is locked (stay_in_memory): without this, what is new has no room
     if quota is not None:
-        kept, calls = kept | {"NET_ADMIN", "SYS_ADMIN"}, calls | {*seccomp.QUOTA}
+        kept, calls = kept | {"SYS_ADMIN"}, calls | syscalls.QUOTA
     if becoming:
-        kept, calls = kept | _BECOMING, calls | {*seccomp.IDS}
+        kept, calls = kept | _BECOMING, calls | seccomp.OF_DAEMON | syscalls.IDS | syscalls.OWNERS
     left = capabilities.keep_only(kept)
     confined = f"no: {_INHERITED}"
     if not becoming:
@@ -100,7 +107,15 @@ def of_broker(
         abstract = os.environ.get("NOTIFY_SOCKET", "").startswith("@")
         confined = _confined(lambda: landlock.restrict(places, programs=True, connect=False, abstract=abstract))
     families = seccomp.AND_INTERNET if becoming else seccomp.UNIX_AND_NETLINK
-    return Hardening(_filtered(seccomp.NAMED.keys() - calls, families), confined, _said(left))
+    netlink = _BECOMINGS_NETLINK if becoming else _BROKERS_NETLINK
+    return Hardening(_filtered(calls, families, netlink), confined, _said(left))
+
+
+def done_listening(hardened: Hardening) -> None:
+    """A daemon has its own socket to listen on. Without bind(2) Landlock is not asked about a TCP port, so from now on
+    nothing listens."""
+    if hardened.seccomp == "yes":
+        seccomp.refuse_listening()
 
 
 def hands_on(start: Sequence[str]) -> bool:
@@ -117,11 +132,11 @@ def _said(left: Collection[str]) -> str:
     return ",".join(sorted(left)) or "none"
 
 
-def _filtered(names: Collection[str], families: Collection[int]) -> str:
+def _filtered(calls: Mapping[str, int], families: Collection[int], netlink: Collection[int]) -> str:
     if why := seccomp.why_not():
         return f"no: {why}"
     try:
-        seccomp.install(names, families)
+        seccomp.install(calls, families, netlink)
     except OSError as error:
         return f"no: {error.strerror}"
     return "yes"

@@ -285,8 +285,10 @@ def main(
     setup = None
     if quota != "no":
         from upcall.broker.quota.setup import configured as quota_configured
+        from upcall.broker.quota.source import with_room_kept
 
         setup = quota_configured(place, required=quota == "yes")
+        setup = None if setup is None else with_room_kept(setup)
     where = _where(records)
     state = None if setup is None else setup.state
     hardened = of_broker(place.folder, found.hardening, where, device, state, found.command)

@@ -18,7 +18,7 @@ from upcall.daemon.prompter import LazyPrompter
 from upcall.daemon.renewing import Renewing
 from upcall.daemon.sources import fetch
 from upcall.errors import UpcallError
-from upcall.hardening import of_daemon
+from upcall.hardening import done_listening, of_daemon
 from upcall.kernel import keyring
 from upcall.kernel.notify import Manager
 from upcall.kernel.process import harden
@@ -56,6 +56,7 @@ def run(arguments: list[str]) -> int:
         prompter = LazyPrompter(arguments, log)
         keys = KeyService(keyring, modules, fetch, settings.get("prove") == "all", prompter)
         control = Control(daemon_socket(), keys)
+        done_listening(hardened)  # before there is anybody else's code
         # Whoever is registered is asked. Importing a key module can cost a busy machine more than the kernel's 3 s,
         # and an older daemon, which has its keys open, serves meanwhile.
         warming = threading.Thread(target=_warm, args=(keys,), name="warm", daemon=True)

@@ -87,17 +87,25 @@ def resolve(family: str, group: str) -> Ids:
 class Listener:
     """A socket in one group. It heals by itself from overflow: the sequence numbers tell what was lost."""
 
-    def __init__(self, group: int, buffer: int = BUFFER, protocol: int = NETLINK_GENERIC, sender: int = 0) -> None:
+    def __init__(
+        self,
+        group: int,
+        buffer: int = BUFFER,
+        protocol: int = NETLINK_GENERIC,
+        sender: int = 0,
+        made: socket.socket | None = None,
+    ) -> None:
         """OSError; its text says so if the kernel did not let us in.
 
         `sender`: 0 is the kernel. Tests play it, and without a `group`, which ordinary users may not join everywhere.
+        `made`: by `with_room`, when we had the right to it.
         """
         self._sender = sender
         self.overflows = 0  # how often the buffer was full
         self.foreign = 0  # messages of somebody who is not the kernel: the rights for that has root alone
-        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, protocol)
+        self.socket = with_room(buffer, protocol) if made is None else made
         try:
-            self.room = _make_room(self.socket, buffer)
+            self.room = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)  # as the kernel counts
             self.socket.bind((0, 0))
             if group:
                 self.socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
@@ -133,13 +141,18 @@ class Listener:
         self.socket.close()
 
 
-def _make_room(sock: socket.socket, buffer: int) -> int:
-    """The receive buffer as large as we may have it; gives its size in bytes, as the kernel counts them."""
+def with_room(buffer: int = BUFFER, protocol: int = NETLINK_GENERIC) -> socket.socket:
+    """A socket whose receive buffer is as large as we may have it. OSError."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, protocol)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer)
-    except PermissionError:  # the system's limit holds for those without CAP_NET_ADMIN: net.core.rmem_max
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer)
+        except PermissionError:  # the system's limit holds for those without CAP_NET_ADMIN: net.core.rmem_max
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def memberships(sock: socket.socket) -> frozenset[int]:

@@ -17,7 +17,7 @@ from upcall.daemon.renewing import Renewing
 from upcall.daemon.sources import fetch
 from upcall.errors import ModuleFailed
 from upcall.handler import Handler
-from upcall.hardening import of_daemon
+from upcall.hardening import done_listening, of_daemon
 from upcall.kernel.notify import Manager
 from upcall.kernel.process import harden
 from upcall.log import EventLog
@@ -44,6 +44,8 @@ def run(arguments: list[str]) -> None:
     prompter = LazyPrompter(arguments, log)
     keys = KeyService(FolderKeyring(Path(settings["keys"])), modules, fetch, prompter=prompter)
     control = Control(daemon_socket(), keys) if "control" in settings else None
+    if control is not None:
+        done_listening(hardened)
     record = recorder("upcall-daemon", settings.get("records", "no"), log)
     daemon = Daemon(find_place(Path(settings["folder"])), [keys, *handlers], control, log, manager, record)
     locking = Locking(keys, arguments, log)

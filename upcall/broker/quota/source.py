@@ -23,7 +23,7 @@ from upcall.broker.quota.folding import Folding
 from upcall.broker.quota.rules import Rules
 from upcall.broker.quota.world import Kernel, World
 from upcall.errors import UsageError
-from upcall.kernel.genetlink import Ids, Listener, NoFamily, look_up
+from upcall.kernel.genetlink import Ids, Listener, NoFamily, look_up, with_room
 from upcall.messages import Requester
 from upcall.wire import quota, quotanotice
 from upcall.wire.quotanotice import USER, QuotaNotice
@@ -51,6 +51,16 @@ class QuotaSetup(NamedTuple):
     ids: Ids | None = None
     world: World | None = None
     listen: Open = lambda ids: Listener(ids.group)
+
+
+def with_room_kept(setup: QuotaSetup) -> QuotaSetup:
+    """The socket is made now, while we have the right to its large buffer (CAP_NET_ADMIN); whoever must listen again
+    gets what the system allows everybody."""
+    try:
+        kept = [with_room()]
+    except OSError:  # no netlink here: listening will say so
+        return setup
+    return setup._replace(listen=lambda ids: Listener(ids.group, made=kept.pop() if kept else None))
 
 
 class _Opened(NamedTuple):
