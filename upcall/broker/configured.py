@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from upcall import config
+from upcall import config, machine
 from upcall.broker.starter import usual
 from upcall.gate import NOBODYS
 from upcall.service import Service
@@ -16,6 +16,7 @@ class Configured(NamedTuple):
     owners: Mapping[str, int]  # by type, whose daemon answers for keys that do not say it
     start: Sequence[str]  # the command that starts a daemon
     hardening: bool = True  # whether the broker takes from itself what it does not need
+    machine: int = machine.ROOT  # the uid of the machine's daemon
 
     @property
     def command(self) -> Sequence[str] | None:
@@ -34,6 +35,7 @@ def configured(services: Mapping[str, Service]) -> Configured:
         {kind: _uid_of(kind, told.get(kind, {}).get("user", "root")) for kind in NOBODYS},
         tables.get("daemon", {}).get("start") or usual(),
         tables.get("hardening", {}).get("broker", True),
+        machine.read(),
     )
 
 

@@ -94,6 +94,7 @@ class Daemon:
         self._own: OwnWaits[_Job] = OwnWaits(self._refuse_own)
         self._workers: Workers[_Job] = Workers(self._receive, self._work, self._refuse, look=self._own.look)
         self.strangers = 0  # messages from anybody but the broker
+        self.replaced = False  # the broker says that a newer daemon of this user has registered
 
     # --- the main thread -----------------------------------------------------------------------------------
 
@@ -286,6 +287,7 @@ class Daemon:
     def _on_control(self, kind: int) -> None:
         if kind == QUIT:
             if not self._stopping:
+                self.replaced = True
                 self.log("replaced", why="a newer daemon of this user has registered")
             with self._change:
                 self._over = True
