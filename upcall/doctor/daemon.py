@@ -87,7 +87,7 @@ def _has_unit(scene: Scene) -> bool:
 
 
 def _keytab(scene: Scene) -> Iterator[Finding]:
-    """Whether the machine's daemon has the keytab that the machine has now. root's own tickets are out of its reach."""
+    """Whether the machine's daemon has the keytab that there is now. Root's own tickets are out of its reach."""
     folder = machine.credentials(scene.at("/"))
     if folder is None:
         return
