@@ -50,6 +50,10 @@ def run(arguments: list[str]) -> int:
     hardened = of_daemon(arguments, _own_folder())  # before there is another thread
     log = EventLog("upcall-daemon")
     log("hardened", **hardened._asdict())
+    if settings.get("network") == "no":
+        log("network-refused", why="root's daemon serves root's keys only: the machine's has a user of its own")
+    elif os.geteuid() == 0:
+        log("network-served", why="as root, for there is no system user upcall: `upcall setup` makes one")
     modules = loaders(arguments, lambda: keys.asker().deadline, log)
     try:
         keyring.join_session_and_link_user_keyring()
