@@ -7,15 +7,19 @@ import os
 import pwd
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.login_scene import SLOW, registered, require_setup, upcall_command
+from tests.kernel.login_scene import SLOW, registered, require_setup
 from tests.kernel.test_login_systemd import DROP_INS, SERVICES, systemctl
 from upcall import machine
 from upcall.lab.stage import serving, wait_until
+
+# Services start one after the other, each a Python on an emulated processor.
+pytestmark = pytest.mark.time_limit(5 * SLOW)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,9 @@ def services() -> Iterator[None]:
         Path(path).write_text(text)
     said = systemctl("start", "systemd-journald.service", "dbus.service")
     assert not said, said
-    upcall_command("setup", "--request-key", "none")
+    command = [sys.executable, "-I", "-m", "upcall", "setup", "--request-key", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3 * SLOW)
+    assert done.returncode == 0, done.stderr
     try:
         yield
     finally:
