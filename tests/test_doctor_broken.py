@@ -222,14 +222,14 @@ def test_what_starts_them_where_systemd_has_units(folder: Path, home: Path) -> N
     )
     for kind, unit in (
         ("system", broker_checks.UNIT),
-        ("system", daemon_checks.SYSTEM_UNIT),
+        ("system", daemon_checks.ROOT_UNIT),
         ("user", daemon_checks.UNIT),
     ):
         (made / "usr/lib/systemd" / kind).mkdir(parents=True, exist_ok=True)
         (made / "usr/lib/systemd" / kind / unit).touch()
     assert broker_checks.start_command(scene) == "systemctl start upcall-broker.service"
     scene.uid = 0
-    assert daemon_checks.start_command(scene) == "systemctl restart upcall-system-daemon.service"
+    assert daemon_checks.start_command(scene) == "systemctl restart upcall-root-daemon.service"
     scene.uid = 1000
     assert daemon_checks.start_command(scene) == "systemctl --user restart upcall-daemon.service"
     assert daemon_checks.start_command(Scene(folder, machine=made)).startswith("upcall daemon --runtime")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pwd
 import re
 import shutil
 import stat
@@ -18,6 +19,7 @@ from click.testing import CliRunner, Result
 from upcall import forwarder
 from upcall.cli import completion, main
 from upcall.config import ConfigError
+from upcall.daemon.__main__ import REPLACED
 from upcall.requestkey.installing import replace
 from upcall.requestkey.ours import FILE as REQUEST_KEY_FILE
 from upcall.requestkey.system import System
@@ -44,10 +46,16 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Plan:
     return Plan(kind, PYTHON)
 
 
+# Where systemd-sysusers writes: a user stays when what made it goes, for files may belong to it.
+ACCOUNTS = ("passwd", "passwd-", "group", "group-", "shadow", "shadow-", "gshadow", "gshadow-", ".pwd.lock")
+
+
 def everything(system: System) -> dict[str, tuple[int, bytes]]:
-    """Folders, links and files, with their modes and contents."""
+    """Folders, links and files, with their modes and contents; but no accounts."""
     found = {}
     for path in system.root.rglob("*"):
+        if path.parent == system.at("/etc") and path.name in ACCOUNTS:
+            continue
         data = str(path.readlink()).encode() if path.is_symlink() else path.read_bytes() if path.is_file() else b""
         found[str(path)] = path.lstat().st_mode, data
     return found
@@ -78,8 +86,10 @@ def test_set_up_twice_and_undone_all_is_as_before(system: System, name: str) -> 
     assert everything(system) == after
     for path, (_, mode) in plan.kind.files.items():
         assert stat.S_IMODE(system.at(path).stat().st_mode) == mode
-    undo(system)
+    told = undo(system)
     assert everything(system) == before
+    stays = "user upcall: left there, as packages do: files may belong to it"
+    assert (stays in told) == (name == "systemd")
     assert undo(system) == []
 
 
@@ -91,6 +101,33 @@ def test_the_units_are_enabled(system: System) -> None:
         "user/default.target.wants/upcall-daemon.service",
     ):
         assert system.at(f"/etc/systemd/{wants}").is_symlink()
+
+
+@systemctl
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make users, in an image, too")
+def test_the_machines_daemon_has_a_user_who_may_write_to_terminals(system: System) -> None:
+    install(system, Plan(SYSTEMD, PYTHON))
+    (user,) = [line.split(":") for line in system.at("/etc/passwd").read_text().splitlines() if "upcall" in line]
+    assert user[0] == "upcall" and 0 < int(user[2]) < 1000 and user[6].endswith("nologin")
+    groups = [line.split(":") for line in system.at("/etc/group").read_text().splitlines()]
+    assert [line[3] for line in groups if line[0] == "tty"] == ["upcall"]
+
+
+def test_a_person_of_that_name_is_not_made_the_machines_daemon(system: System, silent: Plan) -> None:
+    put(system, "/etc/passwd", "upcall:x:1000:1000::/home/upcall:/bin/sh\n")
+    with pytest.raises(ConfigError, match="is a person's account"):
+        install(system, silent)
+    assert not system.at(BROKER).exists()
+
+
+def test_a_user_that_is_gone_is_found_missing_and_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(name: str) -> None:
+        raise KeyError(name)
+
+    monkeypatch.setattr(pwd, "getpwnam", nobody)
+    monkeypatch.setattr(installing, "check", lambda system, plan: None)
+    monkeypatch.setattr(installing, "wanted", lambda kind, python: {})
+    assert "user upcall: is not there" in missing(System(), Plan(SYSTEMD, PYTHON))
 
 
 def test_an_umask_changes_nothing(system: System, silent: Plan) -> None:
@@ -379,7 +416,22 @@ def test_the_init_script_is_a_shells() -> None:
 
 
 # Exposure as systemd 252 counts it, at most: 0 is none. docs/operations.md says what each rest is for.
-EXPOSURE = {"upcall-broker.service": 2.5, "upcall-system-daemon.service": 2.4, "upcall-daemon.service": 6.5}
+EXPOSURE = {
+    "upcall-broker.service": 2.5,
+    "upcall-system-daemon.service": 1.9,
+    "upcall-root-daemon.service": 2.0,
+    "upcall-daemon.service": 6.5,
+}
+
+
+def test_an_end_that_is_forced_is_not_the_last(system: System) -> None:
+    """But for a daemon of whose successor the broker tells: two that start again would replace each other for ever."""
+    for path in SYSTEMD.files:
+        text = content(SYSTEMD, path, PYTHON).decode()
+        if "Type=notify" in text:
+            assert "Restart=always\n" in text and "StartLimitBurst=" in text
+            prevented = f"RestartPreventExitStatus={REPLACED}\n" in text
+            assert prevented == ("daemon" in text.partition("ExecStart=")[2].partition("\n")[0])
 
 
 @pytest.mark.parametrize("unit", EXPOSURE)

@@ -55,8 +55,8 @@ class Hardening(NamedTuple):
 
 
 def of_daemon(arguments: Iterable[str], folder: Path | None) -> Hardening:
-    """`hardening=no`, if the configuration wants none; `records=WHERE` (recorder.py); `writable=PATH` for each place
-    that plugins need besides. `folder`: this user's runtime folder."""
+    """`hardening=no`, if the configuration wants none; `network=no`: it serves keys only; `records=WHERE`
+    (recorder.py); `writable=PATH` for each place that plugins need besides. `folder`: this user's runtime folder."""
     told = [argument.split("=", 1) for argument in arguments if "=" in argument]
     settings = dict(told)
     if settings.get("hardening") == "no":
@@ -73,7 +73,8 @@ def of_daemon(arguments: Iterable[str], folder: Path | None) -> Hardening:
         places.append(Place(Path("/run/systemd/ask-password")))
     # It may run what its user may, and talk to whom that user may. Session buses and displays have abstract sockets.
     confined = _confined(lambda: landlock.restrict(places))
-    return Hardening(_filtered(seccomp.OF_DAEMON, seccomp.AND_INTERNET, _DAEMONS_NETLINK), confined, _said(left))
+    families = seccomp.UNIX_AND_NETLINK if settings.get("network") == "no" else seccomp.AND_INTERNET
+    return Hardening(_filtered(seccomp.OF_DAEMON, families, _DAEMONS_NETLINK), confined, _said(left))
 
 
 def of_broker(

@@ -19,7 +19,8 @@ class Service(NamedTuple):
     check: Callable[[bytes, bytes], None]
     check_request: Callable[[bytes], object]
     local: bool  # may processes ask for it on the requesters' socket?
-    absent: str = "refuse"  # without a daemon: or "start" one, or ask the "machine", which is root's daemon
+    absent: str = "refuse"  # without a daemon: or "start" one, or ask the "machine", which is its own daemon
+    network: bool = False  # its handler parses what comes from the network: uid 0 is never asked, the machine is
 
 
 # The kernel gives up after 3 s (ecryptfs_message_wait_timeout) and then leaves a context that a late answer
@@ -32,10 +33,14 @@ KEY = Service("key", 10.0, 32, 0, ecryptfs.check_answer, ecryptfs.take_ask, loca
 
 # A mount hangs for as long as this takes, and with it every other one; a KDC that is slow answers within seconds.
 # A machine that boots, or whose server comes back, asks for everybody at once.
-CIFS_SPNEGO = Service("cifs.spnego", 8.0, 128, 0, cifs_spnego.check_answer, cifs_spnego.check_request, local=False)
+CIFS_SPNEGO = Service(
+    "cifs.spnego", 8.0, 128, 0, cifs_spnego.check_answer, cifs_spnego.check_request, local=False, network=True
+)
 
 # Mounts and reconnections wait for it; a resolver gives up after some seconds, too.
-DNS_RESOLVER = Service("dns_resolver", 6.0, 128, 0, dns_resolver.check_answer, dns_resolver.check_request, local=False)
+DNS_RESOLVER = Service(
+    "dns_resolver", 6.0, 128, 0, dns_resolver.check_answer, dns_resolver.check_request, local=False, network=True
+)
 
 SERVICES = {service.name: service for service in (ECRYPTFS, KEY, CIFS_SPNEGO, DNS_RESOLVER)}
 

@@ -17,6 +17,7 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "test_forwarder": ("uml",),
     "test_login_pam": ("qemu",),
     "test_login_systemd": ("qemu",),
+    "test_machine_systemd": ("qemu",),
     "test_quota_ext4": ("uml",),
     "test_quota_xfs": ("qemu",),
     "test_requestkey": ("uml",),
@@ -24,7 +25,7 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "test_units_quota": ("qemu",),  # whose systemd starts when there is a disk
     "test_units": ("qemu",),
 }
-SYSTEMD = ("test_login_systemd",)  # of these: systemd is process 1
+SYSTEMD = ("test_login_systemd", "test_machine_systemd")  # of these: systemd is process 1
 INIT = Path("/usr/lib/systemd/systemd")
 HARSH = ("test_broker_faults.py", "test_daemon_faults.py", "test_device.py")
 PLUGIN = ("test_plugin_new.py",)  # installs something

@@ -4,6 +4,7 @@ our units, the kernel's requests included."""
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from tests.kernel.login_scene import (
     upcall_command,
 )
 from tests.kernel.scene import CONTENT
+from upcall import machine
 from upcall.lab.stage import Person, broker_pid, drop_caches, person, serving, wait_until
 from upcall.setup.wanted import SYSTEMD
 
@@ -72,7 +74,8 @@ def private() -> Iterator[Path]:
 
 def test_the_services_run(private: Path) -> None:
     wait_until(lambda: systemctl("is-active", *SERVICES).split() == ["active", "active"], "the services", SLOW)
-    assert registered(0) == int(systemctl("show", "--value", "--property=MainPID", "upcall-system-daemon.service"))
+    pid = registered(pwd.getpwnam(machine.USER).pw_uid)
+    assert pid == int(systemctl("show", "--value", "--property=MainPID", "upcall-system-daemon.service"))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ systemd is process 1 of a pid namespace in the guest, and starts our units and n
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from tests.kernel.login_scene import require_setup
 from tests.kernel.scene import CONTENT, attempt, keys, opening, vault
+from upcall import machine
 from upcall.lab.stage import PATIENCE, Person, person, wait_until
 from upcall.runtime import SYSTEM_FOLDER
 from upcall.setup.wanted import SYSTEMD, content
@@ -97,6 +99,7 @@ def systemd() -> Iterator[Systemd]:
     (FOLDER / "try.target").write_text(TARGET)
     Path("/var/log/units").touch(0o666)
     Path("/var/log/units").chmod(0o666)
+    subprocess.run(["systemd-sysusers", "upcall.conf"], check=True, timeout=SLOW)
     running = Systemd()
     try:
         yield running
@@ -117,7 +120,7 @@ def test_all_of_them_start(systemd: Systemd) -> None:
         wait_until(lambda: '"uid": 5001' in status(systemd), "the daemon of alice", SLOW)
     except TimeoutError:
         pytest.fail(Path("/var/log/units").read_text() + Path("/var/log/systemd").read_text())
-    assert '"uid": 0' in status(systemd)
+    assert f'"uid": {pwd.getpwnam(machine.USER).pw_uid}' in status(systemd)
 
 
 def test_a_file_of_a_user_by_the_users_daemon(systemd: Systemd, alice: Person) -> None:

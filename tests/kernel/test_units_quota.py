@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pwd
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from tests.kernel.quota_scene import MB, NO_ROOM, Disk, disk, fill
 from tests.kernel.test_units import INIT, SLOW, Systemd, systemd  # noqa: F401 - a fixture
+from upcall import machine
 from upcall.lab.stage import person, wait_until
 
 pytestmark = pytest.mark.skipif(not INIT.exists(), reason="systemd is not installed")
@@ -46,7 +48,7 @@ def test_whose_quota_it_is_is_told(units: Systemd, drive: Disk) -> None:
             found: dict[str, Any] = json.loads(said)
         except ValueError:
             return {}
-        everybody = {one["uid"] for one in found["daemons"]} >= {0, alice.uid}
+        everybody = {one["uid"] for one in found["daemons"]} >= {pwd.getpwnam(machine.USER).pw_uid, alice.uid}
         return dict(found["quota"]) if everybody else {}
 
     services = ("upcall-broker.service", "upcall-system-daemon.service")

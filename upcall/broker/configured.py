@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from upcall import config
+from upcall import config, machine
 from upcall.broker.core import Limits
 from upcall.broker.starter import usual
 from upcall.gate import NOBODYS
@@ -18,6 +18,7 @@ class Configured(NamedTuple):
     start: Sequence[str]  # the command that starts a daemon
     hardening: bool = True  # whether the broker takes from itself what it does not need
     limits: Limits = Limits()
+    machine: int = machine.ROOT  # the uid of the machine's daemon
 
     @property
     def command(self) -> Sequence[str] | None:
@@ -37,6 +38,7 @@ def configured(services: Mapping[str, Service]) -> Configured:
         tables.get("daemon", {}).get("start") or usual(),
         tables.get("hardening", {}).get("broker", True),
         Limits(**{name.replace("-", "_"): value for name, value in tables.get("broker", {}).items()}),
+        machine.read(),
     )
 
 

@@ -34,7 +34,7 @@ Log = Callable[..., None]
 T = TypeVar("T")
 # (uid, service, outcome, seconds, sequence number or 0): told of each request that is settled
 Record = Callable[[int, str, str, float, int], None]
-ROOT = 0  # whose daemon speaks for the machine
+ROOT = 0
 GONE = -1  # in the place of a uid: all whose own counters were given up
 _COUNTED = 1024  # uids without a daemon whose own counters are kept
 
@@ -60,13 +60,19 @@ class _Parked(NamedTuple):
 class Broker:
     """`services`: what may be asked. `log(event, **fields)` never blocks. Times are seconds, monotonic.
 
-    `start(uid)` sets about starting a daemon and says whether that can be; see `given_up`.
+    `start(uid)` sets about starting a daemon and says whether that can be; see `given_up`. `machine`: the uid of the
+    machine's daemon, which answers in root's place for services of the network, and for nothing else of root's.
     """
 
     def __init__(
-        self, services: Mapping[str, Service], log: Log, start: Callable[[int], bool] = lambda _: False
+        self,
+        services: Mapping[str, Service],
+        log: Log,
+        start: Callable[[int], bool] = lambda _: False,
+        machine: int = ROOT,
     ) -> None:
         self.services = services
+        self.machine = machine
         self._start = start
         self._parked: dict[int, list[_Parked]] = {}
         self.registry = Registry()
@@ -93,8 +99,10 @@ class Broker:
         """A request for the daemon of `uid`. Settled now or before the earlier of `deadline` and patience.
 
         `line`: who waits for it, as far as that is known: a daemon is never asked by itself or by its children."""
-        association = self.registry.get(uid)
         rules = self.services[service]
+        if uid == ROOT and rules.network:
+            uid = self.machine
+        association = self.registry.get(uid)
         deadline = min(deadline, now + rules.patience)
         if association is None or association.leaving:
             return self._without_daemon(uid, rules, _Parked(service, requester, body, origin, deadline, line), now)
@@ -114,9 +122,11 @@ class Broker:
 
     def _without_daemon(self, uid: int, rules: Service, request: _Parked, now: float) -> None:
         """As the service's rules say: asked of the machine, parked until a daemon is there, or refused."""
-        if rules.absent == "machine" and uid != ROOT:
-            return self.ask(ROOT, *request[:4], now, request.deadline, request.line)
-        if rules.absent != "start" or not self._start(uid):
+        machines = uid == self.machine
+        if rules.absent == "machine" and not machines:
+            return self.ask(self.machine, *request[:4], now, request.deadline, request.line)
+        # The machine's is a service of its own: what starts people's daemons would log somebody in.
+        if rules.absent != "start" or (machines and uid != ROOT) or not self._start(uid):
             return self._settle(uid, rules.name, request.origin, refusal("no-daemon"))
         parked = self._parked.setdefault(uid, [])
         if sum(one.service == rules.name for one in parked) >= rules.contexts:

@@ -63,12 +63,13 @@ class Server:
         manager: Manager | None = None,
         line_of: Callable[[int], Line] | None = None,
         persons: Persons | None = None,
+        machine: int = 0,
     ) -> None:
         """`device` opens /dev/ecryptfs for a uid, `keys` tells of keys that the kernel wants; None where there is no
         right to it. `owners`: by type, whose daemon answers for keys that do not say it. `start`: the command that
         starts a daemon. `quota`: how to listen to the kernel's quota warnings. `read`: reads the configuration again,
         in another thread. `manager`: who is told how we are. `line_of`: from whom a process descends, if not as the
-        kernel says. OSError, UsageError."""
+        kernel says. `machine`: the uid of the machine's daemon. OSError, UsageError."""
         self.place = place
         self.manager = manager or Manager({})
         self.log = log or EventLog("upcall-broker")
@@ -77,7 +78,7 @@ class Server:
         self.person_of = self.log.person_of = self.persons.of
         self.loop = Loop()
         self.starter = Starter(self, start)
-        self.broker = Broker(services, self.log, self.starter.start)
+        self.broker = Broker(services, self.log, self.starter.start, machine)
         self.broker.person_of = self.person_of
         self.junk: Counter[str] = Counter()
         # Seconds, monotonic. The clock is read once a turn; nothing that is read in this turn can have been there
@@ -169,7 +170,10 @@ class Server:
 
     def _follow(self, found: Configured) -> None:
         """Does what the configuration says from the next request on; what is owed is owed as before."""
+        before, self.broker.machine = self.broker.machine, found.machine
         self.broker.services, self.broker.limits = found.services, found.limits
+        if before != found.machine and self.broker.registry.get(found.machine) is not None:
+            self.broker.on_helo(found.machine)  # what is for the machine's daemon comes to this one from now on
         if found.command is not None and hands_on(found.command) and not self._hands_on:
             self.log("start-not-followed", why="daemons would inherit what this broker has given up: start it anew")
         else:
@@ -242,6 +246,7 @@ class Server:
         found["broker"] = {
             "pid": os.getpid(),
             "uid": os.geteuid(),
+            "machine": self.broker.machine,
             "version": __version__,
             "ecryptfs": self.devices is not None,
             "hardening": {} if self.hardening is None else self.hardening._asdict(),
@@ -292,7 +297,10 @@ def main(
     where = _where(records)
     state = None if setup is None else setup.state
     hardened = of_broker(place.folder, found.hardening, where, device, state, found.command)
-    server = Server(place, found.services, None, open_device, keys, found.owners, found.start, setup, read, manager)
+    server = Server(
+        place, found.services, None, open_device, keys, found.owners, found.start, setup, read, manager,
+        machine=found.machine,
+    )  # fmt: skip
     server.harden(hardened, not found.hardening or (found.command is not None and hands_on(found.command)))
     server.broker.limits = found.limits
     server.heed_signals()

@@ -11,7 +11,7 @@ import click
 from upcall import config
 from upcall.cli import completing
 from upcall.daemon.adding import add_auto_keys
-from upcall.daemon.finding import found, locks
+from upcall.daemon.finding import found, keys_only, locks
 from upcall.daemon.prompter import PIN_TIME, PROMPT_TIME, WAYS
 from upcall.errors import UsageError
 from upcall.recorder import check_where, wanted
@@ -86,6 +86,9 @@ def command(
     registers again. A newer daemon of the same user takes over from an older one. It runs in the foreground until
     SIGTERM or SIGINT, and answers what it holds before it ends.
 
+    Where there is a system user `upcall`, as whom the machine's daemon runs, root's serves root's keys and nothing
+    else, without the network.
+
     Keys that are marked (`upcall key auto`) are put into the user keyring first. A key in a token needs a PIN, another
     one perhaps a passphrase: see `upcall prompt`.
 
@@ -94,7 +97,7 @@ def command(
     reload` has it read again.
 
     \b
-    Exit codes: 0 ended as asked, or replaced; 69 it could not start.
+    Exit codes: 0 ended as asked; 69 it could not start; 75 a newer daemon of this user took over.
 
     \b
     Examples:
@@ -108,7 +111,7 @@ def command(
     arguments += [f"pin-time={pin_time}", f"prompt-time={prompt_time}", f"ask={ask}"]
     arguments += [f"pinentry={pinentry}"] if pinentry is not None else []
     arguments += [f"records={check_where(wanted(log_requests, user=True))}"]
-    arguments += _hardening()
+    arguments += _hardening() + (["network=no"] if keys_only() else [])
     arguments += found(isolate, inline) + locks() + add_auto_keys()
     os.execv(sys.executable, [sys.executable, "-P", "-m", "upcall.daemon", *arguments])  # noqa: S606
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from upcall import config
+from upcall import config, machine
 from upcall.cli import completing
 from upcall.errors import UpcallError, UsageError
 from upcall.sink import Closable, Sink
@@ -46,7 +46,8 @@ def command(context: click.Context, only: tuple[str, ...], as_json: bool) -> Non
     """Send yourself a test message through each sink.
 
     It goes straight from this process, in its environment: whether the daemon can reach your desktop depends on the
-    daemon's. What fails is not tried again.
+    daemon's. What fails is not tried again. For root, the process becomes the user of the machine's daemon first, and
+    has what was handed over to that.
 
     \b
     Exit codes: 0 every sink has told; 64 there is no such sink; 69 one could not; 78 the configuration is wrong.
@@ -60,6 +61,7 @@ def command(context: click.Context, only: tuple[str, ...], as_json: bool) -> Non
         from upcall_quota import sinks
     except ImportError:
         raise UsageError("the plugin upcall-quota is not installed: nobody tells people of their quotas") from None
+    become_machines()
     settings = config.settings(sinks.TABLE, user=True)
     chosen = sinks.chosen(settings, os.geteuid())
     if unknown := sorted(set(only) - sinks.known()):
@@ -72,6 +74,17 @@ def command(context: click.Context, only: tuple[str, ...], as_json: bool) -> Non
         _show(outcomes)
     if any(one.outcome != TOLD for one in outcomes):
         context.exit(os.EX_UNAVAILABLE)
+
+
+def become_machines() -> None:
+    """As root: the user of the machine's daemon, for good. What mail servers say is parsed here, too. ConfigError."""
+    if os.geteuid() != machine.ROOT or machine.uid() == machine.ROOT:
+        return
+    user = pwd.getpwuid(machine.uid())
+    os.environ.update({"HOME": user.pw_dir, **machine.handed_over()})
+    os.setgroups(os.getgrouplist(user.pw_name, user.pw_gid))
+    os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
 
 
 def trial(uid: int, now: int) -> QuotaNotice:

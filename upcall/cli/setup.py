@@ -59,10 +59,11 @@ def command(
 ) -> None:
     """Set up this machine: from now on each login has its daemon, and the last logout ends it.
 
-    The broker and the machine's own daemon run as services. With systemd, users' daemons are units of their own
-    managers; without, PAM starts and ends them (Debian's pam-auth-update). Manual pages, and completion for bash, zsh
-    and fish, are put where they are looked for. Each change is told. Nothing is overwritten that upcall did not make;
-    what it made is written down in /var/lib/upcall/setup.json.
+    The broker and the machine's own daemon run as services, the latter as the system user `upcall`, who is made, and
+    stays when all is taken away; a daemon for root's keys runs if root has any. With systemd, users' daemons are
+    units of their own managers; without, PAM starts and ends them (Debian's pam-auth-update). Manual pages, and
+    completion for bash, zsh and fish, are put where they are looked for. Each change is told. Nothing is overwritten
+    that upcall did not make; what it made is written down in /var/lib/upcall/setup.json.
 
     \b
     Exit codes: 0 it is done, or was; 1 with --check: it is not as it should be; 71 a program that was to be told

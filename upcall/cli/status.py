@@ -80,6 +80,10 @@ def show(status: dict[str, Any], console: Console) -> None:
     if hardening := broker.get("hardening"):  # of an older broker there is none
         told = ", ".join(f"{name} {said}" for name, said in hardening.items())
         console.print(f"what it has given up: {told}", highlight=False)
+    if machine := broker.get("machine"):
+        pids = [daemon["pid"] for daemon in status["daemons"] if daemon["uid"] == machine]
+        about = f"pid {pids[0]}" if pids else "not registered"
+        console.print(f"machine daemon: uid {machine}, {about}", highlight=False)
     console.print(_daemons(status) if status["daemons"] else "no daemon is registered")
     for daemon in status["daemons"]:
         if daemon.get("pending"):

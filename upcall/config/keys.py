@@ -89,8 +89,16 @@ TABLES: Final = (
     ),
     Table(
         "daemon",
-        "How the broker starts a user's daemon, where [request-key] says that it is to.",
+        "How the broker starts a user's daemon, where [request-key] says that it is to; and whose the machine's is.",
         (
+            Key(
+                "machine-user",
+                USER,
+                SYSTEM,
+                "As which user the machine's daemon runs, which answers the network's services for root. `root`: "
+                "root's own daemon does, with root's tickets, and with root's rights for whoever breaks into it.",
+                unset='"upcall", if there is such a system user; otherwise "root"',
+            ),
             Key(
                 "start",
                 COMMAND,
@@ -136,7 +144,7 @@ TABLES: Final = (
                 one_of("refuse", "start", "machine"),
                 SYSTEM,
                 "What becomes of a request whose user has no daemon: it is refused, or waits until one was "
-                "started, or root's daemon is asked, which has the machine's keytab.",
+                "started, or the machine's daemon is asked, which has the machine's keytab.",
                 "refuse",
             ),
         ),
@@ -152,7 +160,7 @@ TABLES: Final = (
                 "What becomes of a request if `user` has no daemon.",
                 "refuse",
             ),
-            Key("user", USER, SYSTEM, "Whose daemon looks names up.", "root"),
+            Key("user", USER, SYSTEM, "Whose daemon looks names up; for root the machine's does.", "root"),
         ),
     ),
     Table(
@@ -170,7 +178,7 @@ TABLES: Final = (
                 "lock-on",
                 some_of("suspend", "screen-lock", "logout"),
                 USERS,
-                "What locks all keys, as logind says. Root's daemon is the machine's: for it only `suspend` counts.",
+                "What locks all keys, as logind says. For root's daemon and the machine's only `suspend` counts.",
                 ("suspend", "screen-lock", "logout"),
             ),
         ),

@@ -24,12 +24,13 @@ from upcall.kernel.notify import Manager
 from upcall.kernel.process import harden
 from upcall.log import EventLog
 from upcall.reloading import Hangup
-from upcall.runtime import daemon_socket, find_place, user_folder
+from upcall.runtime import Place, daemon_socket, find_place, user_folder
 from upcall.wire.ecryptfs import is_signature
 
 if TYPE_CHECKING:
     from upcall.recorder import Recorder
 
+REPLACED = os.EX_TEMPFAIL  # the exit status that tells a service manager to leave it at that
 _WARMING = 4.0  # seconds that registering waits for keys to be opened
 
 
@@ -49,6 +50,10 @@ def run(arguments: list[str]) -> int:
     hardened = of_daemon(arguments, _own_folder())  # before there is another thread
     log = EventLog("upcall-daemon")
     log("hardened", **hardened._asdict())
+    if settings.get("network") == "no":
+        log("network-refused", why="root's daemon serves root's keys only: the machine's has a user of its own")
+    elif os.geteuid() == 0:
+        log("network-served", why="as root, for there is no system user upcall: `upcall setup` makes one")
     modules = loaders(arguments, lambda: keys.asker().deadline, log)
     try:
         keyring.join_session_and_link_user_keyring()
@@ -72,12 +77,27 @@ def run(arguments: list[str]) -> int:
             daemon = Daemon(place, [keys, *handlers(arguments)], control, log, manager, record)
             control.on_reload = daemon.on_reload = Renewing(arguments, keys, daemon, log, locking=locking).ask
             serve(daemon, hangup)
+            if daemon.replaced and _another_is_registered(place):
+                return REPLACED
         finally:
             control.close()
     except (UpcallError, OSError) as error:
         print(f"upcall daemon: {error}", file=sys.stderr)  # noqa: T201
         return os.EX_UNAVAILABLE
     return os.EX_OK
+
+
+def _another_is_registered(place: Place) -> bool:
+    """Whether a newer daemon serves this user, in the broker's own words: only then is this one to stay away. An end
+    that was forced otherwise is one from which the service manager starts us again."""
+    from upcall.client import Client  # only who is replaced pays for it
+
+    try:
+        with Client(place.folder) as client:
+            daemons = client.status()["daemons"]
+    except (UpcallError, OSError, ValueError, KeyError):
+        return False
+    return any(one["uid"] == os.geteuid() and one["pid"] != os.getpid() for one in daemons)
 
 
 def _own_folder() -> Path | None:

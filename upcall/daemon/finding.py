@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Collection
 
-from upcall import config
+from upcall import config, machine
 from upcall.config.keys import defaults
 from upcall.errors import UpcallError, UsageError
 from upcall.handler import GROUP as HANDLERS
@@ -40,7 +40,7 @@ def found(isolate: Collection[str] = (), inline: Collection[str] = ()) -> list[s
     ]
     # Their keys are refused with the reason, not as if the module were not there.
     arguments += [f"denied={alias}={configured.refusal(alias)}" for alias in sorted(denied)]
-    handlers = [one for one in plugins if one.group == HANDLERS and configured.allows(one.alias)]
+    handlers = [one for one in plugins if one.group == HANDLERS and configured.allows(one.alias) and not keys_only()]
     arguments += [f"handler={one.alias}={one.spec}" for one in handlers]
     return arguments + [f"isolate={alias}" for alias in isolate] + [f"inline={alias}" for alias in inline]
 
@@ -53,8 +53,14 @@ def locks() -> list[str]:
 
 
 def is_machines() -> bool:
-    """Whether this daemon is root's, and so the machine's: root's screens and logins are nothing to it."""
-    return os.geteuid() == 0
+    """Whether this daemon is root's or the machine's: screens and logins are nothing to it. ConfigError."""
+    return os.geteuid() in (machine.ROOT, machine.uid())
+
+
+def keys_only() -> bool:
+    """Whether this daemon serves root's keys and has no handlers, because they parse what comes from the network: the
+    machine's daemon has them, under a uid of its own. ConfigError."""
+    return os.geteuid() == machine.ROOT != machine.uid()
 
 
 def main(arguments: list[str]) -> int:

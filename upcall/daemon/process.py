@@ -83,6 +83,7 @@ class Daemon:
         self._own: OwnWaits[_Job] = OwnWaits(self._refuse_own)
         self._workers: Workers[_Job] = Workers(self._receive, self._work, self._refuse, look=self._own.look)
         self.strangers = 0  # messages from anybody but the broker
+        self.replaced = False  # the broker says that a newer daemon of this user has registered
 
     # --- the main thread -----------------------------------------------------------------------------------
 
@@ -152,7 +153,7 @@ class Daemon:
                 told = link.told()
                 if told == "quit":
                     self.log("replaced", why="a newer daemon of this user has registered")
-                    self._over = True
+                    self._over = self.replaced = True
                 elif told == "gone":
                     self.log("broker-gone", broker=link.broker_pid)
                     self._manager.status("the broker has gone, waiting for the next")

@@ -36,6 +36,7 @@ CHECKS: Final = (
     Check("forwarder-socket", "the socket for the kernel's requests for keys is there", broker.forwarders),
     Check("daemon", "your daemon runs, is not stopped, answers within a second, is of this version", daemon.running),
     Check("registration", "your daemon is the one that the broker asks", daemon.registered),
+    Check("machine-daemon", "the machine's daemon runs, as a user of its own, with the keytab", daemon.machines),
     Check("hardening", "broker and daemon have taken from themselves what they can", hardening.held),
     Check("keyrings", "the user keyring can be reached, the session keyring is of use", keyrings.reachable),
     Check("key-quota", "there is room for more keys in the kernel", keyrings.room),

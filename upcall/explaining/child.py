@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any, Final
 
-from upcall import config
+from upcall import config, machine
 from upcall.errors import ModuleFailed, PeerError, Refused, UpcallError, UsageError
 from upcall.handler import Explaining
 from upcall.kernel import keyring
@@ -71,6 +71,7 @@ def _of(uid: int) -> dict[str, Any]:
         raise UsageError(f"there is no user with uid {uid}") from None
     environment = {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name}
     environment |= {"PATH": _PATH, "LANG": "C.UTF-8", "XDG_RUNTIME_DIR": f"/run/user/{uid}"}
+    environment |= machine.handed_over() if uid == machine.uid() else {}
     groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
     return {"user": uid, "group": entry.pw_gid, "extra_groups": groups, "env": environment, "cwd": "/"}
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from upcall import gate
+from upcall import gate, machine
 from upcall.client import Client, NoBroker
 from upcall.errors import PeerError, Refused
 from upcall.explaining.child import explained_as
@@ -71,11 +71,12 @@ def _gate(key: Key) -> Report:
         return {"uid": None, "answer": "bad-request", "why": str(error)}
     from upcall.broker.configured import configured
 
-    return {"uid": configured(SERVICES).owners.get(kind, want.uid), "answer": WOULD, "why": ""}
+    uid = configured(SERVICES).owners.get(kind, want.uid)
+    return {"uid": machine.uid() if uid == _ROOT else uid, "answer": WOULD, "why": ""}
 
 
 def _daemon(folder: Path, service: str, uid: int) -> Report:
-    """Whose daemon is asked: root's in its place, where the configuration says so."""
+    """Whose daemon is asked: the machine's in its place, where the configuration says so."""
     from upcall.broker.configured import configured
 
     without = configured(SERVICES).services[service].absent
@@ -88,9 +89,9 @@ def _daemon(folder: Path, service: str, uid: int) -> Report:
     if not Place(folder).request_key_socket.exists():
         return report | {"answer": "no-broker", "why": "the broker there is not root's: the kernel does not ask it"}
     if uid not in pids and without == "machine":
-        report["uid"] = _ROOT
+        report["uid"] = machine.uid()
         if os.geteuid() != _ROOT:
-            return report  # whether root's is there only root can see
+            return report  # whether the machine's is there only root can see
     report["pid"] = pids.get(report["uid"])
     if report["pid"] is not None:
         return report

@@ -71,11 +71,12 @@ FILES: Final[dict[str, dict[str, str]]] = {
     },
     "setup": {
         "/var/lib/upcall/setup.json": "What was written, with a SHA-256 for each file: what `--undo` takes away.",
-        "/etc/systemd/system/upcall-broker.service": "The broker; beside it `upcall-system-daemon.service`, root's "
-        "daemon.",
+        "/etc/systemd/system/upcall-broker.service": "The broker; beside it `upcall-system-daemon.service`, the "
+        "machine's daemon, `upcall-root-daemon.service`, root's, and `upcall-keytab.path`.",
         "/etc/systemd/user/upcall-daemon.service": "Each user's daemon.",
         "/etc/tmpfiles.d/upcall.conf": "The broker's folder.",
-        "/etc/init.d/upcall": "Broker and root's daemon, where there is no systemd.",
+        "/etc/sysusers.d/upcall.conf": "The user of the machine's daemon.",
+        "/etc/init.d/upcall": "Broker and the machine's daemon, where there is no systemd.",
         "/usr/share/pam-configs/upcall": "Each user's daemon, where there is no systemd.",
         "/usr/local/share/man": "These pages; completions for bash, zsh and fish are near them.",
     },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pwd
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ import upcall
 from upcall import forwarder
 from upcall.config import ConfigError
 from upcall.errors import UpcallError
+from upcall.machine import PEOPLE, USER
 from upcall.requestkey import installing as requestkey
 from upcall.requestkey.installing import replace
 from upcall.requestkey.ours import FILE as REQUEST_KEY_FILE
@@ -57,6 +59,9 @@ def check(system: System, plan: Plan) -> None:
         raise ConfigError(
             Path(plan.python), "services cannot rely on home folders, /run or /tmp: install it elsewhere"
         )
+    if (uid := _local_user(system)) is not None and uid >= PEOPLE:
+        why = f"{USER!r} is a person's account (uid {uid}): the machine's daemon needs a system user of that name"
+        raise ConfigError(system.at("/etc/passwd"), why)
     before = written.read(system.at(FILE))
     if before.kind not in ("", plan.kind.name):
         raise ConfigError(system.at(FILE), f"upcall was set up for {before.kind}: `upcall setup --undo` comes first")
@@ -82,6 +87,8 @@ def missing(system: System, plan: Plan) -> list[str]:
     todo = _told([*states, *((path, "is no longer used") for path in before.files if path not in files)])
     if system.ours() is None and plan.types:
         todo.append(f"{REQUEST_KEY_FILE}: is not there")
+    if not _has_user(system):
+        todo.append(f"user {USER}: is not there")
     if not todo and not before.settled:
         todo.append(f"{plan.kind.name}: does not know of it")
     return todo
@@ -102,7 +109,7 @@ def install(system: System, plan: Plan) -> list[str]:
     state = state._replace(
         files={**state.files, **{path: digest(files[path].data) for path in new}},
         folders=tuple(dict.fromkeys((*state.folders, *_new_folders(system, new)))),
-        settled=state.settled and not any(path in plan.kind.files for path in todo),
+        settled=state.settled and _has_user(system) and not any(path in plan.kind.files for path in todo),
     )
     if todo:
         _remember(system, state)
@@ -141,11 +148,33 @@ def undo(system: System) -> list[str]:
         except FileExistsError as error:
             done.append(f"{error.filename}: left there, for it {error.strerror}")
     done += _try(system, orders.gone)
+    if _local_user(system) is not None:
+        done.append(f"user {USER}: left there, as packages do: files may belong to it")
     system.at(FILE).unlink()
     for folder in sorted(state.folders, key=len, reverse=True):
         with contextlib.suppress(OSError):  # something else is in it
             system.at(folder).rmdir()
     return done
+
+
+def _local_user(system: System) -> int | None:
+    """The uid of our system user in an image's or this machine's own passwd(5)."""
+    try:
+        lines = system.at("/etc/passwd").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split(":")[2]) for line in lines if line.startswith(f"{USER}:")), None)
+
+
+def _has_user(system: System) -> bool:
+    """In an image it may come when that boots, by the file for systemd-sysusers."""
+    if system.root != Path("/"):
+        return True
+    try:
+        pwd.getpwnam(USER)
+    except KeyError:
+        return False
+    return True
 
 
 def _orders(system: System, kind: Kind) -> Orders:

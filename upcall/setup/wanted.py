@@ -8,6 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from upcall.machine import USER
+
 Order = tuple[str, ...]  # a command; {root} in a word stands for the image's folder
 
 
@@ -33,18 +35,24 @@ class Kind(NamedTuple):
     image: Orders
 
 
-_SYSTEM: Final = ("upcall-broker.service", "upcall-system-daemon.service")
+# Root's daemon starts if root has keys: it is enabled and waits for nothing.
+_SYSTEM: Final = (
+    "upcall-broker.service", "upcall-system-daemon.service", "upcall-root-daemon.service", "upcall-keytab.path",
+)  # fmt: skip
+_STARTED: Final = ("upcall-keytab.service",)  # by another one
 _USER: Final = "upcall-daemon.service"
 
 SYSTEMD: Final = Kind(
     "systemd",
     {
-        **{f"/etc/systemd/system/{unit}": (f"{unit}.in", 0o644) for unit in _SYSTEM},
+        **{f"/etc/systemd/system/{unit}": (f"{unit}.in", 0o644) for unit in (*_SYSTEM, *_STARTED)},
         f"/etc/systemd/user/{_USER}": (f"{_USER}.in", 0o644),
         "/etc/tmpfiles.d/upcall.conf": ("upcall.tmpfiles.in", 0o644),
+        "/etc/sysusers.d/upcall.conf": ("upcall.sysusers.in", 0o644),
     },
     Orders(
         on=(
+            ("systemd-sysusers", "upcall.conf"),
             ("systemctl", "daemon-reload"),
             ("systemctl", "--quiet", "enable", *_SYSTEM),
             ("systemctl", "--quiet", "--global", "enable", _USER),
@@ -58,6 +66,7 @@ SYSTEMD: Final = Kind(
     ),
     Orders(
         on=(
+            ("systemd-sysusers", "--root={root}", "upcall.conf"),
             ("systemctl", "--root={root}", "--quiet", "enable", *_SYSTEM),
             ("systemctl", "--root={root}", "--quiet", "--global", "enable", _USER),
         ),
@@ -76,6 +85,8 @@ PAM: Final = Kind(
     },
     Orders(
         on=(
+            ("adduser", "--quiet", "--system", "--group", "--home", "/nonexistent", "--no-create-home", USER),
+            ("adduser", "--quiet", USER, "tty"),
             ("update-rc.d", "upcall", "defaults"),
             ("/etc/init.d/upcall", "restart"),
             ("pam-auth-update", "--package"),

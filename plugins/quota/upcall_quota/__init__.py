@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from upcall import machine
 from upcall.errors import ModuleFailed, PeerError, Refused, UpcallError
 from upcall.log import EventLog
 from upcall.wire.netlink import Envelope
@@ -19,8 +20,6 @@ from upcall_quota.delivery import Delivery
 from upcall_quota.sinks import Opener, configured
 
 __all__ = ["QuotaHandler", "handler"]
-
-SYSTEM = 0  # the uid whose daemon is the system's: it hears of others
 
 
 class QuotaHandler:
@@ -45,8 +44,9 @@ class QuotaHandler:
         """Returns at once. PeerError for what is not meant for this user, ModuleFailed for a wrong configuration."""
         told = take(envelope.body)
         uid = os.geteuid() if self._uid is None else self._uid
-        check_meant_for(told, uid)
-        text = printable(sentence(told, time.time(), None if uid == SYSTEM else uid))
+        machines = uid == machine.uid()
+        check_meant_for(told, uid, machines)
+        text = printable(sentence(told, time.time(), None if machines else uid))
         for delivery in self._delivering():
             delivery.put(told, text)
 
@@ -62,12 +62,13 @@ class QuotaHandler:
             return self._deliveries
 
 
-def check_meant_for(notice: QuotaNotice, uid: int) -> None:
-    """PeerError if it is about another user: the broker is trusted, and its mistakes stay out of sessions all the
-    same. Who is told of a group's or project's quota without having written was told before, because of what he wrote.
+def check_meant_for(notice: QuotaNotice, uid: int, machines: bool) -> None:
+    """`machines`: this is the machine's daemon, which hears of everybody. PeerError if it is about another user: the
+    broker is trusted, and its mistakes stay out of sessions all the same. Who is told of a group's or project's quota
+    without having written was told before, because of what he wrote.
     """
     about = notice.subject.id if notice.subject.kind == USER else None
-    if uid in (SYSTEM, about, notice.cause.uid) or (about is None and notice.cause.uid is None):
+    if machines or uid in (about, notice.cause.uid) or (about is None and notice.cause.uid is None):
         return
     whose = about if about is not None else notice.cause.uid
     raise PeerError("quota notice", f"is about uid {whose}, this is the daemon of {uid}")

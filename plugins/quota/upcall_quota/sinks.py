@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from upcall import config, modules
+from upcall import config, machine, modules
 from upcall.errors import UsageError
 from upcall.sink import Sink
 
@@ -32,7 +32,7 @@ def configured() -> dict[str, Opener]:
 
 def chosen(settings: Mapping[str, Any], uid: int) -> dict[str, Opener]:
     """The sinks that the table [quota] chooses for this uid's daemon. Nothing is imported before one is opened."""
-    if uid == 0:
+    if uid == machine.uid():
         also = tuple(name for name in ("mail", "webhook") if name in settings)
         names = settings.get("system-sinks", OF_SYSTEM + also)
     else:

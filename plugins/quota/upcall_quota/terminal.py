@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from upcall import machine
 from upcall.errors import ModuleFailed
 from upcall.sink import Sink
 from upcall.wire.quotanotice import QuotaNotice, printable
@@ -117,8 +118,7 @@ class TerminalModule:
     name = "terminal"
 
     def open(self, settings: Mapping[str, Any], /) -> Sink:
-        uid = os.geteuid()
-        return Terminal(uid or None, settings.get("which", ALL))
+        return Terminal(None if machine.is_ours() else os.geteuid(), settings.get("which", ALL))
 
 
 sink = TerminalModule()

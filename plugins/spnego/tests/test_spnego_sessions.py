@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import statistics
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -14,11 +17,14 @@ from upcall_spnego.acceptor import Accepted, accept
 from upcall_spnego.mitkdc import SERVER, Realm, asking
 from upcall_spnego.negtoken import KRB5, MS_KRB5, take_negtokeninit
 
+from upcall import machine
 from upcall.errors import Refused
 from upcall.kernel.keyring import join_session_and_link_user_keyring
 from upcall.testing.processes import in_child
 from upcall.wire.cifs_spnego import take_payload
 from upcall.wire.requestkey import take_instance
+
+MACHINE = 997
 
 
 def proved(realm: Realm, answer: bytes) -> Accepted:
@@ -146,6 +152,37 @@ def test_the_machines_keytab(
     (tmp_path / "machine.keytab").unlink()
     with pytest.raises(Refused, match="no-ticket"):
         handler.answer(asking(creduid=5001))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_the_machines_daemon_has_a_uid_of_its_own(
+    realm: Realm, handler: SpnegoHandler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers for root and for others by the machine's keytab; no other daemon answers for anybody else."""
+    (folder := Path(tempfile.mkdtemp(prefix="upcall-", dir="/tmp"))).chmod(0o755)
+    try:
+        realm.client_keytab(folder / "keytab", f"host/{SERVER}")
+        os.chown(folder / "keytab", MACHINE, 0)
+        monkeypatch.setenv("KRB5_KTNAME", f"FILE:{folder}/keytab")
+        monkeypatch.setenv("KRB5CCNAME", f"FILE:{folder}/none")
+        (folder / "krb5.conf").write_text(Path(os.environ["KRB5_CONFIG"]).read_text())
+        monkeypatch.setenv("KRB5_CONFIG", f"{folder}/krb5.conf")
+
+        def answered(creduid: int) -> str:
+            try:
+                return SpnegoHandler(prefix=f"{folder}/krb5cc").answer(asking(creduid=creduid)).hex()
+            except Refused as error:
+                return error.reason
+
+        monkeypatch.setattr(machine, "uid", lambda: MACHINE)
+        for creduid in (0, 5001):
+            answer = bytes.fromhex(in_child(functools.partial(answered, creduid), MACHINE))
+            assert proved(realm, answer).client == f"host/{SERVER}@LAB.TEST"
+        monkeypatch.setattr(machine, "uid", lambda: 0)
+        assert in_child(lambda: answered(0), MACHINE) == "not-permitted"
+        assert in_child(lambda: answered(MACHINE), MACHINE) == "no-ticket"
+    finally:
+        shutil.rmtree(folder)
 
 
 # --- many at a time, and for long -----------------------------------------------------------------------------

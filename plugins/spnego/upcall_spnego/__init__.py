@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any, Final
 
+from upcall import machine
 from upcall.errors import ModuleFailed, Refused
 from upcall.wire.cifs_spnego import MAX_KEY, MIN_KEY, Spnego, pack_payload, take_description
 from upcall.wire.netlink import Envelope
@@ -72,7 +73,7 @@ class SpnegoHandler:
             told["candidates"] = [_described(one) for one in found]
             usable = [one for one in found if one.rank != USELESS]
             if not usable:
-                raise credentials.why_none(found)
+                raise credentials.why_none(found, wanted.own)
             told["credential"] = _described(usable[0])
             if contact:
                 session = self._session(asked)
@@ -121,7 +122,7 @@ class SpnegoHandler:
                 first = first or error
                 if error.reason not in _ANOTHER_MAY_DO:
                     break
-        raise first or credentials.why_none(found)
+        raise first or credentials.why_none(found, wanted.own)
 
     def _initiated(self, krb5: Context, server: str, one: Candidate) -> Session:
         try:
@@ -138,13 +139,16 @@ def _asked(body: bytes) -> Spnego:
 
 
 def _wanted(krb5: Context, asked: Spnego) -> Wanted:
-    """Root's daemon may be asked for people who have none: then with the machine's own keys, never with root's."""
+    """The machine's daemon is asked for root, and for people who have none: then with the machine's keytab only."""
     if asked.sec not in MECHANISMS:
         raise Refused("no-mechanism", why=f"sec={asked.sec}: {' and '.join(MECHANISMS)} are spoken here")
     uid = os.geteuid()
-    if uid not in (0, asked.creduid):
+    own = uid == asked.creduid
+    machines = (uid == machine.ROOT or not own) and machine.is_ours()
+    if not own and not machines:
         raise Refused("not-permitted", why=f"asked for the credentials of uid {asked.creduid}, this is uid {uid}")
-    return Wanted(krb5.server(_name_of(asked.host)), asked.user or None, uid, uid == asked.creduid)
+    wish = asked.user if own or asked.creduid == machine.ROOT else ""  # others do not choose among the machine's keys
+    return Wanted(krb5.server(_name_of(asked.host)), wish or None, uid, own, machines)
 
 
 def _name_of(host: str) -> str:

@@ -2,7 +2,7 @@
 
     the default cache, the others of its collection            if none of them fits the server:
     PREFIX_UID and PREFIX_UID_*, as PAM modules make them      if none of all these can be used:
-    the user's client keytab, and root's the machine's keytab
+    the user's client keytab, and in the machine's daemon the machine's keytab
 
 A cache fits if it has a ticket that is still valid for the server or its realm. Among those which fit, the
 principal that mount was told of (`user=`) comes first, and then the order above.
@@ -34,7 +34,8 @@ class Wanted(NamedTuple):
     server: str  # cifs/HOST@REALM
     wish: str | None
     uid: int
-    own: bool  # the caches are of whoever is meant; otherwise only the machine's keytab is
+    own: bool  # the caches are of whoever is meant
+    machines: bool  # this is the machine's daemon, and its keytab may be used
 
 
 class Candidate(NamedTuple):
@@ -68,8 +69,8 @@ def keys(krb5: Context, wanted: Wanted) -> Iterator[Candidate]:
     if wanted.own:
         name = krb5.client_keytab()
         yield from _of_keytab(krb5, name, wanted, wanted.wish, ())
-    if wanted.uid == 0:
-        yield from _of_keytab(krb5, krb5.machine_keytab(), wanted, wanted.wish if wanted.own else None, _MACHINE)
+    if wanted.machines:
+        yield from _of_keytab(krb5, krb5.machine_keytab(), wanted, wanted.wish, _MACHINE)
 
 
 def wished(principal: str, wish: str | None) -> bool:
@@ -78,14 +79,15 @@ def wished(principal: str, wish: str | None) -> bool:
     return bool(name) and principal in (wish, f"{name}@{realm.upper() or realm_of(principal)}")
 
 
-def why_none(candidates: Iterable[Candidate]) -> Refused:
+def why_none(candidates: Iterable[Candidate], own: bool = True) -> Refused:
     """The refusal if none can be used. What the user can mend soonest comes first."""
     useless = [one for one in candidates if one.rank == USELESS]
     for reason in ("ticket-expired", "cache-refused"):
         for one in useless:
             if one.reason == reason:
                 return Refused(reason, why=_said(one))
-    return Refused("no-ticket", why="; ".join(map(_said, useless)) or "there is no credential cache and no keytab")
+    nothing = "there is no credential cache and no keytab" if own else "the machine's keytab has no key that fits"
+    return Refused("no-ticket", why="; ".join(map(_said, useless)) or nothing)
 
 
 def _said(one: Candidate) -> str:

@@ -21,7 +21,7 @@ from upcall.broker.quota.rules import Rules
 from upcall.wire.quota import MEANING, NOTHING, Figures, Warned
 from upcall.wire.quotanotice import BELOW, GRACE, NEAR, OVER_HARD, OVER_SOFT, OVER_SOFT_LONG, SPACE
 
-SYSTEM: Final = 0  # the uid whose daemon is the system's
+SYSTEM: Final = 0  # stands for administrators: the machine's daemon hears what is for them, whatever its uid is
 MOST_STATES: Final = 16384
 _MOST_TOLD = 256  # people of one group or project whom we know to have been told
 _LAST_HOURS = (86400, 3600, 600)  # seconds before the grace is over at which people are told, besides half of it

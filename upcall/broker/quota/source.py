@@ -204,10 +204,10 @@ class Quota:
             self._on_opened(item)
 
     def _deliver(self, item: Deliver) -> Deliver | None:
-        """To everybody's own daemon, or the system's for those who have none. Gives what reached nobody."""
-        notice, registry = item.notice, self._server.broker.registry
+        """To everybody's own daemon, or the machine's for those who have none. Gives what reached nobody."""
+        notice, registry, daemon = item.notice, self._server.broker.registry, self._daemon
         told = {uid for uid in item.to if self._tell(uid, notice)}
-        homeless = [uid for uid in item.to if uid not in told and registry.get(uid) is None]
+        homeless = [uid for uid in item.to if uid not in told and registry.get(daemon(uid)) is None]
         copy = self._setup.rules.copy_to_system and notice.subject.kind == USER and not item.again
         if (homeless or copy) and SYSTEM not in item.to and self._tell(SYSTEM, notice):
             told.add(SYSTEM)
@@ -216,14 +216,21 @@ class Quota:
             return None
         return Deliver(notice, tuple(missed), full=any(uid not in homeless for uid in missed))
 
+    def _daemon(self, uid: int) -> int:
+        """The uid of the daemon that tells this person. Root's own has no sinks: they speak with the network."""
+        return self._server.broker.machine if uid == SYSTEM else uid
+
     def _tell(self, uid: int, notice: QuotaNotice) -> bool:
         requester = Requester(notice.cause.uid or 0, 0)
-        told = self._server.broker.notice(uid, quotanotice.SERVICE, requester, quotanotice.pack(notice))
+        told = self._server.broker.notice(self._daemon(uid), quotanotice.SERVICE, requester, quotanotice.pack(notice))
         self.counts["delivered"] += told
         return told
 
     def _on_helo(self, uid: int) -> None:
-        self.clerk.inbox.put(Arrived(uid))
+        if uid == self._server.broker.machine:
+            self.clerk.inbox.put(Arrived(SYSTEM))
+        if uid not in (SYSTEM, self._server.broker.machine):
+            self.clerk.inbox.put(Arrived(uid))
 
     # --- the end, and seeing ---------------------------------------------------------------------------------
 

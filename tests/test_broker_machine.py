@@ -1,0 +1,231 @@
+"""The machine's daemon has a uid of its own: what is asked of it in root's place, and what never is."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.test_broker_core import Link, Origin, right
+from tests.test_broker_forwarders import GOOD, Forwarder, PlayedKeys
+from upcall import config, machine
+from upcall.broker.configured import configured
+from upcall.broker.core import Broker
+from upcall.broker.server import Server
+from upcall.daemon import finding
+from upcall.errors import UpcallError
+from upcall.messages import Answer, Requester
+from upcall.service import SERVICES
+from upcall.testing.kernel import broker_below
+from upcall.testing.played import PlayedDaemon
+from upcall.testing.processes import PATIENCE, in_child, until
+from upcall.wire.netlink import QUIT, pack_control
+
+ROOT, MACHINE, ALICE = 0, 997, 5001
+NETWORK = [name for name, service in SERVICES.items() if service.network]
+REST = [name for name, service in SERVICES.items() if not service.network]
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+# --- whose daemon is asked -----------------------------------------------------------------------------------------
+
+
+class House:
+    """A broker with no check of bodies, and daemons of these uids."""
+
+    def __init__(self, *uids: int, absent: str = "refuse") -> None:
+        self.started: list[int] = []
+        services = {
+            name: service._replace(absent=absent, check=lambda asked, answer: None)
+            for name, service in SERVICES.items()
+        }
+        self.broker = Broker(services, lambda event, **fields: None, self._start, MACHINE)
+        self.links = {uid: Link() for uid in uids}
+        self.daemons = {uid: self.broker.helo(uid, uid + 1, uid + 1, link, 0.0) for uid, link in self.links.items()}
+
+    def _start(self, uid: int) -> bool:
+        self.started.append(uid)
+        return False
+
+    def ask(self, uid: int, service: str) -> Origin:
+        origin = Origin()
+        self.broker.ask(uid, service, Requester(uid, 1), b"body", origin, 0.0)
+        return origin
+
+    def asked(self) -> list[int]:
+        return [uid for uid, link in self.links.items() if link.requests]
+
+
+def reasons(origin: Origin) -> list[str]:
+    return [getattr(outcome, "reason", "answered") for outcome in origin.outcomes]
+
+
+def test_the_services_that_parse_the_network() -> None:
+    assert sorted(NETWORK) == ["cifs.spnego", "dns_resolver"]
+    assert sorted(REST) == ["ecryptfs", "key"]
+
+
+@pytest.mark.parametrize("service", NETWORK)
+def test_in_roots_place(service: str) -> None:
+    house = House(ROOT, MACHINE, ALICE)
+    origin = house.ask(ROOT, service)
+    assert house.asked() == [MACHINE]
+    (request,) = house.links[MACHINE].requests
+    assert house.broker.answered(house.daemons[MACHINE], right(request))
+    assert origin.outcomes == [Answer(b"re: body")]
+
+
+@pytest.mark.parametrize("service", NETWORK)
+def test_roots_own_daemon_is_never_asked_what_comes_from_the_network(service: str) -> None:
+    house = House(ROOT)
+    assert reasons(house.ask(ROOT, service)) == ["no-daemon"]
+    assert house.asked() == []
+
+
+@pytest.mark.parametrize("service", REST)
+def test_the_machines_is_never_asked_for_roots_keys(service: str) -> None:
+    assert reasons(House(MACHINE).ask(ROOT, service)) == ["no-daemon"]
+    house = House(MACHINE, ROOT)
+    house.ask(ROOT, service)
+    assert house.asked() == [ROOT]
+
+
+@pytest.mark.parametrize("service", REST)
+def test_the_machines_is_not_believed_about_roots_keys(service: str) -> None:
+    """An answer with the right numbers, from the wrong daemon."""
+    house = House(MACHINE, ROOT)
+    origin = house.ask(ROOT, service)
+    (request,) = house.links[ROOT].requests
+    assert not house.broker.answered(house.daemons[MACHINE], right(request))
+    assert origin.outcomes == []
+    assert house.broker.answered(house.daemons[ROOT], right(request))
+    assert origin.outcomes == [Answer(b"re: body")]
+
+
+@pytest.mark.parametrize("service", NETWORK)
+def test_for_people_without_a_daemon_if_the_configuration_says_so(service: str) -> None:
+    house = House(ROOT, MACHINE, absent="machine")
+    house.ask(ALICE, service)
+    assert house.asked() == [MACHINE]
+    assert reasons(House(ROOT, absent="machine").ask(ALICE, service)) == ["no-daemon"]
+
+
+def test_what_starts_peoples_daemons_does_not_start_the_machines() -> None:
+    house = House(absent="start")
+    house.ask(ROOT, "dns_resolver")
+    house.ask(ALICE, "dns_resolver")
+    assert house.started == [ALICE]
+
+
+def test_without_a_user_of_its_own_root_is_asked_as_before() -> None:
+    house = House(ROOT)
+    house.broker.machine = ROOT
+    house.ask(ROOT, "cifs.spnego")
+    assert house.asked() == [ROOT]
+
+
+# --- as whom it runs -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def accounts(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+    """passwd(5), as far as it is asked here: uid by name."""
+    known: dict[str, int] = {}
+
+    class Entry:
+        def __init__(self, uid: int) -> None:
+            self.pw_uid = uid
+
+    monkeypatch.setattr(machine.pwd, "getpwnam", lambda name: Entry(known[name]))  # type: ignore[attr-defined]
+    machine.uid.cache_clear()
+    yield known
+    machine.uid.cache_clear()
+
+
+def configure(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
+    file = folder.parent / "system.toml"
+    file.write_text(text)
+    monkeypatch.setattr(config, "SYSTEM", file)
+
+
+def test_as_the_system_user_of_that_name_and_else_as_root(accounts: dict[str, int]) -> None:
+    assert machine.read() == ROOT
+    accounts["upcall"] = MACHINE
+    assert machine.read() == MACHINE
+
+
+def test_a_person_of_that_name_does_not_get_the_machines_requests(accounts: dict[str, int]) -> None:
+    accounts["upcall"] = 1000
+    assert machine.read() == ROOT
+
+
+def test_as_whom_the_configuration_says(
+    accounts: dict[str, int], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    accounts |= {"upcall": MACHINE, "other": 2000, "root": 0}
+    configure(monkeypatch, folder, '[daemon]\nmachine-user = "other"\n')
+    assert (machine.read(), configured(SERVICES).machine) == (2000, 2000)
+    configure(monkeypatch, folder, '[daemon]\nmachine-user = "root"\n')
+    assert machine.read() == ROOT
+    configure(monkeypatch, folder, '[daemon]\nmachine-user = "nobody-here"\n')
+    with pytest.raises(UpcallError, match="there is no user 'nobody-here'"):
+        machine.read()
+
+
+def test_roots_daemon_has_no_handlers_where_the_machines_has_a_user(
+    accounts: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: ROOT)
+    assert any(argument.startswith("handler=") for argument in finding.found())
+    machine.uid.cache_clear()
+    accounts["upcall"] = MACHINE
+    found = finding.found()
+    assert not any(argument.startswith("handler=") for argument in found)
+    assert any(argument.startswith("module=") for argument in found)
+    monkeypatch.setattr(os, "geteuid", lambda: MACHINE)
+    assert any(argument.startswith("handler=") for argument in finding.found())
+
+
+# --- real uids -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keys() -> PlayedKeys:
+    """What the kernel would say of a key for root's own mount."""
+    return PlayedKeys()
+
+
+@pytest.fixture
+def server(keys: PlayedKeys, folder: Path) -> Iterator[Server]:
+    with broker_below(None, folder, keys) as running:
+        running.broker.machine = MACHINE
+        yield running
+
+
+@root_only
+def test_a_process_of_that_uid_answers_roots_mount(server: Server, keys: PlayedKeys, folder: Path) -> None:
+    """Root's own daemon is registered, too, and hears nothing of it."""
+
+    def serve() -> int:
+        with PlayedDaemon(folder) as daemon:
+            request = daemon.request()
+            daemon.answer(request, GOOD)
+            daemon.socket.send(pack_control(QUIT))
+            daemon.receive()  # the broker's QUIT: it has the answer
+            return request.requester.uid
+
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.append(in_child(serve, MACHINE)))
+    thread.start()
+    until(lambda: server.broker.registry.get(MACHINE) is not None, "the machine's daemon")
+    with PlayedDaemon(folder):
+        forwarder = Forwarder(folder, keys)
+        forwarder.ask()
+        assert forwarder.reason() == "answered"
+        thread.join(PATIENCE)
+        roots = server.broker.registry.get(ROOT)
+        assert roots is not None and (roots.answered, roots.refused) == (0, 0)
+    assert found == [ROOT]
