@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import click
 
+from upcall import startpython
 from upcall.kernel.miscdev import DEVICE
 from upcall.recorder import check_where
 
@@ -61,5 +61,5 @@ def command(
         arguments.append("quota=yes" if quota else "quota=auto")
     if log_requests is not None:
         arguments.append(f"records={check_where(log_requests)}")
-    # -P: never import anything from the working directory.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "upcall.broker", *arguments])  # noqa: S606
+    command = startpython.command("upcall.broker", *arguments)
+    os.execve(command[0], command, startpython.cleaned())  # noqa: S606

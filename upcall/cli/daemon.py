@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import click
 
-from upcall import config
+from upcall import config, startpython
 from upcall.cli import completing
 from upcall.daemon.adding import add_auto_keys
 from upcall.daemon.finding import found, locks
@@ -110,7 +109,8 @@ def command(
     arguments += [f"records={check_where(wanted(log_requests, user=True))}"]
     arguments += _hardening()
     arguments += found(isolate, inline) + locks() + add_auto_keys()
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "upcall.daemon", *arguments])  # noqa: S606
+    command = startpython.command("upcall.daemon", *arguments)
+    os.execve(command[0], command, startpython.cleaned())  # noqa: S606
 
 
 def _hardening() -> list[str]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from upcall import config, modules
+from upcall import config, modules, startpython
 from upcall.doctor.findings import Finding, note, ok, problem
 from upcall.doctor.scene import Scene
 from upcall.errors import ModuleFailed
@@ -37,10 +37,16 @@ def importable(scene: Scene) -> Iterator[Finding]:
 def _verdict(plugin: modules.Installed) -> Finding:
     name = f"the plugin {plugin.alias!r} ({plugin.distribution} {plugin.version})"
     remedy = "mend it, install it anew, or leave it out by [plugins] allow"
-    command = [sys.executable, "-P", "-m", "upcall.doctor.plugins", plugin.group, plugin.alias, plugin.spec]
+    command = startpython.command("upcall.doctor.plugins", plugin.group, plugin.alias, plugin.spec)
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=PATIENCE
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=startpython.cleaned(),
+            text=True,
+            errors="replace",
+            timeout=PATIENCE,
         )
     except subprocess.TimeoutExpired:
         return problem(f"{name} is not imported within {PATIENCE:g} s", remedy)
