@@ -95,7 +95,7 @@ MODULES_STARTED = {
     "upcall.daemon.finding": [],
     "upcall.logind": ["0", "nonsense"],
     "upcall.passphrase": ["0" * 16],
-    "upcall.doctor.plugins": ["upcall.keymodules", "openssl", "upcall_rsa:module"],
+    "upcall.doctor.plugins": ["upcall.key_modules", "openssl", "upcall_rsa:module"],
     "upcall.explaining": [],
     "upcall.sessions": ["open"],
     "upcall.testing.checking": ["-1", "/nonexistent"],
@@ -166,6 +166,7 @@ def test_no_variable_turns_it_off_for_root(monkeypatch: pytest.MonkeyPatch) -> N
 # Who may name the interpreter, or Python's options, and what for.
 ALLOWED = {
     "upcall/startpython.py": "builds the command lines",
+    "upcall/trust.py": "looks whose it is",
     "upcall/forwarder/__init__.py": "the stand-in's own -I -S, in request-key.conf",
     "upcall/explaining/child.py": "a message names it",
     "upcall/setup/installing.py": "writes it into units, with -I",

@@ -45,7 +45,8 @@ def command(
     it still owes.
 
     \b
-    Exit codes: 0 ended as asked; 69 it could not start (who is in the way is said on stderr).
+    Exit codes: 0 ended as asked; 69 it could not start (who is in the way is said on stderr); 78
+    others could change what root would run, or the configuration is wrong.
 
     \b
     Examples:

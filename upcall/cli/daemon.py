@@ -93,7 +93,8 @@ def command(
     reload` has it read again.
 
     \b
-    Exit codes: 0 ended as asked, or replaced; 69 it could not start.
+    Exit codes: 0 ended as asked, or replaced; 69 it could not start; 78 others could change what root would
+    run, or the configuration is wrong.
 
     \b
     Examples:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import upcall
-from upcall import forwarder
+from upcall import forwarder, trust
 from upcall.config import ConfigError
 from upcall.errors import UpcallError
 from upcall.requestkey import installing as requestkey
@@ -53,6 +53,8 @@ def check(system: System, plan: Plan) -> None:
         if why := system.distrust(word, may_miss=image):
             raise ConfigError(Path(word), f"root would run it, but {why}")
         _check_open(system.at(word))
+    if not image and plan.python == sys.executable and (faults := trust.faults(deep=True)):
+        raise ConfigError(Path(faults[0].path), trust.refusal(faults[0]))
     if plan.python.startswith(("/home/", "/root/", "/run/", "/tmp/")):  # noqa: S108 - nothing is written there
         raise ConfigError(
             Path(plan.python), "services cannot rely on home folders, /run or /tmp: install it elsewhere"
