@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import click
 
+from upcall import startpython
 from upcall.cli import completing, for_terminal
 from upcall.errors import PeerError, UpcallError
 from upcall.following import lines
@@ -101,7 +102,7 @@ def _file(path: Path, follow: bool) -> Iterator[_Told | None]:
 
 
 def _journal(follow: bool) -> Iterator[_Told | None]:
-    program = shutil.which(JOURNALCTL)
+    program = shutil.which(JOURNALCTL, path=startpython.cleaned().get("PATH"))
     if program is None:
         raise NoJournal("there is no journalctl here: give the file to which requests are logged")
     command = [program, "--output=json", "--no-pager", "--quiet", f"MESSAGE_ID={MESSAGE_ID}"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import upcall
-from upcall import forwarder, trust
+from upcall import forwarder, startpython, trust
 from upcall.config import ConfigError
 from upcall.errors import UpcallError
 from upcall.requestkey import installing as requestkey
@@ -47,7 +46,11 @@ def kind_of(root: Path) -> Kind:
 def check(system: System, plan: Plan) -> None:
     """Before anything is changed. ConfigError: root would run what others can change, or find it gone."""
     image = system.root != Path("/")
-    for word in (plan.python, str(Path(upcall.__file__))):
+    clears = [str(forwarder.SESSION)] if plan.kind is PAM else []
+    if clears and not image and not forwarder.SESSION.exists():
+        why = "was not compiled, and nothing else keeps what users put into PAM's environment from root"
+        raise ConfigError(forwarder.SESSION, f"{why}: apt-get install gcc libc6-dev, and install upcall again")
+    for word in (plan.python, str(Path(upcall.__file__)), *clears):
         if len(word.split()) != 1:
             raise ConfigError(Path(word), "a path with spaces is not understood by all who would read it")
         if why := system.distrust(word, may_miss=image):
@@ -164,7 +167,8 @@ def _run(system: System, orders: Sequence[Order]) -> list[str]:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+                # In whose PATH the program is looked for, too.
+                env=startpython.fixed(DEBIAN_FRONTEND="noninteractive", HOME="/root"),
                 text=True,
                 timeout=_PATIENCE,
                 check=False,
