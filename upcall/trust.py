@@ -21,6 +21,9 @@ _MAX_LINKS: Final = 40  # as the kernel has it
 _OTHERS_WRITE: Final = 0o022
 _CODE: Final = (".py", ".pyc", ".so", ".pth")
 _PLAIN: Final = 0o170000 | _OTHERS_WRITE  # of a mode: what kind of file it is, and whether others write to it
+# Below the standard library lie the packages of the interpreter that a virtual environment was made from, tens of
+# thousands of files that it does not use; where they count, they are an entry of sys.path of their own.
+_NOT_IMPORTED: Final = ("site-packages", "dist-packages")
 _MOST: Final = 20  # faults that are told
 
 
@@ -138,7 +141,7 @@ class Trust:
             elif stat.S_ISLNK(found.st_mode):
                 if entry.is_dir() or entry.name.endswith(_CODE):
                     yield from self.place(entry.path)
-            elif deep and stat.S_ISDIR(found.st_mode):
+            elif deep and stat.S_ISDIR(found.st_mode) and entry.name not in _NOT_IMPORTED:
                 yield from self.inside(entry.path, deep)
 
     def tree(self, path: str) -> Iterator[Fault]:
