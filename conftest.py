@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
+
+sys._xoptions["upcall-environment"] = (
+    True  # plugins of tests are in PYTHONPATH, root's, too; see upcall/startpython.py
+)
 
 SLOW = (
     "tests/test_bench",
