@@ -19,6 +19,7 @@ SLOW = (
     "tests/test_isolation",
     "tests/test_keyringbackend.py",
     "tests/test_keyring_trap.py",
+    "tests/test_link_model.py",
     "tests/test_locking.py",
     "tests/test_logind.py",
     "tests/test_prompting",
