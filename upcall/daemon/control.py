@@ -15,6 +15,7 @@ from upcall import __version__
 from upcall.daemon.keyservice import KeyService
 from upcall.errors import PeerError, Refused, UpcallError
 from upcall.kernel.local import listen, peer_of, receive
+from upcall.kernel.process import wipe
 from upcall.messages import Answer, Refusal
 from upcall.wire.ecryptfs import SIGNATURE_LENGTH, is_signature
 from upcall.wire.netlink import Envelope, pack_response, take_request
@@ -51,6 +52,9 @@ class Control:
                 if data:
                     envelope = take_request(data)
                     answer = self._answer(envelope, connection)
+                    if envelope.service == UNLOCK:
+                        wipe(data)
+                        wipe(envelope.body)
                     if answer is not None:
                         connection.send(pack_response(envelope.seq, envelope.index, answer))
             except (OSError, UpcallError):
@@ -82,7 +86,7 @@ class Control:
             return b""
         if service == UNLOCK:
             signature = _signature(body[:SIGNATURE_LENGTH])
-            self._keys.unlock(signature, bytearray(body[SIGNATURE_LENGTH:]))
+            self._keys.unlock(signature, bytearray(memoryview(body)[SIGNATURE_LENGTH:]))
             threading.Thread(target=self._keys.warm, args=([signature],), name="warm", daemon=True).start()
             return b""
         if service == RELOAD:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import socket
 import struct
 from typing import NamedTuple
@@ -180,7 +179,7 @@ def _somewhere() -> NetlinkSocket:
     """On a portid that nobody could foresee: the kernel would choose our pid, where others can wait for it."""
     for _ in range(_BIND_TRIES):
         try:
-            return NetlinkSocket(secrets.randbelow(0xFFFFFFFE) + 1)
+            return NetlinkSocket(int.from_bytes(os.urandom(4), "little") or 1)  # `secrets` would cost a daemon 1 MB
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
