@@ -127,8 +127,8 @@ class LockedMemory:
 
 
 def wipe(data: bytes) -> None:
-    """Zeroes the content of an object that nothing else uses any more: a message with a passphrase, which would stay in
-    memory after it was freed. CPython: the content is at the object's end."""
+    """Zeroes the content of an object that nothing else uses any more: a message with a passphrase, which would stay
+    in memory after it was freed. CPython: the content is at the object's end."""
     if len(data) > 1:  # shorter ones are shared
         ctypes.memset(id(data) + bytes.__basicsize__ - 1, 0, len(data))
 
