@@ -4,11 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(wildcard plugins/*)
 
-.PHONY: demo test check bench soak fuzz docs setup test-tools fuzz-tools lock sbom dist dist-check clean help
+.PHONY: demo test test-all check bench soak fuzz docs setup test-tools fuzz-tools lock sbom dist dist-check clean help
 
 help:
 	@echo "make demo    the broker, a daemon and a key at work; needs no privileges and no eCryptfs"
-	@echo "make test    all tests: bytes, real sockets, and the real kernel in a virtual machine"
+	@echo "make test    tests of bytes, of real sockets, and of eCryptfs and CIFS on the real kernel in a virtual machine"
+	@echo "make test-all   besides, logins, units, quotas and names on the real kernel: another half an hour"
 	@echo "make check   lint, types, and the quick tests of bytes and sockets; a minute or two"
 	@echo "make bench   measures us and our peers in one run, and prints the ratios"
 	@echo "make fuzz    an hour (FUZZ_SECONDS) of coverage-guided fuzzing of every decoder and of the broker's core"
@@ -21,7 +22,11 @@ demo: setup
 test: setup test-tools fuzz-tools
 	$(BIN)/python -m pytest -q -m "not kernel"
 	$(BIN)/python -m fuzz --seconds 60
-	$(BIN)/python -m tests.run_lab
+	$(BIN)/python -m tests.run_lab --core
+
+# Every boot of the lab: logins, units, quotas, names, forwarders, on each kernel that runs here.
+test-all: test
+	$(BIN)/python -m tests.run_lab --others
 
 check: setup
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.kernel.groups import GROUPS, Group
+from tests.kernel.groups import CORE, GROUPS, Group
 from upcall.lab import LabError, LabUnavailable, run, why_not
 
 HERE = Path(__file__).resolve().parent
@@ -30,13 +30,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--require", action="store_true", help="fail where the lab cannot run")
     parser.add_argument("--group", choices=sorted(GROUPS), action="append", help="only this one; may be repeated")
+    parser.add_argument("--core", action="store_true", help="only eCryptfs, its faults, and CIFS")
+    parser.add_argument("--others", action="store_true", help="all but these")
     parser.add_argument("--kernel", choices=("qemu", "uml"), help="only the groups that this one boots for")
     parser.add_argument("--timeout", type=float, default=TIME_LIMIT, metavar="SECONDS", help="for each group")
     options, arguments = parser.parse_known_args()
     groups = {
         name: group
         for name, group in GROUPS.items()
-        if (not options.group or name in options.group) and options.kernel in (None, group.kernel)
+        if (not options.group or name in options.group)
+        and options.kernel in (None, group.kernel)
+        and not (options.core and name not in CORE)
+        and not (options.others and name in CORE)
     }
     reasons = {kernel: why_not(kernel) for kernel in sorted({group.kernel for group in groups.values()})}
     if reasons.get("uml") is not None and (reasons.setdefault("qemu", why_not("qemu"))) is None:

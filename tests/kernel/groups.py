@@ -62,4 +62,5 @@ def groups(files: Iterable[str]) -> dict[str, Group]:
     return {name: group for name, group in found.items() if group.files}
 
 
+CORE = ("files", "faults", "cifs-qemu")  # what `make test` boots for; `make test-all` boots for each group
 GROUPS = groups(path.name for path in Path(__file__).parent.glob("test_*.py"))
