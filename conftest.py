@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 SLOW = (
+    "tests/attacks/",
     "tests/test_bench",
     "tests/test_cli_plugin.py",
     "tests/test_doctor_broken.py",
