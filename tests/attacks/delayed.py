@@ -1,7 +1,8 @@
-"""`python delayed.py [close=S] [poll=S] [epoll=S] MODULE ARGUMENTS...` runs a module whose windows stand open.
+"""`python delayed.py [bind=S] [close=S] [poll=S] [epoll=S] MODULE ARGUMENTS...` runs a module whose windows stand open.
 
-It pauses S seconds after each close(2) (of sockets, and of plain descriptors), or after each poll(2) or epoll_wait(2)
-that has found something ready: whoever can use the time between two steps of the module has it.
+It pauses S seconds after each bind(2) and connect(2) of a netlink socket, after each close(2) (of sockets, and of plain
+descriptors), or after each poll(2) or epoll_wait(2) that has found something ready: whoever can use the time between
+two steps of the module has it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,21 @@ from typing import Any
 _closing = os.close
 _poll: Any = select.poll
 _epoll: Any = select.epoll
+
+
+def _slow_bind(seconds: float) -> None:
+    class Slow(socket.socket):
+        def bind(self, address: Any) -> None:
+            super().bind(address)
+            if self.family == socket.AF_NETLINK:
+                time.sleep(seconds)
+
+        def connect(self, address: Any) -> None:
+            super().connect(address)
+            if self.family == socket.AF_NETLINK:
+                time.sleep(seconds)
+
+    socket.socket = Slow  # type: ignore[misc]
 
 
 def _slow_close(seconds: float) -> None:
@@ -60,7 +76,7 @@ def _slow_epoll(seconds: float) -> None:
     select.epoll = lambda: _Slow(_epoll(), seconds)  # type: ignore[assignment,misc]
 
 
-_DELAYED = {"close": _slow_close, "poll": _slow_poll, "epoll": _slow_epoll}
+_DELAYED = {"bind": _slow_bind, "close": _slow_close, "poll": _slow_poll, "epoll": _slow_epoll}
 
 
 def main(arguments: list[str]) -> None:

@@ -120,6 +120,7 @@ def register(folder: Path) -> Link:
         if data != control(HELO):
             raise ConnectionError("the broker said something, but not HELO")
         mine.connect(sender)
+        mine.settimeout(None)
         return Link(mine, None, None)
     connection = connect(folder / "registration.sock")
     connection.send(control(HELO))
@@ -132,6 +133,7 @@ def register(folder: Path) -> Link:
     mine.send(control(HELO))
     while mine.recv(MOST) != control(HELO):
         pass
+    mine.settimeout(None)
     return Link(mine, far, connection)
 
 
