@@ -1,8 +1,8 @@
-"""`python delayed.py [bind=S] [close=S] [poll=S] [epoll=S] MODULE ARGUMENTS...` runs a module whose windows stand open.
+"""`python delayed.py [bind=S] [close=S] [poll=S] [epoll=S] MODULE ARGUMENTS...` runs a module with windows open.
 
-It pauses S seconds after each bind(2) and connect(2) of a netlink socket, after each close(2) (of sockets, and of plain
-descriptors), or after each poll(2) or epoll_wait(2) that has found something ready: whoever can use the time between
-two steps of the module has it.
+It pauses S seconds after each bind(2) and connect(2) of a netlink socket, after each close(2) (of sockets, and of
+plain descriptors), or after each poll(2) or epoll_wait(2) that has found something ready: an attacker that can use the
+time between two steps of the module has it.
 """
 
 from __future__ import annotations

@@ -190,8 +190,8 @@ TRICKS: tuple[Callable[[raw.Link, int], list[Any] | None], ...] = (
 
 
 def hostile(told: Told, folder: Path, broker: int, trick: str) -> None:
-    """Registers, does it, and says how many steps of it the kernel allowed. Upon "ask" has requests sent to its own uid, from which the broker has work with
-    the link; upon "again" registers anew, and keeps what it had."""
+    """Registers, does it, and says how many steps of it the kernel allowed. Upon "ask" has requests sent to its own
+    uid, from which the broker has work with the link; upon "again" registers anew, and keeps what it had."""
     play = next(one for one in TRICKS if one.__name__ == trick)
     links = [raw.register(folder)]
     held = [play(links[0], broker)]
@@ -213,8 +213,8 @@ def hostile(told: Told, folder: Path, broker: int, trick: str) -> None:
 
 
 def pass_on(told: Told, folder: Path, uid: int, other: int) -> None:
-    """As root, who becomes the daemon `uid`: registers, and hands both ends to a process of the uid `other`, which says
-    everything on them. Tells how many steps of that the kernel allowed."""
+    """As root, who becomes the daemon `uid`: registers, and hands both ends to a process of the uid `other`, which
+    says everything on them. Tells how many steps of that the kernel allowed."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
         try:

@@ -122,6 +122,17 @@ def register(folder: Path) -> Link:
         mine.connect(sender)
         mine.settimeout(None)
         return Link(mine, None, None)
+    link = asked_for(folder)
+    link.mine.settimeout(5)
+    link.mine.send(control(HELO))
+    while link.mine.recv(MOST) != control(HELO):
+        pass
+    link.mine.settimeout(None)
+    return link
+
+
+def asked_for(folder: Path) -> Link:
+    """A link on which nothing was said yet. OSError."""
     connection = connect(folder / "registration.sock")
     connection.send(control(HELO))
     _, fds, _, _ = socket.recv_fds(connection, MOST, 2)
@@ -129,11 +140,6 @@ def register(folder: Path) -> Link:
         connection.close()
         raise ConnectionError("no link")
     far, mine = (socket.socket(fileno=fd) for fd in fds)
-    mine.settimeout(5)
-    mine.send(control(HELO))
-    while mine.recv(MOST) != control(HELO):
-        pass
-    mine.settimeout(None)
     return Link(mine, far, connection)
 
 

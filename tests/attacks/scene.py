@@ -267,6 +267,19 @@ def leaked(clear: Sequence[bytes] | dict[bytes, bytes], got: Sequence[str]) -> i
     return sum(key in data for key in clear)
 
 
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def serves(world: World, uid: int) -> None:
+    """All that the victim asks at once is answered, and right."""
+    keys = world.victim.wrapped(IN_FLIGHT)
+    with world.connected(uid) as connection:
+        for seq, packet in enumerate(keys.values()):
+            connection.send(raw.request(seq, seq, VICTIM, packet))
+        assert leaked(keys, [one.hex() for one in answers(connection, IN_FLIGHT)]) == IN_FLIGHT
+
+
 class Score:
     """Of one attack: how often it was tried, and how often it went well for the attacker."""
 

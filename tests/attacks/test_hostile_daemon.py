@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
-from tests.attacks import raw
 from tests.attacks.attacker import Attacker
 from tests.attacks.hostile import TRICKS, hostile, pass_on
-from tests.attacks.scene import ATTACKER, BEFORE, IN_FLIGHT, STRANGER, VICTIM, World, answers, leaked
+from tests.attacks.scene import ATTACKER, BEFORE, STRANGER, VICTIM, World, descriptors, serves
 from tests.attacks.spin import spin
 from upcall.testing.processes import until
 
 pytestmark = pytest.mark.skipif(BEFORE, reason="that link has no copies")
 ROUNDS = 3
-
-
-def descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-def serves(world: World, uid: int) -> None:
-    """All that the victim asks at once is answered, and right."""
-    keys = world.victim.wrapped(IN_FLIGHT)
-    with world.connected(uid) as connection:
-        for seq, packet in enumerate(keys.values()):
-            connection.send(raw.request(seq, seq, VICTIM, packet))
-        assert leaked(keys, [one.hex() for one in answers(connection, IN_FLIGHT)]) == IN_FLIGHT
 
 
 @pytest.fixture
