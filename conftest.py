@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
+
+sys._xoptions["upcall-environment"] = (
+    True  # plugins of tests are in PYTHONPATH, root's, too; see upcall/startpython.py
+)
 
 SLOW = (
     "tests/attacks/",
@@ -14,6 +20,7 @@ SLOW = (
     "tests/test_isolation",
     "tests/test_keyringbackend.py",
     "tests/test_keyring_trap.py",
+    "tests/test_link_model.py",
     "tests/test_locking.py",
     "tests/test_logind.py",
     "tests/test_prompting",

@@ -5,7 +5,6 @@ python -m bench.echo upcall|pyroute2 FOLDER
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -51,11 +50,8 @@ def with_pyroute2(link: BrokerLink) -> None:
     class Response(nlmsg):  # type: ignore[misc]
         fields = (*envelope, ("status", "B"), ("errno", "H"))
 
-    theirs = TheirSocket(family=NETLINK_USERSOCK)
+    theirs = TheirSocket(family=NETLINK_USERSOCK, use_socket=link.socket.socket)
     theirs.register_policy({REQUEST: Request})
-    theirs.bind()
-    raw = theirs.asyncore.socket
-    os.dup2(link.socket.fileno(), raw.fileno())  # it cannot be given a socket
     while True:
         for message in theirs.get():
             answer = Response()

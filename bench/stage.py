@@ -208,7 +208,9 @@ class Stage:
     def daemon(self, folder: Path, modules: Mapping[str, str], *options: str) -> int:
         """Our daemon, started as `upcall daemon` starts it; gives its pid."""
         named = [f"module={alias}={spec}" for alias, spec in modules.items()]
-        return self.start([sys.executable, "-m", "upcall.daemon", f"folder={folder}", *named, *options]).pid
+        return self.start(
+            [sys.executable, "-X", "upcall-environment", "-m", "upcall.daemon", f"folder={folder}", *named, *options]
+        ).pid
 
     def daemon_as(self, uid: int, folder: Path, modules: Mapping[str, str]) -> int:
         """The same, as another uid, who may not be able to read the interpreter: forked."""

@@ -39,6 +39,10 @@ def main() -> int:
         if (not options.group or name in options.group) and options.kernel in (None, group.kernel)
     }
     reasons = {kernel: why_not(kernel) for kernel in sorted({group.kernel for group in groups.values()})}
+    if reasons.get("uml") is not None and (reasons.setdefault("qemu", why_not("qemu"))) is None:
+        print(f"--- ring 3: QEMU instead of User-mode Linux ({reasons['uml']})", flush=True)
+        groups = _by_qemu(groups)
+        del reasons["uml"]
     codes = []
     for kernel, reason in reasons.items():
         if reason is not None:
@@ -51,6 +55,16 @@ def main() -> int:
         if reasons[group.kernel] is None:
             codes.append(_run_group(name, group, arguments, options.timeout))
     return next((code for code in codes if code), 0)
+
+
+def _by_qemu(groups: Mapping[str, Group]) -> dict[str, Group]:
+    """The same files on the one kernel that boots here: those that have a boot on it already keep that."""
+    there = {group.files for group in groups.values() if group.kernel == "qemu"}
+    return {
+        name: group._replace(kernel="qemu")
+        for name, group in groups.items()
+        if group.kernel == "qemu" or group.files not in there
+    }
 
 
 def _left_out(groups: Mapping[str, Group], kernel: str, reason: str, required: bool) -> int:

@@ -69,7 +69,7 @@ def test_where_each_value_comes_from(places: Places) -> None:
     ("name", "count"),
     [
         ("quota.mail", 8),
-        ("daemon", 1),
+        ("daemon", 2),
         ("daemon.start", 1),
         ("request-key", 3),
         ("request-key.cifs.spnego", 1),

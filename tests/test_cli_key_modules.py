@@ -99,7 +99,17 @@ def test_a_secret_parameter_from_a_descriptor() -> None:
 
 def test_without_a_terminal(home: Path) -> None:
     """Whoever runs the tests may have one, a new session has none."""
-    command = [sys.executable, "-c", "from upcall.cli import main; main()", "key", "generate", "card", *GIVEN]
+    command = [
+        sys.executable,
+        "-X",
+        "upcall-environment",
+        "-c",
+        "from upcall.cli import main; main()",
+        "key",
+        "generate",
+        "card",
+        *GIVEN,
+    ]
     for given, why in (
         ([], "(The administrator's word): use --param-fd or --param-file"),
         (["--param-file", f"admin={secret_file(home)}"], "(PIN of the card)"),

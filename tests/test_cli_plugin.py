@@ -35,7 +35,7 @@ class Site:
         return {**os.environ, "PYTHONPATH": path, "XDG_CONFIG_HOME": str(self.config), "COLUMNS": "200"}
 
     def run(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-P", "-m", "upcall", "plugin", *arguments]
+        command = [sys.executable, "-P", "-X", "upcall-environment", "-m", "upcall", "plugin", *arguments]
         return subprocess.run(command, capture_output=True, text=True, env=self.environment(), timeout=timeout)
 
     def json(self, *arguments: str) -> Any:
@@ -230,7 +230,7 @@ def test_a_new_plugin_installs_and_keeps_the_contract(site: Site, tmp_path: Path
     command = [sys.executable, "-m", "pip", "install", *options, "--target", str(site.packages), str(folder)]
     subprocess.run(command, check=True, timeout=120)
     assert (site.packages / "upcall_trial_1" / "py.typed").exists()
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)]
+    command = [sys.executable, "-X", "upcall-environment", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)]
     tested = subprocess.run(command, capture_output=True, text=True, env=site.environment(), timeout=120, cwd=folder)
     assert tested.returncode == 0, tested.stdout
     assert " passed" in tested.stdout

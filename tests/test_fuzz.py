@@ -127,9 +127,11 @@ def imported() -> set[str]:
 
 # Decoders outside of upcall/wire, as they were found by looking for what parses, unpacks and reads /proc.
 ELSEWHERE = [
+    "upcall.broker.link",
     "upcall.broker.listener",
     "upcall.broker.quota.folding",
     "upcall.broker.quota.memory",
+    "upcall.broker.registration",
     "upcall.broker.requesters",
     "upcall.cli.log",
     "upcall.config.layers",

@@ -497,7 +497,16 @@ def test_why_not_is_one_line_with_the_remedy() -> None:
     assert reason.startswith("qemu-system-x86_64: not found (apt-get install")
     reason = why_not("uml")
     assert reason is not None
-    assert reason.startswith("apt and dpkg: ")
+    assert reason.startswith(("apt and dpkg: ", "processor state: "))
+
+
+@pytest.mark.parametrize(("flags", "told"), [("fpu avx512f", False), ("fpu amx_bf16 amx_tile", True)])
+def test_user_mode_linux_is_not_for_processors_whose_state_it_cannot_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, told: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
+    monkeypatch.setattr(doctor, "PROCESSORS", tmp_path / "cpuinfo")
+    assert ("processor state: has AMX" in (why_not("uml") or "")) == told
 
 
 @pytest.mark.usefixtures("nothing_installed")

@@ -23,7 +23,6 @@ from upcall.kernel import seccomp
 from upcall.kernel.process import harden
 from upcall.testing.played import PlayedBroker
 from upcall.testing.processes import RunningBroker, Started, in_child
-from upcall.wire.netlink import QUIT, pack_control
 
 NOBODY = 65534
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -66,7 +65,7 @@ def test_one_that_is_told_to_go_and_has_no_successor_is_to_be_started_again(
     with the_real_one(folder, "daemon.log", surroundings) as daemon:
         broker.register()
         daemon.logged("registered")
-        broker.socket.send(pack_control(QUIT))
+        broker.quit()
         assert daemon.wait() == os.EX_OK
 
 

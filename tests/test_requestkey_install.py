@@ -20,7 +20,7 @@ from upcall.requestkey.installing import Plan, check_winning, install, missing, 
 from upcall.requestkey.ours import COPY, FILE, TYPES, Ours, is_ours, render, take
 from upcall.requestkey.standing import standing, standing_of_type
 from upcall.requestkey.system import FOLDER, LAST, SOCKET, System
-from upcall.requestkey.trusted import distrust
+from upcall.trust import distrust
 from upcall.wire.requestkeyconf import BadLine, Key, choose
 
 PROGRAM = "/usr/lib/upcall/upcall-request-key"

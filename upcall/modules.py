@@ -6,11 +6,12 @@ importlib.metadata costs 25 ms, so it is imported when it is used: the daemon is
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from upcall import config
+from upcall import config, trust
 from upcall.errors import ModuleFailed, UsageError
 from upcall.handler import GROUP as HANDLERS
 from upcall.handler import Handler
@@ -123,7 +124,11 @@ def _imported(spec: str, what: str) -> Any:
     before = sys.path[:]
     sys.path[:] = _trusted_path()
     try:
+        if os.geteuid() == 0 and (faults := trust.of_package(package)):
+            raise ModuleFailed(f"{what} {spec}: root would run it, but {faults[0]}: {faults[0].command}")
         return getattr(importlib.import_module(package), attribute)
+    except ModuleFailed:
+        raise
     except Exception as error:  # importing runs code of others, which may raise anything
         raise ModuleFailed(f"{what} {spec}: {type(error).__name__}: {error}") from error
     finally:

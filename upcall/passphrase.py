@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from upcall import startpython
 from upcall.errors import UpcallError, UsageError
 from upcall.privatefile import read_private
 
@@ -122,9 +123,11 @@ def fetch_from_keyring(signature: str, timeout: float) -> bytearray:
     deadline = time.monotonic() + timeout
     # -I keeps the working directory and PYTHONPATH out; the site-packages of a virtual environment, where
     # keyring's backends are, stay in.
-    command = [sys.executable, "-I", "-m", "upcall.passphrase", signature]
+    command = startpython.command("upcall.passphrase", signature, isolated=True)
     buffer = bytearray(MAX_SIZE + 2)
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0) as child:
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=startpython.cleaned(), bufsize=0
+    ) as child:
         try:
             size = _collect(child, buffer, deadline)
             status = child.wait(max(0.0, deadline - time.monotonic()))

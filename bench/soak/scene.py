@@ -75,7 +75,9 @@ class Scene:
         command = [sys.executable, "-P", "-m", "bench.soak.broker", str(self.folder), str(device), *quota]
         broker = self._stage.start(command).pid
         self._stage.await_file(self.folder / "registration.sock", broker)
-        ours = self._stage.start([sys.executable, "-P", "-m", "upcall", "daemon", "--runtime", str(self.folder)]).pid
+        ours = self._stage.start(
+            [sys.executable, "-P", "-X", "upcall-environment", "-m", "upcall", "daemon", "--runtime", str(self.folder)]
+        ).pid
         self._registered(self.me, ours)
         if sender is not None:
             self._registered(QUIET, quiet)
@@ -136,7 +138,9 @@ class Scene:
         if not _runs_as(QUIET):
             return self._stage.daemon_as(QUIET, self.folder, modules)
         words = [f"folder={self.folder}", *(f"module={alias}={spec}" for alias, spec in modules.items())]
-        return self._stage.start([sys.executable, "-P", "-m", "upcall.daemon", *words], QUIET).pid
+        return self._stage.start(
+            [sys.executable, "-P", "-X", "upcall-environment", "-m", "upcall.daemon", *words], QUIET
+        ).pid
 
     def _isolated(self, daemon: int) -> int:
         """The process of the isolated key module, once it is there."""

@@ -58,7 +58,7 @@ class _Connection(Connection):
     """Without a socket."""
 
     def __init__(self, listener: Requesters) -> None:
-        self._listener, self.pid, self.uid = listener, 7, _UID
+        self._listener, self.pid, self.uid, self.pending = listener, 7, _UID, 0
         self._line = frozenset()
         self.open, self.sent = True, list[bytes]()
 

@@ -19,7 +19,7 @@ import pytest
 
 import upcall
 from upcall.lab.stage import PATIENCE, Person, do_as, serving, wait_until
-from upcall.requestkey.trusted import distrust
+from upcall.trust import distrust
 
 SLOW = 3 * PATIENCE
 SCRIPT = Path(__file__).parent.parent.parent / "docs/private/private"

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.login_scene import name_key, prepare_names, require_setup
+from upcall import machine
 from upcall.lab.stage import PATIENCE, broker_status, person, wait_until
 from upcall.sessions.records import FOLDER
 
@@ -74,7 +75,7 @@ def gone(uid: int) -> None:
 
 def test_the_machine_has_its_broker_and_its_daemon(installed: str) -> None:
     wait_until(lambda: broker_status() is not None, "the broker", SLOW)
-    registered(0)
+    registered(machine.read())
     assert "pam_exec.so quiet seteuid type=open_session" in COMMON.read_text()
 
 
@@ -133,17 +134,27 @@ def test_a_killed_login_is_noticed_with_the_next_one(installed: str) -> None:
         gone(alice.uid)
 
 
+def answered(names: Iterator[str]) -> bool:
+    """Whether a request is answered for which a daemon has to be started first: the first one, within its six seconds.
+    An emulated processor takes longer to start Python, and may need the next one."""
+    if "User Mode Linux" in Path("/proc/cpuinfo").read_text():
+        return name_key(next(names))
+    wait_until(lambda: name_key(next(names)), "an answer", SLOW)
+    return True
+
+
 def test_a_daemon_is_started_for_a_request_of_the_kernel(installed: str) -> None:
     """Nobody is logged in; a logout is not its end; and one that was killed comes with the next request."""
     bob = person("bob")
     assert daemon_of(bob.uid) is None
-    assert name_key("name-1")
+    names = iter([f"name-{number}" for number in range(1, 17)])
+    assert answered(names)
     daemon = registered(bob.uid)
     with login("bob"):
         assert daemon_of(bob.uid) == daemon
-    assert name_key("name-2")
+    assert name_key(next(names))
     assert daemon_of(bob.uid) == daemon
     os.kill(daemon, signal.SIGKILL)
     gone(bob.uid)
-    assert name_key("name-3")
+    assert answered(names)
     registered(bob.uid, other_than=daemon)

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from upcall import trust
 from upcall.broker.server import main
 from upcall.config import ConfigError
 from upcall.errors import UpcallError
@@ -18,6 +19,9 @@ def run(arguments: list[str]) -> int:
     folder, device, contexts = (settings.get(name) for name in ("folder", "device", "contexts"))
     paths = Path(folder) if folder else None, Path(device) if device else None
     try:
+        faults = trust.require()
+        if faults:
+            print(f"upcall broker: others could change what this runs: {faults[0]}", file=sys.stderr)  # noqa: T201
         main(*paths, int(contexts) if contexts else None, settings.get("quota", "no"), settings.get("records"))
     except (UpcallError, OSError) as error:
         print(f"upcall broker: {error}", file=sys.stderr)  # noqa: T201

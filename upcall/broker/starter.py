@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from upcall import startpython
 from upcall.broker.loop import URGENT
 
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 # --machine={uid}@.host) needs a D-Bus of the user's, opens a session that ends again at once, and takes five times
 # as long.
 COMMAND = ("systemctl", "start", "user@{uid}.service")
-WITHOUT_SYSTEMD = (sys.executable, "-I", "-m", "upcall.sessions", "start", "{uid}")
+WITHOUT_SYSTEMD = tuple(startpython.command("upcall.sessions", "start", "{uid}", isolated=True))
 _SYSTEMD_RUNS = Path("/run/systemd/system")  # sd_booted(3)
 
 _PATIENCE = 20.0  # seconds that the command may take
 _AGAIN = 5.0  # seconds after a failure in which it is not tried again
 _AT_ONCE = 16  # commands
-_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+_ENVIRONMENT = startpython.fixed()
 
 
 def usual() -> tuple[str, ...]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import click
 
+from upcall import startpython
 from upcall.kernel.miscdev import DEVICE
 from upcall.recorder import check_where
 
@@ -45,7 +45,8 @@ def command(
     it still owes.
 
     \b
-    Exit codes: 0 ended as asked; 69 it could not start (who is in the way is said on stderr).
+    Exit codes: 0 ended as asked; 69 it could not start (who is in the way is said on stderr); 78
+    others could change what root would run, or the configuration is wrong.
 
     \b
     Examples:
@@ -61,5 +62,5 @@ def command(
         arguments.append("quota=yes" if quota else "quota=auto")
     if log_requests is not None:
         arguments.append(f"records={check_where(log_requests)}")
-    # -P: never import anything from the working directory.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "upcall.broker", *arguments])  # noqa: S606
+    command = startpython.command("upcall.broker", *arguments)
+    os.execve(command[0], command, startpython.cleaned())  # noqa: S606

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import click
 
-from upcall import config
+from upcall import config, startpython
 from upcall.cli import completing
 from upcall.daemon.adding import add_auto_keys
 from upcall.daemon.finding import found, keys_only, locks
@@ -97,7 +96,8 @@ def command(
     reload` has it read again.
 
     \b
-    Exit codes: 0 ended as asked; 69 it could not start; 75 a newer daemon of this user took over.
+    Exit codes: 0 ended as asked; 69 it could not start; 75 a newer daemon of this user took over; 78 others could
+    change what root would run, or the configuration is wrong.
 
     \b
     Examples:
@@ -113,7 +113,8 @@ def command(
     arguments += [f"records={check_where(wanted(log_requests, user=True))}"]
     arguments += _hardening() + (["network=no"] if keys_only() else [])
     arguments += found(isolate, inline) + locks() + add_auto_keys()
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "upcall.daemon", *arguments])  # noqa: S606
+    command = startpython.command("upcall.daemon", *arguments)
+    os.execve(command[0], command, startpython.cleaned())  # noqa: S606
 
 
 def _hardening() -> list[str]:

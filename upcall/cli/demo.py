@@ -21,6 +21,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from upcall import startpython
 from upcall.client import Client, NoBroker
 from upcall.errors import Refused, UpcallError
 
@@ -134,7 +135,7 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "upcall", *arguments, "--runtime", str(self._broker_folder)],
+            startpython.command("upcall", *arguments, "--runtime", str(self._broker_folder)),
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stderr=self._log,
@@ -149,7 +150,7 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
 
     def _upcall(self, *arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "upcall", *arguments],
+            startpython.command("upcall", *arguments),
             env=self._environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import click
 
+from upcall import startpython
 from upcall.lab import image, machine
 from upcall.lab.carrier import Sink
 from upcall.lab.doctor import checks
@@ -238,7 +239,7 @@ def _demonstrate(
         env |= {"FORCE_COLOR": "1", "TERM": os.environ.get("TERM", "linux")}
     with _ending_by_signal(), _errors_shown(), _kernel_log_to(kernel_log, results) as folder:
         result = machine.run(
-            [sys.executable, "-P", "-m", module, *arguments],
+            startpython.command(module, *arguments),
             timeout=timeout,
             memory=memory,
             cpus=cpus,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import click
 
+from upcall import startpython
 from upcall.cli import completing, for_terminal
 from upcall.errors import PeerError, UpcallError
 from upcall.following import lines
@@ -101,14 +102,15 @@ def _file(path: Path, follow: bool) -> Iterator[_Told | None]:
 
 
 def _journal(follow: bool) -> Iterator[_Told | None]:
-    program = shutil.which(JOURNALCTL)
+    environment = startpython.cleaned()
+    program = shutil.which(JOURNALCTL, path=environment.get("PATH"))
     if program is None:
         raise NoJournal("there is no journalctl here: give the file to which requests are logged")
     command = [program, "--output=json", "--no-pager", "--quiet", f"MESSAGE_ID={MESSAGE_ID}"]
     if follow:
         command += ["--follow", "--lines=100"]
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment, text=True, errors="replace"
     ) as one:
         try:
             assert one.stdout is not None  # noqa: S101 - it is a pipe

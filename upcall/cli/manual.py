@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from upcall import startpython
 from upcall.cli.completing import manual_pages
 from upcall.errors import UsageError
 from upcall.manual.written import packagers_date, pages, written
@@ -64,7 +65,9 @@ def _file(asked: str) -> str:
 
 
 def _show(text: str) -> None:
-    if not sys.stdout.isatty() or shutil.which("man") is None:
+    environment = startpython.cleaned()
+    program = shutil.which("man", path=environment.get("PATH"))
+    if not sys.stdout.isatty() or program is None:
         click.echo(text, nl=False)
         return
-    subprocess.run(["man", "-l", "-"], input=text.encode("ascii"), check=False)
+    subprocess.run([program, "-l", "-"], input=text.encode("ascii"), env=environment, check=False)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import click
+
+from upcall import startpython
 
 
 @click.group("session")
@@ -22,7 +23,8 @@ def command() -> None:
 
 
 def _run(*arguments: str) -> None:
-    os.execv(sys.executable, [sys.executable, "-I", "-m", "upcall.sessions", *arguments])  # noqa: S606
+    command = startpython.command("upcall.sessions", *arguments, isolated=True)
+    os.execve(command[0], command, startpython.cleaned())  # noqa: S606
 
 
 _ALSO = click.option(

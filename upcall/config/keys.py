@@ -127,6 +127,21 @@ TABLES: Final = (
         ),
     ),
     Table(
+        "trust",
+        "Whether root runs only what nobody else can change ([operations](operations.md)). Read when root's broker or "
+        "daemon starts, and when it loads a plugin.",
+        (
+            Key(
+                "check",
+                YES_OR_NO,
+                SYSTEM,
+                "false lets root run what others can change, in a clone that a developer owns, say: who can change "
+                "it, is root.",
+                True,
+            ),
+        ),
+    ),
+    Table(
         "log",
         "A record of each request ([observing](observing.md)): the broker's as the system says, a daemon's as its "
         "user does. Read when they start.",

@@ -8,7 +8,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upcall import ownfiles
+from upcall import ownfiles, trust
+from upcall.config import ConfigError
 from upcall.daemon.control import Control
 from upcall.daemon.keyservice import KeyService
 from upcall.daemon.loading import handlers, loaders
@@ -44,12 +45,19 @@ def run(arguments: list[str]) -> int:
     at login: `added=`, `not-added=` (upcall/daemon/adding.py)."""
     settings = dict(argument.split("=", 1) for argument in arguments)
     folder = settings.get("folder")
+    try:
+        faults = trust.require()
+    except ConfigError as error:
+        print(f"upcall daemon: {error}", file=sys.stderr)  # noqa: T201
+        return os.EX_CONFIG
     hangup = Hangup()
     manager = Manager()
     harden()
     hardened = of_daemon(arguments, _own_folder())  # before there is another thread
     log = EventLog("upcall-daemon")
     log("hardened", **hardened._asdict())
+    for fault in faults:
+        log("file-not-trusted", file=fault.path, why=fault.why)
     if settings.get("network") == "no":
         log("network-refused", why="root's daemon serves root's keys only: the machine's has a user of its own")
     elif os.geteuid() == 0:

@@ -12,13 +12,13 @@ import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from upcall import startpython
 from upcall.daemon.keyservice import KeyService
 from upcall.log import EventLog
 from upcall.logind import CAUSES, MAX_WORD
@@ -166,14 +166,16 @@ class _Child:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.setblocking(False)
         self.started, self.heard, self.note = time.monotonic(), False, ""
-        command = [sys.executable, "-P", "-m", "upcall.logind", str(os.getuid()), *causes]
+        command = startpython.command("upcall.logind", str(os.getuid()), *causes)
         actions = [
             (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
         ]
         try:
             with theirs:  # subprocess would cost the daemon a megabyte
-                self._pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=actions, setpgroup=0)
+                self._pid = os.posix_spawn(
+                    command[0], command, startpython.cleaned(), file_actions=actions, setpgroup=0
+                )
         except OSError:
             self.socket.close()
             raise

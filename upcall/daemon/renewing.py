@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from upcall import startpython
 from upcall.daemon.keyservice import KeyService
 from upcall.daemon.loading import handlers, loaders
 from upcall.daemon.locking import ARGUMENTS, Locking
@@ -77,9 +77,10 @@ def find_in_child(wishes: list[str]) -> list[str]:
 
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "upcall.daemon.finding", *wishes],
+            startpython.command("upcall.daemon.finding", *wishes),
             stdin=subprocess.DEVNULL,
             capture_output=True,
+            env=startpython.cleaned(),
             timeout=PATIENCE,
             check=False,
         )

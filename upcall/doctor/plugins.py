@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from upcall import config, modules
+from upcall import config, modules, startpython, trust
 from upcall.doctor.findings import Finding, note, ok, problem
 from upcall.doctor.scene import Scene
 from upcall.errors import ModuleFailed
@@ -17,6 +17,15 @@ from upcall.keymodule import GROUP
 
 PATIENCE = 20.0  # seconds for each; an emulated processor needs 15
 LIBRARY = "libgssapi_krb5.so.2"  # as upcall_spnego.gssapi wants it
+
+
+def trusted(scene: Scene) -> Iterator[Finding]:
+    """The interpreter, sys.path and all that lies there, by names, owners and modes: nothing of it is run."""
+    finding = problem if scene.uid == 0 else note  # of a user's own processes it is that user's affair
+    for fault in scene.faults:
+        yield finding(f"others could change what is run: {fault}", "see who has changed it, and what", fault.command)
+    if not scene.faults:
+        yield ok("nobody else can change what is run here")
 
 
 def importable(scene: Scene) -> Iterator[Finding]:
@@ -30,17 +39,33 @@ def importable(scene: Scene) -> Iterator[Finding]:
             yield note(configured.refusal(plugin.alias))
     if not allowed:
         yield note("no plugins are installed, or none is allowed", "see `upcall plugin list`")
+    if scene.faults and scene.uid == 0:
+        yield problem(
+            f"no plugin was imported: others could change what would run: {scene.faults[0]}",
+            "see the check of trust",
+            scene.faults[0].command,
+        )
+        return
     with ThreadPoolExecutor(os.cpu_count()) as at_once:
         yield from at_once.map(_verdict, allowed)
 
 
 def _verdict(plugin: modules.Installed) -> Finding:
     name = f"the plugin {plugin.alias!r} ({plugin.distribution} {plugin.version})"
+    if os.geteuid() == 0 and (faults := trust.of_package(plugin.spec.partition(":")[0])):
+        told = f"{name} was not imported: others could change {faults[0].path}: it {faults[0].why}"
+        return problem(told, "see who has changed it, and what", faults[0].command)
     remedy = "mend it, install it anew, or leave it out by [plugins] allow"
-    command = [sys.executable, "-P", "-m", "upcall.doctor.plugins", plugin.group, plugin.alias, plugin.spec]
+    command = startpython.command("upcall.doctor.plugins", plugin.group, plugin.alias, plugin.spec)
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=PATIENCE
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=startpython.cleaned(),
+            text=True,
+            errors="replace",
+            timeout=PATIENCE,
         )
     except subprocess.TimeoutExpired:
         return problem(f"{name} is not imported within {PATIENCE:g} s", remedy)

@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from upcall import trust
 from upcall.client import Connection
 from upcall.errors import PeerError, Refused, UsageError
 from upcall.requestkey.system import System
@@ -48,6 +49,11 @@ class Scene:
             return self.at(path).read_text("utf-8", "replace")
         except OSError:
             return ""
+
+    @functools.cached_property
+    def faults(self) -> list[trust.Fault]:
+        """What others could change of all that this interpreter can run."""
+        return trust.faults(deep=True)
 
     @functools.cached_property
     def place(self) -> Place:

@@ -24,6 +24,7 @@ class Check(NamedTuple):
 
 
 CHECKS: Final = (
+    Check("trust", "nobody else can change what is run: interpreter, sys.path, .pth, plugins", plugins.trusted, 60),
     Check("netlink", "sockets of NETLINK_USERSOCK can be had", kernel.netlink),
     Check("kernel-keys", "the kernel keeps keys, and lets us have some", kernel.keys),
     Check("ecryptfs", "eCryptfs is loaded, asks daemons, and its device is root's alone", kernel.ecryptfs),

@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any, Final
 
-from upcall import config, machine
+from upcall import config, machine, startpython
 from upcall.errors import ModuleFailed, PeerError, Refused, UpcallError, UsageError
 from upcall.handler import Explaining
 from upcall.kernel import keyring
@@ -23,7 +23,6 @@ from upcall.modules import handlers, load_handler
 
 PATIENCE: Final = 30.0  # seconds: with `contact`, a KDC or a DNS server may be slow
 MAX_REPORT: Final = 1 << 20  # bytes
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 Report = dict[str, Any]
 
@@ -52,9 +51,9 @@ def explained_as(uid: int, service: str, ask: bytes, contact: bool) -> Report:
 
 
 def _start(uid: int) -> subprocess.Popen[bytes]:
-    other: dict[str, Any] = {} if uid == os.geteuid() else _of(uid)
+    other: dict[str, Any] = {"env": startpython.cleaned()} if uid == os.geteuid() else _of(uid)
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "upcall.explaining"],
+        startpython.command("upcall.explaining"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -70,7 +69,7 @@ def _of(uid: int) -> dict[str, Any]:
     except KeyError:
         raise UsageError(f"there is no user with uid {uid}") from None
     environment = {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name}
-    environment |= {"PATH": _PATH, "LANG": "C.UTF-8", "XDG_RUNTIME_DIR": f"/run/user/{uid}"}
+    environment |= {"PATH": startpython.PATH, "LANG": "C.UTF-8", "XDG_RUNTIME_DIR": f"/run/user/{uid}"}
     environment |= machine.handed_over() if uid == machine.uid() else {}
     groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
     return {"user": uid, "group": entry.pw_gid, "extra_groups": groups, "env": environment, "cwd": "/"}

@@ -12,8 +12,11 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from upcall import startpython
+
 PROGRAM: Final = Path(__file__).with_name("upcall-request-key")
 STANDIN: Final = Path(__file__).with_name("standin.py")
+SESSION: Final = PROGRAM.with_name("upcall-session")  # clears PAM's environment, for upcall.sessions
 SYSTEM_PYTHON: Final = Path("/usr/bin/python3")
 
 
@@ -38,6 +41,11 @@ def _interpreter() -> list[str]:
 
 def _runs(words: list[str]) -> bool:
     try:
-        return subprocess.run([*words, "--version"], capture_output=True, timeout=10).returncode == 0
+        return (
+            subprocess.run(
+                [*words, "--version"], capture_output=True, env=startpython.cleaned(), timeout=10
+            ).returncode
+            == 0
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False

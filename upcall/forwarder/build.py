@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +22,11 @@ from setuptools.command.build_py import build_py  # type: ignore[import-untyped]
 PROGRAM: Final = "upcall-request-key"
 FOLDER: Final = Path("upcall/forwarder")
 SOURCES: Final = ("forward.c", "decide.c", "host.c")
+SESSION: Final = "upcall-session"
+SESSION_SOURCES: Final = ("session.c",)
 TIME_LIMIT: Final = 120  # seconds for one compilation
+
+Flags = Callable[[], Iterator[list[str]]]
 
 WARNINGS: Final = shlex.split(
     "-Wall -Wextra -Wconversion -Wsign-conversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wformat=2 "
@@ -45,6 +49,13 @@ def variants() -> Iterator[list[str]]:
     yield [*BASE, *HARDENING, "-pie"]
 
 
+def static() -> Iterator[list[str]]:
+    """Flags for a program that no dynamic loader may touch (session.c)."""
+    machine = _X86 if os.uname().machine == "x86_64" else []
+    yield [*BASE, *HARDENING, *_CHOSEN, *machine, "-static-pie"]
+    yield [*BASE, "-static"]
+
+
 def compiler() -> list[str] | None:
     """$CC, or the first of the usual ones; None if there is none."""
     told = shlex.split(os.environ.get("CC", ""))
@@ -54,23 +65,25 @@ def compiler() -> list[str] | None:
     return None
 
 
-def compile_program(target: Path, folder: Path = FOLDER) -> str | None:
-    """Makes `target` out of the sources in `folder`; the flags that worked, or None: then the reason was said."""
+def compile_program(
+    target: Path, folder: Path = FOLDER, names: Sequence[str] = SOURCES, flags_of: Flags = variants
+) -> str | None:
+    """Makes `target` out of these sources in `folder`; the flags that worked, or None: then the reason was said."""
     words = compiler()
     if words is None:
-        _say("there is no C compiler")
+        _say(target.name, "there is no C compiler")
         return None
-    sources = [str(folder / name) for name in SOURCES]
+    sources = [str(folder / name) for name in names]
     made = target.with_name(target.name + ".new")
     reason = ""
-    for flags in variants():
+    for flags in flags_of():
         reason = _run([*words, *WARNINGS, *flags, "-o", str(made), *sources]) or _run([str(made), "--version"])
         if not reason:
             made.chmod(0o755)
             made.replace(target)
             return " ".join(flags)
         made.unlink(missing_ok=True)
-    _say(reason)
+    _say(target.name, reason)
     return None
 
 
@@ -85,8 +98,9 @@ def _run(command: Sequence[str]) -> str:
     return ""
 
 
-def _say(reason: str) -> None:
-    sys.stderr.write(f"upcall: {PROGRAM} is not compiled, its stand-in in Python will do: {reason}\n")
+def _say(name: str, reason: str) -> None:
+    instead = "PAM cannot be set up without it" if name == SESSION else "its stand-in in Python will do"
+    sys.stderr.write(f"upcall: {PROGRAM if name != SESSION else SESSION} is not compiled, {instead}: {reason}\n")
 
 
 class BuildPy(build_py):  # type: ignore[misc]
@@ -94,9 +108,12 @@ class BuildPy(build_py):  # type: ignore[misc]
 
     def run(self) -> None:
         super().run()
-        self.program.unlink(missing_ok=True)  # of an earlier build
+        session = self.program.with_name(SESSION)
+        for program in (self.program, session):
+            program.unlink(missing_ok=True)  # of an earlier build
         self.program.parent.mkdir(parents=True, exist_ok=True)
         compile_program(self.program)
+        compile_program(session, FOLDER, SESSION_SOURCES, static)
 
     @property
     def program(self) -> Path:
@@ -104,8 +121,9 @@ class BuildPy(build_py):  # type: ignore[misc]
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         outputs: list[str] = super().get_outputs(include_bytecode)
-        if not self.editable_mode and self.program.exists():
-            outputs.append(str(self.program))
+        made = (self.program, self.program.with_name(SESSION))
+        if not self.editable_mode:
+            outputs += [str(program) for program in made if program.exists()]
         return outputs
 
 

@@ -1,4 +1,4 @@
-"""`python -P -m upcall.isolation FD MEMORY SPEC`: the process of one key module. Started by child.py only."""
+"""`python -m upcall.isolation FD MEMORY SPEC`: the process of one key module. Started by child.py only."""
 
 from __future__ import annotations
 

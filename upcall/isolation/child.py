@@ -8,12 +8,12 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Final
 
+from upcall import startpython
 from upcall.errors import REASONS, ModuleFailed, PeerError, Refused, UpcallError
 from upcall.keymodule import Secrets
 from upcall.wire.isolation import (
@@ -72,7 +72,7 @@ class Child:
         self.retired = False  # it hangs or leaks: what is under way may come to its end, nothing new is begun
         self.pid: int | None = None
         self.status: int | None = None
-        arguments = [sys.executable, "-P", "-m", "upcall.isolation", str(theirs.fileno()), str(memory), spec]
+        arguments = startpython.command("upcall.isolation", str(theirs.fileno()), str(memory), spec)
         threading.Thread(target=self._live, args=(arguments, theirs), name="isolated", daemon=True).start()
 
     # --- its life ------------------------------------------------------------------------------------------
@@ -84,7 +84,13 @@ class Child:
         try:
             with theirs:
                 process = subprocess.Popen(
-                    arguments, stdin=null, stdout=null, stderr=null, pass_fds=[theirs.fileno()], start_new_session=True
+                    arguments,
+                    stdin=null,
+                    stdout=null,
+                    stderr=null,
+                    env=startpython.cleaned(),
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
                 )
             why = self._watch(process)
         except OSError as error:

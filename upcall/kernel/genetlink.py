@@ -18,6 +18,7 @@ import subprocess
 import sys
 from typing import Final, NamedTuple
 
+from upcall import startpython
 from upcall.errors import UsageError
 
 NETLINK_GENERIC: Final = 16
@@ -43,9 +44,16 @@ class Ids(NamedTuple):
 
 def look_up(family: str, group: str) -> Ids:
     """Asks in a child process. NoFamily; UsageError if the child could not ask."""
-    command = [sys.executable, "-P", "-m", "upcall.kernel.genetlink", family, group]
+    command = startpython.command("upcall.kernel.genetlink", family, group)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LOOK_UP, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_LOOK_UP,
+            stdin=subprocess.DEVNULL,
+            env=startpython.cleaned(),
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UsageError(f"cannot look up the generic netlink family {family}: {error}") from error
     if done.returncode == os.EX_UNAVAILABLE:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from upcall import startpython
 from upcall.cli.status import show
 from upcall.errors import UpcallError
 from upcall.lab import fileserver, kerberos, stage
@@ -78,7 +79,7 @@ def touching(who: Person) -> tuple[int, float]:
 
 def install() -> None:
     """By `upcall request-key install`, as an administrator would; the line of cifs-utils stays where it is."""
-    command = [sys.executable, "-P", "-m", "upcall", "request-key", "install", "--copy"]
+    command = startpython.command("upcall", "request-key", "install", "--copy")
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     must(done.returncode == 0, f"upcall request-key install: {done.stderr.strip()}")
     say("upcall request-key install: the kernel's requests for tickets come to upcall")

@@ -17,6 +17,7 @@ from .image import Kernel
 MEMORY_OF_QEMU = 256  # MB beside the guest's own
 ROOM = image.NEEDED_BYTES
 PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+PROCESSORS = Path("/proc/cpuinfo")
 NO_TRACING = "3"  # Documentation/admin-guide/LSM/Yama.rst
 
 
@@ -34,7 +35,11 @@ def checks(kernel: str = "qemu") -> Iterator[Check]:
     """All that this kernel needs, in the order in which it should be seen to. Nothing is downloaded or changed."""
     wanted = image.named(kernel)
     yield _processor()
-    yield _qemu() if wanted is image.QEMU else _tracing()
+    if wanted is image.QEMU:
+        yield _qemu()
+    else:
+        yield _tracing()
+        yield _processor_state()
     yield _tools(wanted)
     yield _kernel(wanted)
     yield _cache(wanted)
@@ -53,6 +58,17 @@ def _processor() -> Check:
     found = f"{platform.system()} on {platform.machine()}"
     # The guest runs the host's own programs, so it has to be of the host's kind.
     return Check("processor", found == "Linux on x86_64", found, "use a Linux machine with an x86_64 processor")
+
+
+def _processor_state() -> Check:
+    """User-mode Linux before 6.10 keeps a processor's state in a buffer of fixed size and panics at boot, in
+    put_fp_registers, where that of AMX does not fit in."""
+    try:
+        flags = PROCESSORS.read_text("ascii", "replace").split()
+    except OSError:
+        flags = []
+    found = "has AMX, which User-mode Linux cannot keep" if "amx_tile" in flags else "fits in"
+    return Check("processor state", "amx_tile" not in flags, found, "use --kernel qemu")
 
 
 def _qemu() -> Check:

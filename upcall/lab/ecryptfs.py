@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from upcall import startpython
 from upcall.cli.status import show
 from upcall.errors import UpcallError
 from upcall.kernel.miscdev import DEVICE
@@ -81,7 +82,7 @@ def _make_key(who: Person, bits: int) -> subprocess.Popen[str]:
     file.write_text(secrets.token_hex(16))
     os.chown(file, who.uid, who.gid)
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "upcall", "key", "generate", f"--bits={bits}", f"--passphrase-file={file}"],
+        startpython.command("upcall", "key", "generate", f"--bits={bits}", f"--passphrase-file={file}"),
         user=who.uid,
         group=who.gid,
         extra_groups=[],

@@ -65,6 +65,11 @@ $lab/busybox --install -s $lab/fallback
 echo $lab/bin/modprobe >/proc/sys/kernel/modprobe
 echo 0 >/proc/sys/kernel/panic_on_oops
 
+if [ ! "$TRUSTED" ]; then
+	mkdir -p /usr/lib/upcall
+	printf '[trust]\ncheck = false\n' >/usr/lib/upcall/config.toml
+fi
+
 mkdir -p /results
 mount_results /results
 

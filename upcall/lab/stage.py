@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
+from upcall import startpython
 from upcall.client import Client, NoBroker
 from upcall.errors import UpcallError
 from upcall.handler import Handler
@@ -194,7 +195,7 @@ def wait_until(true: Callable[[], bool], what: str, patience: float = PATIENCE) 
 
 def start_broker(stderr: int | None = None) -> subprocess.Popen[bytes]:
     """The system's broker as people start it, ready for daemons. `stderr`: the descriptor that takes its log."""
-    process = subprocess.Popen([sys.executable, "-P", "-m", "upcall", "broker"], stderr=stderr)
+    process = subprocess.Popen(startpython.command("upcall", "broker"), stderr=stderr)
     with _killed_unless_ready(process.kill):
         wait_until(lambda: broker_status() is not None, "the broker", 2 * PATIENCE)
     return process
@@ -211,7 +212,7 @@ def start_daemons(*people: Person, stderr: int | None = None) -> list[subprocess
         started = []
         for who in people:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "upcall", "daemon"],
+                startpython.command("upcall", "daemon"),
                 user=who.uid,
                 group=who.gid,
                 extra_groups=[],

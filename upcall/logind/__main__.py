@@ -1,4 +1,4 @@
-"""`python -P -m upcall.logind UID CAUSE...`, started by upcall.daemon.locking only; descriptor 0 is its socket.
+"""`python -m upcall.logind UID CAUSE...`, started by upcall.daemon.locking only; descriptor 0 is its socket.
 
 A cause for which the keys are locked already ends with "!".
 """

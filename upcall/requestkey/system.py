@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from upcall.requestkey.ours import FILE, Ours, is_ours, take
-from upcall.requestkey.trusted import distrust
+from upcall.trust import distrust
 from upcall.wire.requestkeyconf import Line, lines
 
 FOLDER: Final = "/etc/request-key.d"

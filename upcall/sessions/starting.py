@@ -7,12 +7,13 @@ import os
 import pwd
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-COMMAND: Final = (sys.executable, "-I", "-m", "upcall", "daemon")
+from upcall import startpython
+
+COMMAND: Final[tuple[str, ...]] = tuple(startpython.command("upcall", "daemon", isolated=True))
 _LOG: Final = "/dev/log"
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import pwd
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import upcall
-from upcall import forwarder
+from upcall import forwarder, startpython, trust
 from upcall.config import ConfigError
 from upcall.errors import UpcallError
 from upcall.machine import PEOPLE, USER
@@ -49,12 +48,18 @@ def kind_of(root: Path) -> Kind:
 def check(system: System, plan: Plan) -> None:
     """Before anything is changed. ConfigError: root would run what others can change, or find it gone."""
     image = system.root != Path("/")
-    for word in (plan.python, str(Path(upcall.__file__))):
+    clears = [str(forwarder.SESSION)] if plan.kind is PAM else []
+    if clears and not image and not forwarder.SESSION.exists():
+        why = "was not compiled, and nothing else keeps what users put into PAM's environment from root"
+        raise ConfigError(forwarder.SESSION, f"{why}: apt-get install gcc libc6-dev, and install upcall again")
+    for word in (plan.python, str(Path(upcall.__file__)), *clears):
         if len(word.split()) != 1:
             raise ConfigError(Path(word), "a path with spaces is not understood by all who would read it")
         if why := system.distrust(word, may_miss=image):
             raise ConfigError(Path(word), f"root would run it, but {why}")
         _check_open(system.at(word))
+    if not image and plan.python == sys.executable and (faults := trust.faults(deep=True)):
+        raise ConfigError(Path(faults[0].path), trust.refusal(faults[0]))
     if plan.python.startswith(("/home/", "/root/", "/run/", "/tmp/")):  # noqa: S108 - nothing is written there
         raise ConfigError(
             Path(plan.python), "services cannot rely on home folders, /run or /tmp: install it elsewhere"
@@ -191,7 +196,8 @@ def _run(system: System, orders: Sequence[Order]) -> list[str]:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+                # In whose PATH the program is looked for, too.
+                env=startpython.fixed(DEBIAN_FRONTEND="noninteractive", HOME="/root"),
                 text=True,
                 timeout=_PATIENCE,
                 check=False,

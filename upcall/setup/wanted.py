@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from upcall.forwarder import SESSION
 from upcall.machine import USER
 
 Order = tuple[str, ...]  # a command; {root} in a word stands for the image's folder
@@ -122,4 +123,4 @@ def told_as(path: str) -> str:
 def content(kind: Kind, path: str, python: str) -> bytes:
     """What belongs into a file that starts something. `python`: the interpreter that has upcall."""
     template = files("upcall.setup").joinpath("units", kind.files[path][0]).read_text("utf-8")
-    return string.Template(template).substitute(python=python).encode()
+    return string.Template(template).substitute(python=python, session=SESSION).encode()

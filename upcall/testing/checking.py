@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from upcall import startpython
 from upcall.enrol import chosen, take_in
 from upcall.errors import UpcallError, UsageError
 from upcall.isolation.module import IsolatedModule
@@ -84,7 +85,7 @@ def _one_process(order: Order, left: Sequence[str]) -> Iterator[Verdict]:
     os.write(told, json.dumps([order._asdict(), list(left)]).encode())
     os.lseek(told, 0, os.SEEK_SET)
     with tempfile.TemporaryDirectory(prefix="upcall-check-") as folder:
-        arguments = [sys.executable, "-P", "-m", "upcall.testing.checking", str(writer), folder]
+        arguments = startpython.command("upcall.testing.checking", str(writer), folder)
         null = subprocess.DEVNULL  # what a module prints is no verdict
         try:
             process = subprocess.Popen(

@@ -46,7 +46,12 @@ class Started:
         self._log = log
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, *arguments],
+                [
+                    sys.executable,
+                    "-X",
+                    "upcall-environment",
+                    *arguments,
+                ],  # plugins of tests are in PYTHONPATH, root's, too
                 stdin=subprocess.DEVNULL,
                 stderr=file if stderr < 0 else stderr,
                 env={**os.environ, **(environment or {})},

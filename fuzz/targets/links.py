@@ -1,0 +1,115 @@
+"""registration.sock, and the broker's end of a link: what a daemon may send there, and processes that have its copies.
+
+Never raises; nothing but a whole HELO of the process that asked for the link registers it, and nothing else of another
+process or before that reaches the broker's core; a connection gives one link at most.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from fuzz.target import holds, same
+from upcall.broker.link import DaemonLink
+from upcall.broker.registration import DaemonConnection, Registration
+from upcall.kernel.netlink import Packet
+from upcall.messages import Answer
+from upcall.wire.netlink import HELO, QUIT, pack_control, pack_response
+
+_PID, _UID = 1, 0  # a process that is there, with its real uid
+SEEDS = [
+    b"\x00" + pack_control(HELO),
+    b"\x00" + pack_control(HELO) + b"\x00" + pack_control(QUIT),
+    b"\x01" + pack_control(HELO) + b"\x02" + pack_control(HELO),
+    b"\x00" + pack_control(HELO) + b"\x00" + pack_response(1, 2, Answer(b"")),
+    b"\x04" + pack_control(HELO) + b"\x04" + pack_control(HELO),
+]
+
+
+class _Core:
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def refuses(self, uid: int) -> str:
+        return ""
+
+    def helo(self, *_: object) -> object:
+        self.heard.append("helo")
+        return self
+
+    def answered(self, association: object, data: bytes) -> bool:
+        same(association, self)
+        self.heard.append("answer")
+        return False
+
+    def quit(self, association: object) -> None:
+        same(association, self)
+        self.heard.append("quit")
+
+
+class _Server:
+    now = 0.0
+
+    def __init__(self) -> None:
+        self.broker, self.rejected = _Core(), 0
+
+    def log(self, event: str, **fields: object) -> None:
+        same(event.isprintable(), True)
+
+    def reject(self, on: str, uid: int, pid: int) -> None:
+        self.rejected += 1
+
+    def after_helo(self, association: object) -> None:
+        same(association, self.broker)
+
+
+class _Socket:
+    closed, portid = False, 7
+
+    def send(self, data: bytes) -> bool:
+        return True
+
+
+class _Registration(Registration):
+    def __init__(self, server: _Server) -> None:
+        self.server = cast(Any, server)
+        self.links = 0
+
+    def offer(self, connection: DaemonConnection) -> None:
+        self.links += 1
+        connection.link = object.__new__(DaemonLink)
+
+
+class _Connection(DaemonConnection):
+    """Without a socket."""
+
+    def __init__(self, listener: _Registration) -> None:
+        self._registration = listener
+        self.link, self.uid, self.pid, self.open = None, _UID, _PID, True
+
+    def close(self) -> None:
+        self.open = False
+
+
+def run(data: bytes) -> None:
+    server = _Server()
+    registration = _Registration(server)
+    connection = _Connection(registration)
+    link = object.__new__(DaemonLink)
+    link._server, link._connection, link.association = cast(Any, server), connection, None
+    link.uid, link.pid, link.began, link._junk = _UID, _PID, 0, 0
+    link.socket = link._far = cast(Any, _Socket())
+    while data:
+        kind, message, data = data[0], data[1:17], data[17:]
+        heard = len(server.broker.heard)
+        if kind & 4:
+            if connection.open:
+                connection._take(message)
+            holds(registration.links <= 1, "more than one link")
+            same(len(server.broker.heard), heard)
+            continue
+        uid, pid = _UID + (kind & 1), _PID + (kind >> 1 & 1)
+        link._take(Packet(message, pid, uid, 9))
+        if (uid, pid) != (_UID, _PID):
+            same(len(server.broker.heard), heard)
+    same(server.broker.heard.count("helo"), int(link.association is not None))
+    holds(not server.broker.heard or server.broker.heard[0] == "helo", "heard before it was registered")

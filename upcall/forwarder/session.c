@@ -1,0 +1,34 @@
+/* upcall-session: what pam_exec(8) runs, `upcall-session PROGRAM [ARGUMENT...]`: runs PROGRAM with a clean environment.
+ *
+ * pam_exec hands PAM's environment on, and a user may have a say in that (pam_env with user_readenv, sshd's
+ * PermitUserEnvironment); it runs as root without AT_SECURE, so the dynamic loader follows LD_PRELOAD and its like in
+ * whatever it loads, env(1) and shells included. So this program is linked statically, or not made at all.
+ */
+#include <stddef.h>
+#include <string.h>
+#include <unistd.h>
+
+static char path[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+static char lang[] = "LANG=C.UTF-8";
+static const char *const kept[] = {"PAM_TYPE=", "PAM_USER=", "PAM_SERVICE="};
+
+enum { KEPT = sizeof kept / sizeof *kept, EX_USAGE = 64, EX_UNAVAILABLE = 69 };
+
+int main(int argc, char **argv, char **environment)
+{
+	char *clean[KEPT + 3] = {path, lang};
+	size_t count = 2;
+
+	if (argc == 2 && strcmp(argv[1], "--version") == 0)
+		return write(STDOUT_FILENO, "upcall-session\n", 15) != 15;
+	if (argc < 2 || argv[1][0] != '/')
+		return EX_USAGE;
+	for (size_t name = 0; name < KEPT; name++)
+		for (char **one = environment; *one != NULL; one++)
+			if (strncmp(*one, kept[name], strlen(kept[name])) == 0) {
+				clean[count++] = *one;
+				break;
+			}
+	execve(argv[1], argv + 1, clean);
+	return EX_UNAVAILABLE;
+}
