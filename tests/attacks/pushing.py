@@ -12,7 +12,7 @@ from tests.attacks import raw
 from tests.attacks.attacker import Told
 
 _DESCRIPTORS, _MESSAGES = 253, 40  # SCM_MAX_FD; messages
-_BLOCKED = 8  # threads that wait for room
+_BLOCKED = 64  # threads that wait for room
 
 
 def hellos(told: Told, folder: Path) -> None:

@@ -12,6 +12,7 @@ from tests.attacks.attacker import Attacker, Told
 from tests.attacks.forked import forked
 from tests.attacks.scene import ATTACKER, BEFORE, IN_FLIGHT, VICTIM, Score, World, answers, leaked, tries
 from tests.attacks.spin import spin
+from upcall.testing.processes import until
 
 
 def load(told: Told, world: World, packets: Sequence[bytes]) -> None:
@@ -43,9 +44,10 @@ def test_requests_to_a_daemon_that_was_killed_reach_nobody(world: World, windows
                 answered = world.outcomes("answered")
                 world.until_outcomes("answered", answered + IN_FLIGHT)
                 daemon.end()
-                broker.logged(f"daemon-exited uid={VICTIM} pid={daemon.pid}")
+                until(lambda: world.registered(VICTIM) is None, "the broker to notice", 30)
             report = attacker.asked("report")
             score.count(leaked(keys, report["got"]), IN_FLIGHT, report)
+        assert broker.lives
     print(score)
     assert score.binds > score.tries
     if not BEFORE:
@@ -56,18 +58,18 @@ def test_requests_to_a_daemon_that_was_killed_reach_nobody(world: World, windows
 def test_answers_of_a_child_of_a_killed_daemon_reach_nobody(world: World, windows: Sequence[str]) -> None:
     """32 unwraps are in flight when the registered process is killed; its child has its sockets, and answers."""
     score = Score(f"registered process killed, its child answers, {'windows open' if windows else 'as it is'}")
-    with Attacker(ATTACKER, spin, world.network.enter) as attacker, world.broker(*windows) as broker:
+    with Attacker(ATTACKER, spin, world.network.enter) as attacker, world.broker(*windows):
         for _ in range(tries(30)):
             keys = world.victim.wrapped(IN_FLIGHT)
             bodies = {packet: raw.unwrapped(clear) for clear, packet in keys.items()}
             play = partial(forked, folder=world.folder, bodies=bodies)
             with Attacker(VICTIM, play, world.network.enter) as daemon, world.connected(VICTIM) as connection:
-                pid = daemon.heard()
+                daemon.heard()
                 for seq, packet in enumerate(keys.values()):
                     connection.send(raw.request(seq, seq, VICTIM, packet))
                 assert daemon.heard() == "holds"
                 daemon.kill()
-                broker.logged(f"daemon-exited uid={VICTIM} pid={pid}")
+                until(lambda: world.registered(VICTIM) is None, "the broker to notice", 30)
                 assert answers(connection, IN_FLIGHT) == [b""] * IN_FLIGHT
                 for _ in range(2):  # so that it has tried every portid since
                     attacker.asked("look")

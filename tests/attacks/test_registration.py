@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -48,13 +49,15 @@ def test_noise_on_every_portid_changes_no_registration(world: World, windows: tu
 
 
 def test_floods_of_hellos_keep_nobody_from_registering(world: World) -> None:
-    """Eight threads of each of four uids wait in line at any time."""
+    """64 threads of each of four uids wait in line at any time."""
     with world.broker() as broker, contextlib.ExitStack() as stack:
         for uid in range(ATTACKER, ATTACKER + 4):
             flooding = Attacker(uid, partial(hellos, folder=world.folder), world.network.enter)
             assert stack.enter_context(flooding).heard() == "pushing"
+        began = time.monotonic()
         with world.daemon() as daemon:
-            world.wait_registered(daemon)
+            daemon.logged("registered broker=")
+            print(f"registered {time.monotonic() - began:.1f} s after its start, in a flood of HELO")
             serves(world, VICTIM)
         assert broker.lives
 
@@ -152,6 +155,7 @@ def serves_status(world: World) -> None:
         world.status()
 
 
+@after
 def test_a_daemon_says_nothing_to_a_socket_that_another_uid_has_planted(world: World) -> None:
     """Neither where a broker's socket should be, nor through a symbolic link."""
     planted = world.above / "planted"
