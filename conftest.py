@@ -11,6 +11,7 @@ sys._xoptions["upcall-environment"] = (
 )
 
 SLOW = (
+    "tests/attacks/",
     "tests/test_bench",
     "tests/test_cli_plugin.py",
     "tests/test_doctor_broken.py",

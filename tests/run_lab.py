@@ -90,7 +90,7 @@ def _run_group(name: str, group: Group, arguments: list[str], timeout: float) ->
             timeout=timeout,
             results=RESULTS / name,
             cwd=PROJECT,
-            env={"PYTHONUNBUFFERED": "1"},
+            env={"PYTHONUNBUFFERED": "1", **_of_attacks()},
             out=_writer(1),
             err=_writer(2),
             kernel=group.kernel,
@@ -103,6 +103,11 @@ def _run_group(name: str, group: Group, arguments: list[str], timeout: float) ->
         print(f"--- ring 3, {name}: the kernel reported a fault: {line}", flush=True)
     print(f"--- ring 3, {name}: exit code {result.returncode}, {time.monotonic() - started:.0f} s", flush=True)
     return result.returncode or (os.EX_OSERR if result.kernel_faults else 0)
+
+
+def _of_attacks() -> dict[str, str]:
+    """How often attacks are tried."""
+    return {name: value for name, value in os.environ.items() if name.startswith("UPCALL_ATTACK_")}
 
 
 def _writer(descriptor: int) -> Callable[[bytes], None]:

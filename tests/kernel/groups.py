@@ -28,6 +28,7 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
 SYSTEMD = ("test_login_systemd", "test_machine_systemd")  # of these: systemd is process 1
 INIT = Path("/usr/lib/systemd/systemd")
 HARSH = ("test_broker_faults.py", "test_daemon_faults.py", "test_device.py")
+ATTACKS = ("test_attack_link.py",)
 PLUGIN = ("test_plugin_new.py",)  # installs something
 
 
@@ -47,10 +48,11 @@ def elsewhere(file: str) -> str | None:
 def groups(files: Iterable[str]) -> dict[str, Group]:
     """The groups of these files by name, in the order in which they run; none is empty."""
     names = sorted(files)
-    ordinary = tuple(name for name in names if not elsewhere(name) and name not in (*HARSH, *PLUGIN))
+    ordinary = tuple(name for name in names if not elsewhere(name) and name not in (*HARSH, *ATTACKS, *PLUGIN))
     found = {
         "files": Group("qemu", ordinary),
         "faults": Group("qemu", tuple(name for name in names if name in HARSH)),
+        "attacks": Group("qemu", tuple(name for name in names if name in ATTACKS)),
         "plugin": Group("qemu", tuple(name for name in names if name in PLUGIN)),
     }
     for beginning, kernels in ELSEWHERE.items():

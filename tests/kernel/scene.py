@@ -261,6 +261,10 @@ class Gate:
     def open(self) -> None:
         self._path.touch()
 
+    @property
+    def is_open(self) -> bool:
+        return self._path.exists()
+
     def wait(self, patience: float = 60.0) -> None:
         wait_until(self._path.exists, "the gate", patience)
 

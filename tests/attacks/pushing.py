@@ -1,0 +1,69 @@
+"""Fills the places where processes connect: floods of HELO, of descriptors, of connections that are never read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from pathlib import Path
+
+from tests.attacks import raw
+from tests.attacks.attacker import Told
+
+_DESCRIPTORS, _MESSAGES = 253, 40  # SCM_MAX_FD; messages
+_BLOCKED = 64  # threads that wait for room
+
+
+def hellos(told: Told, folder: Path) -> None:
+    """Says HELO as fast as it can, and waits in line to say it again: the next one that is heard is to be its own."""
+    public = folder / "portid"
+
+    def push() -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                if public.exists():
+                    with raw.unbound() as mouth:
+                        while True:
+                            mouth.sendto(raw.control(raw.HELO), (int(public.read_text()), 0))
+                else:
+                    with raw.connect(folder / "registration.sock") as connection:
+                        connection.send(raw.control(raw.HELO))
+                        connection.recv(raw.MOST)  # the descriptors that come with it are dropped
+
+    for _ in range(_BLOCKED):
+        threading.Thread(target=push, daemon=True).start()
+    told.say("pushing")
+    told.word()
+
+
+def unread(told: Told, folder: Path, count: int) -> None:
+    """Asks for `count` links and reads none: their descriptors stay in flight. Tells how many it could ask for."""
+    held = []
+    for _ in range(count):
+        with contextlib.suppress(OSError):
+            held.append(raw.connect(folder / "registration.sock"))
+            held[-1].send(raw.control(raw.HELO))
+    told.say(len(held))
+    told.word()
+
+
+def many_descriptors(told: Told, folder: Path, path: Path) -> None:
+    """Sends messages with as many descriptors as go into one: of a FIFO, of sockets, of the connection itself. Tells
+    how many it has sent."""
+    fifo = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    sent = 0
+    held = []
+    for name in ("broker.sock", "registration.sock"):
+        for message in (b"x", raw.control(raw.HELO), raw.request(1, 1, os.getuid(), b"x"), raw.request(2, 2, 0, b"")):
+            for _ in range(_MESSAGES):
+                with contextlib.suppress(OSError):
+                    connection = raw.connect(folder / name)
+                    held.append(connection)
+                    for fd in (fifo, connection.fileno(), held[0].fileno()):
+                        socket.send_fds(connection, [message], [fd] * _DESCRIPTORS, raw.DONTWAIT)
+                        sent += _DESCRIPTORS
+            while len(held) > 1:
+                held.pop().close()
+    told.say(sent)
+    told.word()
