@@ -38,3 +38,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.startswith(SLOW):
             item.add_marker(pytest.mark.slow)
+        if item.nodeid.startswith("tests/attacks/"):
+            item.add_marker(pytest.mark.attack)
+            item.add_marker(pytest.mark.slow)
