@@ -1,7 +1,7 @@
 """`python -m release.check`: builds twice, with all else different, and compares the digests of what came out.
 
-Other folder (and another length of its name), umask, TZ, locale, HOME, order of files, hash seed, clock's second and,
-where that is allowed, another host name (a UTS namespace) and another uid.
+Other folder (and another length of its name), umask, TZ, locale, HOME, order of files, hash seed and,
+where that is allowed, another host name (a UTS namespace).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--require", action="store_true", help="fail where the lab cannot run")
     parser.add_argument("--group", choices=sorted(GROUPS), action="append", help="only this one; may be repeated")
-    parser.add_argument("--core", action="store_true", help="only eCryptfs, its faults, and CIFS")
+    parser.add_argument("--core", action="store_true", help="only the link, and what ecryptfsd was seen to say")
     parser.add_argument("--others", action="store_true", help="all but these")
     parser.add_argument("--kernel", choices=("qemu", "uml"), help="only the groups that this one boots for")
     parser.add_argument("--timeout", type=float, default=TIME_LIMIT, metavar="SECONDS", help="for each group")

@@ -29,6 +29,7 @@ SYSTEMD = ("test_login_systemd", "test_machine_systemd")  # of these: systemd is
 INIT = Path("/usr/lib/systemd/systemd")
 HARSH = ("test_broker_faults.py", "test_daemon_faults.py", "test_device.py")
 ATTACKS = ("test_attack_link.py",)
+LINK = ("test_captured.py", "test_link.py")
 PLUGIN = ("test_plugin_new.py",)  # installs something
 
 
@@ -48,8 +49,9 @@ def elsewhere(file: str) -> str | None:
 def groups(files: Iterable[str]) -> dict[str, Group]:
     """The groups of these files by name, in the order in which they run; none is empty."""
     names = sorted(files)
-    ordinary = tuple(name for name in names if not elsewhere(name) and name not in (*HARSH, *ATTACKS, *PLUGIN))
+    ordinary = tuple(name for name in names if not elsewhere(name) and name not in (*HARSH, *ATTACKS, *LINK, *PLUGIN))
     found = {
+        "link": Group("qemu", tuple(name for name in names if name in LINK)),
         "files": Group("qemu", ordinary),
         "faults": Group("qemu", tuple(name for name in names if name in HARSH)),
         "attacks": Group("qemu", tuple(name for name in names if name in ATTACKS)),
@@ -64,5 +66,5 @@ def groups(files: Iterable[str]) -> dict[str, Group]:
     return {name: group for name, group in found.items() if group.files}
 
 
-CORE = ("files", "faults", "cifs-qemu")  # what `make test` boots for; `make test-all` boots for each group
+CORE = ("link",)  # what `make test` boots for; `make test-all` boots for each group
 GROUPS = groups(path.name for path in Path(__file__).parent.glob("test_*.py"))
