@@ -19,6 +19,7 @@ from bench.rows import Effort, Row, by_turns, compared
 from bench.stage import Client, Stage
 
 _FIRST_UID = 64100  # nobody's, on any distribution: above what useradd hands out, below nobody
+_SUBUIDS = range(640_000, 640_016)  # one person's, who has 64 connections of each
 _GROUP = "flooding, a victim's round trip p50 through broker and daemon"
 _Flooders = Sequence[Callable[[], subprocess.Popen[bytes]]]
 _AS_ONE = "not root: everything runs as one uid, so that only strangers at the registration can be played"
@@ -27,7 +28,9 @@ _AS_ONE = "not root: everything runs as one uid, so that only strangers at the r
 def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
     victim = _FIRST_UID if os.geteuid() == 0 else os.geteuid()
     folder = stage.place()
-    stage.broker(folder)
+    subuid = stage.folder / "subuid"
+    subuid.write_text(f"{_FIRST_UID + 1}:{_SUBUIDS[0]}:{len(_SUBUIDS)}\n")
+    stage.broker(folder, f"subuid={subuid}")
     client = _victim(stage, folder, victim)
     scenes = _scenes(stage, folder)
     contenders = {name: partial(_under, stage, client, effort, flooders) for name, flooders in scenes.items()}
@@ -40,7 +43,7 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
             worst = max(found[name])
             calm = statistics.median(found["idle"])
             yield Row(_GROUP, "  its worst round", "us", worst, calm, "idle", worst / calm)
-        control = f"{name[0]} only burning"
+        control = f"{name.split()[0]} only burning"
         if control in scenes and control != name:
             yield compared(_GROUP, "  the same", "us", found[name], found[control], control)
 
@@ -72,6 +75,13 @@ def _scenes(stage: Stage, folder: Path) -> dict[str, _Flooders]:
         path = folder / "broker.sock"
         asking = [partial(stage.peer, "ask", path, uid, body.hex(), uid=uid) for uid in uids]
         scenes["1 with requests"], scenes["4 with requests"] = asking[:1], asking
+
+        def held(where: Path, *body: str) -> _Flooders:
+            return [partial(stage.peer, "hold", where, uid, 64, *body, uid=uid) for uid in _SUBUIDS]
+
+        scenes["16 subuids, 1024 idle connections"] = held(path)
+        scenes["16 subuids, 1024 that never read"] = held(path, body.hex())
+        scenes["16 subuids, 1024 at the registration"] = held(folder / "registration.sock")
     return scenes
 
 

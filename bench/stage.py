@@ -199,9 +199,9 @@ class Stage:
         """One of the clients in C; `ready()` is still to be called, for it waits for the other side."""
         return Client(self.start([str(self.folder / "peer"), *map(str, arguments)], uid, talks=True))
 
-    def broker(self, folder: Path) -> int:
+    def broker(self, folder: Path, *options: str) -> int:
         """Our broker; gives its pid."""
-        process = self.start([sys.executable, "-m", "upcall.broker", f"folder={folder}"])
+        process = self.start([sys.executable, "-m", "upcall.broker", f"folder={folder}", *options])
         self.await_file(folder / "registration.sock", process.pid)
         return process.pid
 

@@ -167,8 +167,7 @@ class House:
         ready = self.loop.wait(timeout)
         self.now = time.monotonic()
         self.loop.run(ready, self.now)
-        self.loop.unmute(self.now)
-        self.quota.wake(self.now)
+        self.loop.fire(self.now)
 
     def until(self, true: Callable[[], object], what: str, timeout: float = 10.0) -> None:
         end = time.monotonic() + timeout

@@ -70,20 +70,19 @@ class Context:
     )
 
     def __init__(self, index: int, service: str) -> None:
-        self.index = index
-        self._clear()
-        self.service = service
-
-    def _clear(self) -> None:
+        self.index, self.service = index, service
         self.state = State.FREE
-        self.service = ""
-        self.counter = 0
-        self.pid = 0
+        self.counter = self.pid = 0
         self.requester = _NOBODY
         self.line = NO_LINE
         self.since = self.deadline = 0.0
         self.body = b""
         self.origin: Origin | None = None
+
+    def clear(self) -> None:
+        """It is over: what was asked is held no longer, nobody is told of an outcome, and no reply fits."""
+        self.state = State.FREE
+        self.counter, self.service, self.body, self.origin = 0, "", b"", None
 
     def __repr__(self) -> str:
         return f"<Context {self.index} {self.state.value} seq={self.counter} service={self.service!r}>"
@@ -200,4 +199,4 @@ class Contexts:
         if freed is None:
             freed = self._freed[context.service] = deque()
         freed.append(context.index)
-        context._clear()
+        context.clear()

@@ -5,6 +5,8 @@
  */
 #include "wire.h"
 
+#include <poll.h>
+
 enum { SLOTS = 256, SAMPLES = 2000000 };
 
 struct client {
@@ -198,5 +200,38 @@ int flood_with_requests(const char *path, uint32_t uid, const char *body)
 			;
 	}
 	printf("%llu\n", (unsigned long long)count);
+	return 0;
+}
+
+/* COUNT connections that are held; with a body, each asks whenever it can, and reads no answer. Those that the broker
+ * ends are made again. */
+int flood_with_connections(const char *path, int count, uint32_t uid, const char *body)
+{
+	static uint8_t out[BUFFER];
+	static int held[1024];
+	uint64_t made = 0, before;
+	client.body_size = body ? from_hex(body, client.body) : 0;
+	for (int i = 0; i < count; i++)
+		held[i] = -1;
+	while (!stopped) {
+		before = made;
+		for (int i = 0; i < count && !stopped; i++) {
+			if (held[i] >= 0) {
+				struct pollfd ended = {.fd = held[i], .events = POLLRDHUP};
+				if (body) {
+					size_t size = pack_request(out, ++client.seq, 0, uid, client.body, client.body_size);
+					send(held[i], out, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+				}
+				if (!poll(&ended, 1, 0))
+					continue;
+				close(held[i]);
+			}
+			held[i] = local_connect(path);
+			made++;
+		}
+		if (made == before)
+			usleep(1000); /* all are held: what they cost is to be measured, not this loop */
+	}
+	printf("%llu\n", (unsigned long long)made);
 	return 0;
 }

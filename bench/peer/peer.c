@@ -6,6 +6,7 @@
  *   peer drive-broker SOCKET UID    a requester for the daemon of UID, and measures it (client.c)
  *   peer junk FOLDER                floods a broker with nonsense
  *   peer ask SOCKET UID BODY        floods a broker with good requests
+ *   peer hold SOCKET UID COUNT [BODY]   holds so many connections; with a body, each asks and never reads
  *   peer quota-send                 quota warnings, as the kernel sends them (quota.c)
  *   peer quota-flood FILE N RATE    quota warnings of the kernel's own (quota.c)
  *   peer quota-read PROTOCOL GROUP SENDER   reads quota warnings (quota.c)
@@ -150,6 +151,8 @@ int main(int argc, char **argv)
 		return flood_with_junk(where, argc < 4);
 	if (!strcmp(what, "ask") && argc > 4)
 		return flood_with_requests(where, uid, argv[4]);
+	if (!strcmp(what, "hold") && argc > 4)
+		return flood_with_connections(where, atoi(argv[4]) % 1024, uid, argc > 5 ? argv[5] : NULL);
 	if (!strcmp(what, "burn"))
 		while (!stopped)
 			;

@@ -250,5 +250,6 @@ int quota_flood(const char *path, unsigned count, unsigned rate);
 int quota_read(int protocol, uint32_t group, uint32_t sender);
 int flood_with_junk(const char *folder, int registers);
 int flood_with_requests(const char *path, uint32_t uid, const char *body);
+int flood_with_connections(const char *path, int count, uint32_t uid, const char *body);
 
 #endif

@@ -218,7 +218,7 @@ class Broker:
         name = "answered"
         if isinstance(outcome, Refusal):
             name = outcome.reason if outcome.reason in REASONS else "other"
-        self._counts(self.outcomes, uid)[service, name] += 1
+        (self.outcomes.get(uid) or self._counts(self.outcomes, uid))[service, name] += 1
         if self.record is not None:
             self.record(uid, service, name, seconds, seq)
 

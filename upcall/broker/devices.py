@@ -67,6 +67,8 @@ class Devices:
         self._wanted: dict[int, float] = {}  # uid -> when to try again
         self._failed: dict[int, str] = {}
         self.counts: Counter[str] = Counter()
+        self._retrying = server.loop.timer(self._retry)
+        self._heartbeat = server.loop.timer(self._beat)
 
     def open(self, uid: int) -> None:
         """In the name of `uid`, unless it is open already."""
@@ -80,6 +82,7 @@ class Devices:
                 self._server.log("device-not-open", uid=uid, why=why)
             self._failed[uid] = why
             self._wanted[uid] = self._server.now + _RETRY
+            self._retrying.at(self._wanted[uid])
             return
         self._failed.pop(uid, None)
         self._wanted.pop(uid, None)
@@ -87,14 +90,16 @@ class Devices:
         schedule_as_batch()
         self._server.loop.add(device, lambda: self._on_readable(device), URGENT)
         self._server.log("device-open", uid=uid)
+        self._heartbeat.at(self._server.now + _HEARTBEAT)
 
-    def retry(self, now: float) -> None:
+    def _retry(self, now: float) -> None:
         for uid in [uid for uid, when in self._wanted.items() if when <= now]:
             self.open(uid)
+        self._retrying.at(min(self._wanted.values(), default=math.inf))
 
-    def next_wake(self, now: float) -> float:
-        beat = now + _HEARTBEAT if self._open else math.inf
-        return min(beat, *self._wanted.values()) if self._wanted else beat
+    def _beat(self, now: float) -> None:
+        if self._open:
+            self._heartbeat.at(now + _HEARTBEAT)
 
     def close(self, uid: int) -> None:
         """Reads and refuses what is still there, then closes: what stays unread hangs for 3 s."""

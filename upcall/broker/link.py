@@ -154,7 +154,7 @@ class DaemonLink:
             server.log("registration-failed", uid=self.uid, pid=self.pid, why="its socket takes nothing")
             self.close()
             return False
-        server.log("registered", uid=self.uid, pid=self.pid, portid=self.portid)
+        server.log("registered", uid=self.uid, pid=self.pid)
         # Before others can ask for it: helo sends what is pending, and may find that the daemon has gone.
         self.association = server.broker.helo(self.uid, self.pid, self.portid, self, server.now, self.began)
         server.after_helo(self.association)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import socket
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +27,13 @@ from upcall.wire.netlink import Envelope, pack_response, refusal, response_posit
 if TYPE_CHECKING:
     from upcall.broker.server import Server
 
-_ACCEPTS_PER_TURN, _ACCEPT_PAUSE = 8, 0.1
+_ACCEPTS_PER_TURN, _ACCEPT_PAUSE = 4, 0.1
+# Accepting, evicting and closing costs up to 0.2 ms: those who only connect would have all others wait for that. Whose
+# connection is next is not known before it is accepted; so under a flood a newcomer waits for the backlog, 0.1 s.
+_BURST = 256  # connections
+_LOOKED_AT = 8  # connections whose queue is looked into before one is evicted
 _ROOT = 0
+_HEARD = attrgetter("heard")
 
 
 class Connection:
@@ -36,20 +43,17 @@ class Connection:
         self._listener, self.socket = listener, connection
         self.pid, self.uid = peer_of(connection)
         self.person = listener.server.person_of(self.uid)
+        self._server = listener.server
         self.heard = listener.server.now  # when it last sent something, or was last answered
         self.pending = 0  # requests that are not answered yet
         self._line: Line | None = None
         self.open = True
 
     @property
-    def now(self) -> float:
-        return self._listener.server.now
-
-    @property
     def line(self) -> Line:
         """From whom the other side descends: as it was at the first request, for a peer never changes."""
         if self._line is None:
-            self._line = self._listener.server.line_of(self.pid)
+            self._line = self._server.line_of(self.pid)
         return self._line
 
     def on_readable(self) -> None:
@@ -59,7 +63,7 @@ class Connection:
         except OSError:
             data = b""
         if data:
-            self.heard = self.now
+            self.heard = self._server.now
             self._take(data)
         elif data is not None:
             self.close()
@@ -74,13 +78,15 @@ class Connection:
         try:
             envelope = take_request(data)
         except PeerError as error:
-            self._listener.server.log("bad-request", uid=self.uid, pid=self.pid, why=error)
+            self._server.log("bad-request", uid=self.uid, pid=self.pid, why=error)
             origin.settle(refusal("bad-request"))
             return
         self._listener.ask(self, envelope, origin)
 
-    def send(self, data: bytes) -> None:
-        """An answer. Who does not read loses the connection: nobody waits for it."""
+    def answer(self, data: bytes) -> None:
+        """To one request. Who does not read loses the connection: nobody waits for it."""
+        self.pending -= 1
+        self.heard = self._server.now
         if not self.open:
             return
         try:
@@ -118,9 +124,7 @@ class Asked:
         connection.pending += 1
 
     def settle(self, outcome: Answer | Refusal) -> None:
-        self._connection.pending -= 1
-        self._connection.heard = self._connection.now
-        self._connection.send(pack_response(self._seq, self._index, outcome))
+        self._connection.answer(pack_response(self._seq, self._index, outcome))
 
 
 class Listener:
@@ -130,6 +134,7 @@ class Listener:
     per_person, in_all = 64, 1024  # connections; root's are not among them
     for_root = 1024
     once = False  # each connection asks one thing, and is closed with the answer
+    accepts_per_second = 1000
     idle = 60.0  # seconds until a connection that is not busy ends
 
     def __init__(self, server: Server, path: Path) -> None:
@@ -137,9 +142,11 @@ class Listener:
         self.server, self._path = server, path
         self._listener = listen(path, self.mode)
         self._spare = _spare()
-        self._by_person: dict[int, dict[Connection, None]] = {}  # each in order of arrival
+        self._held: dict[int, dict[int, dict[Connection, None]]] = {}  # by person and uid, in order of arrival
+        self._counts: Counter[int] = Counter()  # by person
         self._count = 0  # of all persons but root
-        self._wake = math.inf
+        self._idle_timer = server.loop.timer(self._end_idle)
+        self._credit, self._credited = float(_BURST), 0.0
         server.loop.add(self._listener, self._on_connect, LISTENER)
 
     def ask(self, connection: Connection, envelope: Envelope, origin: Asked) -> None:
@@ -169,8 +176,14 @@ class Listener:
     # --- admission -----------------------------------------------------------------------------------------
 
     def _on_connect(self) -> None:
-        self.server.persons.look(self.server.now)
+        now = self.server.now
+        self.server.persons.look(now)
+        self._credit = min(_BURST, self._credit + (now - self._credited) * self.accepts_per_second)
+        self._credited = now
         for _ in range(_ACCEPTS_PER_TURN):
+            if self._credit < 1:
+                self.server.loop.mute(self._listener, now + _ACCEPTS_PER_TURN / self.accepts_per_second)
+                return
             try:
                 accepted, _ = self._listener.accept()
             except BlockingIOError:
@@ -183,6 +196,7 @@ class Listener:
                 self.server.log("connection-not-accepted", socket=self._path.name, why=error)
                 self.server.loop.mute(self._listener, self.server.now + _ACCEPT_PAUSE)
                 return
+            self._credit -= 1
             accepted.setblocking(False)
             connection = self.make(accepted)
             if not self.admits(connection) or not self._room_for(connection):
@@ -192,15 +206,16 @@ class Listener:
             self._keep(connection)
 
     def _keep(self, connection: Connection) -> None:
-        self._by_person.setdefault(connection.person, {})[connection] = None
+        self._held.setdefault(connection.person, {}).setdefault(connection.uid, {})[connection] = None
+        self._counts[connection.person] += 1
         self._count += connection.person != _ROOT
-        self._wake = min(self._wake, connection.heard + self.idle)
+        self._idle_timer.at(connection.heard + self.idle)
         self.server.loop.add(connection.socket, connection.on_readable, self.owner(connection))
 
     def _room_for(self, connection: Connection) -> bool:
         """Whether it can stay, once another one was evicted for it if need be."""
         person = connection.person
-        mine = len(self._by_person.get(person, ()))
+        mine = self._counts[person]
         if person == _ROOT:
             return mine < self.for_root
         if mine >= self.per_person:
@@ -208,28 +223,35 @@ class Listener:
         if self._count < self.in_all:
             return True
         most = self._holds_most()
-        return len(self._by_person[most]) > mine + 1 and self._evict(most)
+        return self._counts[most] > mine + 1 and self._evict(most)
 
     def _holds_most(self) -> int:
         """The person but root with most connections; root if nobody has any."""
-        held = ((len(those), person) for person, those in self._by_person.items() if person != _ROOT)
+        held = ((count, person) for person, count in self._counts.items() if person != _ROOT)
         return max(held, default=(0, _ROOT))[1]
 
     def _evict(self, person: int, idle_only: bool = False) -> bool:
         """Ends a connection of the person: of the uid that holds most of them, the longest idle one; of those that
         are busy only if none is idle. False if there is none to end."""
-        by_uid: dict[int, list[Connection]] = {}
-        for one in self._by_person.get(person, ()):
-            if self.evictable(one) and not (idle_only and self.busy(one)):
-                by_uid.setdefault(one.uid, []).append(one)
-        if person == _ROOT or not by_uid:
+        victim = None
+        if person != _ROOT:
+            # Only one uid's connections are looked at closely: a flood of newcomers evicts with each of them.
+            for held in sorted(self._held.get(person, {}).values(), key=len, reverse=True):
+                if victim := self._least_needed(held, idle_only):
+                    break
+        if victim is None:
             return False
-        held = max(by_uid.values(), key=list[Connection].__len__)
-        those = sorted(held, key=lambda one: (self.busy(one), one.heard))
-        victim = next((one for one in those if not self.busy(one) and not one.unread), those[0])
         self.server.log("connection-evicted", socket=self._path.name, uid=victim.uid, pid=victim.pid)
         victim.close()
         return True
+
+    def _least_needed(self, held: Iterable[Connection], idle_only: bool) -> Connection | None:
+        """The longest idle one without unread messages, or the longest idle one, or (not `idle_only`) a busy one."""
+        these = [one for one in held if self.evictable(one)]
+        idle = sorted((one for one in these if not self.busy(one)), key=_HEARD)
+        if not idle:
+            return None if idle_only else min(these, key=_HEARD, default=None)
+        return next((one for one in idle[:_LOOKED_AT] if not one.unread), idle[0])
 
     def _free_descriptor(self) -> bool:
         """No descriptor is free: evicts a connection, or refuses the newcomer by means of the spare descriptor, so
@@ -247,35 +269,36 @@ class Listener:
 
     # --- time ----------------------------------------------------------------------------------------------
 
-    def next_wake(self) -> float:
-        """When `expire` must be called at the latest; inf while nobody is connected."""
-        return self._wake
-
-    def expire(self, now: float) -> None:
+    def _end_idle(self, now: float) -> None:
         """Ends connections that were idle for too long."""
-        if now < self._wake:
-            return
-        self._wake = math.inf
-        for connection in [one for those in self._by_person.values() for one in those]:
+        for connection in list(self._all()):
             if self.busy(connection) or connection.heard + self.idle > now:
-                ends = now + self.idle if self.busy(connection) else connection.heard + self.idle
-                self._wake = min(self._wake, ends)
+                self._idle_timer.at(now + self.idle if self.busy(connection) else connection.heard + self.idle)
             elif connection.unread:
-                self._wake = min(self._wake, now + self.idle)
+                self._idle_timer.at(now + self.idle)
             else:
                 connection.close()
 
     def forget(self, connection: Connection) -> None:
         self.server.loop.remove(connection.socket)
-        those = self._by_person.get(connection.person, {})
-        if connection in those:
-            del those[connection]
-            self._count -= connection.person != _ROOT
-            if not those:
-                del self._by_person[connection.person]
+        person, uid = connection.person, connection.uid
+        of_person = self._held.get(person, {})
+        of_uid = of_person.get(uid, {})
+        if connection not in of_uid:
+            return
+        del of_uid[connection]
+        self._counts[person] -= 1
+        self._count -= person != _ROOT
+        if not of_uid:
+            del of_person[uid]
+        if not of_person:
+            del self._held[person], self._counts[person]
+
+    def _all(self) -> Iterator[Connection]:
+        return (one for of_person in self._held.values() for of_uid in of_person.values() for one in of_uid)
 
     def close(self) -> None:
-        for connection in [one for those in self._by_person.values() for one in those]:
+        for connection in list(self._all()):
             connection.close()
         self.server.loop.remove(self._listener)
         self._listener.close()

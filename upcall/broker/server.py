@@ -21,7 +21,6 @@ from upcall.broker.configured import Configured, configured
 from upcall.broker.core import Broker
 from upcall.broker.devices import Devices, OpenDevice
 from upcall.broker.forwarders import Forwarders, Kernel
-from upcall.broker.listener import Listener
 from upcall.broker.loop import URGENT, Loop
 from upcall.broker.people import Persons
 from upcall.broker.registration import Registration
@@ -95,13 +94,10 @@ class Server:
             Forwarders(self, place.request_key_socket, keys, owners or {}, os.geteuid()) if keys is not None else None
         )
         self.registration = Registration(self, place.registration_socket)
-        self._listeners: list[Listener] = [
-            self.requesters,
-            self.registration,
-            *([self.forwarders] if self.forwarders is not None else []),
-        ]
         self._waker = Waker()
         self.loop.add(self._waker, self._on_signal, URGENT)
+        self._watchdog = self.loop.timer(self._alive)
+        self._watchdog.at(self.manager.next_wake())
         self.quota = self._serve_quota(quota) if quota is not None else None
 
     def _serve_quota(self, setup: QuotaSetup) -> Quota:
@@ -189,36 +185,21 @@ class Server:
         self.manager.ready(f"serving {self.place.folder}")
         try:
             while not self._stopping:
-                wake = self._next_wake()
+                wake = min(self.broker.next_wake(), self.loop.wake)
                 ready = self.loop.wait(-1 if wake == math.inf else max(0.0, wake - self.now))
                 self.since, self.now = self.now, time.monotonic()
                 self.broker.now = self.now
                 self.loop.run(ready, self.now)
-                self.manager.alive(self.now, self._progress)
                 if self.now >= wake:
                     self.broker.expire(self.now)
-                    self.loop.unmute(self.now)
-                    self.starter.expire(self.now)
-                    for listener in self._listeners:
-                        listener.expire(self.now)
-                    if self.devices is not None:
-                        self.devices.retry(self.now)
-                    if self.quota is not None:
-                        self.quota.wake(self.now)
+                    self.loop.fire(self.now)
         finally:
             self._close()
 
-    def _progress(self) -> bool:
+    def _alive(self, now: float) -> None:
         """The loop turns; a clerk that has broken off comes back with a new process only."""
-        return self.quota is None or self.quota.lives
-
-    def _next_wake(self) -> float:
-        wake = min(self.broker.next_wake(), self.loop.next_wake(), self.starter.next_wake(), self.manager.next_wake())
-        for listener in self._listeners:
-            wake = min(wake, listener.next_wake())
-        if self.quota is not None:
-            wake = min(wake, self.quota.next_wake())
-        return wake if self.devices is None else min(wake, self.devices.next_wake(self.now))
+        self.manager.alive(now, lambda: self.quota is None or self.quota.lives)
+        self._watchdog.at(self.manager.next_wake())
 
     def _close(self) -> None:
         self.manager.stopping()

@@ -59,6 +59,7 @@ class Starter:
         self._server, self._command = server, command
         self._running: dict[int, _Command] = {}
         self._not_before: dict[int, float] = {}
+        self._timer = server.loop.timer(self._expire)
 
     def use(self, command: Sequence[str]) -> None:
         """From now on. What another command has failed at, this one may try at once."""
@@ -82,6 +83,7 @@ class Starter:
             return False
         command = self._running[uid] = _Command(self, uid, words[0], pid, now + _PATIENCE)
         self._server.loop.add(command, command.ended, URGENT)
+        self._timer.at(command.deadline)
         self._server.log("daemon-starting", uid=uid, by=words[0])
         return True
 
@@ -101,16 +103,14 @@ class Starter:
         self._server.loop.remove(command)
         command.close()
 
-    def next_wake(self) -> float:
-        return min((command.deadline for command in self._running.values()), default=float("inf"))
-
-    def expire(self, now: float) -> None:
+    def _expire(self, now: float) -> None:
         """Ends commands that take too long; what they started may still come."""
         for command in self._running.values():
             if command.deadline <= now:
                 command.deadline = now + _PATIENCE
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(command.pid, signal.SIGKILL)
+            self._timer.at(command.deadline)
 
     def close(self) -> None:
         for uid in tuple(self._running):

@@ -74,7 +74,7 @@ def command(keys: int, bits: str) -> None:
     Everything lives in a temporary folder and is gone afterwards. Exit code 0 only if every key that was wrapped
     came back equal, and every request that could not be served was refused.
     """
-    console = Console()
+    console = Console(soft_wrap=not sys.stdout.isatty())
     with tempfile.TemporaryDirectory(prefix="upcall-demo-") as folder, _Stage(Path(folder), console) as stage:
         stage.make_key(bits)
         tally = Tally()

@@ -146,7 +146,7 @@ class Daemon:
 
     def _watch(self, link: BrokerLink) -> None:
         """Until the broker ends or we do."""
-        self.log("registered", broker=link.broker_pid, portid=link.portid)
+        self.log("registered", broker=link.broker_pid)
         self._manager.ready(f"registered with the broker {link.broker_pid}")
         while not self._stopping and not self._over:
             if self._pause(None, link):
@@ -261,7 +261,7 @@ class Daemon:
         """Nobody else can send to a link, but for copies of it that this process or the broker has given away."""
         if packet.pid != os.getpid():  # otherwise we are woken
             self.strangers += 1
-            self.log("stranger", uid=packet.uid, pid=packet.pid, portid=packet.portid)
+            self.log("stranger", uid=packet.uid, pid=packet.pid)
 
     def _job(self, data: bytes, link: BrokerLink) -> tuple[_Job, str, float] | None:
         """A request's envelope first: from there on an answer is owed, whatever the rest is."""

@@ -25,6 +25,7 @@ from upcall.setup.manifest import FILE, Manifest, digest, is_ours
 from upcall.setup.wanted import KINDS, PAM, SYSTEMD, File, Kind, Order, Orders, told_as, wanted
 
 _PATIENCE: Final = 60  # seconds for one order
+_ELSEWHERE: Final = "install upcall where users can run it: `/usr/bin/python3 -m venv /opt/upcall`, then its pip"
 
 
 class OrderFailed(UpcallError):
@@ -52,6 +53,8 @@ def check(system: System, plan: Plan) -> None:
     if clears and not image and not forwarder.SESSION.exists():
         why = "was not compiled, and nothing else keeps what users put into PAM's environment from root"
         raise ConfigError(forwarder.SESSION, f"{why}: apt-get install gcc libc6-dev, and install upcall again")
+    if plan.python.startswith(("/home/", "/root/", "/run/", "/tmp/")):  # noqa: S108 - nothing is written there
+        raise ConfigError(Path(plan.python), f"services cannot rely on home folders, /run or /tmp: {_ELSEWHERE}")
     for word in (plan.python, str(Path(upcall.__file__)), *clears):
         if len(word.split()) != 1:
             raise ConfigError(Path(word), "a path with spaces is not understood by all who would read it")
@@ -60,10 +63,6 @@ def check(system: System, plan: Plan) -> None:
         _check_open(system.at(word))
     if not image and plan.python == sys.executable and (faults := trust.faults(deep=True)):
         raise ConfigError(Path(faults[0].path), trust.refusal(faults[0]))
-    if plan.python.startswith(("/home/", "/root/", "/run/", "/tmp/")):  # noqa: S108 - nothing is written there
-        raise ConfigError(
-            Path(plan.python), "services cannot rely on home folders, /run or /tmp: install it elsewhere"
-        )
     if (uid := _local_user(system)) is not None and uid >= PEOPLE:
         why = f"{USER!r} is a person's account (uid {uid}): the machine's daemon needs a system user of that name"
         raise ConfigError(system.at("/etc/passwd"), why)
@@ -81,7 +80,9 @@ def _check_open(place: Path) -> None:
     for path in (place, place.resolve()):
         closed = [folder for folder in path.parents if folder.exists() and not folder.stat().st_mode & 0o001]
         if path.exists() and closed:
-            raise ConfigError(path, f"users' daemons would run it, but {closed[-1]} is closed to them: chmod a+x it")
+            home = path.is_relative_to("/root") or path.is_relative_to("/home")
+            remedy = _ELSEWHERE if home else f"chmod a+x {closed[-1]}"
+            raise ConfigError(path, f"users' daemons would run it, but {closed[-1]} is closed to them: {remedy}")
 
 
 def missing(system: System, plan: Plan) -> list[str]:

@@ -94,6 +94,7 @@ class Quota:
         self._thread = threading.Thread(target=self._run, name="quota", daemon=True)
         self._thread.start()
         server.broker.on_helo = self._on_helo
+        self._timer = server.loop.timer(self.wake)
 
     @property
     def lives(self) -> bool:
@@ -151,8 +152,7 @@ class Quota:
             self.clerk.inbox.put(Lost(0))  # how many is known as soon as another one comes, which may be long
         if len(datagrams) > _FEW:
             self._server.loop.mute(self._listener, self._server.now + _PAUSE)
-        self._look_for_loss(self._server.now)
-        self._hand_over(self._server.now)
+        self.wake(self._server.now)
 
     def _hand_over(self, now: float) -> None:
         if self._busy or now < self._not_before or not len(self._folding):
@@ -171,14 +171,11 @@ class Quota:
             self.clerk.inbox.put(Lost(lost - self._lost_said))
             self._lost_said, self._lost_since = lost, math.inf
 
-    def next_wake(self) -> float:
-        """When `wake` must be called."""
-        hand_over = self._not_before if len(self._folding) and not self._busy else math.inf
-        return min(hand_over, self._lost_since + _SURE)
-
     def wake(self, now: float) -> None:
         self._look_for_loss(now)
         self._hand_over(now)
+        hand_over = self._not_before if len(self._folding) and not self._busy else math.inf
+        self._timer.at(min(hand_over, self._lost_since + _SURE))
 
     # --- what the clerk says ---------------------------------------------------------------------------------
 
@@ -199,7 +196,7 @@ class Quota:
                 self.clerk.inbox.put(missed)
         elif isinstance(item, Done):
             self._busy = False
-            self._hand_over(self._server.now)
+            self.wake(self._server.now)
         else:
             self._on_opened(item)
 
