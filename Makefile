@@ -63,7 +63,7 @@ docs: setup
 
 setup: .venv/made
 
-.venv/made: pyproject.toml requirements/setup.txt $(addsuffix /pyproject.toml,$(PLUGINS)) $(wildcard upcall/forwarder/*.[ch])
+.venv/made: pyproject.toml requirements/setup.txt $(addsuffix /pyproject.toml,$(PLUGINS)) $(wildcard upcall/protocols/request_key/forwarder/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "upcall needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1)" >&2; exit 69; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \

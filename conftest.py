@@ -7,7 +7,7 @@ import sys
 import pytest
 
 sys._xoptions["upcall-environment"] = (
-    True  # plugins of tests are in PYTHONPATH, root's, too; see upcall/startpython.py
+    True  # plugins of tests are in PYTHONPATH, root's, too; see upcall/process/start_python.py
 )
 
 SLOW = (

@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from upcall.daemon.link import BrokerLink
+from upcall.core.messages import Answer
+from upcall.daemon.broker_link import BrokerLink
 from upcall.kernel.netlink import NETLINK_USERSOCK
-from upcall.messages import Answer
-from upcall.runtime import Place
-from upcall.wire.netlink import REQUEST, RESPONSE, VERSION, pack_response, take_request
+from upcall.process.paths import Place
+from upcall.wire.envelope import REQUEST, RESPONSE, VERSION, pack_response, take_request
 
 
 def registered(folder: Path) -> BrokerLink:

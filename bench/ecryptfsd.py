@@ -24,8 +24,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from upcall.lab import LabError, LabUnavailable, packages, run
-from upcall.lab.machine import say_on_stderr
+from upcall.testing.lab import LabError, LabUnavailable, packages, run
+from upcall.testing.lab.machine import say_on_stderr
 
 SOURCE = "ecryptfs-utils"
 # The programs, and the libraries that the host need not have.

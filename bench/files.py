@@ -23,9 +23,9 @@ from bench import ecryptfsd
 from bench.rows import Effort, Row, compared
 from bench.stage import BenchError, Stage
 from upcall.kernel import keyring
-from upcall.lab import LabError, run, why_not
-from upcall.lab import stage as guest
-from upcall.wire.authtok import AuthTok, pack_auth_tok
+from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
+from upcall.testing.lab import LabError, run, why_not
+from upcall.testing.lab import stage as guest
 
 TIME_LIMIT = 400.0
 GOALS = {"create": 8, "cold open": 3, "create x8": 15, "cold open x8": 5}

@@ -16,10 +16,10 @@ from bench.noop import module as noop
 from bench.packets import new_signature
 from bench.rows import QUICK, Effort, Row, bounded, by_turns, compared, show
 from bench.stage import BenchError, Stage, rss_mb
-from upcall.errors import UpcallError, UsageError
-from upcall.isolation.module import IsolatedModule
+from upcall.core.errors import UpcallError, UsageError
+from upcall.daemon.isolation.module import IsolatedModule
 from upcall.keymodule import KeyHandle, KeyMaker, Limits, Making
-from upcall.modules import Found, available, load
+from upcall.keys.plugins import Found, available, load
 from upcall.testing.secrets import Told
 
 _ROOT = Path(__file__).resolve().parents[1]

@@ -22,10 +22,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from bench.rows import FULL, Effort, Row, bounded, by_turns, show
 from bench.stage import BenchError, Stage
-from upcall.enrol import chosen
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 from upcall.keymodule import MAX_KEY, KeyHandle, KeyMaker, KeyModule, Limits, Making
-from upcall.modules import load
+from upcall.keys.enrolment import chosen
+from upcall.keys.plugins import load
 from upcall.testing.secrets import Told
 
 _GROUP = "key modules, one thread of one processor"

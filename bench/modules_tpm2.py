@@ -22,8 +22,8 @@ from upcall_tpm2.swtpm import SoftwareTpm, missing
 
 from bench.rows import FULL, Effort, Row, compared, show
 from bench.stage import BenchError, Stage
-from upcall.enrol import chosen
 from upcall.keymodule import MAX_KEY, Enrolled, KeyHandle, Limits, Making
+from upcall.keys.enrolment import chosen
 from upcall.testing.secrets import Told
 
 _GROUP = "key module tpm2, with a TPM in software"

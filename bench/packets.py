@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from bench.noop import Handle
-from upcall.wire.ecryptfs import (
+from upcall.protocols.ecryptfs.packets import (
     CIPHER_AES_256,
     STATUS_OK,
     TAG_64,

@@ -24,8 +24,8 @@ from bench.rows import Effort, Row, by_turns, compared
 from bench.stage import BenchError, Stage, cpu_us
 from upcall.client import Client, NoBroker
 from upcall.kernel.netlink import NETLINK_USERSOCK
-from upcall.lab import LabError, run, why_not
-from upcall.lab import stage as guest
+from upcall.testing.lab import LabError, run, why_not
+from upcall.testing.lab import stage as guest
 
 RATE = 10_000  # warnings per second
 _OURS, _THEIRS = 30, 31  # groups

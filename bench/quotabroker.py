@@ -10,15 +10,15 @@ import signal
 import sys
 from pathlib import Path
 
-from upcall.broker.quota.rules import Rules
-from upcall.broker.quota.source import QuotaSetup
 from upcall.broker.server import Server
 from upcall.kernel.genetlink import Ids, Listener
 from upcall.kernel.mounts import Mount
 from upcall.kernel.netlink import NETLINK_USERSOCK
 from upcall.kernel.process import harden, prefer_us
-from upcall.runtime import own_place
-from upcall.wire.quota import NOTHING, Figures, Quota
+from upcall.process.paths import own_place
+from upcall.protocols.quota.settings import Rules
+from upcall.protocols.quota.source import QuotaSetup
+from upcall.protocols.quota.warning import NOTHING, Figures, Quota
 
 FAMILY = 28
 _DISK = Mount(os.makedev(7, 0), "/", "/played", "ext4", "/dev/loop0", frozenset())

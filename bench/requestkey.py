@@ -28,11 +28,11 @@ from typing import Any, Protocol
 
 from bench.rows import QUICK, Effort, Row, compared
 from bench.stage import BenchError, Stage, cpu_us
-from upcall import forwarder
-from upcall.lab import LabError, run, why_not
-from upcall.lab import stage as guest
-from upcall.lab.fileserver import mount_here, request_key_lines, server
-from upcall.lab.kerberos import FILE_SERVER, Realm, realm
+from upcall.protocols.request_key import forwarder
+from upcall.testing.lab import LabError, run, why_not
+from upcall.testing.lab import stage as guest
+from upcall.testing.lab.fileserver import mount_here, request_key_lines, server
+from upcall.testing.lab.kerberos import FILE_SERVER, Realm, realm
 
 SOURCES = Path(__file__).resolve().parent / "peer" / "request_key"
 PEER = "cifs.upcall"

@@ -21,8 +21,8 @@ import upcall.daemon.__main__ as daemon_main
 from bench import noop
 from upcall.kernel import keyring
 from upcall.kernel.process import die_with_parent
-from upcall.modules import load
-from upcall.wire.authtok import AuthTok, pack_auth_tok
+from upcall.keys.plugins import load
+from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
 
 _ROOT = Path(__file__).resolve().parent.parent
 _SOURCES = Path(__file__).resolve().parent / "peer"

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from fuzz.target import holds, same
-from upcall.broker.core import Broker
-from upcall.errors import PeerError
-from upcall.messages import Answer, Refusal, Requester
-from upcall.registry import Association
-from upcall.service import Service
-from upcall.wire.netlink import (
+from upcall.core.errors import PeerError
+from upcall.core.messages import Answer, Refusal, Requester
+from upcall.core.registry import Association
+from upcall.core.router import Broker
+from upcall.core.service import Service
+from upcall.wire.envelope import (
     NOTICE,
     QUIT,
     REQUEST,

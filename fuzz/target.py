@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from upcall.errors import PeerError
+from upcall.core.errors import PeerError
 
 T = TypeVar("T")
 

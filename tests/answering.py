@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from upcall.errors import ModuleFailed, Refused
-from upcall.wire.netlink import Envelope
+from upcall.core.errors import ModuleFailed, Refused
+from upcall.wire.envelope import Envelope
 
 
 class Telling:

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from upcall.errors import ModuleFailed, Refused
+from upcall.core.errors import ModuleFailed, Refused
 from upcall.keymodule import API, MAX_KEY, Enrolled, Making, Parameter, Secrets
-from upcall.privatefile import fingerprint, write_new
+from upcall.keys.private_file import fingerprint, write_new
 from upcall.testing.toy import ToyKey
 
 _SAME = b"0123456789abcdef"
@@ -60,7 +60,7 @@ class Key:
             raise ModuleFailed("this one I have wrapped already")
         if fault == "for this handle only" and key == b"for a new handle":
             return self._good.wrap(key)[:-1] + b"?"
-        if fault == "other in a process of its own" and "upcall.isolation.serving" in sys.modules:
+        if fault == "other in a process of its own" and "upcall.daemon.isolation.serving" in sys.modules:
             return os.urandom(80)
         if fault == "raises without its file":
             self._path.stat()

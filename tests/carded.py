@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 from upcall.keymodule import API, Secrets
 from upcall.testing.toy import ToyKey
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from upcall.keymodule import API, Secrets
-from upcall.runtime import user_folder
+from upcall.process.paths import user_folder
 
 MASK: Final = 0x5A
 KEYS: Final = Path(".ssh/authorized_keys")

@@ -7,10 +7,10 @@ import socket
 from pathlib import Path
 from typing import Any, NoReturn
 
-from upcall.errors import ModuleFailed, Refused
+from upcall.core.errors import ModuleFailed, Refused
 from upcall.keymodule import API, Secrets
 from upcall.testing.toy import TOY, ToyKey, make_toy_key
-from upcall.wire.netlink import Envelope
+from upcall.wire.envelope import Envelope
 
 SECRET = "correct-horse-battery-staple"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from upcall.errors import ModuleFailed, Refused
+from upcall.core.errors import ModuleFailed, Refused
 from upcall.keymodule import API, Enrolled, Making, Parameter, Secrets
-from upcall.privatefile import write_new
+from upcall.keys.private_file import write_new
 from upcall.testing.toy import ToyKey
 
 PIN = b"271828"

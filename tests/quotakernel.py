@@ -13,7 +13,7 @@ import time
 from collections import Counter
 
 from upcall.kernel.netlink import NETLINK_USERSOCK
-from upcall.wire.quota import BHARDWARN, Warned, pack
+from upcall.protocols.quota.warning import BHARDWARN, Warned, pack
 
 FAMILY = 28
 ALICE, BOB = 5001, 5002

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.kernel.groups import CORE, GROUPS, Group
-from upcall.lab import LabError, LabUnavailable, run, why_not
+from upcall.testing.lab import LabError, LabUnavailable, run, why_not
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from upcall.client import Client
-from upcall.errors import ModuleFailed, Refused
+from upcall.core.errors import ModuleFailed, Refused
 from upcall.keymodule import API, Secrets
 
 KEY = b"0123456789abcdef"

@@ -12,13 +12,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from upcall.broker.core import Broker, Limits
-from upcall.broker.latencies import BOUNDS
-from upcall.errors import PeerError
-from upcall.messages import Answer, Refusal, Requester
-from upcall.registry import Association
-from upcall.service import Service
-from upcall.wire.netlink import QUIT, REQUEST, Envelope, pack_response, refusal, take_message, take_request
+from upcall.core.errors import PeerError
+from upcall.core.latency import BOUNDS
+from upcall.core.messages import Answer, Refusal, Requester
+from upcall.core.registry import Association
+from upcall.core.router import Broker, Limits
+from upcall.core.service import Service
+from upcall.wire.envelope import QUIT, REQUEST, Envelope, pack_response, refusal, take_message, take_request
 
 UID, OTHER = 1000, 1001
 WHO = Requester(UID, 99)

@@ -10,19 +10,29 @@ from pathlib import Path
 
 import pytest
 
-from upcall.broker import devices
 from upcall.broker.server import Server
 from upcall.client import Client
-from upcall.log import EventLog
-from upcall.messages import Answer, Refusal
-from upcall.runtime import own_place
-from upcall.service import ECRYPTFS
+from upcall.core.messages import Answer, Refusal
+from upcall.core.service import ECRYPTFS
+from upcall.process.log import EventLog
+from upcall.process.paths import own_place
+from upcall.protocols.ecryptfs import source as devices
+from upcall.protocols.ecryptfs.packets import (
+    REQUEST,
+    Ask,
+    FileKey,
+    Frame,
+    Reply,
+    pack_ask,
+    pack_file_key,
+    pack_frame,
+    pack_reply,
+)
 from upcall.testing.kernel import PlayedKernel, Upcall, broker_below
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import StartDaemon, until
 from upcall.testing.toy import make_toy_key
-from upcall.wire.ecryptfs import REQUEST, Ask, FileKey, Frame, Reply, pack_ask, pack_file_key, pack_frame, pack_reply
 
 ME = os.getuid()
 FILE_KEY = pack_file_key(FileKey(7, b"0123456789abcdef"))

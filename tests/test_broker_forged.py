@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 
 from upcall.broker.server import Server
+from upcall.core.messages import Answer, Refusal
 from upcall.kernel.netlink import NetlinkSocket, is_control
-from upcall.messages import Answer, Refusal
-from upcall.runtime import Place, own_place
+from upcall.process.paths import Place, own_place
+from upcall.protocols.ecryptfs.packets import Ask, FileKey, Reply, pack_ask, pack_file_key, pack_reply
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import PATIENCE, RunningBroker, in_child, until
-from upcall.wire.ecryptfs import Ask, FileKey, Reply, pack_ask, pack_file_key, pack_reply
-from upcall.wire.netlink import (
+from upcall.wire.envelope import (
     HELO,
     MAX_MESSAGE,
     REQUEST,

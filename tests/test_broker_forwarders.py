@@ -15,20 +15,20 @@ import pytest
 
 from upcall.broker.server import Server
 from upcall.client import Client
-from upcall.gate import Who
+from upcall.core.messages import Answer, Refusal, Requester
+from upcall.core.service import SERVICES
 from upcall.kernel import requestkey as real
 from upcall.kernel.ancestry import line_of
 from upcall.kernel.local import connect
-from upcall.messages import Answer, Refusal, Requester
-from upcall.runtime import Place
-from upcall.service import SERVICES
+from upcall.process.paths import Place
+from upcall.protocols.request_key import messages as requestkey
+from upcall.protocols.request_key.cifs_spnego import pack_payload
+from upcall.protocols.request_key.messages import Described, Instance, Upcall, pack_instance, pack_upcall, take_ask
+from upcall.protocols.request_key.origin_check import Who
 from upcall.testing.kernel import broker_below
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import PATIENCE, NotInTime, in_child, until
-from upcall.wire import requestkey
-from upcall.wire.cifs_spnego import pack_payload
-from upcall.wire.netlink import MAX_MESSAGE, Envelope, pack_request, take_response
-from upcall.wire.requestkey import Described, Instance, Upcall, pack_instance, pack_upcall, take_ask
+from upcall.wire.envelope import MAX_MESSAGE, Envelope, pack_request, take_response
 
 ME = os.getuid()
 DESCRIPTION = f"ver=0x2;host=fs;ip4=127.0.0.1;sec=krb5;uid=0x0;creduid={ME:#x};pid=0x164".encode()

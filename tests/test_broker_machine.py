@@ -11,18 +11,19 @@ import pytest
 
 from tests.test_broker_core import Link, Origin, right
 from tests.test_broker_forwarders import GOOD, Forwarder, PlayedKeys
-from upcall import config, machine
-from upcall.broker.configured import configured
-from upcall.broker.core import Broker
+from upcall import config
 from upcall.broker.server import Server
-from upcall.daemon import finding
-from upcall.errors import UpcallError
-from upcall.messages import Answer, Requester
-from upcall.service import SERVICES
+from upcall.broker.settings import configured
+from upcall.core.errors import UpcallError
+from upcall.core.messages import Answer, Requester
+from upcall.core.router import Broker
+from upcall.core.service import SERVICES
+from upcall.daemon import plugin_discovery as finding
+from upcall.process import machine
 from upcall.testing.kernel import broker_below
 from upcall.testing.played import PlayedDaemon
 from upcall.testing.processes import PATIENCE, in_child, until
-from upcall.wire.netlink import QUIT, pack_control
+from upcall.wire.envelope import QUIT, pack_control
 
 ROOT, MACHINE, ALICE = 0, 997, 5001
 NETWORK = [name for name, service in SERVICES.items() if service.network]

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from upcall.errors import UsageError
-from upcall.runtime import Place
+from upcall.core.errors import UsageError
+from upcall.process.paths import Place
+from upcall.protocols.ecryptfs.packets import Ask, pack_ask
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import PATIENCE, RunningBroker, in_child
-from upcall.wire.ecryptfs import Ask, pack_ask
-from upcall.wire.netlink import HELO, pack_control
+from upcall.wire.envelope import HELO, pack_control
 
 CLONE_NEWUSER, PR_SET_DUMPABLE = 0x10000000, 4
 NOBODY = 65534

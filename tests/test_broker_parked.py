@@ -8,8 +8,8 @@ import math
 import pytest
 
 from tests.test_broker_core import OTHER, SERVICES, UID, WHO, Link, Origin, ask, right
-from upcall.broker.core import ROOT, Broker
-from upcall.messages import Answer, Requester
+from upcall.core.messages import Answer, Requester
+from upcall.core.router import ROOT, Broker
 
 
 class Starter:

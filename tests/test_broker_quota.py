@@ -16,22 +16,23 @@ from typing import Any
 
 import pytest
 
-from upcall.broker.core import Broker
 from upcall.broker.loop import Loop
-from upcall.broker.quota import clerk, source
-from upcall.broker.quota.rules import Rules
-from upcall.broker.quota.source import Quota, QuotaSetup
-from upcall.broker.quota.world import read_state, write_state
-from upcall.errors import UsageError
+from upcall.core.errors import UsageError
+from upcall.core.registry import Association
+from upcall.core.router import Broker
+from upcall.core.service import SERVICES
 from upcall.kernel.genetlink import Ids, Listener, NoFamily
 from upcall.kernel.mounts import Mount
-from upcall.registry import Association
-from upcall.service import SERVICES
-from upcall.wire import quotanotice
-from upcall.wire.netlink import MAX_MESSAGE, take_request
-from upcall.wire.quota import BHARDWARN, BSOFTWARN, NOTHING, Figures, Warned, pack
-from upcall.wire.quota import Quota as Amounts
-from upcall.wire.quotanotice import QuotaNotice
+from upcall.protocols.quota import notice as quotanotice
+from upcall.protocols.quota import source
+from upcall.protocols.quota import worker as clerk
+from upcall.protocols.quota.notice import QuotaNotice
+from upcall.protocols.quota.settings import Rules
+from upcall.protocols.quota.source import Quota, QuotaSetup
+from upcall.protocols.quota.system import read_state, write_state
+from upcall.protocols.quota.warning import BHARDWARN, BSOFTWARN, NOTHING, Figures, Warned, pack
+from upcall.protocols.quota.warning import Quota as Amounts
+from upcall.wire.envelope import MAX_MESSAGE, take_request
 
 ALICE, BOB, STAFF, SYSTEM = 5001, 5002, 60, 0
 FAMILY = 28
@@ -409,7 +410,7 @@ def test_while_the_clerk_waits_nothing_is_lost(house: House) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may send to a group")
 def test_loss_is_known_to_the_message_and_made_up_for(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "_SURE", 0.1)
-    monkeypatch.setattr("upcall.broker.quota.walk._SOON", 0.1)
+    monkeypatch.setattr("upcall.protocols.quota.scan._SOON", 0.1)
     house.kernel.group, house.kernel.buffer = 31, 65536
     house.open().daemon(ALICE)
     house.daemon(BOB)
@@ -441,7 +442,7 @@ def test_loss_is_known_to_the_message_and_made_up_for(house: House, monkeypatch:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may send to a group")
 def test_a_loss_after_which_nothing_comes(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """How much was lost nobody can know yet, but that something was is enough to look."""
-    monkeypatch.setattr("upcall.broker.quota.walk._SOON", 0.1)
+    monkeypatch.setattr("upcall.protocols.quota.scan._SOON", 0.1)
     house.kernel.group, house.kernel.buffer = 31, 65536
     house.open().daemon(BOB)
     for _ in range(5000):

@@ -9,12 +9,12 @@ import struct
 import pytest
 
 from upcall.client import NoBroker
-from upcall.errors import Refused
-from upcall.messages import Answer, Requester
+from upcall.core.errors import Refused
+from upcall.core.messages import Answer, Requester
+from upcall.protocols.ecryptfs.packets import Ask, FileKey, Reply, pack_ask, pack_file_key, pack_reply
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import RunningBroker, in_child, until
-from upcall.wire.ecryptfs import Ask, FileKey, Reply, pack_ask, pack_file_key, pack_reply
-from upcall.wire.netlink import (
+from upcall.wire.envelope import (
     MAX_BODY,
     MAX_MESSAGE,
     REQUEST,

@@ -9,18 +9,18 @@ import time
 
 import pytest
 
-from upcall.errors import Refused
+from upcall.core.errors import Refused
+from upcall.core.messages import Answer
+from upcall.core.service import SERVICES
 from upcall.kernel.local import connect
 from upcall.kernel.netlink import is_control
-from upcall.messages import Answer
-from upcall.runtime import Place
-from upcall.service import SERVICES
+from upcall.process.paths import Place
+from upcall.protocols.ecryptfs.packets import Ask, FileKey, Reply, pack_ask, pack_file_key, pack_reply
 from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import RunningBroker, RunningDaemon, StartDaemon, Started, until
-from upcall.wire.ecryptfs import Ask, FileKey, Reply, pack_ask, pack_file_key, pack_reply
-from upcall.wire.netlink import HELO, QUIT, pack_control, refusal
+from upcall.wire.envelope import HELO, QUIT, pack_control, refusal
 
 KEY = b"0123456789abcdef"
 FILE_KEY = pack_file_key(FileKey(0, KEY))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from upcall.broker import starter
+from upcall.broker import launcher as starter
 
 
 def test_by_what_runs_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(starter, "_SYSTEMD_RUNS", tmp_path)
     assert starter.usual() == starter.COMMAND == ("systemctl", "start", "user@{uid}.service")
     monkeypatch.setattr(starter, "_SYSTEMD_RUNS", tmp_path / "not")
-    assert starter.usual()[1:] == ("-I", "-m", "upcall.sessions", "start", "{uid}")
+    assert starter.usual()[1:] == ("-I", "-m", "upcall.install.sessions", "start", "{uid}")

@@ -18,9 +18,8 @@ from tests.test_cli_key import run as run_key
 from upcall.cli import main
 from upcall.client import Client
 from upcall.kernel import keyring
-from upcall.testing.processes import RunningBroker, Started
-from upcall.wire import ecryptfs as wire
-from upcall.wire.ecryptfs_header import (
+from upcall.protocols.ecryptfs import packets as wire
+from upcall.protocols.ecryptfs.header import (
     ENCRYPTED,
     IN_XATTR,
     XATTR,
@@ -29,6 +28,7 @@ from upcall.wire.ecryptfs_header import (
     PublicKeyPacket,
     pack_header,
 )
+from upcall.testing.processes import RunningBroker, Started
 
 __all__ = ["home"]  # the fixture
 

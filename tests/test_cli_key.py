@@ -20,19 +20,19 @@ import pytest
 from click.testing import CliRunner, Result
 
 from upcall.cli import exit_code, main
+from upcall.core.errors import ModuleFailed, PeerError, Refused, UsageError
+from upcall.core.messages import Requester
 from upcall.daemon.control import Control
-from upcall.daemon.keyservice import KeyService
-from upcall.daemon.sources import fetch
-from upcall.errors import ModuleFailed, PeerError, Refused, UsageError
+from upcall.daemon.passphrase_sources import fetch
 from upcall.kernel import keyring
-from upcall.keyringbackend import unusable
-from upcall.messages import Requester
-from upcall.modules import load
-from upcall.passphrase import NoPassphrase
-from upcall.runtime import daemon_socket
-from upcall.wire import ecryptfs as wire
-from upcall.wire.authtok import take_auth_tok
-from upcall.wire.netlink import Envelope
+from upcall.keys.keyring_backend import unusable
+from upcall.keys.passphrase import NoPassphrase
+from upcall.keys.plugins import load
+from upcall.process.paths import daemon_socket
+from upcall.protocols.ecryptfs import packets as wire
+from upcall.protocols.ecryptfs.authtok import take_auth_tok
+from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.wire.envelope import Envelope
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "ecryptfs.json").read_text())
 KEY = VECTORS["keys"]["root"]
@@ -461,7 +461,7 @@ def test_the_kernel_keeps_it_until_the_next_boot_and_people_are_told(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     container = f"upcall-test-{os.urandom(6).hex()}"
-    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "upcall.keyringbackend.KernelKeyring")
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "upcall.keys.keyring_backend.KernelKeyring")
     monkeypatch.setenv("KEYRING_PROPERTY_CONTAINER", container)
     monkeypatch.setenv("KEYRING_PROPERTY_WHERE", "user")
     try:

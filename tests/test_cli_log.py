@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from upcall import config, recorder
+from upcall import config
 from upcall.cli import main
 from upcall.client import Client
 from upcall.config import ConfigError
-from upcall.errors import Refused, UsageError
-from upcall.following import lines
-from upcall.recorder import Recorder, RecordFile, check_where, wanted
+from upcall.core.errors import Refused, UsageError
+from upcall.observe import recorder
+from upcall.observe.recorder import Recorder, RecordFile, check_where, wanted
+from upcall.observe.tail import lines
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import RunningDaemon, Started, until
 from upcall.wire.record import MESSAGE_ID, Record, line_of, take_line
@@ -275,7 +276,7 @@ def test_a_full_disk_costs_lines_and_no_more(tmp_path: Path) -> None:
     code = """
 import resource, signal, sys
 from pathlib import Path
-from upcall.recorder import RecordFile
+from upcall.observe.recorder import RecordFile
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 file = RecordFile(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (6, resource.RLIM_INFINITY))

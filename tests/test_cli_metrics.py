@@ -22,9 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from upcall import __version__
 from upcall.cli import main
-from upcall.errors import UsageError
-from upcall.metrics import METRICS, PER_UID, registry
-from upcall.metricsserver import server
+from upcall.core.errors import UsageError
+from upcall.observe.metrics import METRICS, PER_UID, registry
+from upcall.observe.metrics_server import server
 from upcall.testing.processes import RunningBroker, StartDaemon, Started, in_child, until
 
 DOCS = Path(__file__).parents[1] / "docs" / "observing.md"
@@ -287,6 +287,6 @@ def test_both_at_once_and_without_the_library(monkeypatch: pytest.MonkeyPatch) -
 def test_the_broker_does_not_import_it(broker: RunningBroker) -> None:
     code = "import sys, upcall.broker.__main__, upcall.daemon.__main__; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
-    assert not {"prometheus_client", "datetime", "ast", "upcall.recorder", "upcall.doctor"} & set(
+    assert not {"prometheus_client", "datetime", "ast", "upcall.observe.recorder", "upcall.observe.doctor"} & set(
         loaded.stdout.split()
     )

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from upcall_x25519 import module as x25519
 
-from upcall.errors import UsageError
+from upcall.core.errors import UsageError
 from upcall.keymodule import Limits, Making
-from upcall.privatefile import fingerprint
-from upcall.templates import write_plugin
+from upcall.keys.private_file import fingerprint
 from upcall.testing.secrets import Told
+from upcall.testing.templates import write_plugin
 from upcall.testing.toy import make_toy_key
 
 PROJECT = Path(__file__).parents[1]

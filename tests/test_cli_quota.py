@@ -18,7 +18,7 @@ from upcall.cli.status import show
 from upcall.kernel import quotactl
 from upcall.kernel.genetlink import Ids
 from upcall.kernel.mounts import Mount
-from upcall.wire.quota import BHARDWARN, NOTHING, Figures, Quota, Warned, pack
+from upcall.protocols.quota.warning import BHARDWARN, NOTHING, Figures, Quota, Warned, pack
 
 MB = 1 << 20
 HOME = Mount(os.makedev(7, 0), "/", "/ho\x1bme", "ext4", "/dev/loop0", frozenset())

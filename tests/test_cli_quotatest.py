@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 from upcall import config
 from upcall.cli import COMMANDS, main, quotatest
 from upcall.cli.quotatest import command, tell_all, trial
-from upcall.errors import ModuleFailed
-from upcall.wire.quotanotice import QuotaNotice
+from upcall.core.errors import ModuleFailed
+from upcall.protocols.quota.notice import QuotaNotice
 
 log = pytest.importorskip("upcall_quota.log", reason="the plugin upcall-quota is not installed")
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from upcall import config, modules
+from upcall import config
 from upcall.cli import main
 from upcall.config import Config, ConfigError
-from upcall.daemon.finding import found
+from upcall.core.errors import ModuleFailed, UsageError
 from upcall.daemon.loading import loaders
-from upcall.errors import ModuleFailed, UsageError
-from upcall.log import EventLog
+from upcall.daemon.plugin_discovery import found
+from upcall.keys import plugins as modules
+from upcall.process.log import EventLog
 
 Write = Callable[..., Path]
 

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upcall import config
-from upcall.broker.quota.rules import Rules
 from upcall.config import ConfigError
 from upcall.config.files import Source, folder_of, sources
 from upcall.config.keys import ANY, SYSTEM, TABLES, USERS, find, keys, table_path
 from upcall.config.layers import Said, laid_over, nested
 from upcall.config.lines import spelled
-from upcall.service import SERVICES
+from upcall.core.service import SERVICES
+from upcall.protocols.quota.settings import Rules
 
 Put = Callable[..., Path]
 

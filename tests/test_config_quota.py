@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from upcall import config
-from upcall.broker.quota.rules import Rules
-from upcall.broker.quota.setup import rules
 from upcall.config import ConfigError
+from upcall.protocols.quota.settings import Rules
+from upcall.protocols.quota.setup import rules
 
 WHOLE = """
 [quota]

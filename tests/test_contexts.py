@@ -6,8 +6,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from upcall import contexts as module
-from upcall.contexts import Context, Contexts, Exhausted, NoContext, Rejected, State
+from upcall.core import contexts as module
+from upcall.core.contexts import Context, Contexts, Exhausted, NoContext, Rejected, State
 
 UID = 1000
 

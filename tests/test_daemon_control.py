@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from upcall.control import DaemonControl, NoDaemon
-from upcall.errors import Refused
+from upcall.core.errors import Refused
 from upcall.kernel.local import connect
+from upcall.process.control import DaemonControl, NoDaemon
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import RunningBroker, StartDaemon, in_child, until
 from upcall.testing.toy import make_toy_key

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from upcall.daemon.locks import COMMAND, Locks
+from upcall.protocols.ecryptfs.locks import COMMAND, Locks
 
 
 def test_one_key() -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from upcall.errors import ModuleFailed
-from upcall.messages import Answer, Refusal, Requester
-from upcall.modules import load_handler
+from upcall.core.errors import ModuleFailed
+from upcall.core.messages import Answer, Refusal, Requester
+from upcall.keys.plugins import load_handler
 from upcall.testing.played import PlayedBroker
 from upcall.testing.processes import RunningDaemon, until
-from upcall.wire.netlink import NOTICE, Envelope
+from upcall.wire.envelope import NOTICE, Envelope
 
 HERE = Path(__file__).parent
 LAZY = ["lazy=test.echo=answering:telling", "lazy=test.none=answering:telling", "lazy=test.gone=nowhere:it"]

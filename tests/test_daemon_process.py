@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from upcall.errors import Refused
+from upcall.core.errors import Refused
+from upcall.core.messages import Answer, Refusal, Requester
 from upcall.kernel.local import listen
 from upcall.kernel.netlink import NetlinkSocket, give_pair, is_control
-from upcall.messages import Answer, Refusal, Requester
-from upcall.runtime import Place
+from upcall.process.paths import Place
+from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_key
 from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedBroker, PlayedRequester
 from upcall.testing.processes import PATIENCE, NotInTime, RunningBroker, RunningDaemon, StartDaemon, in_child, until
-from upcall.wire.ecryptfs import Ask, FileKey, pack_ask, pack_file_key
-from upcall.wire.netlink import (
+from upcall.wire.envelope import (
     HELO,
     QUIT,
     REQUEST,

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
+from upcall.core.errors import Refused
 from upcall.daemon.workers import AT_MOST, WAITING, Workers
-from upcall.errors import Refused
 from upcall.testing.processes import until
 
 Job = Callable[[], None]

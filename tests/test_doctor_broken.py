@@ -16,20 +16,21 @@ from pathlib import Path
 
 import pytest
 
-from upcall import __version__, config, modules
-from upcall.doctor import broker as broker_checks
-from upcall.doctor import daemon as daemon_checks
-from upcall.doctor.findings import OK, PROBLEM, Finding
-from upcall.doctor.scene import Scene
-from upcall.doctor.table import CHECKS, bounded
+from upcall import __version__, config
+from upcall.core.messages import Answer
 from upcall.kernel import keyring
 from upcall.kernel.local import listen
 from upcall.keymodule import GROUP
-from upcall.messages import Answer
-from upcall.requestkey.ours import FILE
+from upcall.keys import plugins as modules
+from upcall.observe.doctor import broker as broker_checks
+from upcall.observe.doctor import daemon as daemon_checks
+from upcall.observe.doctor.findings import OK, PROBLEM, Finding
+from upcall.observe.doctor.system import Scene
+from upcall.observe.doctor.table import CHECKS, bounded
+from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
+from upcall.protocols.request_key.install.our_file import FILE
 from upcall.testing.processes import RunningBroker, StartDaemon, in_child, until
-from upcall.wire.authtok import AuthTok, pack_auth_tok
-from upcall.wire.netlink import MAX_MESSAGE, pack_response, take_request
+from upcall.wire.envelope import MAX_MESSAGE, pack_response, take_request
 
 BIN = Path(sys.executable).parent
 NOBODY = 65534
@@ -490,7 +491,7 @@ def test_a_plugin_that_cannot_be_loaded(
 def test_a_plugin_that_hangs(folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "broken.py").write_text("import signal; signal.pause()")
     monkeypatch.setenv("PYTHONPATH", str(home))
-    monkeypatch.setattr("upcall.doctor.plugins.PATIENCE", 0.5)
+    monkeypatch.setattr("upcall.observe.doctor.plugins.PATIENCE", 0.5)
     broken = modules.Installed("broken", GROUP, "broken:M", False, "upcall-broken", "1")
     monkeypatch.setattr(modules, "installed", lambda: [broken])
     the_problem("plugins", Scene(folder), "is not imported within")
@@ -498,7 +499,7 @@ def test_a_plugin_that_hangs(folder: Path, home: Path, monkeypatch: pytest.Monke
 
 def test_no_kerberos_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modules, "handlers", lambda: {"cifs.spnego": "upcall_spnego:handler"})
-    monkeypatch.setattr("upcall.doctor.plugins.LIBRARY", "libgssapi_of_nobody.so.2")
+    monkeypatch.setattr("upcall.observe.doctor.plugins.LIBRARY", "libgssapi_of_nobody.so.2")
     finding = the_problem("kerberos", Scene(folder), "has no Kerberos library")
     assert finding.command == "apt-get install libgssapi-krb5-2"
 

@@ -11,10 +11,10 @@ import pytest
 from tests.played_logind import MISSING, Logind, system_bus
 from tests.sessions_of_keys import run_within
 from tests.test_doctor_broken import found, home, mend, problems  # noqa: F401 - a fixture
-from upcall.control import DaemonControl
-from upcall.doctor.findings import NOTE, OK
-from upcall.doctor.scene import Scene
 from upcall.kernel import keyring
+from upcall.observe.doctor.findings import NOTE, OK
+from upcall.observe.doctor.system import Scene
+from upcall.process.control import DaemonControl
 from upcall.testing.processes import RunningBroker, Started, until
 
 

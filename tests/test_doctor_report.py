@@ -12,11 +12,11 @@ from click.testing import CliRunner
 
 import upcall.cli.doctor
 from upcall.cli import main
-from upcall.doctor import table
-from upcall.doctor.findings import NOTE, OK, Finding, note, ok, problem
-from upcall.doctor.scene import Scene
-from upcall.doctor.table import CHECKS, Check, bounded
-from upcall.errors import UsageError
+from upcall.core.errors import UsageError
+from upcall.observe.doctor import table
+from upcall.observe.doctor.findings import NOTE, OK, Finding, note, ok, problem
+from upcall.observe.doctor.system import Scene
+from upcall.observe.doctor.table import CHECKS, Check, bounded
 
 DOCS = Path(__file__).parents[1] / "docs" / "observing.md"
 

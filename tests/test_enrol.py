@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.pinned import FAULTS, PIN, PinnedKey
-from upcall.enrol import chosen, open_and_prove, prove, take_in
-from upcall.errors import ModuleFailed, Refused, UsageError
+from upcall.core.errors import ModuleFailed, Refused, UsageError
 from upcall.keymodule import API, Enrolled, Limits, Making, Parameter, Secrets
+from upcall.keys.enrolment import chosen, open_and_prove, prove, take_in
 from upcall.testing.secrets import Told
 from upcall.testing.toy import TOY, make_toy_key
 

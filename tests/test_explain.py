@@ -14,17 +14,18 @@ import pytest
 from click.testing import CliRunner, Result
 
 from upcall.cli import main
-from upcall.errors import UsageError
-from upcall.explaining import asked, child
-from upcall.modules import handlers
-from upcall.requestkey.installing import install, plan
-from upcall.requestkey.system import FOLDER, System
-from upcall.runtime import Place
+from upcall.core.errors import UsageError
+from upcall.keys.plugins import handlers
+from upcall.process.paths import Place
+from upcall.protocols.request_key.cifs_spnego import Spnego, pack_description, take_description
+from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.explain import child
+from upcall.protocols.request_key.explain import descriptions as asked
+from upcall.protocols.request_key.install.lines import install, plan
+from upcall.protocols.request_key.install.system import FOLDER, System
+from upcall.protocols.request_key.messages import Ask, pack_ask
 from upcall.testing.played import PlayedDaemon
 from upcall.testing.processes import RunningBroker
-from upcall.wire.cifs_spnego import Spnego, pack_description, take_description
-from upcall.wire.requestkey import Ask, pack_ask
-from upcall.wire.requestkeyconf import Key
 
 PROJECT = Path(__file__).parents[1]
 PROGRAM = "/usr/libexec/upcall-request-key"
@@ -34,10 +35,10 @@ BODY = pack_ask(Ask(asked.spnego("fs", os.getuid()).description, b""))
 HANDLER = """
 import os, time
 from pathlib import Path
-from upcall.errors import PeerError, Refused
+from upcall.core.errors import PeerError, Refused
 from upcall.kernel import keyring
-from upcall.wire.cifs_spnego import take_description
-from upcall.wire.requestkey import take_ask
+from upcall.protocols.request_key.cifs_spnego import take_description
+from upcall.protocols.request_key.messages import take_ask
 
 class Played:
     services = ("cifs.spnego", "test.other")

@@ -15,9 +15,9 @@ import pytest
 
 from upcall.client import Connection
 from upcall.kernel.local import connect, listen
+from upcall.protocols.ecryptfs.packets import Ask, pack_ask
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import RunningBroker, in_child, until
-from upcall.wire.ecryptfs import Ask, pack_ask
 
 PERSON, STRANGER, SUBUIDS = 64200, 64201, range(640_000, 640_016)
 PLEASE = pack_ask(Ask(0x40, "0123456789abcdef", b"wrapped"))

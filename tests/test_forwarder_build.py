@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from upcall import forwarder
-from upcall.forwarder import build, standin
+from upcall.protocols.request_key import forwarder
+from upcall.protocols.request_key.forwarder import build, standin
 
 PROJECT = Path(__file__).parents[1]
 SOURCES = Path(forwarder.__file__).parent

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.forwarder.scene import DNS, KEY, SPNEGO, answered, decider, refused, server, servers, spnego
-from upcall.errors import PeerError
-from upcall.forwarder.standin import decide
+from upcall.core.errors import PeerError
+from upcall.protocols.request_key.forwarder.standin import decide
 
 HEAD = 32  # bytes before the payload
 Case = tuple[bytes, bytes]  # described, message

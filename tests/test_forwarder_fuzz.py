@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.forwarder.scene import HERE, SOURCES, answered, refused, server, servers, spnego
-from upcall.forwarder import build
+from upcall.protocols.request_key.forwarder import build
 
 FLAGS = ["-std=c11", "-g", "-O1", "-Werror", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
 LIMIT = 33_000  # bytes of an input: more than the largest message

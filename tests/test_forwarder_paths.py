@@ -27,8 +27,8 @@ from tests.forwarder.scene import (
     refused,
     spnego,
 )
-from upcall.messages import Requester
-from upcall.wire.requestkey import MAX_DESCRIBED, take_upcall
+from upcall.core.messages import Requester
+from upcall.protocols.request_key.messages import MAX_DESCRIBED, take_upcall
 
 READING = [f"assume {KEY}", f"describe {KEY}", "authorisation", "callout"]
 

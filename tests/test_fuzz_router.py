@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from fuzz import router
 from fuzz.router import HOWS, NAMES, PATIENCES, SERVICES, STATES, UIDS, WAITS, World
-from upcall.broker.core import Broker
-from upcall.contexts import Context, Contexts
-from upcall.registry import Registry
+from upcall.core.contexts import Context, Contexts
+from upcall.core.registry import Registry
+from upcall.core.router import Broker
 
 
 class AnyWorld(RuleBasedStateMachine):

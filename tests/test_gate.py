@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from upcall import gate
-from upcall.errors import Refused
-from upcall.gate import Wanted, Who, check_key, check_requester, wanted
-from upcall.service import SERVICES
-from upcall.wire.requestkey import Described, Upcall
+from upcall.core.errors import Refused
+from upcall.core.service import SERVICES
+from upcall.protocols.request_key import origin_check as gate
+from upcall.protocols.request_key.messages import Described, Upcall
+from upcall.protocols.request_key.origin_check import Wanted, Who, check_key, check_requester, wanted
 
 DESCRIPTION = b"ver=0x2;host=fs.lab.test;ip4=127.0.0.1;sec=krb5;uid=0x0;creduid=0x3e9;user=alice;pid=0x164"
 KEY = Described("cifs.spnego", 0, 0, 0x39010000, DESCRIPTION)

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from tests import escaping
-from upcall import hardening
-from upcall.control import DaemonControl
 from upcall.kernel import keyring, landlock, process, seccomp
+from upcall.process import hardening
+from upcall.process.control import DaemonControl
+from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import RunningBroker, RunningDaemon, Started, in_child, until
-from upcall.wire.authtok import AuthTok, pack_auth_tok
 
 HERE = Path(__file__).parent
 KEY = b"0123456789abcdef"
@@ -248,7 +248,7 @@ def test_the_status_for_people(folder: Path, broker: RunningBroker) -> None:
     ],
 )
 def test_the_doctors_word(said: dict[str, str], states: list[str]) -> None:
-    from upcall.doctor.hardening import judged
+    from upcall.observe.doctor.hardening import judged
 
     assert [finding.state for finding in judged("the broker", said)] == states
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from tests.test_prompting_pinentry import OnTerminal
-from upcall import hardening
-from upcall.daemon.renewing import find_in_child
+from upcall.daemon.reload import find_in_child
 from upcall.kernel import genetlink, process, seccomp
 from upcall.kernel.genetlink import NoFamily
-from upcall.passphrase import fetch_from_keyring
+from upcall.keys.passphrase import fetch_from_keyring
+from upcall.process import hardening
 from upcall.testing.processes import PATIENCE, in_child
 
 BACKEND = """

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from tests.violent import SECRET
-from upcall.errors import ModuleFailed, Refused, UpcallError
-from upcall.isolation import child
-from upcall.isolation.child import CONCURRENT
-from upcall.isolation.module import IsolatedModule
+from upcall.core.errors import ModuleFailed, Refused, UpcallError
+from upcall.daemon.isolation import child
+from upcall.daemon.isolation.child import CONCURRENT
+from upcall.daemon.isolation.module import IsolatedModule
 from upcall.keymodule import Closable, KeyModule, Public, Watched
 from upcall.testing.contract import KeyModuleContract, Made
 from upcall.testing.gate import Gate

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from upcall.errors import Refused
-from upcall.isolation.breaker import LIMIT, Breaker
+from upcall.core.errors import Refused
+from upcall.daemon.isolation.breaker import LIMIT, Breaker
 
 
 def broken(times: int, now: float = 100.0) -> Breaker:

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.violent import SECRET
-from upcall.control import DaemonControl
-from upcall.errors import Refused, UsageError
+from upcall.core.errors import Refused, UsageError
+from upcall.process.control import DaemonControl
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import PATIENCE, RunningBroker, RunningDaemon, until
 
@@ -168,9 +168,9 @@ def test_nothing_is_imported_for_modules_that_run_inline() -> None:
 
 
 def test_who_says_what_is_isolated(monkeypatch: pytest.MonkeyPatch) -> None:
-    from upcall.daemon import finding
+    from upcall.daemon import plugin_discovery as finding
     from upcall.keymodule import GROUP
-    from upcall.modules import Installed
+    from upcall.keys.plugins import Installed
 
     plugins = [Installed(name, GROUP, f"{name}:module", name == "two", "them", "1") for name in ("one", "two")]
     monkeypatch.setattr(finding, "installed", lambda: plugins)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from upcall.errors import PeerError
+from upcall.core.errors import PeerError
 from upcall.wire import isolation as wire
 from upcall.wire.isolation import Message
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from upcall.errors import UsageError
+from upcall.core.errors import UsageError
 from upcall.kernel import genetlink
 from upcall.kernel.genetlink import Ids, Listener, NoFamily, look_up, memberships
 

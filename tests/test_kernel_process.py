@@ -78,7 +78,7 @@ def test_harden() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="root's right")
 def test_the_brokers_memory_stays() -> None:
     """What is there, and what comes: without CAP_IPC_LOCK, too, or with it where the limit cannot be lifted."""
-    from upcall import hardening
+    from upcall.process import hardening
 
     def told() -> bool:
         process.harden()

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from tests.sessions_of_keys import SESSIONS, run_within, within
-from upcall.control import DaemonControl
-from upcall.errors import Refused
+from upcall.core.errors import Refused
 from upcall.kernel import keyring
+from upcall.process.control import DaemonControl
 from upcall.testing.processes import RunningBroker, Started, until
 
 KEY = b"0123456789abcdef"

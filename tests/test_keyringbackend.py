@@ -21,13 +21,14 @@ import pytest
 from keyring.errors import KeyringError, PasswordDeleteError, PasswordSetError
 from keyring.testing.backend import BackendBasicTests
 
-from upcall import config, keyringbackend
+from upcall import config
 from upcall.kernel import keyring as kernel
-from upcall.keyringbackend import KernelKeyring, unusable
+from upcall.keys import keyring_backend as keyringbackend
+from upcall.keys.keyring_backend import KernelKeyring, unusable
 from upcall.testing.processes import in_child, until
 
 PROJECT = Path(__file__).parents[1]
-NAME = "upcall.keyringbackend.KernelKeyring"
+NAME = "upcall.keys.keyring_backend.KernelKeyring"
 NOBODY = 65534
 WORD = "correct horse"
 WHERE = ["persistent", "user"]
@@ -105,7 +106,7 @@ def ordinary() -> Iterator[Callable[..., Any]]:
 
     def suits(candidate: str) -> bool:
         try:
-            wanted = "import pytest, hypothesis, keyring, upcall.keyringbackend"
+            wanted = "import pytest, hypothesis, keyring, upcall.keys.keyring_backend"
             return start(candidate, "-c", wanted).returncode == 0
         except OSError:
             return False
@@ -388,7 +389,7 @@ def test_threads_that_run_already(backend: KernelKeyring) -> None:
 def test_processes_that_begin_at_once_share_one_keyring(backend: KernelKeyring) -> None:
     """None of them may replace the keyring that another has just filled."""
     code = (
-        "import sys; from upcall.keyringbackend import KernelKeyring; sys.stdin.read(); "
+        "import sys; from upcall.keys.keyring_backend import KernelKeyring; sys.stdin.read(); "
         "KernelKeyring().with_properties(where=sys.argv[1]).set_password('service', sys.argv[2], 'x')"
     )
     command = [sys.executable, "-c", code, str(backend.where)]

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from keyring.errors import PasswordSetError
 
-from upcall import keyringchoice
-from upcall.keyringbackend import KernelKeyring, unusable
-from upcall.passphrase import fetch_from_keyring
+from upcall.keys import keyring_choice as keyringchoice
+from upcall.keys.keyring_backend import KernelKeyring, unusable
+from upcall.keys.passphrase import fetch_from_keyring
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import RunningBroker, RunningDaemon
 from upcall.testing.toy import make_toy_key
 
-OURS = "upcall.keyringbackend.KernelKeyring"
+OURS = "upcall.keys.keyring_backend.KernelKeyring"
 WORD = "correct horse"
 needs_keyrings = pytest.mark.skipif(bool(unusable()), reason=unusable())
 
@@ -41,7 +41,7 @@ def container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
 
 def chosen(code: str = "") -> keyringchoice.Choice:
     """In a process of its own: the library chooses once."""
-    code += "\nimport json; from upcall.keyringchoice import chosen; print(json.dumps(chosen()))"
+    code += "\nimport json; from upcall.keys.keyring_choice import chosen; print(json.dumps(chosen()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
     assert done.returncode == 0, done.stderr
     return keyringchoice.Choice(*json.loads(done.stdout))
@@ -57,7 +57,7 @@ def test_ours() -> None:
 @needs_keyrings
 def test_ours_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHON_KEYRING_BACKEND")
-    found = chosen("import upcall.keyringbackend")  # the entry point does that once upcall is installed
+    found = chosen("import upcall.keys.keyring_backend")  # the entry point does that once upcall is installed
     assert found.backend == OURS and found.headless
 
 
@@ -71,7 +71,9 @@ def test_ours_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")
-    forbidden = "import upcall.keyringbackend as b; from upcall.kernel import keyring as k; k.capabilities = lambda: 0"
+    forbidden = (
+        "import upcall.keys.keyring_backend as b; from upcall.kernel import keyring as k; k.capabilities = lambda: 0"
+    )
     assert chosen(forbidden) == (
         "keyring.backends.fail.Keyring",
         0,
@@ -85,7 +87,7 @@ def test_the_first_of_the_chainer_is_what_counts(monkeypatch: pytest.MonkeyPatch
     """With a desktop's keyring beside ours, that one gets the password."""
     monkeypatch.delenv("PYTHON_KEYRING_BACKEND")
     desktop = (
-        "import upcall.keyringbackend\n"
+        "import upcall.keys.keyring_backend\n"
         "from keyring.backends import SecretService\n"
         "class Keyring(SecretService.Keyring):\n"
         "    priority = 5\n"
@@ -146,7 +148,7 @@ def test_a_passphrase_is_fetched_from_it() -> None:
 def test_the_daemon_starts_without_the_library() -> None:
     code = (
         "import sys, upcall.daemon.__main__\n"
-        "heavy = ('keyring', 'jaraco', 'secretstorage', 'upcall.passphrase', 'upcall.keyringbackend')\n"
+        "heavy = ('keyring', 'jaraco', 'secretstorage', 'upcall.keys.passphrase', 'upcall.keys.keyring_backend')\n"
         "print([name for name in sys.modules if name.startswith(heavy)])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from upcall.errors import PeerError, UsageError
-from upcall.keystore import Entry, KeyStore, default_directory
+from upcall.core.errors import PeerError, UsageError
+from upcall.keys.store import Entry, KeyStore, default_directory
 
 WHEN = datetime.datetime(2024, 5, 6, 7, 8, 9, tzinfo=datetime.UTC)
 SIGNATURE = "80f0e50e8a936f95"

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 
 from tests.kernel.groups import Group, groups
 from upcall.cli import main
-from upcall.lab import LabUnavailable, cpio, doctor, guest, image, kernellog, packages, qemu, run, uml, why_not
-from upcall.lab.doctor import checks
-from upcall.lab.ending import MarkedStream
-from upcall.lab.machine import CONSOLE_TAIL, last_words
-from upcall.lab.modules import load_order
-from upcall.lab.results import staging
-from upcall.lab.start import PORTS, Machine
+from upcall.testing.lab import LabUnavailable, cpio, doctor, guest, image, kernellog, packages, qemu, run, uml, why_not
+from upcall.testing.lab.doctor import checks
+from upcall.testing.lab.ending import MarkedStream
+from upcall.testing.lab.machine import CONSOLE_TAIL, last_words
+from upcall.testing.lab.modules import load_order
+from upcall.testing.lab.results import staging
+from upcall.testing.lab.start import PORTS, Machine
 
 # --- cpio -----------------------------------------------------------------------------------------
 
@@ -570,7 +570,7 @@ def test_options_after_the_command_are_the_commands(monkeypatch: pytest.MonkeyPa
         seen.append(argv)
         raise LabUnavailable("far enough")
 
-    monkeypatch.setattr("upcall.lab.machine.run", stop)
+    monkeypatch.setattr("upcall.testing.lab.machine.run", stop)
     for line in ("run ls --timeout -x", "run -- ls --timeout -x", "run --cpus 1 ls --timeout -x"):
         assert CliRunner().invoke(main, ["lab", *shlex.split(line)]).exit_code == os.EX_UNAVAILABLE
     assert seen == [("ls", "--timeout", "-x")] * 3

@@ -18,9 +18,9 @@ import pytest
 
 from tests.played_logind import MISSING, Logind, SystemBus, system_bus
 from upcall import config
-from upcall.control import DaemonControl
-from upcall.daemon import finding
-from upcall.errors import Refused
+from upcall.core.errors import Refused
+from upcall.daemon import plugin_discovery as finding
+from upcall.process.control import DaemonControl
 from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import RunningBroker, RunningDaemon, until

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from upcall import log as module
-from upcall.log import EventLog
+from upcall.process import log as module
+from upcall.process.log import EventLog
 from upcall.testing.processes import RunningBroker, Started, until
 
 

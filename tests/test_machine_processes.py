@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from upcall import machine
 from upcall.cli.quotatest import become_machines
 from upcall.daemon.__main__ import REPLACED
-from upcall.doctor import daemon as checks
-from upcall.doctor.findings import Finding
-from upcall.doctor.scene import Said, Scene
-from upcall.explaining.child import explained_as
-from upcall.hardening import of_daemon
 from upcall.kernel import seccomp
 from upcall.kernel.process import harden
+from upcall.observe.doctor import daemon as checks
+from upcall.observe.doctor.findings import Finding
+from upcall.observe.doctor.system import Said, Scene
+from upcall.process import machine
+from upcall.process.hardening import of_daemon
+from upcall.protocols.request_key.explain.child import explained_as
 from upcall.testing.played import PlayedBroker
 from upcall.testing.processes import RunningBroker, Started, in_child
 

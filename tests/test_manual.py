@@ -14,14 +14,15 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from upcall import cli, keystore
+from upcall import cli
 from upcall.cli import COMMANDS, main
 from upcall.config.keys import ANY, TABLES
 from upcall.config.shown import as_toml
-from upcall.manual import about, files
-from upcall.manual.commands import page_name, section, take
-from upcall.manual.roff import Items, Page, Paragraph, Verbatim, bold, render, words
-from upcall.manual.written import pages, written
+from upcall.install.manual import about, files
+from upcall.install.manual.commands import page_name, section, take
+from upcall.install.manual.roff import Items, Page, Paragraph, Verbatim, bold, render, words
+from upcall.install.manual.written import pages, written
+from upcall.keys import store as keystore
 
 ROOT = Path(__file__).parents[1]
 LISTED = 59  # characters of a short help that click shows in 80 columns beside the longest name
@@ -216,7 +217,7 @@ def test_every_key_of_an_entry_is_in_section_5_and_in_the_document() -> None:
 
 
 def test_the_forwarders_page_says_what_the_program_and_the_document_say() -> None:
-    code = (ROOT / "upcall/forwarder/forward.c").read_text()
+    code = (ROOT / "upcall/protocols/request_key/forwarder/forward.c").read_text()
     usage = re.search(r'#define USAGE "usage: " NAME "([^"]+)\\n"', code)
     assert usage and f"upcall-request-key{usage[1]}" == files.FORWARDER_USAGE
     ends = re.search(r"enum \{ (ANSWERED[^}]+) \}; /\* as in sysexits", code)
@@ -229,7 +230,7 @@ def test_the_forwarders_page_says_what_the_program_and_the_document_say() -> Non
 
 
 def test_the_forwarder_itself_says_so() -> None:
-    program = ROOT / "upcall/forwarder/upcall-request-key"
+    program = ROOT / "upcall/protocols/request_key/forwarder/upcall-request-key"
     if not program.exists():
         pytest.skip("the forwarder is not compiled: there was no C compiler")
     told = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout

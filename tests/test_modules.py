@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from upcall import modules
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
+from upcall.keys import plugins as modules
 
 GOOD = "name = 'good'\napi = 1\ndef open(signature, blob, ask): ...\n"
 
@@ -88,5 +88,5 @@ def test_the_path_is_left_alone() -> None:
 
 
 def test_metadata_is_not_imported_early() -> None:
-    code = "import sys, upcall.modules; sys.exit('importlib.metadata' in sys.modules)"
+    code = "import sys, upcall.keys.plugins; sys.exit('importlib.metadata' in sys.modules)"
     assert subprocess.run([sys.executable, "-I", "-c", code], timeout=20).returncode == 0

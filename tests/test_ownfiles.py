@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from upcall.ownfiles import OwnMounts
+from upcall.protocols.ecryptfs.own_files import OwnMounts
 from upcall.testing.keys import FolderKeyring
 
 OURS, PASSPHRASES, NOBODYS = "0123456789abcdef", "fedcba9876543210", "00112233445566aa"
@@ -65,7 +65,7 @@ TRIES = """
 import os, sys
 from pathlib import Path
 from upcall import ownfiles
-from upcall.wire.authtok import AuthTok, pack_auth_tok
+from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
 
 class Keyring:
     def find(self, description): return 7

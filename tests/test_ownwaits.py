@@ -14,17 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from upcall import ownwaits
+from upcall.core.errors import ModuleFailed
+from upcall.core.messages import Answer, Refusal
 from upcall.daemon.process import ECRYPTFS, Daemon
-from upcall.errors import ModuleFailed
-from upcall.log import EventLog
-from upcall.messages import Answer, Refusal
-from upcall.ownwaits import PATIENCE, OwnWaits, waiting_for_ecryptfs
-from upcall.runtime import Place
+from upcall.process.log import EventLog
+from upcall.process.paths import Place
+from upcall.protocols.ecryptfs import self_deadlock as ownwaits
+from upcall.protocols.ecryptfs.self_deadlock import PATIENCE, OwnWaits, waiting_for_ecryptfs
 from upcall.testing.played import PlayedBroker
 from upcall.testing.processes import PATIENCE as PATIENCE_OF_TESTS
 from upcall.testing.processes import until
-from upcall.wire.netlink import RESPONSE, Envelope, take_message, take_response
+from upcall.wire.envelope import RESPONSE, Envelope, take_message, take_response
 
 
 class Scene:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from upcall.errors import UsageError
-from upcall.passphrase import (
+from upcall.core.errors import UsageError
+from upcall.keys.passphrase import (
     NoPassphrase,
     fetch_from_keyring,
     from_fd,

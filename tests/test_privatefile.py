@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from upcall.privatefile import fingerprint, read_private, write_new
+from upcall.keys.private_file import fingerprint, read_private, write_new
 
 
 @pytest.fixture

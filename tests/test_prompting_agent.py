@@ -9,10 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from upcall.errors import UpcallError
-from upcall.log import EventLog
-from upcall.prompting.agent import REPLACED, Agent
-from upcall.prompting.turn import MAX_PIN, Cancelled, Question, Turn, Unanswered, Unavailable
+from upcall.core.errors import UpcallError
+from upcall.daemon.prompting.agent import REPLACED, Agent
+from upcall.daemon.prompting.question import MAX_PIN, Cancelled, Question, Turn, Unanswered, Unavailable
+from upcall.process.log import EventLog
 from upcall.testing.processes import PATIENCE
 from upcall.wire.isolation import ANSWER, CLOSE, FAILED, MAX_MESSAGE, OPEN, PIN, REFUSED, TOUCH, Message, pack, take
 

@@ -17,8 +17,8 @@ import pytest
 
 from tests.carded import PIN, make_card_key
 from tests.typing_there import Typist
-from upcall.control import DaemonControl
-from upcall.errors import Refused
+from upcall.core.errors import Refused
+from upcall.process.control import DaemonControl
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import RunningBroker, RunningDaemon, until
 
@@ -379,7 +379,7 @@ def test_prompting_is_not_imported_before_it_is_needed() -> None:
     program = (
         "import sys; from upcall.daemon import __main__; from upcall.daemon.prompter import LazyPrompter; "
         "one = LazyPrompter([], None); one.over(); one.lock(); one.unlock(); "
-        "print([name for name in sys.modules if name.startswith('upcall.prompting') or name == 'subprocess'])"
+        "print([name for name in sys.modules if name.startswith('upcall.daemon.prompting') or name == 'subprocess'])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.test_prompting_daemon import IMPATIENT, asked, found_in_memory, terminal
-from upcall.control import DaemonControl
-from upcall.keystore import Entry, KeyStore
+from upcall.keys.store import Entry, KeyStore
+from upcall.process.control import DaemonControl
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import RunningBroker, RunningDaemon, until
 from upcall.testing.toy import make_toy_key

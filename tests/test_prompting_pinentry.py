@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from upcall.prompting.pinentry import Pinentry, escaped
-from upcall.prompting.turn import MAX_PIN, Cancelled, Question, Turn, Unanswered, Unavailable, Withdrawn
+from upcall.daemon.prompting.pinentry import Pinentry, escaped
+from upcall.daemon.prompting.question import MAX_PIN, Cancelled, Question, Turn, Unanswered, Unavailable, Withdrawn
 from upcall.testing.processes import PATIENCE, NotInTime, until
 
 QUESTION = Question("PIN of the 100% card", ("Token: card", "For: cat (pid 1)"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from upcall.prompting.pins import SHARED, TRIAL, UNTRIED, Pin
+from upcall.daemon.prompting.pins import SHARED, TRIAL, UNTRIED, Pin
 
 A, B = 1, 2
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from upcall.messages import Requester
-from upcall.prompting.requester import describe, plain
+from upcall.core.messages import Requester
+from upcall.daemon.prompting.requester import describe, plain
 
 ME = os.getuid()
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from upcall.prompting.systemd import PasswordAgents, folder
-from upcall.prompting.turn import MAX_PIN, Cancelled, Question, Turn, Unanswered, Unavailable, Withdrawn
+from upcall.daemon.prompting.question import MAX_PIN, Cancelled, Question, Turn, Unanswered, Unavailable, Withdrawn
+from upcall.daemon.prompting.systemd import PasswordAgents, folder
 from upcall.testing.processes import PATIENCE, in_child, until
 
 QUESTION = Question("PIN of the card", ("Token: card = 1", "For: cat (pid 1)"))

@@ -16,7 +16,7 @@ PURE += [f"wire.{path.stem}" for path in sorted((ROOT / "upcall" / "wire").glob(
 HARMLESS = {"__future__", "collections", "enum", "errno", "itertools", "math", "re", "struct", "typing"}
 HARMLESS |= {"ast", "bisect", "contextlib", "datetime", "heapq", "json"}
 # A random number to start counting from; a type that stands in signatures.
-ALLOWED = {("upcall.broker.core", "secrets"), ("upcall.keymodule", "pathlib")}
+ALLOWED = {("upcall.core.router", "secrets"), ("upcall.keymodule", "pathlib")}
 
 
 def imports(module: str) -> Iterator[str]:

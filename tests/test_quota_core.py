@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upcall.broker.quota.core import MOST_STATES, Core, Key, Told
-from upcall.broker.quota.rules import Rules
-from upcall.wire.quota import (
+from upcall.protocols.quota.policy import MOST_STATES, Core, Key, Told
+from upcall.protocols.quota.settings import Rules
+from upcall.protocols.quota.warning import (
     BHARDBELOW,
     BHARDWARN,
     BSOFTBELOW,

@@ -18,8 +18,8 @@ import pytest
 
 from tests.quotakernel import ALICE, BOB
 from upcall.client import Client
+from upcall.protocols.quota.notice import take
 from upcall.testing.processes import NotInTime, RunningDaemon, Started, until
-from upcall.wire.quotanotice import take
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may send to a netlink group")
 

@@ -7,17 +7,17 @@ import struct
 
 import pytest
 
-from upcall.broker.quota import memory
-from upcall.broker.quota.core import Core, Key, Told
-from upcall.broker.quota.digest import Digests
-from upcall.broker.quota.folding import IN_ALL, PER_CAUSE, Folding
-from upcall.broker.quota.kept import IN_ALL as KEPT_IN_ALL
-from upcall.broker.quota.kept import PER_PERSON, Kept
-from upcall.broker.quota.rules import Rules
-from upcall.broker.quota.walk import Walk
-from upcall.errors import PeerError
-from upcall.wire.quota import BHARDWARN, BSOFTWARN, Figures, Warned, pack
-from upcall.wire.quotanotice import Cause, Filesystem, QuotaNotice, Subject
+from upcall.core.errors import PeerError
+from upcall.protocols.quota import state as memory
+from upcall.protocols.quota.backlog import IN_ALL as KEPT_IN_ALL
+from upcall.protocols.quota.backlog import PER_PERSON, Kept
+from upcall.protocols.quota.coalescing import IN_ALL, PER_CAUSE, Folding
+from upcall.protocols.quota.notice import Cause, Filesystem, QuotaNotice, Subject
+from upcall.protocols.quota.policy import Core, Key, Told
+from upcall.protocols.quota.rate_limit import Digests
+from upcall.protocols.quota.scan import Walk
+from upcall.protocols.quota.settings import Rules
+from upcall.protocols.quota.warning import BHARDWARN, BSOFTWARN, Figures, Warned, pack
 
 NOW = 1_800_000_000.0
 FAMILY = 28

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from upcall import config
-from upcall.broker.quota import setup
-from upcall.broker.quota.rules import Rules
 from upcall.config import ConfigError
-from upcall.errors import UsageError
+from upcall.core.errors import UsageError
 from upcall.kernel.genetlink import Ids, NoFamily
-from upcall.runtime import SYSTEM_FOLDER, Place
+from upcall.process.paths import SYSTEM_FOLDER, Place
+from upcall.protocols.quota import setup
+from upcall.protocols.quota.settings import Rules
 
 
 @pytest.fixture

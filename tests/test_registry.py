@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from upcall.registry import Association, Registry
+from upcall.core.registry import Association, Registry
 
 
 class NoLink:

@@ -16,17 +16,17 @@ import pytest
 
 from tests.test_broker_forwarders import GOOD, Forwarder, PlayedKeys
 from upcall import config
-from upcall.broker.configured import Configured, configured
 from upcall.broker.server import Server
+from upcall.broker.settings import Configured, configured
 from upcall.config import ConfigError
-from upcall.reloading import Reloading
-from upcall.service import SERVICES
+from upcall.core.service import SERVICES
+from upcall.process.reload import Reloading
+from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_key
 from upcall.testing.gate import Gate
 from upcall.testing.kernel import broker_below
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import PATIENCE, RunningBroker, StartDaemon, until
-from upcall.wire.ecryptfs import Ask, FileKey, pack_ask, pack_file_key
 
 KEY = pack_file_key(FileKey(0, b"0123456789abcdef"))
 GOOD_FILE = '[request-key."cifs.spnego"]\nwithout-daemon = "refuse"\n'

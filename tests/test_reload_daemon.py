@@ -15,20 +15,21 @@ from click.testing import CliRunner
 
 from upcall import config
 from upcall.cli import main
-from upcall.control import DaemonControl
-from upcall.daemon import finding, renewing
-from upcall.daemon.keyservice import KeyService
+from upcall.core.errors import ModuleFailed, Refused
+from upcall.core.messages import Answer, Refusal
+from upcall.daemon import plugin_discovery as finding
+from upcall.daemon import reload as renewing
 from upcall.daemon.loading import loaders
-from upcall.errors import ModuleFailed, Refused
 from upcall.keymodule import KeyModule
-from upcall.log import EventLog
-from upcall.messages import Answer, Refusal
+from upcall.process.control import DaemonControl
+from upcall.process.log import EventLog
+from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_key
 from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedBroker, PlayedRequester
 from upcall.testing.processes import PATIENCE, RunningBroker, RunningDaemon, Started, until
 from upcall.testing.toy import TOY
-from upcall.wire.ecryptfs import Ask, FileKey, pack_ask, pack_file_key
 
 HERE = Path(__file__).parent
 KEY = b"0123456789abcdef"

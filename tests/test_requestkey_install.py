@@ -16,12 +16,12 @@ from click.testing import CliRunner, Result
 import upcall.cli.requestkey
 from upcall.cli import main
 from upcall.config import ConfigError
-from upcall.requestkey.installing import Plan, check_winning, install, missing, plan, uninstall
-from upcall.requestkey.ours import COPY, FILE, TYPES, Ours, is_ours, render, take
-from upcall.requestkey.standing import standing, standing_of_type
-from upcall.requestkey.system import FOLDER, LAST, SOCKET, System
-from upcall.trust import distrust
-from upcall.wire.requestkeyconf import BadLine, Key, choose
+from upcall.process.trust import distrust
+from upcall.protocols.request_key.conf import BadLine, Key, choose
+from upcall.protocols.request_key.install.key_makers import standing, standing_of_type
+from upcall.protocols.request_key.install.lines import Plan, check_winning, install, missing, plan, uninstall
+from upcall.protocols.request_key.install.our_file import COPY, FILE, TYPES, Ours, is_ours, render, take
+from upcall.protocols.request_key.install.system import FOLDER, LAST, SOCKET, System
 
 PROGRAM = "/usr/lib/upcall/upcall-request-key"
 CIFS = b"create  cifs.spnego    * * /usr/sbin/cifs.upcall %k\n"

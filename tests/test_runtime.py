@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from upcall import runtime
-from upcall.errors import UsageError
+from upcall.core.errors import UsageError
 from upcall.kernel.local import connect, listen
-from upcall.runtime import Place, find_place, own_place, user_folder
+from upcall.process import paths as runtime
+from upcall.process.paths import Place, find_place, own_place, user_folder
 from upcall.testing.processes import Started
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give things away")

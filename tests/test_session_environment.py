@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from upcall import forwarder
-from upcall.forwarder import build
+from upcall.protocols.request_key import forwarder
+from upcall.protocols.request_key.forwarder import build
 from upcall.testing.processes import in_child
 
 SOURCES = Path(build.__file__).parent
@@ -90,8 +90,8 @@ def test_nothing_of_pams_environment_is_loaded(tmp_path: Path, program: Path) ->
 
 
 def test_the_line_that_setup_writes(tmp_path: Path, program: Path) -> None:
-    """upcall.sessions hears from PAM what it needs: this service is one that it does not count."""
-    words = [str(program), sys.executable, "-I", "-m", "upcall.sessions", "open"]
+    """upcall.install.sessions hears from PAM what it needs: this service is one that it does not count."""
+    words = [str(program), sys.executable, "-I", "-m", "upcall.install.sessions", "open"]
     assert in_child(lambda: opened(tmp_path, shlex.join(words), {"PYTHONSTARTUP": "/x"}), timeout=30) in (0, 14)
     environment = {"PAM_TYPE": "open_session", "PAM_USER": "root", "PAM_SERVICE": "cron", "PYTHONHOME": "/nowhere"}
     assert subprocess.run(words, env=environment, timeout=30).returncode == 0
@@ -106,9 +106,9 @@ def test_it_is_linked_statically(program: Path) -> None:
 
 def test_setup_of_pam_is_refused_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from upcall.config import ConfigError
-    from upcall.requestkey.system import System
-    from upcall.setup.installing import Plan, check
-    from upcall.setup.wanted import PAM
+    from upcall.install.services import Plan, check
+    from upcall.install.wanted import PAM
+    from upcall.protocols.request_key.install.system import System
 
     monkeypatch.setattr(forwarder, "SESSION", tmp_path / "upcall-session")
     with pytest.raises(ConfigError, match="was not compiled"):
@@ -116,12 +116,12 @@ def test_setup_of_pam_is_refused_without_it(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_setup_ignores_the_callers_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from upcall.requestkey.system import System
-    from upcall.setup.installing import _run
+    from upcall.install.services import _run
+    from upcall.protocols.request_key.install.system import System
 
     shutil.copy(shutil.which("true") or "/bin/true", tmp_path / "upcall-no-such-program")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    from upcall.setup.installing import OrderFailed
+    from upcall.install.services import OrderFailed
 
     with pytest.raises(OrderFailed, match="upcall-no-such-program"):
         _run(System(), [("upcall-no-such-program",)])

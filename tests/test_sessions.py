@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from upcall.errors import UsageError
-from upcall.sessions import starting
-from upcall.sessions.__main__ import Asked, take
-from upcall.sessions.records import Process, Record, Records, process
+from upcall.core.errors import UsageError
+from upcall.install.sessions import starting
+from upcall.install.sessions.__main__ import Asked, take
+from upcall.install.sessions.records import Process, Record, Records, process
 from upcall.testing.gate import Gate
 from upcall.testing.processes import until
 
@@ -192,7 +192,7 @@ def test_a_broken_file_counts_for_nothing(records: Records, start: Start, folder
 def test_whoever_was_killed_with_the_lock_holds_up_nobody(records: Records, folder: Path, start: Start) -> None:
     holder = f"""
 import pathlib, signal
-from upcall.sessions.records import Records
+from upcall.install.sessions.records import Records
 with Records(pathlib.Path({str(folder / "sessions")!r})).held():
     print("held", flush=True)
     signal.pause()
@@ -258,7 +258,7 @@ def test_what_is_not_pams(arguments: list[str], change: dict[str, str]) -> None:
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "upcall.sessions", *(arguments or ("open",))]
+    command = [sys.executable, "-P", "-m", "upcall.install.sessions", *(arguments or ("open",))]
     environment["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
 
@@ -284,7 +284,7 @@ def test_a_user_who_is_not_there_fails_no_login() -> None:
 def test_a_login_does_not_wait_for_work_that_hangs(gate: Gate) -> None:
     hangs = f"""
 import socket, sys
-from upcall.sessions import __main__ as sessions
+from upcall.install.sessions import __main__ as sessions
 def work(*_):
     with socket.socket(socket.AF_UNIX) as there:
         there.connect({str(gate.path)!r})
@@ -303,7 +303,7 @@ sys.exit(sessions.run(["open"]))
 def test_a_login_does_not_fail_by_work_that_fails(ending: str) -> None:
     fails = f"""
 import os, sys
-from upcall.sessions import __main__ as sessions
+from upcall.install.sessions import __main__ as sessions
 def work(*_):
     {ending}
 sessions.work = work

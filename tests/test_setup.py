@@ -16,17 +16,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from upcall import forwarder
 from upcall.cli import completion, main
 from upcall.config import ConfigError
 from upcall.daemon.__main__ import REPLACED
-from upcall.requestkey.installing import replace
-from upcall.requestkey.ours import FILE as REQUEST_KEY_FILE
-from upcall.requestkey.system import System
-from upcall.setup import installing, manifest, wanted
-from upcall.setup.installing import OrderFailed, Plan, install, kind_of, missing, undo
-from upcall.setup.manifest import FILE, Manifest
-from upcall.setup.wanted import KINDS, MAN, PAM, SYSTEMD, Orders, content
+from upcall.install import manifest, wanted
+from upcall.install import services as installing
+from upcall.install.manifest import FILE, Manifest
+from upcall.install.services import OrderFailed, Plan, install, kind_of, missing, undo
+from upcall.install.wanted import KINDS, MAN, PAM, SYSTEMD, Orders, content
+from upcall.protocols.request_key import forwarder
+from upcall.protocols.request_key.install.lines import replace
+from upcall.protocols.request_key.install.our_file import FILE as REQUEST_KEY_FILE
+from upcall.protocols.request_key.install.system import System
 
 BROKER = "/etc/systemd/system/upcall-broker.service"
 PYTHON = "/usr/bin/python3"
@@ -354,7 +355,7 @@ def test_request_keys_lines_come_and_go(system: System, silent: Plan, monkeypatc
 def test_request_keys_lines_that_were_there_stay(
     system: System, silent: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from upcall.requestkey import installing as requestkey
+    from upcall.protocols.request_key.install import lines as requestkey
 
     forwarding(system, monkeypatch)
     planned = requestkey.plan(system, ("dns_resolver",), forwarder.command(), copy=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from upcall import startpython
+from upcall.process import start_python as startpython
 from upcall.testing.processes import until
 
 ROOT = Path(__file__).parents[1]
@@ -91,13 +91,13 @@ MODULES_STARTED = {
     "upcall.broker": ["contexts=nonsense"],
     "upcall.daemon": ["nonsense"],
     "upcall.kernel.genetlink": ["NONSENSE", "none"],
-    "upcall.isolation": ["-1", "0", "upcall.testing.toy:TOY"],
-    "upcall.daemon.finding": [],
-    "upcall.logind": ["0", "nonsense"],
-    "upcall.passphrase": ["0" * 16],
-    "upcall.doctor.plugins": ["upcall.key_modules", "openssl", "upcall_rsa:module"],
-    "upcall.explaining": [],
-    "upcall.sessions": ["open"],
+    "upcall.daemon.isolation": ["-1", "0", "upcall.testing.toy:TOY"],
+    "upcall.daemon.plugin_discovery": [],
+    "upcall.install.logind": ["0", "nonsense"],
+    "upcall.keys.passphrase": ["0" * 16],
+    "upcall.observe.doctor.plugins": ["upcall.key_modules", "openssl", "upcall_rsa:module"],
+    "upcall.protocols.request_key.explain": [],
+    "upcall.install.sessions": ["open"],
     "upcall.testing.checking": ["-1", "/nonexistent"],
     "upcall": ["plugin", "list"],
 }
@@ -151,13 +151,16 @@ def test_a_users_process_hands_on_what_it_was_started_with(monkeypatch: pytest.M
     assert startpython.cleaned()["PYTHONPATH"] == "/mine"
     assert startpython.options(isolated=True) == ["-I"]
     for options, kept in ((["-I"], ["-I"]), (["-s"], ["-s", "-P"]), (["-E"], ["-E", "-P"])):
-        code = "import os; os.geteuid = lambda: 1000; from upcall.startpython import options; print(*options())"
+        code = (
+            "import os; os.geteuid = lambda: 1000; from upcall.process.start_python import options; print(*options())"
+        )
         done = subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.split() == kept
 
 
 def test_no_variable_turns_it_off_for_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import os; os.geteuid = lambda: 0; from upcall.startpython import *; print(options(), sorted(cleaned()))"
+    code = "import os; os.geteuid = lambda: 0; "
+    code += "from upcall.process.start_python import *; print(options(), sorted(cleaned()))"
     told = {"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1", "UPCALL_ENVIRONMENT": "1", "LD_PRELOAD": "", "ENV": "x"}
     done = subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, text=True, check=True)
     assert done.stdout.replace("'LC_CTYPE', ", "").strip() == "['-I'] ['PATH', 'UPCALL_ENVIRONMENT']"
@@ -165,13 +168,13 @@ def test_no_variable_turns_it_off_for_root(monkeypatch: pytest.MonkeyPatch) -> N
 
 # Who may name the interpreter, or Python's options, and what for.
 ALLOWED = {
-    "upcall/startpython.py": "builds the command lines",
-    "upcall/trust.py": "looks whose it is",
-    "upcall/forwarder/__init__.py": "the stand-in's own -I -S, in request-key.conf",
-    "upcall/explaining/child.py": "a message names it",
-    "upcall/setup/installing.py": "writes it into units, with -I",
+    "upcall/process/start_python.py": "builds the command lines",
+    "upcall/process/trust.py": "looks whose it is",
+    "upcall/protocols/request_key/forwarder/__init__.py": "the stand-in's own -I -S, in request-key.conf",
+    "upcall/protocols/request_key/explain/child.py": "a message names it",
+    "upcall/install/services.py": "writes it into units, with -I",
     "upcall/cli/setup.py": "the default of --python",
-    "upcall/lab/guest.py": "looks where it lies",
+    "upcall/testing/lab/guest.py": "looks where it lies",
     "upcall/testing/processes.py": "starts tests' processes",
     "plugins/pkcs11/upcall_pkcs11/softhsm.py": "starts a test's token",
 }
@@ -188,7 +191,7 @@ def test_no_other_place_starts_python() -> None:
             )
             if named or option:
                 found.add(str(source.relative_to(ROOT)))
-    assert found <= ALLOWED.keys(), f"use upcall/startpython.py in {sorted(found - ALLOWED.keys())}"
+    assert found <= ALLOWED.keys(), f"use upcall/process/start_python.py in {sorted(found - ALLOWED.keys())}"
 
 
 def test_each_module_that_is_started_is_walked() -> None:
@@ -202,7 +205,7 @@ def test_each_module_that_is_started_is_walked() -> None:
 
 
 def test_templates_start_python_isolated() -> None:
-    for template in (ROOT / "upcall/setup/units").iterdir():
+    for template in (ROOT / "upcall/install/units").iterdir():
         for line in template.read_text().splitlines():
             if "$python" in line:
                 assert "$python -I -m" in line or "$python -- -I -m" in line, f"{template}: {line}"

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from upcall.errors import ModuleFailed, PeerError
+from upcall.core.errors import ModuleFailed, PeerError
+from upcall.core.messages import Requester
 from upcall.handler import Handler
-from upcall.messages import Requester
 from upcall.testing import handlercontract
 from upcall.testing.handlercontract import HANDLER_CHECKS, HandlerContract
 from upcall.testing.subject import ContractBroken
-from upcall.wire.netlink import Envelope
+from upcall.wire.envelope import Envelope
 
 ASKING = Envelope(1, 0, "echo", Requester(1000, 1), 0, b"echo:hello")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from upcall import trust
-from upcall.trust import Trust
+from upcall.process import trust
+from upcall.process.trust import Trust
 
 ROOT = Path(__file__).parents[1]
 ATTACKER = 54321  # no account
@@ -227,8 +227,8 @@ def test_roots_own_configuration_turns_it_off(place: Path, monkeypatch: pytest.M
 
 
 def test_root_loads_no_plugin_that_another_can_write(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from upcall.errors import ModuleFailed
-    from upcall.modules import load
+    from upcall.core.errors import ModuleFailed
+    from upcall.keys.plugins import load
 
     mark = place.parent / "mark"
     made = plugin(place, mark)

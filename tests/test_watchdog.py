@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from tests.test_kernel_notify import Listening
-from upcall.broker.quota.source import Quota
 from upcall.broker.server import Server
 from upcall.daemon.workers import AT_MOST, PER_LANE
 from upcall.kernel.notify import Manager
-from upcall.runtime import own_place
+from upcall.process.paths import own_place
+from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_key
+from upcall.protocols.quota.source import Quota
 from upcall.testing.gate import Gate, Visitor
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedRequester
 from upcall.testing.processes import PATIENCE, RunningBroker, RunningDaemon, until
-from upcall.wire.ecryptfs import Ask, FileKey, pack_ask, pack_file_key
 
 MODULES = {"toy": "upcall.testing.toy:TOY", "bad": "misbehaving:BAD"}
 USEC = 60_000  # so WATCHDOG=1 comes every 20 ms

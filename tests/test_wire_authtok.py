@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upcall.errors import PeerError
-from upcall.wire import authtok
-from upcall.wire.authtok import AuthTok, pack_auth_tok, take_auth_tok
+from upcall.core.errors import PeerError
+from upcall.protocols.ecryptfs import authtok
+from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok, take_auth_tok
 
 VECTOR: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "ecryptfs.json").read_text())["auth_tok"]
 CAPTURED = bytes.fromhex(VECTOR["hex"])

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upcall.errors import PeerError
-from upcall.wire import cifs_spnego
-from upcall.wire.cifs_spnego import Spnego, pack_payload, take_description, take_payload
-from upcall.wire.requestkey import Ask, Instance, pack_ask, pack_instance
+from upcall.core.errors import PeerError
+from upcall.protocols.request_key import cifs_spnego
+from upcall.protocols.request_key.cifs_spnego import Spnego, pack_payload, take_description, take_payload
+from upcall.protocols.request_key.messages import Ask, Instance, pack_ask, pack_instance
 
 # As captured from a kernel of version 6.1.
 WHOLE = b"ver=0x2;host=fs.lab.test;ip4=127.0.0.1;sec=krb5;uid=0x0;creduid=0x3e9;user=alice;pid=0x164"

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upcall.errors import PeerError
-from upcall.wire import dns_resolver
-from upcall.wire.dns_resolver import (
+from upcall.core.errors import PeerError
+from upcall.protocols.request_key import dns_resolver
+from upcall.protocols.request_key.dns_resolver import (
     FROM_DNS_SRV,
     GOOD,
     Options,
@@ -26,7 +26,7 @@ from upcall.wire.dns_resolver import (
     take_description,
     take_payload,
 )
-from upcall.wire.requestkey import Ask, Instance, pack_ask, pack_instance
+from upcall.protocols.request_key.messages import Ask, Instance, pack_ask, pack_instance
 
 # The forwarder's tests read the same table: both must accept the same payloads.
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "dns_resolver.json").read_text())

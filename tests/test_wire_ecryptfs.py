@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from upcall.errors import PeerError
-from upcall.wire import ecryptfs as wire
-from upcall.wire.ecryptfs import Ask, FileKey, Frame, Reply
+from upcall.core.errors import PeerError
+from upcall.protocols.ecryptfs import packets as wire
+from upcall.protocols.ecryptfs.packets import Ask, FileKey, Frame, Reply
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "ecryptfs.json").read_text())
 ORIGINAL = Path(__file__).parents[2] / "shared" / "vectors" / "ecryptfs.json"

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upcall.errors import PeerError
-from upcall.wire import ecryptfs_header as wire
-from upcall.wire.ecryptfs import AES_SIZES, CIPHER_CODES
-from upcall.wire.ecryptfs_header import Header, PassphrasePacket, PublicKeyPacket, pack_header, take_header
+from upcall.core.errors import PeerError
+from upcall.protocols.ecryptfs import header as wire
+from upcall.protocols.ecryptfs.header import Header, PassphrasePacket, PublicKeyPacket, pack_header, take_header
+from upcall.protocols.ecryptfs.packets import AES_SIZES, CIPHER_CODES
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "ecryptfs.json").read_text())
 CAPTURED = {name: bytes.fromhex(text) for name, text in VECTORS["lower_header"].items()}

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink import nlmsg  # type: ignore[import-untyped]
 
-from upcall.errors import REASONS, PeerError
-from upcall.messages import Answer, Refusal, Requester
-from upcall.wire import netlink as wire
-from upcall.wire.netlink import Envelope, NetlinkMessage, Response
+from upcall.core.errors import REASONS, PeerError
+from upcall.core.messages import Answer, Refusal, Requester
+from upcall.wire import envelope as wire
+from upcall.wire.envelope import Envelope, NetlinkMessage, Response
 
 u16, u32, u64 = st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF), st.integers(0, (1 << 64) - 1)
 bodies = st.binary(max_size=100) | st.sampled_from([bytes(wire.MAX_BODY), b""])

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upcall.errors import PeerError
-from upcall.wire.quota import MEANING, Sequence, Warned, messages, pack, take, take_attributes
+from upcall.core.errors import PeerError
+from upcall.protocols.quota.warning import MEANING, Sequence, Warned, messages, pack, take, take_attributes
 
 # What Linux 6.1 sent when uid 5001 met the hard limit of space on device 7:0.
 SEEN = bytes.fromhex(

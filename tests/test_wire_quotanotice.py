@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upcall.errors import PeerError
-from upcall.wire import quotanotice
-from upcall.wire.quotanotice import (
+from upcall.core.errors import PeerError
+from upcall.protocols.quota import notice as quotanotice
+from upcall.protocols.quota.notice import (
     EVENTS,
     KINDS,
     Cause,

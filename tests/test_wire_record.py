@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from upcall.errors import PeerError
+from upcall.core.errors import PeerError
 from upcall.wire.record import MESSAGE_ID, Record, Source, fields_of, line_of, take_journal, take_line
 
 RECORD = Record(1769860800.25, 1000, "key", "answered", 0.000062, 305419896, "openssl")

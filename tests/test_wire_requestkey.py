@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upcall.errors import PeerError
-from upcall.wire import requestkey
-from upcall.wire.requestkey import (
+from upcall.core.errors import PeerError
+from upcall.protocols.request_key import messages as requestkey
+from upcall.protocols.request_key.messages import (
     Ask,
     Instance,
     Upcall,

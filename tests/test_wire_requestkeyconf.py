@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from upcall.wire.requestkeyconf import (
+from upcall.protocols.request_key.conf import (
     MAX_LINE,
     BadLine,
     Key,

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from upcall.errors import ModuleFailed, Refused
+from upcall.core.errors import ModuleFailed, Refused
 from upcall.keymodule import API, Secrets
 
 SECRET = "correct-horse-battery-staple"

@@ -1,7 +1,7 @@
 """upcall: a kernel-userspace upcall message broker, shaped like eCryptfs's public-key messaging.
 
 The public names are few: `Client` asks one's own daemon; `Refused` says why not. Key modules need
-`upcall.keymodule` and `upcall.errors`. Names are imported when they are first
+`upcall.keymodule` and `upcall.core.errors`. Names are imported when they are first
 used, so that nobody pays for what he does not need.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from upcall.client import Client, NoBroker
-    from upcall.errors import ModuleFailed, PeerError, Refused, UpcallError, UsageError
+    from upcall.core.errors import ModuleFailed, PeerError, Refused, UpcallError, UsageError
 
 __version__ = "0.1.0"
 __all__ = ["Client", "ModuleFailed", "NoBroker", "PeerError", "Refused", "UpcallError", "UsageError", "__version__"]

@@ -15,11 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from upcall.errors import PeerError, Refused, UpcallError, UsageError
+from upcall.core.errors import PeerError, Refused, UpcallError, UsageError
+from upcall.core.messages import Answer, Requester
 from upcall.kernel.local import connect, peer_of
-from upcall.messages import Answer, Requester
-from upcall.runtime import find_place
-from upcall.wire.ecryptfs import (
+from upcall.process.paths import find_place
+from upcall.protocols.ecryptfs.packets import (
     CIPHER_OPAQUE,
     MAX_KEY,
     TAG_64,
@@ -32,7 +32,7 @@ from upcall.wire.ecryptfs import (
     take_file_key,
     take_reply,
 )
-from upcall.wire.netlink import MAX_MESSAGE, Envelope, Response, pack_request, take_response
+from upcall.wire.envelope import MAX_MESSAGE, Envelope, Response, pack_request, take_response
 
 
 class NoBroker(UpcallError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
-from upcall.wire.netlink import Envelope
+from upcall.wire.envelope import Envelope
 
 GROUP = "upcall.handlers"
 

@@ -143,7 +143,8 @@ class KeyMaker(Protocol):
     parameters: tuple[Parameter, ...]
 
     def generate(self, making: Making, /) -> Enrolled:
-        """A new key. A file is written 0600, atomically, and never over another (upcall.privatefile.write_new)."""
+        """A new key. A file is written 0600, atomically, and never over another
+        (upcall.keys.private_file.write_new)."""
 
 
 @runtime_checkable

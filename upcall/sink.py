@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 
 if TYPE_CHECKING:  # every daemon imports this page, and few are ever told of a quota
-    from upcall.wire.quotanotice import QuotaNotice
+    from upcall.protocols.quota.notice import QuotaNotice
 
 GROUP = "upcall.sinks"
 

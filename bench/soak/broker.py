@@ -13,14 +13,14 @@ import sys
 from pathlib import Path
 
 from bench.quotabroker import played
-from upcall.broker.configured import configured
 from upcall.broker.server import Server
+from upcall.broker.settings import configured
+from upcall.core.service import SERVICES
 from upcall.kernel import requestkey
 from upcall.kernel.process import harden, raise_descriptor_limit
-from upcall.runtime import own_place
-from upcall.service import SERVICES
-from upcall.wire.ecryptfs import MAX_READ
-from upcall.wire.requestkey import Described
+from upcall.process.paths import own_place
+from upcall.protocols.ecryptfs.packets import MAX_READ
+from upcall.protocols.request_key.messages import Described
 
 UID = struct.Struct("=I")
 AUTHORISATION = 1 << 30  # added to the serial of a key

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from upcall.wire.cifs_spnego import pack_payload
-from upcall.wire.dns_resolver import Text, pack_text
-from upcall.wire.netlink import Envelope
-from upcall.wire.requestkey import Instance, pack_instance
+from upcall.protocols.request_key.cifs_spnego import pack_payload
+from upcall.protocols.request_key.dns_resolver import Text, pack_text
+from upcall.protocols.request_key.messages import Instance, pack_instance
+from upcall.wire.envelope import Envelope
 
 
 class _Constant:

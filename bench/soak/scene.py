@@ -20,10 +20,10 @@ from bench.rsa import new_key
 from bench.stage import BenchError, Client, Stage
 from upcall.client import Client as Asking
 from upcall.client import NoBroker
-from upcall.enrol import chosen
 from upcall.keymodule import Limits, Making
+from upcall.keys.enrolment import chosen
+from upcall.protocols.ecryptfs.packets import SIGNATURE_LENGTH
 from upcall.testing.secrets import Told
-from upcall.wire.ecryptfs import SIGNATURE_LENGTH
 
 QUIET, RESTLESS, STRANGER = 61001, 61002, 61003  # uids that nobody has
 _QUOTA_GROUP, _QUOTA_RATE = 30, 2000  # warnings a second
@@ -149,7 +149,7 @@ class Scene:
             for children in Path(f"/proc/{daemon}/task").glob("*/children"):
                 for pid in children.read_text("ascii").split():
                     with contextlib.suppress(OSError):
-                        if b"upcall.isolation" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        if b"upcall.daemon.isolation" in Path(f"/proc/{pid}/cmdline").read_bytes():
                             return int(pid)
             time.sleep(0.02)
         raise BenchError("no isolated key module has been started")

@@ -23,13 +23,11 @@ from pathlib import Path
 from bench.packets import new_file_key
 from bench.soak.broker import AUTHORISATION, UID, described
 from upcall.client import Client, NoBroker
-from upcall.errors import Refused
+from upcall.core.errors import Refused
+from upcall.core.messages import Answer, Requester
 from upcall.kernel.local import connect
-from upcall.messages import Answer, Requester
-from upcall.runtime import Place
-from upcall.testing.played import PlayedRequester
-from upcall.wire import requestkey
-from upcall.wire.ecryptfs import (
+from upcall.process.paths import Place
+from upcall.protocols.ecryptfs.packets import (
     MAX_READ,
     REQUEST,
     STATUS_OK,
@@ -42,8 +40,10 @@ from upcall.wire.ecryptfs import (
     take_frame,
     take_reply,
 )
-from upcall.wire.netlink import HELO, MAX_MESSAGE, Envelope, pack_control, pack_request, take_response
-from upcall.wire.requestkey import Upcall, pack_upcall
+from upcall.protocols.request_key import messages as requestkey
+from upcall.protocols.request_key.messages import Upcall, pack_upcall
+from upcall.testing.played import PlayedRequester
+from upcall.wire.envelope import HELO, MAX_MESSAGE, Envelope, pack_control, pack_request, take_response
 
 _KERNEL_PATIENCE = 3.0  # seconds, as eCryptfs's
 _INFLIGHT = 8  # the kernel's requests at a time

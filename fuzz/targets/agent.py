@@ -9,8 +9,17 @@ from __future__ import annotations
 import socket
 
 from fuzz.target import holds
-from upcall.prompting.agent import _LATE, _ask, _Gone
-from upcall.prompting.turn import MAX_PIN, Cancelled, Question, Turn, Unanswered, Unavailable, Withdrawn, checked
+from upcall.daemon.prompting.agent import _LATE, _ask, _Gone
+from upcall.daemon.prompting.question import (
+    MAX_PIN,
+    Cancelled,
+    Question,
+    Turn,
+    Unanswered,
+    Unavailable,
+    Withdrawn,
+    checked,
+)
 from upcall.wire.isolation import ANSWER, FAILED, REFUSED, Message, pack, take
 
 _NUMBER = 7

@@ -8,8 +8,8 @@ from __future__ import annotations
 import struct
 
 from fuzz.target import holds, same, taken
-from upcall.wire import cifs_spnego as wire
-from upcall.wire.requestkey import Ask, Instance, pack_ask, pack_instance
+from upcall.protocols.request_key import cifs_spnego as wire
+from upcall.protocols.request_key.messages import Ask, Instance, pack_ask, pack_instance
 
 _TEXT = b"ver=0x2;host=a.test;ip4=192.0.2.1;sec=krb5;uid=0x0;creduid=0x3e8;user=ada;pid=0x7"
 SEEDS = [

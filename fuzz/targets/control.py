@@ -9,10 +9,10 @@ import socket
 from typing import Any, cast
 
 from fuzz.target import holds, same
+from upcall.core.messages import Requester
 from upcall.daemon.control import LOCK, RELOAD, STATUS, UNLOCK, Control
-from upcall.messages import Requester
-from upcall.wire.ecryptfs import is_signature
-from upcall.wire.netlink import Envelope, pack_request, take_request, take_response
+from upcall.protocols.ecryptfs.packets import is_signature
+from upcall.wire.envelope import Envelope, pack_request, take_request, take_response
 
 _SIGNATURE = b"80f0e50e8a936f95"
 SEEDS = [

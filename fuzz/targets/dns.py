@@ -23,9 +23,9 @@ from upcall_dns import _instance
 from upcall_dns.names import Names, NotThere
 
 from fuzz.target import holds
-from upcall.errors import Refused
-from upcall.wire.dns_resolver import MAX_EXPIRY, check_answer, take_callout, take_description
-from upcall.wire.requestkey import Ask, pack_ask, pack_instance
+from upcall.core.errors import Refused
+from upcall.protocols.request_key.dns_resolver import MAX_EXPIRY, check_answer, take_callout, take_description
+from upcall.protocols.request_key.messages import Ask, pack_ask, pack_instance
 
 _NOWHERE = Path("/nonexistent")
 _ASKED = [(b"a:host.test", b""), (b"aaaa:host.test", b""), (b"host.test", b"list"), (b"afsdb:cell.test", b"srv=1")]

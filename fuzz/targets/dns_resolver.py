@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 
 from fuzz.target import holds, same, taken
-from upcall.forwarder import standin
-from upcall.wire import dns_resolver as wire
-from upcall.wire.requestkey import Ask, Instance, pack_ask, pack_instance
+from upcall.protocols.request_key import dns_resolver as wire
+from upcall.protocols.request_key.forwarder import standin
+from upcall.protocols.request_key.messages import Ask, Instance, pack_ask, pack_instance
 
 _VECTORS = json.loads((Path(__file__).parents[2] / "tests/vectors/dns_resolver.json").read_text())
 _ASKED = [b"host.test", b"a:host.test", b"aaaa:host.test", b"afsdb:cell.test", b"192.0.2.1", b"2001:db8::1"]

@@ -7,8 +7,8 @@ answer of the right tag, and a wrapped key never holds the key in clear.
 from __future__ import annotations
 
 from fuzz.target import holds, same, taken
-from upcall.errors import PeerError
-from upcall.wire import ecryptfs as wire
+from upcall.core.errors import PeerError
+from upcall.protocols.ecryptfs import packets as wire
 
 _SIGNATURE = "80f0e50e8a936f95"
 _KEY = wire.pack_file_key(wire.FileKey(7, bytes(range(16))))

@@ -6,7 +6,7 @@ Only PeerError; a header packs to one that reads the same.
 from __future__ import annotations
 
 from fuzz.target import same, taken
-from upcall.wire.ecryptfs_header import (
+from upcall.protocols.ecryptfs.header import (
     ENCRYPTED,
     Header,
     PassphrasePacket,

@@ -12,7 +12,7 @@ from pathlib import Path
 from upcall_dns import hosts, servers
 
 from fuzz.target import holds, taken
-from upcall.errors import Refused
+from upcall.core.errors import Refused
 
 SEEDS = [
     b"192.0.2.1 host.test alias # no\n::1 host.test\n1.2.3 host.test\n",

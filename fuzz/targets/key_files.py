@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from fuzz.target import holds, taken
-from upcall.errors import ModuleFailed
-from upcall.wire.ecryptfs import is_signature
+from upcall.core.errors import ModuleFailed
+from upcall.protocols.ecryptfs.packets import is_signature
 
 _VECTORS = json.loads((Path(__file__).parents[2] / "tests/vectors/keys.json").read_text())
 _CAPTURED = load_pem_private_key(_VECTORS["keys"]["captured"]["pem"].encode(), b"labpass")

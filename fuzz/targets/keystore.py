@@ -8,8 +8,8 @@ from __future__ import annotations
 import datetime
 
 from fuzz.target import same, taken
-from upcall.errors import UsageError
-from upcall.keystore import COMPAT, MAX_FILE, Entry, _parse, _text_of
+from upcall.core.errors import UsageError
+from upcall.keys.store import COMPAT, MAX_FILE, Entry, _parse, _text_of
 
 _ENTRY = Entry(
     "default", "openssl", "80f0e50e8a936f95", "ask", "RSA-3072", datetime.datetime(2025, 1, 2, 3, 4, 5), "/k", b"blob"

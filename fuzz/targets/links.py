@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any, cast
 
 from fuzz.target import holds, same
-from upcall.broker.link import DaemonLink
+from upcall.broker.daemon_link import DaemonLink
 from upcall.broker.registration import DaemonConnection, Registration
+from upcall.core.messages import Answer
 from upcall.kernel.netlink import Packet
-from upcall.messages import Answer
-from upcall.wire.netlink import HELO, QUIT, pack_control, pack_response
+from upcall.wire.envelope import HELO, QUIT, pack_control, pack_response
 
 _PID, _UID = 1, 0  # a process that is there, with its real uid
 SEEDS = [

@@ -9,9 +9,9 @@ import ast
 
 from fuzz.target import holds, same
 from upcall.cli import for_terminal
-from upcall.prompting.requester import plain
+from upcall.daemon.prompting.requester import plain
+from upcall.protocols.quota.notice import printable
 from upcall.wire.logfmt import shown
-from upcall.wire.quotanotice import printable
 
 SEEDS = [b"plain", b"two words", b"\x1b[2J", "“”\u202e\ud7ff".encode(), b"a'b\"c", b"x\ny z=1"]
 

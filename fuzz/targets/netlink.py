@@ -6,8 +6,8 @@ Only PeerError; what is taken packs to the same bytes but for fields that are no
 from __future__ import annotations
 
 from fuzz.target import holds, same, taken
-from upcall.messages import Answer, Requester
-from upcall.wire.netlink import (
+from upcall.core.messages import Answer, Requester
+from upcall.wire.envelope import (
     HELO,
     MAX_BODY,
     NOTICE,

@@ -8,8 +8,8 @@ from __future__ import annotations
 import socket
 
 from fuzz.target import holds
-from upcall.prompting.systemd import _answer
-from upcall.prompting.turn import MAX_PIN, Cancelled, Turn, Unanswered, Unavailable, Withdrawn, checked
+from upcall.daemon.prompting.question import MAX_PIN, Cancelled, Turn, Unanswered, Unavailable, Withdrawn, checked
+from upcall.daemon.prompting.systemd import _answer
 
 SEEDS = [b"+1234\0", b"-", b"+one\0two\0", b"+", b"+" + b"9" * 257, b"x"]
 MOST = 2048

@@ -9,8 +9,8 @@ import os
 from typing import Any, cast
 
 from fuzz.target import holds
-from upcall.prompting.pinentry import _LINE, _Dialog, escaped
-from upcall.prompting.turn import MAX_PIN, Cancelled, Turn, Unanswered, Unavailable, Withdrawn, checked
+from upcall.daemon.prompting.pinentry import _LINE, _Dialog, escaped
+from upcall.daemon.prompting.question import MAX_PIN, Cancelled, Turn, Unanswered, Unavailable, Withdrawn, checked
 
 MOST = 8192
 SEEDS = [

@@ -9,7 +9,7 @@ from upcall_pkcs11.blob import Blob, Flags, Scheme, pack_blob, take_blob
 from upcall_pkcs11.uri import parse_uri
 
 from fuzz.target import holds, same, taken
-from upcall.errors import PeerError
+from upcall.core.errors import PeerError
 
 _URI = "pkcs11:token=lab;serial=12ab;object=files;id=%01?module-path=/usr/lib/softhsm/libsofthsm2.so"
 SEEDS = [

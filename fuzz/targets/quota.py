@@ -7,9 +7,9 @@ keeps no more than its shares, and counts every message once.
 from __future__ import annotations
 
 from fuzz.target import holds, same, taken
-from upcall.broker.quota.folding import IN_ALL, Folding
-from upcall.errors import PeerError
-from upcall.wire import quota as wire
+from upcall.core.errors import PeerError
+from upcall.protocols.quota import warning as wire
+from upcall.protocols.quota.coalescing import IN_ALL, Folding
 
 _FAMILY = 0x17
 _WARNED = wire.Warned(0, 1000, 4, 8, 1, 1000)

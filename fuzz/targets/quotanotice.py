@@ -10,7 +10,7 @@ from upcall_quota.terminal import _line
 from upcall_quota.words import headline, person, urgency
 
 from fuzz.target import holds, same, taken
-from upcall.wire.quotanotice import Cause, Filesystem, QuotaNotice, Raw, Subject, pack, sentence, take
+from upcall.protocols.quota.notice import Cause, Filesystem, QuotaNotice, Raw, Subject, pack, sentence, take
 
 _NOTICE = QuotaNotice(
     "over-soft", "space", Subject("user", 1000, "ada"), Cause(1000, "ada"), Filesystem("/home", "/dev/sda1", "ext4"),

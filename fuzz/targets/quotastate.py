@@ -9,11 +9,11 @@ import json
 
 from fuzz.target import same, taken
 from fuzz.targets.quotanotice import _NOTICE
-from upcall.broker.quota.core import Core
-from upcall.broker.quota.kept import Kept
-from upcall.broker.quota.memory import dump, load
-from upcall.broker.quota.rules import Rules
-from upcall.wire.quotanotice import pack
+from upcall.protocols.quota.backlog import Kept
+from upcall.protocols.quota.notice import pack
+from upcall.protocols.quota.policy import Core
+from upcall.protocols.quota.settings import Rules
+from upcall.protocols.quota.state import dump, load
 
 _DEVICES = {"/home": 2049}
 _STATE = ["/home", 0, 1000, "space", 2, 1.0, None, 3, [1, 2, 3, 4], [[1000, 2, 5.0]]]

@@ -8,8 +8,8 @@ from __future__ import annotations
 from unittest import mock
 
 from fuzz.target import holds
-from upcall.messages import Requester
-from upcall.prompting import requester
+from upcall.core.messages import Requester
+from upcall.daemon.prompting import requester
 
 SEEDS = [
     b"name",

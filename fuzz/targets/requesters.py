@@ -10,11 +10,11 @@ from typing import Any, cast
 
 from fuzz.target import holds, same
 from upcall.broker.listener import Asked, Connection
-from upcall.broker.requesters import Requesters
-from upcall.messages import Answer, Refusal, Requester
-from upcall.service import SERVICES
-from upcall.wire.ecryptfs import Ask, pack_ask
-from upcall.wire.netlink import Envelope, pack_control, pack_request, take_response
+from upcall.core.messages import Answer, Refusal, Requester
+from upcall.core.service import SERVICES
+from upcall.protocols.ecryptfs.packets import Ask, pack_ask
+from upcall.protocols.local.source import Requesters
+from upcall.wire.envelope import Envelope, pack_control, pack_request, take_response
 
 _UID = 1000
 _BODY = pack_ask(Ask(0x40, "80f0e50e8a936f95", b"w" * 64))

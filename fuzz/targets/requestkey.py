@@ -6,9 +6,9 @@ Only PeerError, and Refused by the gate; each shape encodes back to the same byt
 from __future__ import annotations
 
 from fuzz.target import same, taken
-from upcall import gate
-from upcall.errors import Refused
-from upcall.wire import requestkey as wire
+from upcall.core.errors import Refused
+from upcall.protocols.request_key import messages as wire
+from upcall.protocols.request_key import origin_check as gate
 
 _DESCRIBED = (
     b"cifs.spnego;0;0;3f010000;ver=0x2;host=a.test;ip4=192.0.2.1;sec=krb5;uid=0x0;creduid=0x3e8;user=ada;pid=0x7"

@@ -6,8 +6,8 @@ Only BadLine; at most one line for each newline and for each 4096 bytes; a line 
 from __future__ import annotations
 
 from fuzz.target import holds, taken
-from upcall.requestkey import ours
-from upcall.wire import requestkeyconf as wire
+from upcall.protocols.request_key import conf as wire
+from upcall.protocols.request_key.install import our_file as ours
 
 SEEDS = [
     b"create cifs.spnego * * /usr/sbin/cifs.upcall %k\n",

@@ -10,8 +10,8 @@ from pathlib import Path
 from unittest import mock
 
 from fuzz.target import holds
-from upcall.sessions import records
-from upcall.sessions.records import Process, Records
+from upcall.install.sessions import records
+from upcall.install.sessions.records import Process, Records
 
 SEEDS = [b"daemon 4711 8812345\nsession 4700 8812300\n", b"daemon x y\nsession 1\n", b"session -1 -1\n"]
 _FOLDER = tempfile.TemporaryDirectory(prefix="upcall-fuzz-")

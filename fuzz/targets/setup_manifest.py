@@ -10,8 +10,8 @@ from typing import cast
 
 from fuzz.target import holds, same, taken
 from upcall.config import ConfigError
-from upcall.setup import manifest
-from upcall.setup.manifest import Manifest
+from upcall.install import manifest
+from upcall.install.manifest import Manifest
 
 SEEDS = [
     manifest.shown(Manifest("systemd", {"/etc/x": "0" * 64}, ("/etc/y",), True, True)),

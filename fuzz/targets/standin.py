@@ -6,11 +6,11 @@ Never raises; what it accepts has passed the check of its type, and no errno is 
 from __future__ import annotations
 
 from fuzz.target import holds
-from upcall.forwarder import standin
-from upcall.messages import Answer
-from upcall.wire.cifs_spnego import pack_payload
-from upcall.wire.netlink import pack_response, refusal
-from upcall.wire.requestkey import Instance, pack_instance
+from upcall.core.messages import Answer
+from upcall.protocols.request_key.cifs_spnego import pack_payload
+from upcall.protocols.request_key.forwarder import standin
+from upcall.protocols.request_key.messages import Instance, pack_instance
+from upcall.wire.envelope import pack_response, refusal
 
 _SEQ = 7
 SEEDS = [

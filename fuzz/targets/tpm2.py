@@ -14,7 +14,7 @@ from upcall_tpm2.keyfile import OWNER, KeyFile, pack_key_file, take_key_file
 from upcall_tpm2.sealed import Pcrs, pack_pcrs, pack_template, parse_pcrs, policy_of, take_pcrs, take_sealed
 
 from fuzz.target import holds, same, taken
-from upcall.errors import UsageError
+from upcall.core.errors import UsageError
 
 _VALUES = hashlib.sha256(bytes(64)).digest()
 

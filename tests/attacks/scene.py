@@ -19,10 +19,10 @@ from typing import Any, Self
 from tests.attacks import raw
 from tests.attacks.attacker import become
 from upcall.client import Client, NoBroker
+from upcall.protocols.ecryptfs.packets import CIPHER_AES_128, TAG_66, Ask, FileKey, pack_ask, pack_file_key
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import PATIENCE, NotInTime, until
 from upcall.testing.toy import TOY, make_toy_key
-from upcall.wire.ecryptfs import CIPHER_AES_128, TAG_66, Ask, FileKey, pack_ask, pack_file_key
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parent.parent

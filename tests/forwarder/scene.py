@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from upcall import forwarder
-from upcall.forwarder import build
-from upcall.messages import Answer, Refusal
-from upcall.wire.netlink import MAX_MESSAGE, Envelope, pack_response, take_request
+from upcall.core.messages import Answer, Refusal
+from upcall.protocols.request_key import forwarder
+from upcall.protocols.request_key.forwarder import build
+from upcall.wire.envelope import MAX_MESSAGE, Envelope, pack_response, take_request
 
 HERE = Path(__file__).parent
 SOURCES = Path(forwarder.__file__).parent

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.kernel.scene import Gate, Outcome, attempt, begin
-from upcall import forwarder
 from upcall.handler import Handler
-from upcall.lab.fileserver import FileServer, mount_here, mounted, request_key_lines, unmount_soon
-from upcall.lab.kerberos import FILE_SERVER
-from upcall.lab.stage import Person, Task, broker_status, person
-from upcall.wire.netlink import Envelope
-from upcall.wire.requestkey import Instance, pack_instance, take_instance
+from upcall.protocols.request_key import forwarder
+from upcall.protocols.request_key.messages import Instance, pack_instance, take_instance
+from upcall.testing.lab.fileserver import FileServer, mount_here, mounted, request_key_lines, unmount_soon
+from upcall.testing.lab.kerberos import FILE_SERVER
+from upcall.testing.lab.stage import Person, Task, broker_status, person
+from upcall.wire.envelope import Envelope
 
 SERVICE = "cifs.spnego"
 AT_ONCE = 4.0  # seconds for a mount that has nobody to wait for, a busy machine and a slow guest included

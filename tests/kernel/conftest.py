@@ -12,9 +12,9 @@ import pytest
 
 from tests.kernel.groups import elsewhere
 from tests.kernel.scene import House, enrol, keys
-from upcall.lab.fileserver import FileServer, missing, server
-from upcall.lab.kerberos import Realm, realm
-from upcall.lab.stage import Person, kernel_faults, person
+from upcall.testing.lab.fileserver import FileServer, missing, server
+from upcall.testing.lab.kerberos import Realm, realm
+from upcall.testing.lab.stage import Person, kernel_faults, person
 
 TIME_LIMIT = 90  # seconds for one test in the slow guest; nothing here should come near it
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from upcall_rsa import module as openssl
 
 from upcall.keymodule import API, KeyHandle, Secrets
-from upcall.wire.netlink import Envelope
+from upcall.wire.envelope import Envelope
 
 Verb = Callable[[KeyHandle, bytes], object]
 

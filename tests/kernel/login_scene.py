@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 import upcall
-from upcall.lab.stage import PATIENCE, Person, do_as, serving, wait_until
-from upcall.trust import distrust
+from upcall.process.trust import distrust
+from upcall.testing.lab.stage import PATIENCE, Person, do_as, serving, wait_until
 
 SLOW = 3 * PATIENCE
 SCRIPT = Path(__file__).parent.parent.parent / "docs/private/private"

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.kernel.scene import CONTENT, House, enrol, keys, vault
-from upcall.broker import devices
 from upcall.kernel.process import schedule_as_batch
-from upcall.lab.stage import Person, do_as, kernel_faults, person
+from upcall.protocols.ecryptfs import source as devices
+from upcall.testing.lab.stage import Person, do_as, kernel_faults, person
 
 LOST = 1.0  # seconds: no other delay comes near it
 KEY = keys()["rsa2048"]

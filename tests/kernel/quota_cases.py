@@ -29,9 +29,9 @@ from tests.kernel.quota_scene import (
     status,
     try_to_write,
 )
-from upcall.broker.quota.core import HARD
-from upcall.lab.stage import PATIENCE, Person, do_as, person, wait_until
-from upcall.wire.quotanotice import amount
+from upcall.protocols.quota.notice import amount
+from upcall.protocols.quota.policy import HARD
+from upcall.testing.lab.stage import PATIENCE, Person, do_as, person, wait_until
 
 
 class QuotaCases:

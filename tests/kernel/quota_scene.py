@@ -14,15 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from upcall.broker.quota.setup import STATE
 from upcall.broker.server import main as serve_broker
 from upcall.config import SYSTEM
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 from upcall.kernel import quotactl
 from upcall.kernel.mounts import mounts
-from upcall.lab.stage import PATIENCE, Person, Task, broker_status, daemon_status, do_as, wait_until
-from upcall.runtime import SYSTEM_FOLDER, Place
-from upcall.wire.ecryptfs import (
+from upcall.process.paths import SYSTEM_FOLDER, Place
+from upcall.protocols.ecryptfs.packets import (
     CIPHER_AES_256,
     STATUS_OK,
     TAG_66,
@@ -34,9 +32,11 @@ from upcall.wire.ecryptfs import (
     pack_file_key,
     pack_reply,
 )
-from upcall.wire.netlink import Envelope
-from upcall.wire.quota import Quota
-from upcall.wire.quotanotice import QuotaNotice, sentence, take
+from upcall.protocols.quota.notice import QuotaNotice, sentence, take
+from upcall.protocols.quota.setup import STATE
+from upcall.protocols.quota.warning import Quota
+from upcall.testing.lab.stage import PATIENCE, Person, Task, broker_status, daemon_status, do_as, wait_until
+from upcall.wire.envelope import Envelope
 
 MB = 1 << 20
 STAFF, PROJECT = 7000, 77

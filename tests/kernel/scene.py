@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 from upcall_rsa import module as openssl
 from upcall_rsa.blob import Blob, pack_blob
 
-from upcall.daemon.keyservice import KeyService
-from upcall.daemon.sources import fetch
+from upcall.daemon.passphrase_sources import fetch
 from upcall.handler import Handler
 from upcall.kernel import keyring
 from upcall.keymodule import KeyModule
-from upcall.lab import stage
-from upcall.lab.stage import (
+from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
+from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.testing.lab import stage
+from upcall.testing.lab.stage import (
     PATIENCE,
     Person,
     Task,
@@ -35,7 +36,6 @@ from upcall.lab.stage import (
     unmount,
     wait_until,
 )
-from upcall.wire.authtok import AuthTok, pack_auth_tok
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 CONTENT = b"what only its owner may read\n"

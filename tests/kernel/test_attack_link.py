@@ -18,7 +18,7 @@ import pytest
 from tests.attacks.attacker import Attacker
 from tests.attacks.spin import spin
 from tests.kernel.scene import CONTENT, Gate, House, keys, vault
-from upcall.lab.stage import Person, drop_caches, serving, wait_until
+from upcall.testing.lab.stage import Person, drop_caches, serving, wait_until
 
 RESTARTS = int(os.environ.get("UPCALL_ATTACK_RESTARTS", "5"))
 STRANGER = 64302

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from upcall.kernel import keyring
-from upcall.lab.stage import Person, do_as, person
+from upcall.testing.lab.stage import Person, do_as, person
 
 PROGRAM = Path("/sbin/request-key")
 REQUEST_KEY = 249  # x86_64, the only processor that the lab has

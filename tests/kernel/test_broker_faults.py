@@ -27,9 +27,9 @@ from tests.kernel.scene import (
 )
 from tests.kernel.test_daemon_faults import blocking
 from upcall.daemon.process import Daemon, serve
-from upcall.kernel.miscdev import Miscdev
-from upcall.lab.stage import Person, broker_status, serving, wait_until
-from upcall.runtime import SYSTEM_FOLDER, Place
+from upcall.process.paths import SYSTEM_FOLDER, Place
+from upcall.protocols.ecryptfs.device import Miscdev
+from upcall.testing.lab.stage import Person, broker_status, serving, wait_until
 
 KEY = keys()["rsa2048"]
 

@@ -12,8 +12,8 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from tests.kernel.scene import VECTORS, attempt, enrol, key_service, keys, opening, vault
-from upcall.lab.stage import Person, do_as, fork_broker, fork_daemon
-from upcall.wire import ecryptfs as wire
+from upcall.protocols.ecryptfs import packets as wire
+from upcall.testing.lab.stage import Person, do_as, fork_broker, fork_daemon
 
 CAPTURED = keys()["captured"]
 PAGE, HEADER = 4096, 8192

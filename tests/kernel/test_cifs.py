@@ -23,9 +23,9 @@ from tests.kernel.cifs_scene import (
     writing,
 )
 from tests.kernel.scene import House, attempt
-from upcall.lab.fileserver import PEER, SHARE, FileServer, mount_cifs, request_key_lines
-from upcall.lab.kerberos import FILE_SERVER, Realm
-from upcall.lab.stage import Person, unmount, wait_until
+from upcall.testing.lab.fileserver import PEER, SHARE, FileServer, mount_cifs, request_key_lines
+from upcall.testing.lab.kerberos import FILE_SERVER, Realm
+from upcall.testing.lab.stage import Person, unmount, wait_until
 
 
 @pytest.fixture(scope="module", params=["peer", "ours"], autouse=True)

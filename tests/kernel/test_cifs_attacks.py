@@ -24,16 +24,16 @@ from tests.kernel.cifs_scene import (
     spnego,
 )
 from tests.kernel.scene import House, attempt, begin, daemon_status, pending
-from upcall.errors import REASONS
-from upcall.lab.fileserver import FileServer, mount_here, unmount_soon
-from upcall.lab.kerberos import FILE_SERVER, Realm, default_ccache
-from upcall.lab.stage import PATIENCE, Person, do_as, person, wait_until
-from upcall.messages import Answer
-from upcall.runtime import SYSTEM_FOLDER
+from upcall.core.errors import REASONS
+from upcall.core.messages import Answer
+from upcall.process.paths import SYSTEM_FOLDER
+from upcall.protocols.request_key.cifs_spnego import take_payload
+from upcall.protocols.request_key.messages import Instance, pack_instance
+from upcall.testing.lab.fileserver import FileServer, mount_here, unmount_soon
+from upcall.testing.lab.kerberos import FILE_SERVER, Realm, default_ccache
+from upcall.testing.lab.stage import PATIENCE, Person, do_as, person, wait_until
 from upcall.testing.played import PlayedDaemon
-from upcall.wire.cifs_spnego import take_payload
-from upcall.wire.netlink import pack_response, refusal
-from upcall.wire.requestkey import Instance, pack_instance
+from upcall.wire.envelope import pack_response, refusal
 
 HEAD = struct.Struct("<IIII")
 

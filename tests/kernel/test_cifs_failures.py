@@ -27,11 +27,11 @@ from tests.kernel.cifs_scene import (
 from tests.kernel.scene import House, Outcome, attempt, pending
 from upcall import config
 from upcall.broker import server
-from upcall.errors import REASONS
-from upcall.lab.fileserver import FileServer
-from upcall.lab.kerberos import FOREIGN_SERVER, UNKNOWN_SERVER, Realm, replaced
-from upcall.lab.stage import Person, Task, person, serving, wait_until
-from upcall.service import SERVICES
+from upcall.core.errors import REASONS
+from upcall.core.service import SERVICES
+from upcall.testing.lab.fileserver import FileServer
+from upcall.testing.lab.kerberos import FOREIGN_SERVER, UNKNOWN_SERVER, Realm, replaced
+from upcall.testing.lab.stage import Person, Task, person, serving, wait_until
 
 FORWARDERS = 10.0  # seconds: its own limit
 BUDGET = FORWARDERS + AT_ONCE  # what a mount may take at the very most, and what the guest adds

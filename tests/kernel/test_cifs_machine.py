@@ -18,16 +18,16 @@ import pytest
 
 from tests.kernel.cifs_scene import mount_for, mounting, ours, spnego
 from tests.kernel.scene import House
-from upcall import machine
-from upcall.errors import REASONS
+from upcall.core.errors import REASONS
 from upcall.handler import Handler
+from upcall.install.wanted import SYSTEMD, content
 from upcall.kernel import keyring
-from upcall.lab.fileserver import FileServer
-from upcall.lab.kerberos import Realm, default_ccache
-from upcall.lab.stage import Person, person
-from upcall.runtime import SYSTEM_FOLDER, Place
-from upcall.setup.wanted import SYSTEMD, content
-from upcall.wire.netlink import Envelope
+from upcall.process import machine
+from upcall.process.paths import SYSTEM_FOLDER, Place
+from upcall.testing.lab.fileserver import FileServer
+from upcall.testing.lab.kerberos import Realm, default_ccache
+from upcall.testing.lab.stage import Person, person
+from upcall.wire.envelope import Envelope
 
 SYSUSERS = "/etc/sysusers.d/upcall.conf"
 HANDED_OVER = Path("/run/upcall/credentials")  # as the init script has it

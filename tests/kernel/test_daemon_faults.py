@@ -28,10 +28,10 @@ from tests.kernel.scene import (
     results,
     vault,
 )
-from upcall.daemon.keyservice import KeyService
+from upcall.core.service import ECRYPTFS
 from upcall.keymodule import KeyHandle
-from upcall.lab.stage import Person, Task, wait_until
-from upcall.service import ECRYPTFS
+from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.testing.lab.stage import Person, Task, wait_until
 
 KEY = keys()["rsa2048"]
 BOBS = keys()["captured"]

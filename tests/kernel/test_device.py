@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.kernel.scene import CONTENT, NOT_HUNG, House, attempt, creating, keys, opening, vault
-from upcall.kernel.miscdev import Miscdev
-from upcall.lab.stage import Person
-from upcall.wire import ecryptfs as wire
+from upcall.protocols.ecryptfs import packets as wire
+from upcall.protocols.ecryptfs.device import Miscdev
+from upcall.testing.lab.stage import Person
 
 KEY = keys()["rsa2048"]
 

@@ -20,13 +20,13 @@ from upcall_dns import DnsHandler
 from upcall_dns.dnsmasq import Dnsmasq, afsdb
 
 from tests.kernel.scene import House, Outcome, attempt
-from upcall import forwarder
+from upcall.core.messages import Requester
 from upcall.kernel import keyring
-from upcall.lab.stage import Person
-from upcall.messages import Requester
-from upcall.wire.dns_resolver import TYPE, ServerList, Text, check_answer, take_payload
-from upcall.wire.netlink import Envelope
-from upcall.wire.requestkey import Ask, Instance, pack_ask, take_instance
+from upcall.protocols.request_key import forwarder
+from upcall.protocols.request_key.dns_resolver import TYPE, ServerList, Text, check_answer, take_payload
+from upcall.protocols.request_key.messages import Ask, Instance, pack_ask, take_instance
+from upcall.testing.lab.stage import Person
+from upcall.wire.envelope import Envelope
 
 PEER = Path("/sbin/key.dns_resolver")
 RULES = Path("/etc/request-key.d")

@@ -22,8 +22,8 @@ from tests.kernel.scene import (
     strike_out,
     vault,
 )
-from upcall.control import DaemonControl
-from upcall.lab.stage import Person, broker_status, do_as, end, start_broker, start_daemons
+from upcall.process.control import DaemonControl
+from upcall.testing.lab.stage import Person, broker_status, do_as, end, start_broker, start_daemons
 
 CAPTURED, OTHER = keys()["captured"], keys()["rsa2048"]
 HEADER = 8192  # bytes before the first page of a lower file

@@ -24,10 +24,10 @@ import pytest
 
 from tests.forwarder.scene import PlayedBroker, answered, playing, refused, server, servers
 from tests.kernel.scene import Outcome, begin
-from upcall import forwarder
 from upcall.kernel import keyring
-from upcall.lab.stage import PATIENCE, Person, Task, wait_until
-from upcall.wire.requestkey import Upcall, take_described, take_upcall
+from upcall.protocols.request_key import forwarder
+from upcall.protocols.request_key.messages import Upcall, take_described, take_upcall
+from upcall.testing.lab.stage import PATIENCE, Person, Task, wait_until
 
 RULES = Path("/etc/request-key.d")
 SESSION = keyring.SESSION_KEYRING

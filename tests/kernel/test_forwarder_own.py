@@ -13,13 +13,13 @@ import pytest
 
 from tests.kernel.scene import AT_ONCE, House, attempt
 from tests.kernel.test_forwarder import RULES, name, request_key
-from upcall import forwarder
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 from upcall.kernel import keyring
-from upcall.lab.stage import Person
-from upcall.wire.dns_resolver import TYPE, Text, pack_text
-from upcall.wire.netlink import Envelope
-from upcall.wire.requestkey import Instance, pack_instance, take_ask
+from upcall.protocols.request_key import forwarder
+from upcall.protocols.request_key.dns_resolver import TYPE, Text, pack_text
+from upcall.protocols.request_key.messages import Instance, pack_instance, take_ask
+from upcall.testing.lab.stage import Person
+from upcall.wire.envelope import Envelope
 
 pytestmark = pytest.mark.skipif(
     not Path("/sbin/request-key").exists() or platform.machine() != "x86_64", reason="needs keyutils, and x86-64"

@@ -16,7 +16,8 @@ from tests import escaping
 from tests.kernel.scene import CONTENT, attempt, keys, opening, vault
 from upcall.client import Client
 from upcall.kernel import capabilities, keyring, landlock
-from upcall.lab.stage import (
+from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
+from upcall.testing.lab.stage import (
     PATIENCE,
     Person,
     broker_status,
@@ -27,7 +28,6 @@ from upcall.lab.stage import (
     start_daemon,
     wait_until,
 )
-from upcall.wire.authtok import AuthTok, pack_auth_tok
 
 ABI = landlock.abi()
 KEY = b"0123456789abcdef"

@@ -15,13 +15,13 @@ import upcall_tpm2.swtpm
 import upcall_x25519
 
 from tests.kernel.scene import CONTENT, PASSPHRASE, attempt, creating, opening, vault
-from upcall.control import DaemonControl
-from upcall.enrol import chosen
 from upcall.kernel import keyring
 from upcall.keymodule import Enrolled, KeyMaker, Limits, Making
-from upcall.lab.stage import Person, do_as, end, start_broker, start_daemon, wait_until
+from upcall.keys.enrolment import chosen
+from upcall.process.control import DaemonControl
+from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
+from upcall.testing.lab.stage import Person, do_as, end, start_broker, start_daemon, wait_until
 from upcall.testing.secrets import Told
-from upcall.wire.authtok import AuthTok, pack_auth_tok
 
 LONG = 60.0  # seconds for a module and its libraries to be loaded by the emulated processor
 ROUNDS = 3

@@ -14,11 +14,11 @@ from upcall_rsa.blob import Blob, pack_blob
 
 from tests.kernel.scene import CONTENT, House, Vault, keys, strike_out
 from upcall.daemon import __main__ as daemon_main
-from upcall.daemon.adding import add_auto_keys
 from upcall.kernel import keyring
-from upcall.keystore import Entry, KeyStore
-from upcall.lab import stage
-from upcall.lab.stage import Person, Task, do_as, drop_caches, person, serving, wait_until
+from upcall.keys.store import Entry, KeyStore
+from upcall.protocols.ecryptfs.auto_add import add_auto_keys
+from upcall.testing.lab import stage
+from upcall.testing.lab.stage import Person, Task, do_as, drop_caches, person, serving, wait_until
 
 KEY = keys()["rsa3072"]
 

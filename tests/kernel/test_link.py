@@ -11,14 +11,14 @@ from pathlib import Path
 
 from tests.kernel.scene import CONTENT, House, attempt, begin, daemon_status, keys, opening, pending, vault
 from tests.kernel.test_daemon_faults import blocking
+from upcall.core.messages import Answer
 from upcall.kernel.local import connect
 from upcall.kernel.netlink import NETLINK_USERSOCK, SCM_CREDENTIALS
-from upcall.lab.stage import Person, broker_status, serving, wait_until
-from upcall.messages import Answer
-from upcall.runtime import SYSTEM_FOLDER, Place
+from upcall.process.paths import SYSTEM_FOLDER, Place
+from upcall.protocols.ecryptfs.packets import Reply, pack_reply
+from upcall.testing.lab.stage import Person, broker_status, serving, wait_until
 from upcall.testing.played import PlayedDaemon
-from upcall.wire.ecryptfs import Reply, pack_reply
-from upcall.wire.netlink import HELO, pack_control, pack_response
+from upcall.wire.envelope import HELO, pack_control, pack_response
 
 KEY = keys()["rsa2048"]
 LIE = Answer(pack_reply(Reply(0x41, 0, bytes(19))))

@@ -25,8 +25,8 @@ from tests.kernel.login_scene import (
     upcall_command,
 )
 from tests.kernel.scene import CONTENT
-from upcall.lab.stage import Person, broker_status, drop_caches, person, serving, wait_until
-from upcall.sessions.records import FOLDER
+from upcall.install.sessions.records import FOLDER
+from upcall.testing.lab.stage import Person, broker_status, drop_caches, person, serving, wait_until
 
 
 @contextlib.contextmanager

@@ -27,9 +27,9 @@ from tests.kernel.login_scene import (
     upcall_command,
 )
 from tests.kernel.scene import CONTENT
-from upcall import machine
-from upcall.lab.stage import Person, broker_pid, drop_caches, person, serving, wait_until
-from upcall.setup.wanted import SYSTEMD
+from upcall.install.wanted import SYSTEMD
+from upcall.process import machine
+from upcall.testing.lab.stage import Person, broker_pid, drop_caches, person, serving, wait_until
 
 # An emulated processor is slow. Nobody is kept after the last logout.
 DROP_INS = {

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from upcall.control import DaemonControl
 from upcall.kernel import keyring
-from upcall.lab.stage import PATIENCE, Person, do_as, person, wait_until
-from upcall.wire.authtok import AuthTok, pack_auth_tok
+from upcall.process.control import DaemonControl
+from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
+from upcall.testing.lab.stage import PATIENCE, Person, do_as, person, wait_until
 
 SLOW = 3 * PATIENCE
 SIGNATURE = "0123456789abcdef"
@@ -43,7 +43,7 @@ def _machine() -> None:
 
 def sandbox() -> str:
     """What our unit for users' daemons allows. This one waits for no broker, and so is never ready."""
-    lines = resources.files("upcall.setup").joinpath("units/upcall-daemon.service.in").read_text().splitlines()
+    lines = resources.files("upcall.install").joinpath("units/upcall-daemon.service.in").read_text().splitlines()
     service = lines[lines.index("[Service]") + 1 : lines.index("[Install]")]
     kept = [
         line for line in service if not line.startswith(("#", "Type=", "ExecStart=", "Restart", "Watchdog", "Timeout"))

@@ -15,8 +15,8 @@ import pytest
 
 from tests.kernel.login_scene import SLOW, registered, require_setup
 from tests.kernel.test_login_systemd import DROP_INS, SERVICES, systemctl
-from upcall import machine
-from upcall.lab.stage import serving, wait_until
+from upcall.process import machine
+from upcall.testing.lab.stage import serving, wait_until
 
 # Services start one after the other, each a Python on an emulated processor.
 pytestmark = pytest.mark.time_limit(5 * SLOW)

@@ -26,11 +26,11 @@ from tests.kernel.scene import (
     outcome_counts,
     vault,
 )
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 from upcall.keymodule import KeyHandle
-from upcall.lab.stage import Person, wait_until
-from upcall.wire import ecryptfs as wire
-from upcall.wire.ecryptfs import Reply, pack_reply, take_ask
+from upcall.protocols.ecryptfs import packets as wire
+from upcall.protocols.ecryptfs.packets import Reply, pack_reply, take_ask
+from upcall.testing.lab.stage import Person, wait_until
 
 SIGNATURE = keys()["rsa2048"].signature
 

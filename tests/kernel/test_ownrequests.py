@@ -30,15 +30,15 @@ from tests.kernel.scene import (
     results,
     vault,
 )
-from upcall import ownfiles
-from upcall.daemon.keyservice import KeyService
-from upcall.daemon.sources import fetch
-from upcall.isolation.module import IsolatedModule
+from upcall.daemon.isolation.module import IsolatedModule
+from upcall.daemon.passphrase_sources import fetch
 from upcall.kernel import keyring
 from upcall.keymodule import KeyHandle, Secrets
-from upcall.lab.stage import Person, do_as, end, start_broker, start_daemon, wait_until
-from upcall.log import EventLog
-from upcall.wire.authtok import AuthTok, pack_auth_tok
+from upcall.process.log import EventLog
+from upcall.protocols.ecryptfs import own_files as ownfiles
+from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
+from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.testing.lab.stage import Person, do_as, end, start_broker, start_daemon, wait_until
 
 PROJECT = Path(__file__).parents[2]
 IN_TIME = 2.0  # seconds: before the broker would have refused, and the kernel given up

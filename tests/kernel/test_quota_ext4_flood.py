@@ -24,8 +24,8 @@ from tests.kernel.quota_scene import (
     status,
 )
 from upcall.client import Client
-from upcall.lab.stage import Person, Task, do_as, person, wait_until
-from upcall.runtime import SYSTEM_FOLDER
+from upcall.process.paths import SYSTEM_FOLDER
+from upcall.testing.lab.stage import Person, Task, do_as, person, wait_until
 
 ROUNDS, CYCLES = 4, 12_500  # a cycle is two warnings: over the soft limit, and below it
 MORE_THAN_FITS = 30_000  # cycles: the socket's buffer holds 43,000 warnings

@@ -30,7 +30,7 @@ from tests.kernel.quota_scene import (
 )
 from upcall.kernel import quotactl
 from upcall.kernel.mounts import mounts
-from upcall.lab.stage import Person, do_as, person, wait_until
+from upcall.testing.lab.stage import Person, do_as, person, wait_until
 
 PATIENCE = 60.0
 UPCALL = [sys.executable, "-P", "-m", "upcall"]

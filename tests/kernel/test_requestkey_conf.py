@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from upcall.requestkey.installing import install, plan, uninstall
-from upcall.requestkey.ours import COPY, FILE, TYPES
-from upcall.requestkey.standing import standing, standing_of_type
-from upcall.requestkey.system import System
-from upcall.wire.requestkeyconf import Key
+from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.install.key_makers import standing, standing_of_type
+from upcall.protocols.request_key.install.lines import install, plan, uninstall
+from upcall.protocols.request_key.install.our_file import COPY, FILE, TYPES
+from upcall.protocols.request_key.install.system import System
 
 REQUEST_KEY = "/sbin/request-key"
 PROGRAM = Path("/usr/local/libexec/marks-and-rejects")

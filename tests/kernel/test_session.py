@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.login_scene import name_key, prepare_names, require_setup
-from upcall import machine
-from upcall.lab.stage import PATIENCE, broker_status, person, wait_until
-from upcall.sessions.records import FOLDER
+from upcall.install.sessions.records import FOLDER
+from upcall.process import machine
+from upcall.testing.lab.stage import PATIENCE, broker_status, person, wait_until
 
 COMMON = Path("/etc/pam.d/common-session")
 SLOW = 3 * PATIENCE

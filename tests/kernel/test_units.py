@@ -17,10 +17,10 @@ import pytest
 
 from tests.kernel.login_scene import require_setup
 from tests.kernel.scene import CONTENT, attempt, keys, opening, vault
-from upcall import machine
-from upcall.lab.stage import PATIENCE, Person, person, wait_until
-from upcall.runtime import SYSTEM_FOLDER
-from upcall.setup.wanted import SYSTEMD, content
+from upcall.install.wanted import SYSTEMD, content
+from upcall.process import machine
+from upcall.process.paths import SYSTEM_FOLDER
+from upcall.testing.lab.stage import PATIENCE, Person, person, wait_until
 
 INIT = Path("/lib/systemd/systemd")
 FOLDER = Path("/etc/systemd/system")

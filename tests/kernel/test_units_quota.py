@@ -14,8 +14,8 @@ import pytest
 
 from tests.kernel.quota_scene import MB, NO_ROOM, Disk, disk, fill
 from tests.kernel.test_units import INIT, SLOW, Systemd, systemd  # noqa: F401 - a fixture
-from upcall import machine
-from upcall.lab.stage import person, wait_until
+from upcall.process import machine
+from upcall.testing.lab.stage import person, wait_until
 
 pytestmark = pytest.mark.skipif(not INIT.exists(), reason="systemd is not installed")
 

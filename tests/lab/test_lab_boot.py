@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import upcall
-from upcall.lab import LabTimedOut, MachineDied, Result, run, why_not
+from upcall.testing.lab import LabTimedOut, MachineDied, Result, run, why_not
 
 pytestmark = pytest.mark.lab
 TIME_LIMIT = 120.0  # for a busy machine; a quiet one needs a tenth

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from upcall.lab import why_not
-from upcall.lab.fileserver import missing
+from upcall.testing.lab import why_not
+from upcall.testing.lab.fileserver import missing
 
 pytestmark = [
     pytest.mark.lab,

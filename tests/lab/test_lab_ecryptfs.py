@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from upcall.lab import why_not
+from upcall.testing.lab import why_not
 
 WHY_NOT = why_not()
 pytestmark = [

@@ -6,10 +6,10 @@ import os
 import sys
 from pathlib import Path
 
-from upcall import trust
 from upcall.broker.server import main
 from upcall.config import ConfigError
-from upcall.errors import UpcallError
+from upcall.core.errors import UpcallError
+from upcall.process import trust
 
 
 def run(arguments: list[str]) -> int:

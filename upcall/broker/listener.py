@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upcall.broker.loop import LISTENER
-from upcall.contexts import Line
-from upcall.errors import PeerError
+from upcall.core.contexts import Line
+from upcall.core.errors import PeerError
+from upcall.core.messages import Answer, Refusal
 from upcall.kernel.local import listen, peer_of, receive, unlink_quietly
-from upcall.messages import Answer, Refusal
-from upcall.wire.netlink import Envelope, pack_response, refusal, response_position, take_request
+from upcall.wire.envelope import Envelope, pack_response, refusal, response_position, take_request
 
 if TYPE_CHECKING:
     from upcall.broker.server import Server

@@ -10,11 +10,11 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from upcall.reloading import Reloading
+from upcall.process.reload import Reloading
 from upcall.wire.subuid import People, take_subuid
 
 if TYPE_CHECKING:
-    from upcall.log import EventLog
+    from upcall.process.log import EventLog
 
 SUBUID: Final = Path("/etc/subuid")
 _MOST = 4 << 20  # bytes

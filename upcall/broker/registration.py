@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import socket
 
-from upcall.broker.link import DaemonLink
+from upcall.broker.daemon_link import DaemonLink
 from upcall.broker.listener import Connection, Listener
 from upcall.kernel.netlink import give_pair, is_control
-from upcall.wire.netlink import HELO, pack_control, pack_response, refusal
+from upcall.wire.envelope import HELO, pack_control, pack_response, refusal
 
 
 class DaemonConnection(Connection):

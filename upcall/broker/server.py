@@ -17,32 +17,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upcall import __version__, config
-from upcall.broker.configured import Configured, configured
-from upcall.broker.core import Broker
-from upcall.broker.devices import Devices, OpenDevice
-from upcall.broker.forwarders import Forwarders, Kernel
+from upcall.broker.launcher import COMMAND, Starter
 from upcall.broker.loop import URGENT, Loop
 from upcall.broker.people import Persons
 from upcall.broker.registration import Registration
-from upcall.broker.requesters import Requesters
-from upcall.broker.starter import COMMAND, Starter
-from upcall.contexts import Line
-from upcall.errors import UpcallError
-from upcall.hardening import Hardening, hands_on, of_broker
+from upcall.broker.settings import Configured, configured
+from upcall.core.contexts import Line
+from upcall.core.errors import UpcallError
+from upcall.core.registry import Association
+from upcall.core.router import Broker
+from upcall.core.service import SERVICES, Service, with_contexts
 from upcall.kernel import ancestry, requestkey
-from upcall.kernel.miscdev import Miscdev
 from upcall.kernel.notify import Manager
 from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit, stay_in_memory
-from upcall.log import EventLog
-from upcall.registry import Association
-from upcall.reloading import Hangup, Reloading
-from upcall.runtime import Place, own_place
-from upcall.service import SERVICES, Service, with_contexts
-from upcall.waking import Waker
+from upcall.process.hardening import Hardening, hands_on, of_broker
+from upcall.process.log import EventLog
+from upcall.process.paths import Place, own_place
+from upcall.process.reload import Hangup, Reloading
+from upcall.process.waker import Waker
+from upcall.protocols.ecryptfs.device import Miscdev
+from upcall.protocols.ecryptfs.source import Devices, OpenDevice
+from upcall.protocols.local.source import Requesters
+from upcall.protocols.request_key.source import Forwarders, Kernel
 
 if TYPE_CHECKING:
-    from upcall.broker.quota.source import Quota, QuotaSetup
-    from upcall.recorder import Recorder
+    from upcall.observe.recorder import Recorder
+    from upcall.protocols.quota.source import Quota, QuotaSetup
 
 
 class Server:
@@ -101,7 +101,7 @@ class Server:
         self.quota = self._serve_quota(quota) if quota is not None else None
 
     def _serve_quota(self, setup: QuotaSetup) -> Quota:
-        from upcall.broker.quota.source import Quota  # only a broker that serves it pays for it
+        from upcall.protocols.quota.source import Quota  # only a broker that serves it pays for it
 
         return Quota(self, setup)
 
@@ -253,7 +253,7 @@ def main(
     SIGHUP has the configuration read again.
 
     `quota`: "yes", "no", or "auto": if the kernel lets us, and otherwise a line in the log. `records`: where a record
-    of each request goes (upcall/recorder.py); None: as the configuration says.
+    of each request goes (upcall/observe/recorder.py); None: as the configuration says.
     """
     hangup = Hangup()
     manager = Manager()
@@ -270,8 +270,8 @@ def main(
     place = own_place(folder)
     setup = None
     if quota != "no":
-        from upcall.broker.quota.setup import configured as quota_configured
-        from upcall.broker.quota.source import with_room_kept
+        from upcall.protocols.quota.setup import configured as quota_configured
+        from upcall.protocols.quota.source import with_room_kept
 
         setup = quota_configured(place, required=quota == "yes")
         setup = None if setup is None else with_room_kept(setup)
@@ -297,7 +297,7 @@ def _where(told: str | None) -> str:
     """Where records go; "no": nowhere."""
     if told is None and not config.settings("log").get("requests", False):
         return "no"
-    from upcall.recorder import wanted  # only who wants records pays for it
+    from upcall.observe.recorder import wanted  # only who wants records pays for it
 
     return wanted(told, user=False)
 
@@ -305,7 +305,7 @@ def _where(told: str | None) -> str:
 def _recorder(where: str, server: Server) -> Recorder | None:
     if where == "no":
         return None
-    from upcall.recorder import recorder
+    from upcall.observe.recorder import recorder
 
     record = recorder("upcall-broker", where, server.log)
     server.broker.record = record

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from upcall.errors import ModuleFailed, UpcallError, UsageError
+from upcall.core.errors import ModuleFailed, UpcallError, UsageError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from upcall import startpython
-from upcall.kernel.miscdev import DEVICE
-from upcall.recorder import check_where
+from upcall.observe.recorder import check_where
+from upcall.process import start_python as startpython
+from upcall.protocols.ecryptfs.device import DEVICE
 
 
 @click.command("broker")

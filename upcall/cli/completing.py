@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import click
 from click.shell_completion import CompletionItem
 
-from upcall.errors import UpcallError
+from upcall.core.errors import UpcallError
 
 Offer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
@@ -33,7 +33,7 @@ def _offer(found: Callable[[], Iterable[tuple[str, str]]]) -> Offer:
 @_offer
 def keys() -> Iterable[tuple[str, str]]:
     """The user's keys by name, and then by signature."""
-    from upcall.keystore import KeyStore
+    from upcall.keys.store import KeyStore
 
     store, signatures = KeyStore(), []
     for name in store.names():
@@ -49,36 +49,36 @@ def keys() -> Iterable[tuple[str, str]]:
 
 @_offer
 def plugins() -> Iterable[tuple[str, str]]:
-    from upcall import modules
+    from upcall.keys import plugins as modules
 
     return ((plugin.alias, plugin.distribution) for plugin in modules.installed())
 
 
 @_offer
 def key_modules() -> Iterable[tuple[str, str]]:
-    from upcall import modules
     from upcall.keymodule import GROUP
+    from upcall.keys import plugins as modules
 
     return ((plugin.alias, plugin.distribution) for plugin in modules.installed() if plugin.group == GROUP)
 
 
 @_offer
 def services() -> Iterable[tuple[str, str]]:
-    from upcall.service import SERVICES
+    from upcall.core.service import SERVICES
 
     return ((name, "") for name in SERVICES)
 
 
 @_offer
 def outcomes() -> Iterable[tuple[str, str]]:
-    from upcall.errors import REASONS
+    from upcall.core.errors import REASONS
 
     return ((name, "") for name in ("answered", *REASONS))
 
 
 @_offer
 def key_types() -> Iterable[tuple[str, str]]:
-    from upcall.requestkey.ours import TYPES
+    from upcall.protocols.request_key.install.our_file import TYPES
 
     return ((name, "") for name in TYPES)
 

@@ -22,7 +22,7 @@ from upcall.config.keys import SYSTEM, USERS
 from upcall.config.layers import Said
 from upcall.config.lines import spelled
 from upcall.config.shown import Shown, effective, plain
-from upcall.errors import UsageError
+from upcall.core.errors import UsageError
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 
@@ -154,8 +154,8 @@ def _problems(said: Said, given: bool) -> list[ConfigError]:
 
 def _of_the_broker() -> list[ConfigError]:
     """What is wrong with good values: somebody who is named is not there."""
-    from upcall.broker.configured import configured
-    from upcall.service import SERVICES
+    from upcall.broker.settings import configured
+    from upcall.core.service import SERVICES
 
     try:
         configured(SERVICES)
@@ -211,7 +211,7 @@ def reload() -> None:
     it was not told.
     """
     config.read(user=True)
-    from upcall.control import DaemonControl  # `show` and `check` need no daemon
+    from upcall.process.control import DaemonControl  # `show` and `check` need no daemon
 
     with DaemonControl() as daemon:
         daemon.reload()

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
-from upcall import config, startpython
+from upcall import config
 from upcall.cli import completing
-from upcall.daemon.adding import add_auto_keys
-from upcall.daemon.finding import found, keys_only, locks
+from upcall.core.errors import UsageError
+from upcall.daemon.plugin_discovery import found, keys_only, locks
 from upcall.daemon.prompter import PIN_TIME, PROMPT_TIME, WAYS
-from upcall.errors import UsageError
-from upcall.recorder import check_where, wanted
+from upcall.observe.recorder import check_where, wanted
+from upcall.process import start_python as startpython
+from upcall.protocols.ecryptfs.auto_add import add_auto_keys
 
 
 @click.command("daemon")

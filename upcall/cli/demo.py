@@ -21,9 +21,9 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from upcall import startpython
 from upcall.client import Client, NoBroker
-from upcall.errors import Refused, UpcallError
+from upcall.core.errors import Refused, UpcallError
+from upcall.process import start_python as startpython
 
 _PATIENCE = 20.0
 _REQUESTERS = 2
@@ -181,7 +181,7 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
         passphrase.write_text(secrets.token_hex(16))
         with self._console.status(f"making an RSA-{bits} key ..."):
             self._upcall("key", "generate", "demo", "--bits", bits, "--passphrase-file", str(passphrase))
-            from upcall.keystore import KeyStore
+            from upcall.keys.store import KeyStore
 
             self._signature = KeyStore(self._folder / "data" / "upcall" / "keys").load("demo").signature
         self._say(f"RSA-{bits} key made, its auth token {self._signature} is in the kernel's user keyring")

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from upcall.cli import for_terminal
-from upcall.doctor.findings import NOTE, OK, PROBLEM, Finding
-from upcall.doctor.scene import Scene
-from upcall.doctor.table import Check, examine
+from upcall.observe.doctor.findings import NOTE, OK, PROBLEM, Finding
+from upcall.observe.doctor.system import Scene
+from upcall.observe.doctor.table import Check, examine
 
 _MARKS = {OK: "✓", NOTE: "-", PROBLEM: "✗"}
 _COLOURS = {OK: "green", NOTE: "yellow", PROBLEM: "red"}

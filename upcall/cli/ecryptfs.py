@@ -14,11 +14,10 @@ import click
 from upcall.cli import error_text, exit_code
 from upcall.cli.keyshow import token_in_keyring
 from upcall.client import Client
-from upcall.errors import PeerError, Refused, UpcallError
+from upcall.core.errors import PeerError, Refused, UpcallError
 from upcall.kernel import keyring
-from upcall.keystore import KeyStore
-from upcall.wire.ecryptfs import CIPHER_OPAQUE, TAG_64, Ask, pack_ask, take_file_key, take_reply
-from upcall.wire.ecryptfs_header import (
+from upcall.keys.store import KeyStore
+from upcall.protocols.ecryptfs.header import (
     CIPHER_NAMES,
     ENCRYPTED,
     ENCRYPTED_NAMES,
@@ -32,6 +31,7 @@ from upcall.wire.ecryptfs_header import (
     has_marker,
     take_header,
 )
+from upcall.protocols.ecryptfs.packets import CIPHER_OPAQUE, TAG_64, Ask, pack_ask, take_file_key, take_reply
 
 _FLAGS = {ENCRYPTED: "encrypted", HMAC: "hmac", IN_XATTR: "metadata_in_xattr", ENCRYPTED_NAMES: "encrypted_names"}
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # NONBLOCK: opening a FIFO must not hang

@@ -11,12 +11,12 @@ from typing import Any
 import click
 
 from upcall.cli import completing, for_terminal
-from upcall.errors import UsageError
-from upcall.explaining import asked
-from upcall.explaining.steps import WOULD, explain
-from upcall.requestkey.system import System
-from upcall.runtime import SYSTEM_FOLDER
-from upcall.wire.requestkeyconf import Key
+from upcall.core.errors import UsageError
+from upcall.process.paths import SYSTEM_FOLDER
+from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.explain import descriptions as asked
+from upcall.protocols.request_key.explain.steps import WOULD, explain
+from upcall.protocols.request_key.install.system import System
 
 _NEEDS = {"cifs.spnego": "--host", "dns_resolver": "--name"}
 

@@ -19,8 +19,7 @@ from upcall.cli.keyshow import list_keys, print_entry, show, target_of
 from upcall.cli.parameters import Told, gather, parameter_options
 from upcall.cli.passphrases import Given, new_passphrase_options, passphrase_options, passphrase_to_set
 from upcall.cli.secrets import CliSecrets
-from upcall.enrol import open_and_prove, take_in
-from upcall.errors import UsageError
+from upcall.core.errors import UsageError
 from upcall.kernel import keyring
 from upcall.keymodule import (
     Enrolled,
@@ -30,9 +29,10 @@ from upcall.keymodule import (
     Parameter,
     Public,
 )
-from upcall.keystore import COMPAT, Entry, KeyStore, check_auto
-from upcall.passphrase import store_in_keyring, wipe
-from upcall.wire.authtok import AuthTok, pack_auth_tok
+from upcall.keys.enrolment import open_and_prove, take_in
+from upcall.keys.passphrase import store_in_keyring, wipe
+from upcall.keys.store import COMPAT, Entry, KeyStore, check_auto
+from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
 
 _NAME = click.argument("name", default="default", shell_complete=completing.keys)
 _NEW = click.argument("name", default="default")
@@ -225,7 +225,7 @@ def _save(store: KeyStore, entry: Entry, secret: bytearray) -> None:
 
 
 def _warn_of_forgetting(signature: str) -> None:
-    from upcall.keyringchoice import chosen
+    from upcall.keys.keyring_choice import chosen
 
     choice = chosen()
     if choice.lasting is False:
@@ -287,7 +287,7 @@ def add(name: str, auto: bool, given: Given) -> None:
 
 def _add(entry: Entry, blob: bytes, secret: bytearray) -> None:
     """The auth token into the user keyring, then the passphrase to the daemon if nothing else keeps it."""
-    from upcall.control import DaemonControl, NoDaemon
+    from upcall.process.control import DaemonControl, NoDaemon
 
     token = AuthTok(entry.signature, entry.module, blob)
     keyring.add_user_key(entry.signature, pack_auth_tok(token))
@@ -353,7 +353,7 @@ def _what_is_lost(entry: Entry, files: list[Path]) -> str:
 
 
 def _forget(signature: str) -> None:
-    from upcall.control import DaemonControl, NoDaemon
+    from upcall.process.control import DaemonControl, NoDaemon
 
     serial = keyring.find(signature)
     if serial is not None:

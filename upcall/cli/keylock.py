@@ -12,9 +12,9 @@ from upcall.cli.keyopen import opened
 from upcall.cli.keyshow import Target, target_of
 from upcall.cli.passphrases import Given, passphrase_options
 from upcall.cli.secrets import CliSecrets
-from upcall.errors import UsageError
+from upcall.core.errors import UsageError
 from upcall.kernel import keyring
-from upcall.keystore import KeyStore
+from upcall.keys.store import KeyStore
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 
@@ -30,7 +30,7 @@ def lock(name: str | None, as_json: bool) -> None:
     \b
     Exit codes: 0; 64 there is no such key; 69 there is no daemon, and so nothing to lock.
     """
-    from upcall.control import DaemonControl
+    from upcall.process.control import DaemonControl
 
     signature = None if name is None else target_of(name).signature
     with DaemonControl() as daemon:
@@ -54,7 +54,7 @@ def unlock(name: str | None, as_json: bool, given: Given) -> None:
     \b
     Exit codes: 0; 64 there is no such key; 65 a passphrase does not open it; 69 there is no daemon.
     """
-    from upcall.control import DaemonControl
+    from upcall.process.control import DaemonControl
 
     if name is None and given.any():
         raise UsageError("whose passphrase is it? NAME is missing")

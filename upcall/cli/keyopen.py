@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from upcall import modules
 from upcall.cli.keyshow import Target
 from upcall.cli.secrets import CliSecrets
-from upcall.enrol import chosen, take_in
-from upcall.errors import ModuleFailed, UsageError
+from upcall.core.errors import ModuleFailed, UsageError
 from upcall.keymodule import Closable, KeyHandle, KeyImporter, KeyModule, Limits, Making
-from upcall.keystore import COMPAT, Entry
+from upcall.keys import plugins as modules
+from upcall.keys.enrolment import chosen, take_in
+from upcall.keys.store import COMPAT, Entry
 
 
 @contextlib.contextmanager

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import click
 
 from upcall.cli import completing, error_text
-from upcall.errors import PeerError, UsageError
+from upcall.core.errors import PeerError, UsageError
 from upcall.kernel import keyring
-from upcall.keystore import Entry, KeyStore
-from upcall.wire.authtok import AuthTok, take_auth_tok
+from upcall.keys.store import Entry, KeyStore
+from upcall.protocols.ecryptfs.authtok import AuthTok, take_auth_tok
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 

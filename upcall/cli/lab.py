@@ -16,12 +16,12 @@ from typing import Any, BinaryIO, NoReturn
 
 import click
 
-from upcall import startpython
-from upcall.lab import image, machine
-from upcall.lab.carrier import Sink
-from upcall.lab.doctor import checks
-from upcall.lab.errors import LabError
-from upcall.lab.terminal import Terminal
+from upcall.process import start_python as startpython
+from upcall.testing.lab import image, machine
+from upcall.testing.lab.carrier import Sink
+from upcall.testing.lab.doctor import checks
+from upcall.testing.lab.errors import LabError
+from upcall.testing.lab.terminal import Terminal
 
 EXIT_KERNEL_FAULT = os.EX_OSERR
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -192,7 +192,7 @@ def ecryptfs(
     if kernel != "qemu":
         raise click.BadParameter("User-mode Linux has no eCryptfs messages; use qemu", param_hint="--kernel")
     arguments = [str(files), bits]
-    _demonstrate("upcall.lab.ecryptfs", arguments, timeout, kernel, memory, cpus, results, kernel_log)
+    _demonstrate("upcall.testing.lab.ecryptfs", arguments, timeout, kernel, memory, cpus, results, kernel_log)
 
 
 @command.command(short_help="Show two people's files on a Kerberos file share.")
@@ -221,7 +221,7 @@ def cifs(
     Needs krb5-kdc, krb5-admin-server, krb5-user, samba, cifs-utils and keyutils on this machine. Exits with 0 only
     if all was as it must be and the kernel's log is clean. What broker and daemons log is in `log` in the results."""
     _check_cpus(kernel, cpus)
-    _demonstrate("upcall.lab.cifs", [str(files)], timeout, kernel, memory, cpus, results, kernel_log)
+    _demonstrate("upcall.testing.lab.cifs", [str(files)], timeout, kernel, memory, cpus, results, kernel_log)
 
 
 def _demonstrate(

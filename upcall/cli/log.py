@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import click
 
-from upcall import startpython
 from upcall.cli import completing, for_terminal
-from upcall.errors import PeerError, UpcallError
-from upcall.following import lines
+from upcall.core.errors import PeerError, UpcallError
+from upcall.observe.tail import lines
+from upcall.process import start_python as startpython
 from upcall.wire.record import MESSAGE_ID, Record, Source, take_journal, take_line
 
 JOURNALCTL = "journalctl"

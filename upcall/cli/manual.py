@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 
-from upcall import startpython
 from upcall.cli.completing import manual_pages
-from upcall.errors import UsageError
-from upcall.manual.written import packagers_date, pages, written
+from upcall.core.errors import UsageError
+from upcall.install.manual.written import packagers_date, pages, written
+from upcall.process import start_python as startpython
 
 
 @click.command("manual")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from upcall.errors import UsageError
+from upcall.core.errors import UsageError
 
 
 @click.command("metrics")
@@ -40,7 +40,7 @@ def command(runtime: Path | None, per_uid: bool, textfile: Path | None, listen: 
     Examples:
       # upcall metrics
       # upcall metrics --textfile /var/lib/node_exporter/upcall.prom
-      # upcall metrics --listen unix:/run/upcall/metrics.sock --group prometheus
+      # upcall metrics --listen unix:/run/upcall/observe/metrics.sock --group prometheus
     """
     if importlib.util.find_spec("prometheus_client") is None:
         raise UsageError("prometheus_client is not installed: pip install 'upcall[metrics]'")
@@ -48,8 +48,8 @@ def command(runtime: Path | None, per_uid: bool, textfile: Path | None, listen: 
         raise UsageError("--textfile or --listen, not both")
     from prometheus_client import generate_latest, make_wsgi_app, write_to_textfile
 
-    from upcall.metrics import asker, registry
-    from upcall.runtime import find_place
+    from upcall.observe.metrics import asker, registry
+    from upcall.process.paths import find_place
 
     figures = registry(asker(runtime), per_uid)
     if textfile is not None:
@@ -75,7 +75,7 @@ def _serve(address: str, app: object, group: str | None) -> None:
     import signal
     import threading
 
-    from upcall.metricsserver import server
+    from upcall.observe.metrics_server import server
 
     if not address.startswith("unix:"):
         if group is not None:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import click
 
-from upcall.enrol import check_known, chosen
-from upcall.errors import UsageError
+from upcall.core.errors import UsageError
 from upcall.keymodule import Parameter
-from upcall.passphrase import from_fd, from_file, from_terminal, wipe
+from upcall.keys.enrolment import check_known, chosen
+from upcall.keys.passphrase import from_fd, from_file, from_terminal, wipe
 
 
 class Told(NamedTuple):

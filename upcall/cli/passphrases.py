@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import click
 
-from upcall.errors import UsageError
-from upcall.passphrase import PATIENCE, fetch_from_keyring, from_fd, from_file, from_terminal
+from upcall.core.errors import UsageError
+from upcall.keys.passphrase import PATIENCE, fetch_from_keyring, from_fd, from_file, from_terminal
 
 
 class Given(NamedTuple):

@@ -11,12 +11,13 @@ from typing import Any
 
 import click
 
-from upcall import config, modules
+from upcall import config
 from upcall.cli import completing
 from upcall.cli.parameters import Told, gather, parameter_options
-from upcall.errors import UsageError
+from upcall.core.errors import UsageError
 from upcall.handler import GROUP as HANDLERS
 from upcall.keymodule import GROUP, KeyImporter, KeyMaker, KeyModule, Parameter
+from upcall.keys import plugins as modules
 from upcall.sink import GROUP as SINKS
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
@@ -235,7 +236,7 @@ def _values(plugin: modules.Installed, told: Told, importing: bool) -> dict[str,
 
 
 def _secret(path: Path | None, throw_away: bytes) -> str:
-    from upcall.passphrase import from_file
+    from upcall.keys.passphrase import from_file
 
     return (throw_away if path is None else from_file(path.absolute())).decode()
 
@@ -255,7 +256,7 @@ def new(name: str, folder: Path | None) -> None:
     Examples:
       $ upcall plugin new mine
     """
-    from upcall.templates import write_plugin
+    from upcall.testing.templates import write_plugin
 
     if taken := [plugin for plugin in modules.installed() if plugin.alias == name]:
         raise UsageError(f"the name {name!r} is taken: {taken[0].distribution} has it")

@@ -7,7 +7,7 @@ import os
 
 import click
 
-from upcall.errors import UsageError
+from upcall.core.errors import UsageError
 
 
 @click.command("prompt")
@@ -21,10 +21,10 @@ def command() -> None:
     \b
     Exit codes: 0 ended here, or another terminal took over; 64 no terminal; 69 there is no daemon, or it has ended.
     """
-    from upcall.control import DaemonControl, NoDaemon
-    from upcall.passphrase import TTY
-    from upcall.prompting.agent import REPLACED
-    from upcall.prompting.terminal import Ended, Terminal, TerminalGone
+    from upcall.daemon.prompting.agent import REPLACED
+    from upcall.daemon.prompting.terminal import Ended, Terminal, TerminalGone
+    from upcall.keys.passphrase import TTY
+    from upcall.process.control import DaemonControl, NoDaemon
 
     try:
         fd = os.open(TTY, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)

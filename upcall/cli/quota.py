@@ -17,13 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from upcall.cli import completing
-from upcall.errors import PeerError, UsageError
+from upcall.core.errors import PeerError, UsageError
 from upcall.kernel import quotactl
 from upcall.kernel.genetlink import Listener, look_up
 from upcall.kernel.mounts import Mount, Names, mounts, project_number
-from upcall.wire import quota
-from upcall.wire.quota import Figures, Warned
-from upcall.wire.quotanotice import FILES, KINDS, MAX_ID, SPACE, amount, duration, moment, printable
+from upcall.protocols.quota import warning as quota
+from upcall.protocols.quota.notice import FILES, KINDS, MAX_ID, SPACE, amount, duration, moment, printable
+from upcall.protocols.quota.warning import Figures, Warned
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 
@@ -237,7 +237,7 @@ def watch(as_json: bool, count: int | None, timeout: float | None) -> None:
 
 def _warnings(listener: Listener, family: int, timeout: float | None) -> Iterator[tuple[Warned | None, int, int]]:
     """What comes: a warning and how often it came at once; or None, and how many were lost."""
-    from upcall.broker.quota.folding import Folding
+    from upcall.protocols.quota.coalescing import Folding
 
     folding, lost = Folding(family), 0
     end = None if timeout is None else time.monotonic() + timeout

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import click
 
-from upcall import config, machine
+from upcall import config
 from upcall.cli import completing
-from upcall.errors import UpcallError, UsageError
+from upcall.core.errors import UpcallError, UsageError
+from upcall.process import machine
+from upcall.protocols.quota.notice import SPACE, TEST, USER, Cause, Filesystem, QuotaNotice, Subject, sentence
 from upcall.sink import Closable, Sink
-from upcall.wire.quotanotice import SPACE, TEST, USER, Cause, Filesystem, QuotaNotice, Subject, sentence
 
 PATIENCE = 30.0  # seconds that each sink has; all of them have them at once
 TOLD, FAILED, LATE = "told", "failed", "not in time"

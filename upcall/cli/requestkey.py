@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from upcall.cli import error_text, for_terminal
-from upcall.errors import UpcallError
-from upcall.requestkey.installing import Plan, check_winning, install, missing, others, plan, uninstall
-from upcall.requestkey.ours import TYPES
-from upcall.requestkey.standing import Standing, standing, standing_of_type
-from upcall.requestkey.system import REQUEST_KEY, SOCKET, System
-from upcall.wire.requestkeyconf import Key
+from upcall.core.errors import UpcallError
+from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.install.key_makers import Standing, standing, standing_of_type
+from upcall.protocols.request_key.install.lines import Plan, check_winning, install, missing, others, plan, uninstall
+from upcall.protocols.request_key.install.our_file import TYPES
+from upcall.protocols.request_key.install.system import REQUEST_KEY, SOCKET, System
 
 _DEFAULT = ("cifs.spnego",)
 _ROOT = click.option(
@@ -82,7 +82,7 @@ def install_command(ctx: click.Context, types: tuple[str, ...], copy: bool | Non
 
 def program() -> list[str]:
     """What request-key is to run, without the key."""
-    from upcall import forwarder
+    from upcall.protocols.request_key import forwarder
 
     return forwarder.command()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from upcall.cli.passphrases import Given, passphrase_to_open
-from upcall.errors import Refused
-from upcall.passphrase import from_terminal, wipe
+from upcall.core.errors import Refused
+from upcall.keys.passphrase import from_terminal, wipe
 
 _TRIES = 3  # wrong PINs, after which nobody is asked any more: a token locks itself after a few
 

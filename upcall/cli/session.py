@@ -6,7 +6,7 @@ import os
 
 import click
 
-from upcall import startpython
+from upcall.process import start_python as startpython
 
 
 @click.group("session")
@@ -23,7 +23,7 @@ def command() -> None:
 
 
 def _run(*arguments: str) -> None:
-    command = startpython.command("upcall.sessions", *arguments, isolated=True)
+    command = startpython.command("upcall.install.sessions", *arguments, isolated=True)
     os.execve(command[0], command, startpython.cleaned())  # noqa: S606
 
 

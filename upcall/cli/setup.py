@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 
 from upcall.cli import error_text, for_terminal
-from upcall.errors import UpcallError, UsageError
-from upcall.requestkey.ours import TYPES
-from upcall.requestkey.system import System
-from upcall.setup.installing import Plan, install, kind_of, missing, undo
-from upcall.setup.wanted import KINDS
+from upcall.core.errors import UpcallError, UsageError
+from upcall.install.services import Plan, install, kind_of, missing, undo
+from upcall.install.wanted import KINDS
+from upcall.protocols.request_key.install.our_file import TYPES
+from upcall.protocols.request_key.install.system import System
 
 _DEFAULT = ("cifs.spnego",)
 
@@ -63,7 +63,7 @@ def command(
     stays when all is taken away; a daemon for root's keys runs if root has any. With systemd, users' daemons are
     units of their own managers; without, PAM starts and ends them (Debian's pam-auth-update). Manual pages, and
     completion for bash, zsh and fish, are put where they are looked for. Each change is told. Nothing is overwritten
-    that upcall did not make; what it made is written down in /var/lib/upcall/setup.json.
+    that upcall did not make; what it made is written down in /var/lib/upcall/install.json.
 
     \b
     Exit codes: 0 it is done, or was; 1 with --check: it is not as it should be; 71 a program that was to be told

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from upcall.client import Client, NoBroker
-from upcall.wire.quotanotice import printable
+from upcall.protocols.quota.notice import printable
 
 _LOOK_AGAIN = 0.05  # seconds
 

@@ -13,8 +13,8 @@ import click
 
 from upcall.cli import completing
 from upcall.client import Client
-from upcall.errors import UsageError
-from upcall.wire.ecryptfs import MAX_KEY, MAX_WRAPPED, is_signature
+from upcall.core.errors import UsageError
+from upcall.protocols.ecryptfs.packets import MAX_KEY, MAX_WRAPPED, is_signature
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,7 +93,7 @@ def _read(most: int) -> bytes:
 def _signature(key: str) -> str:
     if is_signature(key):
         return key
-    from upcall.keystore import KeyStore  # only here: a signature needs no store
+    from upcall.keys.store import KeyStore  # only here: a signature needs no store
 
     return KeyStore().find(key).signature
 

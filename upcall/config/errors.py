@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from upcall.errors import UpcallError
+from upcall.core.errors import UpcallError
 
 
 class ConfigError(UpcallError):

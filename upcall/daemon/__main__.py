@@ -8,28 +8,29 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upcall import ownfiles, trust
 from upcall.config import ConfigError
+from upcall.core.errors import UpcallError
 from upcall.daemon.control import Control
-from upcall.daemon.keyservice import KeyService
 from upcall.daemon.loading import handlers, loaders
-from upcall.daemon.locking import Locking
+from upcall.daemon.passphrase_sources import fetch
 from upcall.daemon.process import Daemon, serve
 from upcall.daemon.prompter import LazyPrompter
-from upcall.daemon.renewing import Renewing
-from upcall.daemon.sources import fetch
-from upcall.errors import UpcallError
-from upcall.hardening import done_listening, of_daemon
+from upcall.daemon.reload import Renewing
 from upcall.kernel import keyring
 from upcall.kernel.notify import Manager
 from upcall.kernel.process import harden
-from upcall.log import EventLog
-from upcall.reloading import Hangup
-from upcall.runtime import Place, daemon_socket, find_place, user_folder
-from upcall.wire.ecryptfs import is_signature
+from upcall.process import trust
+from upcall.process.hardening import done_listening, of_daemon
+from upcall.process.log import EventLog
+from upcall.process.paths import Place, daemon_socket, find_place, user_folder
+from upcall.process.reload import Hangup
+from upcall.protocols.ecryptfs import own_files as ownfiles
+from upcall.protocols.ecryptfs.auto_lock import Locking
+from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.packets import is_signature
 
 if TYPE_CHECKING:
-    from upcall.recorder import Recorder
+    from upcall.observe.recorder import Recorder
 
 REPLACED = os.EX_TEMPFAIL  # the exit status that tells a service manager to leave it at that
 _WARMING = 4.0  # seconds that registering waits for keys to be opened
@@ -38,11 +39,11 @@ _WARMING = 4.0  # seconds that registering waits for keys to be opened
 def run(arguments: list[str]) -> int:
     """`folder=PATH`, `prove=all`, and one `module=ALIAS=PACKAGE:NAME` for each key module that may be loaded;
     `isolated` instead of `module` for one that gets a process of its own; one `handler=SERVICE=PACKAGE:NAME` for each
-    service that somebody answers; and what upcall.daemon.finding is to be told when it looks again.
-    `records=WHERE` (upcall/recorder.py); `hardening=no`, `writable=PATH` (upcall/hardening.py). How people are asked
-    for PINs: `ask=WAY,...`, `pinentry=PATH`, `pin-time=SECONDS`, `prompt-time=SECONDS`. When keys lock by themselves:
-    `lock-after=SECONDS`, `lock-on=CAUSE,...` (upcall/daemon/locking.py). What became of the keys that were to be added
-    at login: `added=`, `not-added=` (upcall/daemon/adding.py)."""
+    service that somebody answers; and what upcall.daemon.plugin_discovery is to be told when it looks again.
+    `records=WHERE` (upcall/observe/recorder.py); `hardening=no`, `writable=PATH` (upcall/process/hardening.py). How
+    people are asked for PINs: `ask=WAY,...`, `pinentry=PATH`, `pin-time=SECONDS`, `prompt-time=SECONDS`.
+    When keys lock by themselves: `lock-after=SECONDS`, `lock-on=CAUSE,...` (upcall/protocols/ecryptfs/auto_lock.py). What became of the keys that
+    were to be added at login: `added=`, `not-added=` (upcall/protocols/ecryptfs/auto_add.py)."""
     settings = dict(argument.split("=", 1) for argument in arguments)
     folder = settings.get("folder")
     try:
@@ -119,7 +120,7 @@ def _own_folder() -> Path | None:
 def _recorder(where: str, log: EventLog) -> Recorder | None:
     if where == "no":
         return None
-    from upcall.recorder import recorder  # only who wants records pays for them
+    from upcall.observe.recorder import recorder  # only who wants records pays for them
 
     return recorder("upcall-daemon", where, log)
 

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from upcall import __version__
-from upcall.daemon.keyservice import KeyService
-from upcall.errors import PeerError, Refused, UpcallError
+from upcall.core.errors import PeerError, Refused, UpcallError
+from upcall.core.messages import Answer, Refusal
 from upcall.kernel.local import listen, peer_of, receive
 from upcall.kernel.process import wipe
-from upcall.messages import Answer, Refusal
-from upcall.wire.ecryptfs import SIGNATURE_LENGTH, is_signature
-from upcall.wire.netlink import Envelope, pack_response, take_request
+from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.packets import SIGNATURE_LENGTH, is_signature
+from upcall.wire.envelope import Envelope, pack_response, take_request
 
 UNLOCK, LOCK, STATUS, PROMPT = "daemon.unlock", "daemon.lock", "daemon.status", "daemon.prompt"
 RELOAD = "daemon.reload"

@@ -7,12 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 from upcall.handler import Handler, Notified
 from upcall.keymodule import KeyModule
-from upcall.log import EventLog
-from upcall.modules import load, load_handler
-from upcall.wire.netlink import Envelope
+from upcall.keys.plugins import load, load_handler
+from upcall.process.log import EventLog
+from upcall.wire.envelope import Envelope
 
 _RELOAD = 5.0  # seconds until a handler that could not be loaded is tried again
 
@@ -42,7 +42,7 @@ def _denied(why: str) -> KeyModule:
 
 
 def _apart(alias: str, spec: str, deadline: Callable[[], float], log: EventLog) -> KeyModule:
-    from upcall.isolation.module import IsolatedModule  # only who has one pays for it
+    from upcall.daemon.isolation.module import IsolatedModule  # only who has one pays for it
 
     return IsolatedModule(alias, spec, deadline, log)
 

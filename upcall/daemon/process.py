@@ -13,20 +13,20 @@ import traceback
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from upcall.core.errors import ModuleFailed, PeerError, Refused, UsageError
+from upcall.core.messages import Answer, Refusal
+from upcall.daemon.broker_link import BrokerLink
 from upcall.daemon.control import Control
-from upcall.daemon.link import BrokerLink
 from upcall.daemon.workers import Workers
-from upcall.errors import ModuleFailed, PeerError, Refused, UsageError
 from upcall.handler import Handler, Named, Notified
 from upcall.kernel.netlink import Packet
 from upcall.kernel.notify import Manager
-from upcall.log import EventLog
-from upcall.messages import Answer, Refusal
-from upcall.ownwaits import OwnWaits
-from upcall.reloading import Hangup
-from upcall.runtime import Place
-from upcall.waking import Waker
-from upcall.wire.netlink import (
+from upcall.process.log import EventLog
+from upcall.process.paths import Place
+from upcall.process.reload import Hangup
+from upcall.process.waker import Waker
+from upcall.protocols.ecryptfs.self_deadlock import OwnWaits
+from upcall.wire.envelope import (
     HEADER,
     HELO,
     NOTICE,
@@ -41,7 +41,7 @@ from upcall.wire.netlink import (
 )
 
 if TYPE_CHECKING:
-    from upcall.recorder import Recorder
+    from upcall.observe.recorder import Recorder
 
 ECRYPTFS = "ecryptfs"  # the service whose requesters the kernel does not name
 _RETRY_FIRST, _RETRY_MOST = 0.05, 1.0  # seconds between two tries to register

@@ -1,4 +1,4 @@
-"""The prompter of a daemon that may never need one: upcall.prompting is imported with the first prompt."""
+"""The prompter of a daemon that may never need one: upcall.daemon.prompting is imported with the first prompt."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from upcall.daemon.asking import Asker
-from upcall.errors import UsageError
-from upcall.log import EventLog
+from upcall.core.errors import UsageError
+from upcall.daemon.secrets import Asker
+from upcall.process.log import EventLog
 
 if TYPE_CHECKING:
-    from upcall.prompting.prompts import Prompts
+    from upcall.daemon.prompting.prompts import Prompts
 
 PIN_TIME, PROMPT_TIME = 900.0, 60.0  # seconds: how long a PIN is kept, and how long a person may take for it
-WAYS = ("agent", "pinentry", "systemd")  # see upcall.prompting.ways
+WAYS = ("agent", "pinentry", "systemd")  # see upcall.daemon.prompting.methods
 
 
 class LazyPrompter:
@@ -40,8 +40,8 @@ class LazyPrompter:
     def _loaded(self) -> Prompts:
         with self._lock:
             if self._prompts is None:
-                from upcall.prompting.settings import Settings
-                from upcall.prompting.ways import prompts
+                from upcall.daemon.prompting.methods import prompts
+                from upcall.daemon.prompting.settings import Settings
 
                 settings = Settings(self._pin_time, self._prompt_time)
                 self._prompts = prompts(self._ways, self._pinentry, settings, self._log)

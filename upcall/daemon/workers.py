@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from upcall.errors import Refused
+from upcall.core.errors import Refused
 
 Job = TypeVar("Job")
 

@@ -18,8 +18,8 @@ import subprocess
 import sys
 from typing import Final, NamedTuple
 
-from upcall import startpython
-from upcall.errors import UsageError
+from upcall.core.errors import UsageError
+from upcall.process import start_python as startpython
 
 NETLINK_GENERIC: Final = 16
 BUFFER: Final = 16 << 20  # bytes; the kernel doubles it, and takes 768 for a warning of 76: room for 43,000

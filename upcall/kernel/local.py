@@ -12,8 +12,8 @@ import socket
 import struct
 from pathlib import Path
 
-from upcall.errors import UsageError
-from upcall.wire.netlink import MAX_MESSAGE
+from upcall.core.errors import UsageError
+from upcall.wire.envelope import MAX_MESSAGE
 
 _UCRED = struct.Struct("=iII")
 _SO_PEERPIDFD = 77  # Linux 6.5

@@ -18,7 +18,7 @@ import socket
 import struct
 from typing import NamedTuple
 
-from upcall.wire.netlink import HEADER, MAX_MESSAGE
+from upcall.wire.envelope import HEADER, MAX_MESSAGE
 
 NETLINK_USERSOCK = 2
 SCM_CREDENTIALS = 2

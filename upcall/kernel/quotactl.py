@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import Final, Self
 
 from upcall.kernel.mounts import Mount
-from upcall.wire.quota import NOTHING, Figures, Quota
+from upcall.protocols.quota.warning import NOTHING, Figures, Quota
 
 USER, GROUP, PROJECT = range(3)
 TYPES: Final = (USER, GROUP, PROJECT)

@@ -10,9 +10,9 @@ import re
 import select
 from pathlib import Path
 
-from upcall.gate import Who
 from upcall.kernel.keyring import describe_raw
-from upcall.wire.requestkey import Described, take_described
+from upcall.protocols.request_key.messages import Described, take_described
+from upcall.protocols.request_key.origin_check import Who
 
 KEYS = Path("/proc/keys")
 

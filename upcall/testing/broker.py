@@ -14,7 +14,7 @@ from upcall import config
 from upcall.broker import people
 from upcall.broker.__main__ import run
 from upcall.broker.listener import Listener
-from upcall.contexts import NO_LINE, Line
+from upcall.core.contexts import NO_LINE, Line
 from upcall.kernel import ancestry
 
 

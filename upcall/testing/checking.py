@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from upcall import startpython
-from upcall.enrol import chosen, take_in
-from upcall.errors import UpcallError, UsageError
-from upcall.isolation.module import IsolatedModule
+from upcall.core.errors import UpcallError, UsageError
+from upcall.daemon.isolation.module import IsolatedModule
 from upcall.keymodule import KeyImporter, KeyMaker, KeyModule, Limits, Making
-from upcall.modules import load
+from upcall.keys.enrolment import chosen, take_in
+from upcall.keys.plugins import load
+from upcall.process import start_python as startpython
 from upcall.testing.checks import CHECKS
 from upcall.testing.secrets import Told
 from upcall.testing.subject import (

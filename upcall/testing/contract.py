@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from upcall import modules
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 from upcall.keymodule import KeyHandle, KeyMaker, KeyModule
+from upcall.keys import plugins as modules
 from upcall.testing import subject
 from upcall.testing.checks import CHECKS
 from upcall.testing.subject import Check, ContractBroken, Made, NotApplicable, Subject, make_key, run_check

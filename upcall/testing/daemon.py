@@ -7,23 +7,23 @@ import json
 import sys
 from pathlib import Path
 
+from upcall.core.errors import ModuleFailed
 from upcall.daemon.control import Control
-from upcall.daemon.keyservice import KeyService
 from upcall.daemon.loading import LazyHandler, loaders
-from upcall.daemon.locking import Locking
+from upcall.daemon.passphrase_sources import fetch
 from upcall.daemon.process import Daemon, serve
 from upcall.daemon.prompter import LazyPrompter
-from upcall.daemon.renewing import Renewing
-from upcall.daemon.sources import fetch
-from upcall.errors import ModuleFailed
+from upcall.daemon.reload import Renewing
 from upcall.handler import Handler
-from upcall.hardening import done_listening, of_daemon
 from upcall.kernel.notify import Manager
 from upcall.kernel.process import harden
-from upcall.log import EventLog
-from upcall.recorder import recorder
-from upcall.reloading import Hangup
-from upcall.runtime import daemon_socket, find_place, user_folder
+from upcall.observe.recorder import recorder
+from upcall.process.hardening import done_listening, of_daemon
+from upcall.process.log import EventLog
+from upcall.process.paths import daemon_socket, find_place, user_folder
+from upcall.process.reload import Hangup
+from upcall.protocols.ecryptfs.auto_lock import Locking
+from upcall.protocols.ecryptfs.key_handler import KeyService
 from upcall.testing.keys import FolderKeyring
 
 

@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from upcall.errors import ModuleFailed, PeerError, Refused
+from upcall.core.errors import ModuleFailed, PeerError, Refused
+from upcall.core.messages import Answer
 from upcall.handler import Explaining, Handler
-from upcall.messages import Answer
 from upcall.testing.subject import ContractBroken, described
-from upcall.wire.netlink import MAX_BODY, MAX_NAME, Envelope, pack_response
+from upcall.wire.envelope import MAX_BODY, MAX_NAME, Envelope, pack_response
 
 __all__ = ["HANDLER_CHECKS", "HandlerContract"]
 

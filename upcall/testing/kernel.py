@@ -17,18 +17,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from upcall.broker.configured import Configured
-from upcall.broker.forwarders import Kernel
+from upcall.broker.launcher import COMMAND
 from upcall.broker.server import Server
-from upcall.broker.starter import COMMAND
-from upcall.contexts import Line
-from upcall.errors import PeerError
-from upcall.log import EventLog
-from upcall.runtime import Place, own_place
-from upcall.service import SERVICES, Service
-from upcall.testing.broker import strangers
-from upcall.testing.processes import PATIENCE, NotInTime
-from upcall.wire.ecryptfs import (
+from upcall.broker.settings import Configured
+from upcall.core.contexts import Line
+from upcall.core.errors import PeerError
+from upcall.core.service import SERVICES, Service
+from upcall.process.log import EventLog
+from upcall.process.paths import Place, own_place
+from upcall.protocols.ecryptfs.packets import (
     MAX_READ,
     MAX_WRITE,
     REQUEST,
@@ -41,6 +38,9 @@ from upcall.wire.ecryptfs import (
     take_frame,
     take_reply,
 )
+from upcall.protocols.request_key.source import Kernel
+from upcall.testing.broker import strangers
+from upcall.testing.processes import PATIENCE, NotInTime
 
 
 class Upcall:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from upcall.wire.authtok import AuthTok, pack_auth_tok
+from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
 
 
 class FolderKeyring:

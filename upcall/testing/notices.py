@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from upcall.wire.quotanotice import OVER_HARD, SPACE, USER, Cause, Filesystem, QuotaNotice, Raw, Subject
+from upcall.protocols.quota.notice import OVER_HARD, SPACE, USER, Cause, Filesystem, QuotaNotice, Raw, Subject
 
 HOSTILE = "\x1b]0;gotcha\x07\x9b2J\r\nBcc: eve@example.org\n<b>&amp;\u202egro.elpmaxe\x00\u2028\ud800%s{name}"
 

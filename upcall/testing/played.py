@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 from typing import Self
 
+from upcall.core.messages import Answer, Refusal, Requester
 from upcall.kernel.local import connect, listen
 from upcall.kernel.netlink import NetlinkSocket, Packet, give_pair, pair, take_pair
-from upcall.messages import Answer, Refusal, Requester
-from upcall.runtime import Place
+from upcall.process.paths import Place
 from upcall.testing.processes import PATIENCE, NotInTime, until
-from upcall.wire.netlink import (
+from upcall.wire.envelope import (
     HELO,
     MAX_MESSAGE,
     QUIT,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from upcall.client import Client, NoBroker
-from upcall.errors import UpcallError
+from upcall.core.errors import UpcallError
 
 PATIENCE = 10.0  # seconds that a test waits for what should take milliseconds
 T = TypeVar("T")

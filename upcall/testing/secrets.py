@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from upcall.errors import Refused
+from upcall.core.errors import Refused
 
 
 class Told:

@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from upcall.enrol import chosen
-from upcall.errors import ModuleFailed, PeerError, Refused, UpcallError, UsageError
+from upcall.core.errors import ModuleFailed, PeerError, Refused, UpcallError, UsageError
 from upcall.keymodule import Closable, Enrolled, KeyHandle, KeyMaker, KeyModule, Limits, Making, Secrets
+from upcall.keys.enrolment import chosen
 from upcall.testing.secrets import Told
 
 PASSPHRASE = b"a throw-away passphrase"

@@ -7,7 +7,7 @@ import hmac
 import os
 from pathlib import Path
 
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 from upcall.keymodule import API, Secrets
 
 _NONCE, _MAC = 16, 32

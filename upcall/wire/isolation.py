@@ -17,7 +17,7 @@
 `id` is the daemon's for each of its requests. What the child asks bears the id of the request for which it asks, one
 question at a time; what is said on either side about a question or a request bears its id.
 
-The daemon and `upcall prompt` use some of them, too: see upcall.prompting.agent.
+The daemon and `upcall prompt` use some of them, too: see upcall.daemon.prompting.agent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from __future__ import annotations
 import struct
 from typing import Final, NamedTuple
 
-from upcall.errors import PeerError
+from upcall.core.errors import PeerError
 
 VERSION: Final = 1
 MAX_TEXT: Final = 8192  # bytes: a path of 4096, and words around it

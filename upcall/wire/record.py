@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from upcall.errors import PeerError
+from upcall.core.errors import PeerError
 from upcall.wire.logfmt import shown
 
 EVENT: Final = "request"

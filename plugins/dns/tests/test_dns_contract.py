@@ -7,11 +7,11 @@ from pathlib import Path
 
 from upcall_dns import DnsHandler
 
-from upcall.messages import Requester
+from upcall.core.messages import Requester
+from upcall.protocols.request_key.dns_resolver import TYPE
+from upcall.protocols.request_key.messages import Ask, pack_ask
 from upcall.testing.handlercontract import HandlerContract
-from upcall.wire.dns_resolver import TYPE
-from upcall.wire.netlink import Envelope
-from upcall.wire.requestkey import Ask, pack_ask
+from upcall.wire.envelope import Envelope
 
 
 class TestDns(HandlerContract):

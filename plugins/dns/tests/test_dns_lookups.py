@@ -11,11 +11,11 @@ import pytest
 from upcall_dns import DnsHandler, handler
 from upcall_dns.dnsmasq import HOST, TTL, Dnsmasq, afsdb, missing
 
-from upcall.errors import PeerError, Refused
+from upcall.core.errors import PeerError, Refused
+from upcall.core.messages import Requester
 from upcall.handler import Handler
-from upcall.messages import Requester
-from upcall.modules import load_handler
-from upcall.wire.dns_resolver import (
+from upcall.keys.plugins import load_handler
+from upcall.protocols.request_key.dns_resolver import (
     FROM_DNS_A,
     FROM_DNS_AFSDB,
     FROM_DNS_SRV,
@@ -29,8 +29,8 @@ from upcall.wire.dns_resolver import (
     check_answer,
     take_payload,
 )
-from upcall.wire.netlink import Envelope
-from upcall.wire.requestkey import Ask, Instance, pack_ask, take_instance
+from upcall.protocols.request_key.messages import Ask, Instance, pack_ask, take_instance
+from upcall.wire.envelope import Envelope
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "dnsmasq is there")
 

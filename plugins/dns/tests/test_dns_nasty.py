@@ -17,12 +17,12 @@ import dns.rrset
 import pytest
 from upcall_dns import DnsHandler
 
-from upcall.errors import Refused
-from upcall.messages import Requester
+from upcall.core.errors import Refused
+from upcall.core.messages import Requester
+from upcall.protocols.request_key.dns_resolver import TYPE, ServerList, take_payload
+from upcall.protocols.request_key.messages import Ask, Instance, pack_ask, take_instance
 from upcall.testing.processes import PATIENCE
-from upcall.wire.dns_resolver import TYPE, ServerList, take_payload
-from upcall.wire.netlink import Envelope
-from upcall.wire.requestkey import Ask, Instance, pack_ask, take_instance
+from upcall.wire.envelope import Envelope
 
 HOST, OTHER = "127.0.0.1", "127.0.0.2"
 SHORT = 0.6  # seconds for a request that nobody answers

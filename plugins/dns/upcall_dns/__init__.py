@@ -1,7 +1,7 @@
 """Looks names up for the kernel: keys of type dns_resolver, as CIFS, NFS, Ceph and AFS ask for them.
 
-What is asked for and answered: upcall/wire/dns_resolver.py. The answers are those of key.dns_resolver(8), but that a
-key lives as long as its records do.
+What is asked for and answered: upcall/protocols/request_key/dns_resolver.py. The answers are those of
+key.dns_resolver(8), but that a key lives as long as its records do.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upcall.errors import Refused
-from upcall.wire.dns_resolver import (
+from upcall.core.errors import Refused
+from upcall.protocols.request_key.dns_resolver import (
     TYPE,
     Options,
     Query,
@@ -23,8 +23,8 @@ from upcall.wire.dns_resolver import (
     take_description,
     take_payload,
 )
-from upcall.wire.netlink import Envelope
-from upcall.wire.requestkey import Instance, pack_instance, take_ask
+from upcall.protocols.request_key.messages import Instance, pack_instance, take_ask
+from upcall.wire.envelope import Envelope
 
 if TYPE_CHECKING:
     from upcall_dns.names import Names

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import dns.rdatatype
 
-from upcall.errors import Refused
-from upcall.wire.dns_resolver import (
+from upcall.core.errors import Refused
+from upcall.protocols.request_key.dns_resolver import (
     FROM_DNS_AFSDB,
     FROM_DNS_SRV,
     GOOD,

@@ -13,8 +13,8 @@ import dns.name
 import dns.rdatatype
 import dns.resolver
 
-from upcall.errors import Refused, UpcallError
-from upcall.wire.dns_resolver import FROM_DNS_A, FROM_NSS, MAX_EXPIRY
+from upcall.core.errors import Refused, UpcallError
+from upcall.protocols.request_key.dns_resolver import FROM_DNS_A, FROM_NSS, MAX_EXPIRY
 from upcall_dns import hosts, servers
 from upcall_dns.order import ordered
 

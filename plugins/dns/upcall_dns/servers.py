@@ -14,7 +14,7 @@ import dns.nameserver
 import dns.query
 import dns.resolver
 
-from upcall.errors import Refused
+from upcall.core.errors import Refused
 
 EDNS_PAYLOAD = 1232  # bytes: no fragments
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from upcall_passphrase.blob import Blob, pack_blob, signature_of, take_blob
 from upcall_passphrase.derived import Cost
 
-from upcall.errors import PeerError, UsageError
+from upcall.core.errors import PeerError, UsageError
 
 SALT, CHECK = bytes(range(16)), bytes(range(16, 32))
 BLOBS = [

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from upcall_passphrase import Handle
 from upcall_passphrase.derived import Cost, check_cost, derive, stretch
 
-from upcall.errors import ModuleFailed, UsageError
+from upcall.core.errors import ModuleFailed, UsageError
 
 # --- Argon2id -----------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from upcall_passphrase import Handle, module
 from upcall_passphrase.blob import Blob, pack_blob, signature_of, take_blob
 from upcall_passphrase.derived import Cost, derive
 
-from upcall.errors import ModuleFailed, Refused, UsageError
+from upcall.core.errors import ModuleFailed, Refused, UsageError
 from upcall.keymodule import (
     API,
     MAX_KEY,
@@ -203,7 +203,7 @@ _NO_MEMORY = """
 import resource
 from upcall_passphrase.derived import Cost
 from upcall_passphrase import _derive
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 _derive(bytearray(b"word"), bytes(16), Cost(1, 1))
 with open("/proc/self/statm") as statm:
     used = int(statm.read().split()[0]) * resource.getpagesize()

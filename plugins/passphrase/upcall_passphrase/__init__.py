@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.keywrap import (
     aes_key_wrap_with_padding,
 )
 
-from upcall.errors import ModuleFailed, PeerError, UsageError
+from upcall.core.errors import ModuleFailed, PeerError, UsageError
 from upcall.keymodule import API, MAX_KEY, Enrolled, Making, Parameter, Secrets
 from upcall_passphrase.blob import Blob, check_source, pack_blob, signature_of, take_blob
 from upcall_passphrase.derived import SALT, Cost, Derived, check_cost, derive, wipe

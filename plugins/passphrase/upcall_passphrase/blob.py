@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 
-from upcall.errors import PeerError, UsageError
+from upcall.core.errors import PeerError, UsageError
 from upcall_passphrase.derived import CHECK, SALT, Cost, check_cost
 
 WHAT: Final = "passphrase blob"

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from upcall.errors import UsageError
+from upcall.core.errors import UsageError
 
 SALT: Final = 16  # bytes, as RFC 9106 recommends
 CHECK: Final = 16  # bytes

@@ -17,7 +17,7 @@ from upcall_pkcs11.pins import FilePins
 from upcall_pkcs11.schemes import Ecdh, NotOurs, RsaOaep, check_limits, signature_of
 from upcall_pkcs11.uri import Uri
 
-from upcall.errors import ModuleFailed, PeerError, UsageError
+from upcall.core.errors import ModuleFailed, PeerError, UsageError
 from upcall.keymodule import Limits
 
 URI = Uri(token="lab", serial="1", object="k", id=b"\1", module_path="/p.so")

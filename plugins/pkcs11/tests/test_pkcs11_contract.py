@@ -13,7 +13,7 @@ pytest.importorskip("pkcs11", reason="python-pkcs11 is not installed")
 from upcall_pkcs11 import module
 from upcall_pkcs11.softhsm import PIN, SoftHsm, TypedPins, missing
 
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 from upcall.testing.contract import KeyModuleContract, Made
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -56,7 +56,7 @@ class TestRsa(InToken):
 class TestIsolated(InToken):
     @pytest.fixture(autouse=True)
     def _processes(self) -> Iterator[None]:
-        isolation = pytest.importorskip("upcall.isolation.module", reason="this upcall isolates no modules")
+        isolation = pytest.importorskip("upcall.daemon.isolation.module", reason="this upcall isolates no modules")
         self.isolated = isolation.IsolatedModule("pkcs11", "upcall_pkcs11:module")
         yield
         self.isolated.close()

@@ -17,7 +17,7 @@ from pkcs11 import Attribute
 from upcall_pkcs11 import module
 from upcall_pkcs11.softhsm import LIBRARY, PIN, SoftHsm, TypedPins, making, missing
 
-from upcall.errors import ModuleFailed, UsageError
+from upcall.core.errors import ModuleFailed, UsageError
 from upcall.keymodule import Limits
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())

@@ -20,7 +20,7 @@ from upcall_pkcs11 import module
 from upcall_pkcs11.schemes import Ecdh, _point
 from upcall_pkcs11.softhsm import LIBRARY, PIN, SoftHsm, TypedPins, making, missing
 
-from upcall.errors import ModuleFailed, Refused
+from upcall.core.errors import ModuleFailed, Refused
 from upcall.keymodule import KeyImporter, KeyMaker, KeyModule
 from upcall.testing.processes import in_child
 

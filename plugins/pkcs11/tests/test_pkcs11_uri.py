@@ -12,7 +12,7 @@ pytest.importorskip("pkcs11", reason="python-pkcs11 is not installed")
 
 from upcall_pkcs11.uri import MAX_URI, Uri, parse_uri
 
-from upcall.errors import PeerError
+from upcall.core.errors import PeerError
 
 FULL = (
     "pkcs11:token=lab;manufacturer=me;serial=12ab;model=x;object=files;id=%01%FF"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pkcs11 import ObjectClass
 
-from upcall.errors import ModuleFailed, PeerError
+from upcall.core.errors import ModuleFailed, PeerError
 from upcall.keymodule import API, Enrolled, Making, Parameter, Secrets
 from upcall_pkcs11 import enrolment, objects
 from upcall_pkcs11.blob import Blob, Flags, take_blob

@@ -9,7 +9,7 @@ import enum
 import struct
 from typing import NamedTuple
 
-from upcall.errors import PeerError, UsageError
+from upcall.core.errors import PeerError, UsageError
 from upcall_pkcs11.uri import Uri, parse_uri
 
 WHAT = "pkcs11 blob"

@@ -10,7 +10,7 @@ from typing import Any
 import pkcs11
 from pkcs11 import Attribute, ObjectClass
 
-from upcall.errors import ModuleFailed, PeerError, UsageError
+from upcall.core.errors import ModuleFailed, PeerError, UsageError
 from upcall.keymodule import Enrolled, Making
 from upcall_pkcs11 import objects
 from upcall_pkcs11.blob import Blob, Flags, Scheme, pack_blob

@@ -8,7 +8,7 @@ import pkcs11
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pkcs11 import ObjectClass
 
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 from upcall.keymodule import MAX_KEY, Secrets
 from upcall_pkcs11 import objects
 from upcall_pkcs11.blob import Flags, Scheme

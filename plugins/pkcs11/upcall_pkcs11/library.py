@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 import pkcs11
 
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 from upcall_pkcs11.uri import Uri
 
 

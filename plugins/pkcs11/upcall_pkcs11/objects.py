@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from pkcs11 import Attribute, ObjectClass
 
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 from upcall_pkcs11.schemes import PublicKey
 from upcall_pkcs11.uri import Uri
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import threading
 from typing import Protocol
 
-from upcall.errors import ModuleFailed, Refused
+from upcall.core.errors import ModuleFailed, Refused
 from upcall.keymodule import Secrets
-from upcall.privatefile import Fingerprint, read_private
+from upcall.keys.private_file import Fingerprint, read_private
 
 MAX_PIN = 255  # bytes; also of its file
 _refused: dict[tuple[str, str], Fingerprint] = {}  # (token, file): the file's state when its PIN was wrong

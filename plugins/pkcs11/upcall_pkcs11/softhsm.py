@@ -17,7 +17,7 @@ from typing import Any
 
 import pkcs11
 
-from upcall.errors import Refused
+from upcall.core.errors import Refused
 from upcall.keymodule import Enrolled, Limits, Making, Secrets
 
 LIBRARY = "/usr/lib/softhsm/libsofthsm2.so"

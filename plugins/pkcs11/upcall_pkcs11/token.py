@@ -11,7 +11,7 @@ from types import TracebackType
 
 import pkcs11
 
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 from upcall_pkcs11.library import Library, TokenName, name_of_token
 from upcall_pkcs11.pins import Pins
 

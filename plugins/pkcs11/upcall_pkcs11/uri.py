@@ -12,7 +12,7 @@ from __future__ import annotations
 import string
 from typing import NamedTuple
 
-from upcall.errors import PeerError
+from upcall.core.errors import PeerError
 
 WHAT = "PKCS #11 URI"
 SCHEME = "pkcs11:"

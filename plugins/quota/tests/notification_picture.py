@@ -14,9 +14,9 @@ from upcall_quota.desktop import Desktop
 from upcall_quota.privatebus import Desktop as Screen
 from upcall_quota.privatebus import desktop, message_bus
 
+from upcall.protocols.quota.notice import Filesystem, sentence
 from upcall.testing.notices import notice
 from upcall.testing.processes import until
-from upcall.wire.quotanotice import Filesystem, sentence
 
 GIB = 1 << 30
 AREA = "325,10,465,200"

@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 from upcall_quota.played import serve_once, stall
 
-from upcall.broker.core import Broker
-from upcall.messages import Requester
-from upcall.service import SERVICES
+from upcall.core.messages import Requester
+from upcall.core.router import Broker
+from upcall.core.service import SERVICES
+from upcall.protocols.quota.notice import Cause, QuotaNotice, Subject, pack
 from upcall.testing.notices import hostile, notice
 from upcall.testing.played import PlayedBroker
 from upcall.testing.processes import NotInTime, RunningDaemon, until
-from upcall.wire.netlink import NOTICE
-from upcall.wire.quotanotice import Cause, QuotaNotice, Subject, pack
+from upcall.wire.envelope import NOTICE
 
 UID = os.geteuid()
 LAZY = ["lazy=quota=upcall_quota:handler"]

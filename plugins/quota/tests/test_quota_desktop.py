@@ -21,11 +21,11 @@ from upcall_quota.privatebus import message_bus as running_bus
 from upcall_quota.systembus import Signal
 from upcall_quota.systembus import sink as signal_sink
 
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
+from upcall.protocols.quota.notice import Cause, Filesystem, Raw, sentence
 from upcall.sink import TryLater
 from upcall.testing.notices import hostile, notice
 from upcall.testing.processes import until
-from upcall.wire.quotanotice import Cause, Filesystem, Raw, sentence
 
 NO_BUS = lacking("dbus-daemon")
 NO_DESKTOP = lacking("dbus-daemon", "Xvfb", "dunst")

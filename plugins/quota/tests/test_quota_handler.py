@@ -18,19 +18,20 @@ from upcall_quota import QuotaHandler, sinks
 from upcall_quota.delivery import Delivery
 from upcall_quota.sinks import Opener
 
-from upcall import config, modules
+from upcall import config
 from upcall.cli import main
 from upcall.config import ConfigError
-from upcall.errors import ModuleFailed, PeerError, Refused, UsageError
+from upcall.core.errors import ModuleFailed, PeerError, Refused, UsageError
+from upcall.core.messages import Requester
 from upcall.handler import Notified
-from upcall.log import EventLog
-from upcall.messages import Requester
+from upcall.keys import plugins as modules
+from upcall.process.log import EventLog
+from upcall.protocols.quota.notice import Cause, QuotaNotice, Subject, pack
 from upcall.sink import Sink, SinkModule, TryLater
 from upcall.testing.handlercontract import HandlerContract
 from upcall.testing.notices import notice
 from upcall.testing.processes import until
-from upcall.wire.netlink import Envelope
-from upcall.wire.quotanotice import Cause, QuotaNotice, Subject, pack
+from upcall.wire.envelope import Envelope
 
 ALICE, BOB = 5001, 5002
 PATIENCE = 10.0

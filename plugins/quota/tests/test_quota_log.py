@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from upcall_quota.log import MESSAGE_ID, Log
 
-from upcall.errors import ModuleFailed
-from upcall.log import EventLog
+from upcall.core.errors import ModuleFailed
+from upcall.process.log import EventLog
 from upcall.sink import TryLater
 from upcall.testing.notices import HOSTILE, hostile, notice
 from upcall.testing.processes import until

@@ -19,10 +19,10 @@ from upcall_quota import mail
 from upcall_quota.mail import Mail, sink
 from upcall_quota.played import Behave, certificate, close, drip, say, serve_once, stall
 
-from upcall.errors import ModuleFailed, UsageError
+from upcall.core.errors import ModuleFailed, UsageError
+from upcall.protocols.quota.notice import Cause, Subject
 from upcall.sink import TryLater
 from upcall.testing.notices import HOSTILE, hostile, notice
-from upcall.wire.quotanotice import Cause, Subject
 
 PASSWORD = "correct horse"
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from upcall_quota.terminal import LAST, Terminal, _tty_group, sink
 
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
+from upcall.protocols.quota.notice import Cause, Subject, sentence
 from upcall.testing.notices import hostile, notice
 from upcall.testing.processes import in_child, until
-from upcall.wire.quotanotice import Cause, Subject, sentence
 
 UID = os.geteuid()
 IUTF8 = 0o40000

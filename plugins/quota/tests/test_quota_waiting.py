@@ -6,8 +6,8 @@ import math
 
 from upcall_quota.waiting import LONGEST_PAUSE, MOST, TRIES, Item, Waiting
 
+from upcall.protocols.quota.notice import Filesystem
 from upcall.testing.notices import notice
-from upcall.wire.quotanotice import Filesystem
 
 
 def taken(waiting: Waiting, now: float = 0.0) -> Item:

@@ -18,12 +18,12 @@ from upcall_quota.delivery import Delivery
 from upcall_quota.played import Behave, certificate, close, drip, say, serve_once, stall
 from upcall_quota.webhook import Webhook, sink
 
-from upcall.errors import ModuleFailed, UsageError
-from upcall.log import EventLog
+from upcall.core.errors import ModuleFailed, UsageError
+from upcall.process.log import EventLog
+from upcall.protocols.quota.notice import QuotaNotice, take
 from upcall.sink import TryLater
 from upcall.testing.notices import hostile, notice
 from upcall.testing.processes import until
-from upcall.wire.quotanotice import QuotaNotice, take
 
 PATIENCE = 10.0
 

@@ -11,11 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from upcall import machine
-from upcall.errors import ModuleFailed, PeerError, Refused, UpcallError
-from upcall.log import EventLog
-from upcall.wire.netlink import Envelope
-from upcall.wire.quotanotice import SERVICE, USER, QuotaNotice, printable, sentence, take
+from upcall.core.errors import ModuleFailed, PeerError, Refused, UpcallError
+from upcall.process import machine
+from upcall.process.log import EventLog
+from upcall.protocols.quota.notice import SERVICE, USER, QuotaNotice, printable, sentence, take
+from upcall.wire.envelope import Envelope
 from upcall_quota.delivery import Delivery
 from upcall_quota.sinks import Opener, configured
 

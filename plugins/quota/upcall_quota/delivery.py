@@ -10,10 +10,10 @@ import time
 import traceback
 from collections.abc import Callable
 
-from upcall.errors import UpcallError
-from upcall.log import EventLog
+from upcall.core.errors import UpcallError
+from upcall.process.log import EventLog
+from upcall.protocols.quota.notice import QuotaNotice
 from upcall.sink import Sink, TryLater
-from upcall.wire.quotanotice import QuotaNotice
 from upcall_quota.waiting import Item, Waiting
 
 

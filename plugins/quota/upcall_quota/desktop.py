@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from jeepney import DBusAddress, DBusErrorResponse, new_method_call
 
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
+from upcall.protocols.quota.notice import BELOW, QuotaNotice, printable
 from upcall.sink import Sink, TryLater
-from upcall.wire.quotanotice import BELOW, QuotaNotice, printable
 from upcall_quota.bus import TROUBLE, Bus, session_buses
 from upcall_quota.waiting import key_of
 from upcall_quota.words import CRITICAL, LOW, NORMAL, headline, urgency

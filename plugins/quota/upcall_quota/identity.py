@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from upcall.wire.quotanotice import QuotaNotice, pack
+from upcall.protocols.quota.notice import QuotaNotice, pack
 
 
 def identity(notice: QuotaNotice) -> str:

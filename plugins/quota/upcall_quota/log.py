@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 from upcall.kernel.journal import JOURNAL, send
-from upcall.log import EventLog
+from upcall.process.log import EventLog
+from upcall.protocols.quota.notice import QuotaNotice
 from upcall.sink import Sink, TryLater
-from upcall.wire.quotanotice import QuotaNotice
 from upcall_quota.words import CRITICAL, LOW, NORMAL, urgency
 
 MESSAGE_ID: Final = "c1c28c7101394a769e7ef097e1caf01d"  # of all quota warnings; made for this, and for good

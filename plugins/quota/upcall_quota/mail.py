@@ -14,9 +14,9 @@ from email.utils import format_datetime, localtime
 from typing import Any, Final
 
 from upcall.config.kinds import on_this_machine
-from upcall.errors import ModuleFailed, UsageError
+from upcall.core.errors import ModuleFailed, UsageError
+from upcall.protocols.quota.notice import QuotaNotice, place, printable
 from upcall.sink import Sink, TryLater
-from upcall.wire.quotanotice import QuotaNotice, place, printable
 from upcall_quota.identity import identity
 from upcall_quota.patience import cut_off
 from upcall_quota.secret import read_secret

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Final
 
-from upcall.errors import ModuleFailed
-from upcall.privatefile import read_private
+from upcall.core.errors import ModuleFailed
+from upcall.keys.private_file import read_private
 
 MAX_SECRET: Final = 4096  # bytes
 

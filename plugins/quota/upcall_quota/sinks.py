@@ -11,8 +11,10 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from upcall import config, machine, modules
-from upcall.errors import UsageError
+from upcall import config
+from upcall.core.errors import UsageError
+from upcall.keys import plugins as modules
+from upcall.process import machine
 from upcall.sink import Sink
 
 Opener = Callable[[], Sink]

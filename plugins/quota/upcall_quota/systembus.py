@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from jeepney import DBusAddress, new_signal
 
+from upcall.protocols.quota.notice import TEST, QuotaNotice
 from upcall.sink import Sink, TryLater
-from upcall.wire.quotanotice import TEST, QuotaNotice
 from upcall_quota.bus import TROUBLE, Bus, system_buses
 
 _FROM: Final = DBusAddress("/", interface="com.system.quota.warning")

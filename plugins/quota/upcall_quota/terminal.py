@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from upcall import machine
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
+from upcall.process import machine
+from upcall.protocols.quota.notice import QuotaNotice, printable
 from upcall.sink import Sink
-from upcall.wire.quotanotice import QuotaNotice, printable
 from upcall_quota.words import headline, person
 
 MOST: Final = 16  # terminals of one person: more would be spread over a wall

@@ -10,7 +10,7 @@ import math
 from collections.abc import Hashable
 from typing import Final, NamedTuple
 
-from upcall.wire.quotanotice import DIGEST, TEST, QuotaNotice
+from upcall.protocols.quota.notice import DIGEST, TEST, QuotaNotice
 
 MOST: Final = 64  # notices that wait
 TRIES: Final = 10  # of one notice: with the pauses between them, a quarter of an hour

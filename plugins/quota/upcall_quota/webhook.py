@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from upcall.errors import ModuleFailed, UsageError
+from upcall.core.errors import ModuleFailed, UsageError
+from upcall.protocols.quota.notice import QuotaNotice, pack
 from upcall.sink import Sink, TryLater
-from upcall.wire.quotanotice import QuotaNotice, pack
 from upcall_quota.identity import identity
 from upcall_quota.patience import cut_off
 from upcall_quota.secret import read_secret

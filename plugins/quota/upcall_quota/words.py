@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from upcall.wire.quotanotice import (
+from upcall.protocols.quota.notice import (
     BELOW,
     DIGEST,
     FILES,

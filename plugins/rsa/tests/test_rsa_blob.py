@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from upcall_rsa.blob import Blob, pack_blob, take_blob
 
-from upcall.errors import PeerError, UsageError
+from upcall.core.errors import PeerError, UsageError
 
 COMPAT = Blob("/home/tester/.ecryptfs/pki/key.pem", None, b"labpass")
 OURS = [Blob("/k.pem", source) for source in ("ask", "keyring", "none", "file:/run/secret")]

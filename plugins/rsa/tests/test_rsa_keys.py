@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 from upcall_rsa import module, signature_of
 from upcall_rsa.blob import Blob, pack_blob, take_blob
 
-from upcall.errors import ModuleFailed, Refused, UsageError
+from upcall.core.errors import ModuleFailed, Refused, UsageError
 from upcall.keymodule import API, Enrolled, KeyImporter, KeyMaker, KeyModule, Limits, Making, Public
 from upcall.testing.secrets import Told
 

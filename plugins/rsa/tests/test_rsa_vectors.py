@@ -11,10 +11,10 @@ from cryptography.hazmat.primitives.hashes import SHA1, Hash
 from upcall_rsa import Handle, module
 from upcall_rsa.blob import Blob, pack_blob, take_blob
 
+from upcall.protocols.ecryptfs import packets as wire
+from upcall.protocols.ecryptfs.authtok import take_auth_tok
+from upcall.protocols.ecryptfs.header import take_header
 from upcall.testing.secrets import Told
-from upcall.wire import ecryptfs as wire
-from upcall.wire.authtok import take_auth_tok
-from upcall.wire.ecryptfs_header import take_header
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[3] / "tests" / "vectors" / "ecryptfs.json").read_text())
 KEY = VECTORS["keys"]["root"]

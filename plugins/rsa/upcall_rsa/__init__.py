@@ -26,9 +26,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from upcall.errors import ModuleFailed, PeerError, Refused, UsageError
+from upcall.core.errors import ModuleFailed, PeerError, Refused, UsageError
 from upcall.keymodule import API, MAX_KEY, MAX_WRAPPED, Enrolled, Making, Parameter, Secrets
-from upcall.privatefile import Fingerprint, fingerprint, read_private, write_new
+from upcall.keys.private_file import Fingerprint, fingerprint, read_private, write_new
 from upcall_rsa.blob import NONE, Blob, check_source, pack_blob, take_blob
 
 __all__ = ["Handle", "OpensslModule", "module", "signature_of"]

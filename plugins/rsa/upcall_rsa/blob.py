@@ -13,7 +13,7 @@ import os
 import struct
 from typing import NamedTuple
 
-from upcall.errors import PeerError, UsageError
+from upcall.core.errors import PeerError, UsageError
 
 WHAT = "openssl blob"
 MAX_PATH = 1024

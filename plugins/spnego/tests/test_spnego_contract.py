@@ -9,7 +9,7 @@ from upcall_spnego import SpnegoHandler
 from upcall_spnego.mitkdc import asking
 
 from upcall.testing.handlercontract import HandlerContract
-from upcall.wire.netlink import Envelope
+from upcall.wire.envelope import Envelope
 
 
 class TestSpnego(HandlerContract):

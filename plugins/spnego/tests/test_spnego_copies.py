@@ -14,9 +14,9 @@ from upcall_spnego.copies import Copies
 from upcall_spnego.krb5 import FCC_NOFILE, Context, Krb5Error
 from upcall_spnego.mitkdc import Realm, asking
 
-from upcall.errors import Refused
-from upcall.wire.cifs_spnego import take_payload
-from upcall.wire.requestkey import take_instance
+from upcall.core.errors import Refused
+from upcall.protocols.request_key.cifs_spnego import take_payload
+from upcall.protocols.request_key.messages import take_instance
 
 
 def later() -> float:

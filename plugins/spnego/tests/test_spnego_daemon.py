@@ -11,12 +11,12 @@ import pytest
 from upcall_spnego.acceptor import accept
 from upcall_spnego.mitkdc import UNKNOWN, Realm, asking
 
-from upcall.messages import Answer, Refusal
+from upcall.core.messages import Answer, Refusal
+from upcall.protocols.request_key.cifs_spnego import take_payload
+from upcall.protocols.request_key.messages import take_instance
 from upcall.testing.played import PlayedBroker
 from upcall.testing.processes import RunningDaemon
-from upcall.wire.cifs_spnego import take_payload
-from upcall.wire.netlink import Response
-from upcall.wire.requestkey import take_instance
+from upcall.wire.envelope import Response
 
 SERVICE = "cifs.spnego"
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from upcall_spnego.negtoken import KRB5, MS_KRB5, SPNEGO, pack_negtokeninit, pack_oid, take_negtokeninit, take_oid
 
-from upcall.errors import PeerError
+from upcall.core.errors import PeerError
 
 # By hand: [APPLICATION 0] { 1.3.6.1.5.5.2, [0] SEQUENCE { [0] SEQUENCE { krb5 }, [2] OCTET STRING "token" } }
 SHORT = bytes.fromhex("6027 06062b0601050502 a01d 301b a00d 300b 06092a864886f712010202 a20a 0408") + b"a token!"

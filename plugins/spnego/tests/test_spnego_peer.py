@@ -14,9 +14,9 @@ from upcall_spnego.acceptor import accept
 from upcall_spnego.mitkdc import SERVER, UNKNOWN, Realm, asking
 from upcall_spnego.negtoken import take_negtokeninit
 
-from upcall.errors import Refused
-from upcall.wire.cifs_spnego import take_payload
-from upcall.wire.requestkey import take_ask, take_instance
+from upcall.core.errors import Refused
+from upcall.protocols.request_key.cifs_spnego import take_payload
+from upcall.protocols.request_key.messages import take_ask, take_instance
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("cifs.upcall", path="/usr/sbin:/sbin") or not shutil.which("gcc"),

@@ -15,10 +15,10 @@ from upcall_spnego.mitkdc import FOREIGN, SERVER, UNKNOWN, Realm, asking
 from upcall_spnego.refusals import _REASONS
 from upcall_spnego.waiting import AT_MOST, OVERLONG, Waiting
 
-from upcall.errors import ModuleFailed, PeerError, Refused
+from upcall.core.errors import ModuleFailed, PeerError, Refused
+from upcall.protocols.request_key.messages import take_ask
 from upcall.testing.processes import until
-from upcall.wire.netlink import Envelope
-from upcall.wire.requestkey import take_ask
+from upcall.wire.envelope import Envelope
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a file of somebody else's takes root to make")
 

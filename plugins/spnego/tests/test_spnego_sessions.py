@@ -17,12 +17,12 @@ from upcall_spnego.acceptor import Accepted, accept
 from upcall_spnego.mitkdc import SERVER, Realm, asking
 from upcall_spnego.negtoken import KRB5, MS_KRB5, take_negtokeninit
 
-from upcall import machine
-from upcall.errors import Refused
+from upcall.core.errors import Refused
 from upcall.kernel.keyring import join_session_and_link_user_keyring
+from upcall.process import machine
+from upcall.protocols.request_key.cifs_spnego import take_payload
+from upcall.protocols.request_key.messages import take_instance
 from upcall.testing.processes import in_child
-from upcall.wire.cifs_spnego import take_payload
-from upcall.wire.requestkey import take_instance
 
 MACHINE = 997
 

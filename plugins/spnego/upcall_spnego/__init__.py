@@ -12,11 +12,11 @@ import socket
 from collections.abc import Iterator
 from typing import Any, Final
 
-from upcall import machine
-from upcall.errors import ModuleFailed, Refused
-from upcall.wire.cifs_spnego import MAX_KEY, MIN_KEY, Spnego, pack_payload, take_description
-from upcall.wire.netlink import Envelope
-from upcall.wire.requestkey import MAX_PAYLOAD, Ask, Instance, pack_ask, pack_instance, take_ask
+from upcall.core.errors import ModuleFailed, Refused
+from upcall.process import machine
+from upcall.protocols.request_key.cifs_spnego import MAX_KEY, MIN_KEY, Spnego, pack_payload, take_description
+from upcall.protocols.request_key.messages import MAX_PAYLOAD, Ask, Instance, pack_ask, pack_instance, take_ask
+from upcall.wire.envelope import Envelope
 from upcall_spnego import credentials
 from upcall_spnego.copies import Copies
 from upcall_spnego.credentials import PREFIX, USELESS, Candidate, Wanted

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from upcall.errors import Refused
+from upcall.core.errors import Refused
 from upcall_spnego.copies import Copies
 from upcall_spnego.files import CACHE, KEYTAB, NotTrusted, trusted
 from upcall_spnego.krb5 import FCC_NOFILE, Context, Held, Krb5Error, realm_of

@@ -6,7 +6,7 @@ import os
 import stat
 from typing import Final
 
-from upcall.errors import UpcallError
+from upcall.core.errors import UpcallError
 
 CACHE: Final = 0o077  # rights that nobody else may have to a cache of tickets
 KEYTAB: Final = 0o022  # to a keytab: some are read by a group of services

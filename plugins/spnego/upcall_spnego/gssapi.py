@@ -11,7 +11,7 @@ import functools
 from ctypes import POINTER, byref, c_char_p, c_int, c_int32, c_size_t, c_uint32, c_void_p
 from typing import Any, Final, NamedTuple
 
-from upcall.errors import Refused, UpcallError
+from upcall.core.errors import Refused, UpcallError
 
 NAME: Final = "libgssapi_krb5.so.2"
 INITIATE: Final = 1  # GSS_C_INITIATE

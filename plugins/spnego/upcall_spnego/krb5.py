@@ -11,7 +11,7 @@ import functools
 from ctypes import POINTER, byref, c_char_p, c_int, c_int32, c_uint, c_uint32, c_void_p
 from typing import Any, Final, NamedTuple, Self
 
-from upcall.errors import Refused, UpcallError
+from upcall.core.errors import Refused, UpcallError
 
 NAME: Final = "libkrb5.so.3"
 REFERRAL: Final = ""  # the realm of a host that krb5.conf does not place: the client's KDC knows it, or who does

@@ -20,10 +20,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-from upcall.errors import UpcallError
-from upcall.messages import Requester
-from upcall.wire.netlink import Envelope
-from upcall.wire.requestkey import Ask, pack_ask
+from upcall.core.errors import UpcallError
+from upcall.core.messages import Requester
+from upcall.protocols.request_key.messages import Ask, pack_ask
+from upcall.wire.envelope import Envelope
 
 NAME = "LAB.TEST"
 ELSEWHERE = "ELSEWHERE.TEST"  # a realm that nobody serves

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from typing import Final
 
-from upcall.errors import PeerError
+from upcall.core.errors import PeerError
 
 SPNEGO: Final = "1.3.6.1.5.5.2"
 KRB5: Final = "1.2.840.113554.1.2.2"

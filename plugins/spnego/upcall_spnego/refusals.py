@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from upcall.errors import Refused
+from upcall.core.errors import Refused
 from upcall_spnego.gssapi import GssError
 from upcall_spnego.krb5 import FCC_NOFILE, realm_of
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from upcall.errors import Refused
+from upcall.core.errors import Refused
 
 OVERLONG: Final = 2.0  # seconds after which a KDC counts as one that does not answer
 AT_MOST: Final = 4  # requests that wait for such a KDC; the next ones are refused at once

@@ -10,10 +10,10 @@ import pytest
 from upcall_tpm2 import module
 from upcall_tpm2.swtpm import SoftwareTpm, missing
 
-from upcall.enrol import chosen, prove
-from upcall.errors import ModuleFailed
-from upcall.isolation.module import IsolatedModule
+from upcall.core.errors import ModuleFailed
+from upcall.daemon.isolation.module import IsolatedModule
 from upcall.keymodule import Limits, Making
+from upcall.keys.enrolment import chosen, prove
 from upcall.testing.contract import KeyModuleContract, Made
 from upcall.testing.secrets import Told
 from upcall.testing.subject import make_key

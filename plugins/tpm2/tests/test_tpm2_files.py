@@ -22,7 +22,7 @@ from upcall_tpm2.sealed import (
     take_sealed,
 )
 
-from upcall.errors import PeerError, UsageError
+from upcall.core.errors import PeerError, UsageError
 
 VALUES = hashlib.sha256(bytes(64)).digest()
 PRIVATE = b"\0\x04\xde\xad\xbe\xef"

@@ -19,8 +19,7 @@ from upcall_tpm2.chip import Chip, Lockout, conversation, library
 from upcall_tpm2.keyfile import KeyFile, pack_key_file, take_key_file
 from upcall_tpm2.swtpm import SoftwareTpm, missing
 
-from upcall.enrol import chosen, prove
-from upcall.errors import ModuleFailed, Refused, UsageError
+from upcall.core.errors import ModuleFailed, Refused, UsageError
 from upcall.keymodule import (
     API,
     Closable,
@@ -33,7 +32,8 @@ from upcall.keymodule import (
     Making,
     Watched,
 )
-from upcall.modules import load
+from upcall.keys.enrolment import chosen, prove
+from upcall.keys.plugins import load
 from upcall.testing.secrets import Told
 
 Generate = Callable[..., Enrolled]

@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives.keywrap import (
     aes_key_wrap_with_padding,
 )
 
-from upcall.errors import ModuleFailed, PeerError, UsageError
+from upcall.core.errors import ModuleFailed, PeerError, UsageError
 from upcall.keymodule import API, MAX_KEY, Enrolled, Limits, Making, Parameter, Secrets
-from upcall.privatefile import Fingerprint, fingerprint, read_private, write_new
+from upcall.keys.private_file import Fingerprint, fingerprint, read_private, write_new
 from upcall_tpm2.blob import Blob, check_tcti, pack_blob, take_blob
 from upcall_tpm2.bounded import within
 from upcall_tpm2.chip import KEY, Chip, Lockout, WrongPin, conversation

@@ -11,7 +11,7 @@ import os
 import re
 from typing import NamedTuple
 
-from upcall.errors import PeerError, UsageError
+from upcall.core.errors import PeerError, UsageError
 
 WHAT = "tpm2 blob"
 VERSION = 1

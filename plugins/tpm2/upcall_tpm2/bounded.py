@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 from upcall_tpm2.keyfile import OWNER, KeyFile
 from upcall_tpm2.sealed import STORAGE, STORAGE_TEMPLATE, Pcrs, pack_template, policy_of
 

@@ -21,7 +21,7 @@ import binascii
 import textwrap
 from typing import NamedTuple
 
-from upcall.errors import PeerError
+from upcall.core.errors import PeerError
 from upcall_tpm2.sealed import (
     CC_POLICY_AUTH_VALUE,
     CC_POLICY_PCR,

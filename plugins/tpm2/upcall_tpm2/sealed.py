@@ -11,7 +11,7 @@ import re
 import struct
 from typing import NamedTuple
 
-from upcall.errors import PeerError, UsageError
+from upcall.core.errors import PeerError, UsageError
 
 WHAT = "public area of a sealed object"
 

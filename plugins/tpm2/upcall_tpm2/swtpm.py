@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from upcall.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed
 from upcall_tpm2.chip import library
 
 _HOST = "127.0.0.1"

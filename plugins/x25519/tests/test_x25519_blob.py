@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from upcall_x25519.blob import Blob, pack_blob, take_blob
 
-from upcall.errors import PeerError, UsageError
+from upcall.core.errors import PeerError, UsageError
 
 BLOBS = [
     Blob("/home/tester/key.pem", "ask", 0x12),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from upcall_x25519 import module
 
-from upcall.errors import Refused
+from upcall.core.errors import Refused
 from upcall.keymodule import Enrolled, Limits, Making
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import RunningBroker, RunningDaemon

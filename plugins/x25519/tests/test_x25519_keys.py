@@ -25,7 +25,7 @@ from upcall_x25519 import FORMS, Handle, module, signature_of
 from upcall_x25519.blob import Blob, pack_blob, take_blob
 from upcall_x25519.sealed import OVERHEAD, SUITES, seal
 
-from upcall.errors import ModuleFailed, Refused, UsageError
+from upcall.core.errors import ModuleFailed, Refused, UsageError
 from upcall.keymodule import (
     API,
     MAX_KEY,

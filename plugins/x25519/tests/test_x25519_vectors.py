@@ -26,7 +26,7 @@ from upcall_x25519 import module, signature_of
 from upcall_x25519.blob import Blob, pack_blob
 from upcall_x25519.sealed import INFO, SUITES, seal, unseal
 
-from upcall.errors import PeerError
+from upcall.core.errors import PeerError
 from upcall.testing.secrets import Told
 
 VECTORS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "rfc9180.json").read_text())["vectors"]

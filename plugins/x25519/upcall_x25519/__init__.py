@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from upcall.errors import ModuleFailed, PeerError, Refused, UsageError
+from upcall.core.errors import ModuleFailed, PeerError, Refused, UsageError
 from upcall.keymodule import API, MAX_KEY, Enrolled, Making, Parameter, Secrets
-from upcall.privatefile import Fingerprint, fingerprint, read_private, write_new
+from upcall.keys.private_file import Fingerprint, fingerprint, read_private, write_new
 from upcall_x25519.blob import NONE, Blob, check_source, pack_blob, take_blob
 from upcall_x25519.sealed import AES_128_GCM, AES_256_GCM, CHACHA20_POLY1305, OVERHEAD, seal, unseal
 

@@ -11,7 +11,7 @@ import os
 import struct
 from typing import Final, NamedTuple
 
-from upcall.errors import PeerError, UsageError
+from upcall.core.errors import PeerError, UsageError
 from upcall_x25519.sealed import SUITES
 
 WHAT: Final = "x25519 blob"

@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
-from upcall.errors import PeerError
+from upcall.core.errors import PeerError
 from upcall.keymodule import MAX_KEY
 
 WHAT: Final = "sealed key"

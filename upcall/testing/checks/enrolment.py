@@ -9,9 +9,11 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from upcall.errors import ModuleFailed, UsageError
+from upcall.core.errors import ModuleFailed, UsageError
 from upcall.keymodule import API, KeyImporter, KeyMaker, Parameter
-from upcall.modules import is_alias
+from upcall.keys.plugins import is_alias
+from upcall.protocols.ecryptfs.authtok import MAX_BLOB
+from upcall.protocols.ecryptfs.packets import is_signature
 from upcall.testing.subject import (
     CLEAN,
     FAILED,
@@ -24,8 +26,6 @@ from upcall.testing.subject import (
     generate,
     refused,
 )
-from upcall.wire.authtok import MAX_BLOB
-from upcall.wire.ecryptfs import is_signature
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 

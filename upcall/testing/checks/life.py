@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from upcall.errors import Refused
-from upcall.isolation.module import IsolatedModule
+from upcall.core.errors import Refused
+from upcall.daemon.isolation.module import IsolatedModule
 from upcall.keymodule import Closable, KeyHandle, Watched
 from upcall.testing.secrets import Told
 from upcall.testing.subject import (

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 
-from upcall.errors import Refused
+from upcall.core.errors import Refused
 from upcall.keymodule import MAX_KEY, Closable, KeyHandle
 from upcall.testing.secrets import Told
 from upcall.testing.subject import CLEAN, FAILED, Check, Made, NotApplicable, Subject, expect, failure, refused

@@ -1,0 +1,117 @@
+"""Starting a user's daemon when somebody asks for it: by a command, usually of the service manager."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from upcall.broker.loop import URGENT
+from upcall.process import start_python as startpython
+
+if TYPE_CHECKING:
+    from upcall.broker.server import Server
+
+# The user's manager, and with it what it starts by itself. Asking that for the daemon (systemctl --user
+# --machine={uid}@.host) needs a D-Bus of the user's, opens a session that ends again at once, and takes five times
+# as long.
+COMMAND = ("systemctl", "start", "user@{uid}.service")
+WITHOUT_SYSTEMD = tuple(startpython.command("upcall.install.sessions", "start", "{uid}", isolated=True))
+_SYSTEMD_RUNS = Path("/run/systemd/system")  # sd_booted(3)
+
+_PATIENCE = 20.0  # seconds that the command may take
+_AGAIN = 5.0  # seconds after a failure in which it is not tried again
+_AT_ONCE = 16  # commands
+_ENVIRONMENT = startpython.fixed()
+
+
+def usual() -> tuple[str, ...]:
+    """The command for this machine."""
+    return COMMAND if _SYSTEMD_RUNS.is_dir() else WITHOUT_SYSTEMD
+
+
+class _Command:
+    """A command that runs: readable once it has ended (pidfd_open(2))."""
+
+    def __init__(self, starter: Starter, uid: int, name: str, pid: int, deadline: float) -> None:
+        self._starter, self._uid, self.name, self.pid, self.deadline = starter, uid, name, pid, deadline
+        self._fd = os.pidfd_open(pid)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def ended(self) -> None:
+        _, status = os.waitpid(self.pid, 0)
+        self._starter.ended(self._uid, self, os.waitstatus_to_exitcode(status))
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class Starter:
+    """Runs the command once for each uid at a time. That it ended well says nothing: the daemon's HELO does."""
+
+    def __init__(self, server: Server, command: Sequence[str] = COMMAND) -> None:
+        """`{uid}` in a word of `command` stands for the uid."""
+        self._server, self._command = server, command
+        self._running: dict[int, _Command] = {}
+        self._not_before: dict[int, float] = {}
+        self._timer = server.loop.timer(self._expire)
+
+    def use(self, command: Sequence[str]) -> None:
+        """From now on. What another command has failed at, this one may try at once."""
+        if command != self._command:
+            self._command = command
+            self._not_before.clear()
+
+    def start(self, uid: int) -> bool:
+        """Whether a daemon is on its way."""
+        now = self._server.now
+        if uid in self._running:
+            return True
+        if self._not_before.get(uid, 0.0) > now or len(self._running) >= _AT_ONCE:
+            return False
+        words = [word.replace("{uid}", str(uid)) for word in self._command]
+        try:
+            null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1)]
+            pid = os.posix_spawnp(words[0], words, _ENVIRONMENT, file_actions=null, setpgroup=0)
+        except OSError as error:
+            self._failed(uid, str(error))
+            return False
+        command = self._running[uid] = _Command(self, uid, words[0], pid, now + _PATIENCE)
+        self._server.loop.add(command, command.ended, URGENT)
+        self._timer.at(command.deadline)
+        self._server.log("daemon-starting", uid=uid, by=words[0])
+        return True
+
+    def ended(self, uid: int, command: _Command, code: int) -> None:
+        self._forget(uid)
+        if code != 0:
+            self._failed(uid, f"{command.name} ended with {code}")
+            self._server.broker.given_up(uid)
+
+    def _failed(self, uid: int, why: str) -> None:
+        self._server.log("daemon-not-started", uid=uid, why=why)
+        self._not_before = {one: when for one, when in self._not_before.items() if when > self._server.now}
+        self._not_before[uid] = self._server.now + _AGAIN
+
+    def _forget(self, uid: int) -> None:
+        command = self._running.pop(uid)
+        self._server.loop.remove(command)
+        command.close()
+
+    def _expire(self, now: float) -> None:
+        """Ends commands that take too long; what they started may still come."""
+        for command in self._running.values():
+            if command.deadline <= now:
+                command.deadline = now + _PATIENCE
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(command.pid, signal.SIGKILL)
+            self._timer.at(command.deadline)
+
+    def close(self) -> None:
+        for uid in tuple(self._running):
+            self._forget(uid)

@@ -1,0 +1,136 @@
+"""A terminal that runs `upcall prompt`: the daemon's side.
+
+The terminal's process connects to the daemon's control socket, and stays. From then on the messages are those of
+upcall.wire.isolation: PIN, TOUCH and CLOSE (never mind that PIN) from here, each with its text in `data`, and that of
+a PIN with what is to be typed, "PIN" or "Passphrase", in `text`; ANSWER, REFUSED (the person said no) or FAILED (it
+cannot be shown) from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import select
+import socket
+import threading
+
+from upcall.core.errors import PeerError
+from upcall.daemon.prompting.question import Cancelled, Question, Turn, Unanswered, Unavailable, Withdrawn, checked
+from upcall.daemon.prompting.requester import plain
+from upcall.process.log import EventLog
+from upcall.wire.isolation import ANSWER, CLOSE, FAILED, HEAD, PIN, REFUSED, TOUCH, Message, pack, take
+
+REPLACED = "another terminal answers prompts now"
+_LATE = 16  # answers to questions of a while ago that one terminal may still owe
+_BUFFER = HEAD.size + 4096
+
+
+class _Gone(Exception):
+    """The terminal has closed the connection, or talks nonsense; the text says which."""
+
+
+class Agent:
+    """The way that comes first. One terminal at a time: a newer one takes over, with the question that is open."""
+
+    name = "agent"
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self._lock = threading.Lock()
+        self._connection: socket.socket | None = None
+        self._numbers = itertools.count(1)
+
+    def attach(self, connection: socket.socket, welcome: bytes) -> None:
+        """Never waits. `welcome`: what the terminal is sent first."""
+        connection.setblocking(False)
+        with self._lock:  # once the terminal knows, so do all others
+            with contextlib.suppress(OSError):
+                connection.send(welcome)
+            before, self._connection = self._connection, connection
+        if before is not None:
+            with contextlib.suppress(OSError):
+                before.send(pack(Message(FAILED, 0, text=REPLACED)))
+                before.shutdown(socket.SHUT_RDWR)  # wakes whoever waits for its answer, who lets go of it
+        self._log("terminal-attached")
+
+    def available(self) -> bool:
+        with self._lock:
+            return self._alive() is not None
+
+    def _alive(self) -> socket.socket | None:
+        """The connection, if there is somebody at its other end; the lock is held."""
+        if self._connection is not None:
+            poll = select.poll()
+            poll.register(self._connection, 0)
+            if poll.poll(0):
+                self._connection = None
+        return self._connection
+
+    def ask(self, question: Question, turn: Turn, /) -> bytearray:
+        while True:
+            with self._lock:
+                connection = self._alive()
+            if connection is None:
+                raise Unavailable("no terminal is attached")
+            try:
+                return checked(_ask(connection, next(self._numbers), question, turn))
+            except (_Gone, OSError) as error:
+                self._log("terminal-gone", why=error)
+                with self._lock:
+                    if self._connection is connection:
+                        self._connection = None
+
+    def notify(self, question: Question, turn: Turn, /) -> bool:
+        with self._lock:
+            connection = self._alive()
+        if connection is None:
+            return False
+        with contextlib.suppress(OSError):
+            connection.send(pack(Message(TOUCH, 0, data=question.text().encode())))
+            return True
+        return False
+
+
+def _ask(connection: socket.socket, number: int, question: Question, turn: Turn) -> bytearray:
+    """One question, until its answer. _Gone, OSError."""
+    connection.send(pack(Message(PIN, number, text=question.wanted, data=question.text().encode())))
+    buffer = bytearray(_BUFFER)
+    try:
+        for _ in range(_LATE):
+            turn.wait(connection.fileno())
+            message = _receive(connection, buffer)
+            if message.id != number:  # about an earlier question, which was withdrawn meanwhile
+                _wipe(message)
+            elif message.kind == ANSWER and isinstance(message.data, bytearray):
+                return message.data
+            elif message.kind == REFUSED:
+                raise Cancelled("the person said no")
+            elif message.kind == FAILED:
+                raise Unavailable(plain(message.text))
+            else:
+                raise _Gone(f"talks nonsense: kind {message.kind}")
+        raise _Gone("talks about what it was not asked")
+    except (Unanswered, Withdrawn):
+        with contextlib.suppress(OSError):
+            connection.send(pack(Message(CLOSE, number)))
+        raise
+    finally:
+        buffer[:] = bytes(len(buffer))
+
+
+def _receive(connection: socket.socket, buffer: bytearray) -> Message:
+    size, _, flags, _ = connection.recvmsg_into([buffer])
+    if not size:
+        raise _Gone("closed its end")
+    if flags & socket.MSG_TRUNC:
+        raise _Gone("talks nonsense: a message too long")
+    try:
+        with memoryview(buffer)[:size] as view:
+            return take(view)
+    except PeerError as error:
+        raise _Gone(f"talks nonsense: {error}") from None
+
+
+def _wipe(message: Message) -> None:
+    if isinstance(message.data, bytearray):
+        message.data[:] = bytes(len(message.data))

@@ -1,0 +1,177 @@
+"""Passphrases of keys: asked for when a key is first needed, and tried while the person is still there."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from upcall.core.errors import Refused, UpcallError
+from upcall.daemon.prompting.question import Question, Turn
+from upcall.daemon.prompting.requester import describe, plain
+from upcall.daemon.prompting.settings import HINT, MARGIN, MAX_OPEN, Settings
+from upcall.daemon.secrets import Asker
+from upcall.process.log import EventLog
+
+_WORDS = "Passphrase of a key"
+_QUIETENING = frozenset(
+    {"cancelled", "unanswered", "wrong"}
+)  # ends of a prompt after which nobody is asked for a while
+
+Kept = Callable[[], bytearray | None]
+Tried = Callable[[bytearray], bool]
+
+
+class Ask(Protocol):
+    """`prompts.Prompts.ask`."""
+
+    def __call__(self, question: Question, turn: Turn, **what: object) -> tuple[bytearray | None, str]: ...
+
+
+class _Prompt:
+    """A prompt that is open, for one key."""
+
+    __slots__ = ("over", "turn", "withdrawn")
+
+    def __init__(self) -> None:
+        self.turn: Turn | None = None  # while a person has it before them
+        self.over = self.withdrawn = False
+
+
+class Passphrases:
+    """Each prompt has a thread of its own, as those for PINs. `person`: who has it talks to them."""
+
+    def __init__(
+        self, ask: Ask, anybody: Callable[[], bool], person: threading.Lock, settings: Settings, log: EventLog
+    ) -> None:
+        self._ask_person, self._anybody, self._person = ask, anybody, person
+        self._settings, self._log = settings, log
+        self._change = threading.Condition()
+        self._prompts: dict[str, _Prompt] = {}  # those that are open, by signature
+        self._quiet: dict[str, float] = {}  # signature -> until when nobody is asked
+
+    def ask(self, signature: str, asker: Asker, kept: Kept, tried: Tried) -> bytearray:
+        """See `asking.Prompter`."""
+        until = asker.deadline - MARGIN if asker.patient() else 0.0
+        joined: _Prompt | None = None
+        with self._change:
+            while (secret := kept()) is None:
+                if joined is not None and joined.over:
+                    raise Refused("locked")
+                if joined is None:
+                    joined = self._prompts.get(signature) or self._open(signature, asker, tried)
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise Refused("prompting")
+                self._change.wait(left)
+            return secret
+
+    def lock(self) -> None:
+        """Withdraws every prompt."""
+        with self._change:
+            for prompt in self._prompts.values():
+                prompt.withdrawn = prompt.over = True
+                if prompt.turn is not None:
+                    prompt.turn.withdraw()
+            self._prompts.clear()
+            self._quiet.clear()
+            self._change.notify_all()
+
+    def unlock(self) -> None:
+        """A person is there: prompts may be shown again."""
+        with self._change:
+            self._quiet.clear()
+
+    # --- one prompt ----------------------------------------------------------------------------------------
+
+    def _open(self, signature: str, asker: Asker, tried: Tried) -> _Prompt:
+        """A new prompt, in a thread of its own. The lock is held."""
+        now = time.monotonic()
+        self._quiet = {key: until for key, until in self._quiet.items() if until > now}
+        if signature in self._quiet:
+            raise Refused("locked")
+        if not self._anybody():
+            self._log("nobody-to-ask", key=signature, hint=f"{HINT}; or `upcall unlock`")
+            raise Refused("locked")
+        if len(self._prompts) >= MAX_OPEN:
+            raise Refused("busy")
+        opened = _Prompt()
+        thread = threading.Thread(
+            target=self._converse, args=(signature, opened, asker, tried), name="prompt", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads
+            raise Refused("busy") from None
+        self._prompts[signature] = opened
+        return opened
+
+    def _converse(self, signature: str, prompt: _Prompt, asker: Asker, tried: Tried) -> None:
+        """The prompt's thread."""
+        outcome = "withdrawn"
+        try:
+            who = describe(asker.service, asker.requester)  # at once: it may end before its turn has come
+            key = f"Key: {plain(_name_of(signature))}"
+            with self._person:
+                for wrong in range(self._settings.tries):
+                    details = (key, *who, *_warning(wrong, self._settings.tries))
+                    outcome = self._once(signature, prompt, Question(_WORDS, details, "Passphrase"), tried)
+                    if outcome != "wrong":
+                        break
+        except OSError as error:  # no more descriptors
+            outcome = f"{error.strerror}"
+        finally:
+            self._log("prompt-ended", key=signature, outcome=outcome)
+            self._end(signature, prompt, outcome)
+
+    def _once(self, signature: str, prompt: _Prompt, question: Question, tried: Tried) -> str:
+        """One question and its answer: "answered" if that opens the key, "wrong" if not, or how else it has ended."""
+        with self._change:
+            if prompt.withdrawn:
+                return "withdrawn"
+            turn = prompt.turn = Turn(self._settings.prompt_time)
+        try:
+            secret, outcome = self._ask_person(question, turn, key=signature)
+        finally:
+            with self._change:
+                prompt.turn = None
+                turn.close()
+        if secret is None:
+            return outcome
+        try:
+            return "answered" if tried(secret) else "wrong"
+        except Refused as refused:
+            return refused.reason
+        finally:
+            secret[:] = bytes(len(secret))
+
+    def _end(self, signature: str, prompt: _Prompt, outcome: str) -> None:
+        with self._change:
+            prompt.over = True
+            if self._prompts.get(signature) is prompt:
+                del self._prompts[signature]
+                if outcome in _QUIETENING:
+                    self._quiet[signature] = time.monotonic() + self._settings.quiet
+            self._change.notify_all()
+
+
+def _warning(wrong: int, tries: int) -> tuple[str, ...]:
+    if not wrong:
+        return ()
+    left = tries - wrong
+    return (f"That does not open it. You are asked {left} more time{'s' if left > 1 else ''}.",)
+
+
+def _name_of(signature: str) -> str:
+    """What its owner calls the key, if that is known here."""
+    from upcall.keys.store import KeyStore
+
+    store = KeyStore()
+    with contextlib.suppress(OSError):
+        for name in store.names():
+            with contextlib.suppress(UpcallError, OSError):
+                if store.load(name).signature == signature:
+                    return f"{name} ({signature})"
+    return signature

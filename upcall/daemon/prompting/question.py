@@ -1,0 +1,101 @@
+"""What the ways of asking a person have in common: the question, how long it may take, and how it can end."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from typing import NamedTuple, Protocol
+
+from upcall.core.errors import UpcallError
+
+MAX_PIN = 256  # bytes; tokens take far less. And of a passphrase that is typed here
+
+
+class Unavailable(UpcallError):
+    """Nobody can be asked this way now; another way may do. The text is logged: no secrets in it."""
+
+
+class Cancelled(UpcallError):
+    """The person does not want to answer."""
+
+
+class Unanswered(UpcallError):
+    """Nobody has answered in time."""
+
+
+class Withdrawn(UpcallError):
+    """Nobody wants to know any more."""
+
+
+class Question(NamedTuple):
+    """What a person is shown. All of it is printable and short: see `requester.plain`."""
+
+    prompt: str  # one line: "PIN of the card"
+    details: tuple[str, ...]  # lines: whose PIN, who wants it, what happened before
+    wanted: str = "PIN"  # what is to be typed, in a word
+
+    def text(self, between: str = "\n") -> str:
+        return between.join((self.prompt, *self.details))
+
+
+class Turn:
+    """The time that a person has for one question. `withdraw` ends it early, from any thread."""
+
+    def __init__(self, seconds: float) -> None:
+        self.until = time.monotonic() + seconds
+        self._lock = threading.Lock()
+        self._withdrawn = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll = select.poll()
+        self._poll.register(self._withdrawn, select.POLLIN)
+
+    def left(self) -> float:
+        return max(0.0, self.until - time.monotonic())
+
+    def wait(self, fd: int) -> None:
+        """Until there is something to read, or the other side has gone. Unanswered, Withdrawn."""
+        self._poll.register(fd, select.POLLIN)
+        try:
+            ready = {one for one, _ in self._poll.poll(self.left() * 1000)}
+        finally:
+            self._poll.unregister(fd)
+        if self._withdrawn in ready:
+            raise Withdrawn("withdrawn")
+        if not ready:
+            raise Unanswered("not answered in time")
+
+    def withdraw(self) -> None:
+        with self._lock:
+            if self._withdrawn >= 0:
+                os.eventfd_write(self._withdrawn, 1)
+
+    def close(self) -> None:
+        with self._lock:
+            os.close(self._withdrawn)
+            self._withdrawn = -1
+
+
+class Way(Protocol):
+    """A way of asking a person. Not for several threads at a time, but for `available` and `notify`."""
+
+    name: str
+
+    def available(self) -> bool:
+        """Whether it is worth a try. Cheap, and never waits."""
+
+    def ask(self, question: Question, turn: Turn, /) -> bytearray:
+        """The PIN, 1 to MAX_PIN bytes, for the caller to wipe. Unavailable, Cancelled, Unanswered, Withdrawn."""
+
+    def notify(self, question: Question, turn: Turn, /) -> bool:
+        """Shows something that needs no answer, until the turn is over at most; False if it cannot."""
+
+
+def checked(pin: bytearray) -> bytearray:
+    """Nothing is no answer; what is too long is neither PIN nor passphrase. The buffer that is refused is wiped."""
+    if not pin:
+        raise Cancelled("nothing was typed")
+    if len(pin) > MAX_PIN:
+        pin[:] = bytes(len(pin))
+        raise Unavailable(f"more than {MAX_PIN} bytes were typed")
+    return pin

@@ -1,0 +1,81 @@
+"""Who wants a PIN, in words for a person. Names of processes are chosen by those processes: none is trusted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import NamedTuple
+
+from upcall.core.messages import Requester
+
+_PARENTS = 4
+_MAX_LINE = 160  # characters
+
+
+def plain(text: str, limit: int = _MAX_LINE) -> str:
+    """On one line, printable (no escape sequences, no characters that turn the direction of writing), not too long."""
+    shown = "".join(c if c.isprintable() else "?" for c in text[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+
+
+def describe(service: str, requester: Requester) -> tuple[str, ...]:
+    """Lines that say who asks. A process may have ended meanwhile; then its pid is all that there is."""
+    if not service:
+        return ("For: your daemon itself, which opens your keys before they are used",)
+    if not requester.pid:
+        unnamed = f"a process of uid {requester.uid}, by the service {plain(service, 64)}"
+        file = f"a file on an eCryptfs mount, opened by uid {requester.uid}"
+        return (f"For: {file if service == 'ecryptfs' else unnamed}",)
+    first, by = _process(requester.pid), f"by the service {plain(service, 64)}"
+    if first is None or first.uid != requester.uid:  # ended, and its pid may belong to another process by now
+        return (f"For: a process that has ended, pid {requester.pid}, uid {requester.uid}, {by}",)
+    exe = f", {plain(first.exe, 100)}" if first.exe else ""
+    lines = [f"For: {plain(first.name, 32)} (pid {requester.pid}, uid {requester.uid}{exe}), {by}"]
+    parents = [f"{plain(one.name, 32)} ({pid})" for pid, one in _above(first)]
+    return (*lines, f"Started by: {', by '.join(parents)}") if parents else tuple(lines)
+
+
+class _Process(NamedTuple):
+    name: str
+    exe: str  # "" if it is not ours to know
+    uid: int  # real
+    parent: int
+
+
+def _above(process: _Process) -> list[tuple[int, _Process]]:
+    found: list[tuple[int, _Process]] = []
+    while len(found) < _PARENTS and process.parent:
+        pid, above = process.parent, _process(process.parent)
+        if above is None:
+            break
+        found.append((pid, above))
+        process = above
+    return found
+
+
+def _process(pid: int) -> _Process | None:
+    """What proc(5) tells. The folder is opened once: when the process ends, what is read there fails, and never
+    tells of another one with the same pid."""
+    try:
+        folder = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        status = _read("status", folder)
+        exe = ""
+        with contextlib.suppress(OSError):
+            exe = os.readlink("exe", dir_fd=folder)
+        fields = dict(line.split(":\t", 1) for line in status.split("\n") if ":\t" in line)
+        return _Process(_read("comm", folder).rstrip("\n"), exe, int(fields["Uid"].split()[0]), int(fields["PPid"]))
+    except (OSError, LookupError, ValueError):
+        return None
+    finally:
+        os.close(folder)
+
+
+def _read(name: str, folder: int) -> str:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        return os.read(fd, 8192).decode("utf-8", "replace")
+    finally:
+        os.close(fd)

@@ -1,0 +1,125 @@
+"""The password agents of systemd: a question is a file in a folder that they watch, the answer a datagram.
+
+Source: systemd's "Password Agents" specification. Ours and not the `systemd-ask-password` command: that one prints the
+secret to a pipe through buffers of its own, shows who asks for what in its arguments to every user, and is missing
+where an agent of a desktop is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from upcall.daemon.prompting.question import MAX_PIN, Cancelled, Question, Turn, Unavailable, checked
+
+SYSTEM: Final = Path("/run/systemd/ask-password")
+_UCRED: Final = struct.Struct("=iII")
+_DATAGRAM: Final = 1 + 4 * MAX_PIN
+_TRIES: Final = 64  # datagrams of others
+
+
+def folder(environment: Mapping[str, str]) -> Path | None:
+    """Where this user's agents look: their own folder (systemd 257), or the system's, which only root can write to.
+
+    It is made by the first agent: where there is none, nobody looks. That somebody looks now cannot be known.
+    """
+    own = environment.get("XDG_RUNTIME_DIR")
+    places = [Path(own) / "systemd" / "ask-password"] if own else []
+    if os.geteuid() == 0:
+        places.append(SYSTEM)
+    return next((place for place in places if _ours(place)), None)
+
+
+def _ours(place: Path) -> bool:
+    try:
+        found = place.stat()
+    except OSError:
+        return False
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o022 and place.is_dir()
+
+
+class PasswordAgents:
+    """The way that comes last: it alone cannot tell whether anybody is there."""
+
+    name = "systemd"
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+
+    def available(self) -> bool:
+        return folder(self._environment) is not None
+
+    def ask(self, question: Question, turn: Turn, /) -> bytearray:
+        place = folder(self._environment)
+        if place is None:
+            raise Unavailable("no password agent has run here")
+        name = os.urandom(8).hex()
+        answers, asked = place / f"sck.{name}", place / f"ask.{name}"
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as listener:
+                listener.setblocking(False)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+                listener.bind(os.fspath(answers))
+                answers.chmod(0o600)
+                _write(asked, _ask_file(question, answers, turn))
+                return checked(_answer(listener, turn))
+        except OSError as error:
+            raise Unavailable(f"{place}: {error.strerror}") from None
+        finally:
+            for path in (asked, answers):  # the file's end tells the agents that it is over
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def notify(self, question: Question, turn: Turn, /) -> bool:
+        """They only know questions."""
+        return False
+
+
+def _ask_file(question: Question, answers: Path, turn: Turn) -> str:
+    message = question.text("; ")  # one line, and printable: nothing in it can begin another
+    return (
+        f"[Ask]\nPID={os.getpid()}\nSocket={answers}\nAcceptCached=0\nEcho=0\nNotAfter={int(turn.until * 1e6)}\n"
+        f"Silent=0\nMessage={message}\nIcon=dialog-password\nId=upcall\n"
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    """At once or not at all: agents read it as soon as it has its name."""
+    beside = path.with_name(f"tmp.{path.name.removeprefix('ask.')}")
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, text.encode("utf-8", "replace"))
+    finally:
+        os.close(fd)
+    beside.rename(path)
+
+
+def _answer(listener: socket.socket, turn: Turn) -> bytearray:
+    """The first answer of root or of this user; others may write to any socket whose name they know."""
+    buffer = bytearray(_DATAGRAM)
+    try:
+        for _ in range(_TRIES):
+            turn.wait(listener.fileno())
+            size, ancillary, flags, _ = listener.recvmsg_into([buffer], socket.CMSG_SPACE(_UCRED.size))
+            if flags & socket.MSG_TRUNC or not size or _sender(ancillary) not in (0, os.geteuid()):
+                continue
+            if buffer[0] == 0x2D:  # "-"
+                raise Cancelled("the person said no")
+            if buffer[0] == 0x2B:  # "+", then one secret or more, each with a NUL behind it
+                end = buffer.find(b"\0", 1, size)
+                return buffer[1 : end if end >= 0 else size]
+        raise Unavailable("too many answers from others")
+    finally:
+        buffer[:] = bytes(len(buffer))
+
+
+def _sender(ancillary: list[tuple[int, int, bytes]]) -> int | None:
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS and len(data) >= _UCRED.size:
+            return int(_UCRED.unpack_from(data)[1])
+    return None

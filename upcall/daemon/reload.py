@@ -1,0 +1,107 @@
+"""On SIGHUP, or when the user says so: which plugins may be loaded is found again, and followed from the next request.
+
+What is under way comes to its end, with a plugin that is no longer allowed, too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from upcall.core.errors import ModuleFailed
+from upcall.daemon.loading import handlers, loaders
+from upcall.daemon.process import Daemon
+from upcall.handler import Handler
+from upcall.process import start_python as startpython
+from upcall.process.log import EventLog
+from upcall.process.reload import Reloading
+from upcall.protocols.ecryptfs.auto_lock import ARGUMENTS, Locking
+from upcall.protocols.ecryptfs.key_handler import KeyService
+
+PATIENCE: Final = 30.0  # seconds that the finder has
+
+_FOUND: Final = ("module", "isolated", "denied", "handler", "isolate", "inline")  # the arguments that it gives
+_WISHES: Final = ("isolate", "inline")  # those that it is given
+
+
+class Renewing:
+    """`find(arguments)` gives the arguments that `upcall.daemon.plugin_discovery` finds; ModuleFailed, OSError."""
+
+    def __init__(
+        self,
+        arguments: Iterable[str],
+        keys: KeyService,
+        daemon: Daemon,
+        log: EventLog,
+        find: Callable[[list[str]], list[str]] | None = None,
+        locking: Locking | None = None,
+    ) -> None:
+        """`daemon` has the handlers of these arguments already, and `keys` the modules."""
+        self._arguments = _of(arguments, _FOUND)
+        self._keys, self._daemon, self._log = keys, daemon, log
+        self._find = find or find_in_child
+        self._locking = locking
+        self._reloading = Reloading(self._renew)
+
+    def ask(self) -> None:
+        """Soon; waits for nothing."""
+        self._reloading.ask()
+
+    def _renew(self) -> None:
+        try:
+            told = self._find(_of(self._arguments, _WISHES))
+        except (ModuleFailed, OSError) as error:
+            self._log("not-reloaded", why=error)
+            return
+        found = _of(told, _FOUND)
+        if self._locking is not None:
+            self._locking.use(_of(told, ARGUMENTS))
+        importlib.invalidate_caches()  # a plugin may have been installed since
+        before, self._arguments = self._arguments, found
+        same = {*before} & {*found}
+        self._keys.use(
+            loaders(found, lambda: self._keys.asker().deadline, self._log),
+            {_name(argument) for argument in same if not argument.startswith("handler=")},
+        )
+        gone = {_name(argument) for argument in _of(before, ("handler",)) if argument not in same}
+        new: list[Handler] = handlers([argument for argument in found if argument not in same])
+        self._daemon.use(gone, new)
+        self._log("reloaded", more=_shown({*found} - same), less=_shown({*before} - {*found}))
+
+
+def find_in_child(wishes: list[str]) -> list[str]:
+    """What a process finds that starts as `upcall daemon` did. ModuleFailed if it finds nothing, with its words."""
+    import subprocess  # a daemon that is never told to reload does not pay for it
+
+    try:
+        done = subprocess.run(
+            startpython.command("upcall.daemon.plugin_discovery", *wishes),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=startpython.cleaned(),
+            timeout=PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ModuleFailed(f"what is installed could not be found within {PATIENCE:.0f} s") from None
+    if done.returncode != 0:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+        raise ModuleFailed(said[-1])
+    found: list[str] = json.loads(done.stdout)
+    return found
+
+
+def _of(arguments: Iterable[str], kinds: Iterable[str]) -> list[str]:
+    return [argument for argument in arguments if argument.partition("=")[0] in kinds]
+
+
+def _name(argument: str) -> str:
+    return argument.split("=", 2)[1]
+
+
+def _shown(arguments: Iterable[str]) -> str:
+    """Which plugins, without what they are found by."""
+    words = sorted({"=".join(argument.split("=", 2)[:2]) for argument in _of(arguments, _FOUND[:4])})
+    return ",".join(words) or "nothing"

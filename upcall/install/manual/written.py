@@ -1,0 +1,32 @@
+"""All pages as text, by the files that they are in."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+from importlib.metadata import version
+from typing import Final
+
+from upcall.cli import main
+from upcall.install.manual import commands, files
+from upcall.install.manual.roff import Page, render
+
+_EPOCH: Final = "SOURCE_DATE_EPOCH"  # https://reproducible-builds.org/specs/source-date-epoch/
+
+
+@functools.cache
+def pages() -> tuple[Page, ...]:
+    """Imports every command: that takes a moment."""
+    return (*commands.pages(main), *files.pages())
+
+
+def packagers_date() -> str:
+    """As pages show it; "" if there is none."""
+    epoch = os.environ.get(_EPOCH, "")
+    return f"{datetime.datetime.fromtimestamp(int(epoch), datetime.UTC):%Y-%m-%d}" if epoch.isdecimal() else ""
+
+
+def written(date: str = "") -> dict[str, str]:
+    """`man1/upcall.1` and so on -> what is in it; without a date the same on every day."""
+    return {page.file: render(page, version("upcall"), date) for page in pages()}

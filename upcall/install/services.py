@@ -1,0 +1,280 @@
+"""Puts our files on a machine and tells its service manager; and takes back what was put there, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import pwd
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import upcall
+from upcall.config import ConfigError
+from upcall.core.errors import UpcallError
+from upcall.install import manifest as written
+from upcall.install.manifest import FILE, Manifest, digest, is_ours
+from upcall.install.wanted import KINDS, PAM, SYSTEMD, File, Kind, Order, Orders, told_as, wanted
+from upcall.process import start_python as startpython
+from upcall.process import trust
+from upcall.process.machine import PEOPLE, USER
+from upcall.protocols.request_key import forwarder
+from upcall.protocols.request_key.install import lines as requestkey
+from upcall.protocols.request_key.install.lines import replace
+from upcall.protocols.request_key.install.our_file import FILE as REQUEST_KEY_FILE
+from upcall.protocols.request_key.install.system import System
+
+_PATIENCE: Final = 60  # seconds for one order
+_ELSEWHERE: Final = "install upcall where users can run it: `/usr/bin/python3 -m venv /opt/upcall`, then its pip"
+
+
+class OrderFailed(UpcallError):
+    """A program that tells the service manager has failed; the text says which, and what it said."""
+
+
+class Plan(NamedTuple):
+    """`types`: of keys that upcall is to make, by request-key; what is there already stays."""
+
+    kind: Kind
+    python: str = sys.executable
+    types: tuple[str, ...] = ()
+
+
+def kind_of(root: Path) -> Kind:
+    """What starts services on this machine, or will on the one whose image this is."""
+    signs = ["run/systemd/system"] if root == Path("/") else ["lib/systemd/systemd", "usr/lib/systemd/systemd"]
+    return SYSTEMD if any((root / sign).exists() for sign in signs) else PAM
+
+
+def check(system: System, plan: Plan) -> None:
+    """Before anything is changed. ConfigError: root would run what others can change, or find it gone."""
+    image = system.root != Path("/")
+    clears = [str(forwarder.SESSION)] if plan.kind is PAM else []
+    if clears and not image and not forwarder.SESSION.exists():
+        why = "was not compiled, and nothing else keeps what users put into PAM's environment from root"
+        raise ConfigError(forwarder.SESSION, f"{why}: apt-get install gcc libc6-dev, and install upcall again")
+    if plan.python.startswith(("/home/", "/root/", "/run/", "/tmp/")):  # noqa: S108 - nothing is written there
+        raise ConfigError(Path(plan.python), f"services cannot rely on home folders, /run or /tmp: {_ELSEWHERE}")
+    for word in (plan.python, str(Path(upcall.__file__)), *clears):
+        if len(word.split()) != 1:
+            raise ConfigError(Path(word), "a path with spaces is not understood by all who would read it")
+        if why := system.distrust(word, may_miss=image):
+            raise ConfigError(Path(word), f"root would run it, but {why}")
+        _check_open(system.at(word))
+    if not image and plan.python == sys.executable and (faults := trust.faults(deep=True)):
+        raise ConfigError(Path(faults[0].path), trust.refusal(faults[0]))
+    if (uid := _local_user(system)) is not None and uid >= PEOPLE:
+        why = f"{USER!r} is a person's account (uid {uid}): the machine's daemon needs a system user of that name"
+        raise ConfigError(system.at("/etc/passwd"), why)
+    before = written.read(system.at(FILE))
+    if before.kind not in ("", plan.kind.name):
+        raise ConfigError(system.at(FILE), f"upcall was set up for {before.kind}: `upcall setup --undo` comes first")
+    for path in wanted(plan.kind, plan.python):
+        found = _content(system, path)
+        if found is not None:
+            is_ours(before, path, found)
+
+
+def _check_open(place: Path) -> None:
+    """ConfigError if users could not come to what their daemons are to run."""
+    for path in (place, place.resolve()):
+        closed = [folder for folder in path.parents if folder.exists() and not folder.stat().st_mode & 0o001]
+        if path.exists() and closed:
+            home = path.is_relative_to("/root") or path.is_relative_to("/home")
+            remedy = _ELSEWHERE if home else f"chmod a+x {closed[-1]}"
+            raise ConfigError(path, f"users' daemons would run it, but {closed[-1]} is closed to them: {remedy}")
+
+
+def missing(system: System, plan: Plan) -> list[str]:
+    """What has to be done, for people; nothing if all is there. The same errors as `check`."""
+    check(system, plan)
+    before, files = written.read(system.at(FILE)), wanted(plan.kind, plan.python)
+    states = [(path, _state(system, path)) for path, file in files.items() if not _is_there(system, path, file)]
+    todo = _told([*states, *((path, "is no longer used") for path in before.files if path not in files)])
+    if system.ours() is None and plan.types:
+        todo.append(f"{REQUEST_KEY_FILE}: is not there")
+    if not _has_user(system):
+        todo.append(f"user {USER}: is not there")
+    if not todo and not before.settled:
+        todo.append(f"{plan.kind.name}: does not know of it")
+    return todo
+
+
+def install(system: System, plan: Plan) -> list[str]:
+    """What was done, for people. All that can be refused is refused before anything is done. OrderFailed."""
+    check(system, plan)
+    keys = None
+    if system.ours() is None and plan.types:
+        keys = requestkey.plan(system, plan.types, forwarder.command(), copy=False)
+        requestkey.check_winning(system, keys)
+    before, files = written.read(system.at(FILE)), wanted(plan.kind, plan.python)
+    state = before._replace(kind=plan.kind.name, folders=(*before.folders, *_new_folders(system, [FILE])))
+    todo = [path for path, file in files.items() if not _is_there(system, path, file)]
+    new = [path for path in todo if _content(system, path) is None]
+    # Written down first: whatever ends us now, no file of ours is left that we do not know.
+    state = state._replace(
+        files={**state.files, **{path: digest(files[path].data) for path in new}},
+        folders=tuple(dict.fromkeys((*state.folders, *_new_folders(system, new)))),
+        settled=state.settled and _has_user(system) and not any(path in plan.kind.files for path in todo),
+    )
+    if todo:
+        _remember(system, state)
+    for path in todo:
+        if path not in new:
+            state = state._replace(files={**state.files, path: digest(files[path].data)})
+            _remember(system, state)
+        replace(system.at(path), files[path].data, files[path].mode)
+    done = _told([(path, "written") for path in todo])
+    if unused := {path: known for path, known in state.files.items() if path not in files}:
+        done += _removed(system, unused)
+        state = state._replace(files={path: known for path, known in state.files.items() if path in files})
+        _remember(system, state)
+    if keys is not None:
+        state = state._replace(request_key=True)
+        _remember(system, state)
+        done += requestkey.install(system, keys)
+    if not state.settled:
+        done += _run(system, _orders(system, plan.kind).on)
+        _remember(system, state._replace(settled=True))
+    return done
+
+
+def undo(system: System) -> list[str]:
+    """Takes away what `install` made; what was done, for people. What was edited since is left."""
+    state = written.read(system.at(FILE))
+    if not state.kind:
+        return []
+    kind = KINDS[state.kind]
+    orders = _orders(system, kind)
+    done = _try(system, orders.off)
+    done += _removed(system, state.files)
+    if state.request_key:
+        try:
+            done += requestkey.uninstall(system)
+        except FileExistsError as error:
+            done.append(f"{error.filename}: left there, for it {error.strerror}")
+    done += _try(system, orders.gone)
+    if _local_user(system) is not None:
+        done.append(f"user {USER}: left there, as packages do: files may belong to it")
+    system.at(FILE).unlink()
+    for folder in sorted(state.folders, key=len, reverse=True):
+        with contextlib.suppress(OSError):  # something else is in it
+            system.at(folder).rmdir()
+    return done
+
+
+def _local_user(system: System) -> int | None:
+    """The uid of our system user in an image's or this machine's own passwd(5)."""
+    try:
+        lines = system.at("/etc/passwd").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split(":")[2]) for line in lines if line.startswith(f"{USER}:")), None)
+
+
+def _has_user(system: System) -> bool:
+    """In an image it may come when that boots, by the file for systemd-sysusers."""
+    if system.root != Path("/"):
+        return True
+    try:
+        pwd.getpwnam(USER)
+    except KeyError:
+        return False
+    return True
+
+
+def _orders(system: System, kind: Kind) -> Orders:
+    return kind.live if system.root == Path("/") else kind.image
+
+
+def _run(system: System, orders: Sequence[Order]) -> list[str]:
+    done = []
+    for order in orders:
+        words = [word.replace("{root}", str(system.root)) for word in order]
+        try:
+            found = subprocess.run(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                # In whose PATH the program is looked for, too.
+                env=startpython.fixed(DEBIAN_FRONTEND="noninteractive", HOME="/root"),
+                text=True,
+                timeout=_PATIENCE,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise OrderFailed(f"{' '.join(words)}: {error}") from None
+        if found.returncode != 0:
+            raise OrderFailed(f"{' '.join(words)}: ended with {found.returncode}: {found.stderr.strip()}")
+        done.append(" ".join(words))
+    return done
+
+
+def _try(system: System, orders: Sequence[Order]) -> list[str]:
+    """The same, and an order that fails (what it is about may have gone already) is told and no more."""
+    done = []
+    for order in orders:
+        try:
+            done += _run(system, (order,))
+        except OrderFailed as error:
+            done.append(str(error))
+    return done
+
+
+def _content(system: System, path: str) -> bytes | None:
+    """FileExistsError if it is no file of its own."""
+    place = system.at(path)
+    if place.is_symlink():
+        raise FileExistsError(errno.EEXIST, "is a symbolic link, and was not made by upcall: move it away", path)
+    try:
+        return place.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _is_there(system: System, path: str, file: File) -> bool:
+    return _content(system, path) == file.data and system.at(path).stat().st_mode & 0o777 == file.mode
+
+
+def _state(system: System, path: str) -> str:
+    return "is not there" if _content(system, path) is None else "says something else"
+
+
+def _removed(system: System, known: Mapping[str, str]) -> list[str]:
+    """Files of ours, by their SHA-256, are gone; what was edited since is left."""
+    told = []
+    for path, known_digest in known.items():
+        data = _content(system, path)
+        if data is not None and digest(data) != known_digest:
+            told.append((path, "left there, for it is not as upcall made it"))
+        elif data is not None:
+            system.at(path).unlink()
+            told.append((path, "removed"))
+    return _told(told)
+
+
+def _told(said: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each (path, what of it), but one for all pages of a folder of which the same is said."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for path, what in said:
+        lines.setdefault((told_as(path), what), []).append(path)
+    return [
+        f"{folder}: {what}" if paths == [folder] else f"{folder}: {what}: {_pages(paths)}"
+        for (folder, what), paths in lines.items()
+    ]
+
+
+def _pages(paths: Sequence[str]) -> str:
+    return Path(paths[0]).name if len(paths) == 1 else f"{len(paths)} pages"
+
+
+def _new_folders(system: System, paths: Iterable[str]) -> list[str]:
+    above = [folder for path in paths for folder in reversed(Path(path).parents)]
+    return [str(folder) for folder in dict.fromkeys(above) if not system.at(str(folder)).exists()]
+
+
+def _remember(system: System, state: Manifest) -> None:
+    replace(system.at(FILE), written.shown(state), 0o644)

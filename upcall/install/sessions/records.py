@@ -1,0 +1,145 @@
+"""Who is logged in, and which daemon was started for that: one file per uid, changed under one lock.
+
+    daemon 4711 8812345
+    session 4700 8812300
+
+Each line is a process: its pid and its start in clock ticks since boot, which together are never used twice. Who has
+ended does not count, whoever may have killed it: so nothing that is written here can go stale.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from upcall.process.paths import SYSTEM_FOLDER, own_folder
+
+FOLDER: Final = SYSTEM_FOLDER / "sessions"
+_ENDED = ("Z", "X", "x")  # proc(5): a zombie has ended, too
+
+
+class Process(NamedTuple):
+    pid: int
+    started: int  # clock ticks since boot
+
+    @property
+    def lives(self) -> bool:
+        return process(self.pid) == self
+
+    def end(self) -> None:
+        """SIGTERM, to this very process or to nobody."""
+        with contextlib.suppress(ProcessLookupError):
+            fd = os.pidfd_open(self.pid)
+            try:
+                if self.lives:
+                    signal.pidfd_send_signal(fd, signal.SIGTERM)
+            finally:
+                os.close(fd)
+
+
+def process(pid: int) -> Process | None:
+    """The process that has this pid now; None if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0].decode("ascii") in _ENDED else Process(pid, int(fields[19]))
+
+
+class Record(NamedTuple):
+    """Of one uid."""
+
+    daemon: Process | None = None
+    sessions: tuple[Process, ...] = ()  # the applications that have opened them; one may have opened several
+
+
+class Records:
+    """The files of all uids. Everything here is done by whoever holds the lock."""
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self._folder = folder
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """OSError; UsageError if others can write there."""
+        own_folder(self._folder.parent, 0o755)
+        own_folder(self._folder, 0o700)
+        fd = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def opened(self, uid: int, who: Process, start: Callable[[], int], *, once: bool = False) -> None:
+        """Counts a session, with `once` at most one of this process; `start` gives the pid of a daemon, and is called
+        if none lives. A session counts even if its daemon could not be started: then the OSError goes through."""
+        record = self.read(uid)
+        if not (once and who in record.sessions):
+            record = record._replace(sessions=(*record.sessions, who))
+        self._write(uid, record)
+        if record.daemon is None:
+            self._write(uid, record._replace(daemon=process(start())))
+
+    def closed(self, uid: int, who: Process) -> None:
+        """Counts it no longer; with the last one the daemon ends. One that was not counted changes nothing."""
+        record = self.read(uid)
+        left = list(record.sessions)
+        if who in left:
+            left.remove(who)
+        self._settle(uid, record._replace(sessions=tuple(left)))
+
+    def sweep(self) -> None:
+        """Ends the daemons of those who are gone without a word."""
+        for path in self._folder.iterdir():
+            if path.name.isdecimal():
+                self._settle(int(path.name), self.read(int(path.name)))
+
+    def _settle(self, uid: int, record: Record) -> None:
+        if not record.sessions and record.daemon is not None:
+            record.daemon.end()
+        self._write(uid, record if record.sessions else Record())
+
+    def read(self, uid: int) -> Record:
+        """What lives of it. A line that cannot be read counts for nothing."""
+        daemon: Process | None = None
+        sessions: list[Process] = []
+        with contextlib.suppress(FileNotFoundError):
+            for line in self._path(uid).read_text("ascii", "replace").splitlines():
+                what, _, numbers = line.partition(" ")
+                found = _process(numbers)
+                if found is None or not found.lives:
+                    continue
+                if what == "daemon":
+                    daemon = found
+                elif what == "session":
+                    sessions.append(found)
+        return Record(daemon, tuple(sessions))
+
+    def _write(self, uid: int, record: Record) -> None:
+        """Whole, or as it was before."""
+        path = self._path(uid)
+        if record == Record():
+            path.unlink(missing_ok=True)
+            return
+        lines = [] if record.daemon is None else [("daemon", *record.daemon)]
+        lines += [("session", *one) for one in record.sessions]
+        beside = path.with_suffix(".new")
+        beside.write_text("".join(f"{what} {pid} {started}\n" for what, pid, started in lines), "ascii")
+        beside.replace(path)
+
+    def _path(self, uid: int) -> Path:
+        return self._folder / str(uid)
+
+
+def _process(numbers: str) -> Process | None:
+    try:
+        pid, started = map(int, numbers.split())
+    except ValueError:
+        return None
+    return Process(pid, started)

@@ -1,0 +1,78 @@
+"""A user's daemon, started by root for a login."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from upcall.process import start_python as startpython
+
+COMMAND: Final[tuple[str, ...]] = tuple(startpython.command("upcall", "daemon", isolated=True))
+_LOG: Final = "/dev/log"
+_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
+
+
+def start(user: pwd.struct_passwd, command: Sequence[str] = COMMAND) -> int:
+    """Its pid. It has the user's ids, groups and folders, a session of its own, nothing of the login's. OSError."""
+    folder = Path(f"/run/user/{user.pw_uid}")
+    if not folder.exists():  # nobody like logind is here to make it
+        folder.parent.mkdir(mode=0o755, exist_ok=True)
+        folder.mkdir(mode=0o700)
+        os.chown(folder, user.pw_uid, user.pw_gid, follow_symlinks=False)
+    log = to_syslog()
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL if log is None else log.fileno(),
+            cwd="/",
+            env=environment(user, folder),
+            user=user.pw_uid,
+            group=user.pw_gid,
+            extra_groups=os.getgrouplist(user.pw_name, user.pw_gid),
+            umask=0o077,
+            start_new_session=True,
+        ).pid
+    finally:
+        if log is not None:
+            log.close()
+
+
+def environment(user: pwd.struct_passwd, folder: Path) -> dict[str, str]:
+    """PAM's own is not used: users have a say in it."""
+    return {
+        "HOME": user.pw_dir,
+        "USER": user.pw_name,
+        "LOGNAME": user.pw_name,
+        "SHELL": user.pw_shell or "/bin/sh",
+        "PATH": _PATH,
+        "LANG": "C.UTF-8",
+        "XDG_RUNTIME_DIR": str(folder),
+    }
+
+
+def to_syslog() -> socket.socket | None:
+    """A datagram socket to the system's log, which never waits; None if nobody listens. A line that begins with
+    `name[pid]: ` is what the log wants, and so what our processes write to stderr."""
+    log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        log.connect(_LOG)
+    except OSError:
+        log.close()
+        return None
+    return log
+
+
+def tell(text: str) -> None:
+    """One line for the system's log (authpriv, err), if anybody takes it."""
+    log = to_syslog()
+    if log is not None:
+        with log, contextlib.suppress(OSError):
+            log.send(f"<83>upcall-session[{os.getpid()}]: {text}".encode("utf-8", "backslashreplace"))

@@ -1,0 +1,126 @@
+"""What belongs on a machine: files, and what its service manager is told."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from upcall.process.machine import USER
+from upcall.protocols.request_key.forwarder import SESSION
+
+Order = tuple[str, ...]  # a command; {root} in a word stands for the image's folder
+
+
+class Orders(NamedTuple):
+    """What is run when the files are there, before they go, and after they have gone."""
+
+    on: tuple[Order, ...] = ()
+    off: tuple[Order, ...] = ()
+    gone: tuple[Order, ...] = ()
+
+
+class File(NamedTuple):
+    data: bytes
+    mode: int = 0o644
+
+
+class Kind(NamedTuple):
+    """A way of starting daemons with logins, on a machine that runs (`live`) and in an image of one."""
+
+    name: str
+    files: Mapping[str, tuple[str, int]]  # path on that machine -> (template, mode)
+    live: Orders
+    image: Orders
+
+
+# Root's daemon starts if root has keys: it is enabled and waits for nothing.
+_SYSTEM: Final = (
+    "upcall-broker.service", "upcall-system-daemon.service", "upcall-root-daemon.service", "upcall-keytab.path",
+)  # fmt: skip
+_STARTED: Final = ("upcall-keytab.service",)  # by another one
+_USER: Final = "upcall-daemon.service"
+
+SYSTEMD: Final = Kind(
+    "systemd",
+    {
+        **{f"/etc/systemd/system/{unit}": (f"{unit}.in", 0o644) for unit in (*_SYSTEM, *_STARTED)},
+        f"/etc/systemd/user/{_USER}": (f"{_USER}.in", 0o644),
+        "/etc/tmpfiles.d/upcall.conf": ("upcall.tmpfiles.in", 0o644),
+        "/etc/sysusers.d/upcall.conf": ("upcall.sysusers.in", 0o644),
+    },
+    Orders(
+        on=(
+            ("systemd-sysusers", "upcall.conf"),
+            ("systemctl", "daemon-reload"),
+            ("systemctl", "--quiet", "enable", *_SYSTEM),
+            ("systemctl", "--quiet", "--global", "enable", _USER),
+            ("systemctl", "restart", *_SYSTEM),
+        ),
+        off=(
+            ("systemctl", "--quiet", "--global", "disable", _USER),
+            ("systemctl", "--quiet", "disable", "--now", *reversed(_SYSTEM)),
+        ),
+        gone=(("systemctl", "daemon-reload"),),
+    ),
+    Orders(
+        on=(
+            ("systemd-sysusers", "--root={root}", "upcall.conf"),
+            ("systemctl", "--root={root}", "--quiet", "enable", *_SYSTEM),
+            ("systemctl", "--root={root}", "--quiet", "--global", "enable", _USER),
+        ),
+        off=(
+            ("systemctl", "--root={root}", "--quiet", "--global", "disable", _USER),
+            ("systemctl", "--root={root}", "--quiet", "disable", *_SYSTEM),
+        ),
+    ),
+)
+
+PAM: Final = Kind(
+    "pam",
+    {
+        "/usr/share/pam-configs/upcall": ("upcall.pam.in", 0o644),
+        "/etc/init.d/upcall": ("upcall.init.in", 0o755),
+    },
+    Orders(
+        on=(
+            ("adduser", "--quiet", "--system", "--group", "--home", "/nonexistent", "--no-create-home", USER),
+            ("adduser", "--quiet", USER, "tty"),
+            ("update-rc.d", "upcall", "defaults"),
+            ("/etc/init.d/upcall", "restart"),
+            ("pam-auth-update", "--package"),
+        ),
+        off=(("pam-auth-update", "--package", "--remove", "upcall"), ("/etc/init.d/upcall", "stop")),
+        gone=(("update-rc.d", "upcall", "remove"),),
+    ),
+    Orders(),  # these programs work on the machine on which they run, as debconf does
+)
+
+KINDS: Final = {kind.name: kind for kind in (SYSTEMD, PAM)}
+
+
+# Where man(1) and the shells look for what did not come with the distribution.
+MAN: Final = "/usr/local/share/man"
+
+
+def wanted(kind: Kind, python: str) -> dict[str, File]:
+    """All that belongs there, by path: what starts daemons, completions, manual pages."""
+    from upcall.cli.completion import FILES, script  # every command is imported for its page
+    from upcall.install.manual.written import written
+
+    started = {path: File(content(kind, path, python), mode) for path, (_, mode) in kind.files.items()}
+    scripts = {path: File(script(shell).encode()) for shell, path in FILES.items()}
+    return started | scripts | {f"{MAN}/{name}": File(text.encode()) for name, text in written().items()}
+
+
+def told_as(path: str) -> str:
+    """What people hear of: the file, or the folder of a manual page."""
+    return str(Path(path).parent) if path.startswith(f"{MAN}/") else path
+
+
+def content(kind: Kind, path: str, python: str) -> bytes:
+    """What belongs into a file that starts something. `python`: the interpreter that has upcall."""
+    template = files("upcall.install").joinpath("units", kind.files[path][0]).read_text("utf-8")
+    return string.Template(template).substitute(python=python, session=SESSION).encode()

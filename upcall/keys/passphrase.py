@@ -1,0 +1,207 @@
+"""Where a key's passphrase comes from. Never from the arguments or the environment: others can read those.
+
+What is returned is a bytearray that the caller wipes. Python cannot promise that no copy is left behind: what
+the `keyring` library handles is an immutable str, which is why it runs in short-lived processes only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+from typing import Final
+
+from upcall.core.errors import UpcallError, UsageError
+from upcall.keys.private_file import read_private
+from upcall.process import start_python as startpython
+
+SERVICE: Final = "upcall"  # in the `keyring` library; the user name there is the key's signature
+MAX_SIZE: Final = 1024  # bytes
+TTY: Final = "/dev/tty"
+PATIENCE: Final = 20.0  # seconds for the keyring library: somebody may have to unlock it
+
+
+class NoPassphrase(UpcallError):
+    """The passphrase cannot be had from where it should be. The text says why."""
+
+
+def wipe(secret: bytearray) -> None:
+    """Overwrites in place, without changing the size."""
+    secret[:] = bytes(len(secret))
+
+
+def from_fd(fd: int) -> bytearray:
+    """All that can be read from the descriptor, less one newline at its end."""
+    buffer = bytearray(MAX_SIZE + 2)
+    return _strip(buffer, _fill(fd, buffer), f"descriptor {fd}")
+
+
+def from_file(path: str | Path) -> bytearray:
+    """The content of a file that nobody else may read or write, less one newline. OSError as read_private."""
+    buffer, _ = read_private(path, MAX_SIZE + 1)
+    return _strip(buffer, len(buffer), str(path))
+
+
+def from_terminal(
+    prompt: str, again: str | None = None, other: str = "--passphrase-fd or --passphrase-file"
+) -> bytearray:
+    """Typed on the controlling terminal, unseen; twice if `again`, the second prompt, is given.
+
+    `other`: how else it could be given, for those who have no terminal; "" if in no way.
+    """
+    try:
+        fd = os.open(TTY, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        hint = f": use {other}" if other else ""
+        raise UsageError(f"no terminal to ask on ({prompt.rstrip(': ')}){hint}") from None
+    try:
+        secret = _ask(fd, prompt)
+        if again is not None:
+            repeated = _ask(fd, again)
+            same = secret == repeated
+            wipe(repeated)
+            if not same:
+                wipe(secret)
+                raise UsageError("the two passphrases differ")
+        return secret
+    finally:
+        os.close(fd)
+
+
+def _ask(fd: int, prompt: str) -> bytearray:
+    before = termios.tcgetattr(fd)
+    hidden = list(before)
+    hidden[3] &= ~termios.ECHO  # the fourth field holds the local modes
+    buffer = bytearray(MAX_SIZE + 2)
+    try:
+        termios.tcsetattr(fd, termios.TCSAFLUSH, hidden)
+        os.write(fd, prompt.encode())
+        size = _fill(fd, buffer, stop_at_line_end=True)
+    finally:
+        termios.tcsetattr(fd, termios.TCSAFLUSH, before)  # and what was typed too much is dropped
+        os.write(fd, b"\n")
+    return _strip(buffer, size, "the passphrase")
+
+
+def _fill(fd: int, buffer: bytearray, *, stop_at_line_end: bool = False) -> int:
+    size = 0
+    with memoryview(buffer) as view:
+        while size < len(buffer) and (count := os.readv(fd, [view[size:]])):
+            size += count
+            if stop_at_line_end and view[size - 1] == 0x0A:
+                break
+    return size
+
+
+def _strip(buffer: bytearray, size: int, what: str) -> bytearray:
+    """A copy of the right size, without the one newline; the buffer is wiped."""
+    if size and buffer[size - 1] == 0x0A:
+        size -= 1
+    secret = buffer[:size]
+    wipe(buffer)
+    if not 1 <= size <= MAX_SIZE:
+        wipe(secret)
+        found = f"more than {MAX_SIZE} bytes" if size else "nothing"
+        raise UsageError(f"{what}: {found}; a passphrase has 1 to {MAX_SIZE} bytes")
+    return secret
+
+
+# --- the `keyring` library ----------------------------------------------------------------------------------
+
+
+def fetch_from_keyring(signature: str, timeout: float) -> bytearray:
+    """What the `keyring` library keeps for this key, fetched by a child process within `timeout` seconds.
+
+    The library with its backends costs 100 ms and 12 MB, may talk to D-Bus and may wait for a person: nothing
+    for a daemon to have in its own process. NoPassphrase if there is none to be had.
+    """
+    deadline = time.monotonic() + timeout
+    # -I keeps the working directory and PYTHONPATH out; the site-packages of a virtual environment, where
+    # keyring's backends are, stay in.
+    command = startpython.command("upcall.keys.passphrase", signature, isolated=True)
+    buffer = bytearray(MAX_SIZE + 2)
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=startpython.cleaned(), bufsize=0
+    ) as child:
+        try:
+            size = _collect(child, buffer, deadline)
+            status = child.wait(max(0.0, deadline - time.monotonic()))
+        except (TimeoutError, subprocess.TimeoutExpired):
+            raise NoPassphrase(f"the keyring library gave no answer within {timeout:g} s") from None
+        finally:
+            child.kill()  # does nothing once it was waited for
+    if status:
+        wipe(buffer)
+        raise NoPassphrase(_WHY.get(status, "the keyring library failed").format(signature))
+    return _strip(buffer, size, "the keyring library")
+
+
+def _collect(child: subprocess.Popen[bytes], buffer: bytearray, deadline: float) -> int:
+    """Reads the child's output to its end, into a buffer that can be wiped; communicate() gives bytes."""
+    if child.stdout is None:
+        raise NoPassphrase("the child process has no output")
+    poll, size = select.poll(), 0
+    poll.register(child.stdout, select.POLLIN)
+    with memoryview(buffer) as view:
+        while size < len(buffer):
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise TimeoutError(errno.ETIMEDOUT, "no answer")
+            count = os.readv(child.stdout.fileno(), [view[size:]])
+            if not count:
+                break
+            size += count
+    return size
+
+
+def store_in_keyring(signature: str, secret: bytearray) -> None:
+    """Puts it into the `keyring` library, in this process: for short-lived ones. It makes copies of it."""
+    import keyring
+    from keyring.errors import KeyringError
+
+    try:
+        keyring.set_password(SERVICE, signature, secret.decode())
+    except UnicodeDecodeError:
+        raise UsageError("the keyring library keeps text only, and the passphrase is not UTF-8") from None
+    except KeyringError as error:
+        raise NoPassphrase(f"the keyring library cannot keep it: {_first_line(error)}") from error
+
+
+_WHY = {
+    os.EX_NOINPUT: "the keyring library holds no passphrase for {}",
+    os.EX_UNAVAILABLE: "the keyring library has no backend here",
+    os.EX_TEMPFAIL: "the keyring library could not give the passphrase for {}",
+}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _main(signature: str) -> int:
+    """The child process of fetch_from_keyring."""
+    import keyring
+    from keyring.errors import KeyringError, NoKeyringError
+
+    from upcall.kernel.process import harden
+
+    harden()
+    try:
+        secret = keyring.get_password(SERVICE, signature)
+    except NoKeyringError:
+        return os.EX_UNAVAILABLE
+    except KeyringError as error:
+        sys.stderr.write(f"keyring: {_first_line(error)}\n")
+        return os.EX_TEMPFAIL
+    if secret is None:
+        return os.EX_NOINPUT
+    os.write(sys.stdout.fileno(), secret.encode())
+    return os.EX_OK
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1]))

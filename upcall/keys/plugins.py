@@ -1,0 +1,159 @@
+"""Finding plugins by their entry points, and loading them, checked.
+
+importlib.metadata costs 25 ms, so it is imported when it is used: the daemon is handed the map of aliases.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from upcall import config
+from upcall.core.errors import ModuleFailed, UsageError
+from upcall.handler import GROUP as HANDLERS
+from upcall.handler import Handler
+from upcall.keymodule import API, GROUP, ISOLATED_GROUP, KeyModule
+from upcall.process import trust
+from upcall.sink import GROUP as SINKS
+from upcall.sink import SinkModule
+
+MAX_ALIAS = 16  # what an auth token has room for
+
+
+class Found(NamedTuple):
+    """An installed key module."""
+
+    spec: str  # "package:attribute"
+    isolated: bool  # its author says that it is better run in a process of its own
+
+
+class Installed(NamedTuple):
+    """An installed plugin, of a key module, a handler or a sink, and what its distribution says."""
+
+    alias: str
+    group: str  # of entry points
+    spec: str
+    isolated: bool
+    distribution: str
+    version: str
+
+
+def installed() -> list[Installed]:
+    """Every installed plugin, by group and alias. None of them is imported.
+
+    Where two of a group claim an alias, the first on sys.path has it, as with modules.
+    """
+    from importlib.metadata import distributions
+
+    found: dict[tuple[str, str], Installed] = {}
+    for distribution in distributions(path=_trusted_path()):
+        points = distribution.entry_points
+        isolated = {point.name for point in points.select(group=ISOLATED_GROUP)}
+        for group in (GROUP, HANDLERS, SINKS):
+            for point in points.select(group=group):
+                if is_alias(point.name):
+                    plugin = Installed(
+                        point.name,
+                        group,
+                        f"{point.module}:{point.attr}",
+                        group == GROUP and point.name in isolated,
+                        distribution.metadata["Name"],
+                        distribution.version,
+                    )
+                    found.setdefault((group, point.name), plugin)
+    return [found[key] for key in sorted(found)]
+
+
+def available() -> dict[str, Found]:
+    """Alias to every installed key module. None of them is imported, and not all may be allowed: see `find`."""
+    return {one.alias: Found(one.spec, one.isolated) for one in installed() if one.group == GROUP}
+
+
+def find(alias: str) -> Found:
+    """The key module of this alias. UsageError if there is none, or the configuration does not allow it."""
+    found = available()
+    if alias not in found:
+        raise UsageError(f"there is no key module {alias!r}: {', '.join(found) or 'none'} installed")
+    configured = config.load()
+    if not configured.allows(alias):
+        raise UsageError(configured.refusal(alias))
+    return found[alias]
+
+
+def handlers() -> dict[str, str]:
+    """Service to the spec of every installed handler. None of them is imported, and not all may be allowed."""
+    return {one.alias: one.spec for one in installed() if one.group == HANDLERS}
+
+
+def sinks() -> dict[str, str]:
+    """Name to the spec of every installed sink. None of them is imported, and not all may be allowed."""
+    return {one.alias: one.spec for one in installed() if one.group == SINKS}
+
+
+def load(spec: str) -> KeyModule:
+    """The key module at "package:attribute", checked. ModuleFailed says what is wrong with it."""
+    return _checked(_imported(spec, "key module"), spec)
+
+
+def load_handler(spec: str, service: str) -> Handler:
+    """The handler of this service at "package:attribute", checked. ModuleFailed says what is wrong with it."""
+    handler = _imported(spec, "handler")
+    if service not in (services if isinstance(services := getattr(handler, "services", None), tuple) else ()):
+        raise ModuleFailed(f"handler {spec}: its services do not name {service!r}")
+    if not callable(getattr(handler, "lane", None)) or not callable(getattr(handler, "answer", None)):
+        raise ModuleFailed(f"handler {spec}: cannot answer")
+    return handler  # type: ignore[no-any-return]
+
+
+def load_sink(spec: str, name: str) -> SinkModule:
+    """The sink of this name at "package:attribute", checked. ModuleFailed says what is wrong with it."""
+    sink = _imported(spec, "sink")
+    if getattr(sink, "name", None) != name:
+        raise ModuleFailed(f"sink {spec}: its name is not {name!r}")
+    if not callable(getattr(sink, "open", None)):
+        raise ModuleFailed(f"sink {spec}: cannot be opened")
+    return sink  # type: ignore[no-any-return]
+
+
+def _imported(spec: str, what: str) -> Any:
+    package, colon, attribute = spec.partition(":")
+    if not package or not colon or not attribute.isidentifier():
+        raise ModuleFailed(f"{what} {spec!r}: not of the form package:attribute")
+    before = sys.path[:]
+    sys.path[:] = _trusted_path()
+    try:
+        if os.geteuid() == 0 and (faults := trust.of_package(package)):
+            raise ModuleFailed(f"{what} {spec}: root would run it, but {faults[0]}: {faults[0].command}")
+        return getattr(importlib.import_module(package), attribute)
+    except ModuleFailed:
+        raise
+    except Exception as error:  # importing runs code of others, which may raise anything
+        raise ModuleFailed(f"{what} {spec}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path[:] = before
+
+
+def _checked(module: object, spec: str) -> KeyModule:
+    name, api = getattr(module, "name", None), getattr(module, "api", None)
+    if not isinstance(name, str) or not is_alias(name):
+        raise ModuleFailed(f"key module {spec}: its name is not 1 to {MAX_ALIAS} printable ASCII characters")
+    if api != API:
+        raise ModuleFailed(f"key module {spec}: written for version {api} of the protocol, this is {API}")
+    if not callable(getattr(module, "open", None)):
+        raise ModuleFailed(f"key module {spec}: cannot open keys")
+    return module  # type: ignore[return-value]
+
+
+def is_alias(name: str) -> bool:
+    return 1 <= len(name) <= MAX_ALIAS and name.isascii() and name.isprintable()
+
+
+def _trusted_path() -> list[str]:
+    """sys.path without the working directory, which the interpreter puts first for `-c` and `-m`."""
+    path = sys.path[:]
+    if path and not sys.flags.safe_path and path[0] in ("", str(Path.cwd())):
+        del path[0]
+    return [entry for entry in path if entry not in ("", ".")]

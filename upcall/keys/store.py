@@ -1,0 +1,210 @@
+"""Which keys we have: one TOML file per key in $XDG_DATA_HOME/upcall/keys. There is no secret in them.
+
+The key itself belongs to the key module: in the file `path`, in a token, wherever the blob says. What is here is
+enough to make the key's auth token anew after the next login, which begins with an empty user keyring.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+import errno
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from upcall.core.errors import PeerError, UsageError
+from upcall.keys.private_file import read_private, write_new
+from upcall.protocols.ecryptfs.authtok import MAX_BLOB
+
+MAX_FILE: Final = 16 * 1024  # bytes
+SUFFIX: Final = ".toml"
+COMPAT: Final = "compat"  # a source: the passphrase stands in the auth token, as with ecryptfs-utils
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,63}", re.ASCII)
+_SIGNATURE = re.compile(r"[0-9a-f]{16}")
+
+
+class Entry(NamedTuple):
+    """A key: its name, and what its file says. Nothing of it is secret."""
+
+    name: str
+    module: str  # alias of the key module
+    signature: str
+    source: str  # where the passphrase is kept: ask, keyring, none, file:/path or compat
+    description: str
+    created: datetime.datetime
+    path: str | None = None  # of the key file, absolute, if there is one
+    blob: bytes | None = None  # for the auth token; not of a compat key, where it holds the passphrase
+    parameters: Mapping[str, str] = MappingProxyType({})  # what was chosen when it was made, but for secrets
+    auto: bool = False  # the daemon adds it when it starts
+
+
+_TYPES: Final[dict[str, tuple[type, str]]] = {
+    "module": (str, "a string"),
+    "signature": (str, "a string"),
+    "source": (str, "a string"),
+    "description": (str, "a string"),
+    "created": (datetime.datetime, "a date and time"),
+    "path": (str, "a string"),
+    "blob": (str, "a string"),
+    "parameters": (dict, "a table of strings"),
+    "auto": (bool, "true or false"),
+}
+_OPTIONAL: Final = frozenset({"path", "blob", "parameters", "auto"})
+
+
+def default_directory() -> Path:
+    """As the XDG base directory specification says: a relative $XDG_DATA_HOME is ignored."""
+    data = Path(os.environ.get("XDG_DATA_HOME", ""))
+    return (data if data.is_absolute() else Path.home() / ".local" / "share") / "upcall" / "keys"
+
+
+def check_name(name: str) -> None:
+    """UsageError unless it can be the name of a key, and of a file."""
+    if not _NAME.fullmatch(name) or name.endswith(SUFFIX):
+        raise UsageError(f"{name!r} cannot be the name of a key: letters, digits and ._@+- are allowed, at most 64")
+
+
+class KeyStore:
+    """The directory with the entries. Nothing is kept in memory."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self.directory = default_directory() if directory is None else directory
+
+    def names(self) -> list[str]:
+        """Of all entries, sound or not, sorted; none if there is no directory."""
+        try:
+            files = [path.name for path in self.directory.iterdir()]
+        except FileNotFoundError:
+            return []
+        names = [name.removesuffix(SUFFIX) for name in files if name.endswith(SUFFIX)]
+        return sorted(name for name in names if _NAME.fullmatch(name))
+
+    def load(self, name: str) -> Entry:
+        """UsageError if there is no such key, PeerError with file and key if its file is wrong."""
+        path = self._path(name)
+        try:
+            text, _ = read_private(path, MAX_FILE)
+        except FileNotFoundError as error:
+            raise UsageError(f"there is no key {name!r} in {self.directory}") from error
+        return _parse(name, bytes(text), str(path))
+
+    def find(self, name_or_signature: str) -> Entry:
+        """The entry with this name or, failing that, this signature."""
+        if not _SIGNATURE.fullmatch(name_or_signature) or name_or_signature in self.names():
+            return self.load(name_or_signature)
+        for name in self.names():
+            entry = self.load(name)
+            if entry.signature == name_or_signature:
+                return entry
+        return self.load(name_or_signature)  # which says that there is none
+
+    def save(self, entry: Entry) -> None:
+        """FileExistsError if the name is taken; UsageError rather than write a secret."""
+        path = self._path(entry.name)
+        self.prepare()
+        write_new(path, _text_of(entry))
+
+    def replace(self, entry: Entry) -> None:
+        """Writes the entry of a key that is there anew, at once or not at all. UsageError as `save`."""
+        path = self._path(entry.name)
+        self.prepare()
+        beside = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
+        write_new(beside, _text_of(entry))
+        beside.replace(path)
+
+    def remove(self, name: str) -> None:
+        self._path(name).unlink()
+
+    def check_free(self, name: str) -> None:
+        """FileExistsError if there is such a key."""
+        if os.path.lexists(self._path(name)):
+            raise FileExistsError(errno.EEXIST, "there is a key of this name already", str(self._path(name)))
+
+    def prepare(self) -> None:
+        """Makes the directory, 0700, and refuses one in which others could put files."""
+        missing = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
+        for path in reversed(missing):
+            path.mkdir(0o700, exist_ok=True)
+        found = self.directory.stat()
+        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            mode = stat.S_IMODE(found.st_mode)
+            why = f"uid {found.st_uid}, mode {mode:04o}: others can write here"
+            raise PermissionError(errno.EPERM, why, str(self.directory))
+
+    def _path(self, name: str) -> Path:
+        check_name(name)
+        return self.directory / (name + SUFFIX)
+
+
+def check_auto(source: str) -> None:
+    """UsageError if a key with this source cannot be added without anybody being asked."""
+    if source == COMPAT:
+        raise UsageError("the auth token of a compat key holds its passphrase: it cannot be added without asking")
+
+
+def _text_of(entry: Entry) -> bytes:
+    import tomli_w
+
+    if entry.source == COMPAT and entry.blob is not None:
+        raise UsageError("the blob of a compat key holds a secret: it is kept nowhere")
+    told = {key: value for key, value in entry._asdict().items() if value is not None and key != "name"}
+    told["parameters"] = dict(entry.parameters)
+    if not entry.auto:
+        del told["auto"]
+    if entry.blob is not None:
+        told["blob"] = base64.b64encode(entry.blob).decode("ascii")
+    try:
+        return tomli_w.dumps(told).encode()
+    except UnicodeEncodeError:
+        raise UsageError("a path or parameter is not UTF-8, which TOML cannot say") from None
+
+
+def _parse(name: str, text: bytes, where: str) -> Entry:
+    try:
+        told = tomllib.loads(text.decode())
+    except ValueError as error:  # also UnicodeDecodeError, and int()'s own of numbers with more than 4300 digits
+        raise PeerError(where, str(error)) from None
+    except RecursionError:
+        raise PeerError(where, "is nested too deeply") from None
+    _check_types(told, where)
+    if not _SIGNATURE.fullmatch(told["signature"]):
+        raise PeerError(where, "'signature' is not 16 hexadecimal digits")
+    if not told.get("path", "/").startswith("/"):
+        raise PeerError(where, "'path' is not absolute")
+    if told["source"] not in ("ask", "keyring", "none", COMPAT) and not told["source"].startswith("file:/"):
+        raise PeerError(where, "'source' is not ask, keyring, none, compat or file:/path")
+    if ("blob" in told) is (told["source"] == COMPAT):
+        raise PeerError(where, "'blob' of a compat key holds a secret" if "blob" in told else "'blob' is missing")
+    if "blob" in told:
+        told["blob"] = _take_blob(told["blob"], where)
+    return Entry(name, **told)
+
+
+def _check_types(told: Mapping[str, Any], where: str) -> None:
+    if unknown := sorted(told.keys() - _TYPES.keys()):
+        raise PeerError(where, f"unknown key {unknown[0]!r}")
+    for key, (kind, called) in _TYPES.items():
+        if key not in told and key not in _OPTIONAL:
+            raise PeerError(where, f"{key!r} is missing")
+        if key in told and not isinstance(told[key], kind):
+            raise PeerError(where, f"{key!r} must be {called}")
+    for key, value in told.get("parameters", {}).items():
+        if not isinstance(value, str):
+            raise PeerError(where, f"'parameters.{key}' must be a string")
+
+
+def _take_blob(text: str, where: str) -> bytes:
+    try:
+        blob = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise PeerError(where, f"'blob' is not base64: {error}") from None
+    if len(blob) > MAX_BLOB:
+        raise PeerError(where, f"'blob' has {len(blob)} bytes, at most {MAX_BLOB} are allowed")
+    return blob

@@ -1,0 +1,1 @@
+"""Seeing what goes on: doctor, metrics, request records, the log's lines."""

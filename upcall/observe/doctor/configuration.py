@@ -1,0 +1,76 @@
+"""What is written down: our configuration, and request-key's."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from shlex import quote
+
+from upcall import config
+from upcall.config import ConfigError
+from upcall.observe.doctor.findings import Finding, note, ok, problem
+from upcall.observe.doctor.system import Scene
+from upcall.protocols.request_key.install.key_makers import Standing, standing_of_type
+from upcall.protocols.request_key.install.our_file import FILE, TYPES
+from upcall.protocols.request_key.install.system import REQUEST_KEY
+
+_DEFAULT = "cifs.spnego"  # what `upcall request-key install` is for if it is not told
+
+
+def ours(scene: Scene) -> Iterator[Finding]:
+    """/etc/upcall and the user's own, as the programs read them: the first error."""
+    try:
+        config.load()
+    except ConfigError as error:
+        yield problem(str(error), *_remedy(error))
+    else:
+        yield ok("the configuration can be followed")
+
+
+def _remedy(error: ConfigError) -> tuple[str, str]:
+    try:
+        found = error.file.stat()
+    except OSError:
+        return "see that it can be read", ""
+    where = quote(str(error.file))
+    if found.st_uid not in (0, os.geteuid()):
+        return "see who wrote it, and what", f"chown {os.geteuid()} {where}"
+    if stat.S_ISREG(found.st_mode) and found.st_mode & 0o022:
+        return "see that nobody else has changed it", f"chmod go-w {where}"
+    return f"edit {error.file}, and see `upcall config check`; until then commands and daemons do not start", ""
+
+
+def request_key(scene: Scene) -> Iterator[Finding]:
+    """Which line wins for the keys that are ours, and whether its program is safe."""
+    install = f"upcall request-key install{scene.root_option()}"
+    try:
+        installed = scene.system.ours()
+    except OSError as error:
+        yield problem(f"{error.filename}: {error.strerror}", "then `upcall request-key install` makes it anew",
+                      f"mv {quote(str(scene.system.at(FILE)))} {quote(str(scene.system.at(FILE)))}.old")  # fmt: skip
+        return
+    if installed is None:
+        for name in TYPES:
+            types = "" if name == _DEFAULT else "".join(f" --type {one}" for one in TYPES)
+            yield note(
+                _made(name, standing_of_type(scene.system, name)), "to have them come to upcall", install + types
+            )
+        return
+    if why := scene.system.request_key():
+        yield problem(f"{REQUEST_KEY} {why}", "the kernel starts it", "apt-get install keyutils")
+    for name in installed.types:
+        found = standing_of_type(scene.system, name)
+        if found.line is not None and not found.ours:
+            why = f"{_made(name, found)}, though upcall is installed for them"
+            yield problem(why, f"narrow the description in that line, or remove it; then {install} --check")
+            continue
+        for why in found.problems:
+            yield problem(f"keys of type {name}: {why}", f"mend that, then {install}")
+        if not found.problems:
+            yield ok(f"keys of type {name} come to upcall, by {found.line}")
+
+
+def _made(name: str, found: Standing) -> str:
+    who = f"are made by {found.line.program} ({found.line})" if found.line else "are made by nobody"
+    return f"keys of type {name} {who}"

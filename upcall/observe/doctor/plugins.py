@@ -1,0 +1,113 @@
+"""The installed plugins, each imported in a process of its own: what is foreign may hang, crash, or print."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from upcall import config
+from upcall.core.errors import ModuleFailed
+from upcall.handler import GROUP as HANDLERS
+from upcall.keymodule import GROUP
+from upcall.keys import plugins as modules
+from upcall.observe.doctor.findings import Finding, note, ok, problem
+from upcall.observe.doctor.system import Scene
+from upcall.process import start_python as startpython
+from upcall.process import trust
+
+PATIENCE = 20.0  # seconds for each; an emulated processor needs 15
+LIBRARY = "libgssapi_krb5.so.2"  # as upcall_spnego.gssapi wants it
+
+
+def trusted(scene: Scene) -> Iterator[Finding]:
+    """The interpreter, sys.path and all that lies there, by names, owners and modes: nothing of it is run."""
+    finding = problem if scene.uid == 0 else note  # of a user's own processes it is that user's affair
+    for fault in scene.faults:
+        yield finding(f"others could change what is run: {fault}", "see who has changed it, and what", fault.command)
+    if not scene.faults:
+        yield ok("nobody else can change what is run here")
+
+
+def importable(scene: Scene) -> Iterator[Finding]:
+    """Whether each that is allowed can be imported and is written for this version of the contract."""
+    configured = config.load()
+    allowed = []
+    for plugin in modules.installed():
+        if configured.allows(plugin.alias):
+            allowed.append(plugin)
+        else:
+            yield note(configured.refusal(plugin.alias))
+    if not allowed:
+        yield note("no plugins are installed, or none is allowed", "see `upcall plugin list`")
+    if scene.faults and scene.uid == 0:
+        yield problem(
+            f"no plugin was imported: others could change what would run: {scene.faults[0]}",
+            "see the check of trust",
+            scene.faults[0].command,
+        )
+        return
+    with ThreadPoolExecutor(os.cpu_count()) as at_once:
+        yield from at_once.map(_verdict, allowed)
+
+
+def _verdict(plugin: modules.Installed) -> Finding:
+    name = f"the plugin {plugin.alias!r} ({plugin.distribution} {plugin.version})"
+    if os.geteuid() == 0 and (faults := trust.of_package(plugin.spec.partition(":")[0])):
+        told = f"{name} was not imported: others could change {faults[0].path}: it {faults[0].why}"
+        return problem(told, "see who has changed it, and what", faults[0].command)
+    remedy = "mend it, install it anew, or leave it out by [plugins] allow"
+    command = startpython.command("upcall.observe.doctor.plugins", plugin.group, plugin.alias, plugin.spec)
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=startpython.cleaned(),
+            text=True,
+            errors="replace",
+            timeout=PATIENCE,
+        )
+    except subprocess.TimeoutExpired:
+        return problem(f"{name} is not imported within {PATIENCE:g} s", remedy)
+    if done.returncode == 0:
+        return ok(f"{name} can be loaded")
+    why = done.stdout.strip().splitlines()[-1:] or [f"importing it ended its process with {done.returncode}"]
+    return problem(f"{name} cannot be loaded: {why[0]}", remedy)
+
+
+def library(scene: Scene) -> Iterator[Finding]:
+    """What tickets are made with, if somebody here answers for cifs.spnego."""
+    import ctypes
+
+    if "cifs.spnego" not in modules.handlers() or not config.load().allows("cifs.spnego"):
+        return
+    try:
+        ctypes.CDLL(LIBRARY)
+    except OSError as error:
+        why = f"the handler cifs.spnego has no Kerberos library: {error}"
+        yield problem(why, "or leave cifs.spnego out by [plugins] allow", "apt-get install libgssapi-krb5-2")
+    else:
+        yield ok(f"{LIBRARY} is there, for cifs.spnego")
+
+
+def main(arguments: list[str]) -> int:
+    """`GROUP ALIAS SPEC`: imports it; says on stdout why that cannot be."""
+    group, alias, spec = arguments
+    try:
+        if group == GROUP:
+            modules.load(spec)
+        elif group == HANDLERS:
+            modules.load_handler(spec, alias)
+        else:
+            modules.load_sink(spec, alias)
+    except ModuleFailed as error:
+        print(" ".join(str(error).split()))  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

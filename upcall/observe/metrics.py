@@ -1,0 +1,185 @@
+"""The broker's status as metrics for Prometheus, by its client library. The broker itself knows nothing of them.
+
+Label values are words of the protocol, so there are never more than some hundred series; uids come in only if asked
+for. https://prometheus.io/docs/practices/naming/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from upcall import __version__
+from upcall.client import Client
+from upcall.core.errors import UpcallError
+
+Status = Mapping[str, Any]
+PATIENCE: Final = 2.0  # seconds that a scrape waits for the broker
+_QUOTA_COUNTS = ("received", "folded", "dropped", "lost", "nonsense", "overflows", "delivered")
+
+
+class Described(NamedTuple):
+    """A metric, with the name that it has in the output but for a counter's _total."""
+
+    name: str
+    kind: type[Metric]
+    labels: tuple[str, ...]
+    help: str
+
+
+_C, _G, _H = CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+UP = Described("upcall_up", _G, (), "1 if the broker answered.")
+METRICS: Final = (
+    UP,
+    Described("upcall_info", _G, ("version", "broker_version"), "The versions of this command and of the broker; 1."),
+    Described("upcall_requests", _C, ("service", "outcome"), "Requests settled: answered, or why they were refused."),
+    Described("upcall_request_duration_seconds", _H, ("service",), "How long requests took that a daemon was asked."),
+    Described("upcall_pending_requests", _G, ("service",), "Requests that a daemon has not answered yet."),
+    Described("upcall_contexts", _G, (), "Message contexts of all registered uids."),
+    Described("upcall_contexts_in_use", _G, (), "Message contexts in use."),
+    Described("upcall_contexts_most", _G, (), "The most contexts that one uid has had in use at once."),
+    Described("upcall_daemons", _G, (), "Daemons that are registered."),
+    Described("upcall_replies_rejected", _C, ("on",), "Replies of daemons that fitted no context, by what was wrong."),
+    Described("upcall_messages_rejected", _C, ("on",), "Messages that nobody may send, by what was wrong."),
+    Described("upcall_devices", _G, ("state",), "Uids in whose name /dev/ecryptfs is open, or should be."),
+    Described("upcall_kernel_frames", _C, ("what",), "Frames of /dev/ecryptfs, by what became of them."),
+    Described("upcall_request_keys", _C, ("outcome",), "Keys that the kernel wanted, by outcome."),
+    Described("upcall_quota_listening", _G, (), "1 if the broker hears the kernel's quota warnings."),
+    Described("upcall_quota_warnings", _C, ("what",), "Quota warnings: received, and what became of them."),
+    Described("upcall_quota_undelivered", _G, (), "Quota notices that wait for their daemon."),
+    Described("upcall_quota_watched", _G, (), "Quotas that are kept in mind."),
+)
+PER_UID: Final = (
+    Described("upcall_daemon_replies", _C, ("uid", "outcome"), "Replies of this daemon: answered, refused, rejected."),
+    Described("upcall_daemon_contexts_in_use", _G, ("uid",), "Contexts of this uid that are in use."),
+    Described("upcall_daemon_contexts_most", _G, ("uid",), "The most of them that were ever in use at once."),
+    Described("upcall_daemon_registered_seconds", _G, ("uid",), "How long this daemon has been registered."),
+)
+
+Samples = list[tuple[tuple[str, ...], float]]
+
+
+def registry(ask: Callable[[], Status | None], per_uid: bool = False) -> CollectorRegistry:
+    """Asks the broker anew for each collection."""
+    found = CollectorRegistry()
+    found.register(_Broker(ask, per_uid))
+    return found
+
+
+def asker(folder: Any = None) -> Callable[[], Status | None]:
+    """What `registry` wants: the status of the broker there, or None if it does not answer."""
+
+    def ask() -> Status | None:
+        try:
+            with Client(folder, timeout=PATIENCE) as client:
+                return client.status()
+        except (UpcallError, OSError):
+            return None
+
+    return ask
+
+
+class _Broker(Collector):
+    def __init__(self, ask: Callable[[], Status | None], per_uid: bool) -> None:
+        self._ask, self._per_uid = ask, per_uid
+
+    def describe(self) -> list[Metric]:
+        """Nothing: otherwise registering would ask the broker."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._ask()
+        if status is None:
+            yield _family(UP, [((), 0.0)])
+            return
+        samples = _samples(status) | (_of_each_uid(status) if self._per_uid else {})
+        for described in METRICS + (PER_UID if self._per_uid else ()):
+            if described.kind is HistogramMetricFamily:
+                yield _durations(described, status.get("latencies", {}))
+            elif described.name in samples:
+                yield _family(described, samples[described.name])
+        pid = status["broker"]["pid"]
+        yield from ProcessCollector("upcall_broker", lambda: pid, registry=None).collect()
+
+
+def _family(described: Described, samples: Samples) -> Metric:
+    family = described.kind(described.name, described.help, labels=described.labels)  # type: ignore[call-arg]
+    for labels, value in samples:
+        family.add_metric(labels, value)  # type: ignore[attr-defined]
+    return family
+
+
+def _durations(described: Described, latencies: Mapping[str, Any]) -> Metric:
+    family = HistogramMetricFamily(described.name, described.help, labels=described.labels)
+    for service, one in latencies.items():
+        ends, buckets, count = [*map(str, one["bounds"]), "+Inf"], [], 0
+        for end, more in zip(ends, one["counts"], strict=True):
+            count += more
+            buckets.append((end, float(count)))
+        family.add_metric((service,), buckets, one["seconds"])
+    return family
+
+
+def _samples(status: Status) -> dict[str, Samples]:
+    """By metric. What a status does not tell is left out: of others than root the broker tells less."""
+    daemons = status["daemons"]
+    contexts = [one["contexts"] for one in daemons]
+    found: dict[str, Samples] = {
+        "upcall_up": [((), 1.0)],
+        "upcall_info": [((__version__, str(status["broker"].get("version", ""))), 1.0)],
+        "upcall_requests": [
+            ((service, outcome), count)
+            for service, outcomes in status["outcomes"].items()
+            for outcome, count in outcomes.items()
+        ],
+        "upcall_pending_requests": _pending(daemons),
+        "upcall_contexts": [((), sum(one["size"] for one in contexts))],
+        "upcall_contexts_in_use": [((), sum(one["in_use"] for one in contexts))],
+        "upcall_contexts_most": [((), max((one["most"] for one in contexts), default=0))],
+        "upcall_daemons": [((), len(daemons) + status.get("daemons_not_shown", 0))],
+        "upcall_replies_rejected": _counts(status["rejected"]),
+        "upcall_devices": [
+            ((state,), sum(one["open"] is is_open for one in status["devices"]))
+            for state, is_open in (("open", True), ("closed", False))
+        ],
+    }
+    for name, key in (
+        ("upcall_messages_rejected", "junk"),
+        ("upcall_kernel_frames", "kernel"),
+        ("upcall_request_keys", "request_key"),
+    ):
+        if key in status:
+            found[name] = _counts(status[key])
+    if quota := status.get("quota"):
+        found["upcall_quota_listening"] = [((), float(quota["listening"]))]
+        found["upcall_quota_warnings"] = _counts({name: quota[name] for name in _QUOTA_COUNTS})
+        found["upcall_quota_undelivered"] = [((), quota["undelivered"])]
+        found["upcall_quota_watched"] = [((), quota["watched"])]
+    return found
+
+
+def _pending(daemons: list[dict[str, Any]]) -> Samples:
+    counts: dict[str, int] = {}
+    for daemon in daemons:
+        for one in daemon.get("pending", ()):
+            counts[one["service"]] = counts.get(one["service"], 0) + 1
+    return _counts(counts)
+
+
+def _counts(counts: Mapping[str, int]) -> Samples:
+    return [((name,), count) for name, count in counts.items()]
+
+
+def _of_each_uid(status: Status) -> dict[str, Samples]:
+    daemons = [(str(one["uid"]), one) for one in status["daemons"]]
+    outcomes = ("answered", "refused", "rejected")
+    return {
+        "upcall_daemon_replies": [((uid, name), one[name]) for uid, one in daemons for name in outcomes],
+        "upcall_daemon_contexts_in_use": [((uid,), one["contexts"]["in_use"]) for uid, one in daemons],
+        "upcall_daemon_contexts_most": [((uid,), one["contexts"]["most"]) for uid, one in daemons],
+        "upcall_daemon_registered_seconds": [((uid,), one["age"]) for uid, one in daemons],
+    }

@@ -1,0 +1,129 @@
+"""One record per settled request: to stderr, to systemd's journal, or to a file. Off unless it is asked for.
+
+It never waits: a thread writes, and what does not fit, or is too much for one second, is counted as lost.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from pathlib import Path
+from typing import Final
+
+from upcall import config
+from upcall.core.errors import UsageError
+from upcall.kernel import journal
+from upcall.process.log import EventLog, standard_error
+from upcall.process.log_writer import Outbox
+from upcall.wire.record import Record, fields_of, line_of
+
+NO, STDERR, JOURNAL = "no", "stderr", "journal"
+MODE: Final = 0o640
+
+_PER_SECOND = 1000  # records; more would fill a disk at the will of any user
+_OPEN = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+
+
+class RecordFile:
+    """A file to append to. Renamed or removed, as logrotate does it, it is made anew before the next line."""
+
+    def __init__(self, path: Path) -> None:
+        """OSError if it cannot be written to, is no regular file, or is somebody else's."""
+        self._path = path
+        self._fd, self._inode = self._open()
+        self._torn = False
+
+    def _open(self) -> tuple[int, int]:
+        fd = os.open(self._path, _OPEN, MODE)
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+            return fd, found.st_ino
+        os.close(fd)
+        raise PermissionError(errno.EPERM, "is not a regular file of ours", str(self._path))
+
+    def write(self, data: bytes) -> None:
+        """Whole lines; behind what a full disk has torn a new one begins. OSError."""
+        self._follow()
+        if self._torn:
+            data = b"\n" + data
+        written = os.write(self._fd, data)
+        self._torn = written < len(data)
+
+    def _follow(self) -> None:
+        try:
+            if self._path.lstat().st_ino == self._inode:
+                return
+        except FileNotFoundError:
+            pass
+        fd, inode = self._open()
+        os.close(self._fd)
+        self._fd, self._inode, self._torn = fd, inode, False
+
+
+class Recorder:
+    """`record(uid, service, outcome, seconds, seq, handler)` writes a record, soon."""
+
+    def __init__(self, name: str, where: str, socket: Path = journal.JOURNAL) -> None:
+        """`where`: "stderr", "journal", or the whole path of a file. OSError if that cannot be."""
+        self._name, self._socket = name, socket
+        self._prefix = f"{name}[{os.getpid()}]: "
+        self._second, self._in_second = 0.0, 0
+        self._file = RecordFile(Path(where)) if where not in (STDERR, JOURNAL) else None
+        self._fd = standard_error()
+        self._outbox: Outbox[Record] = Outbox(self._send_fields if where == JOURNAL else self._send_line)
+
+    def __call__(self, uid: int, service: str, outcome: str, seconds: float, seq: int, handler: str = "") -> None:
+        now = time.time()
+        if not 0 <= now - self._second < 1:
+            self._second, self._in_second = now, 0
+        self._in_second += 1
+        if self._in_second > _PER_SECOND:
+            self._outbox.lose()
+        else:
+            self._outbox.put(Record(now, uid, service, outcome, max(0.0, seconds), seq, handler))
+
+    def _send_line(self, record: Record, lost: int) -> None:
+        told = f"{self._prefix}{line_of(record)}\n" + (f"{self._prefix}lost records={lost}\n" if lost else "")
+        data = told.encode("utf-8", "backslashreplace")
+        if self._file is not None:
+            self._file.write(data)
+        else:
+            os.write(self._fd, data)
+
+    def _send_fields(self, record: Record, lost: int) -> None:
+        journal.send(self._socket, fields_of(record, self._name).items())
+        if lost:
+            told = {"MESSAGE": f"{lost} records of requests were lost", "PRIORITY": 4, "SYSLOG_IDENTIFIER": self._name}
+            journal.send(self._socket, told.items())
+
+    def flush(self) -> None:
+        """Waits for a second at most; for the very end only."""
+        self._outbox.flush()
+
+
+def wanted(told: str | None, user: bool) -> str:
+    """Where records are to go: as the command line says, or the configuration. ConfigError."""
+    if told is not None:
+        return told
+    settings = config.settings("log", user)
+    return str(settings.get("to", STDERR)) if settings.get("requests", False) else NO
+
+
+def check_where(where: str) -> str:
+    """UsageError if records cannot go there."""
+    if where in (NO, STDERR, JOURNAL) or where.startswith("/"):
+        return where
+    raise UsageError(f"{where!r}: no, stderr, journal or the whole path of a file is wanted")
+
+
+def recorder(name: str, where: str, log: EventLog) -> Recorder | None:
+    """None if none is wanted, or there cannot be one: then the log says so, and requests are served all the same."""
+    if where == NO:
+        return None
+    try:
+        return Recorder(name, where)
+    except OSError as error:
+        log("requests-not-logged", to=where, why=error.strerror or error)
+        return None

@@ -1,0 +1,90 @@
+"""Event log that never blocks: one line per event, handed to a thread; what does not fit is counted.
+
+Rate limit: a number of lines per second for each event word of each person, and one for all persons together. Events
+of root and events without a uid are not counted in the latter. What is suppressed is counted and logged, with its uid.
+The standard library's QueueHandler formats in the caller, and its queue either grows without bound or blocks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from upcall.process.log_writer import Outbox
+from upcall.wire.logfmt import shown
+
+_PER_SECOND = 20  # lines of one event of one person
+_IN_ALL = 200  # lines of all persons but root; below what a slow terminal or journald takes
+_KEPT = 2048  # (event, person) that are told apart within a second
+_SUMMARIES = 32  # lines about suppressed events
+
+_Key = tuple[str, int | None]
+
+
+class EventLog:
+    """`log("event", key=value, ...)` writes `name[pid]: event key=value` to a descriptor, soon.
+
+    `person_of`: which uid counts for a uid; set by a process that knows ranges of subordinate uids. Any thread.
+    """
+
+    def __init__(self, name: str, fd: int | None = None) -> None:
+        self._prefix = f"{name}[{os.getpid()}]: "
+        self._fd = standard_error() if fd is None else fd
+        self.person_of: Callable[[int], int] = lambda uid: uid
+        self._began = -1.0  # the second that is counted
+        self._seen: dict[_Key, int] = {}  # events in this second
+        self._suppressed: dict[_Key, int] = {}
+        self._lines = 0  # of all persons but root
+        self._others = 0  # suppressed, and not told apart
+        self._outbox: Outbox[str] = Outbox(self._write)
+
+    def __call__(self, event: str, /, **fields: object) -> None:
+        now = time.monotonic()
+        if now - self._began >= 1:
+            self._summarise()
+            self._began = now
+        uid = fields.get("uid")
+        person = self.person_of(uid) if isinstance(uid, int) else None
+        if self._takes((event, person)):
+            self._outbox.put(" ".join([event, *(f"{key}={shown(value)}" for key, value in fields.items())]))
+
+    def _takes(self, key: _Key) -> bool:
+        """Counts an event; whether it is written."""
+        seen = self._seen.get(key, 0)
+        if not seen and len(self._seen) >= _KEPT and key[1]:
+            self._others += 1
+            return False
+        self._seen[key] = seen + 1
+        if seen < _PER_SECOND and (not key[1] or self._lines < _IN_ALL):
+            self._lines += bool(key[1])
+            return True
+        self._suppressed[key] = self._suppressed.get(key, 0) + 1
+        return False
+
+    def _summarise(self) -> None:
+        """Logs what was suppressed in the second that is over, the most first, and forgets that second."""
+        suppressed, self._suppressed, self._seen = self._suppressed, {}, {}
+        others, self._others, self._lines = self._others, 0, 0
+        most = sorted(suppressed.items(), key=lambda one: -one[1])
+        for (event, person), count in most[:_SUMMARIES]:
+            whose = "" if person is None else f" uid={person}"
+            self._outbox.put(f"{event}{whose} suppressed={count}")
+        others += sum(count for _, count in most[_SUMMARIES:])
+        if others:
+            self._outbox.put(f"events suppressed={others}")
+
+    def _write(self, line: str, lost: int) -> None:
+        text = f"{self._prefix}{line}\n" + (f"{self._prefix}lost lines={lost}\n" if lost else "")
+        os.write(self._fd, text.encode("utf-8", "backslashreplace"))
+
+    def flush(self, timeout: float = 1.0) -> None:
+        """Waits until what was logged is written, at most `timeout` seconds. For the very end only."""
+        self._summarise()
+        self._outbox.flush(timeout)
+
+
+def standard_error() -> int:
+    """Nothing is written if we were started without one: descriptor 2 may be a socket of ours by now."""
+    return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if sys.stderr is None else sys.stderr.fileno()

@@ -1,0 +1,248 @@
+"""What stands at the beginning of an eCryptfs file's lower file: its size, and its key, wrapped once or more.
+
+Source: fs/ecryptfs/crypto.c (ecryptfs_write_headers_virt) and keystore.c (parse_tag_1_packet, parse_tag_3_packet,
+parse_tag_11_packet) of Linux 6.1. All numbers are big-endian.
+
+    0   size of the file in clear, u64
+    8   marker: two u32 whose exclusive or is 0x3c81b7f5
+    16  flags, u32; the version is in the top byte
+    20  size of a header extent, u32       | not in version 0
+    24  number of header extents, u16      |
+    26  packets, until there is a byte 0   (version 0: at 20)
+
+    tag 1   01 len 03 signature(8) algorithm wrapped-key
+    tag 3   8c len 04 cipher 03 01 salt(8) rounds wrapped-key, and then its
+    tag 11  ed len 62 08 "_CONSOLE" date(4) signature(8)
+
+The same bytes can also stand in the extended attribute `user.ecryptfs`.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from upcall.core.errors import PeerError
+from upcall.protocols.ecryptfs.packets import (
+    CIPHER_AES_192,
+    CIPHER_CODES,
+    MAX_KEY,
+    MAX_WRAPPED,
+    pack_length,
+    take_length,
+)
+
+MAX_HEADER = 4096  # bytes of it that the kernel reads: one extent
+MARKER = 0x3C81B7F5  # MAGIC_ECRYPTFS_MARKER
+VERSION = 3  # ECRYPTFS_SUPPORTED_FILE_VERSION
+LEAST_SIZE = 8192  # ECRYPTFS_MINIMUM_HEADER_EXTENT_SIZE: of all extents together
+HMAC, ENCRYPTED, IN_XATTR, ENCRYPTED_NAMES = 1, 2, 4, 8  # flags
+XATTR = "user.ecryptfs"
+
+TAG_1, TAG_3, TAG_11 = 0x01, 0x8C, 0xED
+CIPHER_NAMES = {
+    0x02: "des3_ede",
+    0x03: "cast5",
+    0x04: "blowfish",
+    0x07: "aes",
+    0x08: "aes",
+    0x09: "aes",
+    0x0A: "twofish",
+    0x0B: "cast6",
+}
+
+_WHAT = "eCryptfs header"
+_FIXED = struct.Struct(">QIII")
+_EXTENTS = struct.Struct(">IH")
+_SIGNATURE = 8
+_SALT = 8
+_NAME_AND_DATE = b"_CONSOLE" + bytes(4)
+
+
+class PublicKeyPacket(NamedTuple):
+    """Tag 1: the file's key, wrapped by a key module. The cipher is inside."""
+
+    signature: str  # 16 hexadecimal digits
+    wrapped: bytes
+    algorithm: int = 1  # RFC 2440 9.1; the kernel writes 1 (RSA) whatever it is, and does not read it
+
+
+class PassphrasePacket(NamedTuple):
+    """Tags 3 and 11: the file's key, wrapped by the kernel with a key made of a passphrase."""
+
+    signature: str  # 16 hexadecimal digits
+    wrapped: bytes
+    cipher: int  # RFC 2440 code
+    salt: bytes  # 8 bytes
+    rounds: int  # u8: RFC 2440 3.6.1.3 says how many it means
+
+    @property
+    def key_size(self) -> int:
+        """Bytes of the file's key: AES-192 keys are padded before they are wrapped."""
+        return 24 if self.cipher == CIPHER_AES_192 else len(self.wrapped)
+
+
+Packet = PublicKeyPacket | PassphrasePacket
+
+
+class Header(NamedTuple):
+    """A header. `marker` is the random half of the marker."""
+
+    size: int
+    marker: int
+    version: int
+    flags: int  # the lower 24 bits; see HMAC and so on
+    extent_size: int
+    extents: int
+    packets: tuple[Packet, ...]
+
+    @property
+    def header_size(self) -> int:
+        """Bytes in front of the data."""
+        return self.extent_size * self.extents
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
+
+def has_marker(data: bytes) -> bool:
+    """Whether this is an eCryptfs header at all, sound or not."""
+    if len(data) < 16:
+        return False
+    _, first, second = struct.unpack_from(">QII", data)
+    return bool(first ^ second == MARKER)
+
+
+def take_header(data: bytes) -> Header:
+    """A header from the first bytes of a file, up to MAX_HEADER. PeerError says what is wrong and at which byte.
+
+    Stricter than the kernel where it would go on with nonsense: a file whose key is lost is told from a sound one.
+    """
+    if len(data) < _FIXED.size:
+        raise PeerError(_WHAT, f"{len(data)} bytes, at least {_FIXED.size} are needed", len(data))
+    size, first, second, flags = _FIXED.unpack_from(data)
+    if first ^ second != MARKER:
+        raise PeerError(_WHAT, "no marker: this is no eCryptfs file, or it is damaged", 8)
+    if size >= 1 << 63:
+        raise PeerError(_WHAT, f"a file of {size} bytes", 0)
+    version, flags = flags >> 24, flags & 0xFFFFFF
+    if version > VERSION:
+        raise PeerError(_WHAT, f"format version {version}, at most {VERSION} is known", 16)
+    at = _FIXED.size
+    extent_size, extents = LEAST_SIZE, 1  # of version 0, which does not say
+    if version >= 1:
+        if len(data) < at + _EXTENTS.size:
+            raise PeerError(_WHAT, "ends before the number of header extents", len(data))
+        extent_size, extents = _EXTENTS.unpack_from(data, at)
+        if extent_size * extents < LEAST_SIZE:
+            why = f"{extents} header extents of {extent_size} bytes, at least {LEAST_SIZE} bytes are needed"
+            raise PeerError(_WHAT, why, at)
+        at += _EXTENTS.size
+    return Header(size, first, version, flags, extent_size, extents, _take_packets(data, at))
+
+
+def _take_packets(data: bytes, at: int) -> tuple[Packet, ...]:
+    packets: list[Packet] = []
+    while at < len(data) and data[at]:
+        tag, start = data[at], at
+        packet: Packet
+        if tag == TAG_1:
+            packet, at = _take_tag_1(data, at)
+        elif tag == TAG_3:
+            packet, at = _take_tag_3(data, at)
+        elif tag == TAG_11:
+            raise PeerError(_WHAT, "a tag 11 packet without a tag 3 packet in front of it", at)
+        else:
+            raise PeerError(_WHAT, f"unknown tag {tag:#04x}", at)
+        if not packet.wrapped:
+            raise PeerError(_WHAT, "a packet with a wrapped key of 0 bytes: the file's key is lost", start)
+        packets.append(packet)
+    if not packets:
+        raise PeerError(_WHAT, "no packet with a wrapped key", at)
+    return tuple(packets)
+
+
+def _take_body(data: bytes, at: int, what: str, least: int) -> tuple[int, int]:
+    """Where the body of the packet at `at` begins and ends."""
+    size, start = take_length(data, at + 1, what)
+    if size < least:
+        raise PeerError(what, f"a body of {size} bytes, at least {least} are needed", at + 1)
+    if start + size > len(data):
+        raise PeerError(what, f"says {size} bytes, {len(data) - start} are there", at + 1)
+    return start, start + size
+
+
+def _take_tag_1(data: bytes, at: int) -> tuple[PublicKeyPacket, int]:
+    what = "tag 1 packet"
+    start, end = _take_body(data, at, what, 2 + _SIGNATURE)
+    _expect(data, start, b"\x03", what, "version")
+    key_at = start + 2 + _SIGNATURE
+    if end - key_at > MAX_WRAPPED:
+        raise PeerError(what, f"a wrapped key of {end - key_at} bytes, at most {MAX_WRAPPED} are allowed", at + 1)
+    signature = data[start + 1 : start + 1 + _SIGNATURE].hex()
+    return PublicKeyPacket(signature, bytes(data[key_at:end]), data[key_at - 1]), end
+
+
+def _take_tag_3(data: bytes, at: int) -> tuple[PassphrasePacket, int]:
+    what = "tag 3 packet"
+    start, end = _take_body(data, at, what, 5 + _SALT)
+    _expect(data, start, b"\x04", what, "version")
+    cipher = data[start + 1]
+    if cipher not in CIPHER_CODES:
+        raise PeerError(what, f"unknown cipher code {cipher:#04x}", start + 1)
+    _expect(data, start + 2, b"\x03", what, "way of making keys of passphrases (S2K)")
+    _expect(data, start + 3, b"\x01", what, "hash")
+    rounds_at = start + 4 + _SALT
+    wrapped = bytes(data[rounds_at + 1 : end])
+    if len(wrapped) > MAX_KEY:  # the cipher is a block cipher without padding: the key is as long
+        raise PeerError(what, f"a wrapped key of {len(wrapped)} bytes, at most {MAX_KEY} are possible", at + 1)
+    signature, behind = _take_tag_11(data, end)
+    return PassphrasePacket(signature, wrapped, cipher, bytes(data[start + 4 : rounds_at]), data[rounds_at]), behind
+
+
+def _take_tag_11(data: bytes, at: int) -> tuple[str, int]:
+    what = "tag 11 packet"
+    if at >= len(data):
+        raise PeerError(what, "is missing behind a tag 3 packet", at)
+    _expect(data, at, bytes((TAG_11,)), what, "tag behind a tag 3 packet")
+    start, end = _take_body(data, at, what, 14)
+    _expect(data, start, b"\x62", what, "format")
+    _expect(data, start + 1, b"\x08", what, "length of a name")
+    signature = data[start + 14 : end]
+    if len(signature) != _SIGNATURE:
+        raise PeerError(what, f"a signature of {len(signature)} bytes, {_SIGNATURE} are needed", at + 1)
+    return signature.hex(), end
+
+
+def _expect(data: bytes, at: int, byte: bytes, what: str, called: str) -> None:
+    if data[at : at + 1] != byte:
+        raise PeerError(what, f"{called} {data[at]:#04x}, {byte[0]:#04x} is known", at)
+
+
+# --- writing -------------------------------------------------------------------------------------------------
+
+
+def pack_header(header: Header) -> bytes:
+    """What `take_header` reads, up to the last packet: zeros follow in the file. PeerError for what it would not."""
+    flags = header.version << 24 | header.flags
+    try:
+        fixed = _FIXED.pack(header.size, header.marker, header.marker ^ MARKER, flags)
+        extents = _EXTENTS.pack(header.extent_size, header.extents) if header.version else b""
+        data = b"".join((fixed, extents, *map(_pack_packet, header.packets)))
+    except (struct.error, ValueError) as error:
+        raise PeerError(_WHAT, str(error)) from None
+    if len(data) > MAX_HEADER or take_header(data) != header:
+        raise PeerError(_WHAT, "would not be read as it is written")
+    return data
+
+
+def _pack_packet(packet: Packet) -> bytes:
+    signature = bytes.fromhex(packet.signature)
+    if isinstance(packet, PublicKeyPacket):
+        return _pack_body(TAG_1, b"\x03" + signature + bytes((packet.algorithm,)) + packet.wrapped)
+    body = bytes((0x04, packet.cipher, 0x03, 0x01)) + packet.salt + bytes((packet.rounds,)) + packet.wrapped
+    return _pack_body(TAG_3, body) + _pack_body(TAG_11, b"\x62\x08" + _NAME_AND_DATE + signature)
+
+
+def _pack_body(tag: int, body: bytes) -> bytes:
+    return bytes((tag,)) + pack_length(len(body)) + body

@@ -1,0 +1,177 @@
+"""The broker's side towards the kernel's eCryptfs: one open /dev/ecryptfs per registered uid.
+
+The kernel breaks when its requests are not read (facts in docs/architecture.md), so they are read at once, whatever
+becomes of them; and it believes any answer, so only checked ones and plain failures are written.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from upcall.broker.loop import URGENT
+from upcall.core.errors import PeerError
+from upcall.core.messages import Answer, Refusal, Requester
+from upcall.kernel.process import schedule_as_batch
+from upcall.protocols.ecryptfs.packets import REQUEST, RESPONSE, Frame, pack_failure, pack_frame, take_ask, take_frame
+from upcall.wire.envelope import refusal
+
+if TYPE_CHECKING:
+    from upcall.broker.server import Server
+
+_SERVICE = "ecryptfs"
+_RETRY = 2.0  # seconds until a device that could not be opened is tried again
+_HEARTBEAT = 0.25  # bounds how old a request can be without our knowing
+_LAST_READS = 64  # twice the kernel's contexts
+
+
+class Device(Protocol):
+    """What is open in one uid's name: upcall.protocols.ecryptfs.device.Miscdev. `fd` is -1 once it is closed."""
+
+    uid: int
+    fd: int
+
+    def fileno(self) -> int: ...
+    def readable(self) -> bool: ...
+    def read(self) -> bytes: ...
+    def write(self, frame: bytes, /) -> None: ...
+    def close(self) -> None: ...
+
+
+OpenDevice = Callable[[int], Device]  # in the name of a uid; OSError
+
+
+class _FromKernel:
+    """A request of the kernel: takes the outcome and writes the frame for it."""
+
+    __slots__ = ("_asked", "_device", "_devices", "_index", "_seq")
+
+    def __init__(self, devices: Devices, device: Device, seq: int, index: int, asked: bytes) -> None:
+        self._devices, self._device = devices, device
+        self._seq, self._index, self._asked = seq, index, asked
+
+    def settle(self, outcome: Answer | Refusal) -> None:
+        packet = outcome.body if isinstance(outcome, Answer) else pack_failure(self._asked)
+        self._devices.write(self._device, Frame(RESPONSE, self._seq, self._index, packet))
+
+
+class Devices:
+    """All of them. Failing to open one is logged and tried again for as long as its daemon is there."""
+
+    def __init__(self, server: Server, open_device: OpenDevice) -> None:
+        self._server, self._open_device = server, open_device
+        self._open: dict[int, Device] = {}
+        self._wanted: dict[int, float] = {}  # uid -> when to try again
+        self._failed: dict[int, str] = {}
+        self.counts: Counter[str] = Counter()
+        self._retrying = server.loop.timer(self._retry)
+        self._heartbeat = server.loop.timer(self._beat)
+
+    def open(self, uid: int) -> None:
+        """In the name of `uid`, unless it is open already."""
+        if uid in self._open:
+            return
+        try:
+            device = self._open_device(uid)
+        except OSError as error:
+            why = "another daemon of this uid has it" if error.errno == errno.EINVAL else str(error)
+            if self._failed.get(uid) != why:
+                self._server.log("device-not-open", uid=uid, why=why)
+            self._failed[uid] = why
+            self._wanted[uid] = self._server.now + _RETRY
+            self._retrying.at(self._wanted[uid])
+            return
+        self._failed.pop(uid, None)
+        self._wanted.pop(uid, None)
+        self._open[uid] = device
+        schedule_as_batch()
+        self._server.loop.add(device, lambda: self._on_readable(device), URGENT)
+        self._server.log("device-open", uid=uid)
+        self._heartbeat.at(self._server.now + _HEARTBEAT)
+
+    def _retry(self, now: float) -> None:
+        for uid in [uid for uid, when in self._wanted.items() if when <= now]:
+            self.open(uid)
+        self._retrying.at(min(self._wanted.values(), default=math.inf))
+
+    def _beat(self, now: float) -> None:
+        if self._open:
+            self._heartbeat.at(now + _HEARTBEAT)
+
+    def close(self, uid: int) -> None:
+        """Reads and refuses what is still there, then closes: what stays unread hangs for 3 s."""
+        self._wanted.pop(uid, None)
+        self._failed.pop(uid, None)
+        device = self._open.pop(uid, None)
+        if device is None:
+            return
+        self._server.loop.remove(device)
+        for _ in range(_LAST_READS):
+            if not device.readable():
+                break
+            frame = self._read(device)
+            if frame is not None and frame.data is not None:
+                self.write(device, Frame(RESPONSE, frame.seq, frame.index, pack_failure(frame.data)))
+                self.counts["refused at closing"] += 1
+        device.close()
+        self._server.log("device-closed", uid=uid)
+
+    def close_all(self) -> None:
+        for uid in tuple(self._open):
+            self.close(uid)
+
+    def write(self, device: Device, frame: Frame) -> None:
+        """An answer; that its waiter has gone is counted, nothing more."""
+        if device.fd < 0:
+            return
+        try:
+            device.write(pack_frame(frame))
+        except OSError as error:
+            self.counts["not taken"] += 1
+            self._server.log("kernel-did-not-take", uid=device.uid, seq=frame.seq, index=frame.index, why=error)
+
+    def _on_readable(self, device: Device) -> None:
+        frame = self._read(device)
+        if frame is None:
+            return
+        if frame.data is None or frame.index is None:
+            self.counts["stale"] += 1  # its waiter has timed out: never to be answered
+            return
+        origin = _FromKernel(self, device, frame.seq, frame.index, frame.data)
+        try:
+            take_ask(frame.data)
+        except PeerError as error:
+            self._server.log("bad-request", uid=device.uid, why=error)
+            origin.settle(refusal("bad-request"))
+            return
+        requester = Requester(device.uid, 0)
+        self._server.broker.ask(device.uid, _SERVICE, requester, frame.data, origin, self._server.since)
+
+    def _read(self, device: Device) -> Frame | None:
+        try:
+            data = device.read()
+        except OSError as error:
+            self._server.log("device-unreadable", uid=device.uid, why=error)
+            return None
+        if not data:
+            return None
+        self.counts["read"] += 1
+        try:
+            frame = take_frame(data)
+        except PeerError as error:
+            self.counts["nonsense"] += 1
+            self._server.log("kernel-nonsense", uid=device.uid, why=error)
+            return None
+        return frame if frame.type == REQUEST else None
+
+    def status(self, uid: int | None) -> list[dict[str, object]]:
+        found: list[dict[str, object]] = [
+            {"uid": one, "open": True} for one in self._open if uid is None or one == uid
+        ]
+        found += [
+            {"uid": one, "open": False, "why": why} for one, why in self._failed.items() if uid is None or one == uid
+        ]
+        return found

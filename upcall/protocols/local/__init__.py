@@ -1,0 +1,1 @@
+"""Requesters in user space, over a local socket."""

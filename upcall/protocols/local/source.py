@@ -1,0 +1,57 @@
+"""Requesters in user space: any process asks its own uid's daemon, root any uid's, over a local socket."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from upcall.broker.listener import Asked, Connection, Listener
+from upcall.core.errors import PeerError
+from upcall.core.messages import Answer, Requester
+from upcall.wire.envelope import MAX_BODY, Envelope, refusal
+
+STATUS = "broker.status"  # the one service that the broker answers itself
+_SHOWN = 64  # daemons and devices in a status that would be too long
+
+
+class Requesters(Listener):
+    """The socket that is open to all."""
+
+    mode = 0o666
+
+    def ask(self, connection: Connection, envelope: Envelope, origin: Asked) -> None:
+        server, uid = self.server, connection.uid
+        if envelope.service == STATUS:
+            origin.settle(Answer(self.status(None if uid == 0 else uid)))
+            return
+        service = server.broker.services.get(envelope.service)
+        target = envelope.requester.uid
+        if service is None or not service.local:
+            origin.settle(refusal("no-service"))
+        elif target != uid and uid != 0:
+            origin.settle(refusal("not-permitted"))
+        else:
+            try:
+                service.check_request(envelope.body)
+            except PeerError:
+                origin.settle(refusal("bad-request"))
+                return
+            deadline = envelope.deadline_ns / 1e9 or math.inf
+            requester = Requester(uid, connection.pid)
+            server.broker.ask(
+                target, service.name, requester, envelope.body, origin, server.now, deadline, connection.line
+            )
+
+    def status(self, uid: int | None) -> bytes:
+        """JSON, cut down to what a body can hold."""
+        found = self.server.status(uid)
+        body = json.dumps(found).encode("ascii")
+        if len(body) > MAX_BODY:
+            for name in ("daemons", "devices"):
+                rows = found[name]
+                if isinstance(rows, list):
+                    found[name], found[f"{name}_not_shown"] = rows[:_SHOWN], len(rows[_SHOWN:])
+                    for row in rows[:_SHOWN]:
+                        row.pop("pending", None)
+            body = json.dumps(found).encode("ascii")
+        return body

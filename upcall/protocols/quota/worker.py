@@ -1,0 +1,316 @@
+"""The clerk: a thread that turns folded warnings into notices. It owns the state, the figures and the names.
+
+It may wait for a disk or a directory service; the broker's loop never does. What it is handed comes through `inbox`,
+what it has to say goes to `post`, which takes it to the loop.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import queue
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from upcall.core.errors import PeerError
+from upcall.kernel.mounts import Mount
+from upcall.protocols.quota import state as memory
+from upcall.protocols.quota.backlog import Kept
+from upcall.protocols.quota.notice import FILES, KINDS, OVER_SOFT, SPACE, Cause, Filesystem, QuotaNotice, Raw, Subject
+from upcall.protocols.quota.policy import SYSTEM, Core, Key, Told
+from upcall.protocols.quota.rate_limit import Digests
+from upcall.protocols.quota.scan import Walk
+from upcall.protocols.quota.settings import Rules
+from upcall.protocols.quota.system import World, read_state, write_state
+from upcall.protocols.quota.warning import MEANING, Figures, take_attributes
+
+_PER_TURN: Final = 64  # quotas that are looked at before the inbox is, again
+_PAUSE: Final = 0.005  # between two such turns
+_SAVE_AFTER: Final = 5.0  # seconds
+_TRY_AGAIN: Final = 5.0  # seconds until a daemon that was full is tried again
+_LOOK_AGAIN: Final = 2.0  # seconds between two looks for filesystems that we do not know
+
+
+class Warnings(NamedTuple):
+    """To the clerk: what the kernel said, how often each."""
+
+    table: dict[bytes, int]
+
+
+class Lost(NamedTuple):
+    """To the clerk: so many messages were lost since it was last said."""
+
+    count: int  # type: ignore[assignment]  # not tuple.count
+
+
+class Arrived(NamedTuple):
+    """To the clerk: a daemon has registered."""
+
+    uid: int
+
+
+class Deliver(NamedTuple):
+    """To the loop: tell these people, `again` after it could not be done. Back to the clerk: it reached nobody, for
+    now (`full`) or until a daemon comes."""
+
+    notice: QuotaNotice
+    to: tuple[int, ...]
+    again: bool = False
+    full: bool = False
+
+
+class Done(NamedTuple):
+    """To the loop: the clerk has seen to what it was handed."""
+
+
+class Stop(NamedTuple):
+    """To the clerk."""
+
+
+class Clerk:
+    """`run` is the thread. Everything else that is public may be read from outside, for a status."""
+
+    def __init__(
+        self, rules: Rules, world: World, state: Path, post: Callable[[Deliver | Done], None], log: Callable[..., None]
+    ) -> None:
+        self.inbox: queue.SimpleQueue[Warnings | Lost | Arrived | Deliver | Stop] = queue.SimpleQueue()
+        self.core = Core(rules)
+        self.kept = Kept()  # for those who have no daemon
+        self.full = Kept()  # for those whose daemon takes no more
+        self.filesystems: dict[int, Mount] = {}  # by device number
+        self.unknown = 0  # warnings that make no sense
+        self._rules, self._world, self._state, self._post, self._log = rules, world, state, post, log
+        self._digests = Digests(rules)
+        self._walk: Walk[Mount] = Walk(rules.interval)
+        self._looked = -math.inf
+        self._lost = 0
+        self._again_at = math.inf
+        self._save_at = math.inf
+
+    @property
+    def readings(self) -> int:
+        """How often all quotas were read, and what that told was told."""
+        return self._walk.ended
+
+    def run(self) -> None:
+        """Until it is told to stop; then everything is remembered."""
+        self._find_filesystems()
+        self._load()
+        while True:
+            try:
+                item = self.inbox.get(timeout=self._patience())
+            except queue.Empty:
+                item = None
+            if isinstance(item, Stop):
+                return
+            try:
+                self._take(item)
+                self._turn()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next person's warning must not wait for it
+                self._log("quota-clerk-stumbled", why=f"{type(error).__name__}: {error}")
+
+    def _patience(self) -> float:
+        wall, now = time.time(), time.monotonic()
+        if self._walk.going:
+            return _PAUSE
+        wakes = [self.core.next_wake() - wall, self._digests.next_wake() - wall]
+        wakes += [at - now for at in (self._walk.at, self._again_at, self._save_at)]
+        return min(max(_PAUSE, min(wakes)), 3600.0)
+
+    def _take(self, item: Warnings | Lost | Arrived | Deliver | None) -> None:
+        if isinstance(item, Warnings):
+            try:
+                self._on_warnings(item.table)
+            finally:
+                self._post(Done())
+        elif isinstance(item, Lost):
+            self._lost += item.count
+            self._walk.soon(time.monotonic())  # the figures tell what the messages would have
+        elif isinstance(item, Arrived):
+            self._on_arrival(item.uid)
+        elif isinstance(item, Deliver):
+            self._on_undelivered(item)
+
+    def _turn(self) -> None:
+        """What is due, a bounded part of it."""
+        wall, now = time.time(), time.monotonic()
+        for key in tuple(self.core.due(wall, _PER_TURN)):
+            figures = self._figures(key)
+            if figures is None:
+                self.core.later(key, wall)
+            else:
+                self._tell(self.core.seen(key, figures, wall), wall)
+        for told in tuple(self._digests.due(wall)):
+            self._send(told, wall)
+        if now >= self._again_at:
+            self._again_at = math.inf
+            self._send_again(self.full, self.full.people())
+        self._step(wall, now)
+        if now >= self._save_at:
+            self.save()
+
+    # --- what the kernel said --------------------------------------------------------------------------------
+
+    def _on_warnings(self, table: dict[bytes, int]) -> None:
+        for data, count in table.items():
+            try:
+                warned = take_attributes(data)
+                device = os.makedev(warned.major, warned.minor)
+            except (PeerError, OverflowError):
+                self.unknown += count
+                continue
+            if warned.qtype >= len(KINDS) or max(warned.excess_id, warned.caused_id) > 0xFFFFFFFF:
+                self.unknown += count
+                continue
+            key = Key(device, warned.qtype, warned.excess_id, MEANING.get(warned.warning, (SPACE, ""))[0])
+            wall = time.time()
+            self._tell(self.core.warned(key, warned, count, self._figures(key), wall), wall)
+
+    def _figures(self, key: Key) -> Figures | None:
+        mount = self._mount(key.device)
+        if mount is None:
+            return None
+        try:
+            return self._world.get(mount, key.kind, key.id).of(key.resource)
+        except OSError as error:
+            self._log("quota-unreadable", mount=mount.point, why=error)
+            self._look_again()
+            return None
+
+    # --- filesystems -----------------------------------------------------------------------------------------
+
+    def _mount(self, device: int) -> Mount | None:
+        if device not in self.filesystems:
+            if self._world.changed():
+                self._find_filesystems()
+            else:
+                self._look_again()
+        return self.filesystems.get(device)
+
+    def _look_again(self) -> None:
+        if time.monotonic() - self._looked > _LOOK_AGAIN:
+            self._find_filesystems()
+
+    def _find_filesystems(self) -> None:
+        try:
+            found = self._world.filesystems()
+        except OSError as error:
+            self._log("quota-filesystems-unknown", why=error)
+            found = {}
+        self._looked = time.monotonic()
+        self.filesystems = {mount.device: mount for mount in found}
+        self._walk.over = [(mount, kind) for mount, kinds in found.items() for kind in kinds]
+
+    def _step(self, wall: float, now: float) -> None:
+        """One step of the periodic reading of all quotas."""
+        if self._walk.begins(now):
+            self._find_filesystems()
+        at = self._walk.where()
+        if at is None:
+            return
+        mount, kind, first = at
+        try:
+            quotas, following = self._world.some(mount, kind, first, _PER_TURN)
+        except OSError as error:
+            self._log("quota-unreadable", mount=mount.point, why=error)
+            quotas, following = [], -1
+        try:
+            for quota in quotas:
+                for resource in (SPACE, FILES) if quota.id and quota.limited else ():  # id 0 is never held to limits
+                    key = Key(mount.device, kind, quota.id, resource)
+                    self._tell(self.core.seen(key, quota.of(resource), wall), wall)
+        finally:
+            self._walk.went_to(following)
+
+    # --- telling ---------------------------------------------------------------------------------------------
+
+    def _tell(self, news: Iterable[Told], wall: float) -> None:
+        for told in news:
+            allowed = self._digests.pass_on(told, wall)
+            if allowed is not None:
+                self._send(allowed, wall)
+            self._changed()
+
+    def _send(self, told: Told, wall: float) -> None:
+        self._post(Deliver(self._notice(told, wall), told.to))
+
+    def _notice(self, told: Told, wall: float) -> QuotaNotice:
+        key, figures = told.key, told.figures
+        mount = self.filesystems.get(key.device)
+        numbers = os.major(key.device), os.minor(key.device)
+        limit = figures.soft or figures.hard
+        lost, self._lost = self._lost, 0
+        return QuotaNotice(
+            event=told.event,
+            resource=key.resource,
+            subject=Subject(KINDS[key.kind], key.id, self._world.name(key.kind, key.id)),
+            cause=Cause() if told.cause is None else Cause(told.cause, self._world.name(0, told.cause)),
+            filesystem=Filesystem(mount.point, mount.source, mount.type)
+            if mount
+            else Filesystem(None, "{}:{}".format(*numbers), ""),
+            used=figures.used,
+            soft=figures.soft,
+            hard=figures.hard,
+            grace_until=figures.grace_until or self._grace(told, wall),
+            percent=figures.used * 100 // limit if limit else None,
+            at=max(0, int(wall)),
+            count=told.count,
+            lost=lost,
+            raw=None if told.warning is None else Raw(key.kind, told.warning, *numbers),
+        )
+
+    def _grace(self, told: Told, wall: float) -> int | None:
+        """XFS warns before it writes, and sets the date when it has written: half a minute later at most."""
+        key, mount = told.key, self.filesystems.get(told.key.device)
+        if told.event != OVER_SOFT or mount is None:
+            return None
+        try:
+            period = self._world.grace(mount, key.kind, key.resource)
+        except OSError as error:
+            self._log("quota-unreadable", mount=mount.point, why=error)
+            return None
+        return int(wall) + period if period else None
+
+    def _on_undelivered(self, item: Deliver) -> None:
+        if item.full:
+            self._again_at = min(self._again_at, time.monotonic() + _TRY_AGAIN)
+        for uid in item.to:
+            (self.full if item.full else self.kept).put(uid, item.notice)
+        self._changed()
+
+    def _on_arrival(self, uid: int) -> None:
+        """What waits for this person; and for everybody, when it is the system's daemon that has come."""
+        self._send_again(self.kept, self.kept.people() if uid == SYSTEM else [uid])
+
+    def _send_again(self, kept: Kept, people: Iterable[int]) -> None:
+        for uid in people:
+            for notice in kept.take(uid):
+                self._post(Deliver(notice, (uid,), again=True))
+                self._changed()
+
+    # --- over a restart --------------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        self._save_at = min(self._save_at, time.monotonic() + _SAVE_AFTER)
+
+    def save(self) -> None:
+        """Writes the state down. By the thread, or when it has ended."""
+        self._save_at = math.inf
+        points = {device: mount.point for device, mount in self.filesystems.items()}
+        try:
+            write_state(self._state, memory.dump(self.core, (*self.kept, *self.full), points))
+        except OSError as error:
+            self._log("quota-state-not-written", file=self._state, why=error)
+
+    def _load(self) -> None:
+        devices = {mount.point: mount.device for mount in self.filesystems.values()}
+        try:
+            data = read_state(self._state)
+            damaged = memory.load(data, self.core, self.kept, devices, time.time()) if data is not None else 0
+        except (OSError, PeerError) as error:
+            self._log("quota-state-unreadable", file=self._state, why=error)
+            return
+        if damaged:
+            self._log("quota-state-damaged", file=self._state, entries=damaged)

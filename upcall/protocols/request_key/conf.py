@@ -1,0 +1,178 @@
+"""request-key's configuration, as request-key 1.6.3 reads it: which line of which file makes a key.
+
+    # operation  type         description  callout  program and arguments
+    create       cifs.spnego  *            *        /usr/sbin/cifs.upcall %k
+
+A pattern holds at most one wildcard, its first `*`, and is the wilder the more characters that skips; one without is
+not wild at all. Lines are compared by the wildness of their operations, then types, descriptions and callouts; of
+equal ones the first that is read wins. A line that cannot be read makes request-key give up, whatever the other lines
+say; but none is read further than to the first column that does not fit.
+Source: request-key.c of keyutils, and request-key.conf(5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from upcall.core.errors import UpcallError
+
+OPERATION = b"create"
+MAX_LINE = 4095  # bytes, the newline included
+MAX_ARGUMENTS = 253
+
+_BUFFER = 4097  # what fgets() gets at once
+_SPACE = b" \t\n\v\f\r"  # isspace() in the C locale
+_MACROS = b"oktdcugTPS"
+_COLUMNS = ("operation", "type", "description", "callout")
+
+Wildness = tuple[int, ...]  # of the four columns
+
+
+class BadLine(UpcallError):
+    """A line on which request-key gives up; `why` is for people."""
+
+    def __init__(self, path: str, number: int, why: str) -> None:
+        self.path, self.number, self.why = path, number, why
+        super().__init__(f"{path}: line {number}: {why}; request-key gives up on it")
+
+
+class Key(NamedTuple):
+    """What a line must fit."""
+
+    type: bytes
+    description: bytes
+    callout: bytes = b""
+
+
+class Line(NamedTuple):
+    """A line with something to say. `columns`: those of the four that are there with a space behind them."""
+
+    path: str
+    number: int
+    columns: tuple[bytes, ...]
+    command: bytes
+    fault: str = ""  # why no line can be read here at all
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.number}"
+
+    @property
+    def program(self) -> str:
+        """Its path as it stands there, for people and for looking at it; of a pipe, without the bar."""
+        return (self.command.removeprefix(b"|").split(None, 1) or [b""])[0].decode(errors="backslashreplace")
+
+
+def lines(path: str, data: bytes) -> Iterator[Line]:
+    """The lines of a file that are neither blank nor comments."""
+    at = number = 0
+    while at < len(data):
+        end = data.find(b"\n", at, at + _BUFFER) + 1 or at + _BUFFER
+        text = data[at:end].split(b"\0", 1)[0]
+        at, number = end, number + 1
+        if len(text) > MAX_LINE:
+            yield Line(path, number, (), b"", f"is longer than {MAX_LINE - 1} bytes")
+        elif not text:
+            yield Line(path, number, (), b"", "begins with a NUL")
+        elif len(text) > 1 and text[0] not in b"#" + _SPACE:
+            columns, command = _split(text[:-1])  # the newline; request-key does not look whether it is one
+            yield Line(path, number, columns, command)
+
+
+def _split(text: bytes) -> tuple[tuple[bytes, ...], bytes]:
+    columns: list[bytes] = []
+    while len(columns) < len(_COLUMNS):
+        word = text.split(None, 1)[0] if text else b""
+        if len(word) == len(text):
+            return tuple(columns), b""
+        columns.append(word)
+        text = text[len(word) :].lstrip(_SPACE)
+    return tuple(columns), text
+
+
+def wildness_of(pattern: bytes, text: bytes) -> int | None:
+    """How many characters the pattern's wildcard skips; None if it does not match."""
+    if b"*" not in pattern:
+        return 0 if pattern == text else None
+    head, tail = _ends(pattern)
+    skipped = len(text) - (len(pattern) - 1)
+    return skipped if skipped >= 0 and text.startswith(head) and text.endswith(tail) else None
+
+
+def _ends(pattern: bytes) -> tuple[bytes, bytes]:
+    """What a text must begin and end with to fit a pattern with a wildcard.
+
+    If that is neither first nor last, request-key compares the text's end with the pattern's *beginning*.
+    """
+    head, _, tail = pattern.partition(b"*")
+    return head, pattern[: len(tail)] if head else tail
+
+
+def wildness(line: Line, key: Key) -> Wildness | None:
+    """How wildly the line fits; None if it does not. BadLine if request-key gives up on it."""
+    if line.fault:
+        raise BadLine(line.path, line.number, line.fault)
+    found: list[int] = []
+    for number, text in enumerate((OPERATION, *key)):
+        if number == len(line.columns):
+            raise BadLine(line.path, line.number, f"ends at its {_COLUMNS[number]}")
+        skipped = wildness_of(line.columns[number], text)
+        if skipped is None:
+            return None
+        found.append(skipped)
+    if not line.command:
+        raise BadLine(line.path, line.number, "names no program")
+    return tuple(found)
+
+
+def choose(read: Iterable[Line], key: Key) -> Line | None:
+    """The line that makes the key, of all lines in the order in which they are read. BadLine as above."""
+    best: Line | None = None
+    least: Wildness = ()
+    for line in read:
+        found = wildness(line, key)
+        if found is not None and (best is None or found < least):
+            best, least = line, found
+    if best is not None and (why := command_fault(best.command)):
+        raise BadLine(best.path, best.number, why)
+    return best
+
+
+def command_fault(command: bytes) -> str:
+    """Why request-key cannot run this, or "". Whether the key of a %{type:description} is there shows only then."""
+    words = command.removeprefix(b"|").split()
+    if command[1:2].isspace() or b"/" not in b"".join(words[:1]):
+        return "the program has no path"
+    if len(words) - 1 > MAX_ARGUMENTS:
+        return f"more than {MAX_ARGUMENTS} arguments"
+    bad = next((word for word in words[1:] if not _is_argument(word)), None)
+    return "" if bad is None else f"{bad.decode(errors='backslashreplace')} is no macro"
+
+
+def _is_argument(word: bytes) -> bool:
+    """%k and its kin, %%... and %{type:description}. Anything else behind a % that is longer stands for itself."""
+    if word[:1] != b"%" or word[:2] == b"%%":
+        return True
+    if len(word) <= 2:
+        return len(word) == 2 and word[1] in _MACROS
+    if word[:2] != b"%{":
+        return True
+    kind, colon, rest = word[2:].partition(b":")
+    return bool(kind and colon and rest.endswith(b"}") and 0 < rest.index(b"}") == len(rest) - 1)
+
+
+def narrower(line: Line, kind: bytes, description: bytes) -> bool:
+    """Whether some keys of this type that fit the pattern `description` fit this line's, which is less wild."""
+    if len(line.columns) < 3 or any(
+        wildness_of(pattern, text) != 0 for pattern, text in zip(line.columns, (OPERATION, kind), strict=False)
+    ):
+        return False
+    theirs = line.columns[2]
+    if b"*" not in theirs:
+        return wildness_of(description, theirs) is not None
+    (head, tail), (before, after) = _ends(theirs), _ends(description)
+    return (
+        len(theirs) > len(description)
+        and (head.startswith(before) or before.startswith(head))
+        and (tail.endswith(after) or after.endswith(tail))
+    )

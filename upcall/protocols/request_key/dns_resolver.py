@@ -1,0 +1,260 @@
+"""Keys of type "dns_resolver": what the kernel's CIFS, NFS, Ceph and AFS clients ask the DNS for, and what they take.
+
+    description  "NAME" or "TYPE:NAME"; TYPE is a, aaaa or afsdb
+    callout      options with blanks between: ipv4, ipv6, list, srv=1; none: one IPv4 address (of servers: all)
+    payload      "ADDRESS[+PORT],..." and NUL; "#dnserror=ERRNO" and NUL for an answer that says no; or, if srv=1 asks
+                 for it, a server list:
+                 zero, content 0, version 1, source, status, servers (u8 each), and for each server
+                 length of name, priority, weight, port (u16 each, little-endian),
+                 source, status, protocol, addresses (u8 each), name, and for each address its type (u8) and its bytes
+
+CIFS, NFS and Ceph ask for "NAME" without options, AFS for "afsdb:CELL" with "srv=1".
+Source: Documentation/networking/dns_resolver.rst, net/dns_resolver/dns_key.c and dns_query.c,
+include/uapi/linux/dns_resolver.h; key.dns_resolver(8).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import Final, NamedTuple
+
+from upcall.core.errors import PeerError
+from upcall.protocols.request_key.messages import take_ask, take_instance
+
+TYPE: Final = "dns_resolver"
+IPV4, IPV6 = 4, 6
+_KINDS = ("a", "aaaa", "afsdb")
+MAX_HOST = 253  # without a dot at the end
+MAX_NAME = 255  # of a server
+MAX_TEXT = 4095
+MAX_ERROR = 511
+MAX_EXPIRY = 86400  # seconds: nobody trusts a name for longer than a day
+
+# enum dns_record_source
+FROM_DNS_A, FROM_DNS_AFSDB, FROM_DNS_SRV, FROM_NSS, _SOURCES = 2, 3, 4, 5, 6
+# enum dns_lookup_status
+GOOD, GOOD_WITH_BAD, _STATUSES = 1, 2, 8
+# enum dns_payload_protocol_type
+UDP, _PROTOCOLS = 1, 3
+
+_HEAD = struct.Struct("<6B")
+_SERVER = struct.Struct("<4H4B")
+_SIZES = {0: 4, 1: 16}  # enum dns_payload_address_type: bytes of an address
+_TYPES = {size: kind for kind, size in _SIZES.items()}
+
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+# The last label is not a number: what looks like an address is none, if it is not a whole one.
+_HOST = re.compile(rf"(?:{_LABEL}\.)*(?!\d+\.?\Z){_LABEL}\.?")
+_IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)(?:\.(?!\Z)|\Z)){4}")
+_IPV6 = re.compile(r"(?=.*:.*:)[0-9A-Fa-f:.]{2,45}")  # whether it really is one, inet_pton knows
+_OPTION = re.compile(r"[a-z0-9_-]+(?:=[!-+.-~-]*)?")
+_ERROR = re.compile(rb"dnserror=([1-9][0-9]{0,2})")
+_ITEMS = re.compile(rb"[!-+\--~]+(?:,[!-+\--~]+)*")  # graphic, and no comma
+_ANSWER = re.compile(r"([0-9A-Fa-f:.]+)(\+[0-9]{1,5})?")
+
+
+class Query(NamedTuple):
+    """`kind`: "" for plain host names, a, aaaa, afsdb. `name` is a host's, a cell's or an address."""
+
+    kind: str
+    name: str
+
+    @property
+    def literal(self) -> int:
+        """IPV4 or IPV6 if the name looks like an address, or 0."""
+        return IPV4 if _IPV4.fullmatch(self.name) else IPV6 if _IPV6.fullmatch(self.name) else 0
+
+
+class Options(NamedTuple):
+    """What the callout says."""
+
+    families: tuple[int, ...]
+    several: bool  # all addresses, or the best one
+    servers: bool  # a server list is understood
+
+
+class Text(NamedTuple):
+    """Addresses, with "+PORT" behind those of servers; or an errno, and then they do not count."""
+
+    items: tuple[str, ...]
+    error: int = 0
+
+
+class Server(NamedTuple):
+    """One server of a cell. Addresses are of 4 or 16 bytes."""
+
+    name: str
+    priority: int
+    weight: int
+    port: int
+    addresses: tuple[bytes, ...]
+    source: int = FROM_DNS_A  # of the addresses
+    status: int = GOOD
+    protocol: int = UDP
+
+
+class ServerList(NamedTuple):
+    source: int
+    status: int
+    servers: tuple[Server, ...]
+
+
+def is_host(name: str) -> bool:
+    """Whether a host can have this name. IDNA is for those who ask: names are ASCII here."""
+    return _HOST.fullmatch(name) is not None and len(name.rstrip(".")) <= MAX_HOST
+
+
+def take_description(text: bytes) -> Query:
+    """What a description asks for. PeerError for a type that is not known, and a name that no host can have."""
+    try:
+        whole = text.decode("ascii")
+    except UnicodeDecodeError as error:
+        raise PeerError(TYPE, "the name is not ASCII", error.start) from None
+    kind, colon, name = whole.partition(":")
+    if colon and kind not in _KINDS and not Query("", whole).literal:
+        raise PeerError(TYPE, f"the type is not one of {', '.join(_KINDS)}", 0)
+    if not colon or kind not in _KINDS:  # an IPv6 address has colons of its own
+        kind, name = "", whole
+    query = Query(kind, name)
+    if not is_host(name) and (not query.literal or kind == "afsdb"):
+        raise PeerError(TYPE, f"a name of {len(name)} bytes that no host can have", len(whole) - len(name))
+    return query
+
+
+def take_callout(text: bytes, query: Query) -> Options:
+    """The options of this query; those that are not known are passed over, as by key.dns_resolver."""
+    several, servers = query.kind == "afsdb", False
+    families: tuple[int, ...] = (IPV4, IPV6) if text or several else (IPV4,)  # as it was before there were options
+    at = 0
+    for word in text.split(b" "):
+        option = word.decode("ascii", "replace")
+        if option and not _OPTION.fullmatch(option):
+            raise PeerError(TYPE, "the options are not NAME or NAME=VALUE with blanks between", at)
+        if option in ("ipv4", "ipv6"):
+            families = (IPV4,) if option == "ipv4" else (IPV6,)
+        several |= option == "list"
+        servers |= option == "srv=1"
+        at += len(word) + 1
+    return Options(families, several, servers)
+
+
+def pack_text(text: Text) -> bytes:
+    told = ",".join(text.items).encode("ascii")
+    payload = told + (b"#dnserror=%d\0" % text.error if text.error else b"\0")
+    check_payload(payload)
+    return payload
+
+
+def pack_servers(found: ServerList) -> bytes:
+    """Servers in the order given; the kernel sorts them by priority."""
+    parts = [_HEAD.pack(0, 0, 1, found.source, found.status, len(found.servers))]
+    for server in found.servers:
+        name, count = server.name.encode("ascii"), len(server.addresses)
+        numbers = (server.priority, server.weight, server.port, server.source, server.status, server.protocol)
+        parts += [_SERVER.pack(len(name), *numbers, count), name]
+        parts += [bytes([_TYPES[len(address)]]) + address for address in server.addresses]
+    payload = b"".join(parts)
+    check_payload(payload)
+    return payload
+
+
+def take_payload(payload: bytes) -> Text | ServerList:
+    """What a payload says. PeerError says what is wrong with it; forwarder/decide.c accepts the same."""
+    return _take_servers(payload) if payload[:1] == b"\0" else _take_text(payload)
+
+
+def check_payload(payload: bytes) -> None:
+    take_payload(payload)
+
+
+def check_request(body: bytes) -> None:
+    """For the broker: what a daemon is asked."""
+    ask = take_ask(body)
+    take_callout(ask.callout, take_description(ask.description))
+
+
+def check_answer(asked: bytes, answer: bytes) -> None:
+    """For the broker: what a daemon answered. It must end some time, and be of the form that was asked for."""
+    ask = take_ask(asked)
+    query = take_description(ask.description)
+    options = take_callout(ask.callout, query)
+    instance = take_instance(answer)
+    if not 1 <= instance.expiry <= MAX_EXPIRY:
+        raise PeerError(TYPE, f"an answer for {instance.expiry} s, 1 to {MAX_EXPIRY} are right")
+    found = take_payload(instance.payload)
+    cell = query.kind == "afsdb"
+    if isinstance(found, ServerList):
+        if not (cell and options.servers):
+            raise PeerError(TYPE, "a server list, and nobody asked for one")
+        return
+    if not options.several and len(found.items) > 1:
+        raise PeerError(TYPE, f"{len(found.items)} addresses, one was asked for")
+    for item in found.items:
+        _check_item(item, options.families, cell)
+
+
+def _check_item(item: str, families: tuple[int, ...], cell: bool) -> None:
+    found = _ANSWER.fullmatch(item)
+    if found is None or (found[2] and not cell) or (Query("", found[1]).literal not in families):
+        raise PeerError(TYPE, "an item that is no address of the kind that was asked for")
+
+
+def _take_text(payload: bytes) -> Text:
+    if not 2 <= len(payload) <= MAX_TEXT + 1:
+        raise PeerError(TYPE, f"a text of {len(payload)} bytes, 2 to {MAX_TEXT + 1} are right")
+    if payload[-1]:
+        raise PeerError(TYPE, "a text without a NUL at its end", len(payload) - 1)
+    told, mark, option = payload[:-1].partition(b"#")
+    if told and not _ITEMS.fullmatch(told):
+        raise PeerError(TYPE, "items that are empty or not graphic", 0)
+    error = 0
+    if mark:
+        found = _ERROR.fullmatch(option)
+        error = int(found[1]) if found else 0
+        if not 1 <= error <= MAX_ERROR:
+            raise PeerError(TYPE, f"an option that is not dnserror=1 to {MAX_ERROR}", len(told) + 1)
+    return Text(tuple(told.decode("ascii").split(",")) if told else (), error)
+
+
+def _take_servers(payload: bytes) -> ServerList:
+    if len(payload) < _HEAD.size:
+        raise PeerError(TYPE, f"a server list of {len(payload)} bytes, at least {_HEAD.size} are needed")
+    _, content, version, source, status, count = _HEAD.unpack_from(payload)
+    if (content, version) != (0, 1) or source >= _SOURCES or status >= _STATUSES:
+        raise PeerError(TYPE, f"content {content}, version {version}, source {source} or status {status}", 1)
+    servers, at = [], _HEAD.size
+    for _ in range(count):
+        server, at = _take_server(payload, at)
+        servers.append(server)
+    if at != len(payload):
+        raise PeerError(TYPE, f"a server list of {len(payload)} bytes, its lengths make {at}", at)
+    return ServerList(source, status, tuple(servers))
+
+
+def _take_server(payload: bytes, at: int) -> tuple[Server, int]:
+    """The server that begins at `at`, and where it ends."""
+    head = _span(payload, at, _SERVER.size)
+    size, priority, weight, port, source, status, protocol, count = _SERVER.unpack(head)
+    if source >= _SOURCES or status >= _STATUSES or protocol >= _PROTOCOLS:
+        raise PeerError(TYPE, f"source {source}, status {status} or protocol {protocol} of a server", at + 8)
+    at += _SERVER.size
+    name = _span(payload, at, size)
+    if not 1 <= size <= MAX_NAME or not all(0x20 < byte < 0x7F for byte in name):
+        raise PeerError(TYPE, f"a server's name of {size} bytes that is not 1 to {MAX_NAME} graphic ones", at)
+    at += size
+    addresses = []
+    for _ in range(count):
+        (kind,) = _span(payload, at, 1)
+        if kind not in _SIZES:
+            raise PeerError(TYPE, f"an address of type {kind}", at)
+        addresses.append(_span(payload, at + 1, _SIZES[kind]))
+        at += 1 + _SIZES[kind]
+    return Server(name.decode("ascii"), priority, weight, port, tuple(addresses), source, status, protocol), at
+
+
+def _span(payload: bytes, at: int, size: int) -> bytes:
+    found = payload[at : at + size]
+    if len(found) != size:
+        raise PeerError(TYPE, f"a server list that ends {size - len(found)} bytes too early", at)
+    return found

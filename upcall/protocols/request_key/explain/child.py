@@ -1,0 +1,136 @@
+"""A handler explains itself in a process of the user whose daemon would be asked: only there are that user's
+credentials found as the daemon finds them, and a plugin never runs as root for somebody else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import select
+import signal
+import subprocess
+import sys
+import time
+from typing import Any, Final
+
+from upcall import config
+from upcall.core.errors import ModuleFailed, PeerError, Refused, UpcallError, UsageError
+from upcall.handler import Explaining
+from upcall.kernel import keyring
+from upcall.kernel.process import harden
+from upcall.keys.plugins import handlers, load_handler
+from upcall.process import machine
+from upcall.process import start_python as startpython
+
+PATIENCE: Final = 30.0  # seconds: with `contact`, a KDC or a DNS server may be slow
+MAX_REPORT: Final = 1 << 20  # bytes
+
+Report = dict[str, Any]
+
+
+def explained_as(uid: int, service: str, ask: bytes, contact: bool) -> Report:
+    """What the handler of this user says of an Ask; at least "answer" and "why". UsageError if there is no such user.
+
+    The user may do to the process what they like: what comes from it is no more than their word.
+    """
+    asked = {"service": service, "ask": ask.hex(), "contact": contact}
+    process = _start(uid)
+    try:
+        data = _talk(process, json.dumps(asked).encode())
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict) and isinstance(found.get("answer"), str):
+        return found
+    why = f"{sys.executable} as uid {uid} said nothing within {PATIENCE:.0f} s"
+    return {"answer": "module-broke", "why": f"{why}, or no sense; can that user read it?"}
+
+
+def _start(uid: int) -> subprocess.Popen[bytes]:
+    other: dict[str, Any] = {"env": startpython.cleaned()} if uid == os.geteuid() else _of(uid)
+    return subprocess.Popen(
+        startpython.command("upcall.protocols.request_key.explain"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # no terminal, into which another user could type for root
+        **other,
+    )
+
+
+def _of(uid: int) -> dict[str, Any]:
+    """Another user's ids and surroundings, with nothing of ours."""
+    try:
+        entry = pwd.getpwuid(uid)
+    except KeyError:
+        raise UsageError(f"there is no user with uid {uid}") from None
+    environment = {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name}
+    environment |= {"PATH": startpython.PATH, "LANG": "C.UTF-8", "XDG_RUNTIME_DIR": f"/run/user/{uid}"}
+    environment |= machine.handed_over() if uid == machine.uid() else {}
+    groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
+    return {"user": uid, "group": entry.pw_gid, "extra_groups": groups, "env": environment, "cwd": "/"}
+
+
+def _talk(process: subprocess.Popen[bytes], asked: bytes) -> bytes:
+    """What it says until it has nothing more to say, or too much, or no more time."""
+    if process.stdin is None or process.stdout is None:
+        return b""
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
+        pipe.write(asked)
+    said, deadline = b"", time.monotonic() + PATIENCE
+    while len(said) <= MAX_REPORT and select.select([process.stdout], [], [], max(0, deadline - time.monotonic()))[0]:
+        chunk = os.read(process.stdout.fileno(), 65536)
+        if not chunk:
+            return said
+        said += chunk
+    return b""
+
+
+# --- in the child ----------------------------------------------------------------------------------------------
+
+
+def run() -> None:
+    """Answers one question, from stdin to stdout."""
+    harden()
+    asked = json.load(sys.stdin)
+    with contextlib.suppress(OSError):  # the quota may be used up
+        keyring.join_session_and_link_user_keyring()  # as the daemon does
+    found = explained(asked["service"], bytes.fromhex(asked["ask"]), asked["contact"])
+    out = json.dumps(found, default=lambda value: f"<{type(value).__name__}>")
+    os.write(1, out.encode())
+
+
+def explained(service: str, ask: bytes, contact: bool) -> Report:
+    """What the handler says in this process; what keeps it from that, in the same words."""
+    try:
+        spec = _spec(service)
+        handler = load_handler(spec, service)
+        if not isinstance(handler, Explaining):
+            raise ModuleFailed(f"handler {spec}: cannot explain itself")
+        found = handler.explain(ask, contact)
+        if not isinstance(found, dict) or not isinstance(found.get("answer"), str):
+            raise ModuleFailed(f"handler {spec}: explains nothing")
+    except Refused as error:
+        return {"answer": error.reason, "why": error.why}
+    except UpcallError as error:
+        reason = "bad-request" if isinstance(error, PeerError) else "module-failed"
+        return {"answer": reason if not isinstance(error, UsageError) else "no-service", "why": str(error)}
+    except Exception as error:  # noqa: BLE001 - a handler may raise anything, and its text may hold anything
+        return {"answer": "module-broke", "why": type(error).__name__}
+    return found
+
+
+def _spec(service: str) -> str:
+    found = handlers()
+    if service not in found:
+        raise UsageError(f"no handler for {service!r} is installed: {', '.join(found) or 'none'} are")
+    configured = config.load()
+    if not configured.allows(service):
+        raise UsageError(configured.refusal(service))
+    return found[service]

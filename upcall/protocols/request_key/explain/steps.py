@@ -1,0 +1,110 @@
+"""The way of a key, looked at without going it: request-key's line, the gate, whose daemon, its handler's word."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from upcall.client import Client, NoBroker
+from upcall.core.errors import PeerError, Refused
+from upcall.core.service import SERVICES
+from upcall.process import machine
+from upcall.process.paths import Place
+from upcall.protocols.request_key import origin_check as gate
+from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.explain.child import explained_as
+from upcall.protocols.request_key.install.key_makers import standing
+from upcall.protocols.request_key.install.system import System
+from upcall.protocols.request_key.messages import Ask, Described, pack_ask
+
+WOULD = "would answer"
+_PERMISSIONS = 0x39010000  # what the kernel gives
+_ROOT = 0
+
+Report = dict[str, Any]
+
+
+def explain(key: Key, folder: Path, contact: bool, system: System | None = None) -> Report:
+    """Every step's report by its name, and the first thing that is in the way as "answer" and "why".
+
+    {"key", "request-key": as of `upcall request-key status`, "gate": {"uid", "answer", "why"},
+     "daemon": {"uid", "pid", "without", "answer", "why"}, "handler": its own words, "answer", "why"}
+
+    PermissionError if the daemon is that of another user, and we are not root.
+    """
+    report: Report = {"key": {name: _shown(text) for name, text in key._asdict().items()}}
+    report["request-key"] = _request_key(system or System(), key)
+    service, report["gate"] = key.type.decode("ascii"), _gate(key)
+    uid: int | None = report["gate"]["uid"]
+    if uid is not None:
+        _check_may_look(uid)
+        report["daemon"] = daemon = _daemon(folder, service, uid)
+        answering: int = daemon["uid"]
+        _check_may_look(answering)
+        body = pack_ask(Ask(key.description, key.callout))
+        report["handler"] = explained_as(answering, service, body, contact)
+    steps: list[Report] = [report[name] for name in ("request-key", "gate", "daemon", "handler") if name in report]
+    first = next((one for one in steps if one["answer"] != WOULD), steps[-1])
+    return report | {"answer": first["answer"], "why": first.get("why", "")}
+
+
+def _request_key(system: System, key: Key) -> Report:
+    found = standing(system, key)
+    problem = "; ".join(found.problems) or (f"request-key {why}" if (why := system.request_key()) else "")
+    if found.line is not None and not found.ours:
+        problem = f"{found.line} gives it to {found.line.program}"
+    return found.report() | {"answer": "not-asked" if problem else WOULD, "why": problem}
+
+
+def _gate(key: Key) -> Report:
+    """As the broker sees it. The process behind the request is judged when there is one."""
+    kind = key.type.decode("ascii")
+    told = Described(kind, _ROOT, _ROOT, _PERMISSIONS, key.description)
+    try:
+        if kind not in gate.TYPES:
+            raise Refused("unknown-type", why=f"the broker knows no keys of type {kind!r}")
+        want = gate.wanted(told)
+        SERVICES[kind].check_request(pack_ask(Ask(key.description, key.callout)))
+    except Refused as error:
+        return {"uid": None, "answer": error.reason, "why": error.why}
+    except PeerError as error:
+        return {"uid": None, "answer": "bad-request", "why": str(error)}
+    from upcall.broker.settings import configured
+
+    uid = configured(SERVICES).owners.get(kind, want.uid)
+    return {"uid": machine.uid() if uid == _ROOT else uid, "answer": WOULD, "why": ""}
+
+
+def _daemon(folder: Path, service: str, uid: int) -> Report:
+    """Whose daemon is asked: the machine's in its place, where the configuration says so."""
+    from upcall.broker.settings import configured
+
+    without = configured(SERVICES).services[service].absent
+    report: Report = {"uid": uid, "pid": None, "without": without, "answer": WOULD, "why": ""}
+    try:
+        with Client(folder) as client:
+            pids = {one["uid"]: one["pid"] for one in client.status()["daemons"]}
+    except (NoBroker, Refused, OSError) as error:
+        return report | {"answer": "no-broker", "why": str(error)}
+    if not Place(folder).request_key_socket.exists():
+        return report | {"answer": "no-broker", "why": "the broker there is not root's: the kernel does not ask it"}
+    if uid not in pids and without == "machine":
+        report["uid"] = machine.uid()
+        if os.geteuid() != _ROOT:
+            return report  # whether the machine's is there only root can see
+    report["pid"] = pids.get(report["uid"])
+    if report["pid"] is not None:
+        return report
+    if without == "start":
+        return report | {"why": "none is registered: one would be started"}
+    return report | {"answer": "no-daemon", "why": f"no daemon of uid {report['uid']} is registered"}
+
+
+def _check_may_look(uid: int) -> None:
+    if os.geteuid() not in (_ROOT, uid):
+        raise PermissionError(f"the credentials of uid {uid} are asked for, and only root may look at those")
+
+
+def _shown(text: bytes) -> str:
+    return text.decode(errors="backslashreplace")

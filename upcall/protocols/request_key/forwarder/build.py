@@ -1,0 +1,137 @@
+"""Compiles the forwarder when the package is built. Named by [tool.setuptools.cmdclass] in pyproject.toml.
+
+Without a compiler, or if it fails, the build says so and goes on; the package then names the stand-in. Imports nothing of upcall, because a build runs before the package is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from setuptools.command.bdist_wheel import bdist_wheel  # type: ignore[import-untyped]
+from setuptools.command.build_py import build_py  # type: ignore[import-untyped]
+
+PROGRAM: Final = "upcall-request-key"
+FOLDER: Final = Path("upcall/protocols/request_key/forwarder")
+SOURCES: Final = ("forward.c", "decide.c", "host.c")
+SESSION: Final = "upcall-session"
+SESSION_SOURCES: Final = ("session.c",)
+TIME_LIMIT: Final = 120  # seconds for one compilation
+
+Flags = Callable[[], Iterator[list[str]]]
+
+WARNINGS: Final = shlex.split(
+    "-Wall -Wextra -Wconversion -Wsign-conversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wformat=2 "
+    "-Wcast-qual -Wpointer-arith -Wundef -Wvla"
+)
+BASE: Final = ["-std=c11", "-O2"]
+HARDENING: Final = shlex.split(
+    "-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fPIE -Wl,-z,relro,-z,now"
+)
+# What not every compiler has for every machine.
+_CHOSEN: Final = ["-fstack-clash-protection"]
+_X86: Final = ["-fcf-protection"]
+
+
+def variants() -> Iterator[list[str]]:
+    """Flags, the best first. Static, because the loader would take a third of the whole time."""
+    machine = _X86 if os.uname().machine == "x86_64" else []
+    yield [*BASE, *HARDENING, *_CHOSEN, *machine, "-static-pie"]
+    yield [*BASE, *HARDENING, *_CHOSEN, *machine, "-pie"]
+    yield [*BASE, *HARDENING, "-pie"]
+
+
+def static() -> Iterator[list[str]]:
+    """Flags for a program that no dynamic loader may touch (session.c)."""
+    machine = _X86 if os.uname().machine == "x86_64" else []
+    yield [*BASE, *HARDENING, *_CHOSEN, *machine, "-static-pie"]
+    yield [*BASE, "-static"]
+
+
+def compiler() -> list[str] | None:
+    """$CC, or the first of the usual ones; None if there is none."""
+    told = shlex.split(os.environ.get("CC", ""))
+    for words in (told, ["cc"], ["gcc"], ["clang"]):
+        if words and shutil.which(words[0]):
+            return words
+    return None
+
+
+def compile_program(
+    target: Path, folder: Path = FOLDER, names: Sequence[str] = SOURCES, flags_of: Flags = variants
+) -> str | None:
+    """Makes `target` out of these sources in `folder`; the flags that worked, or None: then the reason was said."""
+    words = compiler()
+    if words is None:
+        _say(target.name, "there is no C compiler")
+        return None
+    sources = [str(folder / name) for name in names]
+    made = target.with_name(target.name + ".new")
+    reason = ""
+    for flags in flags_of():
+        reason = _run([*words, *WARNINGS, *flags, "-o", str(made), *sources]) or _run([str(made), "--version"])
+        if not reason:
+            made.chmod(0o755)
+            made.replace(target)
+            return " ".join(flags)
+        made.unlink(missing_ok=True)
+    _say(target.name, reason)
+    return None
+
+
+def _run(command: Sequence[str]) -> str:
+    """Why it failed; empty if it did not."""
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=TIME_LIMIT)
+    except subprocess.CalledProcessError as error:
+        return f"{shlex.join(command)}: {error.stderr.decode('utf-8', 'replace').strip()[-2000:]}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return ""
+
+
+def _say(name: str, reason: str) -> None:
+    instead = "PAM cannot be set up without it" if name == SESSION else "its stand-in in Python will do"
+    sys.stderr.write(f"upcall: {PROGRAM if name != SESSION else SESSION} is not compiled, {instead}: {reason}\n")
+
+
+class BuildPy(build_py):  # type: ignore[misc]
+    """Puts the program beside the package's modules; in an editable install, into the source folder itself."""
+
+    def run(self) -> None:
+        super().run()
+        session = self.program.with_name(SESSION)
+        for program in (self.program, session):
+            program.unlink(missing_ok=True)  # of an earlier build
+        self.program.parent.mkdir(parents=True, exist_ok=True)
+        compile_program(self.program)
+        compile_program(session, FOLDER, SESSION_SOURCES, static)
+
+    @property
+    def program(self) -> Path:
+        return (FOLDER if self.editable_mode else Path(self.build_lib) / FOLDER) / PROGRAM
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        outputs: list[str] = super().get_outputs(include_bytecode)
+        made = (self.program, self.program.with_name(SESSION))
+        if not self.editable_mode:
+            outputs += [str(program) for program in made if program.exists()]
+        return outputs
+
+
+class BdistWheel(bdist_wheel):  # type: ignore[misc]
+    """A wheel with a program in it is for this kind of machine."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        python, abi, platform = super().get_tag()
+        program = Path(self.bdist_dir) / FOLDER / PROGRAM
+        if program.exists():
+            platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        return python, abi, platform

@@ -1,0 +1,406 @@
+"""upcall-request-key for machines without a compiler: does what forward.c, decide.c and host.c do, more slowly.
+
+Run as `python3 -I -S standin.py [-s SOCKET] [-t SECONDS] KEY`, so there is nothing but the standard library, and not
+even this package. The opening comment of forward.c says what is promised. Two things are less than there: a fault
+of the interpreter itself (SIGSEGV and its kin) is not answered, and copies that Python made cannot be wiped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import time
+
+TYPE_CHECKING = False  # importing typing would take a sixth of the whole time
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import NoReturn
+
+    Arguments = tuple[int, str, int]  # key, path of the socket, seconds
+    Decision = tuple[int, int, bytes]  # errno to reject the key with, or 0: then expiry in seconds, payload
+
+NAME, RELEASE = "upcall-request-key", "0.1.0"
+USAGE = f"usage: {NAME} [-s SOCKET] [-t SECONDS] KEY\n"
+ANSWERED, BAD_USAGE, UNANSWERED, NO_AUTHORITY = 0, 64, 70, 77
+MAX_DESCRIBED, MAX_CALLOUT, MAX_PAYLOAD, MAX_REASON = 4095 + 64, 4095, 32767, 64
+MAX_SERIAL, MAX_SECONDS, MAX_PATH = 0x7FFFFFFF, 60, 107
+REJECTED_FOR = 1  # seconds
+
+REQUEST_HEAD = struct.Struct("=IHHII II BBHIIQ")
+UPCALL_HEAD = struct.Struct("=iiHH")
+RESPONSE_HEAD = struct.Struct("=IHHII II BBH")
+SERVICE = b"request-key"
+REQUEST, RESPONSE, BEFORE_DATA, VERSION = 102, 103, 24, 1
+INSTANCE_HEAD = struct.Struct("=I")
+MAX_RESPONSE = RESPONSE_HEAD.size + INSTANCE_HEAD.size + MAX_PAYLOAD
+PEER = struct.Struct("=iII")  # struct ucred
+
+
+# --- the host ------------------------------------------------------------------------------------------------
+
+
+class Host:
+    """The key system calls, whom we trust, where the log is. Tests pass another one to `main`."""
+
+    broker_uid = 0
+    log_path = "/dev/log"
+    _AUTHORISATION_KEY = -7
+    _REALTIME_COARSE = 5  # what ktime_get_real_seconds() reads, to the tick
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._syscall = self._libc["syscall"]
+        self._syscall.restype = ctypes.c_long
+        self._syscall.argtypes = [ctypes.c_long] * 3 + [ctypes.c_void_p] * 2 + [ctypes.c_long]
+        machine = os.uname().machine if sys.maxsize > 1 << 32 else ""
+        self._keyctl = {"x86_64": 250, "aarch64": 219, "riscv64": 219}.get(machine, -1)  # ENOSYS
+
+    def assume_authority(self, key: int) -> None:
+        self._call(16, key)
+
+    def describe(self, key: int) -> bytes:
+        """Without the NUL."""
+        return self._text(6, key, MAX_DESCRIBED + 1)[:-1]
+
+    def authorisation(self) -> int:
+        return self._call(0, self._AUTHORISATION_KEY)
+
+    def read_callout(self) -> bytes:
+        return self._text(11, self._AUTHORISATION_KEY, MAX_CALLOUT)
+
+    def set_timeout(self, key: int, seconds: int) -> None:
+        self._call(15, key, seconds)
+
+    def instantiate(self, key: int, payload: bytes) -> None:
+        self._call(12, key, payload, len(payload))
+
+    def reject(self, key: int, seconds: int, code: int) -> None:
+        self._call(19, key, seconds, code)
+
+    def gone_of_second(self) -> int:
+        """How many ns of the second have gone in the clock by which keys expire."""
+        return time.clock_gettime_ns(self._REALTIME_COARSE) % 10**9
+
+    def harden(self) -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        self._libc.prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+
+    def _text(self, operation: int, key: int, limit: int) -> bytes:
+        buffer = ctypes.create_string_buffer(limit + 1)
+        size = self._call(operation, key, buffer, len(buffer))
+        if size > limit:
+            raise OSError(errno.EMSGSIZE, "too long")
+        text = buffer.raw[:size]
+        ctypes.memset(buffer, 0, len(buffer))
+        return text
+
+    def _call(self, operation: int, key: int, first: object = 0, second: int = 0) -> int:
+        result: int = self._syscall(self._keyctl, operation, key, first, second, 0)
+        if result < 0:
+            raise OSError(ctypes.get_errno(), "keyctl")
+        return result
+
+
+# --- what to do with the answer: decide.c ---------------------------------------------------------------------
+
+
+def decide(described: bytes, seq: int, message: bytes) -> Decision:
+    """`described` begins with "type;"; the message must be the answer to `seq`, whole and nothing more."""
+    size = len(message)
+    if not RESPONSE_HEAD.size <= size <= MAX_RESPONSE:
+        return _refused(errno.EPROTO)
+    length, kind, _, found, _, index, rest, version, status, code = RESPONSE_HEAD.unpack_from(message)
+    if (length, kind, found, index, rest, version) != (size, RESPONSE, seq, 0, size - BEFORE_DATA, VERSION):
+        return _refused(errno.EPROTO)
+    body = message[RESPONSE_HEAD.size :]
+    if status != 0:
+        shown = len(body) <= MAX_REASON and all(0x20 <= c < 0x7F for c in body)
+        return _refused(rejectable(code) if shown else errno.EPROTO)
+    if len(body) <= INSTANCE_HEAD.size:
+        return _refused(errno.EPROTO)
+    payload = body[INSTANCE_HEAD.size :]
+    check = TYPES.get(described.partition(b";")[0]) if b";" in described else None
+    if check is None:
+        return _refused(errno.EKEYREJECTED)
+    if not check(payload):
+        return _refused(errno.EPROTO)
+    return 0, INSTANCE_HEAD.unpack_from(body)[0], payload
+
+
+def _refused(code: int) -> Decision:
+    return code, 0, b""
+
+
+def rejectable(code: int) -> int:
+    """An errno that KEYCTL_REJECT takes, or EIO. 512 to 516 are ERESTARTSYS and its kin."""
+    return code if 1 <= code < 4095 and not 512 <= code <= 516 else errno.EIO
+
+
+def as_counted(seconds: int, gone: int) -> int:
+    """What to tell the kernel for `seconds`, when `gone` ns of its clock's second have. It counts whole seconds of
+    that clock, the present one included: this makes it half a second too much or too little, and never nothing."""
+    return min(seconds + (gone >= 500_000_000), 0xFFFFFFFF)
+
+
+def is_spnego(data: bytes) -> bool:
+    """The kernel checks none of the lengths: no key is a NULL dereference, a blob too long sends its heap away."""
+    if len(data) < 16:
+        return False
+    version, flags, key, blob = struct.unpack_from("<IIII", data)
+    return (version, flags) == (2, 0) and 16 <= key <= 64 and blob >= 16 and 16 + key + blob == len(data)
+
+
+def is_dns(data: bytes) -> bool:
+    """Addresses as text, or a server list."""
+    return _is_dns_servers(data) if data[:1] == b"\0" else _is_dns_text(data)
+
+
+def _is_dns_text(data: bytes) -> bool:
+    """Items with commas between, then perhaps "#dnserror=3", which may stand alone; then the NUL the kernel wants."""
+    if not 2 <= len(data) <= 4096 or data[-1]:
+        return False
+    items, hash_sign, option = data[:-1].partition(b"#")
+    if hash_sign and not _is_dns_error(option):
+        return False
+    return not items or all(map(_is_graphic, items.split(b",")))
+
+
+def _is_dns_error(option: bytes) -> bool:
+    name, _, digits = option.partition(b"=")
+    wellformed = name == b"dnserror" and digits.isdigit() and len(digits) <= 3 and not digits.startswith(b"0")
+    return wellformed and int(digits) <= 511
+
+
+def _is_graphic(text: bytes) -> bool:
+    return text != b"" and all(0x20 < c < 0x7F for c in text)
+
+
+def _is_dns_servers(data: bytes) -> bool:
+    """zero, content 0, version 1, source, status, nr_servers (u8 each); servers."""
+    if len(data) < 6 or data[:3] != b"\0\0\1" or data[3] >= 6 or data[4] >= 8:
+        return False
+    at = 6
+    for _ in range(data[5]):
+        at = _after_server(data, at)
+        if not at:
+            return False
+    return at == len(data)
+
+
+def _after_server(data: bytes, at: int) -> int:
+    """name_len, priority, weight, port (u16 each), source, status, protocol, nr_addrs (u8 each); name; addresses.
+
+    Where the next one is; 0 if this one is none.
+    """
+    if len(data) - at < 12:
+        return 0
+    size, _, _, _, source, status, protocol, addresses = struct.unpack_from("<HHHHBBBB", data, at)
+    name = data[at + 12 : at + 12 + size]
+    if source >= 6 or status >= 8 or protocol >= 3 or size > 255 or len(name) != size or not _is_graphic(name):
+        return 0
+    at += 12 + size
+    for _ in range(addresses):
+        if at >= len(data) or data[at] > 1:
+            return 0
+        at += 17 if data[at] else 5
+    return at if at <= len(data) else 0
+
+
+TYPES: dict[bytes, Callable[[bytes], bool]] = {b"cifs.spnego": is_spnego, b"dns_resolver": is_dns}
+
+
+# --- arguments -------------------------------------------------------------------------------------------------
+
+
+def end(code: int, text: str, fd: int = 2) -> NoReturn:
+    with contextlib.suppress(OSError):  # perhaps nobody is listening
+        os.write(fd, text.encode())
+    os._exit(code)
+
+
+def number_in(text: str, limit: int) -> int:
+    """A positive decimal number of at most `limit`, without sign, space or leading zero; 0 if it is none."""
+    wellformed = text.isascii() and text.isdigit() and not text.startswith("0") and len(text) <= 10
+    return int(text) if wellformed and int(text) <= limit else 0
+
+
+def take_arguments(words: Sequence[str]) -> Arguments:
+    key, path, seconds = 0, "/run/upcall/request-key.sock", 10
+    left = iter(words)
+    for word in left:
+        if word in ("--version", "--help"):
+            end(0, f"{NAME} {RELEASE}\n" if word == "--version" else USAGE, 1)
+        if word == "-s":
+            path = next(left, "")
+            wellformed = path.startswith("/") and len(os.fsencode(path)) <= MAX_PATH
+        elif word == "-t":
+            wellformed = bool(seconds := number_in(next(left, ""), MAX_SECONDS))
+        else:
+            wellformed = not key and bool(key := number_in(word, MAX_SERIAL))
+        if not wellformed:
+            end(BAD_USAGE, USAGE)
+    if not key:
+        end(BAD_USAGE, USAGE)
+    return key, path, seconds
+
+
+# --- the conversation --------------------------------------------------------------------------------------------
+
+
+class Refusal(Exception):
+    """The key is to be rejected; `log` says what an administrator has to mend."""
+
+    def __init__(self, code: int, log: str = "") -> None:
+        self.code, self.log = code, log
+
+
+class Forwarder:
+    """One request. `run` comes back only from its own errors; every other way out answers."""
+
+    def __init__(self, host: Host, arguments: Arguments) -> None:
+        self._host = host
+        self._key, self._path, seconds = arguments
+        self._deadline = time.monotonic_ns() + seconds * 10**9
+        self._seconds = seconds
+
+    def run(self) -> NoReturn:
+        tidy_descriptors()
+        self._host.harden()
+        hold_signals()
+        try:
+            self._host.assume_authority(self._key)
+        except OSError:
+            end(NO_AUTHORITY, f"{NAME}: no authority over this key; the kernel starts this program\n")
+        try:
+            self._answer()
+        except Refusal as refusal:
+            self._refuse(refusal.code, refusal.log)
+        except OSError as error:
+            self._refuse(error.errno or errno.EIO)
+        except BaseException:  # noqa: BLE001 - whatever it is, the kernel waits for an answer
+            self._refuse(errno.EIO)
+
+    def _answer(self) -> NoReturn:
+        self._catch_signals()
+        signal.setitimer(signal.ITIMER_REAL, self._seconds)
+        signal.pthread_sigmask(signal.SIG_SETMASK, real_time_signals())
+        described = self._host.describe(self._key)
+        refusal, expiry, payload = decide(described, self._key, self._ask(self._request(described)))
+        if refusal:
+            raise Refusal(refusal)
+        hold_signals()  # from here there is nothing to wait for, and a rejection could come too late
+        if expiry:  # before the key is made, while the authority lasts
+            self._host.set_timeout(self._key, as_counted(expiry, self._host.gone_of_second()))
+        try:
+            self._host.instantiate(self._key, payload)
+        except OSError:
+            raise Refusal(errno.EKEYREJECTED) from None
+        os._exit(ANSWERED)
+
+    def _request(self, described: bytes) -> bytes:
+        """As upcall/wire/envelope.py packs it."""
+        authorisation, callout = self._host.authorisation(), self._host.read_callout()
+        body = UPCALL_HEAD.pack(self._key, authorisation, len(described), len(callout)) + described + callout
+        size = REQUEST_HEAD.size + len(SERVICE) + len(body)
+        address = size, REQUEST, 0, self._key, 0, 0, size - BEFORE_DATA
+        head = REQUEST_HEAD.pack(*address, VERSION, len(SERVICE), 0, 0, os.getpid(), self._deadline)
+        return head + SERVICE + body
+
+    def _ask(self, request: bytes) -> bytes:
+        broker = self._call_broker()
+        response = bytearray(MAX_RESPONSE + 1)
+        try:
+            self._limit(broker, socket.SO_SNDTIMEO)
+            broker.send(request, socket.MSG_NOSIGNAL)
+            self._limit(broker, socket.SO_RCVTIMEO)
+            size = broker.recv_into(response, 0, socket.MSG_TRUNC)
+        except BlockingIOError:
+            raise Refusal(errno.ETIMEDOUT) from None
+        except ConnectionError:
+            size = 0
+        if size == 0:
+            raise Refusal(errno.ECONNRESET, "the broker hung up")
+        if size > MAX_RESPONSE:
+            raise Refusal(errno.EPROTO)
+        return bytes(response[:size])
+
+    def _call_broker(self) -> socket.socket:
+        broker = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._limit(broker, socket.SO_SNDTIMEO)
+        try:
+            broker.connect(self._path)
+        except BlockingIOError:
+            raise Refusal(errno.ETIMEDOUT, "the broker takes no connection") from None
+        except OSError:
+            raise Refusal(errno.ENOTCONN, "no broker") from None
+        _, uid, _ = PEER.unpack(broker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
+        if uid != self._host.broker_uid:
+            raise Refusal(errno.EPERM, "the socket is not root's")
+        return broker
+
+    def _limit(self, broker: socket.socket, option: int) -> None:
+        """Lets no call on the socket outlast the deadline. Unlike poll, this works for connect to a busy broker."""
+        left = (self._deadline - time.monotonic_ns()) // 1000
+        if left <= 0:
+            raise Refusal(errno.ETIMEDOUT)
+        broker.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", *divmod(left, 10**6)))
+
+    def _catch_signals(self) -> None:
+        """Every signal that would end or stop this program makes it answer; but those of real time, which nobody
+        sends, are held to the end. Called with all of them held."""
+        left_alone = real_time_signals()
+        left_alone |= {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
+        left_alone |= {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGSYS}
+        for number in signal.valid_signals() - left_alone - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: object) -> NoReturn:
+        self._refuse(errno.ETIMEDOUT if number == signal.SIGALRM else errno.ECANCELED)
+
+    def _refuse(self, code: int, log: str = "") -> NoReturn:
+        """The answer goes first, and the log is not waited for: the caller is released when this program ends."""
+        hold_signals()
+        try:
+            seconds = as_counted(REJECTED_FOR, self._host.gone_of_second())
+            self._host.reject(self._key, seconds, rejectable(code))
+        except BaseException:  # noqa: BLE001 - as above
+            end(UNANSWERED, f"{NAME}: the key could not be rejected\n")
+        if log:
+            self._log(f"{NAME}[{os.getpid()}]: key {self._key} is rejected: {log} ({self._path})")
+        os._exit(ANSWERED)
+
+    def _log(self, text: str) -> None:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+            line = b"<83>" + os.fsencode(text)  # LOG_AUTHPRIV, LOG_ERR
+            out.sendto(line[:255], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, self._host.log_path)
+
+
+def hold_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+
+
+def real_time_signals() -> set[int]:
+    return {number for number in signal.valid_signals() if number >= signal.SIGRTMIN}
+
+
+def tidy_descriptors() -> None:
+    """Descriptors 0 to 2 exist, so that no socket becomes one of them, and there are no others."""
+    with contextlib.suppress(OSError):
+        while os.open(os.devnull, os.O_RDWR) <= 2:
+            pass
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+
+
+def main(words: Sequence[str], host: Host) -> NoReturn:
+    Forwarder(host, take_arguments(words)).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:], Host())

@@ -1,0 +1,49 @@
+"""Who makes a key, and whether that can work."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from upcall.protocols.request_key.conf import BadLine, Key, Line, choose
+from upcall.protocols.request_key.install.our_file import FILE, TYPES
+from upcall.protocols.request_key.install.system import System
+
+
+class Standing(NamedTuple):
+    """The line that makes the key, if there is one, and what is wrong, for people."""
+
+    key: Key
+    line: Line | None
+    problems: tuple[str, ...]
+
+    @property
+    def ours(self) -> bool:
+        return self.line is not None and self.line.path == FILE
+
+    def report(self) -> dict[str, Any]:
+        line = self.line
+        return {
+            **{name: text.decode(errors="backslashreplace") for name, text in self.key._asdict().items()},
+            "line": None if line is None else {"file": line.path, "number": line.number, "program": line.program},
+            "ours": self.ours,
+            "problems": list(self.problems),
+        }
+
+
+def standing(system: System, key: Key) -> Standing:
+    """For this very key."""
+    try:
+        line = choose(system.lines(), key)
+    except BadLine as error:
+        return Standing(key, None, (str(error),))
+    if line is None:
+        return Standing(key, None, ("no line fits: the kernel refuses it",))
+    words = line.command.removeprefix(b"|").decode(errors="backslashreplace").split()
+    programs = words[:1] + [word for word in words[1:] if line.path == FILE and word.startswith("/")]
+    return Standing(key, line, tuple(filter(None, map(system.distrust, programs))))
+
+
+def standing_of_type(system: System, name: str) -> Standing:
+    """For the keys that the kernel asks for; of these the first with which something is wrong, or that others make."""
+    found = [standing(system, key) for key in TYPES[name].typical]
+    return next((one for one in found if one.problems or not one.ours), found[0])

@@ -1,0 +1,71 @@
+"""/etc/request-key.d/upcall.conf: our lines, and how we know them again."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Final, NamedTuple
+
+from upcall.protocols.request_key.conf import Key, lines
+
+FILE: Final = "/etc/request-key.d/upcall.conf"
+COPY: Final = "/usr/local/libexec/upcall/upcall-request-key"
+
+_FIRST: Final = b"# Made by `upcall request-key install`, which replaces it: put lines of your own into other files.\n"
+_SUM = re.compile(rb"# What follows has the SHA-256 ([0-9a-f]{64})\.\n")
+_COPY = re.compile(rb"# The program is a copy with the SHA-256 ([0-9a-f]{64})\.\n")
+
+
+class KeyType(NamedTuple):
+    """What upcall answers. `pattern`: of descriptions; `typical`: keys as the kernel asks for them."""
+
+    pattern: bytes
+    typical: tuple[Key, ...]
+
+
+def _spnego(end: bytes) -> Key:
+    start = b"ver=0x2;host=any.invalid;ip4=192.0.2.1;sec=krb5;uid=0x0;creduid=0x3e9;user=any;pid=0x7ffffff"
+    return Key(b"cifs.spnego", start + end)
+
+
+# Less wild than the distribution's "*", and true of every key that a kernel describes. A name to resolve has nothing
+# in common with others: there we have to be read first, and request-key.conf is read last.
+TYPES: Final = {
+    "cifs.spnego": KeyType(
+        b"ver=0x2;host=*", (_spnego(b""), _spnego(b";upcall_target=app"), _spnego(b";upcall_target=mount"))
+    ),
+    "dns_resolver": KeyType(b"*", (Key(b"dns_resolver", b"any.invalid"),)),
+}
+
+
+class Ours(NamedTuple):
+    """What the file says. `command`: the program and its arguments before the key; `copied`: the SHA-256 of a copy."""
+
+    types: tuple[str, ...]
+    command: tuple[str, ...]
+    copied: str | None = None
+
+
+def render(ours: Ours) -> bytes:
+    body = b"" if ours.copied is None else f"# The program is a copy with the SHA-256 {ours.copied}.\n".encode("ascii")
+    command = " ".join((*ours.command, "%k")).encode()
+    for name in ours.types:
+        body += b"\t".join((b"create", name.encode("ascii"), TYPES[name].pattern, b"*", command)) + b"\n"
+    return _FIRST + f"# What follows has the SHA-256 {hashlib.sha256(body).hexdigest()}.\n".encode("ascii") + body
+
+
+def is_ours(data: bytes) -> bool:
+    """Whether we made this file; it may have been edited since."""
+    return data.startswith(_FIRST)
+
+
+def take(data: bytes) -> Ours | None:
+    """What our file says; None if it is not as we wrote it."""
+    found = _SUM.match(data, len(_FIRST)) if is_ours(data) else None
+    if found is None or hashlib.sha256(body := data[found.end() :]).hexdigest().encode("ascii") != found[1]:
+        return None
+    copied = _COPY.match(body)
+    read = list(lines(FILE, body))
+    command = read[0].command.decode().split() if read else []
+    types = tuple(line.columns[1].decode("ascii") for line in read)
+    return Ours(types, tuple(command[:-1]), copied[1].decode("ascii") if copied else None)

@@ -1,0 +1,95 @@
+"""What is on this machine, or in a system's image: request-key's configuration, our file in it, and who answers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from upcall.process.trust import distrust
+from upcall.protocols.request_key.conf import Line, lines
+from upcall.protocols.request_key.install.our_file import FILE, Ours, is_ours, take
+
+FOLDER: Final = "/etc/request-key.d"
+LAST: Final = "/etc/request-key.conf"
+REQUEST_KEY: Final = "/sbin/request-key"  # compiled into the kernel
+SOCKET: Final = "/run/upcall/request-key.sock"
+
+
+class System:
+    """Everything below `root`; paths are given, and shown, as they are called there."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self.root = Path(os.path.realpath(root))
+        # Whoever builds an image need not be root, and what is theirs now will be root's.
+        self.owners = {0} if self.root == Path("/") else {0, os.geteuid()}
+
+    def at(self, path: str) -> Path:
+        return self.root / path.lstrip("/")
+
+    def distrust(self, path: str, may_miss: bool = False) -> str:
+        """Why others than root could change this program, or ""."""
+        return distrust(path, self.root, self.owners, may_miss)
+
+    def lines(self, without: str = "") -> list[Line]:
+        """Every line in the order in which request-key reads them, but for those of one file."""
+        return [line for path in self._files() if path != without for line in lines(path, self.at(path).read_bytes())]
+
+    def lines_if(self, data: bytes) -> list[Line]:
+        """The same if FILE held this; last in its folder, for the folder's order is its file system's affair."""
+        others = self.lines(without=FILE)
+        before = [line for line in others if line.path != LAST]
+        return [*before, *lines(FILE, data), *others[len(before) :]]
+
+    def _files(self) -> Iterator[str]:
+        """As readdir(3) gives them; request-key passes symbolic links over."""
+        try:
+            with os.scandir(self.at(FOLDER)) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name.endswith(".conf") and name[0] != "." and entry.is_file(follow_symlinks=False):
+                        yield f"{FOLDER}/{name}"
+        except FileNotFoundError:
+            pass
+        if self.at(LAST).exists():
+            yield LAST
+
+    def ours(self) -> Ours | None:
+        """What our file says, if there is one. FileExistsError if somebody else has written there."""
+        path = self.at(FILE)
+        try:
+            found = path.lstat()
+            data = path.read_bytes() if stat.S_ISREG(found.st_mode) else b""
+        except FileNotFoundError:
+            return None
+        if not is_ours(data):
+            raise FileExistsError(errno.EEXIST, "was not made by upcall: move it away, it is left as it is", FILE)
+        ours = take(data)
+        if ours is None:
+            why = "was edited since upcall made it: move your lines to another file, and remove it"
+            raise FileExistsError(errno.EEXIST, why, FILE)
+        return ours
+
+    def request_key(self) -> str:
+        """What is wrong with the program that the kernel starts, or ""."""
+        try:
+            found = self.at(REQUEST_KEY).stat()
+        except OSError as error:
+            return "is not there: install keyutils" if error.errno == errno.ENOENT else str(error.strerror)
+        runs = stat.S_ISREG(found.st_mode) and found.st_mode & 0o111
+        return "" if runs else "is not a program"
+
+    def socket(self) -> str:
+        """What is wrong with the broker's socket, or ""."""
+        try:
+            found = self.at(SOCKET).lstat()
+        except FileNotFoundError:
+            return "is not there: root's broker is not running, or does not answer the kernel's requests for keys"
+        except OSError as error:
+            return str(error.strerror)
+        if not stat.S_ISSOCK(found.st_mode):
+            return "is not a socket"
+        return "" if found.st_uid in self.owners else f"belongs to uid {found.st_uid}"

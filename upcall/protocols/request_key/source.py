@@ -1,0 +1,164 @@
+"""The broker's side towards request_key: the kernel starts a forwarder for each key that it wants, which asks here.
+
+The forwarder is trusted to be root's, and with nothing else: what it says of the key is compared with what the kernel
+says of it, and the gate decides. See upcall/protocols/request_key/origin_check.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from upcall.broker.listener import Asked, Connection, Listener
+from upcall.broker.loop import URGENT
+from upcall.core.errors import PeerError, Refused
+from upcall.core.messages import Answer, Refusal, Requester
+from upcall.protocols.request_key import origin_check as gate
+from upcall.protocols.request_key.messages import SERVICE, Ask, Described, Upcall, pack_ask, take_upcall
+from upcall.wire.envelope import Envelope, refusal
+
+if TYPE_CHECKING:
+    from upcall.broker.server import Server
+
+_WAY_BACK = 0.25  # seconds that the forwarder needs for the rest
+
+
+class Waiting(Protocol):
+    """The process that the kernel is working for: upcall.kernel.requestkey.Process."""
+
+    who: gate.Who
+
+    @property
+    def lives(self) -> bool: ...
+    def close(self) -> None: ...
+
+
+class Kernel(Protocol):
+    """What the kernel says: upcall.kernel.requestkey."""
+
+    def key(self, serial: int, /) -> Described:
+        """OSError, PeerError."""
+        ...
+
+    def Process(self, pid: int, /) -> Waiting:
+        """ProcessLookupError."""
+        ...
+
+    def started_at(self, pid: int, /) -> int:
+        """ProcessLookupError."""
+        ...
+
+    def asked_by(self, authorisation: int, /) -> int:
+        """The process that waits for the key; 0 if the kernel does not say it."""
+        ...
+
+
+class _Key:
+    """A key under construction: takes the outcome, for the one forwarder that has it in hand."""
+
+    def __init__(self, forwarders: Forwarders, key: int, uid: int, process: Waiting | None, asked: Asked) -> None:
+        self._forwarders, self._key, self._uid = forwarders, key, uid
+        self._process, self._asked = process, asked
+
+    def settle(self, outcome: Answer | Refusal) -> None:
+        if isinstance(outcome, Answer) and self._process is not None and not self._process.lives:
+            outcome = refusal("requester-gone")
+        self._asked.settle(outcome)
+        if self._process is not None:
+            self._process.close()
+        self._forwarders.done(self._key, outcome, self._uid)
+
+
+class Forwarders(Listener):
+    """The socket for forwarders; only root can reach it."""
+
+    per_person = in_all = for_root = 512
+    accepts_per_second = 100_000  # only root's can connect
+    once = True
+
+    def __init__(self, server: Server, path: Path, kernel: Kernel, owners: Mapping[str, int], me: int) -> None:
+        """`owners`: whose daemon answers for the types whose keys do not say it. `me`: whose forwarders these are."""
+        self._kernel, self.owners, self._me = kernel, owners, me
+        self._pending: set[int] = set()
+        self.counts: Counter[str] = Counter()
+        super().__init__(server, path)
+
+    def admits(self, connection: Connection) -> bool:
+        return connection.uid == self._me and super().admits(connection)
+
+    def owner(self, connection: Connection) -> int:
+        return URGENT  # it speaks for the kernel
+
+    def ask(self, connection: Connection, envelope: Envelope, origin: Asked) -> None:
+        upcall = None
+        try:
+            upcall = take_upcall(envelope.body)
+            if envelope.service != SERVICE:
+                raise Refused("no-service", why=f"service {envelope.service!r}")
+            self._ask(connection, envelope, upcall, origin)
+        except (Refused, PeerError) as error:
+            self._deny(upcall, error, origin)
+
+    def _ask(self, connection: Connection, envelope: Envelope, upcall: Upcall, origin: Asked) -> None:
+        """Refused, PeerError, if the gate is shut."""
+        if upcall.key in self._pending:
+            raise Refused("duplicate", why="it is being answered already")
+        try:
+            key, authorisation = self._kernel.key(upcall.key), self._kernel.key(upcall.authorisation)
+        except OSError as error:
+            raise Refused("forged", why=f"the kernel does not show it: {error.strerror}") from error
+        described = b"%b;%d;%d;%08x;%b" % (key.type.encode(), *key[1:])
+        if described != upcall.described:
+            raise Refused("forged", why="the kernel describes it otherwise")
+        gate.check_key(upcall, key, authorisation)
+        want = gate.wanted(key)
+        uid = self.owners.get(key.type, want.uid)
+        service = self.server.broker.services[key.type]
+        body = pack_ask(Ask(key.description, upcall.callout))
+        service.check_request(body)
+        process = self._process(want, connection)
+        if process is not None:
+            requester = Requester(process.who.uid, process.who.pid)
+        else:
+            requester = Requester(0, self._kernel.asked_by(upcall.authorisation))
+        self._pending.add(upcall.key)
+        deadline = envelope.deadline_ns / 1e9 - _WAY_BACK if envelope.deadline_ns else math.inf
+        answer_to = _Key(self, upcall.key, uid, process, origin)
+        line = self.server.line_of(requester.pid)
+        self.server.broker.ask(uid, service.name, requester, body, answer_to, self.server.now, deadline, line)
+
+    def _process(self, want: gate.Wanted, connection: Connection) -> Waiting | None:
+        """The process behind the request, if the description names one."""
+        if want.pid is None:
+            return None
+        try:
+            since = self._kernel.started_at(connection.pid)
+            process = self._kernel.Process(want.pid)
+        except ProcessLookupError as error:
+            raise Refused("requester-gone", why=str(error)) from error
+        try:
+            gate.check_requester(want, process.who, since)
+        except BaseException:
+            process.close()
+            raise
+        return process
+
+    def _deny(self, upcall: Upcall | None, error: Refused | PeerError, origin: Asked) -> None:
+        denied = refusal(error.reason, error.errno) if isinstance(error, Refused) else refusal("bad-request")
+        origin.settle(denied)
+        self.counts[denied.reason] += 1
+        told = upcall.described.decode("ascii", "backslashreplace")[:256] if upcall is not None else ""
+        why = error.why if isinstance(error, Refused) else str(error)
+        self.server.log("upcall-denied", reason=denied.reason, why=why, key=upcall and upcall.key, described=told)
+
+    def done(self, key: int, outcome: Answer | Refusal, uid: int) -> None:
+        """A key that was let in has its outcome."""
+        self._pending.discard(key)
+        if isinstance(outcome, Refusal):
+            self.counts[outcome.reason] += 1
+            self.server.log("upcall-refused", reason=outcome.reason, uid=uid, key=key)
+        else:
+            self.counts["answered"] += 1

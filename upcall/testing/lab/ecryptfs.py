@@ -1,0 +1,204 @@
+"""`upcall lab ecryptfs`, the part that runs in the guest: three people's files on the real kernel's eCryptfs.
+
+Everything is what people would start: `upcall broker`, one `upcall daemon` each, keys by `upcall key generate`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from upcall.cli.status import show
+from upcall.core.errors import UpcallError
+from upcall.keys.store import KeyStore
+from upcall.process import start_python as startpython
+from upcall.protocols.ecryptfs.device import DEVICE
+from upcall.testing.lab import stage
+from upcall.testing.lab.console import complain, console, must, say
+from upcall.testing.lab.stage import Person, Task
+
+NAMES = ("root", "alice", "bob")
+AT_ONCE = 1.5  # seconds; the kernel itself would take 3
+_IN_HAND = 4  # requests that alice's daemon holds when it is killed
+
+
+class Vault:
+    """One person's files: `lower` holds ciphertext, `upper` is the eCryptfs mount."""
+
+    def __init__(self, who: Person, signature: str, files: int) -> None:
+        self.who, self.signature = who, signature
+        self.lower, self.upper = Path(f"/tmp/{who.name}/lower"), Path(f"/tmp/{who.name}/upper")  # noqa: S108
+        self.contents = {f"file-{number}": secrets.token_bytes(200 + number % 8000) for number in range(files)}
+
+    def mount(self) -> None:
+        stage.mount(self.who, self.lower, self.upper, self.signature)
+
+    def remount(self) -> None:
+        stage.unmount(self.upper)
+        stage.drop_caches()
+        self.mount()
+
+    def write(self) -> float:
+        """Seconds for all of them."""
+        start = time.monotonic()
+        for name, content in self.contents.items():
+            (self.upper / name).write_bytes(content)
+        return time.monotonic() - start
+
+    def read(self) -> float:
+        """The same; Failed unless every byte is what was written."""
+        start = time.monotonic()
+        for name, content in self.contents.items():
+            must((self.upper / name).read_bytes() == content, f"{self.upper / name} came back different")
+        return time.monotonic() - start
+
+    def check_ciphertext(self) -> None:
+        for name, content in self.contents.items():
+            must(content[:64] not in (self.lower / name).read_bytes(), f"{self.lower / name} holds clear text")
+
+
+# --- the acts ------------------------------------------------------------------------------------------------
+
+
+def make_keys(people: Sequence[Person], bits: int) -> None:
+    """By `upcall key generate`, all at the same time, with the passphrase in a file of the person's own."""
+    running = [_make_key(who, bits) for who in people]
+    for who, process in zip(people, running, strict=True):
+        _, complaints = process.communicate(timeout=120)
+        must(process.returncode == 0, f"the key of {who.name}: {complaints}")
+
+
+def _make_key(who: Person, bits: int) -> subprocess.Popen[str]:
+    file = who.home / "passphrase"
+    file.touch(0o600)
+    file.write_text(secrets.token_hex(16))
+    os.chown(file, who.uid, who.gid)
+    return subprocess.Popen(
+        startpython.command("upcall", "key", "generate", f"--bits={bits}", f"--passphrase-file={file}"),
+        user=who.uid,
+        group=who.gid,
+        extra_groups=[],
+        env=who.environment(),
+        cwd="/",
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def create_and_read(vaults: Sequence[Vault]) -> None:
+    total = sum(len(vault.contents) for vault in vaults)
+    start = time.monotonic()
+    all_of([Task(vault.who, vault.write) for vault in vaults])
+    span = time.monotonic() - start
+    say(f"{total} files created by {len(vaults)} people at once: {total / span:.0f}/s")
+    for vault in vaults:
+        vault.check_ciphertext()
+        vault.remount()
+    say("unmounted, caches dropped, mounted again: only ciphertext is left below")
+    start = time.monotonic()
+    all_of([Task(vault.who, vault.read) for vault in vaults])
+    span = time.monotonic() - start
+    say(f"{total} files read back by {len(vaults)} people at once, all equal: {total / span:.0f}/s")
+
+
+def all_of(tasks: Sequence[Task[float]]) -> None:
+    for task in tasks:
+        task.result(120)
+
+
+class Opened(NamedTuple):
+    errno: int
+    seconds: float
+
+
+def opening(who: Person, path: Path) -> Task[Opened]:
+    def work() -> Opened:
+        start, code = time.monotonic(), 0
+        try:
+            path.read_bytes()
+        except OSError as error:
+            code = error.errno or -1
+        return Opened(code, time.monotonic() - start)
+
+    return Task(who, work)
+
+
+def kill_a_daemon(daemon: subprocess.Popen[bytes], alices: Vault, bobs: Vault) -> None:
+    """Alice's, with requests in its hands: they are refused at once, and bob notices nothing."""
+    for vault in (alices, bobs):
+        vault.remount()
+    daemon.send_signal(signal.SIGSTOP)
+    paths = [alices.upper / name for name in list(alices.contents)[:_IN_HAND]]
+    tasks = [opening(alices.who, path) for path in paths]
+    stage.wait_until(lambda: stage.pending(alices.who.uid) == len(tasks), "alice's requests")
+    say(f"alice's daemon is stopped; {len(tasks)} of her processes open files and wait for it")
+    others = [opening(bobs.who, bobs.upper / name).result() for name in list(bobs.contents)[:_IN_HAND]]
+    must(all(one.errno == 0 and one.seconds < AT_ONCE for one in others), f"bob was affected: {others}")
+    say(f"bob, meanwhile: {len(others)} files, {max(one.seconds for one in others) * 1000:.0f} ms at most")
+    daemon.kill()
+    killed = time.monotonic()
+    refused = [task.result() for task in tasks]
+    span = time.monotonic() - killed
+    must(all(one.errno == errno.EIO for one in refused), f"alice's were not refused: {refused}")
+    must(span < AT_ONCE, f"refusing took {span:.2f} s")
+    say(f"alice's daemon is killed: all {len(refused)} refused {span * 1000:.0f} ms later; the kernel alone takes 3 s")
+    daemon.wait()
+    without = opening(alices.who, paths[0]).result()
+    must(without.errno == errno.EIO and without.seconds < AT_ONCE, f"without a daemon: {without}")
+    say(f"without a daemon her next file is refused in {without.seconds * 1000:.0f} ms")
+
+
+def run(files: int, bits: int, log: int) -> None:
+    started = time.monotonic()
+    people = [stage.person(name) for name in NAMES]
+    running = [stage.start_broker(log)]
+    vaults: list[Vault] = []
+    try:
+        say(f"the broker serves {DEVICE} (kernel {os.uname().release})")
+        make_keys(people, bits)
+        say(f"an RSA-{bits} key each for {', '.join(NAMES)}, its auth token in the user's keyring")
+        running += stage.start_daemons(*people, stderr=log)
+        say("a daemon each, with the user's own rights")
+        for who in people:
+            signature = stage.do_as(who, lambda: KeyStore().load("default").signature)
+            vaults.append(Vault(who, signature, files))
+            vaults[-1].mount()
+        say("an eCryptfs mount each")
+        create_and_read(vaults)
+        kill_a_daemon(running[1 + NAMES.index("alice")], vaults[1], vaults[2])
+        running.append(stage.start_daemon(people[1], log))
+        all_of([Task(vault.who, vault.read) for vault in vaults])
+        say("a new daemon for alice: everybody's files are read once more, all equal")
+        show(stage.broker_status() or {}, console)
+    finally:
+        for vault in vaults:
+            stage.unmount(vault.upper)
+        for process in reversed(running):
+            stage.end(process)
+    faults = stage.kernel_faults()
+    must(not faults, f"the kernel complains: {faults}")
+    say(f"the kernel's log is clean; {time.monotonic() - started:.0f} s")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`FILES BITS`: so many files for each of them, keys of so many bits. What the programs log goes to /results."""
+    log = os.open("/results/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+        run(int(arguments[0]), int(arguments[1]), log)
+    except (UpcallError, OSError, subprocess.SubprocessError) as error:
+        complain(error)
+        return os.EX_SOFTWARE
+    return os.EX_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

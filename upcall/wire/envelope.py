@@ -1,0 +1,213 @@
+"""The messages between broker, daemon and requesters: eCryptfs's netlink transport, with an envelope.
+
+Written down in docs/protocol.md. Everything is in native byte order, as netlink is.
+
+    nlmsghdr                 len u32, type u16, flags u16, seq u32, pid u32
+    struct ecryptfs_message  index u32, data_len u32, data           REQUEST, RESPONSE and NOTICE
+    data of REQUEST, NOTICE  version u8, name_len u8, flags u16, uid u32, pid u32, deadline_ns u64, name, body
+    data of RESPONSE         version u8, status u8, errno u16, body (or, status not 0, the reason)
+
+HELO and QUIT end after the nlmsghdr. Source of the first two: include/uapi/linux/netlink.h, and
+fs/ecryptfs/netlink.c of Linux 2.6.27. On AF_UNIX the same bytes travel in SOCK_SEQPACKET datagrams.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from upcall.core.errors import REASONS, PeerError
+from upcall.core.messages import Answer, Refusal, Requester
+from upcall.protocols.ecryptfs.packets import HELO, NOTICE, QUIT, REQUEST, RESPONSE
+
+VERSION = 1
+MAX_BODY = 65536
+MAX_NAME = 64
+MAX_REASON = 64
+STATUS_ANSWERED, STATUS_REFUSED = 0, 1
+
+HEADER = struct.Struct("=IHHII")
+MESSAGE = struct.Struct("=II")
+REQUEST_HEAD = struct.Struct("=IHHII II BBHIIQ")  # nlmsghdr, ecryptfs_message, envelope
+RESPONSE_HEAD = struct.Struct("=IHHII II BBH")
+
+_BEFORE_DATA = HEADER.size + MESSAGE.size
+MAX_MESSAGE = REQUEST_HEAD.size + MAX_NAME + MAX_BODY
+_WITH_MESSAGE = frozenset({REQUEST, RESPONSE, NOTICE})
+
+
+class NetlinkMessage(NamedTuple):
+    """One netlink message. `data` is None for HELO and QUIT, which carry no struct ecryptfs_message."""
+
+    type: int
+    seq: int
+    index: int = 0  # type: ignore[assignment]  # not tuple.index
+    data: bytes | None = None
+    flags: int = 0
+    pid: int = 0
+
+
+def pack_message(message: NetlinkMessage) -> bytes:
+    """The bytes of one message, nlmsghdr first."""
+    if message.data is None:
+        return HEADER.pack(HEADER.size, message.type, message.flags, message.seq, message.pid)
+    size = len(message.data)
+    return b"".join(
+        (
+            HEADER.pack(_BEFORE_DATA + size, message.type, message.flags, message.seq, message.pid),
+            MESSAGE.pack(message.index, size),
+            message.data,
+        )
+    )
+
+
+def take_message(data: bytes) -> NetlinkMessage:
+    """One message from exactly these bytes. The kernel validates nothing on this family: we do."""
+    if len(data) < HEADER.size:
+        raise PeerError("netlink message", f"{len(data)} bytes, at least {HEADER.size} are needed")
+    length, kind, flags, seq, pid = HEADER.unpack_from(data)
+    if length != len(data):
+        raise PeerError("netlink message", f"nlmsg_len {length}, {len(data)} bytes are there", 0)
+    if kind not in _WITH_MESSAGE:
+        if length != HEADER.size:
+            raise PeerError("netlink message", f"type {kind} carries nothing", HEADER.size)
+        return NetlinkMessage(kind, seq, 0, None, flags, pid)
+    if length < _BEFORE_DATA:
+        raise PeerError("netlink message", "ends before its struct ecryptfs_message", HEADER.size)
+    index, size = MESSAGE.unpack_from(data, HEADER.size)
+    if size != length - _BEFORE_DATA:
+        raise PeerError(
+            "netlink message", f"data_len {size}, {length - _BEFORE_DATA} bytes are there", HEADER.size + 4
+        )
+    return NetlinkMessage(kind, seq, index, data[_BEFORE_DATA:], flags, pid)
+
+
+def pack_control(kind: int, seq: int = 0) -> bytes:
+    """A HELO or QUIT."""
+    return HEADER.pack(HEADER.size, kind, 0, seq, 0)
+
+
+class Envelope(NamedTuple):
+    """A REQUEST or NOTICE, whole. `deadline_ns` counts on CLOCK_MONOTONIC; 0 says that there is none."""
+
+    seq: int
+    index: int  # type: ignore[assignment]  # not tuple.index
+    service: str
+    requester: Requester
+    deadline_ns: int
+    body: bytes
+
+    def __repr__(self) -> str:
+        return (
+            f"Envelope(seq={self.seq}, index={self.index}, service={self.service!r}, "
+            f"requester={self.requester!r}, body=<{len(self.body)} bytes>)"
+        )
+
+
+def pack_request(envelope: Envelope, kind: int = REQUEST) -> bytes:
+    """A whole REQUEST (or NOTICE). UsageError is for callers; sizes that the wire cannot say are PeerErrors."""
+    seq, index, service, (uid, pid), deadline_ns, body = envelope
+    name = service.encode("ascii")
+    if not 1 <= len(name) <= MAX_NAME or len(body) > MAX_BODY:
+        raise PeerError("request", f"a name of {len(name)} and a body of {len(body)} bytes are out of bounds")
+    size = REQUEST_HEAD.size + len(name) + len(body)
+    head = REQUEST_HEAD.pack(
+        size, kind, 0, seq, 0, index, size - _BEFORE_DATA, VERSION, len(name), 0, uid, pid, deadline_ns
+    )
+    return b"".join((head, name, body))
+
+
+def take_request(data: bytes) -> Envelope:
+    """A REQUEST or NOTICE from exactly these bytes."""
+    if len(data) < REQUEST_HEAD.size:
+        raise PeerError("request", f"{len(data)} bytes, at least {REQUEST_HEAD.size} are needed")
+    length, kind, _, seq, _, index, size, version, name_len, _, uid, pid, deadline_ns = REQUEST_HEAD.unpack_from(data)
+    if kind not in (REQUEST, NOTICE) or length != len(data) or size != length - _BEFORE_DATA:
+        raise PeerError("request", f"type {kind}, nlmsg_len {length} and data_len {size} do not fit", 0)
+    if version != VERSION:
+        raise PeerError("request", f"version {version}, {VERSION} is known", _BEFORE_DATA)
+    at = REQUEST_HEAD.size + name_len
+    if not 1 <= name_len <= MAX_NAME or at > length or length - at > MAX_BODY:
+        raise PeerError("request", f"name_len {name_len} does not fit", _BEFORE_DATA + 1)
+    name = data[REQUEST_HEAD.size : at]
+    try:
+        service = name.decode("ascii")
+    except UnicodeDecodeError:
+        raise PeerError("request", "the service's name is not ASCII", REQUEST_HEAD.size) from None
+    return Envelope(seq, index, service, Requester(uid, pid), deadline_ns, data[at:])
+
+
+def pack_response(seq: int, index: int, outcome: Answer | Refusal) -> bytes:
+    """A whole RESPONSE: what was asked for, or why not."""
+    if isinstance(outcome, Answer):
+        status, code, body = STATUS_ANSWERED, 0, outcome.body
+        if len(body) > MAX_BODY:
+            raise PeerError("response", f"a body of {len(body)} bytes, at most {MAX_BODY} are allowed")
+    else:
+        status, code = STATUS_REFUSED, outcome.errno
+        text = "".join(c if c.isprintable() else "?" for c in outcome.reason)
+        body = text.encode("ascii", "replace")[:MAX_REASON]
+    size = RESPONSE_HEAD.size + len(body)
+    head = RESPONSE_HEAD.pack(size, RESPONSE, 0, seq, 0, index, size - _BEFORE_DATA, VERSION, status, code & 0xFFFF)
+    return head + body
+
+
+class Response(NamedTuple):
+    """A RESPONSE, whole."""
+
+    seq: int
+    index: int  # type: ignore[assignment]  # not tuple.index
+    outcome: Answer | Refusal
+
+
+def response_position(data: bytes) -> tuple[int, int]:
+    """(seq, index) of what claims to be a RESPONSE, before anything else of it is believed."""
+    if len(data) < _BEFORE_DATA:
+        raise PeerError("response", f"{len(data)} bytes, at least {_BEFORE_DATA} are needed")
+    _, _, _, seq, _, index, _ = struct.unpack_from("=IHHII II", data)
+    return seq, index
+
+
+def take_response(data: bytes) -> Response:
+    """A RESPONSE from exactly these bytes. A reason that is not known here is kept."""
+    if len(data) < RESPONSE_HEAD.size:
+        raise PeerError("response", f"{len(data)} bytes, at least {RESPONSE_HEAD.size} are needed")
+    length, kind, _, seq, _, index, size, version, status, code = RESPONSE_HEAD.unpack_from(data)
+    if kind != RESPONSE or length != len(data) or size != length - _BEFORE_DATA:
+        raise PeerError("response", f"type {kind}, nlmsg_len {length} and data_len {size} do not fit", 0)
+    if version != VERSION:
+        raise PeerError("response", f"version {version}, {VERSION} is known", _BEFORE_DATA)
+    body = data[RESPONSE_HEAD.size :]
+    if status == STATUS_ANSWERED:
+        if len(body) > MAX_BODY:
+            raise PeerError("response", f"a body of {len(body)} bytes", RESPONSE_HEAD.size)
+        return Response(seq, index, Answer(body))
+    if len(body) > MAX_REASON or not body.isascii() or not body.decode("ascii").isprintable():
+        raise PeerError("response", "the reason is not a short printable text", RESPONSE_HEAD.size)
+    return Response(seq, index, Refusal(body.decode("ascii"), code))
+
+
+def refusal(reason: str, code: int | None = None) -> Refusal:
+    """A Refusal with the errno that belongs to its reason."""
+    return Refusal(reason, REASONS[reason] if code is None else code)
+
+
+__all__ = [
+    "HELO",
+    "NOTICE",
+    "QUIT",
+    "REQUEST",
+    "RESPONSE",
+    "Envelope",
+    "NetlinkMessage",
+    "Response",
+    "pack_control",
+    "pack_message",
+    "pack_request",
+    "pack_response",
+    "refusal",
+    "response_position",
+    "take_message",
+    "take_request",
+    "take_response",
+]
