@@ -58,11 +58,12 @@ class _Connection(Connection):
     """Without a socket."""
 
     def __init__(self, listener: Requesters) -> None:
-        self._listener, self.pid, self.uid, self.pending = listener, 7, _UID, 0
+        self._listener, self._server = listener, listener.server
+        self.pid, self.uid, self.pending = 7, _UID, 0
         self._line = frozenset()
         self.open, self.sent = True, list[bytes]()
 
-    def send(self, data: bytes) -> None:
+    def answer(self, data: bytes) -> None:
         self.sent.append(data)
 
     def close(self) -> None:
