@@ -187,7 +187,7 @@ def test_every_exit_code_that_an_error_has_is_explained() -> None:
 
 def test_variables_that_are_read_are_told() -> None:
     read = set()
-    for file in ("keystore.py", "runtime.py", "config/__init__.py", "prompting/pinentry.py"):
+    for file in ("keys/store.py", "process/paths.py", "config/__init__.py", "daemon/prompting/pinentry.py"):
         read |= set(re.findall(r'environ(?:ment)?\.get\("([A-Z_]+)"', (ROOT / "upcall" / file).read_text()))
     told = {name for names in about.ENVIRONMENT for name in names.split(", ")}
     assert read - {"TERM", "LANG", "LC_CTYPE"} <= told

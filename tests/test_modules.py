@@ -43,7 +43,7 @@ def test_an_outsider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_not_in_the_working_directory(tmp_path: Path, start: list[str]) -> None:
     install(tmp_path, "planted", GOOD, "planted")
     code = (
-        "from upcall import modules\n"
+        "from upcall.keys import plugins as modules\n"
         "assert 'openssl' in modules.available() and 'planted' not in modules.available()\n"
         "try: modules.load('planted:module')\n"
         "except Exception as error: print(error)\n"

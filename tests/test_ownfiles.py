@@ -64,7 +64,7 @@ def test_which_files(tmp_path: Path, keyring: FolderKeyring, signature: str, kin
 TRIES = """
 import os, sys
 from pathlib import Path
-from upcall import ownfiles
+from upcall.protocols.ecryptfs import own_files as ownfiles
 from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
 
 class Keyring:

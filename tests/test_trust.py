@@ -125,7 +125,7 @@ def test_a_user_is_trusted_with_what_is_that_users(place: Path) -> None:
 
 def in_process(place: Path, code: str = "") -> list[str]:
     """What a process finds that has the folder in sys.path."""
-    program = f"import sys; sys.path.append({str(place)!r}); from upcall import trust\n{code}\n"
+    program = f"import sys; sys.path.append({str(place)!r}); from upcall.process import trust\n{code}\n"
     done = subprocess.run(
         [sys.executable, "-I", "-c", program + "print(*trust.faults(), sep='\\n', end='')"],
         capture_output=True,

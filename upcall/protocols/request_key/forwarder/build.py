@@ -1,6 +1,7 @@
 """Compiles the forwarder when the package is built. Named by [tool.setuptools.cmdclass] in pyproject.toml.
 
-Without a compiler, or if it fails, the build says so and goes on; the package then names the stand-in. Imports nothing of upcall, because a build runs before the package is installed.
+Without a compiler, or if it fails, the build says so and goes on; the package then names the stand-in. Imports nothing
+of upcall, because a build runs before the package is installed.
 """
 
 from __future__ import annotations
