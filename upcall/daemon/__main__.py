@@ -42,8 +42,8 @@ def run(arguments: list[str]) -> int:
     service that somebody answers; and what upcall.daemon.plugin_discovery is to be told when it looks again.
     `records=WHERE` (upcall/observe/recorder.py); `hardening=no`, `writable=PATH` (upcall/process/hardening.py). How
     people are asked for PINs: `ask=WAY,...`, `pinentry=PATH`, `pin-time=SECONDS`, `prompt-time=SECONDS`.
-    When keys lock by themselves: `lock-after=SECONDS`, `lock-on=CAUSE,...` (upcall/protocols/ecryptfs/auto_lock.py). What became of the keys that
-    were to be added at login: `added=`, `not-added=` (upcall/protocols/ecryptfs/auto_add.py)."""
+    When keys lock by themselves: `lock-after=SECONDS`, `lock-on=CAUSE,...` (protocols/ecryptfs/auto_lock.py). What
+    became of the keys that were to be added at login: `added=`, `not-added=` (protocols/ecryptfs/auto_add.py)."""
     settings = dict(argument.split("=", 1) for argument in arguments)
     folder = settings.get("folder")
     try:
