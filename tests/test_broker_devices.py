@@ -13,7 +13,6 @@ import pytest
 from upcall.broker.server import Server
 from upcall.client import Client
 from upcall.core.messages import Answer, Refusal
-from upcall.core.service import ECRYPTFS
 from upcall.process.log import EventLog
 from upcall.process.paths import own_place
 from upcall.protocols.ecryptfs import source as devices
@@ -28,6 +27,7 @@ from upcall.protocols.ecryptfs.packets import (
     pack_frame,
     pack_reply,
 )
+from upcall.protocols.ecryptfs.protocol import ECRYPTFS
 from upcall.testing.kernel import PlayedKernel, Upcall, broker_below
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedDaemon, PlayedRequester

@@ -17,9 +17,9 @@ from upcall.broker.settings import configured
 from upcall.core.errors import UpcallError
 from upcall.core.messages import Answer, Requester
 from upcall.core.router import Broker
-from upcall.core.service import SERVICES
 from upcall.daemon import plugin_discovery as finding
 from upcall.process import machine
+from upcall.protocols.catalogue import SERVICES
 from upcall.testing.kernel import broker_below
 from upcall.testing.played import PlayedDaemon
 from upcall.testing.processes import PATIENCE, in_child, until

@@ -16,9 +16,9 @@ from tests.selfasking import ask
 from upcall.core.errors import REASONS, Refused
 from upcall.core.messages import Answer, Refusal, Requester
 from upcall.core.router import Broker
-from upcall.core.service import SERVICES
 from upcall.kernel import requestkey
 from upcall.kernel.ancestry import began, line_of
+from upcall.protocols.catalogue import SERVICES
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import RunningBroker, RunningDaemon
 

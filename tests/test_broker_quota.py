@@ -20,9 +20,9 @@ from upcall.broker.loop import Loop
 from upcall.core.errors import UsageError
 from upcall.core.registry import Association
 from upcall.core.router import Broker
-from upcall.core.service import SERVICES
 from upcall.kernel.genetlink import Ids, Listener, NoFamily
 from upcall.kernel.mounts import Mount
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.quota import notice as quotanotice
 from upcall.protocols.quota import source
 from upcall.protocols.quota import worker as clerk

@@ -19,8 +19,8 @@ from upcall import config
 from upcall.broker.server import Server
 from upcall.broker.settings import Configured, configured
 from upcall.config import ConfigError
-from upcall.core.service import SERVICES
 from upcall.process.reload import Reloading
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_key
 from upcall.testing.gate import Gate
 from upcall.testing.kernel import broker_below

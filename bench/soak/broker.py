@@ -15,10 +15,10 @@ from pathlib import Path
 from bench.quotabroker import played
 from upcall.broker.server import Server
 from upcall.broker.settings import configured
-from upcall.core.service import SERVICES
 from upcall.kernel import requestkey
 from upcall.kernel.process import harden, raise_descriptor_limit
 from upcall.process.paths import own_place
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.ecryptfs.packets import MAX_READ
 from upcall.protocols.request_key.messages import Described
 

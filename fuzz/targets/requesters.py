@@ -11,7 +11,7 @@ from typing import Any, cast
 from fuzz.target import holds, same
 from upcall.broker.listener import Asked, Connection
 from upcall.core.messages import Answer, Refusal, Requester
-from upcall.core.service import SERVICES
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.ecryptfs.packets import Ask, pack_ask
 from upcall.protocols.local.source import Requesters
 from upcall.wire.envelope import Envelope, pack_control, pack_request, take_response

@@ -26,7 +26,7 @@ from upcall.core.contexts import Line
 from upcall.core.errors import UpcallError
 from upcall.core.registry import Association
 from upcall.core.router import Broker
-from upcall.core.service import SERVICES, Service, with_contexts
+from upcall.core.service import Service, with_contexts
 from upcall.kernel import ancestry, requestkey
 from upcall.kernel.notify import Manager
 from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit, stay_in_memory
@@ -35,6 +35,7 @@ from upcall.process.log import EventLog
 from upcall.process.paths import Place, own_place
 from upcall.process.reload import Hangup, Reloading
 from upcall.process.waker import Waker
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.ecryptfs.device import Miscdev
 from upcall.protocols.ecryptfs.source import Devices, OpenDevice
 from upcall.protocols.local.source import Requesters
@@ -264,7 +265,7 @@ def main(
     if device is not None:
         open_device = functools.partial(Miscdev, path=device)
         stay_in_memory()  # a page that comes back from a slow disk can take longer than the kernel's 3 s
-    read = functools.partial(configured, SERVICES if contexts is None else with_contexts(contexts))
+    read = functools.partial(configured, SERVICES if contexts is None else with_contexts(SERVICES, contexts))
     found = read()
     keys = requestkey if os.geteuid() == 0 else None
     place = own_place(folder)

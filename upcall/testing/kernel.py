@@ -22,9 +22,10 @@ from upcall.broker.server import Server
 from upcall.broker.settings import Configured
 from upcall.core.contexts import Line
 from upcall.core.errors import PeerError
-from upcall.core.service import SERVICES, Service
+from upcall.core.service import Service
 from upcall.process.log import EventLog
 from upcall.process.paths import Place, own_place
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.ecryptfs.packets import (
     MAX_READ,
     MAX_WRITE,

@@ -20,7 +20,7 @@ from upcall_quota.played import serve_once, stall
 
 from upcall.core.messages import Requester
 from upcall.core.router import Broker
-from upcall.core.service import SERVICES
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.quota.notice import Cause, QuotaNotice, Subject, pack
 from upcall.testing.notices import hostile, notice
 from upcall.testing.played import PlayedBroker

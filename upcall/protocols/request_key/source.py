@@ -17,6 +17,7 @@ from upcall.broker.loop import URGENT
 from upcall.core.errors import PeerError, Refused
 from upcall.core.messages import Answer, Refusal, Requester
 from upcall.protocols.request_key import origin_check as gate
+from upcall.protocols.request_key.key_type import Wanted
 from upcall.protocols.request_key.messages import SERVICE, Ask, Described, Upcall, pack_ask, take_upcall
 from upcall.wire.envelope import Envelope, refusal
 
@@ -130,7 +131,7 @@ class Forwarders(Listener):
         line = self.server.line_of(requester.pid)
         self.server.broker.ask(uid, service.name, requester, body, answer_to, self.server.now, deadline, line)
 
-    def _process(self, want: gate.Wanted, connection: Connection) -> Waiting | None:
+    def _process(self, want: Wanted, connection: Connection) -> Waiting | None:
         """The process behind the request, if the description names one."""
         if want.pid is None:
             return None
