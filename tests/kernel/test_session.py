@@ -19,7 +19,7 @@ from upcall.lab.stage import PATIENCE, broker_status, person, wait_until
 from upcall.sessions.records import FOLDER
 
 COMMON = Path("/etc/pam.d/common-session")
-SLOW = 3 * PATIENCE
+SLOW = 12 * PATIENCE
 
 
 def run(*arguments: str) -> str:
