@@ -22,7 +22,7 @@ from upcall.kernel import keyring
 from upcall.lab.stage import PATIENCE, Person, do_as, person, wait_until
 from upcall.wire.authtok import AuthTok, pack_auth_tok
 
-SLOW = 12 * PATIENCE
+SLOW = 5 * PATIENCE
 SIGNATURE = "0123456789abcdef"
 UNIT = Path("/run/systemd/system/lab-lock.service")
 SLEEPING = Path("/run/systemd/system/systemd-suspend.service.d/lab.conf")

@@ -19,7 +19,7 @@ from upcall.lab.stage import PATIENCE, broker_status, person, wait_until
 from upcall.sessions.records import FOLDER
 
 COMMON = Path("/etc/pam.d/common-session")
-SLOW = 12 * PATIENCE
+SLOW = 5 * PATIENCE
 
 
 def run(*arguments: str) -> str:

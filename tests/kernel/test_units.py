@@ -24,7 +24,7 @@ from upcall.setup.wanted import SYSTEMD, content
 
 INIT = Path("/lib/systemd/systemd")
 FOLDER = Path("/etc/systemd/system")
-SLOW = 12 * PATIENCE
+SLOW = 5 * PATIENCE
 # The rest of a Debian need not boot, and an emulated processor is slow.
 ALONE = """[Unit]
 DefaultDependencies=no
