@@ -48,7 +48,7 @@ def test_a_secret_is_locked_and_never_dumped() -> None:
 
 
 def test_a_locked_secret_cannot_be_paged_out() -> None:
-    """MADV_PAGEOUT asks the kernel to do now what it does when memory is short; locked pages it refuses (madvise(2))."""
+    """MADV_PAGEOUT asks the kernel to do what it does when memory is short; locked pages it refuses (madvise(2))."""
     page_out = 21
 
     def told() -> list[object]:

@@ -34,7 +34,7 @@ from upcall.testing.lab import kernellog
 T = TypeVar("T")
 
 _libc = ctypes.CDLL(None, use_errno=True)
-PATIENCE = 20.0  # seconds for anything to become true in a slow guest
+PATIENCE = 60.0  # seconds for anything to become true in a guest that is emulated on a busy machine
 
 
 class Person(NamedTuple):
