@@ -311,7 +311,7 @@ def test_others_do_not_register_with_a_users_own_broker(folder: Path) -> None:
         os.write(ready[1], b"x")
 
         def refused() -> None:
-            until(lambda: server.sources[-1].status(None)["junk"], "a refusal")
+            until(lambda: bool(server.sources[-1].status(None)["junk"]), "a refusal")
             server.stop()
 
         threading.Thread(target=refused).start()

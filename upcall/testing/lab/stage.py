@@ -291,7 +291,7 @@ def serving(uid: int) -> int | None:
     status = broker_status()
     if status is None:
         return None
-    if DEVICE.exists() and not any(device["uid"] == uid and device["open"] for device in status["devices"]):
+    if DEVICE.exists() and not any(device["uid"] == uid and device["open"] for device in status.get("devices", [])):
         return None
     return next((daemon["pid"] for daemon in status["daemons"] if daemon["uid"] == uid), None)
 
