@@ -91,7 +91,7 @@ def started(finding: Finding) -> Iterator[None]:
 @contextlib.contextmanager
 def played(path: Path, status: dict[str, object] | None) -> Iterator[None]:
     """Somebody who listens there and says this of himself; nothing at all for None."""
-    listener = listen(path, 0o600, take_over=True)
+    listener = listen(path, 0o600)
     listener.setblocking(True)
 
     def serve() -> None:

@@ -140,7 +140,7 @@ class DaemonLink:
             self._registration.reject("pid" if hello else "message", self.uid, self.pid)
             return False
         if why := self._router.refuses(self.uid):  # others of the same person have registered meanwhile
-            self._log("registration-refused", uid=self.uid, pid=self.pid, why=why)
+            self._registration.refused(self._connection, why)
             self._connection.tell(pack_response(0, 0, refusal(why)))
             self.close()
             return False

@@ -77,6 +77,16 @@ class Registration(Listener):
         self._junk[on] += 1
         self.log("message-rejected", on=on, uid=uid, pid=pid)
 
+    def refused(self, connection: DaemonConnection, why: str) -> None:
+        """Counts and logs a daemon that the limits keep out."""
+        person, router = connection.person, self.router
+        self._junk["limit"] += 1
+        self.log(
+            "registration-refused", uid=connection.uid, pid=connection.pid, why=why, person=person,
+            registered=router.daemons_of(person), of=router.limits.daemons_per_person,
+            in_all=len(router.registry), of_all=router.limits.daemons,
+        )  # fmt: skip
+
     def status(self, uid: int | None) -> dict[str, object]:
         return {} if uid is not None else {"junk": dict(self._junk)}
 
@@ -94,7 +104,7 @@ class Registration(Listener):
             connection.close()
             return
         if why := self.router.refuses(uid):
-            self.log("registration-refused", uid=uid, pid=pid, why=why, registered=len(self.router.registry))
+            self.refused(connection, why)
             connection.tell(pack_response(0, 0, refusal(why)))
             connection.close()
             return

@@ -258,8 +258,11 @@ class Router:
         person = self.person_of(uid)
         if len(registry) >= self.limits.daemons:
             return "too-many-daemons"
-        mine = sum(1 for one in registry if one.uid != ROOT and self.person_of(one.uid) == person)
-        return "too-many-daemons" if mine >= self.limits.daemons_per_person else ""
+        return "too-many-daemons" if self.daemons_of(person) >= self.limits.daemons_per_person else ""
+
+    def daemons_of(self, person: int) -> int:
+        """How many daemons of a person's uids are registered."""
+        return sum(1 for one in self.registry if one.uid != ROOT and self.person_of(one.uid) == person)
 
     def helo(self, uid: int, pid: int, portid: int, link: Link, now: float, began: int = 0) -> Association:
         """A daemon registers. An older one of the same uid is sent QUIT; what it held goes to the new one."""

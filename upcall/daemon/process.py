@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 ECRYPTFS = "ecryptfs"  # the service whose requesters the kernel does not name
 _RETRY_FIRST, _RETRY_MOST = 0.05, 1.0  # seconds between two tries to register
+_KEY_OF = {"too-many-daemons": " ([broker] daemons-per-person or daemons)"}  # what would have to be changed
 _HELLO_PATIENCE = 1.0  # seconds for a broker's answer to HELO
 _WAKE_TRIES = 100
 # Seconds that we hold on, having said QUIT: what a requester waits at most and a little; less, if we hold nothing.
@@ -129,10 +130,16 @@ class Daemon:
             try:
                 link = BrokerLink(self._place)
                 link.take(_HELLO_PATIENCE)
+                if self._control is not None:
+                    self._control.take()  # before HELO, which ends the one that has it now
                 if not link.heard(_HELLO_PATIENCE):
                     raise TimeoutError("it does not answer HELO")
             except (OSError, UsageError, Refused) as error:
-                why = f"it refuses: {error.reason}" if isinstance(error, Refused) else str(error)
+                why = (
+                    f"it refuses: {error.reason}{_KEY_OF.get(error.reason, '')}"
+                    if isinstance(error, Refused)
+                    else str(error)
+                )
                 if why != told:
                     told = why
                     self.log("no-broker", folder=self._place.folder, why=why)

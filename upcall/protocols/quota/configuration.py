@@ -69,7 +69,7 @@ TABLES: Final = (
                 "copy-to-system",
                 YES_OR_NO,
                 SYSTEM,
-                "Whether the system's daemon, which is root's, hears what users are told, too.",
+                "Whether the machine's daemon hears what users are told, too.",
                 False,
             ),
             Key(
@@ -83,7 +83,7 @@ TABLES: Final = (
                 "system-sinks",
                 NAMES_IN_ORDER,
                 USERS,
-                "The same for the system's daemon, which is root's. In the files of other users it has no effect.",
+                "The same for the machine's daemon. In users' files it has no effect.",
                 unset='["log", "dbus"], with "mail" and "webhook" if they have a table',
             ),
         ),
