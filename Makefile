@@ -60,6 +60,7 @@ dist-check: setup
 # What docs/configuration.md says of each key.
 docs: setup
 	$(BIN)/python -m upcall.config.reference docs/configuration.md
+	$(BIN)/python docs/drawings.py
 
 setup: .venv/made
 
