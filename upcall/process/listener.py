@@ -42,6 +42,7 @@ _ACCEPTS_PER_TURN, _ACCEPT_PAUSE = 4, 0.1
 # A new connection costs up to 0.2 ms, so each person has a rate limit. What is beyond it is closed as soon as it is
 # accepted, which costs 15 us: the backlog is shared by all, and has to be emptied for the others.
 _BURST, _PER_SECOND, _CREDITS = 128.0, 100.0, 4096  # connections of a person; persons whose credit is kept
+_SLOW_CLOSE, _PAUSE = 0.002, 20  # seconds; a multiple of what it took
 _LOOKED_AT = 8  # connections whose queue is looked into before one is evicted
 _ROOT = 0
 _HEARD = attrgetter("heard")
@@ -172,6 +173,7 @@ class Listener(Source):
         # Whether descriptors can be sent to us; root's own socket is reached by root alone.
         self.guarded = self.mode != 0o600 and not takes_no_rights(self._listener)
         self._closer = Closer()
+        self._no_eviction: dict[int, float] = {}  # by person: until when none of its connections is evicted
         loop.add(self._listener, self._on_connect, LISTENER)
 
     def ask(self, connection: Connection, envelope: Envelope, origin: Asked) -> None:
@@ -231,8 +233,6 @@ class Listener(Source):
         """Whether the person may make a connection now."""
         if person == _ROOT or not self.limited:
             return True
-        if self.loop.paused(person):
-            return False
         credit, since = self._credits.get(person, (_BURST, now))
         credit = min(_BURST, credit + (now - since) * _PER_SECOND)
         if len(self._credits) >= _CREDITS and person not in self._credits:
@@ -263,7 +263,7 @@ class Listener(Source):
         if person == _ROOT:
             return mine < self.for_root
         if mine >= self.per_person:
-            return self._evict(person, idle_only=True)
+            return self.loop.now >= self._no_eviction.get(person, 0.0) and self._evict(person, idle_only=True)
         if self._count < self.in_all:
             return True
         most = self._holds_most()
@@ -288,7 +288,10 @@ class Listener(Source):
         self.log("connection-evicted", socket=self._path.name, uid=victim.uid, pid=victim.pid)
         began = time.monotonic()
         victim.close()
-        self.loop.charge(victim.person, time.monotonic() - began)
+        used = time.monotonic() - began
+        if used > _SLOW_CLOSE:  # watches on its end make our close slow: the person's newcomers are refused meanwhile
+            self._no_eviction = {one: at for one, at in self._no_eviction.items() if at > self.loop.now}
+            self._no_eviction[victim.person] = self.loop.now + used * _PAUSE
         return True
 
     def _least_needed(self, held: Iterable[Connection], idle_only: bool) -> Connection | None:

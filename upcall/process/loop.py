@@ -24,6 +24,7 @@ PER_TURN = 4  # callbacks, the urgent ones not counted; asking again what is rea
 # slow callback is watched; the next slow one (by processor time, so that being preempted does not count) pauses it for
 # a multiple. Root is never paused. A turn ends after _TURN, whatever is ready: what is left out comes up in the next.
 _SLOW, _PAUSE, _TURN = 0.00025, 20, 0.0005  # seconds of a callback; its multiple; seconds of a turn
+_CHARGED = 0.002  # seconds of work in another one's callback, being preempted included
 _WATCHED = 1024  # owners
 _HALVED_EVERY = 0.05  # seconds until what an owner has used counts half
 
@@ -196,8 +197,8 @@ class Loop:
             self._watched.discard(owner)
 
     def charge(self, owner: int, seconds: float) -> None:
-        """Work for an owner, in another one's callback, took so long. A slow one pauses it."""
-        if seconds > _SLOW and owner > 0:
+        """Work for an owner, in another one's callback, took so long; much of it pauses the owner."""
+        if seconds > _CHARGED and owner > 0:
             self._watched.add(owner)
             self._paused[owner] = self.now + seconds * _PAUSE
 
