@@ -46,7 +46,7 @@ def test_an_owner_whose_callback_was_slow_waits_and_others_are_served(
     assert (calls["slow"] + calls["slow too"], calls["other"]) == (1, 0)
     turn()  # the other one first; the slow one is measured, and its owner paused
     assert (calls["slow"] + calls["slow too"], calls["other"]) == (2, 1)
-    assert loop.paused(slow) is bool(slow)
+    assert (slow in loop._paused) is bool(slow)
     turn()
     assert (calls["slow"] + calls["slow too"], calls["other"]) == (2 if slow else 3, 2)
     loop.fire(math.inf)  # which ends the pause
@@ -68,6 +68,8 @@ def test_what_is_deferred_runs_on_its_owners_account() -> None:
     assert sorted(ran) == [0, 1, 2, OTHER]
     assert [one for one in ran if one < 3] == [0, 1, 2]
     loop.charge(SLOW_UID, 10.0)
+    assert loop.charged(SLOW_UID)
+    assert not loop.charged(OTHER)
     loop.defer(SLOW_UID, lambda: ran.append(9))
     loop.run(loop.wait(0), loop.now)
     assert 9 not in ran, "its owner is paused"

@@ -79,7 +79,7 @@ class DaemonLink:
         if person in (loop.running, 0):
             return self.socket.send(data)
         # Caused by another one, or by the kernel: the daemon can make our send slow, and pays for it itself.
-        if loop.paused(person):
+        if loop.charged(person):
             return False
         began = time.monotonic()
         try:

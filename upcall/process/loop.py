@@ -74,6 +74,7 @@ class Loop:
         self.running = IDLE  # the owner whose callback runs
         self.over = False  # the end: nothing is deferred any more
         self._paused: dict[int, float] = {}  # by owner: until when, for a callback that was slow
+        self._charged: dict[int, float] = {}  # the same, for work in another owner's callback
         self._watched: set[int] = set()  # owners whose last callback was slow: their processor time is read
         self._halved = 0.0
         self._timers: list[tuple[float, int, Timer]] = []  # a heap
@@ -200,14 +201,16 @@ class Loop:
         """Work for an owner, in another one's callback, took so long; much of it pauses the owner."""
         if seconds > _CHARGED and owner > 0:
             self._watched.add(owner)
-            self._paused[owner] = self.now + seconds * _PAUSE
+            self._paused[owner] = self._charged[owner] = self.now + seconds * _PAUSE
 
-    def paused(self, owner: int) -> bool:
-        return bool(self._paused) and self._paused.get(owner, 0.0) > self.now
+    def charged(self, owner: int) -> bool:
+        """Whether work for the owner in others' callbacks was so slow that it is to be left out for a while."""
+        return bool(self._charged) and self._charged.get(owner, 0.0) > self.now
 
     def _halve(self, now: float) -> None:
         self._halved = now
         self._paused = {owner: until for owner, until in self._paused.items() if until > now}
+        self._charged = {owner: until for owner, until in self._charged.items() if until > now}
         if len(self._watched) > _WATCHED:
             self._watched.intersection_update(self._paused)
         self._used = {owner: used / 2 for owner, used in self._used.items() if used > 1e-5}
