@@ -23,7 +23,9 @@ PER_TURN = 4  # callbacks, the urgent ones not counted; asking again what is rea
 # A process can make our send to it, or our close, slow: 50,000 epoll watches on its socket cost 12 ms. An owner with a
 # slow callback is watched; the next slow one (by processor time, so that being preempted does not count) pauses it for
 # a multiple. Root is never paused. A turn ends after _TURN, whatever is ready: what is left out comes up in the next.
+# Times are those of a processor that counts to ten thousand in _COUNTED; a slower one (emulated: 20 times) has more.
 _SLOW, _PAUSE, _TURN = 0.00025, 20, 0.0005  # seconds of a callback; its multiple; seconds of a turn
+_COUNTED = 0.0003  # seconds
 _CHARGED = 0.002  # seconds of work in another one's callback, being preempted included
 _WATCHED = 1024  # owners
 _HALVED_EVERY = 0.05  # seconds until what an owner has used counts half
@@ -71,6 +73,8 @@ class Loop:
         self._muted: dict[int, float] = {}
         self._used: dict[int, float] = {}  # by owner: seconds of callbacks of late
         self._deferred: dict[int, deque[Callable[[], None]]] = {}  # by owner
+        pace = _pace()
+        self._slow, self._turn, self._much = _SLOW * pace, _TURN * pace, _CHARGED * pace
         self.running = IDLE  # the owner whose callback runs
         self.over = False  # the end: nothing is deferred any more
         self._paused: dict[int, float] = {}  # by owner: until when, for a callback that was slow
@@ -168,11 +172,11 @@ class Loop:
             else:
                 source.callback()
                 ended = time.monotonic()
-                if ended - began > _SLOW and owner > 0:
+                if ended - began > self._slow and owner > 0:
                     self._watched.add(owner)
             used[owner] = used.get(owner, 0.0) + ended - began
             began = ended
-            if ended - now > _TURN and owner != URGENT:
+            if ended - now > self._turn and owner != URGENT:
                 break
         self.running = IDLE
 
@@ -192,14 +196,14 @@ class Loop:
         began = time.thread_time()
         source.callback()
         used = time.thread_time() - began
-        if used > _SLOW:
+        if used > self._slow:
             self._paused[owner] = now + used * _PAUSE
         elif owner not in self._paused:
             self._watched.discard(owner)
 
     def charge(self, owner: int, seconds: float) -> None:
         """Work for an owner, in another one's callback, took so long; much of it pauses the owner."""
-        if seconds > _CHARGED and owner > 0:
+        if seconds > self._much and owner > 0:
             self._watched.add(owner)
             self._paused[owner] = self._charged[owner] = self.now + seconds * _PAUSE
 
@@ -217,3 +221,13 @@ class Loop:
 
     def close(self) -> None:
         self._epoll.close()
+
+
+def _pace() -> float:
+    """How much slower this processor is than the one that the times are for; 1 if it is not."""
+    best = math.inf
+    for _ in range(3):  # the first is slowed by what else starts
+        began = time.thread_time()
+        sum(range(10_000))
+        best = min(best, time.thread_time() - began)
+    return max(1.0, best / _COUNTED)
