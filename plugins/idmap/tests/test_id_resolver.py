@@ -71,6 +71,8 @@ class TestIdResolver(HandlerContract):
         ("uid:alice@LAB.TEST", "1000"),
         ("uid:root@lab.test", "0"),
         ("uid:odd:name@lab.test", "1003"),
+        ("uid:4711@lab.test", "4711"),  # of a server that has no name for it
+        ("gid:0@lab.test", "0"),
         ("gid:staff@lab.test", "50"),
         ("gid:Domain Users@lab.test", "2001"),
         ("user:1000", "alice@Lab.test"),
@@ -85,7 +87,19 @@ def test_who_is_known(tmp_path: Path, description: str, said: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["nothere@lab.test", "alice@other.test", "alice", "alice@", "@lab.test", "alice@lab.test@other.test", "root@lab"],
+    [
+        "nothere@lab.test",
+        "alice@other.test",
+        "alice",
+        "alice@",
+        "@lab.test",
+        "alice@lab.test@other.test",
+        "root@lab",
+        "01@lab.test",
+        "4294967295@lab.test",
+        "12x@lab.test",
+        "4711@other.test",
+    ],
 )
 def test_who_is_not_known_is_nobody_for_a_short_time(tmp_path: Path, name: str) -> None:
     assert answer(tmp_path, f"uid:{name}") == ("65534", NOBODYS_EXPIRY)

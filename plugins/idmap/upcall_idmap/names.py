@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import grp
 import pwd
+import re
 import socket
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from upcall.core.errors import Refused
+from upcall.protocols.request_key.id_resolver import MAX_ID
 from upcall_idmap.idmapd_conf import Settings
 
 PATIENCE: Final = 3.0  # seconds for a name service
-NOBODY: Final = 0xFFFFFFFE  # -2, if there is no account for those whom nobody knows
+NOBODY: Final = MAX_ID  # -2, if there is no account for those whom nobody knows
+
+_DIGITS = re.compile("0|[1-9][0-9]{0,9}")
 
 
 class Services(NamedTuple):
@@ -50,11 +54,14 @@ LIBC: Final = Services(
 def id_of(services: Services, settings: Settings, name: str, group: bool) -> Found:
     """The id for a name of our domain; nobody's for any other. May block."""
     look_up = services.group_id if group else services.user_id
-    for local in _local_names(settings, name, group):
+    local_names = _local_names(settings, name, group)
+    for local in local_names:
         try:
             return Found(look_up(local), True)
         except LookupError:
             continue
+    if local_names and _DIGITS.fullmatch(local_names[-1]) and int(local_names[-1]) <= MAX_ID:
+        return Found(int(local_names[-1]), True)  # "1000@domain": a server that has no name for an id of our domain
     for nobody in (settings.nobody_group if group else settings.nobody_user, "nobody"):
         if nobody:
             try:
