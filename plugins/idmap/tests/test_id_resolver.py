@@ -15,13 +15,18 @@ from upcall_idmap.names import LIBC, NOBODY, Services
 
 from upcall.core.errors import PeerError, Refused
 from upcall.core.messages import Requester
+from upcall.kernel import seccomp
+from upcall.kernel.process import harden
+from upcall.process.hardening import of_daemon
 from upcall.protocols.request_key.id_resolver import TYPE, check_answer
 from upcall.protocols.request_key.messages import Ask, pack_ask, take_instance
 from upcall.testing.handlercontract import HandlerContract
+from upcall.testing.processes import in_child
 from upcall.wire.envelope import Envelope
 
 USERS = {"root": 0, "alice": 1000, "nobody": 65534, "bob@other.test": 1002, "odd:name": 1003, "x" * 120: 1004}
 GROUPS = {"staff": 50, "nogroup": 65533, "OTHER\\team": 2000, "Domain Users": 2001}
+NOBODYS_UID = 65534
 DOMAIN = "[General]\nDomain = Lab.test\n"
 DEBIANS = f"{DOMAIN}[Mapping]\nNobody-User = nobody\nNobody-Group = nogroup\n"
 
@@ -219,6 +224,25 @@ def test_the_real_name_services(tmp_path: Path) -> None:
     assert take_instance(handler.answer(asking(f"user:{os.geteuid()}"))).payload.decode() == f"{me}@Lab.test"
     assert take_instance(handler.answer(asking(f"uid:{me}@lab.test"))).payload == b"%d\0" % os.geteuid()
     assert LIBC.own_domain() == "" or "." not in LIBC.own_domain()[:1]
+
+
+@pytest.mark.skipif(bool(seccomp.why_not()), reason=f"seccomp: {seccomp.why_not()}")
+def test_it_answers_with_what_the_machines_daemon_has_left(tmp_path: Path) -> None:
+    """As a user without rights, when the daemon has given up what it does not need."""
+    tmp_path.chmod(0o755)
+    for folder in list(tmp_path.parents)[:2]:
+        folder.chmod(0o755)
+    (tmp_path / "idmapd.conf").write_text(DEBIANS)
+
+    def work() -> list[str]:
+        harden()
+        assert of_daemon([], None).seccomp == "yes"
+        handler = IdResolver(tmp_path / "idmapd.conf")
+        asked = ("uid:root@lab.test", "user:0", "gid:root@lab.test")
+        return [take_instance(handler.answer(asking(one))).payload.decode() for one in asked]
+
+    found = in_child(work, NOBODYS_UID if os.geteuid() == 0 else None)
+    assert found == ["0\0", "root@Lab.test", "0\0"]
 
 
 # --- a name service that is silent ---------------------------------------------------------------------------------
