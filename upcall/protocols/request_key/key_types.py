@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from upcall.protocols.request_key import cifs_spnego, dns_resolver, id_resolver
+from upcall.protocols.request_key import cifs_idmap, cifs_spnego, dns_resolver, id_resolver
 
 KEY_TYPES: Final = {
     key_type.name: key_type
@@ -12,6 +12,7 @@ KEY_TYPES: Final = {
         cifs_spnego.KEY_TYPE,
         dns_resolver.KEY_TYPE,
         id_resolver.KEY_TYPE,
+        cifs_idmap.KEY_TYPE,
     )
 }
 
