@@ -12,7 +12,7 @@ if [ ! -e $policy ]; then
 fi
 
 new=
-for service in krb5-kdc krb5-admin-server smbd nmbd samba-ad-dc ssh; do
+for service in krb5-kdc krb5-admin-server smbd nmbd winbind samba-ad-dc ssh nfs-kernel-server rpcbind; do
 	[ -e /lib/systemd/system/$service.service ] || new="$new $service.service"
 done
 apt-get update -qq

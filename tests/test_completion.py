@@ -91,7 +91,7 @@ def offered(environment: dict[str, str], line: str) -> list[str]:
         ("upcall key generate ", []),  # a new name is nobody's to guess
         ("upcall key generate --module op", ["openssl"]),
         ("upcall plugin show x", ["x25519"]),
-        ("upcall log --service cifs", ["cifs.spnego"]),
+        ("upcall log --service cifs.s", ["cifs.spnego"]),
         ("upcall log --outcome daemon-", ["daemon-gone", "daemon-full"]),
         ("upcall explain d", ["dns_resolver"]),
         ("upcall config show request-key.cifs.spnego.w", ["request-key.cifs.spnego.without-daemon"]),

@@ -289,7 +289,7 @@ def test_another_line_wins(explain: Explain, daemon: PlayedDaemon, system: Syste
 @pytest.mark.parametrize(
     ("kind", "arguments", "said"),
     [
-        ("user", (), "no keys of type 'user' are known: cifs.spnego, dns_resolver"),
+        ("user", (), f"no keys of type 'user' are known: {', '.join(KEY_TYPES)}"),
         ("cifs.spnego", (), "cifs.spnego needs --host"),
         ("dns_resolver", (), "dns_resolver needs --name"),
         ("cifs.spnego", ("--host", "a", "--name", "b"), "--name has no meaning for cifs.spnego"),

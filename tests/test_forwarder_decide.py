@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import errno
-import json
 import random
 import struct
 import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
-from tests.forwarder.scene import DNS, KEY, SPNEGO, answered, decider, refused, server, servers, spnego
+from tests.forwarder.scene import DNS, KEY, SPNEGO, answered, decider, refused, spnego
 from upcall.core.errors import PeerError
+from upcall.protocols.request_key import cifs_spnego
 from upcall.protocols.request_key.forwarder.standin import decide
 
 HEAD = 32  # bytes before the payload
@@ -74,71 +73,17 @@ def test_bad_spnego(payload: bytes) -> None:
     assert not verdict(SPNEGO, payload)
 
 
-@pytest.mark.parametrize(
-    "text", [b"x", b"192.0.2.1", b"192.0.2.1,2001:db8::1", b"#dnserror=1", b"a,b#dnserror=511", b"x" * 4095]
-)
-def test_dns_text(text: bytes) -> None:
-    assert verdict(DNS, text + b"\0")
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        b"192.0.2.1", b"192.0.2.1\n\0", b"192.0.2.1 \0", b"192.0.2.1\0\0", b"a\0b\0", b"\x7f\0", b"\x80\0", b",\0",
-        b"a,\0", b",a\0", b"a,,b\0", b"a,#dnserror=3\0", b"#\0", b"a#\0", b"##\0", b"#dnserror=3#dnserror=3\0",
-        b"#dnserror=0\0", b"#dnserror=512\0", b"#dnserror=\0", b"#dnserror\0", b"#dnserror=03\0", b"#dnserror=+3\0",
-        b"#dnserror=1000\0", b"#dnserror=3 \0", b"#dnserror=-1\0", b"#other=3\0", b"#dnserror=3", b"a#dnserror=3#\0",
-        b"x" * 4096 + b"\0", b"\0",
-    ],
-)  # fmt: skip
-def test_bad_dns_text(payload: bytes) -> None:
-    assert not verdict(DNS, payload)
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        servers(), servers(server()), servers(server(), server(b"x", [])), servers(server(b"n" * 255)),
-        servers(server(addresses=[bytes(4)] * 255)), servers(*[server()] * 255),
-    ],
-    ids=range(6),
-)  # fmt: skip
-def test_dns_servers(payload: bytes) -> None:
-    assert verdict(DNS, payload)
-    for cut in range(max(0, len(payload) - 60), len(payload)):
-        assert decided_in_python((DNS, answered(payload[:cut])))[0] == errno.EPROTO
-    cases = [(DNS, answered(payload[:cut])) for cut in range(1, len(payload), 1 + len(payload) // 200)]
-    assert {found[0] for found in decided_in_c(cases)} == {errno.EPROTO}
-
-
-def changed(payload: bytes, at: int, value: int) -> bytes:
-    return payload[:at] + bytes([value]) + payload[at + 1 :]
-
-
-ONE = servers(server())
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        ONE + b"\0", servers(server(), count=2), servers(server(), server(), count=1), servers(count=1),
-        changed(ONE, 1, 1), changed(ONE, 2, 0), changed(ONE, 2, 2), changed(ONE, 3, 6), changed(ONE, 4, 8),
-        changed(ONE, 14, 6), changed(ONE, 15, 8), changed(ONE, 16, 3), changed(ONE, 17, 1), changed(ONE, 17, 3),
-        changed(ONE, 31, 2), changed(ONE, 18, 0), changed(ONE, 18, 32), changed(ONE, 7, 1), servers(server(b"")),
-        servers(server(b"n" * 256)), b"\0", b"\0\0", b"\0\0\1", b"\0\0\1\0\0",
-    ],
-    ids=range(24),
-)  # fmt: skip
-def test_bad_dns_servers(payload: bytes) -> None:
-    assert not verdict(DNS, payload)
+@pytest.mark.parametrize("described", [b"id_new;0;0;39010000;x", DNS, b"cifs.spneg;", b"cifs.spnego", b""])
+@pytest.mark.parametrize("payload", [b"\0", b"#dnserror=0", spnego()[:15], bytes(32767)], ids=range(4))
+def test_a_type_without_a_rule_here_is_the_brokers_to_judge(described: bytes, payload: bytes) -> None:
+    assert verdict(described, payload)
 
 
 # --- mutants -------------------------------------------------------------------------------------------------
 
 SEEDS = [
     (SPNEGO, spnego()), (SPNEGO, spnego(64, 80)),
-    (DNS, b"192.0.2.1,2001:db8::1#dnserror=3\0"), (DNS, b"#dnserror=42\0"), (DNS, ONE),
-    (DNS, servers(server(b"ab", [bytes(4)]), server(b"c", []))),
+    (DNS, b"192.0.2.1,2001:db8::1#dnserror=3\0"), (b"id_new;", b"1000\0"),
 ]  # fmt: skip
 TYPES = [SPNEGO, DNS, b"user;", b"", b"cifs.spnego", b"dns_resolver;"]
 VALUES = [0, 1, 2, 15, 16, 17, 64, 65, 127, 255, 256, 0x7FFFFFFF, 0x80000000, 0xFFFFFFF0, 0xFFFFFFFF]
@@ -183,7 +128,7 @@ def mutants(seed: int, count: int) -> list[Case]:
 
 def compare(cases: Sequence[Case]) -> None:
     expected = [decided_in_python(case) for case in cases]
-    assert {found[0] for found in expected} >= {0, errno.EPROTO, errno.EKEYREJECTED}
+    assert {found[0] for found in expected} >= {0, errno.EPROTO}
     for case, python, c in zip(cases, expected, decided_in_c(cases), strict=True):
         assert python == c, case
 
@@ -198,24 +143,19 @@ def test_c_and_python_decide_alike_on_many_mutants(seed: int) -> None:
     compare(mutants(seed, 30_000))
 
 
-@pytest.mark.parametrize("good", [True, False])
-def test_the_table_of_dns_payloads(good: bool) -> None:
-    """tests/test_wire_dns_resolver.py reads it, too."""
-    rows = json.loads((Path(__file__).parent / "vectors" / "dns_resolver.json").read_text())
-    payloads = [bytes.fromhex(row["payload"]) for row in rows["good" if good else "bad"]]
-    assert [payload.hex() for payload in payloads if payload and verdict(DNS, payload) != good] == []
-
-
-@pytest.mark.parametrize(("described", "codec"), [(SPNEGO, "cifs_spnego"), (DNS, "dns_resolver")])
-def test_the_broker_judges_payloads_alike(described: bytes, codec: str) -> None:
-    check_payload = pytest.importorskip(f"upcall.wire.{codec}").check_payload
+def test_the_broker_judges_payloads_of_cifs_spnego_alike() -> None:
+    """It has the whole rule; decide.c repeats it, for what it would cost the kernel."""
     chance = random.Random(9)
-    seeds = [payload for kind, payload in SEEDS if kind == described]
+    seeds = [payload for described, payload in SEEDS if described == SPNEGO]
+    seen = set()
     for _ in range(5000):
         payload = mutant(chance, chance.choice(seeds))[:32767] or b"x"
         try:
-            check_payload(payload)
+            cifs_spnego.check_payload(payload)
         except PeerError:
-            assert decided_in_python((described, answered(payload)))[0] == errno.EPROTO, payload
+            assert decided_in_python((SPNEGO, answered(payload)))[0] == errno.EPROTO, payload
+            seen.add(False)
         else:
-            assert decided_in_python((described, answered(payload))) == (0, 0, payload)
+            assert decided_in_python((SPNEGO, answered(payload))) == (0, 0, payload)
+            seen.add(True)
+    assert seen == {True, False}

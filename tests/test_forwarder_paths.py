@@ -228,10 +228,11 @@ def test_nonsense_from_the_broker(play: Play, message: bytes) -> None:
     assert ended == (0, "", "", [*READING, rejection(errno.EPROTO)])
 
 
-@pytest.mark.parametrize("described", [b"user;0;0;39010000;x", b"cifs.spneg;0;0;", b"cifs.spnego", b"", b";"])
-def test_no_other_type_gets_a_payload(play: Play, described: bytes) -> None:
+@pytest.mark.parametrize("described", [b"id_new;0;0;39010000;x", b"cifs.spneg;0;0;39010000;x"])
+def test_a_type_without_a_rule_here_is_the_brokers_to_judge(play: Play, described: bytes) -> None:
     play.write("describe", described)
-    assert exchange(play, answered(spnego())).answer == rejection(errno.EKEYREJECTED)
+    ended = exchange(play, answered(b"\1"))
+    assert (ended.code, ended.answer) == (0, f"instantiate {KEY} 01")
 
 
 # --- the broker is not there, or not as it should be -----------------------------------------------------------

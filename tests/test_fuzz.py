@@ -18,6 +18,7 @@ import pytest
 
 from fuzz.__main__ import LARGEST, Done, _move
 from fuzz.target import CORPUS, HERE, Target, load, names
+from upcall.protocols.request_key.key_types import KEY_TYPES
 
 ROOT = HERE.parent
 STEPS, STEPS_PER_BYTE = 60_000, 400  # lines of Python that one input may cost
@@ -138,9 +139,7 @@ ELSEWHERE = [
     "upcall.protocols.quota.notice",
     "upcall.protocols.quota.state",
     "upcall.protocols.quota.warning",
-    "upcall.protocols.request_key.cifs_spnego",
     "upcall.protocols.request_key.conf",
-    "upcall.protocols.request_key.dns_resolver",
     "upcall.protocols.request_key.messages",
     "upcall.cli.log",
     "upcall.config.layers",
@@ -175,7 +174,8 @@ def test_every_decoder_has_a_target() -> None:
     plugins = [f"{path.parent.name}.{path.stem}" for path in ROOT.glob("plugins/*/upcall_*/*.py") if path.stem in pure]
     assert len(wire) > 3
     assert len(plugins) > 7
-    assert {*wire, *plugins, *ELSEWHERE} <= imported()
+    types = [key_type.wanted.__module__ for key_type in KEY_TYPES.values()]
+    assert {*wire, *plugins, *types, *ELSEWHERE} <= imported()
 
 
 def test_the_corpus_stays_small() -> None:

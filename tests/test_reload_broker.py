@@ -22,6 +22,7 @@ from upcall.config import ConfigError
 from upcall.process.reload import Reloading
 from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_key
+from upcall.protocols.request_key.key_types import OF_THE_SYSTEM
 from upcall.protocols.request_key.source import Forwarders
 from upcall.testing.gate import Gate
 from upcall.testing.kernel import broker_below, source_of
@@ -186,12 +187,12 @@ def test_what_becomes_of_requests_without_a_daemon(
 def test_whose_daemon_looks_names_up(server: Server, system: Path) -> None:
     system.write_text('[request-key.dns_resolver]\nuser = "daemon"\n')
     reload(server)
-    assert source_of(server, Forwarders).owners == {"dns_resolver": 1}
+    assert source_of(server, Forwarders).owners["dns_resolver"] == 1
     system.write_text('[request-key.dns_resolver]\nuser = "nobody-has-this-name"\n')
     server.reload()
     log = server.place.folder.parent / "broker.log"
     until(lambda: f"{system}:2: request-key.dns_resolver.user: there is no user" in log.read_text(), "it says so")
-    assert source_of(server, Forwarders).owners == {"dns_resolver": 1}
+    assert source_of(server, Forwarders).owners["dns_resolver"] == 1
 
 
 def test_reading_that_takes_long_keeps_nobody_waiting(
@@ -249,7 +250,7 @@ def test_the_configuration_of_a_broker(system: Path, monkeypatch: pytest.MonkeyP
     found = configured(SERVICES)
     assert found.services["cifs.spnego"].absent == "machine"
     assert found.services["dns_resolver"].absent == "refuse"
-    assert (found.owners, found.start) == ({"dns_resolver": 0}, ("a",))
+    assert (found.owners, found.start) == (dict.fromkeys(OF_THE_SYSTEM, 0), ("a",))
     system.write_text("?")
     with pytest.raises(ConfigError):
         configured(SERVICES)

@@ -19,7 +19,7 @@ from upcall.config import ConfigError
 from upcall.process.trust import distrust
 from upcall.protocols.request_key.conf import BadLine, Key, choose
 from upcall.protocols.request_key.install.key_makers import standing, standing_of_type
-from upcall.protocols.request_key.install.lines import Plan, check_winning, install, missing, plan, uninstall
+from upcall.protocols.request_key.install.lines import Plan, check_winning, install, missing, others, plan, uninstall
 from upcall.protocols.request_key.install.our_file import COPY, FILE, Ours, is_ours, render, take
 from upcall.protocols.request_key.install.system import FOLDER, LAST, SOCKET, System
 from upcall.protocols.request_key.key_types import KEY_TYPES
@@ -102,6 +102,21 @@ def test_one_type_leaves_the_other_alone(system: System) -> None:
     assert not standing_of_type(system, "dns_resolver").ours
     install(system, planned(system, "dns_resolver"))
     assert not standing_of_type(system, "cifs.spnego").ours
+
+
+def test_a_type_with_several_patterns_has_a_line_for_each(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = (Key(b"dns_resolver", b"a:x.invalid"), Key(b"dns_resolver", b"afsdb:x.invalid"))
+    several = KEY_TYPES["dns_resolver"]._replace(patterns=(b"a:*", b"afsdb:*"), typical=keys)
+    monkeypatch.setitem(KEY_TYPES, "dns_resolver", several)
+    ours = Ours(("dns_resolver",), (PROGRAM,))
+    assert take(render(ours)) == ours
+    write(system, CIFS_FILE, b"create dns_resolver * * /sbin/key.dns_resolver %k\n")  # as wild as can be: it loses
+    install(system, planned(system, "dns_resolver"))
+    assert [standing(system, key).ours for key in keys] == [True, True]
+    assert not standing(system, Key(b"dns_resolver", b"x.invalid")).ours
+    assert others(system, ["dns_resolver"])[0][2] is False
+    write(system, LAST, b"create dns_resolver afsdb:old.* * /x %k\n")
+    assert any(keeps for _, _, keeps in others(system, ["dns_resolver"]))
 
 
 def test_without_any_other_configuration(tmp_path: Path) -> None:

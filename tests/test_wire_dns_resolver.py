@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.forwarder.scene import server, servers
 from upcall.core.errors import PeerError
 from upcall.protocols.request_key import dns_resolver
 from upcall.protocols.request_key.dns_resolver import (
@@ -28,7 +29,6 @@ from upcall.protocols.request_key.dns_resolver import (
 )
 from upcall.protocols.request_key.messages import Ask, Instance, pack_ask, pack_instance
 
-# The forwarder's tests read the same table: both must accept the same payloads.
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "dns_resolver.json").read_text())
 BOTH = (4, 6)
 
@@ -149,6 +149,66 @@ def test_a_bad_payload(payload: bytes) -> None:
         take_payload(payload)
 
 
+@pytest.mark.parametrize(
+    "text", [b"x", b"192.0.2.1", b"192.0.2.1,2001:db8::1", b"#dnserror=1", b"a,b#dnserror=511", b"x" * 4095]
+)
+def test_dns_text(text: bytes) -> None:
+    dns_resolver.check_payload(text + b"\0")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"192.0.2.1", b"192.0.2.1\n\0", b"192.0.2.1 \0", b"192.0.2.1\0\0", b"a\0b\0", b"\x7f\0", b"\x80\0", b",\0",
+        b"a,\0", b",a\0", b"a,,b\0", b"a,#dnserror=3\0", b"#\0", b"a#\0", b"##\0", b"#dnserror=3#dnserror=3\0",
+        b"#dnserror=0\0", b"#dnserror=512\0", b"#dnserror=\0", b"#dnserror\0", b"#dnserror=03\0", b"#dnserror=+3\0",
+        b"#dnserror=1000\0", b"#dnserror=3 \0", b"#dnserror=-1\0", b"#other=3\0", b"#dnserror=3", b"a#dnserror=3#\0",
+        b"x" * 4096 + b"\0", b"\0",
+    ],
+)  # fmt: skip
+def test_bad_dns_text(payload: bytes) -> None:
+    with pytest.raises(PeerError):
+        dns_resolver.check_payload(payload)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        servers(), servers(server()), servers(server(), server(b"x", [])), servers(server(b"n" * 255)),
+        servers(server(addresses=[bytes(4)] * 255)), servers(*[server()] * 255),
+    ],
+    ids=range(6),
+)  # fmt: skip
+def test_dns_servers(payload: bytes) -> None:
+    dns_resolver.check_payload(payload)
+    for cut in [*range(max(1, len(payload) - 60), len(payload)), *range(1, len(payload), 1 + len(payload) // 200)]:
+        with pytest.raises(PeerError):
+            dns_resolver.check_payload(payload[:cut])
+
+
+def changed(payload: bytes, at: int, value: int) -> bytes:
+    return payload[:at] + bytes([value]) + payload[at + 1 :]
+
+
+ONE = servers(server())
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        ONE + b"\0", servers(server(), count=2), servers(server(), server(), count=1), servers(count=1),
+        changed(ONE, 1, 1), changed(ONE, 2, 0), changed(ONE, 2, 2), changed(ONE, 3, 6), changed(ONE, 4, 8),
+        changed(ONE, 14, 6), changed(ONE, 15, 8), changed(ONE, 16, 3), changed(ONE, 17, 1), changed(ONE, 17, 3),
+        changed(ONE, 31, 2), changed(ONE, 18, 0), changed(ONE, 18, 32), changed(ONE, 7, 1), servers(server(b"")),
+        servers(server(b"n" * 256)), b"\0", b"\0\0", b"\0\0\1", b"\0\0\1\0\0",
+    ],
+    ids=range(24),
+)  # fmt: skip
+def test_bad_dns_servers(payload: bytes) -> None:
+    with pytest.raises(PeerError):
+        dns_resolver.check_payload(payload)
+
+
 def test_a_text() -> None:
     assert take_payload(b"192.0.2.1+7003,2001:db8::1\0") == Text(("192.0.2.1+7003", "2001:db8::1"))
     assert take_payload(b"#dnserror=61\0") == Text((), 61)
@@ -166,8 +226,10 @@ def test_a_server_list_as_the_header_has_it() -> None:
 names = st.text("abcdefghijklmnopqrstuvwxyz0123456789.-_", min_size=1, max_size=255)
 u16 = st.integers(0, 65535)
 addresses = st.lists(st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16), max_size=5).map(tuple)
-servers = st.builds(Server, names, u16, u16, u16, addresses, st.integers(0, 5), st.integers(0, 7), st.integers(0, 2))
-lists = st.builds(ServerList, st.integers(0, 5), st.integers(0, 7), st.lists(servers, max_size=4).map(tuple))
+one_server = st.builds(
+    Server, names, u16, u16, u16, addresses, st.integers(0, 5), st.integers(0, 7), st.integers(0, 2)
+)
+lists = st.builds(ServerList, st.integers(0, 5), st.integers(0, 7), st.lists(one_server, max_size=4).map(tuple))
 
 
 @given(lists)

@@ -18,6 +18,7 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "test_login_pam": ("qemu",),
     "test_login_systemd": ("qemu",),
     "test_machine_systemd": ("qemu",),
+    "test_nfs": ("qemu",),
     "test_quota_ext4": ("uml",),
     "test_quota_xfs": ("qemu",),
     "test_requestkey": ("uml",),

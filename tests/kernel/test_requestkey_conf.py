@@ -71,7 +71,7 @@ def test_keys_come_to_us_and_go_back(mark: Path) -> None:
     before = standing_of_type(system, "dns_resolver")
     assert before.line is not None and before.line.program == "/sbin/key.dns_resolver"
     assert request_key() != errno.ETIME and not mark.exists()
-    done = install(system, plan(system, ["dns_resolver", "cifs.spnego"], [str(PROGRAM)], copy=False))
+    done = install(system, plan(system, list(KEY_TYPES), [str(PROGRAM)], copy=False))
     assert done == [f"{FILE}: written"]
     assert request_key() == errno.ETIME
     count, serial = mark.read_text().split()

@@ -37,7 +37,9 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("explain")
 @click.argument("service", metavar="TYPE", shell_complete=completing.key_types)
 @_options
-@click.option("--contact", is_flag=True, help="Ask the KDC or the DNS, too: fetch what would be answered.")
+@click.option(
+    "--contact", is_flag=True, help="Ask servers (KDC, DNS, name services), too: fetch what would be answered."
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @click.option(
     "--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder.  [default: the system's]"

@@ -8,7 +8,7 @@ from typing import Final
 
 from upcall.config.keys import TABLES
 from upcall.config.shown import as_toml
-from upcall.config.table import ANY, SYSTEM, Key, Table
+from upcall.config.table import ANY, SYSTEM, Key
 
 BEGIN: Final = "<!-- keys: written by `make docs` from upcall/config/keys.py -->\n"
 END: Final = "<!-- end of keys -->\n"
@@ -18,13 +18,17 @@ _HEAD: Final = "| key | value | default | who sets it | |\n| --- | --- | --- | -
 
 def reference() -> str:
     """All tables, in Markdown."""
-    return "\n".join(_table(table) for table in TABLES)
+    sections: dict[tuple[str, str], list[Key]] = {}
+    for table in TABLES:
+        heading = table.family or (table.name.replace(ANY, "NAME"), table.about)
+        sections.setdefault(heading, []).extend(table.keys)
+    return "\n".join(_section(*heading, keys) for heading, keys in sections.items())
 
 
-def _table(table: Table) -> str:
-    rows = "".join(_row(key) for key in table.keys)
-    name = table.name.replace(ANY, "NAME")
-    return f"### `[{name}]`\n\n{table.about}\n\n{_HEAD}{rows}"
+def _section(name: str, about: str, keys: list[Key]) -> str:
+    """Keys that several tables of a family have alike are one row."""
+    rows = "".join(dict.fromkeys(map(_row, keys)))
+    return f"### `[{name}]`\n\n{about}\n\n{_HEAD}{rows}"
 
 
 def _row(key: Key) -> str:

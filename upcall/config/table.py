@@ -28,3 +28,5 @@ class Table(NamedTuple):
     name: str  # as it stands between [ and ]
     about: str
     keys: tuple[Key, ...]
+    # The name and the text under which the reference shows all tables that differ in one name only.
+    family: tuple[str, str] | None = None

@@ -55,6 +55,9 @@ REASONS: dict[str, int] = {
     "pin-refused": errno.EKEYREJECTED,  # too many wrong PINs: nobody is asked any more, so that the token lives
     "no-name-server": errno.ECONNREFUSED,  # no name server says anything in time
     "name-server-failed": errno.EAGAIN,  # they do, but that they cannot or will not
+    "no-such-name": errno.ENOENT,  # no name service knows this name or number
+    "no-name-service": errno.ECONNREFUSED,  # the service that could know it is not running or not installed
+    "name-service-silent": errno.ETIMEDOUT,  # it does not answer in time
     # Kerberos (cifs.spnego). mount(2) has them all as they are; docs/cifs.md says what others see.
     "no-ticket": errno.ENOKEY,  # no credential cache or keytab of the user's that could be used
     "ticket-expired": errno.EKEYEXPIRED,  # there was one; or the account or the password has expired

@@ -136,7 +136,7 @@ def _request_key_conf() -> Page:
                         "never removed. Lines of your own belong into other files of that folder."
                     ),
                     Paragraph(
-                        "Each line has `create`, a type (`cifs.spnego`, `dns_resolver`), a pattern of descriptions, "
+                        "Each line has `create`, a type (such as `cifs.spnego`), a pattern of descriptions, "
                         "one of callouts, and `upcall-request-key`(8) with `%k`, the key's number. The least wild "
                         "pattern wins; `upcall request-key status` tells which line does."
                     ),

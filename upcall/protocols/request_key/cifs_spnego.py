@@ -178,7 +178,7 @@ KEY_TYPE = KeyType(
     check_answer,
     patience=8.0,  # a mount hangs for as long, and with it every other one; a KDC that is slow answers within seconds
     # Less wild than the distribution's "*", and true of every key that a kernel describes.
-    pattern=b"ver=0x2;host=*",
+    patterns=(b"ver=0x2;host=*",),
     typical=(_typical(b""), _typical(b";upcall_target=app"), _typical(b";upcall_target=mount")),
     options=(
         Option("host", "HOST", "the file server, as mount is told it.", required=True),

@@ -9,6 +9,12 @@ from upcall.config.table import SYSTEM, Key, Table
 from upcall.protocols.request_key.key_type import KeyType
 from upcall.protocols.request_key.key_types import KEY_TYPES
 
+_FAMILY: Final = (
+    "request-key.TYPE",
+    "Who answers for keys of one type; `upcall config show request-key` lists the types. A type whose name has a dot "
+    'stands in quotes: `[request-key."cifs.spnego"]`.',
+)
+
 
 def _table(key_type: KeyType) -> Table:
     ways, about = ["refuse", "start"], "it is refused, or waits until one was started"
@@ -21,7 +27,7 @@ def _table(key_type: KeyType) -> Table:
         whose = "for root the machine's does" if key_type.network else "root's if nothing else is said"
         keys.append(Key("user", USER, SYSTEM, f"Whose daemon answers; {whose}.", "root"))
     name = f'"{key_type.name}"' if "." in key_type.name else key_type.name
-    return Table(f"request-key.{name}", key_type.about, tuple(keys))
+    return Table(f"request-key.{name}", key_type.about, tuple(keys), _FAMILY)
 
 
 TABLES: Final = tuple(_table(key_type) for key_type in KEY_TYPES.values())

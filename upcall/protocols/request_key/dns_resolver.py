@@ -286,7 +286,7 @@ KEY_TYPE = KeyType(
     check_answer,
     patience=6.0,  # mounts and reconnections wait for it; a resolver gives up after some seconds, too
     # A name has nothing in common with others: our line has to be read first, and request-key.conf is read last.
-    pattern=b"*",
+    patterns=(b"*",),
     typical=(Key(b"dns_resolver", b"any.invalid"),),
     options=(
         Option("name", "NAME", "what to look up.", required=True),

@@ -38,7 +38,7 @@ class KeyType(NamedTuple):
     check_request: Callable[[bytes], None]  # of an Ask; PeerError
     check_answer: Callable[[bytes, bytes], None]  # of an Ask and an Instance; PeerError
     patience: float  # seconds until the broker refuses
-    pattern: bytes  # of descriptions, in request-key's configuration
+    patterns: tuple[bytes, ...]  # of descriptions, in request-key's configuration: a line each
     typical: tuple[Key, ...]  # keys as the kernel asks for them, by which our line is tried
     options: tuple[Option, ...]  # of `upcall explain`
     described: Callable[[Mapping[str, str]], Key]  # of their values; PeerError

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from upcall.protocols.request_key import cifs_spnego, dns_resolver
+from upcall.protocols.request_key import cifs_idmap, cifs_spnego, dns_resolver, id_resolver
 
 KEY_TYPES: Final = {
     key_type.name: key_type
     for key_type in (
         cifs_spnego.KEY_TYPE,
         dns_resolver.KEY_TYPE,
+        id_resolver.KEY_TYPE,
+        cifs_idmap.KEY_TYPE,
     )
 }
 

@@ -20,7 +20,7 @@ import time
 
 TYPE_CHECKING = False  # importing typing would take a sixth of the whole time
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from typing import NoReturn
 
     Arguments = tuple[int, str, int]  # key, path of the socket, seconds
@@ -126,10 +126,7 @@ def decide(described: bytes, seq: int, message: bytes) -> Decision:
     if len(body) <= INSTANCE_HEAD.size:
         return _refused(errno.EPROTO)
     payload = body[INSTANCE_HEAD.size :]
-    check = TYPES.get(described.partition(b";")[0]) if b";" in described else None
-    if check is None:
-        return _refused(errno.EKEYREJECTED)
-    if not check(payload):
+    if described.startswith(b"cifs.spnego;") and not is_spnego(payload):
         return _refused(errno.EPROTO)
     return 0, INSTANCE_HEAD.unpack_from(body)[0], payload
 
@@ -155,65 +152,6 @@ def is_spnego(data: bytes) -> bool:
         return False
     version, flags, key, blob = struct.unpack_from("<IIII", data)
     return (version, flags) == (2, 0) and 16 <= key <= 64 and blob >= 16 and 16 + key + blob == len(data)
-
-
-def is_dns(data: bytes) -> bool:
-    """Addresses as text, or a server list."""
-    return _is_dns_servers(data) if data[:1] == b"\0" else _is_dns_text(data)
-
-
-def _is_dns_text(data: bytes) -> bool:
-    """Items with commas between, then perhaps "#dnserror=3", which may stand alone; then the NUL the kernel wants."""
-    if not 2 <= len(data) <= 4096 or data[-1]:
-        return False
-    items, hash_sign, option = data[:-1].partition(b"#")
-    if hash_sign and not _is_dns_error(option):
-        return False
-    return not items or all(map(_is_graphic, items.split(b",")))
-
-
-def _is_dns_error(option: bytes) -> bool:
-    name, _, digits = option.partition(b"=")
-    wellformed = name == b"dnserror" and digits.isdigit() and len(digits) <= 3 and not digits.startswith(b"0")
-    return wellformed and int(digits) <= 511
-
-
-def _is_graphic(text: bytes) -> bool:
-    return text != b"" and all(0x20 < c < 0x7F for c in text)
-
-
-def _is_dns_servers(data: bytes) -> bool:
-    """zero, content 0, version 1, source, status, nr_servers (u8 each); servers."""
-    if len(data) < 6 or data[:3] != b"\0\0\1" or data[3] >= 6 or data[4] >= 8:
-        return False
-    at = 6
-    for _ in range(data[5]):
-        at = _after_server(data, at)
-        if not at:
-            return False
-    return at == len(data)
-
-
-def _after_server(data: bytes, at: int) -> int:
-    """name_len, priority, weight, port (u16 each), source, status, protocol, nr_addrs (u8 each); name; addresses.
-
-    Where the next one is; 0 if this one is none.
-    """
-    if len(data) - at < 12:
-        return 0
-    size, _, _, _, source, status, protocol, addresses = struct.unpack_from("<HHHHBBBB", data, at)
-    name = data[at + 12 : at + 12 + size]
-    if source >= 6 or status >= 8 or protocol >= 3 or size > 255 or len(name) != size or not _is_graphic(name):
-        return 0
-    at += 12 + size
-    for _ in range(addresses):
-        if at >= len(data) or data[at] > 1:
-            return 0
-        at += 17 if data[at] else 5
-    return at if at <= len(data) else 0
-
-
-TYPES: dict[bytes, Callable[[bytes], bool]] = {b"cifs.spnego": is_spnego, b"dns_resolver": is_dns}
 
 
 # --- arguments -------------------------------------------------------------------------------------------------

@@ -63,7 +63,8 @@ def others(system: System, types: Sequence[str]) -> list[tuple[str, Line, bool]]
     for line in system.lines(without=FILE):
         for name in types:
             if len(line.columns) > 1 and wildness_of(line.columns[1], name.encode("ascii")) == 0:
-                found.append((name, line, narrower(line, name.encode("ascii"), KEY_TYPES[name].pattern)))
+                patterns = KEY_TYPES[name].patterns
+                found.append((name, line, any(narrower(line, name.encode("ascii"), one) for one in patterns)))
     return found
 
 

@@ -29,7 +29,8 @@ def render(ours: Ours) -> bytes:
     body = b"" if ours.copied is None else f"# The program is a copy with the SHA-256 {ours.copied}.\n".encode("ascii")
     command = " ".join((*ours.command, "%k")).encode()
     for name in ours.types:
-        body += b"\t".join((b"create", name.encode("ascii"), KEY_TYPES[name].pattern, b"*", command)) + b"\n"
+        for pattern in KEY_TYPES[name].patterns:
+            body += b"\t".join((b"create", name.encode("ascii"), pattern, b"*", command)) + b"\n"
     return _FIRST + f"# What follows has the SHA-256 {hashlib.sha256(body).hexdigest()}.\n".encode("ascii") + body
 
 
@@ -46,5 +47,5 @@ def take(data: bytes) -> Ours | None:
     copied = _COPY.match(body)
     read = list(lines(FILE, body))
     command = read[0].command.decode().split() if read else []
-    types = tuple(line.columns[1].decode("ascii") for line in read)
+    types = tuple(dict.fromkeys(line.columns[1].decode("ascii") for line in read))
     return Ours(types, tuple(command[:-1]), copied[1].decode("ascii") if copied else None)

@@ -1,0 +1,39 @@
+"""Descriptions and payloads of cifs.idmap keys: a file server makes the SIDs in the first, a daemon the second.
+
+Only PeerError; all of them encode back to the same bytes; what is let through is an id of 4 bytes, or a SID whose
+count fits.
+"""
+
+from __future__ import annotations
+
+from fuzz.target import holds, same, taken
+from upcall.protocols.request_key import cifs_idmap as wire
+from upcall.protocols.request_key.messages import Ask, Instance, pack_ask, pack_instance
+
+SEEDS = [
+    b"os:S-1-5-21-1-2-3-1000", b"gs:S-1-0x100000000-1", b"oi:1000", b"gi:4294967294",
+    wire.pack_id(1000), wire.pack_sid(wire.Sid(5, (21, 1, 2, 3, 1000))), wire.pack_sid(wire.Sid(5, tuple(range(15)))),
+]  # fmt: skip
+
+
+def run(data: bytes) -> None:
+    query = taken(wire.take_description, data)
+    if query is not None:
+        same(wire.pack_description(query), data)
+    if not 0 < len(data) <= 32767:
+        return
+    answer = pack_instance(Instance(60, data))
+    if _let_through(b"os:S-1-5-18", answer):
+        same(wire.pack_id(wire.take_payload_id(data)), data)
+        holds(len(data) == 4, "an id of another size")
+    if _let_through(b"gi:1", answer):
+        same(wire.pack_sid(wire.take_payload_sid(data)), data)
+        holds(8 + 4 * data[1] <= len(data) == 68, "a SID that the kernel would read beyond")
+
+
+def _let_through(description: bytes, answer: bytes) -> bool:
+    def check() -> bool:
+        wire.check_answer(pack_ask(Ask(description, b"")), answer)
+        return True
+
+    return taken(check) is True

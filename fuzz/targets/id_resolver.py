@@ -1,0 +1,37 @@
+"""Descriptions and payloads of id_resolver keys: a file server makes the names in the first, a daemon the second.
+
+Only PeerError; a description encodes back to the same bytes; an id that is let through ends with its NUL within the
+kernel's 11 bytes, a name has its domain and fits into 128 bytes.
+"""
+
+from __future__ import annotations
+
+from fuzz.target import holds, same, taken
+from upcall.protocols.request_key import id_resolver as wire
+from upcall.protocols.request_key.messages import Ask, Instance, pack_ask, pack_instance
+
+SEEDS = [
+    b"uid:alice@lab.test", b"gid:staff@lab.test", b"user:1000", b"group:4294967294",
+    b"1000\0", b"4294967294\0", b"alice@lab.test", b"LAB\\domain users@lab.test",
+]  # fmt: skip
+
+
+def run(data: bytes) -> None:
+    query = taken(wire.take_description, data)
+    if query is not None:
+        same(wire.pack_description(query), data)
+    if not 0 < len(data) <= 32767:
+        return
+    answer = pack_instance(Instance(60, data))
+    if _let_through(b"uid:x@y", answer):
+        holds(len(data) <= 11 and data.index(b"\0") == len(data) - 1, "an id that the kernel would read beyond")
+    if _let_through(b"group:1", answer):
+        holds(len(data) <= 128 and b"\0" not in data and b"@" in data, "a name that the kernel could not take")
+
+
+def _let_through(description: bytes, answer: bytes) -> bool:
+    def check() -> bool:
+        wire.check_answer(pack_ask(Ask(description, b"")), answer)
+        return True
+
+    return taken(check) is True

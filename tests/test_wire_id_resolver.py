@@ -1,0 +1,194 @@
+"""Keys of type id_resolver: what a kernel asks for, what may be answered, and everything that is neither."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.test_broker_forwarders import AUTHORISATION, KEY, ME, Forwarder, PlayedKeys
+from upcall.core.errors import PeerError
+from upcall.core.messages import Answer
+from upcall.protocols.request_key import id_resolver
+from upcall.protocols.request_key.id_resolver import (
+    MAX_EXPIRY,
+    MAX_ID,
+    TYPE,
+    Query,
+    pack_description,
+    pack_id,
+    pack_name,
+    take_description,
+)
+from upcall.protocols.request_key.key_types import KEY_TYPES, OF_THE_SYSTEM
+from upcall.protocols.request_key.messages import Ask, Described, Instance, pack_ask, pack_instance, take_ask
+from upcall.testing.kernel import broker_below
+from upcall.testing.played import PlayedDaemon
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        (b"uid:alice@lab.test", Query(False, "alice@lab.test")),
+        (b"gid:staff@lab.test", Query(True, "staff@lab.test")),
+        (b"uid:alice", Query(False, "alice")),
+        (b"uid:a b;c:d\\e@LAB", Query(False, "a b;c:d\\e@LAB")),
+        (b"uid:j\xc3\xbcrgen@lab.test", Query(False, "jürgen@lab.test")),
+        (b"uid:" + b"x" * 1024, Query(False, "x" * 1024)),
+        (b"user:0", Query(False, 0)),
+        (b"user:1000", Query(False, 1000)),
+        (b"group:4294967294", Query(True, MAX_ID)),
+    ],
+)
+def test_what_a_kernel_asks_for(text: bytes, query: Query) -> None:
+    assert take_description(text) == query
+    assert pack_description(query) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b":", b"uid", b"uid:", b"gid:", b"user:", b"group:", b"UID:alice", b"owner:alice", b" uid:alice",
+        b"uid:a\nb", b"uid:a\0b", b"uid:\x1b[0m", b"uid:\xff@lab", b"uid:\xc0\x80", b"uid:" + b"x" * 1025,
+        b"user:-1", b"user:+1", b"user:01", b"user: 1", b"user:1\n", b"user:1\0", b"user:0x1", b"user:alice",
+        b"user:4294967295", b"user:9999999999", b"user:99999999999", b"user:\xd9\xa1",
+    ],
+)  # fmt: skip
+def test_what_no_kernel_writes(text: bytes) -> None:
+    with pytest.raises(PeerError):
+        take_description(text)
+
+
+def test_a_callout_is_none_of_a_kernels() -> None:
+    id_resolver.check_request(pack_ask(Ask(b"user:1", b"")))
+    with pytest.raises(PeerError):
+        id_resolver.check_request(pack_ask(Ask(b"user:1", b"x")))
+
+
+def check(description: bytes, payload: bytes, expiry: int = 600) -> None:
+    id_resolver.check_answer(pack_ask(Ask(description, b"")), pack_instance(Instance(expiry, payload)))
+
+
+@pytest.mark.parametrize(
+    ("description", "payload"),
+    [
+        (b"uid:alice@lab.test", b"1000\0"),
+        (b"gid:staff@lab.test", b"0\0"),
+        (b"uid:alice@lab.test", b"4294967294\0"),
+        (b"user:1000", b"alice@lab.test"),
+        (b"group:50", b"LAB\\domain users@lab.test"),
+        (b"user:1000", b"a@" + b"d" * 126),
+    ],
+)
+def test_what_the_broker_lets_through(description: bytes, payload: bytes) -> None:
+    check(description, payload)
+    check(description, payload, 1)
+    check(description, payload, MAX_EXPIRY)
+    for expiry in (0, MAX_EXPIRY + 1, 0xFFFFFFFF):
+        with pytest.raises(PeerError):
+            check(description, payload, expiry)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"1000", b"4294967294", b"\0", b"0", b"1000\0\0", b"1000\n\0", b"01\0", b"-1\0", b"+1\0", b" 1\0", b"0x10\0",
+        b"4294967295\0", b"12345678901\0", b"1" * 11, b"1" * 12 + b"\0", b"alice@lab.test\0", b"alice@lab.test",
+    ],
+)  # fmt: skip
+def test_what_is_no_id_is_stopped(payload: bytes) -> None:
+    """One that is not ended by its NUL would have the kernel read on in its stack."""
+    with pytest.raises(PeerError):
+        check(b"uid:alice@lab.test", payload)
+    with pytest.raises(PeerError):
+        check(b"gid:staff@lab.test", payload)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"1000\0", b"1000", b"alice", b"alice@", b"@lab.test", b"@", b"alice@lab.test\0", b"al\0ice@lab.test",
+        b"alice@lab.test\n", b"\xff@lab.test", b"a@" + b"d" * 127, b"a@" + b"d" * 30000,
+    ],
+)  # fmt: skip
+def test_what_is_no_name_is_stopped(payload: bytes) -> None:
+    with pytest.raises(PeerError):
+        check(b"user:1000", payload)
+    with pytest.raises(PeerError):
+        check(b"group:1000", payload)
+
+
+@given(st.integers(-10, 1 << 33))
+def test_ids_both_ways(number: int) -> None:
+    if 0 <= number <= MAX_ID:
+        check(b"uid:x", pack_id(number))
+    else:
+        with pytest.raises(PeerError):
+            pack_id(number)
+
+
+@given(st.text(max_size=200), st.booleans())
+def test_a_name_that_is_packed_is_let_through(name: str, group: bool) -> None:
+    with contextlib.suppress(PeerError, UnicodeEncodeError):
+        check(b"group:1" if group else b"user:1", pack_name(name))
+    with contextlib.suppress(PeerError, UnicodeEncodeError):
+        assert take_description(pack_description(Query(group, name))) == Query(group, name)
+
+
+@given(st.binary(max_size=200))
+def test_anything_is_taken_or_a_peer_error(junk: bytes) -> None:
+    for take in (take_description, lambda text: check(b"uid:x", text), lambda text: check(b"user:1", text)):
+        with contextlib.suppress(PeerError):
+            take(junk)
+
+
+def test_whose_daemon_answers() -> None:
+    """The system's, which is the machine's: names are no secrets, and a name service has the network's word."""
+    assert TYPE in OF_THE_SYSTEM
+    assert KEY_TYPES[TYPE].service.network
+    assert not KEY_TYPES[TYPE].service.local
+
+
+@pytest.mark.parametrize(
+    ("description", "payload", "reason"),
+    [
+        (b"uid:alice@lab.test", b"1000\0", "answered"),
+        (b"user:1000", b"alice@lab.test", "answered"),
+        (b"uid:alice@lab.test", b"1000", "bad-answer"),
+        (b"uid:alice@lab.test", b"alice@lab.test", "bad-answer"),
+        (b"user:1000", b"1000\0", "bad-answer"),
+        (b"user:01", b"", "forged"),
+    ],
+)
+def test_from_a_played_kernel_to_the_daemon_and_back(
+    folder: Path, description: bytes, payload: bytes, reason: str
+) -> None:
+    keys = PlayedKeys()
+    keys.keys[KEY] = Described(TYPE, 0, 0, 0x3F010000, description)
+    with broker_below(None, folder, keys, owners={TYPE: ME}), PlayedDaemon(folder) as daemon:
+        forwarder = Forwarder(folder, keys)
+        forwarder.ask()
+        if reason != "forged":
+            request = daemon.request()
+            assert request.service == TYPE
+            assert take_ask(request.body) == Ask(description, b"")
+            daemon.answer(request, Answer(pack_instance(Instance(600, payload))))
+        outcome = forwarder.outcome()
+        assert getattr(outcome, "reason", "answered") == reason
+        if reason == "answered":
+            assert outcome == Answer(pack_instance(Instance(600, payload)))
+
+
+@pytest.mark.parametrize("key", [(1000, 0, 0x3F010000), (0, 1000, 0x3F010000), (0, 0, 0x3F3F0000)])
+def test_a_key_that_the_kernel_did_not_make_is_forged(folder: Path, key: tuple[int, int, int]) -> None:
+    keys = PlayedKeys()
+    keys.keys[KEY] = Described(TYPE, *key, b"uid:root@lab.test")
+    assert AUTHORISATION in keys.keys
+    with broker_below(None, folder, keys, owners={TYPE: ME}), PlayedDaemon(folder) as daemon:
+        forwarder = Forwarder(folder, keys)
+        forwarder.ask()
+        assert forwarder.reason() == "forged"
+        assert daemon.silent()

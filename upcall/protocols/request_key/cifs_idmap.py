@@ -1,0 +1,191 @@
+"""Keys of type "cifs.idmap": SIDs and ids that the kernel's CIFS client translates, on mounts with cifsacl.
+
+    description  "os:SID", "gs:SID": the uid or gid is wanted; "oi:UID", "gi:GID": the SID is wanted
+    callout      empty
+    payload      of an id: u32 in native byte order; of a SID: revision u8, count of sub-authorities u8,
+                 authority (6 bytes, big-endian), 15 sub-authorities u32 (little-endian; those beyond the count are 0)
+
+SID is "S-REVISION-AUTHORITY-SUB-..." as a server sent it; an authority of more than 32 bits is in hexadecimal. The
+kernel checks the size of an id (4) and that a SID's count fits the payload. If it is refused, it takes the ids of the
+mount.
+Source: fs/smb/client/cifsacl.c (sid_to_key_str(), id_to_sid(), sid_to_id()) and cifspdu.h; cifs.idmap(8).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from upcall.core.errors import PeerError
+from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.key_type import ROOT, KeyType, Option, Wanted
+from upcall.protocols.request_key.messages import take_ask, take_instance
+
+TYPE: Final = "cifs.idmap"
+MAX_ID: Final = 0xFFFFFFFE  # (uid_t) -1 is no user
+MAX_SUB_AUTHORITIES: Final = 15
+MAX_EXPIRY: Final = 86400  # seconds: an account that gets another id is noticed within a day
+REVISION: Final = 1
+
+_TO_ID: Final = {b"os": False, b"gs": True}
+_TO_SID: Final = {b"oi": False, b"gi": True}
+_U32 = rb"(?:0|[1-9][0-9]{0,9})"
+_ID = re.compile(_U32)
+_SID = re.compile(rb"S-1-(?P<authority>%b|0x[1-9a-f][0-9a-f]{8,11})(?P<rest>(?:-%b){0,15})" % (_U32, _U32))
+_HEAD = struct.Struct("<BB6s")
+_NUMBER = struct.Struct("=I")
+_PAYLOAD_SIZE: Final = _HEAD.size + 4 * MAX_SUB_AUTHORITIES
+
+
+class Sid(NamedTuple):
+    """A security identifier of revision 1."""
+
+    authority: int  # 48 bits
+    sub_authorities: tuple[int, ...]  # 32 bits each, 15 at most
+
+    def __str__(self) -> str:
+        """As the kernel and winbind write it."""
+        authority = self.authority if self.authority < 1 << 32 else f"{self.authority:#x}"
+        return "-".join(map(str, ("S", REVISION, authority, *self.sub_authorities)))
+
+
+class Query(NamedTuple):
+    """What is asked for: the id of the user or group `subject`, if that is a SID, or the SID, if it is an id."""
+
+    group: bool
+    subject: Sid | int
+
+
+def take_description(text: bytes) -> Query:
+    """What a description asks for. PeerError if it is not what a kernel writes."""
+    kind, colon, value = text.partition(b":")
+    if colon and kind in _TO_ID:
+        return Query(_TO_ID[kind], take_sid(value))
+    if colon and kind in _TO_SID:
+        return Query(_TO_SID[kind], _take_id(value))
+    raise PeerError(TYPE, "the description does not begin with os:, gs:, oi: or gi:", 0)
+
+
+def pack_description(query: Query) -> bytes:
+    """What a kernel writes. PeerError for what it could not."""
+    what = "s" if isinstance(query.subject, Sid) else "i"
+    text = f"{'g' if query.group else 'o'}{what}:{query.subject}".encode()
+    take_description(text)
+    return text
+
+
+def take_sid(text: bytes) -> Sid:
+    """A SID from exactly these characters. PeerError for what is none, or not in its shortest form."""
+    found = _SID.fullmatch(text)
+    if found is None:
+        raise PeerError(TYPE, f"a SID of {len(text)} bytes that is not S-1-AUTHORITY-SUB-...")
+    sid = Sid(int(found["authority"], 0), tuple(map(int, found["rest"].split(b"-")[1:])))
+    if str(sid).encode() != text or any(number >> 32 for number in sid.sub_authorities):
+        raise PeerError(TYPE, f"a SID of {len(text)} bytes whose numbers are too large")
+    return sid
+
+
+def pack_id(number: int) -> bytes:
+    """The payload for a SID. PeerError for a number that is no id."""
+    if not 0 <= number <= MAX_ID:
+        raise PeerError(TYPE, "an id out of bounds")
+    return _NUMBER.pack(number)
+
+
+def pack_sid(sid: Sid) -> bytes:
+    """The payload for an id. PeerError for what does not fit."""
+    if not (0 <= sid.authority < 1 << 48 and len(sid.sub_authorities) <= MAX_SUB_AUTHORITIES):
+        raise PeerError(TYPE, "a SID out of bounds")
+    if any(not 0 <= number < 1 << 32 for number in sid.sub_authorities):
+        raise PeerError(TYPE, "a SID whose numbers are out of bounds")
+    count = len(sid.sub_authorities)
+    numbers = (*sid.sub_authorities, *([0] * (MAX_SUB_AUTHORITIES - count)))
+    return _HEAD.pack(REVISION, count, sid.authority.to_bytes(6, "big")) + struct.pack("<15I", *numbers)
+
+
+def take_payload_sid(payload: bytes) -> Sid:
+    """The SID in a payload. PeerError for what a kernel could not take, and for bytes that mean nothing."""
+    if len(payload) != _PAYLOAD_SIZE:
+        raise PeerError(TYPE, f"a SID of {len(payload)} bytes, {_PAYLOAD_SIZE} are right")
+    revision, count, authority = _HEAD.unpack_from(payload)
+    numbers = struct.unpack_from("<15I", payload, _HEAD.size)
+    if revision != REVISION or count > MAX_SUB_AUTHORITIES:
+        raise PeerError(TYPE, f"a SID of revision {revision} with {count} sub-authorities", 0)
+    if any(numbers[count:]):
+        raise PeerError(TYPE, "a SID with something behind its sub-authorities", _HEAD.size + 4 * count)
+    return Sid(int.from_bytes(authority, "big"), numbers[:count])
+
+
+def take_payload_id(payload: bytes) -> int:
+    """The id in a payload. PeerError if it is none."""
+    if len(payload) != _NUMBER.size:
+        raise PeerError(TYPE, f"an id of {len(payload)} bytes, {_NUMBER.size} are right")
+    number: int = _NUMBER.unpack(payload)[0]
+    if number > MAX_ID:
+        raise PeerError(TYPE, "an id that is nobody's")
+    return number
+
+
+def check_request(body: bytes) -> None:
+    """For the broker: what a daemon is asked."""
+    ask = take_ask(body)
+    take_description(ask.description)
+    if ask.callout:
+        raise PeerError(TYPE, f"a callout of {len(ask.callout)} bytes, the kernel gives none")
+
+
+def check_answer(asked: bytes, answer: bytes) -> None:
+    """For the broker: an id for a SID, a SID for an id, and for a limited time."""
+    query = take_description(take_ask(asked).description)
+    instance = take_instance(answer)
+    if not 1 <= instance.expiry <= MAX_EXPIRY:
+        raise PeerError(TYPE, f"an answer for {instance.expiry} s, 1 to {MAX_EXPIRY} are right")
+    if isinstance(query.subject, Sid):
+        take_payload_id(instance.payload)
+    else:
+        take_payload_sid(instance.payload)
+
+
+def _take_id(text: bytes) -> int:
+    if not _ID.fullmatch(text) or int(text) > MAX_ID:
+        raise PeerError(TYPE, f"an id of {len(text)} bytes that is not 0 to {MAX_ID} in decimal")
+    return int(text)
+
+
+# --- the type ------------------------------------------------------------------------------------------------
+
+
+def wanted(description: bytes) -> Wanted:
+    take_description(description)
+    return Wanted(ROOT, None)
+
+
+def described(told: Mapping[str, str]) -> Key:
+    """For a description as the kernel writes it."""
+    name = told["name"].encode()
+    take_description(name)
+    return Key(TYPE.encode(), name)
+
+
+KEY_TYPE = KeyType(
+    TYPE,
+    "SIDs and ids of users and groups that the kernel's CIFS client translates.",
+    wanted,
+    check_request,
+    check_answer,
+    patience=6.0,  # whoever looks at a file waits for it; the mount's own id is better than a folder that hangs
+    patterns=(b"os:S-*", b"gs:S-*", b"oi:*", b"gi:*"),
+    typical=(
+        Key(b"cifs.idmap", b"os:S-1-5-21-1-2-3-1000"),
+        Key(b"cifs.idmap", b"gs:S-1-5-32-544"),
+        Key(b"cifs.idmap", b"oi:1000"),
+        Key(b"cifs.idmap", b"gi:1000"),
+    ),
+    options=(Option("name", "NAME", "os:SID, gs:SID, oi:UID or gi:GID.", required=True),),
+    described=described,
+    kernel=("CIFS can ask for SIDs and ids", "cifs", "CONFIG_CIFS_UPCALL"),
+    of_the_system=True,
+    network=True,  # winbind has what a domain controller says; and no right is needed to ask it
+)
