@@ -17,7 +17,8 @@ from typing import Any, Self
 
 from upcall.core.errors import PeerError, Refused, UpcallError, UsageError
 from upcall.core.messages import Answer, Requester
-from upcall.kernel.local import connect, peer_of
+from upcall.kernel import ucred
+from upcall.kernel.local import connect
 from upcall.process.paths import find_place
 from upcall.protocols.ecryptfs.packets import (
     CIPHER_OPAQUE,
@@ -94,7 +95,8 @@ class Connection:
     @property
     def peer(self) -> tuple[int, int]:
         """(pid, uid) of whoever listens there."""
-        return peer_of(self._socket)
+        pid, uid, _ = ucred.of_peer(self._socket)
+        return pid, uid
 
     def detach(self) -> socket.socket:
         """The connection itself, for whoever has something else to say on it; blocking."""

@@ -21,7 +21,8 @@ from upcall.broker.loop import LISTENER
 from upcall.core.contexts import Line
 from upcall.core.errors import PeerError
 from upcall.core.messages import Answer, Refusal
-from upcall.kernel.local import listen, peer_of, receive, unlink_quietly
+from upcall.kernel import ucred
+from upcall.kernel.local import listen, receive, unlink_quietly
 from upcall.wire.envelope import Envelope, pack_response, refusal, response_position, take_request
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Connection:
 
     def __init__(self, listener: Listener, connection: socket.socket) -> None:
         self._listener, self.socket = listener, connection
-        self.pid, self.uid = peer_of(connection)
+        self.pid, self.uid, _ = ucred.of_peer(connection)
         self.person = listener.server.person_of(self.uid)
         self._server = listener.server
         self.heard = listener.server.now  # when it last sent something, or was last answered

@@ -27,7 +27,7 @@ from upcall.core.errors import UpcallError
 from upcall.core.registry import Association
 from upcall.core.router import Broker
 from upcall.core.service import SERVICES, Service, with_contexts
-from upcall.kernel import ancestry, requestkey
+from upcall.kernel import ancestry
 from upcall.kernel.notify import Manager
 from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit, stay_in_memory
 from upcall.process.hardening import Hardening, hands_on, of_broker
@@ -38,6 +38,7 @@ from upcall.process.waker import Waker
 from upcall.protocols.ecryptfs.device import Miscdev
 from upcall.protocols.ecryptfs.source import Devices, OpenDevice
 from upcall.protocols.local.source import Requesters
+from upcall.protocols.request_key import origin
 from upcall.protocols.request_key.source import Forwarders, Kernel
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ def main(
         stay_in_memory()  # a page that comes back from a slow disk can take longer than the kernel's 3 s
     read = functools.partial(configured, SERVICES if contexts is None else with_contexts(contexts))
     found = read()
-    keys = requestkey if os.geteuid() == 0 else None
+    keys = origin if os.geteuid() == 0 else None
     place = own_place(folder)
     setup = None
     if quota != "no":

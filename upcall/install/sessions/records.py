@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from upcall.kernel import procfs
 from upcall.process.paths import SYSTEM_FOLDER, own_folder
 
 FOLDER: Final = SYSTEM_FOLDER / "sessions"
-_ENDED = ("Z", "X", "x")  # proc(5): a zombie has ended, too
+_ENDED = (b"Z", b"X", b"x")  # proc(5): a zombie has ended, too
 
 
 class Process(NamedTuple):
@@ -45,10 +46,10 @@ class Process(NamedTuple):
 def process(pid: int) -> Process | None:
     """The process that has this pid now; None if it has ended."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+        fields = procfs.stat(pid)
+    except ProcessLookupError:
         return None
-    return None if fields[0].decode("ascii") in _ENDED else Process(pid, int(fields[19]))
+    return None if fields[procfs.STATE] in _ENDED else Process(pid, int(fields[procfs.STARTED]))
 
 
 class Record(NamedTuple):

@@ -96,11 +96,3 @@ def _asked(path: Path, owners: frozenset[int], service: str) -> Said:
     finally:
         connection.close()
     return Said(pid, uid, status) if isinstance(status, dict) else Said(pid, uid, why="its status is no JSON object")
-
-
-def state_of(pid: int) -> str:
-    """A process's state as proc(5) has it: "T" is stopped. Empty if there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return ""

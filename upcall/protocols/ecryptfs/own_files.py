@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from upcall.core.errors import PeerError
-from upcall.kernel.mounts import MOUNTINFO, Changes, mounts
+from upcall.kernel.mounts import Changes, mounts
+from upcall.kernel.procfs import MOUNTINFO
 from upcall.protocols.ecryptfs.authtok import take_auth_tok
 
 WHY: Final = "lies on an eCryptfs mount whose key this user's daemon answers for, and cannot be opened by it"
