@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from upcall.client import Connection
 from upcall.kernel.local import connect, listen
+from upcall.process.connection import Connection
 from upcall.protocols.ecryptfs.packets import Ask, pack_ask
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import RunningBroker, in_child, until

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
-from upcall.cli import error_text, for_terminal
+from upcall.cli import error_text, for_terminal, main
 from upcall.core.errors import UpcallError, UsageError
+from upcall.install.manual.written import written
 from upcall.install.services import Plan, install, kind_of, missing, undo
 from upcall.install.wanted import KINDS
 from upcall.protocols.request_key.install.our_file import TYPES
@@ -79,7 +80,7 @@ def command(
         raise UsageError("--check and --undo cannot both be meant")
     system = System(root)
     kind = KINDS[manager] if manager else kind_of(system.root)
-    plan = Plan(kind, python, _wanted(system, types))
+    plan = Plan(kind, python, _wanted(system, types), written(main))
     lines, ready = _checked(system, plan) if check else (undo(system) if undoing else install(system, plan), True)
     if as_json:
         click.echo(json.dumps({"manager": kind.name, "ready": ready, "lines": lines}, indent=2))

@@ -35,11 +35,13 @@ class OrderFailed(UpcallError):
 
 
 class Plan(NamedTuple):
-    """`types`: of keys that upcall is to make, by request-key; what is there already stays."""
+    """`types`: of keys that upcall is to make, by request-key; what is there already stays. `manual`: the pages, by
+    their path below MAN."""
 
     kind: Kind
     python: str = sys.executable
     types: tuple[str, ...] = ()
+    manual: Mapping[str, str] = {}
 
 
 def kind_of(root: Path) -> Kind:
@@ -71,7 +73,7 @@ def check(system: System, plan: Plan) -> None:
     before = written.read(system.at(FILE))
     if before.kind not in ("", plan.kind.name):
         raise ConfigError(system.at(FILE), f"upcall was set up for {before.kind}: `upcall setup --undo` comes first")
-    for path in wanted(plan.kind, plan.python):
+    for path in wanted(plan.kind, plan.python, plan.manual):
         found = _content(system, path)
         if found is not None:
             is_ours(before, path, found)
@@ -90,7 +92,7 @@ def _check_open(place: Path) -> None:
 def missing(system: System, plan: Plan) -> list[str]:
     """What has to be done, for people; nothing if all is there. The same errors as `check`."""
     check(system, plan)
-    before, files = written.read(system.at(FILE)), wanted(plan.kind, plan.python)
+    before, files = written.read(system.at(FILE)), wanted(plan.kind, plan.python, plan.manual)
     states = [(path, _state(system, path)) for path, file in files.items() if not _is_there(system, path, file)]
     todo = _told([*states, *((path, "is no longer used") for path in before.files if path not in files)])
     if system.ours() is None and plan.types:
@@ -109,7 +111,7 @@ def install(system: System, plan: Plan) -> list[str]:
     if system.ours() is None and plan.types:
         keys = requestkey.plan(system, plan.types, forwarder.command(), copy=False)
         requestkey.check_winning(system, keys)
-    before, files = written.read(system.at(FILE)), wanted(plan.kind, plan.python)
+    before, files = written.read(system.at(FILE)), wanted(plan.kind, plan.python, plan.manual)
     state = before._replace(kind=plan.kind.name, folders=(*before.folders, *_new_folders(system, [FILE])))
     todo = [path for path, file in files.items() if not _is_there(system, path, file)]
     new = [path for path in todo if _content(system, path) is None]

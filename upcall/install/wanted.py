@@ -105,14 +105,14 @@ KINDS: Final = {kind.name: kind for kind in (SYSTEMD, PAM)}
 MAN: Final = "/usr/local/share/man"
 
 
-def wanted(kind: Kind, python: str) -> dict[str, File]:
-    """All that belongs there, by path: what starts daemons, completions, manual pages."""
-    from upcall.cli.completion import FILES, script  # every command is imported for its page
-    from upcall.install.manual.written import written
+def wanted(kind: Kind, python: str, manual: Mapping[str, str]) -> dict[str, File]:
+    """All that belongs there, by path: what starts daemons, completions, manual pages. `manual`: these, by their path
+    below MAN."""
+    from upcall.install.completion import FILES, script  # and click with it
 
     started = {path: File(content(kind, path, python), mode) for path, (_, mode) in kind.files.items()}
     scripts = {path: File(script(shell).encode()) for shell, path in FILES.items()}
-    return started | scripts | {f"{MAN}/{name}": File(text.encode()) for name, text in written().items()}
+    return started | scripts | {f"{MAN}/{name}": File(text.encode()) for name, text in manual.items()}
 
 
 def told_as(path: str) -> str:

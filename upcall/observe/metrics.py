@@ -14,8 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from upcall import __version__
-from upcall.client import Client
 from upcall.core.errors import UpcallError
+from upcall.process.connection import BrokerConnection
 
 Status = Mapping[str, Any]
 PATIENCE: Final = 2.0  # seconds that a scrape waits for the broker
@@ -75,7 +75,7 @@ def asker(folder: Any = None) -> Callable[[], Status | None]:
 
     def ask() -> Status | None:
         try:
-            with Client(folder, timeout=PATIENCE) as client:
+            with BrokerConnection(folder, timeout=PATIENCE) as client:
                 return client.status()
         except (UpcallError, OSError):
             return None

@@ -8,8 +8,8 @@ import socket
 from types import TracebackType
 from typing import Any, Self
 
-from upcall.client import Connection
 from upcall.core.errors import PeerError, UpcallError, UsageError
+from upcall.process.connection import Connection
 from upcall.process.paths import daemon_socket
 
 

@@ -8,7 +8,6 @@ from typing import Final, NamedTuple
 
 import click
 
-from upcall.cli import COMMANDS
 from upcall.install.manual.about import ENVIRONMENT, EXAMPLES, EXITS, FILES, SEE
 from upcall.install.manual.roff import Block, Items, Page, Paragraph, Verbatim, bold, italic
 
@@ -103,14 +102,13 @@ def section(ctx: click.Context) -> int:
 
 def brief(ctx: click.Context, command: click.Command) -> str:
     """As NAME has it: without a capital, and without a full stop."""
-    text = short(ctx, command).rstrip(".")
+    text = short(command).rstrip(".")
     return text[:1].lower() + text[1:]
 
 
-def short(ctx: click.Context, command: click.Command) -> str:
+def short(command: click.Command) -> str:
     """As the list of commands has it."""
-    words = _words(ctx)
-    return COMMANDS[words[1]][1] if len(words) == 2 else command.get_short_help_str(limit=1000)
+    return command.get_short_help_str(limit=1000)
 
 
 # --- what a help text says ---------------------------------------------------------------------------------------
@@ -165,7 +163,7 @@ def _commands(ctx: click.Context, group: click.Group) -> Items:
         command = group.get_command(ctx, name)
         if command is not None and not command.hidden:
             inner = click.Context(command, info_name=name, parent=ctx)
-            items.append(((bold(page_name(inner)), f"({section(inner)})"), short(inner, command)))
+            items.append(((bold(page_name(inner)), f"({section(inner)})"), short(command)))
     return Items(tuple(items))
 
 

@@ -9,9 +9,9 @@ import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from upcall.client import Connection
 from upcall.core.errors import PeerError, Refused, UsageError
 from upcall.process import trust
+from upcall.process.connection import Connection
 from upcall.process.paths import Place, daemon_socket, find_place
 from upcall.protocols.request_key.install.system import System
 

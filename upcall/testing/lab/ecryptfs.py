@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from upcall.cli.status import show
 from upcall.core.errors import UpcallError
 from upcall.keys.store import KeyStore
+from upcall.observe.status import show
 from upcall.process import start_python as startpython
 from upcall.protocols.ecryptfs.device import DEVICE
 from upcall.testing.lab import stage

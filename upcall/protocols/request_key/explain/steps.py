@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from upcall.client import Client, NoBroker
 from upcall.core.errors import PeerError, Refused
 from upcall.core.service import SERVICES
 from upcall.process import machine
+from upcall.process.connection import BrokerConnection, NoBroker
 from upcall.process.paths import Place
 from upcall.protocols.request_key import origin_check as gate
 from upcall.protocols.request_key.conf import Key
@@ -83,7 +83,7 @@ def _daemon(folder: Path, service: str, uid: int) -> Report:
     without = configured(SERVICES).services[service].absent
     report: Report = {"uid": uid, "pid": None, "without": without, "answer": WOULD, "why": ""}
     try:
-        with Client(folder) as client:
+        with BrokerConnection(folder) as client:
             pids = {one["uid"]: one["pid"] for one in client.status()["daemons"]}
     except (NoBroker, Refused, OSError) as error:
         return report | {"answer": "no-broker", "why": str(error)}
