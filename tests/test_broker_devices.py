@@ -28,7 +28,7 @@ from upcall.protocols.ecryptfs.packets import (
     pack_frame,
     pack_reply,
 )
-from upcall.testing.kernel import PlayedKernel, Upcall, broker_below
+from upcall.testing.kernel import PlayedKernel, PlayedUpcall, broker_below
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import StartDaemon, until
@@ -59,7 +59,7 @@ def daemon(server: Server, kernel: PlayedKernel, folder: Path) -> Iterator[Playe
         yield played
 
 
-def error_of(upcall: Upcall) -> str:
+def error_of(upcall: PlayedUpcall) -> str:
     try:
         upcall.result()
     except OSError as error:

@@ -18,7 +18,7 @@ from upcall.core.errors import UsageError
 from upcall.keys.plugins import handlers
 from upcall.process.paths import Place
 from upcall.protocols.request_key.cifs_spnego import Spnego, pack_description, take_description
-from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.explain import child
 from upcall.protocols.request_key.explain import descriptions as asked
 from upcall.protocols.request_key.install.lines import install, plan
@@ -166,7 +166,7 @@ def test_addresses_of_hosts() -> None:
 
 
 def test_names() -> None:
-    assert asked.dns("fs.lab.test", "ipv6") == Key(b"dns_resolver", b"fs.lab.test", b"ipv6")
+    assert asked.dns("fs.lab.test", "ipv6") == RequestedKey(b"dns_resolver", b"fs.lab.test", b"ipv6")
     assert asked.dns("afsdb:cell.test", "srv=1").description == b"afsdb:cell.test"
 
 

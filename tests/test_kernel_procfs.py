@@ -32,7 +32,7 @@ def test_the_fields_of_a_process_that_lives(child: subprocess.Popen[bytes]) -> N
 
 def test_a_process_that_has_ended_is_not_found(child: subprocess.Popen[bytes]) -> None:
     pid = child.pid
-    with procfs.Folder(pid) as folder:
+    with procfs.ProcessFolder(pid) as folder:
         until(lambda: folder.read("comm") == b"sleep\n", "it runs sleep(1)")
         assert folder.link("exe").startswith("/")
         child.kill()
@@ -40,7 +40,7 @@ def test_a_process_that_has_ended_is_not_found(child: subprocess.Popen[bytes]) -
         with pytest.raises(OSError):
             folder.read("comm")  # also if another process has the pid by now
         assert folder.link("exe") == ""
-    for look in (procfs.stat, procfs.started_at, procfs.ids, procfs.hold, procfs.Folder):
+    for look in (procfs.stat, procfs.started_at, procfs.ids, procfs.hold, procfs.ProcessFolder):
         with pytest.raises((ProcessLookupError, FileNotFoundError)):
             look(pid)
     assert (procfs.state(pid), procfs.real_uid(pid), procfs.tasks(pid), procfs.children(pid)) == ("", None, [], [])

@@ -17,7 +17,7 @@ import upcall.cli.requestkey
 from upcall.cli import main
 from upcall.config import ConfigError
 from upcall.process.trust import distrust
-from upcall.protocols.request_key.conf import BadLine, Key, choose
+from upcall.protocols.request_key.conf import BadLine, RequestedKey, choose
 from upcall.protocols.request_key.install.key_makers import standing, standing_of_type
 from upcall.protocols.request_key.install.lines import Plan, check_winning, install, missing, plan, uninstall
 from upcall.protocols.request_key.install.our_file import COPY, FILE, TYPES, Ours, is_ours, render, take
@@ -418,7 +418,7 @@ REQUEST_KEY = shutil.which("request-key", path="/sbin:/usr/sbin")
 @pytest.mark.skipif(REQUEST_KEY is None, reason="needs keyutils")
 @pytest.mark.parametrize("name", BOTH)
 def test_the_real_one_runs_our_program(system: System, name: str) -> None:
-    def run(key: Key) -> str:
+    def run(key: RequestedKey) -> str:
         """The command that request-key would run."""
         describe = f"{name};0;0;39010000;{key.description.decode()}"
         words = [str(REQUEST_KEY), "-l", "-d", "-n", "-v", "-D", describe, "create", "77", *"00000", ""]

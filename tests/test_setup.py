@@ -23,8 +23,8 @@ from upcall.install import completion, manifest, wanted
 from upcall.install import services as installing
 from upcall.install.manifest import FILE, Manifest
 from upcall.install.manual.written import written
-from upcall.install.services import OrderFailed, Plan, install, kind_of, missing, undo
-from upcall.install.wanted import KINDS, MAN, PAM, SYSTEMD, Kind, Orders, content
+from upcall.install.services import OrderFailed, SetupPlan, install, kind_of, missing, undo
+from upcall.install.wanted import KINDS, MAN, PAM, SYSTEMD, Orders, ServiceManager, content
 from upcall.protocols.request_key import forwarder
 from upcall.protocols.request_key.install.lines import replace
 from upcall.protocols.request_key.install.our_file import FILE as REQUEST_KEY_FILE
@@ -40,13 +40,13 @@ def system(folder: Path) -> System:
     return System(folder.parent)
 
 
-def plan_of(kind: Kind, python: str) -> Plan:
+def plan_of(kind: ServiceManager, python: str) -> SetupPlan:
     """As `upcall setup` makes it."""
-    return Plan(kind, python, manual=written(main))
+    return SetupPlan(kind, python, manual=written(main))
 
 
 @pytest.fixture
-def silent(monkeypatch: pytest.MonkeyPatch) -> Plan:
+def silent(monkeypatch: pytest.MonkeyPatch) -> SetupPlan:
     """A plan whose service manager need not be told."""
     kind = SYSTEMD._replace(image=Orders())
     monkeypatch.setitem(wanted.KINDS, "systemd", kind)
@@ -120,7 +120,7 @@ def test_the_machines_daemon_has_a_user_who_may_write_to_terminals(system: Syste
     assert [line[3] for line in groups if line[0] == "tty"] == ["upcall"]
 
 
-def test_a_person_of_that_name_is_not_made_the_machines_daemon(system: System, silent: Plan) -> None:
+def test_a_person_of_that_name_is_not_made_the_machines_daemon(system: System, silent: SetupPlan) -> None:
     put(system, "/etc/passwd", "upcall:x:1000:1000::/home/upcall:/bin/sh\n")
     with pytest.raises(ConfigError, match="is a person's account"):
         install(system, silent)
@@ -137,7 +137,7 @@ def test_a_user_that_is_gone_is_found_missing_and_made_again(monkeypatch: pytest
     assert "user upcall: is not there" in missing(System(), plan_of(SYSTEMD, PYTHON))
 
 
-def test_an_umask_changes_nothing(system: System, silent: Plan) -> None:
+def test_an_umask_changes_nothing(system: System, silent: SetupPlan) -> None:
     before = os.umask(0o077)
     try:
         install(system, silent)
@@ -147,7 +147,7 @@ def test_an_umask_changes_nothing(system: System, silent: Plan) -> None:
     assert stat.S_IMODE(system.at(BROKER).parent.stat().st_mode) == 0o755
 
 
-def test_another_interpreter_and_a_lost_file_are_put_right(system: System, silent: Plan) -> None:
+def test_another_interpreter_and_a_lost_file_are_put_right(system: System, silent: SetupPlan) -> None:
     install(system, silent)
     system.at(BROKER).unlink()
     assert missing(system, silent) == [f"{BROKER}: is not there"]
@@ -160,7 +160,7 @@ def test_another_interpreter_and_a_lost_file_are_put_right(system: System, silen
     assert not system.at("/etc").exists()
 
 
-def test_folders_of_others_stay(system: System, silent: Plan) -> None:
+def test_folders_of_others_stay(system: System, silent: SetupPlan) -> None:
     install(system, silent)
     other = put(system, "/etc/systemd/system/other.service", "")
     undo(system)
@@ -172,7 +172,7 @@ def test_folders_of_others_stay(system: System, silent: Plan) -> None:
 PAGE = f"{MAN}/man1/upcall-status.1"
 
 
-def test_man_and_the_shells_find_them(system: System, silent: Plan) -> None:
+def test_man_and_the_shells_find_them(system: System, silent: SetupPlan) -> None:
     install(system, silent)
     assert system.at(PAGE).read_text().startswith(".TH UPCALL")
     assert "bash_complete" in system.at("/usr/local/share/bash-completion/completions/upcall").read_text()
@@ -200,7 +200,7 @@ def test_a_page_of_an_older_version_is_brought_up_to_date_and_nothing_is_started
     assert missing(system, plan) == [] and not system.at(gone).exists()
 
 
-def test_a_page_of_somebody_else_is_left(system: System, silent: Plan) -> None:
+def test_a_page_of_somebody_else_is_left(system: System, silent: SetupPlan) -> None:
     put(system, PAGE, "mine")
     with pytest.raises(FileExistsError, match="not made by upcall"):
         install(system, silent)
@@ -211,7 +211,7 @@ def test_a_page_of_somebody_else_is_left(system: System, silent: Plan) -> None:
     assert [path.name for path in system.at("/usr").rglob("*") if path.is_file()] == ["upcall-status.1"]
 
 
-def test_undo_needs_no_command(system: System, silent: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undo_needs_no_command(system: System, silent: SetupPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is broken in what is installed, it can be taken away."""
     install(system, silent)
     monkeypatch.setattr(installing, "wanted", None)
@@ -222,7 +222,7 @@ def test_undo_needs_no_command(system: System, silent: Plan, monkeypatch: pytest
 # --- what is not ours ----------------------------------------------------------------------------------------------
 
 
-def test_a_file_of_somebody_else_is_left_and_nothing_is_done(system: System, silent: Plan) -> None:
+def test_a_file_of_somebody_else_is_left_and_nothing_is_done(system: System, silent: SetupPlan) -> None:
     put(system, BROKER, "[Service]\nExecStart=/bin/other\n")
     before = everything(system)
     with pytest.raises(FileExistsError, match="not made by upcall") as caught:
@@ -231,7 +231,7 @@ def test_a_file_of_somebody_else_is_left_and_nothing_is_done(system: System, sil
     assert everything(system) == before
 
 
-def test_an_edited_file_is_not_overwritten_and_not_removed(system: System, silent: Plan) -> None:
+def test_an_edited_file_is_not_overwritten_and_not_removed(system: System, silent: SetupPlan) -> None:
     install(system, silent)
     put(system, BROKER, "[Service]\nExecStart=/bin/mine\n")
     with pytest.raises(FileExistsError, match="edited"):
@@ -241,7 +241,7 @@ def test_an_edited_file_is_not_overwritten_and_not_removed(system: System, silen
     assert not system.at(FILE).exists()
 
 
-def test_a_symbolic_link_is_not_followed(system: System, silent: Plan) -> None:
+def test_a_symbolic_link_is_not_followed(system: System, silent: SetupPlan) -> None:
     target = put(system, "/etc/precious", "x")
     system.at(BROKER).parent.mkdir(parents=True)
     system.at(BROKER).symlink_to(target)
@@ -251,7 +251,7 @@ def test_a_symbolic_link_is_not_followed(system: System, silent: Plan) -> None:
 
 
 @pytest.mark.parametrize("data", ["", "{}", "[]", '{"kind": "pam"}', "nonsense"])
-def test_a_broken_manifest_stops_everything(system: System, silent: Plan, data: str) -> None:
+def test_a_broken_manifest_stops_everything(system: System, silent: SetupPlan, data: str) -> None:
     put(system, FILE, data)
     with pytest.raises(ConfigError, match=re.escape(FILE)):
         install(system, silent)
@@ -267,7 +267,7 @@ def test_a_manifest_that_names_what_we_would_not_write(system: System, path: str
         undo(system)
 
 
-def test_another_manager_comes_after_undo(system: System, silent: Plan) -> None:
+def test_another_manager_comes_after_undo(system: System, silent: SetupPlan) -> None:
     install(system, silent)
     with pytest.raises(ConfigError, match=r"--undo. comes first"):
         install(system, plan_of(PAM, PYTHON))
@@ -323,7 +323,7 @@ def test_an_order_that_fails_can_be_repeated_and_undone(
     assert not system.at("/etc").exists()
 
 
-def test_interrupted_between_two_files(system: System, silent: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_between_two_files(system: System, silent: SetupPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was written is known, and can be undone."""
     really = replace
 
@@ -349,7 +349,7 @@ def forwarding(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forwarder, "command", lambda: ["/usr/lib/upcall/upcall-request-key"])
 
 
-def test_request_keys_lines_come_and_go(system: System, silent: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_keys_lines_come_and_go(system: System, silent: SetupPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     forwarding(system, monkeypatch)
     before = everything(system)
     assert f"{REQUEST_KEY_FILE}: written" in install(system, silent._replace(types=("cifs.spnego",)))
@@ -359,7 +359,7 @@ def test_request_keys_lines_come_and_go(system: System, silent: Plan, monkeypatc
 
 
 def test_request_keys_lines_that_were_there_stay(
-    system: System, silent: Plan, monkeypatch: pytest.MonkeyPatch
+    system: System, silent: SetupPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from upcall.protocols.request_key.install import lines as requestkey
 

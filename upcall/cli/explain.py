@@ -13,7 +13,7 @@ import click
 from upcall.cli import completing, for_terminal
 from upcall.core.errors import UsageError
 from upcall.process.paths import SYSTEM_FOLDER
-from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.explain import descriptions as asked
 from upcall.protocols.request_key.explain.steps import WOULD, explain
 from upcall.protocols.request_key.install.system import System
@@ -73,7 +73,7 @@ def command(
     ctx.exit(0 if report["answer"] == WOULD else 1)
 
 
-def _key(service: str, told: dict[str, Any]) -> Key:
+def _key(service: str, told: dict[str, Any]) -> RequestedKey:
     if service not in _NEEDS:
         raise UsageError(f"no keys of type {service!r} are known: {', '.join(_NEEDS)}")
     need = _NEEDS[service]

@@ -66,7 +66,7 @@ _SEARCH_USER_KEYRING = (
 _ZERO = ctypes.c_long(0)
 
 
-class Key(NamedTuple):
+class KeyDescription(NamedTuple):
     """What `describe` says. `permissions` is 8 bits each for possessor, user, group and others."""
 
     serial: int
@@ -172,10 +172,10 @@ def revoke(serial: int) -> None:
 # --- looking around -----------------------------------------------------------------------------------------
 
 
-def describe(serial: int) -> Key:
+def describe(serial: int) -> KeyDescription:
     """Type, owner, permissions and description of a key that we may view."""
     kind, uid, gid, permissions, description = os.fsdecode(describe_raw(serial)).split(";", 4)
-    return Key(serial, kind, int(uid), int(gid), int(permissions, 16), description)
+    return KeyDescription(serial, kind, int(uid), int(gid), int(permissions, 16), description)
 
 
 def describe_raw(serial: int) -> bytes:
@@ -214,12 +214,12 @@ def capabilities() -> int:
     return bits.value
 
 
-def list_user_keyring() -> list[Key]:
+def list_user_keyring() -> list[KeyDescription]:
     """What lies directly in the user keyring, but for what we may not view and what vanishes meanwhile."""
     return list_keyring(USER_KEYRING)
 
 
-def list_keyring(keyring: int) -> list[Key]:
+def list_keyring(keyring: int) -> list[KeyDescription]:
     """The same of any keyring."""
     keys = []
     for (serial,) in struct.iter_unpack("=i", _read_keyring(keyring)):

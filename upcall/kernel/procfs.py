@@ -2,7 +2,7 @@
 
 A pid is another process's as soon as its own has ended and was waited for. So a reader names the process by pid and
 start time (`started_at`), which together are never used twice in one boot; or holds a pidfd (`held`) or the process's
-folder (`Folder`) and reads again or through it.
+folder (`ProcessFolder`) and reads again or through it.
 A process chooses its own name, which stands in `stat` and `status`. The kernel escapes line feeds there, but not
 VT, FF, CR, FS, blanks and parentheses: hence no str.splitlines(), and the last parenthesis ends the name in `stat`.
 """
@@ -27,7 +27,7 @@ _UID = re.compile(rb"^Uid:\t(\d+)\t", re.MULTILINE)
 _PARENT = re.compile(rb"^PPid:\t(\d+)$", re.MULTILINE)
 
 
-class Ids(NamedTuple):
+class ThreadIds(NamedTuple):
     """Of `status`: the process that a thread belongs to, and its real and effective uid."""
 
     process: int
@@ -70,12 +70,12 @@ def state(pid: int) -> str:
         return ""
 
 
-def ids(pid: int) -> Ids:
+def ids(pid: int) -> ThreadIds:
     """Of a process or thread. ProcessLookupError."""
     found = _IDS.search(read(pid, "status"))  # on the hot path: the file has sixty lines
     if found is None:
         raise ProcessLookupError(f"pid {pid}")
-    return Ids._make(map(int, found.groups()))
+    return ThreadIds._make(map(int, found.groups()))
 
 
 def real_uid(pid: int) -> int | None:
@@ -113,7 +113,7 @@ def hold(pid: int) -> tuple[int, int]:
         return os.pidfd_open(process), process
 
 
-class Folder:
+class ProcessFolder:
     """/proc/PID, opened once: when the process has ended all reads fail, and none tells of another of the same pid."""
 
     def __init__(self, pid: int) -> None:

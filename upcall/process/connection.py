@@ -29,7 +29,7 @@ class _NotTaken(ConnectionError):
     """The connection ended before the other side has taken the request."""
 
 
-class Connection:
+class LocalConnection:
     """Requests over one SOCK_SEQPACKET connection, one after the other. Not for several threads at a time."""
 
     def __init__(self, path: Path, owners: frozenset[int]) -> None:
@@ -101,7 +101,7 @@ class BrokerConnection:
         self.timeout = timeout
         place = find_place(folder)
         try:
-            self._connection = Connection(place.socket, frozenset({0, os.geteuid()}))
+            self._connection = LocalConnection(place.socket, frozenset({0, os.geteuid()}))
         except (OSError, UsageError) as error:
             raise NoBroker(f"no broker at {place.socket}: {error}") from error
 

@@ -24,7 +24,7 @@ from upcall_rsa.blob import Blob, pack_blob, take_blob
 
 from upcall.core.errors import ModuleFailed, Refused, UsageError
 from upcall.keymodule import API, Enrolled, KeyImporter, KeyMaker, KeyModule, Limits, Making, Public
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 
 WORD = b"correct horse"
 AnyKey = rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
@@ -36,11 +36,11 @@ def small() -> rsa.RSAPrivateKey:
 
 
 def making(path: Path, word: bytes = WORD, source: str = "ask", bits: int = 2048) -> Making:
-    return Making(path, {"bits": str(bits)}, bytearray(word), source, Limits(), Told())
+    return Making(path, {"bits": str(bits)}, bytearray(word), source, Limits(), GivenSecrets())
 
 
 def enrol(path: Path, word: bytes = WORD, source: str = "ask") -> Enrolled:
-    return module.import_key(Making(path, {}, bytearray(word), source, Limits(), Told()))
+    return module.import_key(Making(path, {}, bytearray(word), source, Limits(), GivenSecrets()))
 
 
 def write(path: Path, key: AnyKey, word: bytes | None = WORD, shape: PrivateFormat = PrivateFormat.PKCS8) -> Path:
@@ -77,7 +77,7 @@ def test_generate_and_open(tmp_path: Path, bits: int) -> None:
     assert path.read_bytes().startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
     assert list(tmp_path.iterdir()) == [path]
     assert enrol(path) == made
-    handle = module.open(made.signature, made.blob, Told(WORD))
+    handle = module.open(made.signature, made.blob, GivenSecrets(WORD))
     for size in (1, 19, 67):
         clear = os.urandom(size)
         wrapped = handle.wrap(clear)
@@ -87,7 +87,7 @@ def test_generate_and_open(tmp_path: Path, bits: int) -> None:
 
 def test_generate_without_a_passphrase(tmp_path: Path) -> None:
     made = module.generate(making(tmp_path / "new.pem", b"", "none"))
-    module.open(made.signature, made.blob, Told())
+    module.open(made.signature, made.blob, GivenSecrets())
     assert enrol(tmp_path / "new.pem", b"") == made
 
 
@@ -127,14 +127,14 @@ def test_every_form_of_pem(tmp_path: Path, small: rsa.RSAPrivateKey, shape: Priv
     path = write(tmp_path / "key.pem", small, word, shape)
     enrolled = enrol(path, word or b"", "keyring")
     assert take_blob(enrolled.blob) == Blob(str(path), "keyring" if word else "none")
-    handle = module.open(enrolled.signature, enrolled.blob, Told(WORD))
+    handle = module.open(enrolled.signature, enrolled.blob, GivenSecrets(WORD))
     assert handle.unwrap(handle.wrap(b"x")) == b"x"
 
 
 def test_enrol_in_the_way_of_ecryptfs_utils(pem: Path) -> None:
     enrolled = enrol(pem, source="compat")
     assert take_blob(enrolled.blob) == Blob(str(pem), None, WORD)
-    handle = module.open(enrolled.signature, enrolled.blob, Told())
+    handle = module.open(enrolled.signature, enrolled.blob, GivenSecrets())
     assert handle.unwrap(handle.wrap(b"x")) == b"x"
 
 
@@ -152,7 +152,7 @@ def test_enrol_refuses_small_keys_that_open_takes(tmp_path: Path) -> None:
     key = load_pem_private_key(path.read_bytes(), WORD)
     assert isinstance(key, rsa.RSAPrivateKey)
     blob = pack_blob(Blob(str(path), None, WORD))
-    handle = module.open(signature_of(key.public_key()), blob, Told())
+    handle = module.open(signature_of(key.public_key()), blob, GivenSecrets())
     assert handle.unwrap(handle.wrap(bytes(67))) == bytes(67)
 
 
@@ -185,7 +185,7 @@ def test_enrol_validates(tmp_path: Path, small: rsa.RSAPrivateKey) -> None:
 
 def fails(path: Path, why: str, word: bytes = WORD, signature: str = "0" * 16) -> None:
     with pytest.raises(ModuleFailed, match=why) as caught:
-        module.open(signature, pack_blob(Blob(str(path), None, word)), Told())
+        module.open(signature, pack_blob(Blob(str(path), None, word)), GivenSecrets())
     assert str(path) in str(caught.value)
     assert word.decode() not in str(caught.value)
 
@@ -251,23 +251,23 @@ def test_a_swapped_file(pem: Path) -> None:
 
 def test_a_bad_blob() -> None:
     with pytest.raises(ModuleFailed, match="openssl blob: ends before the path at byte 0"):
-        module.open("0" * 16, b"", Told())
+        module.open("0" * 16, b"", GivenSecrets())
 
 
 def test_an_encrypted_file_that_should_not_be(pem: Path) -> None:
     with pytest.raises(ModuleFailed, match="knows of no passphrase"):
-        module.open("0" * 16, pack_blob(Blob(str(pem), "none")), Told())
+        module.open("0" * 16, pack_blob(Blob(str(pem), "none")), GivenSecrets())
 
 
 def test_locked(pem: Path) -> None:
     with pytest.raises(Refused):
-        module.open("0" * 16, pack_blob(Blob(str(pem), "ask")), Told())
+        module.open("0" * 16, pack_blob(Blob(str(pem), "ask")), GivenSecrets())
 
 
 @pytest.mark.parametrize("word", [WORD, b"battery staple"])
 def test_the_passphrase_is_wiped(pem: Path, word: bytes) -> None:
     enrolled = enrol(pem)
-    secrets = Told(word)
+    secrets = GivenSecrets(word)
     try:
         module.open(enrolled.signature, enrolled.blob, secrets)
     except ModuleFailed:
@@ -286,7 +286,7 @@ def test_which_file() -> None:
 
 def test_what_it_did_not_wrap(pem: Path) -> None:
     enrolled = enrol(pem)
-    handle = module.open(enrolled.signature, enrolled.blob, Told(WORD))
+    handle = module.open(enrolled.signature, enrolled.blob, GivenSecrets(WORD))
     wrapped = bytearray(handle.wrap(b"a key"))
     wrapped[-1] ^= 1
     for broken in (bytes(wrapped), bytes(wrapped[:-1]), b"", b"\xff" * 256, b"\xff" * 512):
@@ -310,7 +310,7 @@ def replace_by_a_copy(path: Path) -> None:
 )
 def test_stale(pem: Path, change: Callable[[Path], object]) -> None:
     enrolled = enrol(pem)
-    handle = module.open(enrolled.signature, enrolled.blob, Told(WORD))
+    handle = module.open(enrolled.signature, enrolled.blob, GivenSecrets(WORD))
     assert not handle.stale()
     change(pem)
     assert handle.stale()
@@ -331,7 +331,7 @@ def test_the_openssl_command(tmp_path: Path) -> None:
         path.chmod(0o600)
         enrolled = enrol(path)
         assert enrolled.description == "RSA-2048"
-        handle = module.open(enrolled.signature, enrolled.blob, Told(WORD))
+        handle = module.open(enrolled.signature, enrolled.blob, GivenSecrets(WORD))
         sealed = handle.wrap(b"a key")
         (tmp_path / "sealed").write_bytes(sealed)
         run = [openssl, "pkeyutl", "-decrypt", "-inkey", str(plain), "-in", str(tmp_path / "sealed")]
@@ -342,7 +342,7 @@ def test_the_openssl_command(tmp_path: Path) -> None:
 
 def test_the_public_half(pem: Path, small: rsa.RSAPrivateKey) -> None:
     enrolled = enrol(pem)
-    handle = module.open(enrolled.signature, enrolled.blob, Told(WORD))
+    handle = module.open(enrolled.signature, enrolled.blob, GivenSecrets(WORD))
     assert isinstance(handle, Public)
     public = load_pem_public_key(handle.export_public())
     assert isinstance(public, rsa.RSAPublicKey)

@@ -14,7 +14,7 @@ from upcall.core.errors import Refused
 from upcall.keymodule import Enrolled, Limits, Making
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import RunningBroker, RunningDaemon
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 
 WORD = b"correct horse"
 
@@ -32,7 +32,9 @@ def made(folder: Path) -> Enrolled:
     word = folder / "word"
     word.touch(0o600)
     word.write_bytes(WORD)
-    making = Making(folder / "key", {"cipher": "aes-256-gcm"}, bytearray(WORD), f"file:{word}", Limits(), Told())
+    making = Making(
+        folder / "key", {"cipher": "aes-256-gcm"}, bytearray(WORD), f"file:{word}", Limits(), GivenSecrets()
+    )
     found = module.generate(making)
     FolderKeyring(folder / "keys").add(found.signature, module.name, found.blob)
     return found

@@ -39,14 +39,14 @@ from upcall.keymodule import (
     Public,
     Watched,
 )
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 
 WORD = b"correct horse"
 AnyKey = x25519.X25519PrivateKey | ed25519.Ed25519PrivateKey
 
 
 def making(path: Path, word: bytes = WORD, source: str = "ask", cipher: str = "aes-256-gcm") -> Making:
-    return Making(path, {"cipher": cipher}, bytearray(word), source, Limits(), Told())
+    return Making(path, {"cipher": cipher}, bytearray(word), source, Limits(), GivenSecrets())
 
 
 def write(path: Path, key: AnyKey, word: bytes | None = WORD) -> Path:
@@ -67,7 +67,7 @@ def made(tmp_path: Path) -> Enrolled:
 
 
 def open_(made: Enrolled) -> Handle:
-    return module.open(made.signature, made.blob, Told(WORD))
+    return module.open(made.signature, made.blob, GivenSecrets(WORD))
 
 
 def test_the_shape(made: Enrolled) -> None:
@@ -114,7 +114,7 @@ def test_a_file_that_was_sealed_with_another_cipher(pem: Path) -> None:
 
 def test_generate_without_a_passphrase(tmp_path: Path) -> None:
     made = module.generate(making(tmp_path / "new.pem", b"", "none"))
-    module.open(made.signature, made.blob, Told())
+    module.open(made.signature, made.blob, GivenSecrets())
     assert module.import_key(making(tmp_path / "new.pem", b"", "ask")) == made
 
 
@@ -197,7 +197,7 @@ def test_keys_that_openssl_made(tmp_path: Path, options: list[str]) -> None:
     command = [OPENSSL, "pkcs8", "-topk8", *options, "-passout", f"file:{word}", "-out", str(path)]
     subprocess.run(command, input=made.stdout, check=True, timeout=20)
     enrolled = module.import_key(making(path))
-    handle = module.open(enrolled.signature, enrolled.blob, Told(WORD))
+    handle = module.open(enrolled.signature, enrolled.blob, GivenSecrets(WORD))
     assert handle.unwrap(handle.wrap(bytes(67))) == bytes(67)
     public = subprocess.run(
         [OPENSSL, "pkey", "-pubout"], input=made.stdout, capture_output=True, check=True, timeout=20
@@ -209,7 +209,7 @@ def test_keys_that_openssl_made(tmp_path: Path, options: list[str]) -> None:
 
 
 def fails(path: Path, why: str, word: bytes = WORD, signature: str = "0" * 16) -> None:
-    secrets = Told(word)
+    secrets = GivenSecrets(word)
     with pytest.raises(ModuleFailed, match=why) as caught:
         module.open(signature, pack_blob(Blob(str(path), "ask", 0x12)), secrets)
     assert str(path) in str(caught.value)
@@ -226,19 +226,19 @@ def test_an_empty_passphrase(pem: Path) -> None:
 
 
 def test_the_passphrase_is_wiped(made: Enrolled) -> None:
-    secrets = Told(WORD)
+    secrets = GivenSecrets(WORD)
     module.open(made.signature, made.blob, secrets)
     assert secrets.given == [bytearray(len(WORD))]
 
 
 def test_a_passphrase_that_cannot_be_had(made: Enrolled) -> None:
     with pytest.raises(Refused, match="locked"):
-        module.open(made.signature, made.blob, Told())
+        module.open(made.signature, made.blob, GivenSecrets())
 
 
 def test_an_encrypted_file_whose_token_knows_of_no_passphrase(pem: Path) -> None:
     with pytest.raises(ModuleFailed, match="knows of no passphrase"):
-        module.open("0" * 16, pack_blob(Blob(str(pem), "none", 0x12)), Told())
+        module.open("0" * 16, pack_blob(Blob(str(pem), "none", 0x12)), GivenSecrets())
 
 
 def test_another_key(pem: Path) -> None:
@@ -288,7 +288,7 @@ def test_no_file(tmp_path: Path) -> None:
 
 def test_a_bad_blob() -> None:
     with pytest.raises(ModuleFailed, match="x25519 blob: version 2"):
-        module.open("0" * 16, b"\x02\x12", Told())
+        module.open("0" * 16, b"\x02\x12", GivenSecrets())
 
 
 @pytest.mark.parametrize("size", [0, 31, 33, 64])
@@ -314,7 +314,7 @@ def test_a_damaged_file(tmp_path: Path, word: bytes | None) -> None:
     for at in range(len(good)):
         path.write_bytes(good[:at] + bytes((good[at] ^ 1,)) + good[at + 1 :])
         try:
-            module.open(signature, blob, Told(WORD))
+            module.open(signature, blob, GivenSecrets(WORD))
         except ModuleFailed as error:
             assert str(path) in str(error)
 

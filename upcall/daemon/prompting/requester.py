@@ -55,7 +55,7 @@ def _above(process: _Process) -> list[tuple[int, _Process]]:
 def _process(pid: int) -> _Process | None:
     """What proc(5) tells."""
     try:
-        with procfs.Folder(pid) as folder:
+        with procfs.ProcessFolder(pid) as folder:
             status, comm, exe = folder.read("status"), folder.read("comm"), folder.link("exe")
     except OSError:
         return None

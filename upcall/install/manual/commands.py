@@ -21,7 +21,7 @@ _CODE: Final = re.compile(r"(?:^|; )(\d+)(?: |(?=;|$))")
 _OPTION: Final = re.compile(r"(?<![\w-])(--?[A-Za-z][\w-]*)")
 
 
-class Said(NamedTuple):
+class HelpText(NamedTuple):
     """A help text, taken apart."""
 
     paragraphs: tuple[Block, ...]
@@ -114,7 +114,7 @@ def short(command: click.Command) -> str:
 # --- what a help text says ---------------------------------------------------------------------------------------
 
 
-def take(text: str) -> Said:
+def take(text: str) -> HelpText:
     """Paragraphs as click knows them: one that begins with a line of backspace keeps its lines."""
     paragraphs: list[Block] = []
     codes: list[tuple[str, str]] = []
@@ -130,7 +130,7 @@ def take(text: str) -> Said:
             paragraphs.append(Verbatim(before.rstrip()) if kept else Paragraph(_marked(before)))
         if found:
             codes += _taken(after)
-    return Said(tuple(paragraphs), tuple(codes), examples)
+    return HelpText(tuple(paragraphs), tuple(codes), examples)
 
 
 def _clean(text: str) -> str:

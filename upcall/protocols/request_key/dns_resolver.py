@@ -81,7 +81,7 @@ class Text(NamedTuple):
     error: int = 0
 
 
-class Server(NamedTuple):
+class CellServer(NamedTuple):
     """One server of a cell. Addresses are of 4 or 16 bytes."""
 
     name: str
@@ -97,7 +97,7 @@ class Server(NamedTuple):
 class ServerList(NamedTuple):
     source: int
     status: int
-    servers: tuple[Server, ...]
+    servers: tuple[CellServer, ...]
 
 
 def is_host(name: str) -> bool:
@@ -232,7 +232,7 @@ def _take_servers(payload: bytes) -> ServerList:
     return ServerList(source, status, tuple(servers))
 
 
-def _take_server(payload: bytes, at: int) -> tuple[Server, int]:
+def _take_server(payload: bytes, at: int) -> tuple[CellServer, int]:
     """The server that begins at `at`, and where it ends."""
     head = _span(payload, at, _SERVER.size)
     size, priority, weight, port, source, status, protocol, count = _SERVER.unpack(head)
@@ -250,7 +250,7 @@ def _take_server(payload: bytes, at: int) -> tuple[Server, int]:
             raise PeerError(TYPE, f"an address of type {kind}", at)
         addresses.append(_span(payload, at + 1, _SIZES[kind]))
         at += 1 + _SIZES[kind]
-    return Server(name.decode("ascii"), priority, weight, port, tuple(addresses), source, status, protocol), at
+    return CellServer(name.decode("ascii"), priority, weight, port, tuple(addresses), source, status, protocol), at
 
 
 def _span(payload: bytes, at: int, size: int) -> bytes:

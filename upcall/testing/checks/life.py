@@ -12,7 +12,7 @@ from upcall.core.errors import Refused
 from upcall.daemon.isolation.module import IsolatedModule
 from upcall.kernel import procfs
 from upcall.keymodule import Closable, KeyHandle, Watched
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 from upcall.testing.subject import (
     CLEAN,
     Check,
@@ -169,7 +169,7 @@ _WRONG = ("garbage", "another key's signature", "a wrong passphrase")
 
 def _refusals(subject: Subject, key: KeyHandle) -> Iterator[str]:
     """What becomes of each of `_WRONG`."""
-    told = Told(b"wrong", pin=subject.made.pin or None)
+    told = GivenSecrets(b"wrong", pin=subject.made.pin or None)
     calls: tuple[Callable[[], object], ...] = (
         lambda: key.unwrap(b"garbage"),
         lambda: subject.open(signature="0" * 16),

@@ -115,19 +115,19 @@ def all_of(tasks: Sequence[Task[float]]) -> None:
         task.result(120)
 
 
-class Opened(NamedTuple):
+class OpenResult(NamedTuple):
     errno: int
     seconds: float
 
 
-def opening(who: Person, path: Path) -> Task[Opened]:
-    def work() -> Opened:
+def opening(who: Person, path: Path) -> Task[OpenResult]:
+    def work() -> OpenResult:
         start, code = time.monotonic(), 0
         try:
             path.read_bytes()
         except OSError as error:
             code = error.errno or -1
-        return Opened(code, time.monotonic() - start)
+        return OpenResult(code, time.monotonic() - start)
 
     return Task(who, work)
 

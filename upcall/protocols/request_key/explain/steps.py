@@ -12,7 +12,7 @@ from upcall.process import machine
 from upcall.process.connection import BrokerConnection, NoBroker
 from upcall.process.paths import Place
 from upcall.protocols.request_key import origin_check as gate
-from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.explain.child import explained_as
 from upcall.protocols.request_key.install.key_makers import standing
 from upcall.protocols.request_key.install.system import System
@@ -25,7 +25,7 @@ _ROOT = 0
 Report = dict[str, Any]
 
 
-def explain(key: Key, folder: Path, contact: bool, system: System | None = None) -> Report:
+def explain(key: RequestedKey, folder: Path, contact: bool, system: System | None = None) -> Report:
     """Every step's report by its name, and the first thing that is in the way as "answer" and "why".
 
     {"key", "request-key": as of `upcall request-key status`, "gate": {"uid", "answer", "why"},
@@ -49,7 +49,7 @@ def explain(key: Key, folder: Path, contact: bool, system: System | None = None)
     return report | {"answer": first["answer"], "why": first.get("why", "")}
 
 
-def _request_key(system: System, key: Key) -> Report:
+def _request_key(system: System, key: RequestedKey) -> Report:
     found = standing(system, key)
     problem = "; ".join(found.problems) or (f"request-key {why}" if (why := system.request_key()) else "")
     if found.line is not None and not found.ours:
@@ -57,7 +57,7 @@ def _request_key(system: System, key: Key) -> Report:
     return found.report() | {"answer": "not-asked" if problem else WOULD, "why": problem}
 
 
-def _gate(key: Key) -> Report:
+def _gate(key: RequestedKey) -> Report:
     """As the broker sees it. The process behind the request is judged when there is one."""
     kind = key.type.decode("ascii")
     told = Described(kind, _ROOT, _ROOT, _PERMISSIONS, key.description)

@@ -6,7 +6,7 @@ import hashlib
 import re
 from typing import Final, NamedTuple
 
-from upcall.protocols.request_key.conf import Key, lines
+from upcall.protocols.request_key.conf import RequestedKey, lines
 
 FILE: Final = "/etc/request-key.d/upcall.conf"
 COPY: Final = "/usr/local/libexec/upcall/upcall-request-key"
@@ -20,12 +20,12 @@ class KeyType(NamedTuple):
     """What upcall answers. `pattern`: of descriptions; `typical`: keys as the kernel asks for them."""
 
     pattern: bytes
-    typical: tuple[Key, ...]
+    typical: tuple[RequestedKey, ...]
 
 
-def _spnego(end: bytes) -> Key:
+def _spnego(end: bytes) -> RequestedKey:
     start = b"ver=0x2;host=any.invalid;ip4=192.0.2.1;sec=krb5;uid=0x0;creduid=0x3e9;user=any;pid=0x7ffffff"
-    return Key(b"cifs.spnego", start + end)
+    return RequestedKey(b"cifs.spnego", start + end)
 
 
 # Less wild than the distribution's "*", and true of every key that a kernel describes. A name to resolve has nothing
@@ -34,7 +34,7 @@ TYPES: Final = {
     "cifs.spnego": KeyType(
         b"ver=0x2;host=*", (_spnego(b""), _spnego(b";upcall_target=app"), _spnego(b";upcall_target=mount"))
     ),
-    "dns_resolver": KeyType(b"*", (Key(b"dns_resolver", b"any.invalid"),)),
+    "dns_resolver": KeyType(b"*", (RequestedKey(b"dns_resolver", b"any.invalid"),)),
 }
 
 
