@@ -22,6 +22,11 @@ def call(name: str, *arguments: Any, about: str | None = None) -> int:
     return checked(int(_LIBC[name](*arguments)), about)
 
 
+def function(name: str) -> Any:
+    """The function itself, looked up now: a child may call it between fork and exec, where nothing may be loaded."""
+    return _LIBC[name]
+
+
 def syscall(number: int, *arguments: Any, about: str | None = None) -> int:
     """The same for a system call by its number on this machine."""
     words = (ctypes.c_long(word) if isinstance(word, int) else word for word in arguments)
