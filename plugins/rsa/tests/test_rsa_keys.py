@@ -204,3 +204,12 @@ def test_the_public_half(pem: Path, small: rsa.RSAPrivateKey) -> None:
     public = load_pem_public_key(handle.export_public())
     assert isinstance(public, rsa.RSAPublicKey)
     assert public.public_numbers() == small.public_key().public_numbers()
+
+
+def test_a_swapped_file(pem: Path) -> None:
+    """What the file holds now is not what the auth token is for."""
+    enrolled = enrol(pem)
+    pem.unlink()
+    write_key(pem, rsa.generate_private_key(65537, 2048))
+    with pytest.raises(ModuleFailed, match=f"the auth token is for {enrolled.signature}"):
+        module.open(enrolled.signature, enrolled.blob, GivenSecrets(WORD))
