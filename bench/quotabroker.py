@@ -16,6 +16,7 @@ from upcall.kernel.mounts import Mount
 from upcall.kernel.netlink import NETLINK_USERSOCK
 from upcall.kernel.process import harden, prefer_us
 from upcall.process.paths import own_place
+from upcall.protocols.quota import source
 from upcall.protocols.quota.settings import Rules
 from upcall.protocols.quota.source import QuotaSetup
 from upcall.protocols.quota.warning import NOTHING, Figures, Quota
@@ -62,7 +63,8 @@ def main(folder: str, group: str, sender: str) -> None:
     harden()
     prefer_us()
     place = own_place(Path(folder))
-    server = Server(place, quota=played(place.folder / "quota.json", int(group), int(sender)))
+    setup = played(place.folder / "quota.json", int(group), int(sender))
+    server = Server(place, [lambda loop, router, log, people: source.Quota(loop, router, log, setup)])
     signal.signal(signal.SIGTERM, server.stop)
     server.run()
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from upcall.broker.loop import Loop
 from upcall.core.errors import UsageError
 from upcall.core.registry import Association
-from upcall.core.router import Broker
-from upcall.core.service import SERVICES
+from upcall.core.router import Router
 from upcall.kernel.genetlink import Ids, Listener, NoFamily
 from upcall.kernel.mounts import Mount
+from upcall.process.loop import Loop
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.quota import notice as quotanotice
 from upcall.protocols.quota import source
 from upcall.protocols.quota import worker as clerk
@@ -142,8 +142,7 @@ class House:
 
     def __init__(self, folder: Path, world: PlayedWorld, rules: Rules = RULES) -> None:
         self.loop, self.lines = Loop(), []  # type: ignore[var-annotated]
-        self.now = time.monotonic()
-        self.broker = Broker(SERVICES, self.log)
+        self.broker = Router(SERVICES, self.log)
         self.kernel = PlayedKernel()
         self.kernel.full = self.turn
         self.world = world
@@ -158,22 +157,21 @@ class House:
         return next((fields for name, fields in self.lines if name == event), None)
 
     def open(self) -> House:
-        self.quota = Quota(self, self.setup)  # type: ignore[arg-type]
+        self.quota = Quota(self.loop, self.broker, self.log, self.setup)  # type: ignore[arg-type]
         self.until(lambda: not self.quota.why, "listening")
         self.until(lambda: self.quota.clerk._walk.at and not self.quota.clerk._walk.going, "the first reading")
         return self
 
     def turn(self, timeout: float = 0.005) -> None:
-        self.now = time.monotonic()
         ready = self.loop.wait(timeout)
-        self.now = time.monotonic()
-        self.loop.run(ready, self.now)
-        self.loop.fire(self.now)
+        self.loop.now = time.monotonic()
+        self.loop.run(ready, self.loop.now)
+        self.loop.fire(self.loop.now)
 
     def until(self, true: Callable[[], object], what: str, timeout: float = 10.0) -> None:
         end = time.monotonic() + timeout
         while not true():
-            assert time.monotonic() < end, f"{what}; {self.quota.status()}; {self.lines}"
+            assert time.monotonic() < end, f"{what}; {self.quota._figures()}; {self.lines}"
             self.turn()
 
     def settled(self) -> None:
@@ -190,7 +188,7 @@ class House:
 
     def daemon(self, uid: int) -> Association:
         self.links[uid] = link = Link()
-        return self.broker.helo(uid, 4000 + uid, 1, link, self.now)
+        return self.broker.helo(uid, 4000 + uid, 1, link, self.loop.now)
 
     def told(self, uid: int) -> list[QuotaNotice]:
         found = []
@@ -283,7 +281,7 @@ def test_without_any_daemon_it_waits_for_its_person(house: House) -> None:
     house.kernel.warn(ALICE, BHARDWARN)
     house.kernel.warn(BOB, BHARDWARN)
     house.settled()
-    assert house.quota.status()["undelivered"] == 2
+    assert house.quota._figures()["undelivered"] == 2
     house.daemon(ALICE)
     house.settled()
     assert [(one.event, one.count) for one in house.told(ALICE)] == [("over-hard", 2)]
@@ -293,7 +291,7 @@ def test_without_any_daemon_it_waits_for_its_person(house: House) -> None:
     house.daemon(SYSTEM)
     house.settled()
     assert [one.subject.id for one in house.told(SYSTEM)] == [BOB]
-    assert house.quota.status()["undelivered"] == 0
+    assert house.quota._figures()["undelivered"] == 0
 
 
 def test_a_groups_warning(house: House) -> None:
@@ -311,7 +309,7 @@ def test_a_groups_warning_whose_cause_has_no_daemon_reaches_the_system_once(hous
     house.kernel.warn(STAFF, kind=1, cause=ALICE)
     house.settled()
     assert [one.cause.name for one in house.told(SYSTEM)] == ["alice"]
-    assert house.quota.status()["undelivered"] == 0
+    assert house.quota._figures()["undelivered"] == 0
 
 
 def test_administrators_get_copies_if_they_want(tmp_path: Path, world: PlayedWorld) -> None:
@@ -333,7 +331,7 @@ def test_a_daemon_that_is_full_is_told_the_latest_later(house: House, monkeypatc
             link.ours.send(b"x" * 1000)
     house.kernel.warn(ALICE, BSOFTWARN)
     house.kernel.warn(ALICE, BHARDWARN)
-    house.until(lambda: house.quota.status()["undelivered"] == 1, "one that waits")
+    house.until(lambda: house.quota._figures()["undelivered"] == 1, "one that waits")
     with contextlib.suppress(BlockingIOError):
         while link.theirs.recv(MAX_MESSAGE):
             pass
@@ -381,7 +379,7 @@ def test_a_flood_costs_a_counter_and_hides_nobody(house: House) -> None:
     house.settled()
     assert time.monotonic() - began < 30  # the broker takes a second of it, and this test's own sending three
     assert resident() - before < 8 * MB
-    status = house.quota.status()
+    status = house.quota._figures()
     assert (status["received"], status["lost"], status["dropped"]) == (100_001, 0, 0)
     assert status["folded"] > 99_000
     assert events(house.told(ALICE)) == events(house.told(BOB)) == ["over-hard"]
@@ -404,7 +402,7 @@ def test_while_the_clerk_waits_nothing_is_lost(house: House) -> None:
     house.world.go.set()
     house.settled()
     assert events(house.told(ALICE)) == events(house.told(BOB)) == ["over-hard"]
-    assert house.quota.status()["received"] == 5001
+    assert house.quota._figures()["received"] == 5001
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may send to a group")
@@ -427,7 +425,7 @@ def test_loss_is_known_to_the_message_and_made_up_for(house: House, monkeypatch:
     notices = house.wait_told(BOB)
     assert events(notices) == ["over-hard"]
     house.until(lambda: house.logged("quota-lost"), "the loss is known")
-    status = house.quota.status()
+    status = house.quota._figures()
     assert status["overflows"] > 0
     assert 0 < status["received"] < 1000
     assert status["received"] + status["lost"] == 5003
@@ -450,7 +448,7 @@ def test_a_loss_after_which_nothing_comes(house: House, monkeypatch: pytest.Monk
     house.kernel.warn(BOB)
     house.world.quotas[0, BOB] = amounts(BOB, 200)
     assert events(house.wait_told(BOB)) == ["over-hard"]
-    status = house.quota.status()
+    status = house.quota._figures()
     assert (status["overflows"], status["lost"]) == (1, 0)
 
 
@@ -459,8 +457,8 @@ def test_only_the_kernel_is_listened_to(house: House) -> None:
     other = PlayedKernel()
     other.to = house.kernel.to
     other.warn(ALICE)
-    house.until(lambda: house.quota.status()["nonsense"] == 1, "counted")
-    assert house.quota.status()["received"] == 0
+    house.until(lambda: house.quota._figures()["nonsense"] == 1, "counted")
+    assert house.quota._figures()["received"] == 0
 
 
 def test_nonsense_of_the_kernel(house: House) -> None:
@@ -470,7 +468,7 @@ def test_nonsense_of_the_kernel(house: House) -> None:
     house.kernel.send(pack(Warned(0, 1 << 40, 4, 7, 0, ALICE), FAMILY, 2))
     house.kernel.send(pack(Warned(0, ALICE, 4, 0xFFFFFFFF, 0xFFFFFFFF, ALICE), FAMILY, 3))
     house.settled()
-    assert house.quota.status()["nonsense"] >= 3
+    assert house.quota._figures()["nonsense"] >= 3
     house.kernel.seq = 3
     house.kernel.warn(ALICE)
     house.settled()
@@ -583,9 +581,9 @@ def test_a_kernel_without_the_family(house: House) -> None:
         raise NoFamily("there is no generic netlink family VFS_DQUOT here")
 
     house.setup = house.setup._replace(listen=refuse)
-    house.quota = Quota(house, house.setup)  # type: ignore[arg-type]
+    house.quota = Quota(house.loop, house.broker, house.log, house.setup)  # type: ignore[arg-type]
     house.until(lambda: house.logged("quota-off"), "logged")
-    status = house.quota.status()
+    status = house.quota._figures()
     assert not status["listening"]
     assert "VFS_DQUOT" in status["why"]
 
@@ -614,7 +612,7 @@ def test_an_end_while_the_kernel_cannot_be_asked(house: House) -> None:
         raise OSError("not now")
 
     house.setup = house.setup._replace(listen=refuse)
-    house.quota = Quota(house, house.setup)  # type: ignore[arg-type]
+    house.quota = Quota(house.loop, house.broker, house.log, house.setup)  # type: ignore[arg-type]
     house.until(lambda: house.logged("quota-off"), "logged")
     began = time.monotonic()
     house.quota.close()

@@ -15,6 +15,7 @@ from upcall.broker.server import Server
 from upcall.daemon.workers import AT_MOST, PER_LANE
 from upcall.kernel.notify import Manager
 from upcall.process.paths import own_place
+from upcall.process.source import Source
 from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_key
 from upcall.protocols.quota.source import Quota
 from upcall.testing.gate import Gate, Visitor
@@ -123,28 +124,16 @@ def test_a_key_module_that_hangs_keeps_its_lane_only(scene: Scene) -> None:
 # --- the broker ----------------------------------------------------------------------------------------------------
 
 
-class _Clerk:
-    """A quota clerk of which only its life is played."""
+class _Clerk(Source):
+    """A source of which only its life is played."""
 
     lives = True
-
-    def next_wake(self) -> float:
-        return float("inf")
-
-    def wake(self, now: float) -> None:
-        return None
-
-    def close(self) -> None:
-        return None
-
-    def status(self) -> dict[str, object]:
-        return {}
 
 
 def test_a_broker_whose_clerk_has_broken_off(folder: Path, manager: Listening) -> None:
     told = Manager({**manager.environment, "WATCHDOG_USEC": str(USEC)})
-    server = Server(own_place(folder), manager=told)
-    clerk = server.quota = _Clerk()  # type: ignore[assignment]
+    clerk = _Clerk.__new__(_Clerk)
+    server = Server(own_place(folder), [lambda loop, router, log, people: clerk], manager=told)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

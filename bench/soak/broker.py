@@ -15,12 +15,14 @@ from pathlib import Path
 from bench.quotabroker import played
 from upcall.broker.server import Server
 from upcall.broker.settings import configured
-from upcall.core.service import SERVICES
 from upcall.kernel.process import harden, raise_descriptor_limit
 from upcall.process.paths import own_place
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.ecryptfs.packets import MAX_READ
+from upcall.protocols.quota.source import Quota
 from upcall.protocols.request_key import origin
 from upcall.protocols.request_key.messages import Described
+from upcall.testing.kernel import sources
 
 UID = struct.Struct("=I")
 AUTHORISATION = 1 << 30  # added to the serial of a key
@@ -85,9 +87,10 @@ def main(folder: str, device: str, group: str = "", sender: str = "") -> None:
     opens = functools.partial(Device, path=Path(device))
     read = functools.partial(configured, SERVICES)
     owners = {"dns_resolver": os.geteuid()}
-    server = Server(
-        place, device=opens, keys=Keys(), owners=owners, quota=setup, read=lambda: read()._replace(owners=owners)
-    )
+    make = sources(place, opens, Keys(), owners)
+    if setup is not None:
+        make.append(lambda loop, router, log, people: Quota(loop, router, log, setup))
+    server = Server(place, make, read=lambda: read()._replace(owners=owners))
     server.heed_signals()
     signal.signal(signal.SIGHUP, server.reload)
     server.run()

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from typing import TYPE_CHECKING
 
-from upcall.broker.loop import URGENT
 from upcall.core.registry import Association
 from upcall.kernel import procfs
 from upcall.kernel.local import pidfd_of
 from upcall.kernel.netlink import NetlinkSocket, Packet, pair
+from upcall.process.loop import URGENT
 from upcall.wire.envelope import HEADER, HELO, QUIT, RESPONSE, pack_control, pack_response, refusal
 
 if TYPE_CHECKING:
-    from upcall.broker.registration import DaemonConnection
-    from upcall.broker.server import Server
+    from upcall.broker.registration import DaemonConnection, Registration
 
 _JUNK_IN_A_ROW, _JUNK_PAUSE = 8, 0.02
-_LAST_WORDS = 256
+_LAST_WORDS, _AT_ONCE = 256, 8  # messages that are read once the process has ended; in a turn
 
 
 class _Pidfd:
@@ -41,12 +41,14 @@ class DaemonLink:
     sent to a daemon that has died stays in a queue that only we can read.
     """
 
-    def __init__(self, server: Server, connection: DaemonConnection) -> None:
+    def __init__(self, registration: Registration, connection: DaemonConnection) -> None:
         """Waits for HELO on the link. OSError if the process is gone already, or no descriptor is free."""
-        self._server, self._connection = server, connection
+        self._registration, self._connection = registration, connection
+        self._loop, self._router, self._log = registration.loop, registration.router, registration.log
         self.uid, self.pid = connection.uid, connection.pid
         self.association: Association | None = None
         self._junk = 0  # useless messages in a row
+        self._ending, self._last_words = False, _LAST_WORDS
         self._alive = _Pidfd(connection.socket)
         try:
             self.began = procfs.started_at(self.pid)
@@ -54,8 +56,8 @@ class DaemonLink:
         except OSError:
             self._alive.close()
             raise
-        server.loop.add(self.socket, self._on_readable, connection.person)
-        server.loop.add(self._alive, self._ended, URGENT)
+        self._loop.add(self.socket, self._on_readable, connection.person)
+        self._loop.add(self._alive, self._ended, URGENT)
 
     @property
     def ends(self) -> tuple[NetlinkSocket, NetlinkSocket]:
@@ -72,7 +74,17 @@ class DaemonLink:
             # QUIT is said on the connection, too: the daemon's main thread reads it there before the end of the
             # connection, while one of its workers may have taken it from the link and not looked at it yet.
             self._connection.tell(data)
-        return self.socket.send(data)
+        loop, person = self._loop, self._connection.person
+        if person in (loop.running, 0):
+            return self.socket.send(data)
+        # Caused by another one, or by the kernel: the daemon can make our send slow, and pays for it itself.
+        if loop.paused(person):
+            return False
+        began = time.monotonic()
+        try:
+            return self.socket.send(data)
+        finally:
+            loop.charge(person, time.monotonic() - began)
 
     def connection_closed(self) -> None:
         """The daemon has closed its connection, or has ended: what it had answered before still counts."""
@@ -83,23 +95,31 @@ class DaemonLink:
         if self.socket.closed:
             return
         for source in (self.socket, self._alive):
-            self._server.loop.remove(source)
+            self._loop.remove(source)
             source.close()
         self._far.close()
         self._connection.close()
-        self._server.after_close(self.uid)
 
     def _ended(self) -> None:
+        """The process has ended, or does without the link: read what it has said, on its person's account."""
         if self.association is None:
             self.close()
-            return
-        for _ in range(_LAST_WORDS):
-            if self.socket.closed or (packet := self.socket.receive()) is None:
-                break
+        elif not self._ending:
+            self._ending = True
+            self._loop.remove(self._alive)
+            self._read_last_words()
+
+    def _read_last_words(self) -> None:
+        for _ in range(_AT_ONCE):
+            packet = None if self.socket.closed or self._last_words <= 0 else self.socket.receive()
+            if packet is None:
+                if not self.socket.closed and self.association is not None:
+                    self._log("daemon-exited", uid=self.uid, pid=self.pid)
+                    self._router.gone(self.association)
+                return
+            self._last_words -= 1
             self._take(packet)
-        if not self.socket.closed:
-            self._server.log("daemon-exited", uid=self.uid, pid=self.pid)
-            self._server.broker.gone(self.association)
+        self._loop.defer(self._connection.person, self._read_last_words)
 
     def _on_readable(self) -> None:
         """One message per turn: fair to everybody, and no second call only to learn that there is no more."""
@@ -110,38 +130,39 @@ class DaemonLink:
         self._junk += 1
         if self._junk >= _JUNK_IN_A_ROW:
             self._junk = 0
-            self._server.loop.mute(self.socket, self._server.now + _JUNK_PAUSE)
+            self._loop.mute(self.socket, self._loop.now + _JUNK_PAUSE)
 
     def _take(self, packet: Packet) -> bool:
         """One message; False if it was of no use."""
-        data, server = packet.data, self._server
+        data = packet.data
         kind = HEADER.unpack_from(data)[1] if len(data) >= HEADER.size else 0
         if packet.uid != self.uid or packet.pid != self.pid:
             # A child that inherited the sockets, or a process that was given them: it is not who asked for the link.
             # Netlink does not translate pids, AF_UNIX does: a daemon in another pid namespace ends here, too.
-            server.reject("uid" if packet.uid != self.uid else "pid", packet.uid, packet.pid)
+            self._registration.reject(
+                "uid" if packet.uid != self.uid else "pid", self.uid, self.pid, packet.uid, packet.pid
+            )
             return False
         if self.association is None:
             return self._register(kind == HELO and len(data) == HEADER.size)
         if kind == RESPONSE:
-            return server.broker.answered(self.association, data)
+            return self._router.answered(self.association, data)
         if kind == QUIT and len(data) == HEADER.size:
-            server.log("quit", uid=self.uid, pid=self.pid)
-            server.broker.quit(self.association)
+            self._log("quit", uid=self.uid, pid=self.pid)
+            self._router.quit(self.association)
             return True
         if kind == HELO and len(data) == HEADER.size:
             return True
-        server.reject("message", packet.uid, packet.pid)
+        self._registration.reject("message", self.uid, self.pid)
         return False
 
     def _register(self, hello: bool) -> bool:
         """The first message on the link, from the process that asked for it."""
-        server = self._server
         if not hello or procfs.real_uid(self.pid) != self.uid:
-            server.reject("pid" if hello else "message", self.uid, self.pid)
+            self._registration.reject("pid" if hello else "message", self.uid, self.pid)
             return False
-        if why := server.broker.refuses(self.uid):  # others of the same person have registered meanwhile
-            server.log("registration-refused", uid=self.uid, pid=self.pid, why=why)
+        if why := self._router.refuses(self.uid):  # others of the same person have registered meanwhile
+            self._registration.refused(self._connection, why)
             self._connection.tell(pack_response(0, 0, refusal(why)))
             self.close()
             return False
@@ -150,11 +171,10 @@ class DaemonLink:
         except ConnectionError:
             heard = False
         if not heard:
-            server.log("registration-failed", uid=self.uid, pid=self.pid, why="its socket takes nothing")
+            self._log("registration-failed", uid=self.uid, pid=self.pid, why="its socket takes nothing")
             self.close()
             return False
-        server.log("registered", uid=self.uid, pid=self.pid)
+        self._log("registered", uid=self.uid, pid=self.pid)
         # Before others can ask for it: helo sends what is pending, and may find that the daemon has gone.
-        self.association = server.broker.helo(self.uid, self.pid, self.portid, self, server.now, self.began)
-        server.after_helo(self.association)
+        self.association = self._router.helo(self.uid, self.pid, self.portid, self, self._loop.now, self.began)
         return True

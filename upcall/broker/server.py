@@ -1,49 +1,44 @@
-"""The broker's process: registration, the daemons, and the loop around them.
+"""The broker's process: a loop, a router, registration, and a list of sources.
 
-Threads: one runs everything; one writes the log; opening /dev/ecryptfs for a uid borrows a third for a moment.
+Threads: one runs everything; one writes the log; reading the configuration, and opening /dev/ecryptfs for a uid,
+borrow others for a moment.
 Ownership: every descriptor belongs to one object here, which takes it out of the loop before closing it.
 """
 
 from __future__ import annotations
 
-import functools
 import gc
 import math
 import os
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upcall import __version__, config
-from upcall.broker.launcher import COMMAND, Starter
-from upcall.broker.loop import URGENT, Loop
-from upcall.broker.people import Persons
+from upcall.broker.launcher import COMMAND, Launcher
 from upcall.broker.registration import Registration
 from upcall.broker.settings import Configured, configured
-from upcall.core.contexts import Line
 from upcall.core.errors import UpcallError
-from upcall.core.registry import Association
-from upcall.core.router import Broker
-from upcall.core.service import SERVICES, Service, with_contexts
-from upcall.kernel import ancestry
+from upcall.core.router import Router
+from upcall.core.service import Service, with_contexts
 from upcall.kernel.notify import Manager
 from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit, stay_in_memory
 from upcall.process.hardening import Hardening, hands_on, of_broker
 from upcall.process.log import EventLog
+from upcall.process.loop import URGENT, Loop
 from upcall.process.paths import Place, own_place
+from upcall.process.people import People
 from upcall.process.reload import Hangup, Reloading
+from upcall.process.source import MakeSource, Source
 from upcall.process.waker import Waker
-from upcall.protocols.ecryptfs.device import Miscdev
-from upcall.protocols.ecryptfs.source import Devices, OpenDevice
+from upcall.protocols.catalogue import PROTOCOLS, SERVICES
 from upcall.protocols.local.source import Requesters
-from upcall.protocols.request_key import origin
-from upcall.protocols.request_key.source import Forwarders, Kernel
+from upcall.protocols.protocol import Given
 
 if TYPE_CHECKING:
     from upcall.observe.recorder import Recorder
-    from upcall.protocols.quota.source import Quota, QuotaSetup
 
 
 class Server:
@@ -52,76 +47,42 @@ class Server:
     def __init__(
         self,
         place: Place,
+        make: Iterable[MakeSource] = (),
         services: Mapping[str, Service] = SERVICES,
         log: EventLog | None = None,
-        device: OpenDevice | None = None,
-        keys: Kernel | None = None,
-        owners: Mapping[str, int] | None = None,
         start: Sequence[str] = COMMAND,
-        quota: QuotaSetup | None = None,
         read: Callable[[], Configured] | None = None,
         manager: Manager | None = None,
-        line_of: Callable[[int], Line] | None = None,
-        persons: Persons | None = None,
+        people: People | None = None,
         machine: int = 0,
     ) -> None:
-        """`device` opens /dev/ecryptfs for a uid, `keys` tells of keys that the kernel wants; None where there is no
-        right to it. `owners`: by type, whose daemon answers for keys that do not say it. `start`: the command that
-        starts a daemon. `quota`: how to listen to the kernel's quota warnings. `read`: reads the configuration again,
-        in another thread. `manager`: who is told how we are. `line_of`: from whom a process descends, if not as the
-        kernel says. `machine`: the uid of the machine's daemon. OSError, UsageError."""
+        """`make`: the sources, beside that of requesters in user space. `start`: the command that starts a daemon.
+        `read`: reads the configuration again, in another thread. `manager`: who is told how we are. `machine`: the uid
+        of the machine's daemon. OSError, UsageError."""
         self.place = place
         self.manager = manager or Manager({})
         self.log = log or EventLog("upcall-broker")
-        self.line_of = line_of or ancestry.line_of
-        self.persons = persons or Persons(self.log)
-        self.person_of = self.log.person_of = self.persons.of
+        self.people = people or People(self.log)
+        self.log.person_of = self.people.of
         self.loop = Loop()
-        self.starter = Starter(self, start)
-        self.broker = Broker(services, self.log, self.starter.start, machine)
-        self.broker.person_of = self.person_of
-        self.junk: Counter[str] = Counter()
-        # Seconds, monotonic. The clock is read once a turn; nothing that is read in this turn can have been there
-        # before `since`, the turn before.
-        self.now = self.since = time.monotonic()
+        self.launcher = Launcher(self.loop, self.log, lambda uid: self.router.given_up(uid), start)
+        self.router = Router(services, self.log, self.launcher.start, machine)
+        self.router.person_of = self.people.of
         self._stopping = self._rereading = False
         self.hardening: Hardening | None = None
         self._hands_on = True  # what a command starts that is not a service manager's is not restricted with us
         self._read, self._found = read, deque[Configured]()
         self._reloading = Reloading(self._read_again)
-        self.requesters = Requesters(self, place.socket)
-        self.devices = Devices(self, device) if device is not None else None
-        self.forwarders = (
-            Forwarders(self, place.request_key_socket, keys, owners or {}, os.geteuid()) if keys is not None else None
-        )
-        self.registration = Registration(self, place.registration_socket)
+        around = self.loop, self.router, self.log, self.people
+        requesters = Requesters(*around, place.socket)
+        requesters.whole_status = self.status
+        # In the order in which they are closed: the links of daemons last.
+        self.sources: list[Source] = [requesters, *(made(*around) for made in make)]
+        self.sources.append(Registration(*around, place.registration_socket))
         self._waker = Waker()
         self.loop.add(self._waker, self._on_signal, URGENT)
         self._watchdog = self.loop.timer(self._alive)
         self._watchdog.at(self.manager.next_wake())
-        self.quota = self._serve_quota(quota) if quota is not None else None
-
-    def _serve_quota(self, setup: QuotaSetup) -> Quota:
-        from upcall.protocols.quota.source import Quota  # only a broker that serves it pays for it
-
-        return Quota(self, setup)
-
-    # --- daemons -------------------------------------------------------------------------------------------
-
-    def after_helo(self, association: Association) -> None:
-        """A daemon has registered: the kernel's requests for its uid are served."""
-        if self.devices is not None and self.broker.registry.get(association.uid) is association:
-            self.devices.open(association.uid)
-
-    def reject(self, on: str, uid: int, pid: int) -> None:
-        """Counts what nobody may say."""
-        self.junk[on] += 1
-        self.log("message-rejected", on=on, uid=uid, pid=pid)
-
-    def after_close(self, uid: int) -> None:
-        """A link was closed: without a daemon, a uid's device is of no use."""
-        if self.devices is not None and self.broker.registry.get(uid) is None:
-            self.devices.close(uid)
 
     # --- running -------------------------------------------------------------------------------------------
 
@@ -145,7 +106,7 @@ class Server:
             self._rereading = False
             self.manager.reloading()
             self._reloading.ask()
-            self.persons.reread()
+            self.people.reread()
         while self._found:
             self._follow(self._found.popleft())
 
@@ -167,55 +128,51 @@ class Server:
 
     def _follow(self, found: Configured) -> None:
         """Does what the configuration says from the next request on; what is owed is owed as before."""
-        before, self.broker.machine = self.broker.machine, found.machine
-        self.broker.services, self.broker.limits = found.services, found.limits
-        if before != found.machine and self.broker.registry.get(found.machine) is not None:
-            self.broker.on_helo(found.machine)  # what is for the machine's daemon comes to this one from now on
+        router = self.router
+        before, router.machine = router.machine, found.machine
+        router.services, router.limits = found.services, found.limits
+        if before != found.machine and router.registry.get(found.machine) is not None:
+            for tell in router.on_registered:  # what is for the machine's daemon comes to this one from now on
+                tell(found.machine)
         if found.command is not None and hands_on(found.command) and not self._hands_on:
             self.log("start-not-followed", why="daemons would inherit what this broker has given up: start it anew")
         else:
-            self.starter.use(found.start)
-        if self.forwarders is not None:
-            self.forwarders.owners = found.owners
+            self.launcher.use(found.start)
+        for source in self.sources:
+            source.follow(found.owners)
         self.log("reloaded")
         self.manager.ready(f"serving {self.place.folder}, configuration reloaded")
 
     def run(self) -> None:
         """Serves until `stop`, then refuses what is owed and closes."""
+        loop, router = self.loop, self.router
         self.log("ready", folder=self.place.folder)
         self.manager.ready(f"serving {self.place.folder}")
         try:
             while not self._stopping:
-                wake = min(self.broker.next_wake(), self.loop.wake)
-                ready = self.loop.wait(-1 if wake == math.inf else max(0.0, wake - self.now))
-                self.since, self.now = self.now, time.monotonic()
-                self.broker.now = self.now
-                self.loop.run(ready, self.now)
-                if self.now >= wake:
-                    self.broker.expire(self.now)
-                    self.loop.fire(self.now)
+                wake = min(router.next_wake(), loop.wake)
+                ready = loop.wait(-1 if wake == math.inf else max(0.0, wake - loop.now))
+                loop.since, loop.now = loop.now, time.monotonic()
+                router.now = loop.now
+                loop.run(ready, loop.now)
+                if loop.now >= wake:
+                    router.expire(loop.now)
+                    loop.fire(loop.now)
         finally:
             self._close()
 
     def _alive(self, now: float) -> None:
-        """The loop turns; a clerk that has broken off comes back with a new process only."""
-        self.manager.alive(now, lambda: self.quota is None or self.quota.lives)
+        """The loop turns. A source that has broken off comes back with a new process only."""
+        self.manager.alive(now, lambda: all(source.lives for source in self.sources))
         self._watchdog.at(self.manager.next_wake())
 
     def _close(self) -> None:
         self.manager.stopping()
-        self.broker.close()
-        if self.quota is not None:
-            self.quota.close()
-        if self.devices is not None:
-            self.devices.close_all()
-        self.starter.close()
-        self.requesters.close()
-        if self.forwarders is not None:
-            self.forwarders.close()
-        for association in self.broker.registry:
-            association.link.close()
-        self.registration.close()
+        self.loop.over = True  # what is owed is answered now
+        self.router.close()
+        self.launcher.close()
+        for source in self.sources:
+            source.close()
         self.loop.remove(self._waker)
         self._waker.close()
         self.loop.close()
@@ -224,21 +181,17 @@ class Server:
 
     def status(self, uid: int | None) -> dict[str, object]:
         """For `upcall status`: of one uid, or of all."""
-        found = self.broker.status(self.now, uid)
+        found = self.router.status(self.loop.now, uid)
         found["broker"] = {
             "pid": os.getpid(),
             "uid": os.geteuid(),
-            "machine": self.broker.machine,
+            "machine": self.router.machine,
             "version": __version__,
-            "ecryptfs": self.devices is not None,
+            "sources": [source.name for source in self.sources],
             "hardening": {} if self.hardening is None else self.hardening._asdict(),
         }
-        if uid is None:
-            found["junk"] = dict(self.junk)
-            found["kernel"] = {} if self.devices is None else dict(self.devices.counts)
-            found["request_key"] = {} if self.forwarders is None else dict(self.forwarders.counts)
-            found["quota"] = {} if self.quota is None else self.quota.status()
-        found["devices"] = [] if self.devices is None else self.devices.status(uid)
+        for source in self.sources:
+            found |= source.status(uid)
         return found
 
 
@@ -251,40 +204,35 @@ def main(
 ) -> None:
     """Runs a broker in this process until SIGTERM or SIGINT. OSError, UsageError, ConfigError before it is ready.
 
-    SIGHUP has the configuration read again.
-
-    `quota`: "yes", "no", or "auto": if the kernel lets us, and otherwise a line in the log. `records`: where a record
-    of each request goes (upcall/observe/recorder.py); None: as the configuration says.
+    SIGHUP has the configuration read again. `records`: where a record of each request goes
+    (upcall/observe/recorder.py); None: as the configuration says. The others: upcall/protocols/protocol.py.
     """
     hangup = Hangup()
     manager = Manager()
     harden()
     raise_descriptor_limit()
     prefer_us()
-    open_device = None
     if device is not None:
-        open_device = functools.partial(Miscdev, path=device)
         stay_in_memory()  # a page that comes back from a slow disk can take longer than the kernel's 3 s
-    read = functools.partial(configured, SERVICES if contexts is None else with_contexts(contexts))
-    found = read()
-    keys = origin if os.geteuid() == 0 else None
-    place = own_place(folder)
-    setup = None
-    if quota != "no":
-        from upcall.protocols.quota.setup import configured as quota_configured
-        from upcall.protocols.quota.source import with_room_kept
+    services = SERVICES if contexts is None else with_contexts(SERVICES, contexts)
 
-        setup = quota_configured(place, required=quota == "yes")
-        setup = None if setup is None else with_room_kept(setup)
+    def read() -> Configured:
+        return configured(services)
+
+    found = read()
+    place = own_place(folder)
+    given = Given(place, device, quota, found.owners)
+    make = [one for protocol in PROTOCOLS if (one := protocol.source(given)) is not None]
     where = _where(records)
-    state = None if setup is None else setup.state
+    state = None
+    if quota != "no":
+        from upcall.protocols.quota.setup import state_file
+
+        state = state_file(place)
     hardened = of_broker(place.folder, found.hardening, where, device, state, found.command)
-    server = Server(
-        place, found.services, None, open_device, keys, found.owners, found.start, setup, read, manager,
-        machine=found.machine,
-    )  # fmt: skip
+    server = Server(place, make, found.services, None, found.start, read, manager, machine=found.machine)
     server.harden(hardened, not found.hardening or (found.command is not None and hands_on(found.command)))
-    server.broker.limits = found.limits
+    server.router.limits = found.limits
     server.heed_signals()
     record = _recorder(where, server)
     hangup.connect(server.reload, server.stop)
@@ -309,5 +257,5 @@ def _recorder(where: str, server: Server) -> Recorder | None:
     from upcall.observe.recorder import recorder
 
     record = recorder("upcall-broker", where, server.log)
-    server.broker.record = record
+    server.router.record = record
     return record

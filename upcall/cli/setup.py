@@ -13,8 +13,8 @@ from upcall.core.errors import UpcallError, UsageError
 from upcall.install.manual.written import written
 from upcall.install.services import SetupPlan, install, kind_of, missing, undo
 from upcall.install.wanted import KINDS
-from upcall.protocols.request_key.install.our_file import TYPES
 from upcall.protocols.request_key.install.system import System
+from upcall.protocols.request_key.key_types import KEY_TYPES
 
 _DEFAULT = ("cifs.spnego",)
 
@@ -43,7 +43,7 @@ _DEFAULT = ("cifs.spnego",)
     "--request-key",
     "types",
     multiple=True,
-    type=click.Choice([*TYPES, "none"]),
+    type=click.Choice([*KEY_TYPES, "none"]),
     help="A type of keys that upcall is to make; may be repeated.  [default: cifs.spnego where keyutils is]",
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")

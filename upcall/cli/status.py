@@ -66,6 +66,6 @@ def _once_served(runtime: Path | None, uid: int, patience: float) -> dict[str, A
 
 def _serves(status: dict[str, Any], uid: int) -> bool:
     """A device that is not there is none that is missing."""
-    devices = [one for one in status["devices"] if one["uid"] == uid and "[Errno 2]" not in one.get("why", "")]
+    devices = [one for one in status.get("devices", []) if one["uid"] == uid and "[Errno 2]" not in one.get("why", "")]
     registered = any(one["uid"] == uid and not one["leaving"] for one in status["daemons"])
     return registered and all(one["open"] for one in devices)

@@ -18,7 +18,7 @@ from upcall.client import Client, NoBroker
 from upcall.core.errors import UpcallError
 from upcall.kernel import procfs
 
-PATIENCE = 10.0  # seconds that a test waits for what should take milliseconds
+PATIENCE = 60.0  # seconds that a test waits at most for what takes milliseconds on a quiet machine
 T = TypeVar("T")
 
 

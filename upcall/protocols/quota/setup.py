@@ -24,8 +24,11 @@ def configured(place: Place, required: bool) -> QuotaSetup:
         raise UsageError(
             "quota warnings are served by root's broker: other people's quotas are nobody else's business"
         )
-    state = STATE if place.folder == SYSTEM_FOLDER else place.folder / "quota.json"
-    return QuotaSetup(rules(), state, look_up(quota.FAMILY, quota.GROUP) if required else None)
+    return QuotaSetup(rules(), state_file(place), look_up(quota.FAMILY, quota.GROUP) if required else None)
+
+
+def state_file(place: Place) -> Path:
+    return STATE if place.folder == SYSTEM_FOLDER else place.folder / "quota.json"
 
 
 def rules() -> Rules:

@@ -14,12 +14,15 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from upcall.broker.loop import URGENT
 from upcall.core.errors import UsageError
 from upcall.core.messages import Requester
+from upcall.core.router import Router
 from upcall.kernel.genetlink import Ids, Listener, NoFamily, look_up, with_room
+from upcall.process.log import EventLog
+from upcall.process.loop import URGENT, Loop
+from upcall.process.source import Source
 from upcall.protocols.quota import notice as quotanotice
 from upcall.protocols.quota import warning as quota
 from upcall.protocols.quota.coalescing import Folding
@@ -28,9 +31,6 @@ from upcall.protocols.quota.policy import SYSTEM
 from upcall.protocols.quota.settings import Rules
 from upcall.protocols.quota.system import Kernel, World
 from upcall.protocols.quota.worker import Arrived, Clerk, Deliver, Done, Lost, Stop, Warnings
-
-if TYPE_CHECKING:
-    from upcall.broker.server import Server
 
 _AT_ONCE: Final = 1024  # messages in a turn
 _FEW: Final = 8  # in a turn; if there were more, many more come
@@ -72,11 +72,14 @@ class _Opened(NamedTuple):
     why: str
 
 
-class Quota:
+class Quota(Source):
     """Belongs to the loop's thread. The clerk's thread speaks to it by `_post` only."""
 
-    def __init__(self, server: Server, setup: QuotaSetup) -> None:
-        self._server, self._setup = server, setup
+    name = "quota"
+
+    def __init__(self, loop: Loop, router: Router, log: EventLog, setup: QuotaSetup) -> None:
+        super().__init__(loop, router, log)
+        self._setup = setup
         self.counts: Counter[str] = Counter()
         self.why = "not listening yet"
         self._listener: Listener | None = None
@@ -89,13 +92,13 @@ class Quota:
         self._outbox: deque[Deliver | Done | _Opened] = deque()
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
-        server.loop.add(self._reader, self._on_post, URGENT)
+        loop.add(self._reader, self._on_post, URGENT)
         world = setup.world or Kernel()
-        self.clerk = Clerk(setup.rules, world, setup.state, self._post, server.log)
+        self.clerk = Clerk(setup.rules, world, setup.state, self._post, log)
         self._thread = threading.Thread(target=self._run, name="quota", daemon=True)
         self._thread.start()
-        server.broker.on_helo = self._on_helo
-        self._timer = server.loop.timer(self.wake)
+        router.on_registered.append(self._on_helo)
+        self._timer = loop.timer(self.wake)
 
     @property
     def lives(self) -> bool:
@@ -132,28 +135,28 @@ class Quota:
     def _on_opened(self, item: _Opened) -> None:
         if item.listener is None:
             self.why = item.why
-            self._server.log("quota-off", why=item.why)
+            self.log("quota-off", why=item.why)
             return
         self.why = ""
         self._listener, self._folding = item.listener, Folding(item.family)
-        self._server.loop.add(item.listener, self._on_readable, URGENT)
-        self._server.log("quota-listening", buffer=item.listener.room)
+        self.loop.add(item.listener, self._on_readable, URGENT)
+        self.log("quota-listening", buffer=item.listener.room)
 
     def _on_readable(self) -> None:
         assert self._listener is not None  # noqa: S101 - it is in the loop
         try:
             datagrams = self._listener.receive(_AT_ONCE, quota.MAX_MESSAGE)
         except OSError as error:
-            self._server.log("quota-unreadable", why=error)
-            self._server.loop.mute(self._listener, self._server.now + 1)
+            self.log("quota-unreadable", why=error)
+            self.loop.mute(self._listener, self.loop.now + 1)
             return
         self._folding.add(datagrams)
         if self._listener.overflows > self._overflows_said:
             self._overflows_said = self._listener.overflows
             self.clerk.inbox.put(Lost(0))  # how many is known as soon as another one comes, which may be long
         if len(datagrams) > _FEW:
-            self._server.loop.mute(self._listener, self._server.now + _PAUSE)
-        self.wake(self._server.now)
+            self.loop.mute(self._listener, self.loop.now + _PAUSE)
+        self.wake(self.loop.now)
 
     def _hand_over(self, now: float) -> None:
         if self._busy or now < self._not_before or not len(self._folding):
@@ -168,7 +171,7 @@ class Quota:
         elif self._lost_since == math.inf:
             self._lost_since = now
         elif now >= self._lost_since + _SURE:
-            self._server.log("quota-lost", messages=lost - self._lost_said)
+            self.log("quota-lost", messages=lost - self._lost_said)
             self.clerk.inbox.put(Lost(lost - self._lost_said))
             self._lost_said, self._lost_since = lost, math.inf
 
@@ -197,13 +200,13 @@ class Quota:
                 self.clerk.inbox.put(missed)
         elif isinstance(item, Done):
             self._busy = False
-            self.wake(self._server.now)
+            self.wake(self.loop.now)
         else:
             self._on_opened(item)
 
     def _deliver(self, item: Deliver) -> Deliver | None:
         """To everybody's own daemon, or the machine's for those who have none. Gives what reached nobody."""
-        notice, registry, daemon = item.notice, self._server.broker.registry, self._daemon
+        notice, registry, daemon = item.notice, self.router.registry, self._daemon
         told = {uid for uid in item.to if self._tell(uid, notice)}
         homeless = [uid for uid in item.to if uid not in told and registry.get(daemon(uid)) is None]
         copy = self._setup.rules.copy_to_system and notice.subject.kind == USER and not item.again
@@ -216,18 +219,18 @@ class Quota:
 
     def _daemon(self, uid: int) -> int:
         """The uid of the daemon that tells this person. Root's own has no sinks: they speak with the network."""
-        return self._server.broker.machine if uid == SYSTEM else uid
+        return self.router.machine if uid == SYSTEM else uid
 
     def _tell(self, uid: int, notice: QuotaNotice) -> bool:
         requester = Requester(notice.cause.uid or 0, 0)
-        told = self._server.broker.notice(self._daemon(uid), quotanotice.SERVICE, requester, quotanotice.pack(notice))
+        told = self.router.notice(self._daemon(uid), quotanotice.SERVICE, requester, quotanotice.pack(notice))
         self.counts["delivered"] += told
         return told
 
     def _on_helo(self, uid: int) -> None:
-        if uid == self._server.broker.machine:
+        if uid == self.router.machine:
             self.clerk.inbox.put(Arrived(SYSTEM))
-        if uid not in (SYSTEM, self._server.broker.machine):
+        if uid not in (SYSTEM, self.router.machine):
             self.clerk.inbox.put(Arrived(uid))
 
     # --- the end, and seeing ---------------------------------------------------------------------------------
@@ -251,19 +254,21 @@ class Quota:
                 for uid in missed.to:
                     self.clerk.kept.put(uid, missed.notice)
         if not ended:
-            self._server.log("quota-clerk-waits", why="it is still asking the system for something")
+            self.log("quota-clerk-waits", why="it is still asking the system for something")
         elif self._listener is not None:
             self.clerk.save()
         if self._listener is not None:
-            self._server.loop.remove(self._listener)
+            self.loop.remove(self._listener)
             self._listener.close()
-        self._server.loop.remove(self._reader)
+        self.loop.remove(self._reader)
         self._reader.close()
         self._writer.close()
 
-    def status(self) -> dict[str, object]:
-        """For `upcall status`. Counts since the broker was started; `undelivered` is what waits, `readings`: how often
-        all quotas were read."""
+    def status(self, uid: int | None) -> dict[str, object]:
+        return {} if uid is not None else {"quota": self._figures()}
+
+    def _figures(self) -> dict[str, object]:
+        """Counts since the start; `undelivered` is what waits, `readings`: how often all quotas were read."""
         folding, listener = self._folding, self._listener
         return {
             "listening": listener is not None,

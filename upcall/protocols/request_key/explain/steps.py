@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from upcall.core.errors import PeerError, Refused
-from upcall.core.service import SERVICES
 from upcall.process import machine
 from upcall.process.connection import BrokerConnection, NoBroker
 from upcall.process.paths import Place
@@ -16,11 +15,13 @@ from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.explain.child import explained_as
 from upcall.protocols.request_key.install.key_makers import standing
 from upcall.protocols.request_key.install.system import System
+from upcall.protocols.request_key.key_types import KEY_TYPES
 from upcall.protocols.request_key.messages import Ask, Described, pack_ask
 
 WOULD = "would answer"
 _PERMISSIONS = 0x39010000  # what the kernel gives
 _ROOT = 0
+_SERVICES = {name: key_type.service for name, key_type in KEY_TYPES.items()}
 
 Report = dict[str, Any]
 
@@ -62,17 +63,17 @@ def _gate(key: RequestedKey) -> Report:
     kind = key.type.decode("ascii")
     told = Described(kind, _ROOT, _ROOT, _PERMISSIONS, key.description)
     try:
-        if kind not in gate.TYPES:
+        if kind not in KEY_TYPES:
             raise Refused("unknown-type", why=f"the broker knows no keys of type {kind!r}")
         want = gate.wanted(told)
-        SERVICES[kind].check_request(pack_ask(Ask(key.description, key.callout)))
+        _SERVICES[kind].check_request(pack_ask(Ask(key.description, key.callout)))
     except Refused as error:
         return {"uid": None, "answer": error.reason, "why": error.why}
     except PeerError as error:
         return {"uid": None, "answer": "bad-request", "why": str(error)}
     from upcall.broker.settings import configured
 
-    uid = configured(SERVICES).owners.get(kind, want.uid)
+    uid = configured(_SERVICES).owners.get(kind, want.uid)
     return {"uid": machine.uid() if uid == _ROOT else uid, "answer": WOULD, "why": ""}
 
 
@@ -80,7 +81,7 @@ def _daemon(folder: Path, service: str, uid: int) -> Report:
     """Whose daemon is asked: the machine's in its place, where the configuration says so."""
     from upcall.broker.settings import configured
 
-    without = configured(SERVICES).services[service].absent
+    without = configured(_SERVICES).services[service].absent
     report: Report = {"uid": uid, "pid": None, "without": without, "answer": WOULD, "why": ""}
     try:
         with BrokerConnection(folder) as client:

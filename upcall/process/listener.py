@@ -1,6 +1,6 @@
 """A listening socket of the broker and its connections: each asks, and is answered on the same connection.
 
-Admission: connections are limited per person (the owner of a range of subordinate uids, upcall/broker/people.py) and
+Admission: connections are limited per person (the owner of a range of subordinate uids, upcall/process/people.py) and
 in all. At a limit, a newcomer takes the place of the longest idle connection of the person who holds most. Root's
 connections have room of their own and are never evicted. Idle connections end after `idle` seconds.
 """
@@ -11,27 +11,38 @@ import contextlib
 import errno
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from upcall.broker.loop import LISTENER
 from upcall.core.contexts import Line
 from upcall.core.errors import PeerError
 from upcall.core.messages import Answer, Refusal
+from upcall.core.router import Router
 from upcall.kernel import ucred
-from upcall.kernel.local import listen, receive, unlink_quietly
+from upcall.kernel.local import (
+    carries_rights,
+    discard,
+    listen,
+    receive,
+    takes_no_rights,
+    unlink_quietly,
+)
+from upcall.process.closer import Closer
+from upcall.process.log import EventLog
+from upcall.process.loop import LISTENER, Loop
+from upcall.process.people import People
+from upcall.process.source import Source
 from upcall.wire.envelope import Envelope, pack_response, refusal, response_position, take_request
 
-if TYPE_CHECKING:
-    from upcall.broker.server import Server
-
 _ACCEPTS_PER_TURN, _ACCEPT_PAUSE = 4, 0.1
-# Accepting, evicting and closing costs up to 0.2 ms: those who only connect would have all others wait for that. Whose
-# connection is next is not known before it is accepted; so under a flood a newcomer waits for the backlog, 0.1 s.
-_BURST = 256  # connections
+# A new connection costs up to 0.2 ms, so each person has a rate limit. What is beyond it is closed as soon as it is
+# accepted, which costs 15 us: the backlog is shared by all, and has to be emptied for the others.
+_BURST, _PER_SECOND, _CREDITS = 128.0, 100.0, 4096  # connections of a person; persons whose credit is kept
+_SLOW_CLOSE, _PAUSE = 0.002, 20  # seconds; a multiple of what it took
 _LOOKED_AT = 8  # connections whose queue is looked into before one is evicted
 _ROOT = 0
 _HEARD = attrgetter("heard")
@@ -43,9 +54,9 @@ class Connection:
     def __init__(self, listener: Listener, connection: socket.socket) -> None:
         self._listener, self.socket = listener, connection
         self.pid, self.uid, _ = ucred.of_peer(connection)
-        self.person = listener.server.person_of(self.uid)
-        self._server = listener.server
-        self.heard = listener.server.now  # when it last sent something, or was last answered
+        self.person = listener.people.of(self.uid)
+        self._loop = listener.loop
+        self.heard = listener.loop.now  # when it last sent something, or was last answered
         self.pending = 0  # requests that are not answered yet
         self._line: Line | None = None
         self.open = True
@@ -54,17 +65,21 @@ class Connection:
     def line(self) -> Line:
         """From whom the other side descends: as it was at the first request, for a peer never changes."""
         if self._line is None:
-            self._line = self._server.line_of(self.pid)
+            self._line = self._listener.people.line_of(self.pid)
         return self._line
 
     def on_readable(self) -> None:
         """One message per turn, as with daemons."""
+        if self._listener.guarded and carries_rights(self.socket):
+            self._listener.log("descriptors-refused", uid=self.uid, pid=self.pid)
+            self.close()
+            return
         try:
             data = receive(self.socket)
         except OSError:
             data = b""
         if data:
-            self.heard = self._server.now
+            self.heard = self._loop.now
             self._take(data)
         elif data is not None:
             self.close()
@@ -79,7 +94,7 @@ class Connection:
         try:
             envelope = take_request(data)
         except PeerError as error:
-            self._server.log("bad-request", uid=self.uid, pid=self.pid, why=error)
+            self._listener.log("bad-request", uid=self.uid, pid=self.pid, why=error)
             origin.settle(refusal("bad-request"))
             return
         self._listener.ask(self, envelope, origin)
@@ -87,7 +102,13 @@ class Connection:
     def answer(self, data: bytes) -> None:
         """To one request. Who does not read loses the connection: nobody waits for it."""
         self.pending -= 1
-        self.heard = self._server.now
+        self.heard = self._loop.now
+        if self.person in (self._loop.running, _ROOT):
+            self._send(data)
+        else:  # a deadline, or an end: the peer can make our send slow, and pays for it itself
+            self._loop.defer(self.person, partial(self._send, data))
+
+    def _send(self, data: bytes) -> None:
         if not self.open:
             return
         try:
@@ -112,7 +133,7 @@ class Connection:
         if self.open:
             self.open = False
             self._listener.forget(self)
-            self.socket.close()
+            self._listener.discard(self.socket, self.person)
 
 
 class Asked:
@@ -128,27 +149,32 @@ class Asked:
         self._connection.answer(pack_response(self._seq, self._index, outcome))
 
 
-class Listener:
+class Listener(Source):
     """The socket at `path`. What is asked there is the affair of those who inherit this."""
 
     mode = 0o600
     per_person, in_all = 64, 1024  # connections; root's are not among them
     for_root = 1024
     once = False  # each connection asks one thing, and is closed with the answer
-    accepts_per_second = 1000
+    limited = True  # new connections, by person
     idle = 60.0  # seconds until a connection that is not busy ends
 
-    def __init__(self, server: Server, path: Path) -> None:
+    def __init__(self, loop: Loop, router: Router, log: EventLog, people: People, path: Path) -> None:
         """UsageError if a broker listens there already."""
-        self.server, self._path = server, path
+        super().__init__(loop, router, log)
+        self.people, self._path = people, path
         self._listener = listen(path, self.mode)
         self._spare = _spare()
         self._held: dict[int, dict[int, dict[Connection, None]]] = {}  # by person and uid, in order of arrival
         self._counts: Counter[int] = Counter()  # by person
         self._count = 0  # of all persons but root
-        self._idle_timer = server.loop.timer(self._end_idle)
-        self._credit, self._credited = float(_BURST), 0.0
-        server.loop.add(self._listener, self._on_connect, LISTENER)
+        self._idle_timer = loop.timer(self._end_idle)
+        self._credits: dict[int, tuple[float, float]] = {}  # by person: how many it may make, and when that was so
+        # Whether descriptors can be sent to us; root's own socket is reached by root alone.
+        self.guarded = self.mode != 0o600 and not takes_no_rights(self._listener)
+        self._closer = Closer()
+        self._no_eviction: dict[int, float] = {}  # by person: until when none of its connections is evicted
+        loop.add(self._listener, self._on_connect, LISTENER)
 
     def ask(self, connection: Connection, envelope: Envelope, origin: Asked) -> None:
         """Sees to it that the origin is settled."""
@@ -177,14 +203,9 @@ class Listener:
     # --- admission -----------------------------------------------------------------------------------------
 
     def _on_connect(self) -> None:
-        now = self.server.now
-        self.server.persons.look(now)
-        self._credit = min(_BURST, self._credit + (now - self._credited) * self.accepts_per_second)
-        self._credited = now
+        now = self.loop.now
+        self.people.look(now)
         for _ in range(_ACCEPTS_PER_TURN):
-            if self._credit < 1:
-                self.server.loop.mute(self._listener, now + _ACCEPTS_PER_TURN / self.accepts_per_second)
-                return
             try:
                 accepted, _ = self._listener.accept()
             except BlockingIOError:
@@ -194,33 +215,55 @@ class Listener:
                     continue
                 if error.errno in (errno.EMFILE, errno.ENFILE) and self._free_descriptor():
                     continue
-                self.server.log("connection-not-accepted", socket=self._path.name, why=error)
-                self.server.loop.mute(self._listener, self.server.now + _ACCEPT_PAUSE)
+                self.log("connection-not-accepted", socket=self._path.name, why=error)
+                self.loop.mute(self._listener, self.loop.now + _ACCEPT_PAUSE)
                 return
-            self._credit -= 1
-            accepted.setblocking(False)
-            connection = self.make(accepted)
-            if not self.admits(connection) or not self._room_for(connection):
-                self.server.log("connection-refused", socket=self._path.name, uid=connection.uid, pid=connection.pid)
-                accepted.close()
-                continue
-            self._keep(connection)
+            pid, uid, _ = ucred.of_peer(accepted)
+            person = self.people.of(uid)
+            if self._has_credit(person, now):
+                accepted.setblocking(False)
+                connection = self.make(accepted)
+                if self.admits(connection) and self._room_for(connection):
+                    self._keep(connection)
+                    continue
+            self.log("connection-refused", socket=self._path.name, uid=uid, pid=pid)
+            self.discard(accepted, person)
+
+    def _has_credit(self, person: int, now: float) -> bool:
+        """Whether the person may make a connection now."""
+        if person == _ROOT or not self.limited:
+            return True
+        credit, since = self._credits.get(person, (_BURST, now))
+        credit = min(_BURST, credit + (now - since) * _PER_SECOND)
+        if len(self._credits) >= _CREDITS and person not in self._credits:
+            self._credits = {
+                one: had for one, had in self._credits.items() if had[0] + (now - had[1]) * _PER_SECOND < _BURST
+            }
+        self._credits[person] = max(0.0, credit - 1), now
+        return credit >= 1
+
+    def discard(self, connection: socket.socket, person: int) -> None:
+        """Closes a connection; in another thread if what its peer has sent could make that slow."""
+        if not self.guarded:
+            connection.close()
+        elif not discard(connection):
+            self._closer.close(connection, person)
 
     def _keep(self, connection: Connection) -> None:
         self._held.setdefault(connection.person, {}).setdefault(connection.uid, {})[connection] = None
         self._counts[connection.person] += 1
         self._count += connection.person != _ROOT
         self._idle_timer.at(connection.heard + self.idle)
-        self.server.loop.add(connection.socket, connection.on_readable, self.owner(connection))
+        self.loop.add(connection.socket, connection.on_readable, self.owner(connection))
 
     def _room_for(self, connection: Connection) -> bool:
         """Whether it can stay, once another one was evicted for it if need be."""
         person = connection.person
-        mine = self._counts[person]
+        mine = self._counts[person] + self._closer.stuck(person)
         if person == _ROOT:
             return mine < self.for_root
         if mine >= self.per_person:
-            return self._evict(person, idle_only=True)
+            return self.loop.now >= self._no_eviction.get(person, 0.0) and self._evict(person, idle_only=True)
         if self._count < self.in_all:
             return True
         most = self._holds_most()
@@ -242,8 +285,13 @@ class Listener:
                     break
         if victim is None:
             return False
-        self.server.log("connection-evicted", socket=self._path.name, uid=victim.uid, pid=victim.pid)
+        self.log("connection-evicted", socket=self._path.name, uid=victim.uid, pid=victim.pid)
+        began = time.monotonic()
         victim.close()
+        used = time.monotonic() - began
+        if used > _SLOW_CLOSE:  # watches on its end make our close slow: the person's newcomers are refused meanwhile
+            self._no_eviction = {one: at for one, at in self._no_eviction.items() if at > self.loop.now}
+            self._no_eviction[victim.person] = self.loop.now + used * _PAUSE
         return True
 
     def _least_needed(self, held: Iterable[Connection], idle_only: bool) -> Connection | None:
@@ -281,7 +329,7 @@ class Listener:
                 connection.close()
 
     def forget(self, connection: Connection) -> None:
-        self.server.loop.remove(connection.socket)
+        self.loop.remove(connection.socket)
         person, uid = connection.person, connection.uid
         of_person = self._held.get(person, {})
         of_uid = of_person.get(uid, {})
@@ -301,7 +349,7 @@ class Listener:
     def close(self) -> None:
         for connection in list(self._all()):
             connection.close()
-        self.server.loop.remove(self._listener)
+        self.loop.remove(self._listener)
         self._listener.close()
         if self._spare >= 0:
             os.close(self._spare)
