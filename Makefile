@@ -10,7 +10,7 @@ help:
 	@echo "make demo    the broker, a daemon and a key at work; needs no privileges and no eCryptfs"
 	@echo "make test    tests of bytes, of real sockets, and of the link on the real kernel in a virtual machine"
 	@echo "make test-all   besides, attacks, and eCryptfs, CIFS, logins, units, quotas and names on the real kernel: an hour"
-	@echo "make check   lint, types, and the quick tests of bytes and sockets; a minute or two"
+	@echo "make check   lint, types, imports between layers, and the quick tests of bytes and sockets; a minute or two"
 	@echo "make bench   measures us and our peers in one run, and prints the ratios"
 	@echo "make fuzz    an hour (FUZZ_SECONDS) of coverage-guided fuzzing of every decoder and of the broker's core"
 	@echo "make dist    wheels and sdists, the same bit for bit wherever they are built; make dist-check shows it"
@@ -33,6 +33,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q -m "not lab and not kernel and not slow"
 
 bench: setup test-tools
@@ -123,4 +124,4 @@ test-tools: setup
 		echo "not built" >&2; fi
 
 clean:
-	rm -rf .venv .tools build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .tools build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis

@@ -20,7 +20,7 @@ from upcall.core.errors import UpcallError, UsageError
 from upcall.daemon.isolation.module import IsolatedModule
 from upcall.keymodule import KeyHandle, KeyMaker, Limits, Making
 from upcall.keys.plugins import Found, available, load
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 
 _ROOT = Path(__file__).resolve().parents[1]
 _KEY = bytes(range(35))
@@ -45,11 +45,11 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
 
 
 def _round_trips(isolated: IsolatedModule, effort: Effort) -> Iterator[Row]:
-    handle = isolated.open(new_signature(), b"", Told())
+    handle = isolated.open(new_signature(), b"", GivenSecrets())
     with _Echo() as echo:
         contenders: dict[str, Callable[[], float]] = {
             "isolated": partial(_us, partial(handle.wrap, _KEY), effort.messages),
-            "inline": partial(_us, partial(noop.open("", b"", Told()).wrap, _KEY), effort.messages),
+            "inline": partial(_us, partial(noop.open("", b"", GivenSecrets()).wrap, _KEY), effort.messages),
             "pipe": partial(_us, echo.ask, effort.messages),
         }
         found = by_turns(contenders, effort.rounds)
@@ -78,9 +78,9 @@ def _installed(folder: Path, stack: contextlib.ExitStack, alias: str, found: Fou
     try:
         values = {one.name: one.default for one in module.parameters if one.default is not None}
         values |= _DEVICES[alias](folder, stack) if alias in _DEVICES else {}
-        made = module.generate(Making(path, values, passphrase, source, Limits(), Told(_PASSPHRASE)))
-        inside = module.open(made.signature, made.blob, Told(_PASSPHRASE))
-        apart = isolated.open(made.signature, made.blob, Told(_PASSPHRASE))
+        made = module.generate(Making(path, values, passphrase, source, Limits(), GivenSecrets(_PASSPHRASE)))
+        inside = module.open(made.signature, made.blob, GivenSecrets(_PASSPHRASE))
+        apart = isolated.open(made.signature, made.blob, GivenSecrets(_PASSPHRASE))
         yield from _verbs(f"{alias} ({made.description})", apart, inside, effort)
     except (UpcallError, KeyError, ImportError) as error:
         print(f"bench: isolation: {alias} is left out: {type(error).__name__}: {error}", file=sys.stderr)

@@ -26,7 +26,7 @@ from upcall.core.errors import ModuleFailed
 from upcall.keymodule import MAX_KEY, KeyHandle, KeyMaker, KeyModule, Limits, Making
 from upcall.keys.enrolment import chosen
 from upcall.keys.plugins import load
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 
 _GROUP = "key modules, one thread of one processor"
 _PASSPHRASE = b"correct horse battery staple"
@@ -117,7 +117,7 @@ def _opener(contender: _Contender, folder: Path) -> Callable[[], KeyHandle]:
         raise BenchError(f"{contender.spec} makes no keys")
     values = chosen(module.parameters, contender.values)
     path = folder / f"{contender.name}{module.suffix}"
-    secrets = Told(_PASSPHRASE)
+    secrets = GivenSecrets(_PASSPHRASE)
     made = module.generate(Making(path, values, bytearray(_PASSPHRASE), "ask", Limits(), secrets))
     return lambda: module.open(made.signature, made.blob, secrets)
 

@@ -24,7 +24,7 @@ from bench.rows import FULL, Effort, Row, compared, show
 from bench.stage import BenchError, Stage
 from upcall.keymodule import MAX_KEY, Enrolled, KeyHandle, Limits, Making
 from upcall.keys.enrolment import chosen
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 
 _GROUP = "key module tpm2, with a TPM in software"
 _BATCH = 50  # calls between two looks at the clock
@@ -47,7 +47,7 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
     with SoftwareTpm(stage.folder / "tpm") as tpm:
         path = stage.folder / "key.tss2"
         values = chosen(module.parameters, {"tcti": tpm.tcti})
-        key = module.generate(Making(path, values, bytearray(), "none", Limits(), Told()))
+        key = module.generate(Making(path, values, bytearray(), "none", Limits(), GivenSecrets()))
         ours, theirs = [], []
         for _ in range(effort.rounds):
             ours.append(_milliseconds(partial(_open, key)))
@@ -66,7 +66,7 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
 
 
 def _open(key: Enrolled) -> KeyHandle:
-    return module.open(key.signature, key.blob, Told())
+    return module.open(key.signature, key.blob, GivenSecrets())
 
 
 def _by_tools(tcti: str, path: Path, folder: Path) -> float:

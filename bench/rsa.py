@@ -13,7 +13,7 @@ from bench.packets import new_file_key, unwrap
 from bench.rows import Effort, Row, bounded, by_turns, compared
 from bench.stage import BenchError, Client, Stage, cpu_us, rss_mb
 from upcall.keymodule import Limits, Making
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 
 _ALIAS, _SPEC = "openssl", "upcall_rsa:module"
 _UNWRAPS = 500
@@ -52,11 +52,11 @@ def new_key(stage: Stage) -> tuple[tuple[bytes, bytes], Callable[[], object]]:
         from upcall_rsa import module
     except ImportError:
         raise BenchError("the RSA key module is not installed (plugins/rsa)") from None
-    making = Making(stage.folder / "key.pem", {"bits": "2048"}, bytearray(), "none", Limits(), Told())
+    making = Making(stage.folder / "key.pem", {"bits": "2048"}, bytearray(), "none", Limits(), GivenSecrets())
     enrolled = module.generate(making)
     stage.add_key(enrolled.signature, _ALIAS, enrolled.blob)
     clear = new_file_key()
-    handle = module.open(enrolled.signature, enrolled.blob, Told())
+    handle = module.open(enrolled.signature, enrolled.blob, GivenSecrets())
     wrapped = handle.wrap(clear)
     return unwrap(enrolled.signature, clear, wrapped), partial(handle.unwrap, wrapped)
 

@@ -29,7 +29,7 @@ from upcall.protocols.ecryptfs.packets import (
 )
 from upcall.protocols.ecryptfs.protocol import ECRYPTFS
 from upcall.protocols.ecryptfs.source import Devices
-from upcall.testing.kernel import PlayedKernel, Upcall, broker_below, source_of, sources
+from upcall.testing.kernel import PlayedKernel, PlayedUpcall, broker_below, source_of, sources
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import StartDaemon, until
@@ -60,7 +60,7 @@ def daemon(server: Server, kernel: PlayedKernel, folder: Path) -> Iterator[Playe
         yield played
 
 
-def error_of(upcall: Upcall) -> str:
+def error_of(upcall: PlayedUpcall) -> str:
     try:
         upcall.result()
     except OSError as error:

@@ -16,12 +16,12 @@ import pytest
 from upcall.broker.server import Server
 from upcall.client import Client
 from upcall.core.messages import Answer, Refusal, Requester
-from upcall.kernel import requestkey as real
 from upcall.kernel.ancestry import line_of
 from upcall.kernel.local import connect
 from upcall.process.paths import Place
 from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.request_key import messages as requestkey
+from upcall.protocols.request_key import origin as real
 from upcall.protocols.request_key.cifs_spnego import pack_payload
 from upcall.protocols.request_key.messages import Described, Instance, Upcall, pack_instance, pack_upcall, take_ask
 from upcall.protocols.request_key.origin_check import Who

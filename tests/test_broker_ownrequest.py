@@ -16,9 +16,10 @@ from tests.selfasking import ask
 from upcall.core.errors import REASONS, Refused
 from upcall.core.messages import Answer, Refusal, Requester
 from upcall.core.router import Router
-from upcall.kernel import requestkey
-from upcall.kernel.ancestry import began, line_of
+from upcall.kernel.ancestry import line_of
+from upcall.kernel.procfs import started_at as began
 from upcall.protocols.catalogue import SERVICES
+from upcall.protocols.request_key import origin
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import RunningBroker, RunningDaemon
 
@@ -82,12 +83,12 @@ PROC_KEYS = """\
 def test_whom_proc_keys_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the authorisation's serial number; a thread's process."""
     file = tmp_path / "keys"
-    monkeypatch.setattr(requestkey, "KEYS", file)
-    assert requestkey.asked_by(0x1F2E3D4C) == 0  # there is no such file
+    monkeypatch.setattr(origin, "KEYS", file)
+    assert origin.asked_by(0x1F2E3D4C) == 0  # there is no such file
     file.write_text(PROC_KEYS.format(pid=threading.get_native_id(), gone=1 << 30))
-    assert requestkey.asked_by(0x1F2E3D4C) == os.getpid()
+    assert origin.asked_by(0x1F2E3D4C) == os.getpid()
     for serial in (0x1F2E3D4D, 0x1F2E3D4E, 0x0A1B2C3D, 1):
-        assert requestkey.asked_by(serial) == 0
+        assert origin.asked_by(serial) == 0
 
 
 class _Link:

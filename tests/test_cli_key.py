@@ -73,7 +73,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def _payload(key: keyring.Key) -> bytes:
+def _payload(key: keyring.KeyDescription) -> bytes:
     try:
         return keyring.read(key.serial) if key.type == "user" else b""
     except OSError:

@@ -16,7 +16,7 @@ from upcall_x25519 import module as x25519
 from upcall.core.errors import UsageError
 from upcall.keymodule import Limits, Making
 from upcall.keys.private_file import fingerprint
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 from upcall.testing.templates import write_plugin
 from upcall.testing.toy import make_toy_key
 
@@ -191,7 +191,7 @@ def test_without_a_key_there_is_nothing_to_check(site: Site, code: str, check: s
 def test_a_key_that_exists(site: Site, tmp_path: Path) -> None:
     """It stays where it is, and as it is."""
     key, word = tmp_path / "key.pem", tmp_path / "word"
-    making = Making(key, {"cipher": "aes-256-gcm"}, bytearray(b"its own passphrase"), "ask", Limits(), Told())
+    making = Making(key, {"cipher": "aes-256-gcm"}, bytearray(b"its own passphrase"), "ask", Limits(), GivenSecrets())
     x25519.generate(making)
     word.touch(0o600)
     word.write_text("its own passphrase\n")

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from upcall.cli import main
 from upcall.cli import quota as module
-from upcall.cli.status import show
 from upcall.kernel import quotactl
 from upcall.kernel.genetlink import Ids
 from upcall.kernel.mounts import Mount
+from upcall.observe.status import show
 from upcall.protocols.quota.warning import BHARDWARN, NOTHING, Figures, Quota, Warned, pack
 
 MB = 1 << 20

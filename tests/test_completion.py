@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from upcall.cli import COMMANDS, main
-from upcall.cli.completion import FILES, script
+from upcall.install.completion import FILES, script
 
 SIGNATURE = "0123456789abcdef"
 ENTRY = f"""module = "openssl"

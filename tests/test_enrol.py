@@ -10,7 +10,7 @@ from tests.pinned import FAULTS, PIN, PinnedKey
 from upcall.core.errors import ModuleFailed, Refused, UsageError
 from upcall.keymodule import API, Enrolled, Limits, Making, Parameter, Secrets
 from upcall.keys.enrolment import chosen, open_and_prove, prove, take_in
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 from upcall.testing.toy import TOY, make_toy_key
 
 PARAMETERS = (
@@ -49,7 +49,7 @@ def test_a_module_without_parameters() -> None:
 
 def test_a_good_key(tmp_path: Path) -> None:
     signature, blob = make_toy_key(tmp_path / "key")
-    handle = TOY.open(signature, blob, Told())
+    handle = TOY.open(signature, blob, GivenSecrets())
     prove(handle, Limits())
     prove(handle, Limits(key=1, wrapped=49))
 
@@ -57,7 +57,7 @@ def test_a_good_key(tmp_path: Path) -> None:
 def test_limits_are_kept(tmp_path: Path) -> None:
     signature, blob = make_toy_key(tmp_path / "key")
     with pytest.raises(ModuleFailed, match="of 67 bytes it made 115, 67 to 114 are possible"):
-        prove(TOY.open(signature, blob, Told()), Limits(67, 114))
+        prove(TOY.open(signature, blob, GivenSecrets()), Limits(67, 114))
 
 
 @pytest.mark.parametrize("fault", FAULTS[1:])
@@ -79,10 +79,10 @@ def test_what_was_opened_is_closed(fault: str) -> None:
 
     enrolled = Enrolled("0" * 16, b"", "")
     if fault == "none":
-        open_and_prove(Module(), enrolled, Told(pins={"card": PIN}), Limits())
+        open_and_prove(Module(), enrolled, GivenSecrets(pins={"card": PIN}), Limits())
     else:
         with pytest.raises(ModuleFailed):
-            open_and_prove(Module(), enrolled, Told(), Limits())
+            open_and_prove(Module(), enrolled, GivenSecrets(), Limits())
     assert opened[0].closed
 
 
@@ -101,12 +101,12 @@ class Importer:
         return Enrolled("0" * 16, b"", "")
 
 
-def making(secrets: Told) -> Making:
+def making(secrets: GivenSecrets) -> Making:
     return Making(Path("/x"), {}, bytearray(), "keyring", Limits(), secrets)
 
 
 def test_a_passphrase_is_asked_for_only_if_one_is_needed() -> None:
-    importer, secrets = Importer(None), Told(b"word")
+    importer, secrets = Importer(None), GivenSecrets(b"word")
     take_in(importer, making(secrets))
     assert importer.seen == [(b"", "none")]
     assert not secrets.given

@@ -18,7 +18,7 @@ from upcall.core.errors import UsageError
 from upcall.keys.plugins import handlers
 from upcall.process.paths import Place
 from upcall.protocols.request_key.cifs_spnego import Spnego, pack_description, take_description
-from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.explain import child
 from upcall.protocols.request_key.install.lines import install, plan
 from upcall.protocols.request_key.install.system import FOLDER, System
@@ -32,12 +32,12 @@ PROGRAM = "/usr/libexec/upcall-request-key"
 SYSTEM_PYTHON = "/usr/bin/python3"
 
 
-def spnego(host: str, uid: int, sec: str = "krb5", user: str | None = None) -> Key:
+def spnego(host: str, uid: int, sec: str = "krb5", user: str | None = None) -> RequestedKey:
     told = {"host": host, "uid": str(uid), "sec": sec, **({} if user is None else {"user": user})}
     return KEY_TYPES["cifs.spnego"].key(told)
 
 
-def dns(name: str, options: str = "") -> Key:
+def dns(name: str, options: str = "") -> RequestedKey:
     return KEY_TYPES["dns_resolver"].key({"name": name, "options": options})
 
 
@@ -177,7 +177,7 @@ def test_addresses_of_hosts() -> None:
 
 
 def test_names() -> None:
-    assert dns("fs.lab.test", "ipv6") == Key(b"dns_resolver", b"fs.lab.test", b"ipv6")
+    assert dns("fs.lab.test", "ipv6") == RequestedKey(b"dns_resolver", b"fs.lab.test", b"ipv6")
     assert dns("afsdb:cell.test", "srv=1").description == b"afsdb:cell.test"
 
 

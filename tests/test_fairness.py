@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from upcall.client import Connection
 from upcall.kernel.local import connect, listen
+from upcall.process.connection import LocalConnection
 from upcall.protocols.ecryptfs.packets import Ask, pack_ask
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import PATIENCE, RunningBroker, in_child, until
@@ -177,7 +177,7 @@ def test_a_client_never_sends_a_request_again_that_may_have_been_taken(tmp_path:
             connection = listener.accept()[0]  # never comes
             os._exit(3)
         os._exit(4)
-    client = Connection(tmp_path / "sock", frozenset({0}))
+    client = LocalConnection(tmp_path / "sock", frozenset({0}))
     with pytest.raises(ConnectionError, match="was closed"):
         client.ask("key", 0, b"x", 5)
     client.close()

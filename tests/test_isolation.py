@@ -23,7 +23,7 @@ from upcall.keymodule import Closable, KeyModule, Public, Watched
 from upcall.testing.contract import KeyModuleContract, Made
 from upcall.testing.gate import Gate
 from upcall.testing.processes import PATIENCE, until
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 from upcall.testing.toy import TOY, make_toy_key
 
 SIGNATURE = "0123456789abcdef"
@@ -42,7 +42,7 @@ class Scene:
         self.log.append(f"{event} {fields}")
 
     def open(self, what: str, secrets: Any = None, signature: str = SIGNATURE) -> Any:
-        return self.module.open(signature, what.encode(), secrets or Told())
+        return self.module.open(signature, what.encode(), secrets or GivenSecrets())
 
     @property
     def pid(self) -> int | None:
@@ -123,7 +123,7 @@ class TestTheContract(KeyModuleContract):
 
 def test_keys_come_back(toy: KeyModule, tmp_path: Path) -> None:
     signature, blob = make_toy_key(tmp_path / "key")
-    handle = toy.open(signature, blob, Told())
+    handle = toy.open(signature, blob, GivenSecrets())
     for size in (1, 16, 67):
         clear = os.urandom(size)
         wrapped = handle.wrap(clear)
@@ -137,30 +137,30 @@ def test_keys_come_back(toy: KeyModule, tmp_path: Path) -> None:
 
 def test_passphrases(toy: KeyModule, tmp_path: Path) -> None:
     signature, blob = make_toy_key(tmp_path / "key", b"right")
-    told = Told(b"right")
+    told = GivenSecrets(b"right")
     assert toy.open(signature, blob, told).wrap(b"x")
     assert told.wiped()
-    wrong = Told(b"wrong")
+    wrong = GivenSecrets(b"wrong")
     with pytest.raises(ModuleFailed, match="the passphrase does not fit") as caught:
         toy.open(signature, blob, wrong)
     assert wrong.wiped()
     assert "right" not in str(caught.value)
     with pytest.raises(Refused, match="locked"):
-        toy.open(signature, blob, Told())
+        toy.open(signature, blob, GivenSecrets())
 
 
 def test_errors_keep_their_kinds(toy: KeyModule, tmp_path: Path) -> None:
     signature, blob = make_toy_key(tmp_path / "key")
     with pytest.raises(ModuleFailed, match=f"is not the key {SIGNATURE}"):
-        toy.open(SIGNATURE, blob, Told())
+        toy.open(SIGNATURE, blob, GivenSecrets())
     for nonsense in (b"", b"\0", b"\xff" * 100, bytes(4096)):
         with pytest.raises(ModuleFailed):
-            toy.open(signature, nonsense, Told())
+            toy.open(signature, nonsense, GivenSecrets())
 
 
 def test_staleness(toy: KeyModule, tmp_path: Path) -> None:
     signature, blob = make_toy_key(tmp_path / "key")
-    handle = toy.open(signature, blob, Told())
+    handle = toy.open(signature, blob, GivenSecrets())
     assert isinstance(handle, Watched)
     assert handle.stale() is False
     (tmp_path / "key").unlink()
@@ -169,7 +169,7 @@ def test_staleness(toy: KeyModule, tmp_path: Path) -> None:
 
 def test_a_hundred_at_once(toy: KeyModule, tmp_path: Path) -> None:
     signature, blob = make_toy_key(tmp_path / "key")
-    handle = toy.open(signature, blob, Told())
+    handle = toy.open(signature, blob, GivenSecrets())
 
     def turn(number: int) -> bool:
         clear = number.to_bytes(4) * 8
@@ -212,12 +212,12 @@ def test_the_last_key_that_is_closed_ends_the_process(scene: Scene, tmp_path: Pa
 
 
 def test_a_pin(scene: Scene) -> None:
-    told = Told(pins={"token": b"1234"})
+    told = GivenSecrets(pins={"token": b"1234"})
     assert scene.open("pin", told).wrap(KEY) == b"1234"
     assert told.wiped()
     assert told.verdicts == [("token", True)]
     assert told.touches == ["token"]
-    assert outcome(lambda: scene.open("pin", Told()).wrap(KEY)) == "locked"
+    assert outcome(lambda: scene.open("pin", GivenSecrets()).wrap(KEY)) == "locked"
     assert outcome(lambda: scene.open("pin_elsewhere", told).wrap(KEY)) == "done"
 
 
@@ -225,7 +225,7 @@ def test_questions_are_answered_in_the_thread_that_asked_and_others_do_not_wait(
     """A person who thinks about a PIN keeps nobody else waiting."""
     asked, leave, threads = threading.Event(), threading.Event(), []
 
-    class Slow(Told):
+    class Slow(GivenSecrets):
         def pin(self, token: str, prompt: str, /) -> bytearray:
             threads.append(threading.get_ident())
             asked.set()
@@ -253,7 +253,7 @@ def test_questions_are_answered_in_the_thread_that_asked_and_others_do_not_wait(
     ],
 )
 def test_a_question_without_an_answer(scene: Scene, error: Exception, said: str) -> None:
-    class Failing(Told):
+    class Failing(GivenSecrets):
         def passphrase(self, source: str, /) -> bytearray:
             assert source == "ask"
             raise error

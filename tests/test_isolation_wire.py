@@ -8,20 +8,20 @@ from hypothesis import strategies as st
 
 from upcall.core.errors import PeerError
 from upcall.wire import isolation as wire
-from upcall.wire.isolation import Message
+from upcall.wire.isolation import ChildMessage
 
 KINDS = sorted(wire.REQUESTS | wire.OUTCOMES | wire.QUESTIONS)
 U16, U32 = st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF)
 GOLDEN = [
-    (Message(wire.OPEN, 1, 7, 0, "ab", b"xyz"), "01 01 0000 01000000 07000000 02000000 6162 78797a"),
-    (Message(wire.ANSWER, 2, 0, 3), "01 10 0300 02000000 00000000 00000000"),
-    (Message(wire.REFUSED, 0xFFFFFFFF, 0, 11, "locked"), "01 11 0b00 ffffffff 00000000 06000000 6c6f636b6564"),
-    (Message(wire.PIN, 3, 0, 0, "t", b"PIN?"), "01 21 0000 03000000 00000000 01000000 74 50494e3f"),
+    (ChildMessage(wire.OPEN, 1, 7, 0, "ab", b"xyz"), "01 01 0000 01000000 07000000 02000000 6162 78797a"),
+    (ChildMessage(wire.ANSWER, 2, 0, 3), "01 10 0300 02000000 00000000 00000000"),
+    (ChildMessage(wire.REFUSED, 0xFFFFFFFF, 0, 11, "locked"), "01 11 0b00 ffffffff 00000000 06000000 6c6f636b6564"),
+    (ChildMessage(wire.PIN, 3, 0, 0, "t", b"PIN?"), "01 21 0000 03000000 00000000 01000000 74 50494e3f"),
 ]
 
 
 @pytest.mark.parametrize(("message", "data"), GOLDEN)
-def test_byte_for_byte(message: Message, data: str) -> None:
+def test_byte_for_byte(message: ChildMessage, data: str) -> None:
     whole = bytes.fromhex(data)
     assert bytes(wire.pack(message)) == whole
     assert wire.take(whole) == message
@@ -34,7 +34,7 @@ def test_byte_for_byte(message: Message, data: str) -> None:
 def test_what_can_be_written_can_be_read(
     kind: int, number: int, handle: int, code: int, text: str, data: bytes
 ) -> None:
-    message = Message(kind, number, handle, code, text, data)
+    message = ChildMessage(kind, number, handle, code, text, data)
     try:
         packed = wire.pack(message)
     except PeerError:
@@ -58,35 +58,35 @@ def test_garbage_is_a_peer_error_or_means_itself(data: bytes) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        Message(99, 1),
-        Message(wire.WRAP, 1, 1, 1),  # no place for a code
-        Message(wire.ANSWER, 1, 1),  # for a handle
-        Message(wire.WRAP, 1, 1, 0, "x"),
-        Message(wire.FAILED, 1, 0, 0, "x", b"x"),
-        Message(wire.FAILED, 1, 0, 0, "x" * (wire.MAX_TEXT + 1)),
-        Message(wire.FAILED, 1, 0, 0, "\ud800"),
-        Message(wire.WRAP, 1, 1, 0, "", bytes(wire.MAX_DATA + 1)),
-        Message(wire.WRAP, 1 << 32),
-        Message(wire.REFUSED, 1, 0, 1 << 16, "x"),
+        ChildMessage(99, 1),
+        ChildMessage(wire.WRAP, 1, 1, 1),  # no place for a code
+        ChildMessage(wire.ANSWER, 1, 1),  # for a handle
+        ChildMessage(wire.WRAP, 1, 1, 0, "x"),
+        ChildMessage(wire.FAILED, 1, 0, 0, "x", b"x"),
+        ChildMessage(wire.FAILED, 1, 0, 0, "x" * (wire.MAX_TEXT + 1)),
+        ChildMessage(wire.FAILED, 1, 0, 0, "\ud800"),
+        ChildMessage(wire.WRAP, 1, 1, 0, "", bytes(wire.MAX_DATA + 1)),
+        ChildMessage(wire.WRAP, 1 << 32),
+        ChildMessage(wire.REFUSED, 1, 0, 1 << 16, "x"),
     ],
 )
-def test_what_the_wire_cannot_say(message: Message) -> None:
+def test_what_the_wire_cannot_say(message: ChildMessage) -> None:
     with pytest.raises(PeerError):
         wire.pack(message)
 
 
 def test_the_longest_of_all() -> None:
-    message = Message(wire.OPEN, 1, 1, 0, "x" * wire.MAX_TEXT, bytes(wire.MAX_DATA))
+    message = ChildMessage(wire.OPEN, 1, 1, 0, "x" * wire.MAX_TEXT, bytes(wire.MAX_DATA))
     packed = wire.pack(message)
     assert len(packed) == wire.MAX_MESSAGE
     assert wire.take(packed) == message
 
 
 def test_no_secret_is_shown() -> None:
-    assert "hunter2" not in repr(Message(wire.ANSWER, 1, 0, 0, "", b"hunter2"))
+    assert "hunter2" not in repr(ChildMessage(wire.ANSWER, 1, 0, 0, "", b"hunter2"))
 
 
 @given(st.text())
 @example("\ud800" + "\u20ac" * wire.MAX_TEXT)
 def test_any_text_can_be_made_to_fit(text: str) -> None:
-    wire.pack(Message(wire.FAILED, 1, 0, 0, wire.fitting(text)))
+    wire.pack(ChildMessage(wire.FAILED, 1, 0, 0, wire.fitting(text)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.escaping import outcome
-from upcall.kernel import landlock, process
+from upcall.kernel import landlock, libc, process
 from upcall.kernel.landlock import EXECUTE, WRITE_FILE, Place, restrict
 from upcall.testing.processes import in_child
 
@@ -138,9 +137,9 @@ def test_abstract_sockets_of_others() -> None:
     [(errno.ENOSYS, "this kernel has none"), (errno.EOPNOTSUPP, "turned off when the machine"), (1, "Op")],
 )
 def test_where_there_is_none(code: int, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none() -> int:
-        ctypes.set_errno(code)
-        return 0
+    def none(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(landlock, "abi", none)
+    monkeypatch.setattr(libc, "syscall", none)
+    assert landlock.abi() == 0
     assert landlock.why_not().startswith(why)

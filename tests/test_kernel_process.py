@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from upcall.kernel import process
+from upcall.kernel import libc, process, procfs
 from upcall.kernel.process import LockedMemory
 from upcall.testing.processes import in_child
 
@@ -89,7 +89,7 @@ def test_a_forked_child_has_none_of_it() -> None:
 def test_harden() -> None:
     def told() -> list[int]:
         process.harden()
-        no_new_privs, dumpable = (int(process._libc.prctl(what, 0, 0, 0, 0)) for what in (39, 3))
+        no_new_privs, dumpable = (libc.call("prctl", what, 0, 0, 0, 0) for what in (39, 3))
         return [*resource.getrlimit(resource.RLIMIT_CORE), no_new_privs, dumpable]
 
     assert in_child(told) == [0, 0, 1, 0]
@@ -118,6 +118,6 @@ def test_a_name_of_a_process_never_makes_its_uid_another(separator: bytes) -> No
 
     def told() -> int | None:
         ctypes.CDLL(None).prctl(15, separator + b"Uid:\t4242\t", 0, 0, 0)
-        return process.real_uid_of(os.getpid())
+        return procfs.real_uid(os.getpid())
 
     assert in_child(told) == os.getuid()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from pathlib import Path
@@ -91,10 +90,10 @@ class Libc:
 
     def syscall(self, *_: object) -> int:
         self.asked.append("descriptor")
-        ctypes.set_errno(errno.EROFS)
-        return -1
+        raise OSError(errno.EROFS, "read-only")
 
-    def quotactl(self, _: object, device: bytes, *__: object) -> int:
+    def call(self, name: str, _: object, device: bytes, *__: object) -> int:
+        assert name == "quotactl"
         self.asked.append(device.decode())
         return 0
 
@@ -102,7 +101,7 @@ class Libc:
 @pytest.mark.skipif(not quotactl._QUOTACTL_FD, reason="quotactl by descriptor has another number here")
 def test_a_read_only_mount_is_asked_by_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
     libc = Libc()
-    monkeypatch.setattr(quotactl, "_libc", libc)
+    monkeypatch.setattr(quotactl, "libc", libc)
     with quotactl.Filesystem("/", "/dev/sda1") as found:
         assert found.get(quotactl.USER, 5001).id == 5001
     assert libc.asked == ["descriptor", "/dev/sda1"]

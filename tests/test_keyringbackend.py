@@ -68,7 +68,7 @@ def made(**properties: object) -> KernelKeyring:
     return backend
 
 
-def key_of(backend: KernelKeyring) -> kernel.Key:
+def key_of(backend: KernelKeyring) -> kernel.KeyDescription:
     """The only one that it holds."""
     held = backend._held()
     assert held is not None

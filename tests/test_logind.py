@@ -17,7 +17,7 @@ import pytest
 from jeepney import DBusAddress, HeaderFields, new_signal
 
 from tests.played_logind import MANAGER, MISSING, PATH, SESSION, Logind, SystemBus, system_bus
-from upcall.install.logind import CAUSES, MAX_WORD, NO_LOGIND
+from upcall.process.logind import CAUSES, MAX_WORD, NO_LOGIND
 from upcall.testing.processes import PATIENCE, until
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING or "-")
@@ -44,7 +44,7 @@ class Listener:
     def __init__(self, address: str, causes: Sequence[str] = CAUSES) -> None:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "upcall.install.logind", str(UID), *causes],
+            [sys.executable, "-P", "-m", "upcall.process.logind", str(UID), *causes],
             stdin=theirs.fileno(),
             env={**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": address},
         )
@@ -265,7 +265,7 @@ def test_it_ends_with_the_daemon(bus: SystemBus, logind: Logind) -> None:
         assert listener.process.wait(PATIENCE) == 0
     program = (
         "import subprocess, sys;"
-        "child = subprocess.Popen([sys.executable, '-m', 'upcall.install.logind', '1', 'suspend']);"
+        "child = subprocess.Popen([sys.executable, '-m', 'upcall.process.logind', '1', 'suspend']);"
         "print(child.pid, flush=True); sys.stdin.read()"
     )
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -17,7 +17,7 @@ from upcall.kernel import seccomp
 from upcall.kernel.process import harden
 from upcall.observe.doctor import daemon as checks
 from upcall.observe.doctor.findings import Finding
-from upcall.observe.doctor.system import Said, Scene
+from upcall.observe.doctor.system import Scene, StatusAnswer
 from upcall.process import machine
 from upcall.process.hardening import of_daemon
 from upcall.protocols.request_key.explain.child import explained_as
@@ -144,7 +144,7 @@ def findings(root: Path, told: int, *registered: int) -> list[Finding]:
     scene = Scene(machine=root)
     scene.uid = 0
     daemons = [{"uid": uid, "pid": uid + 7} for uid in registered]
-    scene.__dict__["broker"] = Said(1, 0, {"broker": {"uid": 0, "machine": told}, "daemons": daemons})
+    scene.__dict__["broker"] = StatusAnswer(1, 0, {"broker": {"uid": 0, "machine": told}, "daemons": daemons})
     return list(checks.machines(scene))
 
 

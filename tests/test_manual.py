@@ -45,7 +45,7 @@ everywhere = pytest.mark.parametrize("path", TREE)
 def source(path: str) -> str:
     """Of the page, as it reads: without fonts and escapes."""
     ctx, _ = TREE[path]
-    return plain(written()[f"man{section(ctx)}/{page_name(ctx)}.{section(ctx)}"])
+    return plain(written(main)[f"man{section(ctx)}/{page_name(ctx)}.{section(ctx)}"])
 
 
 def plain(text: str) -> str:
@@ -130,15 +130,15 @@ def test_whatever_shows_something_shows_it_to_programs(path: str) -> None:
 
 
 def test_pages_are_where_the_field_looks_for_them() -> None:
-    names = written().keys()
+    names = written(main).keys()
     assert {"man1/upcall.1", "man1/upcall-key-generate.1", "man8/upcall-broker.8", "man8/upcall-setup.8"} <= names
     assert {"man5/upcall-config.5", "man5/upcall-key.5", "man8/upcall-request-key.8"} <= names
-    assert len(names) == len(pages()) == len(TREE) + len(files.pages())
+    assert len(names) == len(pages(main)) == len(TREE) + len(files.pages())
 
 
 def test_what_a_page_refers_to_is_there() -> None:
-    known = {f"{page.name}({page.section})" for page in pages()}
-    for file, text in written().items():
+    known = {f"{page.name}({page.section})" for page in pages(main)}
+    for file, text in written(main).items():
         for name in re.findall(r"\bupcall[\w.-]*\(\d\)", plain(text)):
             assert name in known, f"{file}: {name}"
 
@@ -198,7 +198,7 @@ def test_variables_that_are_read_are_told() -> None:
 
 
 def test_every_key_of_the_configuration_is_in_section_5() -> None:
-    text = plain(written()["man5/upcall-config.5"])
+    text = plain(written(main)["man5/upcall-config.5"])
     for table in TABLES:
         section = text.partition(f"\n.SH [{table.name.replace(ANY, 'NAME')}]\n")[2].partition("\n.SH ")[0]
         assert section, table.name
@@ -276,11 +276,11 @@ def test_nasty_text_comes_out_as_it_went_in() -> None:
 
 def test_pages_are_the_same_every_time_and_dated_by_packagers_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
-    before = written()
-    assert before == written()
+    before = written(main)
+    assert before == written(main)
     assert '.TH UPCALL 1 "" ' in before["man1/upcall.1"]
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1760000000")
-    assert written() == before  # what `upcall setup` compares with
+    assert written(main) == before  # what `upcall setup` compares with
     assert '.TH UPCALL 1 "2025-10-09" ' in CliRunner().invoke(main, ["manual"]).output
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "nonsense")
     assert CliRunner().invoke(main, ["manual"]).output == before["man1/upcall.1"]
@@ -299,7 +299,7 @@ def test_man_takes_every_page_without_a_word(checker: str, tmp_path: Path, monke
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1760000000")  # mandoc wants a date
     assert CliRunner().invoke(main, ["manual", "--output", str(tmp_path)]).exit_code == 0
     made = sorted(str(path) for path in tmp_path.rglob("*.[158]"))
-    assert len(made) == len(pages())
+    assert len(made) == len(pages(main))
     done = subprocess.run([*CHECKERS[checker], *made], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("", "")
 
@@ -330,10 +330,11 @@ def test_a_page_that_is_not_there() -> None:
 def test_a_list_of_pages() -> None:
     listed = CliRunner().invoke(main, ["manual", "--list"]).output.splitlines()
     assert (
-        len(listed) == len(pages()) and "upcall-setup(8) - set up this machine's services, or take them away" in listed
+        len(listed) == len(pages(main))
+        and "upcall-setup(8) - set up this machine's services, or take them away" in listed
     )
 
 
 def test_the_version_in_a_page_is_the_packages() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert f'"upcall {version}"' in written()["man1/upcall.1"]
+    assert f'"upcall {version}"' in written(main)["man1/upcall.1"]

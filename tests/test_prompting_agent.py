@@ -14,7 +14,19 @@ from upcall.daemon.prompting.agent import REPLACED, Agent
 from upcall.daemon.prompting.question import MAX_PIN, Cancelled, Question, Turn, Unanswered, Unavailable
 from upcall.process.log import EventLog
 from upcall.testing.processes import PATIENCE
-from upcall.wire.isolation import ANSWER, CLOSE, FAILED, MAX_MESSAGE, OPEN, PIN, REFUSED, TOUCH, Message, pack, take
+from upcall.wire.isolation import (
+    ANSWER,
+    CLOSE,
+    FAILED,
+    MAX_MESSAGE,
+    OPEN,
+    PIN,
+    REFUSED,
+    TOUCH,
+    ChildMessage,
+    pack,
+    take,
+)
 
 QUESTION = Question("PIN of the card", ("Token: card",))
 
@@ -46,7 +58,7 @@ def scene() -> Iterator[Scene]:
     made.turn.close()
 
 
-def heard(connection: socket.socket) -> Message:
+def heard(connection: socket.socket) -> ChildMessage:
     return take(connection.recv(MAX_MESSAGE))
 
 
@@ -55,8 +67,8 @@ def test_a_pin(scene: Scene) -> None:
     answer = scene.ask()
     asked = heard(terminal)
     assert (asked.kind, asked.data) == (PIN, b"PIN of the card\nToken: card")
-    terminal.send(pack(Message(ANSWER, asked.id + 7, data=b"old")))  # to a question of a while ago
-    terminal.send(pack(Message(ANSWER, asked.id, data=b"1234")))
+    terminal.send(pack(ChildMessage(ANSWER, asked.id + 7, data=b"old")))  # to a question of a while ago
+    terminal.send(pack(ChildMessage(ANSWER, asked.id, data=b"1234")))
     assert answer.result(PATIENCE) == b"1234"
     assert scene.agent.available()
 
@@ -64,13 +76,13 @@ def test_a_pin(scene: Scene) -> None:
 @pytest.mark.parametrize(
     ("said", "error"),
     [
-        (lambda n: Message(REFUSED, n, text="locked"), Cancelled),
-        (lambda n: Message(ANSWER, n), Cancelled),
-        (lambda n: Message(FAILED, n, text="in the\nbackground"), Unavailable),
-        (lambda n: Message(ANSWER, n, data=b"7" * (MAX_PIN + 1)), Unavailable),
+        (lambda n: ChildMessage(REFUSED, n, text="locked"), Cancelled),
+        (lambda n: ChildMessage(ANSWER, n), Cancelled),
+        (lambda n: ChildMessage(FAILED, n, text="in the\nbackground"), Unavailable),
+        (lambda n: ChildMessage(ANSWER, n, data=b"7" * (MAX_PIN + 1)), Unavailable),
     ],
 )
-def test_no_pin(scene: Scene, said: Callable[[int], Message], error: type[UpcallError]) -> None:
+def test_no_pin(scene: Scene, said: Callable[[int], ChildMessage], error: type[UpcallError]) -> None:
     terminal = scene.attach()
     answer = scene.ask()
     terminal.send(pack(said(heard(terminal).id)))
@@ -86,9 +98,9 @@ def test_no_pin(scene: Scene, said: Callable[[int], Message], error: type[Upcall
         b"",
         b"x",
         bytes(100),
-        bytes(pack(Message(OPEN, 1))),
-        bytes(pack(Message(CLOSE, 1))),
-        bytes(pack(Message(ANSWER, 1, data=b"7" * 5000))),
+        bytes(pack(ChildMessage(OPEN, 1))),
+        bytes(pack(ChildMessage(CLOSE, 1))),
+        bytes(pack(ChildMessage(ANSWER, 1, data=b"7" * 5000))),
         b"many",
     ],
 )
@@ -99,7 +111,7 @@ def test_one_that_talks_nonsense(scene: Scene, said: bytes) -> None:
     heard(terminal)
     if said == b"many":
         for _ in range(16):
-            terminal.send(pack(Message(ANSWER, 999, data=b"1234")))
+            terminal.send(pack(ChildMessage(ANSWER, 999, data=b"1234")))
     elif said:
         terminal.send(said)
     else:
@@ -117,7 +129,7 @@ def test_an_older_one_hands_over(scene: Scene) -> None:
     assert heard(older).text == REPLACED
     assert older.recv(100) == b""
     asked = heard(newer)
-    newer.send(pack(Message(ANSWER, asked.id, data=b"1234")))
+    newer.send(pack(ChildMessage(ANSWER, asked.id, data=b"1234")))
     assert answer.result(PATIENCE) == b"1234"
 
 
@@ -146,7 +158,7 @@ def test_a_question_in_time(scene: Scene) -> None:
         scene.agent.ask(QUESTION, short)
     short.close()
     asked = heard(terminal)
-    assert heard(terminal) == Message(CLOSE, asked.id, data=bytearray())
+    assert heard(terminal) == ChildMessage(CLOSE, asked.id, data=bytearray())
 
 
 def test_a_notice(scene: Scene) -> None:

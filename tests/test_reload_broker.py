@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -242,6 +243,86 @@ def test_asked_while_it_runs_it_runs_once_more() -> None:
     assert started.acquire(timeout=PATIENCE)
     go_on.release()
     until(lambda: len(steps) == 3, "and once more")
+
+
+def test_two_reloads_never_run_at_once() -> None:
+    """One is asked for in the moment in which the last one has found that no other is wanted, and not yet ended."""
+    ended, asked, go_on = threading.Event(), threading.Event(), threading.Event()
+    running, most = Counter[str](), [0]
+
+    class SlowToEnd:
+        """The lock; the first reload is held up where it has let go of it."""
+
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+
+        def __enter__(self) -> None:
+            self._lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self._lock.release()
+            if threading.current_thread().name == "reload" and not ended.is_set():
+                ended.set()
+                assert asked.wait(PATIENCE)
+
+    def work() -> None:
+        running["now"] += 1
+        most[0] = max(most[0], running["now"])
+        if ended.is_set():
+            assert go_on.wait(PATIENCE)
+        running["now"] -= 1
+
+    reloading = Reloading(work)
+    reloading._lock = SlowToEnd()  # type: ignore[assignment]
+    reloading.ask()
+    (first,) = [thread for thread in threading.enumerate() if thread.name == "reload"]
+    assert ended.wait(PATIENCE)
+    reloading.ask()
+    until(lambda: running["now"] == 1, "the second has begun")
+    asked.set()
+    until(lambda: not first.is_alive() or most[0] == 2, "the first has ended, or begun anew")
+    go_on.set()
+    until(lambda: running["now"] == 0, "all have ended")
+    assert most == [1]
+
+
+def test_an_unexpected_error_does_not_stop_later_reloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[type[BaseException]] = []
+    monkeypatch.setattr(threading, "excepthook", lambda found: errors.append(found.exc_type))
+    started, go_on, done = threading.Semaphore(0), threading.Semaphore(0), threading.Semaphore(0)
+    outcomes = iter([ZeroDivisionError, None, None])
+
+    def work() -> None:
+        started.release()
+        assert go_on.acquire(timeout=PATIENCE)
+        if error := next(outcomes):
+            raise error
+        done.release()
+
+    reloading = Reloading(work)
+    reloading.ask()
+    assert started.acquire(timeout=PATIENCE)
+    reloading.ask()  # while the one that fails is at work
+    go_on.release(3)
+    assert done.acquire(timeout=PATIENCE), "the one asked for meanwhile"
+    reloading.ask()
+    assert done.acquire(timeout=PATIENCE), "and a later one"
+    assert errors == [ZeroDivisionError]
+
+
+def test_a_thread_that_cannot_be_had_does_not_stop_later_reloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    reloading = Reloading(done.set)
+
+    def none(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none)
+        with pytest.raises(RuntimeError):
+            reloading.ask()
+    reloading.ask()
+    assert done.wait(PATIENCE)
 
 
 def test_the_configuration_of_a_broker(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import upcall.cli.requestkey
 from upcall.cli import main
 from upcall.config import ConfigError
 from upcall.process.trust import distrust
-from upcall.protocols.request_key.conf import BadLine, Key, choose
+from upcall.protocols.request_key.conf import BadLine, RequestedKey, choose
 from upcall.protocols.request_key.install.key_makers import standing, standing_of_type
 from upcall.protocols.request_key.install.lines import Plan, check_winning, install, missing, others, plan, uninstall
 from upcall.protocols.request_key.install.our_file import COPY, FILE, Ours, is_ours, render, take
@@ -105,7 +105,7 @@ def test_one_type_leaves_the_other_alone(system: System) -> None:
 
 
 def test_a_type_with_several_patterns_has_a_line_for_each(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = (Key(b"dns_resolver", b"a:x.invalid"), Key(b"dns_resolver", b"afsdb:x.invalid"))
+    keys = (RequestedKey(b"dns_resolver", b"a:x.invalid"), RequestedKey(b"dns_resolver", b"afsdb:x.invalid"))
     several = KEY_TYPES["dns_resolver"]._replace(patterns=(b"a:*", b"afsdb:*"), typical=keys)
     monkeypatch.setitem(KEY_TYPES, "dns_resolver", several)
     ours = Ours(("dns_resolver",), (PROGRAM,))
@@ -113,7 +113,7 @@ def test_a_type_with_several_patterns_has_a_line_for_each(system: System, monkey
     write(system, CIFS_FILE, b"create dns_resolver * * /sbin/key.dns_resolver %k\n")  # as wild as can be: it loses
     install(system, planned(system, "dns_resolver"))
     assert [standing(system, key).ours for key in keys] == [True, True]
-    assert not standing(system, Key(b"dns_resolver", b"x.invalid")).ours
+    assert not standing(system, RequestedKey(b"dns_resolver", b"x.invalid")).ours
     assert others(system, ["dns_resolver"])[0][2] is False
     write(system, LAST, b"create dns_resolver afsdb:old.* * /x %k\n")
     assert any(keeps for _, _, keeps in others(system, ["dns_resolver"]))
@@ -434,7 +434,7 @@ REQUEST_KEY = shutil.which("request-key", path="/sbin:/usr/sbin")
 @pytest.mark.skipif(REQUEST_KEY is None, reason="needs keyutils")
 @pytest.mark.parametrize("name", BOTH)
 def test_the_real_one_runs_our_program(system: System, name: str) -> None:
-    def run(key: Key) -> str:
+    def run(key: RequestedKey) -> str:
         """The command that request-key would run."""
         describe = f"{name};0;0;39010000;{key.description.decode()}"
         words = [str(REQUEST_KEY), "-l", "-d", "-n", "-v", "-D", describe, "create", "77", *"00000", ""]

@@ -106,13 +106,13 @@ def test_it_is_linked_statically(program: Path) -> None:
 
 def test_setup_of_pam_is_refused_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from upcall.config import ConfigError
-    from upcall.install.services import Plan, check
+    from upcall.install.services import SetupPlan, check
     from upcall.install.wanted import PAM
     from upcall.protocols.request_key.install.system import System
 
     monkeypatch.setattr(forwarder, "SESSION", tmp_path / "upcall-session")
     with pytest.raises(ConfigError, match="was not compiled"):
-        check(System(), Plan(PAM))
+        check(System(), SetupPlan(PAM))
 
 
 def test_setup_ignores_the_callers_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

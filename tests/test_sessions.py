@@ -14,8 +14,8 @@ import pytest
 
 from upcall.core.errors import UsageError
 from upcall.install.sessions import starting
-from upcall.install.sessions.__main__ import Asked, take
-from upcall.install.sessions.records import Process, Record, Records, process
+from upcall.install.sessions.__main__ import SessionEvent, take
+from upcall.install.sessions.records import Records, SessionProcess, SessionRecord, process
 from upcall.testing.gate import Gate
 from upcall.testing.processes import until
 
@@ -43,7 +43,7 @@ def records(folder: Path) -> Records:
     return Records(folder / "sessions")
 
 
-def of(started: subprocess.Popen[bytes]) -> Process:
+def of(started: subprocess.Popen[bytes]) -> SessionProcess:
     found = process(started.pid)
     assert found is not None
     return found
@@ -67,10 +67,10 @@ def test_two_sessions_share_a_daemon_and_the_last_ends_it(records: Records, star
         records.opened(UID, of(second), never)
         records.closed(UID, of(first))
         assert daemon.poll() is None
-        assert records.read(UID) == Record(of(daemon), (of(second),))
+        assert records.read(UID) == SessionRecord(of(daemon), (of(second),))
         records.closed(UID, of(second))
         assert terminated(daemon)
-        assert records.read(UID) == Record()
+        assert records.read(UID) == SessionRecord()
 
 
 def test_one_program_with_two_sessions(records: Records, start: Start) -> None:
@@ -92,11 +92,11 @@ def test_who_asks_twice_for_a_daemon_counts_once(records: Records, start: Start)
         records.opened(UID, of(broker), never, once=True)
         records.opened(UID, of(who), never)
         records.closed(UID, of(who))
-        assert records.read(UID) == Record(of(daemon), (of(broker),))
+        assert records.read(UID) == SessionRecord(of(daemon), (of(broker),))
         daemon.kill()
         until(lambda: process(daemon.pid) is None, "the daemon's end")
         records.opened(UID, of(broker), lambda: next_one.pid, once=True)
-        assert records.read(UID) == Record(of(next_one), (of(broker),))
+        assert records.read(UID) == SessionRecord(of(next_one), (of(broker),))
         broker.kill()
         broker.wait()
         records.sweep()
@@ -150,9 +150,9 @@ def test_a_pid_that_is_somebody_elses_by_now_is_left_alone(records: Records, sta
     with records.held():
         written = f"daemon {bystander.pid} 1\nsession {bystander.pid} 1\n"
         (folder / "sessions" / str(UID)).write_text(written)
-        assert records.read(UID) == Record()
+        assert records.read(UID) == SessionRecord()
         records.sweep()
-        Process(bystander.pid, 1).end()
+        SessionProcess(bystander.pid, 1).end()
     assert bystander.poll() is None
     assert not (folder / "sessions" / str(UID)).exists()
 
@@ -175,7 +175,7 @@ def test_a_daemon_that_cannot_be_started_does_not_uncount_the_session(records: R
     with records.held():
         with pytest.raises(OSError, match="no memory"):
             records.opened(UID, of(who), fails)
-        assert records.read(UID) == Record(None, (of(who),))
+        assert records.read(UID) == SessionRecord(None, (of(who),))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_broken_file_counts_for_nothing(records: Records, start: Start, folder
     with records.held():
         (folder / "sessions" / str(UID)).write_bytes(data)
         records.opened(UID, of(who), lambda: daemon.pid)
-        assert records.read(UID) == Record(of(daemon), (of(who),))
+        assert records.read(UID) == SessionRecord(of(daemon), (of(who),))
 
 
 def test_whoever_was_killed_with_the_lock_holds_up_nobody(records: Records, folder: Path, start: Start) -> None:
@@ -227,14 +227,14 @@ PAM = {"PAM_TYPE": "open_session", "PAM_USER": "alice", "PAM_SERVICE": "login"}
 
 
 def test_what_pam_says() -> None:
-    assert take(["open"], PAM) == Asked("open", "alice", "login")
-    assert take(["close"], {**PAM, "PAM_TYPE": "close_session"}) == Asked("close", "alice", "login")
-    assert take(["open"], {**PAM, "PAM_SERVICE": "sshd"}) == Asked("open", "alice", "sshd")
+    assert take(["open"], PAM) == SessionEvent("open", "alice", "login")
+    assert take(["close"], {**PAM, "PAM_TYPE": "close_session"}) == SessionEvent("close", "alice", "login")
+    assert take(["open"], {**PAM, "PAM_SERVICE": "sshd"}) == SessionEvent("open", "alice", "sshd")
 
 
 def test_jobs_at_night_are_no_logins_unless_they_are_to_be() -> None:
     assert take(["open"], {**PAM, "PAM_SERVICE": "cron"}) is None
-    assert take(["open", "also=cron"], {**PAM, "PAM_SERVICE": "cron"}) == Asked("open", "alice", "cron")
+    assert take(["open", "also=cron"], {**PAM, "PAM_SERVICE": "cron"}) == SessionEvent("open", "alice", "cron")
     assert take(["open", "also=cron"], {**PAM, "PAM_SERVICE": "atd"}) is None
 
 

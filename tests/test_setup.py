@@ -16,14 +16,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from upcall.cli import completion, main
+from upcall.cli import main
 from upcall.config import ConfigError
 from upcall.daemon.__main__ import REPLACED
-from upcall.install import manifest, wanted
+from upcall.install import completion, manifest, wanted
 from upcall.install import services as installing
 from upcall.install.manifest import FILE, Manifest
-from upcall.install.services import OrderFailed, Plan, install, kind_of, missing, undo
-from upcall.install.wanted import KINDS, MAN, PAM, SYSTEMD, Orders, content
+from upcall.install.manual.written import written
+from upcall.install.services import OrderFailed, SetupPlan, install, kind_of, missing, undo
+from upcall.install.wanted import KINDS, MAN, PAM, SYSTEMD, Orders, ServiceManager, content
 from upcall.protocols.request_key import forwarder
 from upcall.protocols.request_key.install.lines import replace
 from upcall.protocols.request_key.install.our_file import FILE as REQUEST_KEY_FILE
@@ -39,12 +40,17 @@ def system(folder: Path) -> System:
     return System(folder.parent)
 
 
+def plan_of(kind: ServiceManager, python: str) -> SetupPlan:
+    """As `upcall setup` makes it."""
+    return SetupPlan(kind, python, manual=written(main))
+
+
 @pytest.fixture
-def silent(monkeypatch: pytest.MonkeyPatch) -> Plan:
+def silent(monkeypatch: pytest.MonkeyPatch) -> SetupPlan:
     """A plan whose service manager need not be told."""
     kind = SYSTEMD._replace(image=Orders())
     monkeypatch.setitem(wanted.KINDS, "systemd", kind)
-    return Plan(kind, PYTHON)
+    return plan_of(kind, PYTHON)
 
 
 # Where systemd-sysusers writes: a user stays when what made it goes, for files may belong to it.
@@ -75,7 +81,7 @@ def put(system: System, path: str, data: str) -> Path:
 @pytest.mark.parametrize("name", ["pam", pytest.param("systemd", marks=systemctl)])
 def test_set_up_twice_and_undone_all_is_as_before(system: System, name: str) -> None:
     put(system, "/etc/passwd", "root:x:0:0::/root:/bin/sh\n")
-    before, plan = everything(system), Plan(KINDS[name], PYTHON)
+    before, plan = everything(system), plan_of(KINDS[name], PYTHON)
     said = install(system, plan)
     alone = [*plan.kind.files, *completion.FILES.values()]
     assert [line for line in said if line.endswith(": written")] == [f"{path}: written" for path in alone]
@@ -96,7 +102,7 @@ def test_set_up_twice_and_undone_all_is_as_before(system: System, name: str) -> 
 
 @systemctl
 def test_the_units_are_enabled(system: System) -> None:
-    install(system, Plan(SYSTEMD, PYTHON))
+    install(system, plan_of(SYSTEMD, PYTHON))
     for wants in (
         "system/multi-user.target.wants/upcall-broker.service",
         "user/default.target.wants/upcall-daemon.service",
@@ -107,14 +113,14 @@ def test_the_units_are_enabled(system: System) -> None:
 @systemctl
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make users, in an image, too")
 def test_the_machines_daemon_has_a_user_who_may_write_to_terminals(system: System) -> None:
-    install(system, Plan(SYSTEMD, PYTHON))
+    install(system, plan_of(SYSTEMD, PYTHON))
     (user,) = [line.split(":") for line in system.at("/etc/passwd").read_text().splitlines() if "upcall" in line]
     assert user[0] == "upcall" and 0 < int(user[2]) < 1000 and user[6].endswith("nologin")
     groups = [line.split(":") for line in system.at("/etc/group").read_text().splitlines()]
     assert [line[3] for line in groups if line[0] == "tty"] == ["upcall"]
 
 
-def test_a_person_of_that_name_is_not_made_the_machines_daemon(system: System, silent: Plan) -> None:
+def test_a_person_of_that_name_is_not_made_the_machines_daemon(system: System, silent: SetupPlan) -> None:
     put(system, "/etc/passwd", "upcall:x:1000:1000::/home/upcall:/bin/sh\n")
     with pytest.raises(ConfigError, match="is a person's account"):
         install(system, silent)
@@ -128,10 +134,10 @@ def test_a_user_that_is_gone_is_found_missing_and_made_again(monkeypatch: pytest
     monkeypatch.setattr(pwd, "getpwnam", nobody)
     monkeypatch.setattr(installing, "check", lambda system, plan: None)
     monkeypatch.setattr(installing, "wanted", lambda kind, python: {})
-    assert "user upcall: is not there" in missing(System(), Plan(SYSTEMD, PYTHON))
+    assert "user upcall: is not there" in missing(System(), plan_of(SYSTEMD, PYTHON))
 
 
-def test_an_umask_changes_nothing(system: System, silent: Plan) -> None:
+def test_an_umask_changes_nothing(system: System, silent: SetupPlan) -> None:
     before = os.umask(0o077)
     try:
         install(system, silent)
@@ -141,7 +147,7 @@ def test_an_umask_changes_nothing(system: System, silent: Plan) -> None:
     assert stat.S_IMODE(system.at(BROKER).parent.stat().st_mode) == 0o755
 
 
-def test_another_interpreter_and_a_lost_file_are_put_right(system: System, silent: Plan) -> None:
+def test_another_interpreter_and_a_lost_file_are_put_right(system: System, silent: SetupPlan) -> None:
     install(system, silent)
     system.at(BROKER).unlink()
     assert missing(system, silent) == [f"{BROKER}: is not there"]
@@ -154,7 +160,7 @@ def test_another_interpreter_and_a_lost_file_are_put_right(system: System, silen
     assert not system.at("/etc").exists()
 
 
-def test_folders_of_others_stay(system: System, silent: Plan) -> None:
+def test_folders_of_others_stay(system: System, silent: SetupPlan) -> None:
     install(system, silent)
     other = put(system, "/etc/systemd/system/other.service", "")
     undo(system)
@@ -166,7 +172,7 @@ def test_folders_of_others_stay(system: System, silent: Plan) -> None:
 PAGE = f"{MAN}/man1/upcall-status.1"
 
 
-def test_man_and_the_shells_find_them(system: System, silent: Plan) -> None:
+def test_man_and_the_shells_find_them(system: System, silent: SetupPlan) -> None:
     install(system, silent)
     assert system.at(PAGE).read_text().startswith(".TH UPCALL")
     assert "bash_complete" in system.at("/usr/local/share/bash-completion/completions/upcall").read_text()
@@ -176,7 +182,7 @@ def test_man_and_the_shells_find_them(system: System, silent: Plan) -> None:
 
 def test_a_page_of_an_older_version_is_brought_up_to_date_and_nothing_is_started_again(system: System) -> None:
     kind = SYSTEMD._replace(image=Orders())
-    install(system, Plan(kind, PYTHON))
+    install(system, plan_of(kind, PYTHON))
     older = b".TH OLDER 1\n"
     state = manifest.read(system.at(FILE))
     system.at(PAGE).write_bytes(older)
@@ -184,7 +190,7 @@ def test_a_page_of_an_older_version_is_brought_up_to_date_and_nothing_is_started
     system.at(gone).write_bytes(older)
     known = {**state.files, PAGE: manifest.digest(older), gone: manifest.digest(older)}
     system.at(FILE).write_bytes(manifest.shown(state._replace(files=known)))
-    plan = Plan(kind._replace(image=Orders(on=(("false",),))), PYTHON)
+    plan = plan_of(kind._replace(image=Orders(on=(("false",),))), PYTHON)
     folder = f"{MAN}/man1"
     assert missing(system, plan) == [
         f"{folder}: says something else: upcall-status.1",
@@ -194,7 +200,7 @@ def test_a_page_of_an_older_version_is_brought_up_to_date_and_nothing_is_started
     assert missing(system, plan) == [] and not system.at(gone).exists()
 
 
-def test_a_page_of_somebody_else_is_left(system: System, silent: Plan) -> None:
+def test_a_page_of_somebody_else_is_left(system: System, silent: SetupPlan) -> None:
     put(system, PAGE, "mine")
     with pytest.raises(FileExistsError, match="not made by upcall"):
         install(system, silent)
@@ -205,7 +211,7 @@ def test_a_page_of_somebody_else_is_left(system: System, silent: Plan) -> None:
     assert [path.name for path in system.at("/usr").rglob("*") if path.is_file()] == ["upcall-status.1"]
 
 
-def test_undo_needs_no_command(system: System, silent: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undo_needs_no_command(system: System, silent: SetupPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is broken in what is installed, it can be taken away."""
     install(system, silent)
     monkeypatch.setattr(installing, "wanted", None)
@@ -216,7 +222,7 @@ def test_undo_needs_no_command(system: System, silent: Plan, monkeypatch: pytest
 # --- what is not ours ----------------------------------------------------------------------------------------------
 
 
-def test_a_file_of_somebody_else_is_left_and_nothing_is_done(system: System, silent: Plan) -> None:
+def test_a_file_of_somebody_else_is_left_and_nothing_is_done(system: System, silent: SetupPlan) -> None:
     put(system, BROKER, "[Service]\nExecStart=/bin/other\n")
     before = everything(system)
     with pytest.raises(FileExistsError, match="not made by upcall") as caught:
@@ -225,7 +231,7 @@ def test_a_file_of_somebody_else_is_left_and_nothing_is_done(system: System, sil
     assert everything(system) == before
 
 
-def test_an_edited_file_is_not_overwritten_and_not_removed(system: System, silent: Plan) -> None:
+def test_an_edited_file_is_not_overwritten_and_not_removed(system: System, silent: SetupPlan) -> None:
     install(system, silent)
     put(system, BROKER, "[Service]\nExecStart=/bin/mine\n")
     with pytest.raises(FileExistsError, match="edited"):
@@ -235,7 +241,7 @@ def test_an_edited_file_is_not_overwritten_and_not_removed(system: System, silen
     assert not system.at(FILE).exists()
 
 
-def test_a_symbolic_link_is_not_followed(system: System, silent: Plan) -> None:
+def test_a_symbolic_link_is_not_followed(system: System, silent: SetupPlan) -> None:
     target = put(system, "/etc/precious", "x")
     system.at(BROKER).parent.mkdir(parents=True)
     system.at(BROKER).symlink_to(target)
@@ -245,7 +251,7 @@ def test_a_symbolic_link_is_not_followed(system: System, silent: Plan) -> None:
 
 
 @pytest.mark.parametrize("data", ["", "{}", "[]", '{"kind": "pam"}', "nonsense"])
-def test_a_broken_manifest_stops_everything(system: System, silent: Plan, data: str) -> None:
+def test_a_broken_manifest_stops_everything(system: System, silent: SetupPlan, data: str) -> None:
     put(system, FILE, data)
     with pytest.raises(ConfigError, match=re.escape(FILE)):
         install(system, silent)
@@ -261,12 +267,12 @@ def test_a_manifest_that_names_what_we_would_not_write(system: System, path: str
         undo(system)
 
 
-def test_another_manager_comes_after_undo(system: System, silent: Plan) -> None:
+def test_another_manager_comes_after_undo(system: System, silent: SetupPlan) -> None:
     install(system, silent)
     with pytest.raises(ConfigError, match=r"--undo. comes first"):
-        install(system, Plan(PAM, PYTHON))
+        install(system, plan_of(PAM, PYTHON))
     undo(system)
-    install(system, Plan(PAM, PYTHON))
+    install(system, plan_of(PAM, PYTHON))
 
 
 # --- what root would run -------------------------------------------------------------------------------------------
@@ -275,7 +281,7 @@ def test_another_manager_comes_after_undo(system: System, silent: Plan) -> None:
 @pytest.mark.parametrize("python", ["/home/alice/venv/bin/python", "/tmp/venv/bin/python", "/opt/my venv/bin/python"])
 def test_an_interpreter_that_services_cannot_rely_on(system: System, python: str) -> None:
     with pytest.raises(ConfigError, match=r"elsewhere|spaces"):
-        install(system, Plan(PAM, python))
+        install(system, plan_of(PAM, python))
     assert not system.at("/etc").exists()
 
 
@@ -283,14 +289,14 @@ def test_an_interpreter_that_others_can_change(system: System) -> None:
     program = put(system, "/opt/python3", "")
     program.chmod(0o777)
     with pytest.raises(ConfigError, match="root would run it"):
-        install(system, Plan(PAM, "/opt/python3"))
+        install(system, plan_of(PAM, "/opt/python3"))
 
 
 def test_an_interpreter_that_users_cannot_come_to(system: System) -> None:
     put(system, "/opt/closed/bin/python3", "").chmod(0o755)
     system.at("/opt/closed").chmod(0o750)
     with pytest.raises(ConfigError, match="is closed to them"):
-        install(system, Plan(PAM, "/opt/closed/bin/python3"))
+        install(system, plan_of(PAM, "/opt/closed/bin/python3"))
 
 
 # --- when the service manager fails --------------------------------------------------------------------------------
@@ -309,15 +315,15 @@ def test_an_order_that_fails_can_be_repeated_and_undone(
     kind = SYSTEMD._replace(image=Orders(on=(order,), off=(order,)))
     monkeypatch.setitem(wanted.KINDS, "systemd", kind)
     with pytest.raises(OrderFailed, match=why):
-        install(system, Plan(kind, PYTHON))
-    assert missing(system, Plan(kind, PYTHON)) == ["systemd: does not know of it"]
+        install(system, plan_of(kind, PYTHON))
+    assert missing(system, plan_of(kind, PYTHON)) == ["systemd: does not know of it"]
     mended = kind._replace(image=Orders(on=(("true",),)))
-    assert install(system, Plan(mended, PYTHON)) == ["true"]
+    assert install(system, plan_of(mended, PYTHON)) == ["true"]
     assert any(why in line for line in undo(system))
     assert not system.at("/etc").exists()
 
 
-def test_interrupted_between_two_files(system: System, silent: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_between_two_files(system: System, silent: SetupPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was written is known, and can be undone."""
     really = replace
 
@@ -343,7 +349,7 @@ def forwarding(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forwarder, "command", lambda: ["/usr/lib/upcall/upcall-request-key"])
 
 
-def test_request_keys_lines_come_and_go(system: System, silent: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_keys_lines_come_and_go(system: System, silent: SetupPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     forwarding(system, monkeypatch)
     before = everything(system)
     assert f"{REQUEST_KEY_FILE}: written" in install(system, silent._replace(types=("cifs.spnego",)))
@@ -353,7 +359,7 @@ def test_request_keys_lines_come_and_go(system: System, silent: Plan, monkeypatc
 
 
 def test_request_keys_lines_that_were_there_stay(
-    system: System, silent: Plan, monkeypatch: pytest.MonkeyPatch
+    system: System, silent: SetupPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from upcall.protocols.request_key.install import lines as requestkey
 

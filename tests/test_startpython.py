@@ -93,7 +93,7 @@ MODULES_STARTED = {
     "upcall.kernel.genetlink": ["NONSENSE", "none"],
     "upcall.daemon.isolation": ["-1", "0", "upcall.testing.toy:TOY"],
     "upcall.daemon.plugin_discovery": [],
-    "upcall.install.logind": ["0", "nonsense"],
+    "upcall.process.logind": ["0", "nonsense"],
     "upcall.keys.passphrase": ["0" * 16],
     "upcall.observe.doctor.plugins": ["upcall.key_modules", "openssl", "upcall_rsa:module"],
     "upcall.protocols.request_key.explain": [],

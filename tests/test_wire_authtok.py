@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upcall.core.errors import PeerError
+from upcall.keymodule import MAX_BLOB
 from upcall.protocols.ecryptfs import authtok
 from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok, take_auth_tok
 
@@ -22,7 +23,7 @@ tokens = st.builds(
     AuthTok,
     st.text("0123456789abcdef", min_size=16, max_size=16),
     st.text("abcxyz-_09", min_size=1, max_size=16),
-    st.binary(max_size=200) | st.sampled_from([bytes(authtok.MAX_BLOB), b"x" * 71, b"x" * 70]),
+    st.binary(max_size=200) | st.sampled_from([bytes(MAX_BLOB), b"x" * 71, b"x" * 70]),
 )
 
 
@@ -84,7 +85,7 @@ def test_tokens_that_are_none(at: int, value: bytes) -> None:
         AuthTok(SIGNATURE, "", b""),
         AuthTok(SIGNATURE, "x" * 17, b""),
         AuthTok(SIGNATURE, "a\0b", b""),
-        AuthTok(SIGNATURE, "toy", bytes(authtok.MAX_BLOB + 1)),
+        AuthTok(SIGNATURE, "toy", bytes(MAX_BLOB + 1)),
     ],
 )
 def test_what_cannot_be_written(token: AuthTok) -> None:

@@ -16,9 +16,9 @@ from upcall.protocols.request_key import dns_resolver
 from upcall.protocols.request_key.dns_resolver import (
     FROM_DNS_SRV,
     GOOD,
+    CellServer,
     Options,
     Query,
-    Server,
     ServerList,
     Text,
     pack_servers,
@@ -216,7 +216,7 @@ def test_a_text() -> None:
 
 
 def test_a_server_list_as_the_header_has_it() -> None:
-    servers = ServerList(FROM_DNS_SRV, GOOD, (Server("db.test", 1, 2, 7003, (bytes([192, 0, 2, 1]), bytes(16))),))
+    servers = ServerList(FROM_DNS_SRV, GOOD, (CellServer("db.test", 1, 2, 7003, (bytes([192, 0, 2, 1]), bytes(16))),))
     head = "00000104 0101" + "0700 0100 0200 5b1b 02 01 01 02"
     payload = bytes.fromhex(head) + b"db.test" + bytes.fromhex("00c0000201 01") + bytes(16)
     assert pack_servers(servers) == payload
@@ -227,7 +227,7 @@ names = st.text("abcdefghijklmnopqrstuvwxyz0123456789.-_", min_size=1, max_size=
 u16 = st.integers(0, 65535)
 addresses = st.lists(st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16), max_size=5).map(tuple)
 one_server = st.builds(
-    Server, names, u16, u16, u16, addresses, st.integers(0, 5), st.integers(0, 7), st.integers(0, 2)
+    CellServer, names, u16, u16, u16, addresses, st.integers(0, 5), st.integers(0, 7), st.integers(0, 2)
 )
 lists = st.builds(ServerList, st.integers(0, 5), st.integers(0, 7), st.lists(one_server, max_size=4).map(tuple))
 

@@ -12,14 +12,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from upcall.core.errors import PeerError
-from upcall.wire.record import MESSAGE_ID, Record, Source, fields_of, line_of, take_journal, take_line
+from upcall.wire.record import MESSAGE_ID, Record, RecordSource, fields_of, line_of, take_journal, take_line
 
 RECORD = Record(1769860800.25, 1000, "key", "answered", 0.000062, 305419896, "openssl")
 LINE = (
     "upcall-daemon[4711]: request at=2026-01-31T12:00:00.250000Z uid=1000 service=key outcome=answered "
     "seconds=0.000062 seq=305419896 handler=openssl"
 )
-WHO = Source("upcall-daemon", 4711)
+WHO = RecordSource("upcall-daemon", 4711)
 
 
 def test_a_line() -> None:
@@ -75,7 +75,7 @@ def test_any_text_comes_back(service: str, outcome: str, handler: str) -> None:
     record = RECORD._replace(service=service, outcome=outcome, handler=handler)
     line = line_of(record)
     assert line.isprintable()
-    assert take_line(f"upcall-broker[1]: {line}") == (Source("upcall-broker", 1), record)
+    assert take_line(f"upcall-broker[1]: {line}") == (RecordSource("upcall-broker", 1), record)
 
 
 @given(st.text())

@@ -14,8 +14,8 @@ import pytest
 from upcall.protocols.request_key.conf import (
     MAX_LINE,
     BadLine,
-    Key,
     Line,
+    RequestedKey,
     choose,
     command_fault,
     lines,
@@ -25,12 +25,14 @@ from upcall.protocols.request_key.conf import (
 )
 
 REQUEST_KEY = shutil.which("request-key", path="/sbin:/usr/sbin")
-SPNEGO = Key(b"cifs.spnego", b"ver=0x2;host=fs.lab.test;ip4=127.0.0.1;sec=krb5;uid=0x0;creduid=0x3e9;pid=0x164")
+SPNEGO = RequestedKey(
+    b"cifs.spnego", b"ver=0x2;host=fs.lab.test;ip4=127.0.0.1;sec=krb5;uid=0x0;creduid=0x3e9;pid=0x164"
+)
 DISTRIBUTION = b"create  cifs.spnego    * * /usr/sbin/cifs.upcall %k\n"
 OURS = b"create cifs.spnego ver=0x2;host=* * /usr/local/libexec/upcall-request-key %k\n"
 
 
-def chosen(key: Key, **files: bytes) -> str | None:
+def chosen(key: RequestedKey, **files: bytes) -> str | None:
     line = choose([line for name, data in files.items() for line in lines(name, data)], key)
     return None if line is None else str(line)
 
@@ -63,23 +65,23 @@ def test_the_last_character_of_a_file_counts_as_its_newline() -> None:
 def test_the_longest_line() -> None:
     longest = b"create a * * /x " + b"x" * MAX_LINE
     (line,) = lines("f", longest[: MAX_LINE - 1] + b"\n")
-    assert wildness(line, Key(b"a", b"")) == (0, 0, 0, 0)
+    assert wildness(line, RequestedKey(b"a", b"")) == (0, 0, 0, 0)
     for data in (longest[:MAX_LINE] + b"\n", longest, b"#" + longest * 3):
         with pytest.raises(BadLine, match="f: line 1: is longer than 4094 bytes"):
-            chosen(Key(b"other", b""), f=data)
+            chosen(RequestedKey(b"other", b""), f=data)
 
 
 @pytest.mark.parametrize("cut", [b"create\n", b"create a\n", b"create a b\n", b"create a b *\n", b"create a b * \n"])
 def test_a_line_cut_short_stops_everything_that_reaches_its_end(cut: bytes) -> None:
     good = b"create a b * /good\n"
     with pytest.raises(BadLine, match="f: line 2: "):
-        chosen(Key(b"a", b"b"), f=good + cut)
+        chosen(RequestedKey(b"a", b"b"), f=good + cut)
 
 
 def test_a_line_cut_short_hurts_nobody_who_does_not_get_there() -> None:
-    assert chosen(Key(b"a", b"b"), f=b"create c d\ncreate a c *\nnegate \ncreate a b * /good\n") == "f:4"
+    assert chosen(RequestedKey(b"a", b"b"), f=b"create c d\ncreate a c *\nnegate \ncreate a b * /good\n") == "f:4"
     with pytest.raises(BadLine, match="f: line 1: ends at its operation"):
-        chosen(Key(b"a", b"b"), f=b"negate\ncreate a b * /good\n")
+        chosen(RequestedKey(b"a", b"b"), f=b"negate\ncreate a b * /good\n")
 
 
 def test_nul_bytes() -> None:
@@ -87,7 +89,7 @@ def test_nul_bytes() -> None:
         (1, b"/"), (2, b"/y"),
     ]  # fmt: skip
     with pytest.raises(BadLine, match="begins with a NUL"):
-        chosen(Key(b"a", b""), f=b"\0create a * * /x\n")
+        chosen(RequestedKey(b"a", b""), f=b"\0create a * * /x\n")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_commands(command: str, fault: str) -> None:
     assert command_fault(command.encode()) == fault
     if fault:
         with pytest.raises(BadLine, match=re.escape(fault)):
-            chosen(Key(b"a", b""), f=f"create a * * {command}\n".encode())
+            chosen(RequestedKey(b"a", b""), f=f"create a * * {command}\n".encode())
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_lines_that_keep_some_keys(columns: str, expected: bool) -> None:
 FILES = ("request-key.d/a.conf", "request-key.d/b.conf", "request-key.conf")
 
 
-def really_chosen(folder: Path, key: Key) -> str | None:
+def really_chosen(folder: Path, key: RequestedKey) -> str | None:
     """As file:line; "bad" if it gave up."""
     describe = f"{key.type.decode()};0;0;3f010000;{key.description.decode()}"
     command = [str(REQUEST_KEY), "-l", "-d", "-n", "-v", "-D", describe, "create", *"100000", key.callout.decode()]
@@ -158,7 +160,7 @@ def really_chosen(folder: Path, key: Key) -> str | None:
     return "bad" if done.returncode else preferred[-1].decode()
 
 
-def ours_chosen(folder: Path, key: Key) -> str | None:
+def ours_chosen(folder: Path, key: RequestedKey) -> str | None:
     names = [entry.name for entry in os.scandir(folder / "request-key.d")]
     read = [line for name in names for line in lines(name, (folder / "request-key.d" / name).read_bytes())]
     read += lines("request-key.conf", (folder / "request-key.conf").read_bytes())
@@ -202,7 +204,11 @@ def test_the_real_one_chooses_alike(seed: int, tmp_path: Path) -> None:
         for name in FILES:
             data = b"\n".join(chance.line() for _ in range(chance.randint(1, 3))) + chance.choice([b"\n", b""])
             (tmp_path / name).write_bytes(data)
-        for key in (Key(b"abc", b"aab"), Key(b"abc", b"aaab", b"a"), Key(b"abc", chance.choice([b"b", b"ab", b"aa"]))):
+        for key in (
+            RequestedKey(b"abc", b"aab"),
+            RequestedKey(b"abc", b"aaab", b"a"),
+            RequestedKey(b"abc", chance.choice([b"b", b"ab", b"aa"])),
+        ):
             expected = really_chosen(tmp_path, key)
             assert ours_chosen(tmp_path, key) == expected, [(tmp_path / name).read_bytes() for name in FILES]
             outcomes.add(expected)

@@ -24,4 +24,4 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'upcall' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"upcall.{_HOMES.get(name, 'errors')}"), name)
+    return getattr(importlib.import_module(f"upcall.{_HOMES.get(name, 'core.errors')}"), name)

@@ -18,6 +18,7 @@ ISOLATED_GROUP = "upcall.isolated"
 
 MAX_KEY = 67  # bytes that a caller may ask to have wrapped: cipher code, a key of 64, checksum
 MAX_WRAPPED = 512  # bytes that eCryptfs has room for
+MAX_BLOB = 4096  # bytes that an auth token may hold for a module: nothing sensible needs more
 
 
 class Limits(NamedTuple):

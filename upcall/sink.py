@@ -32,7 +32,7 @@ class Sink(Protocol):
 
 
 @runtime_checkable
-class Closable(Protocol):
+class ClosableSink(Protocol):
     """What a sink has as well if it holds something open."""
 
     def close(self) -> None:

@@ -15,12 +15,12 @@ from pathlib import Path
 from bench.quotabroker import played
 from upcall.broker.server import Server
 from upcall.broker.settings import configured
-from upcall.kernel import requestkey
 from upcall.kernel.process import harden, raise_descriptor_limit
 from upcall.process.paths import own_place
 from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.ecryptfs.packets import MAX_READ
 from upcall.protocols.quota.source import Quota
+from upcall.protocols.request_key import origin
 from upcall.protocols.request_key.messages import Described
 from upcall.testing.kernel import sources
 
@@ -39,10 +39,10 @@ def described(serial: int, pid: int) -> Described:
 
 
 class Keys:
-    """upcall.kernel.requestkey, but for the keys themselves."""
+    """upcall.protocols.request_key.origin, but for the keys themselves."""
 
-    Process = staticmethod(requestkey.Process)
-    started_at = staticmethod(requestkey.started_at)
+    Process = staticmethod(origin.Process)
+    started_at = staticmethod(origin.started_at)
 
     def key(self, serial: int, /) -> Described:
         return described(serial, os.getppid())

@@ -23,7 +23,7 @@ from upcall.client import NoBroker
 from upcall.keymodule import Limits, Making
 from upcall.keys.enrolment import chosen
 from upcall.protocols.ecryptfs.packets import SIGNATURE_LENGTH
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 
 QUIET, RESTLESS, STRANGER = 61001, 61002, 61003  # uids that nobody has
 _QUOTA_GROUP, _QUOTA_RATE = 30, 2000  # warnings a second
@@ -115,7 +115,9 @@ class Scene:
         from upcall_x25519 import module
 
         path = self._stage.folder / "x25519.pem"
-        enrolled = module.generate(Making(path, chosen(module.parameters, {}), bytearray(), "none", Limits(), Told()))
+        enrolled = module.generate(
+            Making(path, chosen(module.parameters, {}), bytearray(), "none", Limits(), GivenSecrets())
+        )
         self._stage.add_key(enrolled.signature, "x25519", enrolled.blob)
         return enrolled.signature
 

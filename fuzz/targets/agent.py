@@ -20,7 +20,7 @@ from upcall.daemon.prompting.question import (
     Withdrawn,
     checked,
 )
-from upcall.wire.isolation import ANSWER, FAILED, REFUSED, Message, pack, take
+from upcall.wire.isolation import ANSWER, FAILED, REFUSED, ChildMessage, pack, take
 
 _NUMBER = 7
 MOST = 8192
@@ -31,10 +31,10 @@ def _framed(*messages: bytes | bytearray) -> bytes:
 
 
 SEEDS = [
-    _framed(pack(Message(ANSWER, 3, data=b"0000")), pack(Message(ANSWER, _NUMBER, data=b"1234"))),
-    _framed(pack(Message(REFUSED, _NUMBER, text="no"))),
-    _framed(pack(Message(FAILED, _NUMBER, text="\x1b[2J"))),
-    _framed(pack(Message(ANSWER, _NUMBER, data=b"9" * 300))),
+    _framed(pack(ChildMessage(ANSWER, 3, data=b"0000")), pack(ChildMessage(ANSWER, _NUMBER, data=b"1234"))),
+    _framed(pack(ChildMessage(REFUSED, _NUMBER, text="no"))),
+    _framed(pack(ChildMessage(FAILED, _NUMBER, text="\x1b[2J"))),
+    _framed(pack(ChildMessage(ANSWER, _NUMBER, data=b"9" * 300))),
 ]
 
 

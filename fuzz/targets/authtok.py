@@ -6,7 +6,8 @@ Only PeerError; a token packs to one that reads the same, and its blob is within
 from __future__ import annotations
 
 from fuzz.target import holds, same, taken
-from upcall.protocols.ecryptfs.authtok import MAX_BLOB, AuthTok, pack_auth_tok, take_auth_tok
+from upcall.keymodule import MAX_BLOB
+from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok, take_auth_tok
 
 SEEDS = [pack_auth_tok(AuthTok("80f0e50e8a936f95", "openssl", blob)) for blob in (b"", b"blob" * 20)]
 

@@ -9,11 +9,11 @@ from fuzz.target import holds, same, taken
 from upcall.wire import isolation as wire
 
 SEEDS = [
-    bytes(wire.pack(wire.Message(wire.OPEN, 1, text="80f0e50e8a936f95", data=b"blob"))),
-    bytes(wire.pack(wire.Message(wire.WRAP, 2, 1, data=b"key"))),
-    bytes(wire.pack(wire.Message(wire.ANSWER, 2, data=b"wrapped"))),
-    bytes(wire.pack(wire.Message(wire.REFUSED, 3, text="locked"))),
-    bytes(wire.pack(wire.Message(wire.PIN, 4, text="PIN", data=b"of the card"))),
+    bytes(wire.pack(wire.ChildMessage(wire.OPEN, 1, text="80f0e50e8a936f95", data=b"blob"))),
+    bytes(wire.pack(wire.ChildMessage(wire.WRAP, 2, 1, data=b"key"))),
+    bytes(wire.pack(wire.ChildMessage(wire.ANSWER, 2, data=b"wrapped"))),
+    bytes(wire.pack(wire.ChildMessage(wire.REFUSED, 3, text="locked"))),
+    bytes(wire.pack(wire.ChildMessage(wire.PIN, 4, text="PIN", data=b"of the card"))),
 ]
 
 

@@ -7,15 +7,18 @@ passphrase takes: OpenSSL believes them, and nobody but the user can write the f
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import upcall_rsa
 import upcall_x25519
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from fuzz.target import holds, taken
 from upcall.core.errors import ModuleFailed
+from upcall.keys.pem import load_pem
 from upcall.protocols.ecryptfs.packets import is_signature
 
 _VECTORS = json.loads((Path(__file__).parents[2] / "tests/vectors/keys.json").read_text())
@@ -34,9 +37,9 @@ def run(data: bytes) -> None:
     pem = bytearray(data)
     if b"ENCRYPTED" in pem:
         return
-    rsa = taken(lambda: upcall_rsa._load(pem, bytearray(), "/k", trusted=True), refuse=(ModuleFailed,))
-    if rsa is not None:
-        holds(is_signature(upcall_rsa.signature_of(rsa.public_key())), "no signature")
-    x25519 = taken(upcall_x25519._load, pem, bytearray(), "/k", refuse=(ModuleFailed,))
-    if x25519 is not None:
-        holds(is_signature(upcall_x25519.signature_of(x25519.public_key())), "no signature")
+    for trusted in (True, False):
+        key = taken(partial(load_pem, pem, bytearray(), "/k", trusted=trusted), refuse=(ModuleFailed,))
+        if isinstance(key, RSAPrivateKey):
+            holds(is_signature(upcall_rsa.signature_of(key.public_key())), "no signature")
+        if isinstance(key, X25519PrivateKey):
+            holds(is_signature(upcall_x25519.signature_of(key.public_key())), "no signature")

@@ -9,8 +9,8 @@ import re
 from unittest import mock
 
 from fuzz.target import holds, same, taken
-from upcall.kernel import ancestry, requestkey
-from upcall.kernel.process import real_uid_in
+from upcall.kernel import ancestry, procfs
+from upcall.protocols.request_key import origin
 
 _STAT = b"4711 (%b) S %b 4711 4711 0 -1 4194560 1 0 0 0 1 2 0 0 20 0 1 0 8812345 1 2 3\n"
 _STATUS = b"Name:\t%b\nUmask:\t0022\nState:\tS (sleeping)\nTgid:\t4711\nNgid:\t0\nPid:\t4711\nUid:\t1000\t1001\t0\t0\n"
@@ -38,24 +38,23 @@ class _Keys:
 
 def _stat(name: bytes, pid: int) -> list[bytes]:
     parent = b"1" if pid == 4711 else b"0"
-    with mock.patch.object(requestkey, "_read", lambda pid, what: _STAT % (name, parent)):
-        return requestkey.stat_of(pid)
+    return procfs.stat_in(_STAT % (name, parent))
 
 
 def run(data: bytes) -> None:
     name = data[:64].replace(b"\0", b"")
-    with mock.patch.object(ancestry, "stat_of", lambda pid: _stat(name, pid)):
-        same(ancestry.began(4711), 8812345)
+    with mock.patch.object(procfs, "stat", lambda pid: _stat(name, pid)):
+        same(procfs.started_at(4711), 8812345)
         same(ancestry.line_of(4711), {(4711, 8812345), (1, 8812345)})
     escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")  # as fs/proc/array.c writes it
-    with mock.patch.object(requestkey, "_read", lambda pid, what: _STATUS % escaped):
-        same(requestkey._status(4711), (4711, 1000, 1001))
-        same(real_uid_in(_STATUS % escaped), 1000)
+    with mock.patch.object(procfs, "read", lambda pid, what: _STATUS % escaped):
+        same(procfs.ids(4711), (4711, 1000, 1001))
+        same(procfs.real_uid_in(_STATUS % escaped), 1000)
         numbers = re.fullmatch(rb"[0-9]{1,9}", data)
-        with mock.patch.object(requestkey, "KEYS", _Keys(_KEYS % data)):
-            found = requestkey.asked_by(0x10)
+        with mock.patch.object(origin, "KEYS", _Keys(_KEYS % data)):
+            found = origin.asked_by(0x10)
         holds(found == 4711 if numbers else found in (0, 4711), "a pid that nobody has")
     for text in (data, _STATUS[:20] + data):  # no kernel writes that
-        with mock.patch.object(requestkey, "_read", lambda pid, what, text=text: text):
-            taken(requestkey._status, 1, refuse=(ProcessLookupError,))
-        real_uid_in(text)
+        with mock.patch.object(procfs, "read", lambda pid, what, text=text: text):
+            taken(procfs.ids, 1, refuse=(ProcessLookupError,))
+        procfs.real_uid_in(text)

@@ -10,6 +10,7 @@ from unittest import mock
 from fuzz.target import holds
 from upcall.core.messages import Requester
 from upcall.daemon.prompting import requester
+from upcall.kernel import procfs
 
 SEEDS = [
     b"name",
@@ -28,13 +29,13 @@ def run(data: bytes) -> None:
     name = text[:64].replace("\n", "\\n")
     status = f"Name:\t{name}\nPPid:\t0\nUid:\t1000\t1000\t1000\t1000\n"
 
-    def read(what: str, folder: int) -> str:
-        return status if what == "status" else text + "\n"
+    def read(_: procfs.ProcessFolder, what: str) -> bytes:
+        return (status if what == "status" else text + "\n").encode("utf-8", "replace")
 
-    with mock.patch.object(requester, "_read", read):
+    with mock.patch.object(procfs.ProcessFolder, "read", read):
         lines = requester.describe("key", Requester(1000, 1))
         holds(not lines[0].startswith("For: a process that has ended"), "another uid by its name")
         holds(all(line.isprintable() and len(line) < 400 for line in lines), "not plain")
-    with mock.patch.object(requester, "_read", lambda what, folder: text):  # no kernel writes that
+    with mock.patch.object(procfs.ProcessFolder, "read", lambda _, what: data):  # no kernel writes that
         lines = requester.describe(text, Requester(1000, 1))
     holds(all(line.isprintable() and len(line) < 400 for line in lines), "not plain")

@@ -21,7 +21,7 @@ def run(data: bytes) -> None:
     read = list(wire.lines("file", data))
     holds(len(read) <= data.count(b"\n") + len(data) // 4096 + 1, "too many lines")
     for kind in (b"cifs.spnego", b"user"):
-        chosen = taken(wire.choose, read, wire.Key(kind, b"debug:x", b""), refuse=(wire.BadLine,))
+        chosen = taken(wire.choose, read, wire.RequestedKey(kind, b"debug:x", b""), refuse=(wire.BadLine,))
         if chosen is not None:
             holds("/" in chosen.program, "a line without a program")
     for line in read:

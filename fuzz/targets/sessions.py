@@ -11,7 +11,7 @@ from unittest import mock
 
 from fuzz.target import holds
 from upcall.install.sessions import records
-from upcall.install.sessions.records import Process, Records
+from upcall.install.sessions.records import Records, SessionProcess
 
 SEEDS = [b"daemon 4711 8812345\nsession 4700 8812300\n", b"daemon x y\nsession 1\n", b"session -1 -1\n"]
 _FOLDER = tempfile.TemporaryDirectory(prefix="upcall-fuzz-")
@@ -20,14 +20,14 @@ _FILE = Path(_FOLDER.name) / "1000"
 
 def run(data: bytes) -> None:
     _FILE.write_bytes(data)
-    named = set[Process]()
+    named = set[SessionProcess]()
 
-    def lives(pid: int) -> Process | None:
+    def lives(pid: int) -> SessionProcess | None:
         return next((one for one in named if one.pid == pid), None)
 
     take = records._process
 
-    def taken(numbers: str) -> Process | None:
+    def taken(numbers: str) -> SessionProcess | None:
         found = take(numbers)
         if found is not None:
             named.add(found)

@@ -21,7 +21,7 @@ from upcall.keys.enrolment import chosen
 from upcall.process.control import DaemonControl
 from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
 from upcall.testing.lab.stage import Person, do_as, end, start_broker, start_daemon, wait_until
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 
 LONG = 60.0  # seconds for a module and its libraries to be loaded by the emulated processor
 ROUNDS = 3
@@ -43,7 +43,9 @@ def _made(module: KeyMaker, who: Person, given: dict[str, str], protected: bool)
     word.write_bytes(PASSPHRASE)
     path = who.home / f"{type(module).__module__}.key"
     passphrase, source = (bytearray(PASSPHRASE), f"file:{word}") if protected else (bytearray(), "none")
-    return module.generate(Making(path, chosen(module.parameters, given), passphrase, source, Limits(), Told()))
+    return module.generate(
+        Making(path, chosen(module.parameters, given), passphrase, source, Limits(), GivenSecrets())
+    )
 
 
 def _x25519(who: Person) -> Enrolled:

@@ -13,7 +13,8 @@ from tests.kernel.scene import CONTENT, House, attempt, begin, daemon_status, ke
 from tests.kernel.test_daemon_faults import blocking
 from upcall.core.messages import Answer
 from upcall.kernel.local import connect
-from upcall.kernel.netlink import NETLINK_USERSOCK, SCM_CREDENTIALS
+from upcall.kernel.netlink import NETLINK_USERSOCK
+from upcall.kernel.ucred import SCM_CREDENTIALS
 from upcall.process.paths import SYSTEM_FOLDER, Place
 from upcall.protocols.ecryptfs.packets import Reply, pack_reply
 from upcall.testing.lab.stage import Person, broker_status, serving, wait_until

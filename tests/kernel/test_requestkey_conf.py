@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.install.key_makers import standing, standing_of_type
 from upcall.protocols.request_key.install.lines import install, plan, uninstall
 from upcall.protocols.request_key.install.our_file import COPY, FILE
@@ -58,7 +58,7 @@ def request_key() -> int:
     return 0 if serial > 0 else ctypes.get_errno()
 
 
-def would_run(key: Key) -> str:
+def would_run(key: RequestedKey) -> str:
     """The command that request-key chooses."""
     describe = f"{key.type.decode()};0;0;39010000;{key.description.decode()}"
     words = [REQUEST_KEY, "-d", "-n", "-v", "-D", describe, "create", "77", *"00000", key.callout.decode()]

@@ -8,10 +8,9 @@ import time
 from typing import TYPE_CHECKING
 
 from upcall.core.registry import Association
-from upcall.kernel import ancestry
+from upcall.kernel import procfs
 from upcall.kernel.local import pidfd_of
 from upcall.kernel.netlink import NetlinkSocket, Packet, pair
-from upcall.kernel.process import real_uid_of
 from upcall.process.loop import URGENT
 from upcall.wire.envelope import HEADER, HELO, QUIT, RESPONSE, pack_control, pack_response, refusal
 
@@ -52,7 +51,7 @@ class DaemonLink:
         self._ending, self._last_words = False, _LAST_WORDS
         self._alive = _Pidfd(connection.socket)
         try:
-            self.began = ancestry.began(self.pid)
+            self.began = procfs.started_at(self.pid)
             self.socket, self._far = pair()
         except OSError:
             self._alive.close()
@@ -159,7 +158,7 @@ class DaemonLink:
 
     def _register(self, hello: bool) -> bool:
         """The first message on the link, from the process that asked for it."""
-        if not hello or real_uid_of(self.pid) != self.uid:
+        if not hello or procfs.real_uid(self.pid) != self.uid:
             self._registration.reject("pid" if hello else "message", self.uid, self.pid)
             return False
         if why := self._router.refuses(self.uid):  # others of the same person have registered meanwhile

@@ -81,9 +81,13 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        where, about = COMMANDS[cmd_name]
+        module, _, attribute = where.partition(":")
         found = getattr(importlib.import_module(f"upcall.cli.{module}"), attribute or "command")
-        return found if isinstance(found, click.Command) else None
+        if not isinstance(found, click.Command):
+            return None
+        found.short_help = about
+        return found
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Of the table alone: click would import every command for its help."""

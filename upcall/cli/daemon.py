@@ -11,7 +11,8 @@ from upcall import config
 from upcall.cli import completing
 from upcall.core.errors import UsageError
 from upcall.daemon.plugin_discovery import found, keys_only, locks
-from upcall.daemon.prompter import PIN_TIME, PROMPT_TIME, WAYS
+from upcall.daemon.prompter import WAYS
+from upcall.daemon.prompting.settings import PIN_TIME, PROMPT_TIME
 from upcall.observe.recorder import check_where, wanted
 from upcall.process import start_python as startpython
 from upcall.protocols.ecryptfs.auto_add import add_auto_keys

@@ -14,7 +14,7 @@ import click
 from upcall.cli import completing, for_terminal
 from upcall.core.errors import UsageError
 from upcall.process.paths import SYSTEM_FOLDER
-from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.explain.steps import WOULD, explain
 from upcall.protocols.request_key.install.system import System
 from upcall.protocols.request_key.key_type import Option
@@ -82,7 +82,7 @@ def command(
     ctx.exit(0 if report["answer"] == WOULD else 1)
 
 
-def _key(service: str, told: dict[str, Any]) -> Key:
+def _key(service: str, told: dict[str, Any]) -> RequestedKey:
     if service not in KEY_TYPES:
         raise UsageError(f"no keys of type {service!r} are known: {', '.join(KEY_TYPES)}")
     key_type = KEY_TYPES[service]

@@ -16,7 +16,7 @@ from upcall.cli import completing
 from upcall.cli.keylock import lock, unlock
 from upcall.cli.keyopen import blob_of, importer_of, load, opened
 from upcall.cli.keyshow import list_keys, print_entry, show, target_of
-from upcall.cli.parameters import Told, gather, parameter_options
+from upcall.cli.parameters import ParameterWords, gather, parameter_options
 from upcall.cli.passphrases import Given, new_passphrase_options, passphrase_options, passphrase_to_set
 from upcall.cli.secrets import CliSecrets
 from upcall.core.errors import UsageError
@@ -84,7 +84,7 @@ def generate(
     no_add: bool,
     auto: bool,
     no_passphrase: bool,
-    told: Told,
+    told: ParameterWords,
     given: Given,
 ) -> None:
     """Make a new key called NAME, "default" if none is given.
@@ -183,7 +183,14 @@ def _removed_if_it_fails(path: Path | None) -> Iterator[None]:
 @parameter_options
 @new_passphrase_options
 def import_key(
-    name: str, alias: str, path: Path | None, compat: bool, no_add: bool, auto: bool, told: Told, given: Given
+    name: str,
+    alias: str,
+    path: Path | None,
+    compat: bool,
+    no_add: bool,
+    auto: bool,
+    told: ParameterWords,
+    given: Given,
 ) -> None:
     """Take in a key that exists, in a file or wherever the key module finds it, and call it NAME.
 

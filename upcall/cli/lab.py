@@ -21,7 +21,7 @@ from upcall.testing.lab import image, machine
 from upcall.testing.lab.carrier import Sink
 from upcall.testing.lab.doctor import checks
 from upcall.testing.lab.errors import LabError
-from upcall.testing.lab.terminal import Terminal
+from upcall.testing.lab.terminal import PseudoTerminal
 
 EXIT_KERNEL_FAULT = os.EX_OSERR
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -151,7 +151,7 @@ def shell(kernel: str, memory: int, cpus: int | None, results: Path | None, kern
             results=folder,
             env={"TERM": os.environ.get("TERM", "linux")},
             out=_writer(sys.stdout.buffer),
-            terminal=Terminal(sys.stdin.fileno()),
+            terminal=PseudoTerminal(sys.stdin.fileno()),
             kernel=kernel,
         )
     _exit_as(result)

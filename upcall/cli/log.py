@@ -17,7 +17,7 @@ from upcall.cli import completing, for_terminal
 from upcall.core.errors import PeerError, UpcallError
 from upcall.observe.tail import lines
 from upcall.process import start_python as startpython
-from upcall.wire.record import MESSAGE_ID, Record, Source, take_journal, take_line
+from upcall.wire.record import MESSAGE_ID, Record, RecordSource, take_journal, take_line
 
 JOURNALCTL = "journalctl"
 _HEAD = ("time", "who", "uid", "service", "outcome", "ms", "seq", "handler")
@@ -38,7 +38,7 @@ class _Wanted(NamedTuple):
 
 
 class _Told(NamedTuple):
-    source: Source
+    source: RecordSource
     record: Record
 
 
@@ -136,7 +136,7 @@ def _object(line: str) -> dict[str, object]:
     return found
 
 
-def _taken(take: Callable[[], tuple[Source, Record] | None]) -> Iterator[_Told | None]:
+def _taken(take: Callable[[], tuple[RecordSource, Record] | None]) -> Iterator[_Told | None]:
     try:
         found = take()
     except PeerError:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from upcall.cli import main
 from upcall.cli.completing import manual_pages
 from upcall.core.errors import UsageError
 from upcall.install.manual.written import packagers_date, pages, written
@@ -39,22 +40,22 @@ def command(words: tuple[str, ...], listing: bool, output: Path | None) -> None:
       $ upcall manual --output debian/tmp/usr/share/man
     """
     if output is not None:
-        for file, text in written(packagers_date()).items():
+        for file, text in written(main, packagers_date()).items():
             path = output / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, "ascii")
         return
     if listing:
-        for page in sorted(pages(), key=lambda one: (one.name, one.section)):
+        for page in sorted(pages(main), key=lambda one: (one.name, one.section)):
             click.echo(f"{page.name}({page.section}) - {page.brief}")
         return
-    _show(written(packagers_date())[_file("-".join(words) or "upcall")])
+    _show(written(main, packagers_date())[_file("-".join(words) or "upcall")])
 
 
 def _file(asked: str) -> str:
     """The file of the page that is called so; a command's comes before a file's."""
     known: dict[str, str] = {}
-    for page in sorted(pages(), key=lambda one: one.section):
+    for page in sorted(pages(main), key=lambda one: one.section):
         names = (page.name, page.name.removeprefix("upcall-"))
         for name in (*names, *(f"{name}.{page.section}" for name in names)):
             known.setdefault(name, page.file)

@@ -14,7 +14,7 @@ from upcall.keys.enrolment import check_known, chosen
 from upcall.keys.passphrase import from_fd, from_file, from_terminal, wipe
 
 
-class Told(NamedTuple):
+class ParameterWords(NamedTuple):
     """What was said on the command line; nothing has been read yet."""
 
     plain: Mapping[str, str]
@@ -35,7 +35,7 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
         names = [*plain, *asked, *fds, *files]
         if len(set(names)) != len(param) + len(param_fd) + len(param_file):
             raise UsageError("a parameter was given twice")
-        return command(told=Told(plain, asked, fds, files), **rest)
+        return command(told=ParameterWords(plain, asked, fds, files), **rest)
 
     for option in (_FILE, _FD, _PARAM):
         with_told = option(with_told)
@@ -61,7 +61,7 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     return name, value
 
 
-def gather(parameters: Sequence[Parameter], told: Told) -> dict[str, str]:
+def gather(parameters: Sequence[Parameter], told: ParameterWords) -> dict[str, str]:
     """Every parameter's value. Secret ones that must be given, and were not, are typed, once all else is right.
 
     A secret value ends up in a str, which nothing can wipe: it lives as long as the command.

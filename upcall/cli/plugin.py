@@ -13,7 +13,7 @@ import click
 
 from upcall import config
 from upcall.cli import completing
-from upcall.cli.parameters import Told, gather, parameter_options
+from upcall.cli.parameters import ParameterWords, gather, parameter_options
 from upcall.core.errors import UsageError
 from upcall.handler import GROUP as HANDLERS
 from upcall.keymodule import GROUP, KeyImporter, KeyMaker, KeyModule, Parameter
@@ -171,7 +171,7 @@ def _choice(one: dict[str, Any]) -> str:
 @click.option("--pin-file", type=click.Path(path_type=Path), help="The token's PIN, if a throw-away one does not fit.")
 @click.option("--timeout", type=float, default=60.0, show_default=True, metavar="SECONDS", help="For each check.")
 @_JSON
-def check(name: str, told: Told, isolated: bool | None, as_json: bool, **rest: Any) -> None:
+def check(name: str, told: ParameterWords, isolated: bool | None, as_json: bool, **rest: Any) -> None:
     """Check whether the key module NAME keeps the contract of key modules.
 
     It makes a key in a temporary folder, with a throw-away passphrase or PIN, and tries it in every way that the
@@ -200,7 +200,7 @@ def check(name: str, told: Told, isolated: bool | None, as_json: bool, **rest: A
     sys.exit(1 if broken else os.EX_OK)
 
 
-def _checked(plugin: modules.Installed, told: Told, isolated: bool | None, quiet: bool, **rest: Any) -> Any:
+def _checked(plugin: modules.Installed, told: ParameterWords, isolated: bool | None, quiet: bool, **rest: Any) -> Any:
     from upcall.testing.checking import Order, check_module
     from upcall.testing.subject import PASSPHRASE, PIN
 
@@ -223,7 +223,7 @@ def _checked(plugin: modules.Installed, told: Told, isolated: bool | None, quiet
         yield verdict._asdict()
 
 
-def _values(plugin: modules.Installed, told: Told, importing: bool) -> dict[str, str]:
+def _values(plugin: modules.Installed, told: ParameterWords, importing: bool) -> dict[str, str]:
     """By the parameters' names, if any was given: only then the module has to be loaded here, too."""
     if not any(told):
         return {}

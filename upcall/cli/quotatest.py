@@ -17,7 +17,7 @@ from upcall.cli import completing
 from upcall.core.errors import UpcallError, UsageError
 from upcall.process import machine
 from upcall.protocols.quota.notice import SPACE, TEST, USER, Cause, Filesystem, QuotaNotice, Subject, sentence
-from upcall.sink import Closable, Sink
+from upcall.sink import ClosableSink, Sink
 
 PATIENCE = 30.0  # seconds that each sink has; all of them have them at once
 TOLD, FAILED, LATE = "told", "failed", "not in time"
@@ -112,7 +112,7 @@ def tell_all(openers: dict[str, Callable[[], Sink]], notice: QuotaNotice) -> lis
             try:
                 sink.tell(notice, text)
             finally:
-                if isinstance(sink, Closable):
+                if isinstance(sink, ClosableSink):
                     sink.close()
         except UpcallError as error:
             why = str(error)

@@ -11,7 +11,7 @@ import click
 
 from upcall.cli import error_text, for_terminal
 from upcall.core.errors import UpcallError
-from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.install.key_makers import Standing, standing, standing_of_type
 from upcall.protocols.request_key.install.lines import Plan, check_winning, install, missing, others, plan, uninstall
 from upcall.protocols.request_key.install.system import REQUEST_KEY, SOCKET, System
@@ -151,11 +151,11 @@ def status_command(ctx: click.Context, key: tuple[str, str] | None, callout: str
     ctx.exit(0 if report["ready"] else 1)
 
 
-def _key(*texts: str) -> Key:
-    return Key(*map(os.fsencode, texts))
+def _key(*texts: str) -> RequestedKey:
+    return RequestedKey(*map(os.fsencode, texts))
 
 
-def _report(system: System, key: Key | None) -> dict[str, Any]:
+def _report(system: System, key: RequestedKey | None) -> dict[str, Any]:
     installed, problem = None, ""
     try:
         installed = system.ours()

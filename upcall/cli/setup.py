@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from upcall.cli import error_text, for_terminal
+from upcall.cli import error_text, for_terminal, main
 from upcall.core.errors import UpcallError, UsageError
-from upcall.install.services import Plan, install, kind_of, missing, undo
+from upcall.install.manual.written import written
+from upcall.install.services import SetupPlan, install, kind_of, missing, undo
 from upcall.install.wanted import KINDS
 from upcall.protocols.request_key.install.system import System
 from upcall.protocols.request_key.key_types import KEY_TYPES
@@ -79,7 +80,7 @@ def command(
         raise UsageError("--check and --undo cannot both be meant")
     system = System(root)
     kind = KINDS[manager] if manager else kind_of(system.root)
-    plan = Plan(kind, python, _wanted(system, types))
+    plan = SetupPlan(kind, python, _wanted(system, types), written(main))
     lines, ready = _checked(system, plan) if check else (undo(system) if undoing else install(system, plan), True)
     if as_json:
         click.echo(json.dumps({"manager": kind.name, "ready": ready, "lines": lines}, indent=2))
@@ -97,7 +98,7 @@ def _wanted(system: System, types: tuple[str, ...]) -> tuple[str, ...]:
     return () if types == ("none",) else types
 
 
-def _checked(system: System, plan: Plan) -> tuple[list[str], bool]:
+def _checked(system: System, plan: SetupPlan) -> tuple[list[str], bool]:
     try:
         lines = missing(system, plan)
     except (UpcallError, OSError) as error:

@@ -11,11 +11,9 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from upcall.client import Client, NoBroker
-from upcall.protocols.quota.notice import printable
+from upcall.observe.status import show
 
 _LOOK_AGAIN = 0.05  # seconds
 
@@ -71,89 +69,3 @@ def _serves(status: dict[str, Any], uid: int) -> bool:
     devices = [one for one in status.get("devices", []) if one["uid"] == uid and "[Errno 2]" not in one.get("why", "")]
     registered = any(one["uid"] == uid and not one["leaving"] for one in status["daemons"])
     return registered and all(one["open"] for one in devices)
-
-
-def show(status: dict[str, Any], console: Console) -> None:
-    """A broker's status, for people."""
-    broker = status["broker"]
-    console.print(f"broker: pid {broker['pid']}, uid {broker['uid']}")
-    if hardening := broker.get("hardening"):  # of an older broker there is none
-        told = ", ".join(f"{name} {said}" for name, said in hardening.items())
-        console.print(f"what it has given up: {told}", highlight=False)
-    if machine := broker.get("machine"):
-        pids = [daemon["pid"] for daemon in status["daemons"] if daemon["uid"] == machine]
-        about = f"pid {pids[0]}" if pids else "not registered"
-        console.print(f"machine daemon: uid {machine}, {about}", highlight=False)
-    console.print(_daemons(status) if status["daemons"] else "no daemon is registered")
-    for daemon in status["daemons"]:
-        if daemon.get("pending"):
-            console.print(_pending(daemon))
-    if status["outcomes"]:
-        console.print(_outcomes(status))
-    for title, counts in (
-        ("replies rejected", status["rejected"]),
-        ("messages rejected", status.get("junk")),
-        ("keys that the kernel wanted", status.get("request_key")),
-    ):
-        if counts:
-            console.print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    if status.get("quota"):
-        console.print(Text(_quota(status.get("quota", {}))))
-    if missing := [one for one in status.get("devices", []) if not one["open"] and "[Errno 2]" in one["why"]]:
-        console.print("/dev/ecryptfs: not there; `modprobe ecryptfs` makes it, if it is wanted", highlight=False)
-    for device in status.get("devices", []):
-        if device in missing:
-            continue
-        state = "open" if device["open"] else f"not open: {device['why']}"
-        console.print(f"/dev/ecryptfs for uid {device['uid']}: {state}", highlight=False)
-
-
-def _daemons(status: dict[str, Any]) -> Table:
-    table = Table(title="daemons")
-    for column in ("uid", "pid", "age", "contexts", "most", "answered", "refused", "rejected"):
-        table.add_column(column, justify="right")
-    for daemon in status["daemons"]:
-        contexts = daemon["contexts"]
-        table.add_row(
-            str(daemon["uid"]),
-            str(daemon["pid"]) + (" (leaving)" if daemon["leaving"] else ""),
-            _age(daemon["age"]),
-            f"{contexts['in_use']}/{contexts['size']}",
-            str(contexts["most"]),
-            *(str(daemon[name]) for name in ("answered", "refused", "rejected")),
-        )
-    return table
-
-
-def _pending(daemon: dict[str, Any]) -> Table:
-    table = Table(title=f"pending, uid {daemon['uid']}")
-    for column in ("index", "sequence", "service", "age"):
-        table.add_column(column, justify="right")
-    for pending in daemon["pending"]:
-        table.add_row(str(pending["index"]), str(pending["seq"]), pending["service"], _age(pending["age"]))
-    return table
-
-
-def _outcomes(status: dict[str, Any]) -> Table:
-    table = Table(title="requests by outcome")
-    table.add_column("service")
-    table.add_column("outcome")
-    table.add_column("count", justify="right")
-    for service, outcomes in status["outcomes"].items():
-        for outcome, count in sorted(outcomes.items(), key=lambda item: -item[1]):
-            table.add_row(service, outcome, str(count))
-    return table
-
-
-def _quota(quota: dict[str, Any]) -> str:
-    if not quota["listening"]:
-        return f"quota warnings: off: {quota['why']}"
-    counts = ("received", "folded", "lost", "delivered", "undelivered")
-    where = ", ".join(map(printable, quota["filesystems"])) or "no filesystem has any"
-    return "quota warnings: " + ", ".join(f"{name} {quota[name]}" for name in counts) + f"; quotas: {where}"
-
-
-def _age(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"

@@ -99,10 +99,10 @@ def run(arguments: list[str]) -> int:
 def _another_is_registered(place: Place) -> bool:
     """Whether a newer daemon serves this user, in the broker's own words: only then is this one to stay away. An end
     that was forced otherwise is one from which the service manager starts us again."""
-    from upcall.client import Client  # only who is replaced pays for it
+    from upcall.process.connection import BrokerConnection  # only who is replaced pays for it
 
     try:
-        with Client(place.folder) as client:
+        with BrokerConnection(place.folder) as client:
             daemons = client.status()["daemons"]
     except (UpcallError, OSError, ValueError, KeyError):
         return False

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from upcall.core.errors import PeerError, Refused
 from upcall.core.messages import Refusal
-from upcall.kernel.local import connect, peer_of
+from upcall.kernel import ucred
+from upcall.kernel.local import connect
 from upcall.kernel.netlink import Packet, is_control, take_pair
 from upcall.process.paths import Place
 from upcall.wire.envelope import HELO, MAX_MESSAGE, QUIT, pack_control, take_response
@@ -40,7 +41,7 @@ class BrokerLink:
     def __init__(self, place: Place) -> None:
         """Connects and asks for a link; `take` has to follow. OSError, UsageError."""
         self.connection = connect(place.registration_socket, place.owners())
-        self.broker_pid, self._uid = peer_of(self.connection)
+        self.broker_pid, self._uid, _ = ucred.of_peer(self.connection)
         self.connection.send(pack_control(HELO))
 
     def take(self, timeout: float) -> None:

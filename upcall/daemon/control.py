@@ -14,7 +14,8 @@ from pathlib import Path
 from upcall import __version__
 from upcall.core.errors import PeerError, Refused, UpcallError
 from upcall.core.messages import Answer, Refusal
-from upcall.kernel.local import listen, listens, peer_of, receive
+from upcall.kernel import ucred
+from upcall.kernel.local import listen, listens, receive
 from upcall.kernel.process import wipe
 from upcall.protocols.ecryptfs.key_handler import KeyService
 from upcall.protocols.ecryptfs.packets import SIGNATURE_LENGTH, is_signature
@@ -57,7 +58,7 @@ class Control:
         with connection:
             connection.settimeout(_PATIENCE)
             try:
-                if peer_of(connection)[1] not in (0, os.geteuid()):
+                if ucred.of_peer(connection).uid not in (0, os.geteuid()):
                     return
                 data = receive(connection)
                 if data:

@@ -14,10 +14,10 @@ from upcall import config
 from upcall.config.keys import defaults
 from upcall.core.errors import UpcallError, UsageError
 from upcall.handler import GROUP as HANDLERS
-from upcall.install.logind import SUSPEND
 from upcall.keymodule import GROUP as KEY_MODULES
 from upcall.keys.plugins import installed
 from upcall.process import machine
+from upcall.process.logind import SUSPEND
 
 
 def found(isolate: Collection[str] = (), inline: Collection[str] = ()) -> list[str]:

@@ -1,4 +1,4 @@
-"""The prompter of a daemon that may never need one: upcall.daemon.prompting is imported with the first prompt."""
+"""The prompter of a daemon that may never need one: what asks is imported with the first prompt."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from upcall.core.errors import UsageError
+from upcall.daemon.prompting.settings import PIN_TIME, PROMPT_TIME, Settings
 from upcall.daemon.secrets import Asker
 from upcall.process.log import EventLog
 
 if TYPE_CHECKING:
     from upcall.daemon.prompting.prompts import Prompts
 
-PIN_TIME, PROMPT_TIME = 900.0, 60.0  # seconds: how long a PIN is kept, and how long a person may take for it
 WAYS = ("agent", "pinentry", "systemd")  # see upcall.daemon.prompting.methods
 
 
@@ -41,7 +41,6 @@ class LazyPrompter:
         with self._lock:
             if self._prompts is None:
                 from upcall.daemon.prompting.methods import prompts
-                from upcall.daemon.prompting.settings import Settings
 
                 settings = Settings(self._pin_time, self._prompt_time)
                 self._prompts = prompts(self._ways, self._pinentry, settings, self._log)

@@ -16,7 +16,7 @@ from upcall.config import ConfigError
 from upcall.core.errors import UpcallError
 from upcall.install import manifest as written
 from upcall.install.manifest import FILE, Manifest, digest, is_ours
-from upcall.install.wanted import KINDS, PAM, SYSTEMD, File, Kind, Order, Orders, told_as, wanted
+from upcall.install.wanted import KINDS, PAM, SYSTEMD, File, Order, Orders, ServiceManager, told_as, wanted
 from upcall.process import start_python as startpython
 from upcall.process import trust
 from upcall.process.machine import PEOPLE, USER
@@ -34,21 +34,23 @@ class OrderFailed(UpcallError):
     """A program that tells the service manager has failed; the text says which, and what it said."""
 
 
-class Plan(NamedTuple):
-    """`types`: of keys that upcall is to make, by request-key; what is there already stays."""
+class SetupPlan(NamedTuple):
+    """`types`: of keys that upcall is to make, by request-key; what is there already stays. `manual`: the pages, by
+    their path below MAN."""
 
-    kind: Kind
+    kind: ServiceManager
     python: str = sys.executable
     types: tuple[str, ...] = ()
+    manual: Mapping[str, str] = {}
 
 
-def kind_of(root: Path) -> Kind:
+def kind_of(root: Path) -> ServiceManager:
     """What starts services on this machine, or will on the one whose image this is."""
     signs = ["run/systemd/system"] if root == Path("/") else ["lib/systemd/systemd", "usr/lib/systemd/systemd"]
     return SYSTEMD if any((root / sign).exists() for sign in signs) else PAM
 
 
-def check(system: System, plan: Plan) -> None:
+def check(system: System, plan: SetupPlan) -> None:
     """Before anything is changed. ConfigError: root would run what others can change, or find it gone."""
     image = system.root != Path("/")
     clears = [str(forwarder.SESSION)] if plan.kind is PAM else []
@@ -71,7 +73,7 @@ def check(system: System, plan: Plan) -> None:
     before = written.read(system.at(FILE))
     if before.kind not in ("", plan.kind.name):
         raise ConfigError(system.at(FILE), f"upcall was set up for {before.kind}: `upcall setup --undo` comes first")
-    for path in wanted(plan.kind, plan.python):
+    for path in wanted(plan.kind, plan.python, plan.manual):
         found = _content(system, path)
         if found is not None:
             is_ours(before, path, found)
@@ -87,10 +89,10 @@ def _check_open(place: Path) -> None:
             raise ConfigError(path, f"users' daemons would run it, but {closed[-1]} is closed to them: {remedy}")
 
 
-def missing(system: System, plan: Plan) -> list[str]:
+def missing(system: System, plan: SetupPlan) -> list[str]:
     """What has to be done, for people; nothing if all is there. The same errors as `check`."""
     check(system, plan)
-    before, files = written.read(system.at(FILE)), wanted(plan.kind, plan.python)
+    before, files = written.read(system.at(FILE)), wanted(plan.kind, plan.python, plan.manual)
     states = [(path, _state(system, path)) for path, file in files.items() if not _is_there(system, path, file)]
     todo = _told([*states, *((path, "is no longer used") for path in before.files if path not in files)])
     if system.ours() is None and plan.types:
@@ -102,14 +104,14 @@ def missing(system: System, plan: Plan) -> list[str]:
     return todo
 
 
-def install(system: System, plan: Plan) -> list[str]:
+def install(system: System, plan: SetupPlan) -> list[str]:
     """What was done, for people. All that can be refused is refused before anything is done. OrderFailed."""
     check(system, plan)
     keys = None
     if system.ours() is None and plan.types:
         keys = requestkey.plan(system, plan.types, forwarder.command(), copy=False)
         requestkey.check_winning(system, keys)
-    before, files = written.read(system.at(FILE)), wanted(plan.kind, plan.python)
+    before, files = written.read(system.at(FILE)), wanted(plan.kind, plan.python, plan.manual)
     state = before._replace(kind=plan.kind.name, folders=(*before.folders, *_new_folders(system, [FILE])))
     todo = [path for path, file in files.items() if not _is_there(system, path, file)]
     new = [path for path in todo if _content(system, path) is None]
@@ -185,7 +187,7 @@ def _has_user(system: System) -> bool:
     return True
 
 
-def _orders(system: System, kind: Kind) -> Orders:
+def _orders(system: System, kind: ServiceManager) -> Orders:
     return kind.live if system.root == Path("/") else kind.image
 
 

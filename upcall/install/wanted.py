@@ -27,7 +27,7 @@ class File(NamedTuple):
     mode: int = 0o644
 
 
-class Kind(NamedTuple):
+class ServiceManager(NamedTuple):
     """A way of starting daemons with logins, on a machine that runs (`live`) and in an image of one."""
 
     name: str
@@ -43,7 +43,7 @@ _SYSTEM: Final = (
 _STARTED: Final = ("upcall-keytab.service",)  # by another one
 _USER: Final = "upcall-daemon.service"
 
-SYSTEMD: Final = Kind(
+SYSTEMD: Final = ServiceManager(
     "systemd",
     {
         **{f"/etc/systemd/system/{unit}": (f"{unit}.in", 0o644) for unit in (*_SYSTEM, *_STARTED)},
@@ -78,7 +78,7 @@ SYSTEMD: Final = Kind(
     ),
 )
 
-PAM: Final = Kind(
+PAM: Final = ServiceManager(
     "pam",
     {
         "/usr/share/pam-configs/upcall": ("upcall.pam.in", 0o644),
@@ -105,14 +105,14 @@ KINDS: Final = {kind.name: kind for kind in (SYSTEMD, PAM)}
 MAN: Final = "/usr/local/share/man"
 
 
-def wanted(kind: Kind, python: str) -> dict[str, File]:
-    """All that belongs there, by path: what starts daemons, completions, manual pages."""
-    from upcall.cli.completion import FILES, script  # every command is imported for its page
-    from upcall.install.manual.written import written
+def wanted(kind: ServiceManager, python: str, manual: Mapping[str, str]) -> dict[str, File]:
+    """All that belongs there, by path: what starts daemons, completions, manual pages. `manual`: these, by their path
+    below MAN."""
+    from upcall.install.completion import FILES, script  # and click with it
 
     started = {path: File(content(kind, path, python), mode) for path, (_, mode) in kind.files.items()}
     scripts = {path: File(script(shell).encode()) for shell, path in FILES.items()}
-    return started | scripts | {f"{MAN}/{name}": File(text.encode()) for name, text in written().items()}
+    return started | scripts | {f"{MAN}/{name}": File(text.encode()) for name, text in manual.items()}
 
 
 def told_as(path: str) -> str:
@@ -120,7 +120,7 @@ def told_as(path: str) -> str:
     return str(Path(path).parent) if path.startswith(f"{MAN}/") else path
 
 
-def content(kind: Kind, path: str, python: str) -> bytes:
+def content(kind: ServiceManager, path: str, python: str) -> bytes:
     """What belongs into a file that starts something. `python`: the interpreter that has upcall."""
     template = files("upcall.install").joinpath("units", kind.files[path][0]).read_text("utf-8")
     return string.Template(template).substitute(python=python, session=SESSION).encode()

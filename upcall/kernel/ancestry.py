@@ -6,15 +6,9 @@ it is nobody else's.
 
 from __future__ import annotations
 
-from upcall.kernel.requestkey import stat_of
+from upcall.kernel import procfs
 
 _MOST = 64  # generations that are looked at
-_PARENT, _STARTED = 1, 19  # fields of /proc/PID/stat behind the name
-
-
-def began(pid: int) -> int:
-    """When a process began, in clock ticks since boot. ProcessLookupError."""
-    return int(stat_of(pid)[_STARTED])
 
 
 def line_of(pid: int) -> frozenset[tuple[int, int]]:
@@ -29,12 +23,12 @@ def line_of(pid: int) -> frozenset[tuple[int, int]]:
         if pid <= 0:
             break
         try:
-            fields = stat_of(pid)
+            fields = procfs.stat(pid)
         except OSError:
             break
-        started = int(fields[_STARTED])
+        started = int(fields[procfs.STARTED])
         if started > child:
             break  # the parent has ended since, and its pid is another's: parents are never younger
         found.add((pid, started))
-        pid, child = int(fields[_PARENT]), started
+        pid, child = int(fields[procfs.PARENT]), started
     return frozenset(found)

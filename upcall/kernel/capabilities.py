@@ -5,12 +5,13 @@ Source: capabilities(7), capset(2), prctl(2), include/uapi/linux/capability.h.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import os
 import struct
 from collections.abc import Collection
-from pathlib import Path
 from typing import Final
+
+from upcall.kernel import libc, procfs
 
 # Their numbers are their places here.
 NAMES: Final = (
@@ -26,8 +27,6 @@ _HEADER, _VERSION_3 = struct.Struct("=Ii"), 0x20080522
 _SETS = struct.Struct("=6I")  # effective, permitted, inheritable: the lower halves, then the upper ones
 _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _CLEAR_ALL = 24, 47, 4
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 def effective() -> frozenset[str]:
     """What this thread can do now. A newer kernel's rights have their numbers for names."""
@@ -39,21 +38,23 @@ def keep_only(names: Collection[str]) -> frozenset[str]:
     """Gives up all others, for this thread and what it starts, and gives what is left; more than that where a service
     manager lets nobody change it. With NO_NEW_PRIVS nothing brings them back, no program's file either."""
     kept = sum(1 << NAMES.index(name) for name in names)
-    _libc.prctl(_PR_CAP_AMBIENT, _CLEAR_ALL, 0, 0, 0)
-    for number in range(_last() + 1):  # EPERM without SETPCAP: then there is nothing in it for us
+    with contextlib.suppress(OSError):
+        libc.call("prctl", _PR_CAP_AMBIENT, _CLEAR_ALL, 0, 0, 0)
+    for number in range(_last() + 1):
         if not kept >> number & 1:
-            _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)
+            with contextlib.suppress(OSError):  # EPERM without SETPCAP: then there is nothing in it for us
+                libc.call("prctl", _PR_CAPBSET_DROP, number, 0, 0, 0)
     left = _get()[1] & kept
     low, high = left & 0xFFFFFFFF, left >> 32
-    _libc.capset(_HEADER.pack(_VERSION_3, 0), _SETS.pack(low, low, 0, high, high, 0))
+    with contextlib.suppress(OSError):
+        libc.call("capset", _HEADER.pack(_VERSION_3, 0), _SETS.pack(low, low, 0, high, high, 0))
     return effective()
 
 
 def _get() -> tuple[int, int]:
     """(effective, permitted)"""
     header, sets = ctypes.create_string_buffer(_HEADER.pack(_VERSION_3, 0)), ctypes.create_string_buffer(_SETS.size)
-    if _libc.capget(header, sets) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    libc.call("capget", header, sets)
     words = _SETS.unpack(sets.raw)
     return words[0] | words[3] << 32, words[1] | words[4] << 32
 
@@ -64,6 +65,6 @@ def _name(number: int) -> str:
 
 def _last() -> int:
     try:
-        return int(Path("/proc/sys/kernel/cap_last_cap").read_bytes())
+        return int(procfs.LAST_CAPABILITY.read_bytes())
     except (OSError, ValueError):
         return len(NAMES) - 1

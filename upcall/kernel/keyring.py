@@ -21,6 +21,8 @@ import sys
 import threading
 from typing import Final, NamedTuple
 
+from upcall.kernel import libc
+
 PROCESS_KEYRING: Final = -2
 SESSION_KEYRING: Final = -3
 USER_KEYRING: Final = -4
@@ -48,34 +50,15 @@ MAX_KEYRING: Final = 1 << 20  # ours: bytes of serials in a keyring, four for ea
 MAX_DESCRIPTION: Final = 4096 + 64  # KEY_MAX_DESC_SIZE is a page; type and numbers come before it
 _NO_USABLE_KEY = {errno.ENOKEY, errno.EKEYREVOKED, errno.EKEYEXPIRED, errno.EKEYREJECTED, errno.EACCES}
 
-# PyDLL keeps the GIL: these calls take about a microsecond and do not wait, while getting the GIL back can
-# take milliseconds when another thread is computing.
-_libc = ctypes.PyDLL(None, use_errno=True)
-_add_key = _libc["syscall"]
-_add_key.restype = ctypes.c_long
-_add_key.argtypes = [
-    ctypes.c_long,
-    ctypes.c_char_p,
-    ctypes.c_char_p,
-    ctypes.c_char_p,
-    ctypes.c_size_t,
-    ctypes.c_long,
-]
-_keyctl = _libc["syscall"]
-_keyctl.restype = ctypes.c_long
-_keyctl.argtypes = [
-    ctypes.c_long,
-    ctypes.c_long,
-    ctypes.c_long,
-    ctypes.c_void_p,
-    ctypes.c_void_p,
-    ctypes.c_long,
-]
+# They keep the GIL: they take about a microsecond and do not wait, while getting the GIL back can take milliseconds
+# when another thread is computing.
+_LONG, _TEXT, _POINTER = ctypes.c_long, ctypes.c_char_p, ctypes.c_void_p
+_add_key = libc.prepared_syscall(_LONG, _TEXT, _TEXT, _TEXT, ctypes.c_size_t, _LONG, keep_gil=True)
+_keyctl = libc.prepared_syscall(_LONG, _LONG, _LONG, _POINTER, _POINTER, _LONG, keep_gil=True)
 
 
 # The one call of each request: what does not change is converted once.
-_search = _libc["syscall"]
-_search.restype = ctypes.c_long
+_search = libc.prepared_syscall(keep_gil=True)
 _SEARCH_USER_KEYRING = (
     *map(ctypes.c_long, (_KEYCTL, _SEARCH, USER_KEYRING)),
     ctypes.c_char_p(b"user"),
@@ -83,7 +66,7 @@ _SEARCH_USER_KEYRING = (
 _ZERO = ctypes.c_long(0)
 
 
-class Key(NamedTuple):
+class KeyDescription(NamedTuple):
     """What `describe` says. `permissions` is 8 bits each for possessor, user, group and others."""
 
     serial: int
@@ -117,9 +100,9 @@ def find(description: str) -> int | None:
     serial: int = _search(*_SEARCH_USER_KEYRING, description.encode(), _ZERO)
     if serial > 0:
         return serial
-    if ctypes.get_errno() in _NO_USABLE_KEY:
+    if libc.errno() in _NO_USABLE_KEY:
         return None
-    raise _error("KEYCTL_SEARCH")
+    raise libc.error("KEYCTL_SEARCH")
 
 
 def read(serial: int) -> bytes:
@@ -127,7 +110,7 @@ def read(serial: int) -> bytes:
     scratch = _scratch
     size: int = _keyctl(_KEYCTL, _READ, serial, scratch.address, scratch.size, 0)
     if size < 0:
-        raise _error("KEYCTL_READ")
+        raise libc.error("KEYCTL_READ")
     if size > scratch.size:
         raise OSError(errno.EMSGSIZE, f"a payload of {size} bytes", "KEYCTL_READ")
     payload = ctypes.string_at(scratch.address, size)
@@ -158,7 +141,7 @@ def add_keyring(description: str, keyring: int) -> int:
 def _add(kind: bytes, description: str, payload: bytes | None, keyring: int) -> int:
     serial: int = _add_key(_ADD_KEY, kind, description.encode(), payload, len(payload or b""), keyring)
     if serial < 0:
-        raise _error("add_key")
+        raise libc.error("add_key")
     _call("KEYCTL_SETPERM", _SETPERM, serial, PERMISSIONS)
     return serial
 
@@ -189,10 +172,10 @@ def revoke(serial: int) -> None:
 # --- looking around -----------------------------------------------------------------------------------------
 
 
-def describe(serial: int) -> Key:
+def describe(serial: int) -> KeyDescription:
     """Type, owner, permissions and description of a key that we may view."""
     kind, uid, gid, permissions, description = os.fsdecode(describe_raw(serial)).split(";", 4)
-    return Key(serial, kind, int(uid), int(gid), int(permissions, 16), description)
+    return KeyDescription(serial, kind, int(uid), int(gid), int(permissions, 16), description)
 
 
 def describe_raw(serial: int) -> bytes:
@@ -213,9 +196,9 @@ def search(keyring: int, kind: str, description: str) -> int | None:
     )
     if serial > 0:
         return serial
-    if ctypes.get_errno() in _NO_USABLE_KEY:
+    if libc.errno() in _NO_USABLE_KEY:
         return None
-    raise _error("KEYCTL_SEARCH")
+    raise libc.error("KEYCTL_SEARCH")
 
 
 def capabilities() -> int:
@@ -224,19 +207,19 @@ def capabilities() -> int:
     OSError: ENOSYS without keyrings, EOPNOTSUPP before Linux 5.3, EPERM from the seccomp filter of a container.
     """
     _add_key(_ADD_KEY, None, None, None, 0, 0)
-    if ctypes.get_errno() != errno.EFAULT:  # what the kernel says of the missing type
-        raise _error("add_key")
+    if libc.errno() != errno.EFAULT:  # what the kernel says of the missing type
+        raise libc.error("add_key")
     bits = ctypes.c_ubyte()
     _call("KEYCTL_CAPABILITIES", _CAPABILITIES, ctypes.addressof(bits), ctypes.sizeof(bits))
     return bits.value
 
 
-def list_user_keyring() -> list[Key]:
+def list_user_keyring() -> list[KeyDescription]:
     """What lies directly in the user keyring, but for what we may not view and what vanishes meanwhile."""
     return list_keyring(USER_KEYRING)
 
 
-def list_keyring(keyring: int) -> list[Key]:
+def list_keyring(keyring: int) -> list[KeyDescription]:
     """The same of any keyring."""
     keys = []
     for (serial,) in struct.iter_unpack("=i", _read_keyring(keyring)):
@@ -303,10 +286,5 @@ def join_session_and_link_user_keyring() -> int:
 def _call(name: str, operation: int, first: int, second: int = 0, third: int = 0, fourth: int = 0) -> int:
     result: int = _keyctl(_KEYCTL, operation, first, second, third, fourth)
     if result < 0:
-        raise _error(name)
+        raise libc.error(name)
     return result
-
-
-def _error(operation: str) -> OSError:
-    code = ctypes.get_errno()
-    return OSError(code, os.strerror(code), operation)

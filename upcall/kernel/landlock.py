@@ -7,7 +7,6 @@ Source: landlock(7), include/uapi/linux/landlock.h. The numbers of its calls are
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
@@ -15,6 +14,8 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from upcall.kernel import libc
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION, _PATH_BENEATH = 1, 1
@@ -43,23 +44,26 @@ class Place(NamedTuple):
     rights: int = WRITE
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
 def abi() -> int:
     """The kernel's version of it; 0 if there is none (see `why_not`)."""
-    return max(
-        0, int(_libc.syscall(ctypes.c_long(_CREATE_RULESET), None, ctypes.c_size_t(0), ctypes.c_uint(_VERSION)))
-    )
+    try:
+        return _version()
+    except OSError:
+        return 0
 
 
 def why_not() -> str:
     """Why the kernel has none; empty if it has."""
-    if abi():
-        return ""
-    code = ctypes.get_errno()
     known = {errno.ENOSYS: "this kernel has none", errno.EOPNOTSUPP: "turned off when the machine was booted (lsm=)"}
-    return known.get(code, os.strerror(code))
+    try:
+        _version()
+    except OSError as error:
+        return known.get(error.errno or 0, error.strerror or "")
+    return ""
+
+
+def _version() -> int:
+    return libc.syscall(_CREATE_RULESET, None, 0, _VERSION)
 
 
 def restrict(
@@ -79,11 +83,11 @@ def restrict(
     tcp = (0 if bind else _BIND_TCP) | (0 if connect else _CONNECT_TCP) if version >= 4 else 0
     scoped = (0 if signals else _SCOPE_SIGNAL) | (0 if abstract else _SCOPE_ABSTRACT) if version >= 6 else 0
     told = struct.pack("=QQQ", known, tcp, scoped)  # struct landlock_ruleset_attr; what is 0 any version takes
-    rules = _call(_CREATE_RULESET, told, ctypes.c_size_t(len(told)), ctypes.c_uint(0))
+    rules = libc.syscall(_CREATE_RULESET, told, len(told), 0)
     try:
         for place in places:
             _allow(rules, place, known)
-        _call(_RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint(0))
+        libc.syscall(_RESTRICT_SELF, rules, 0)
     finally:
         os.close(rules)
     return version
@@ -100,13 +104,6 @@ def _allow(rules: int, place: Place, known: int) -> None:
             rights &= _ON_FILES
         if rights:
             rule = struct.pack("=Qi", rights, fd)  # struct landlock_path_beneath_attr, packed
-            _call(_ADD_RULE, ctypes.c_int(rules), ctypes.c_int(_PATH_BENEATH), rule, ctypes.c_uint(0))
+            libc.syscall(_ADD_RULE, rules, _PATH_BENEATH, rule, 0)
     finally:
         os.close(fd)
-
-
-def _call(number: int, *arguments: object) -> int:
-    found = int(_libc.syscall(ctypes.c_long(number), *arguments))
-    if found < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return found

@@ -15,9 +15,9 @@ import termios
 from pathlib import Path
 
 from upcall.core.errors import UsageError
+from upcall.kernel import ucred
 from upcall.wire.envelope import MAX_MESSAGE
 
-_UCRED = struct.Struct("=iII")
 _SO_PEERPIDFD = 77  # Linux 6.5
 _SO_PASSRIGHTS = 83  # Linux 6.16
 _MOST_QUEUED = (
@@ -26,12 +26,6 @@ _MOST_QUEUED = (
 _TIMEVAL = struct.Struct("@ll")
 _FIVE_SECONDS, _NO_LIMIT = _TIMEVAL.pack(5, 0), _TIMEVAL.pack(0, 0)
 _TRUNC = int(socket.MSG_TRUNC)
-
-
-def peer_of(connection: socket.socket) -> tuple[int, int]:
-    """(pid, uid) of the other side."""
-    pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return pid, uid
 
 
 def pidfd_of(connection: socket.socket) -> int:
@@ -44,7 +38,7 @@ def pidfd_of(connection: socket.socket) -> int:
     except OSError as error:
         if error.errno != errno.ENOPROTOOPT:
             raise
-    return os.pidfd_open(peer_of(connection)[0])
+    return os.pidfd_open(ucred.of_peer(connection).pid)
 
 
 def takes_no_rights(listener: socket.socket) -> bool:
@@ -132,7 +126,7 @@ def connect(path: Path, owners: frozenset[int]) -> socket.socket:
         connection.connect(os.fspath(path))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _NO_LIMIT)
         connection.settimeout(5)
-        _, uid = peer_of(connection)
+        uid = ucred.of_peer(connection).uid
         if uid not in owners:
             raise UsageError(f"{path}: uid {uid} listens there, not one of {sorted(owners)}")
     except BaseException:

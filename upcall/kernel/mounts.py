@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-MOUNTINFO: Final = Path("/proc/self/mountinfo")
+from upcall.kernel.procfs import MOUNTINFO
+
 PROJECTS: Final = Path("/etc/projid")
 _NAMES, _NAMES_AGE = 1024, 600.0  # how many names are kept, and for how many seconds
 

@@ -18,18 +18,17 @@ import socket
 import struct
 from typing import NamedTuple
 
+from upcall.kernel import ucred
 from upcall.wire.envelope import HEADER, MAX_MESSAGE
 
 NETLINK_USERSOCK = 2
-SCM_CREDENTIALS = 2
 _SCM_PIDFD = 4
 
-_UCRED = struct.Struct("=iII")
-_ANCILLARY = socket.CMSG_SPACE(_UCRED.size)
 # Plain numbers: the socket module's are enumerations, whose arithmetic costs a microsecond per message.
 _NO_ROOM = int(socket.MSG_CTRUNC)
 _DONTWAIT = int(socket.MSG_DONTWAIT)
-_SOL_SOCKET = int(socket.SOL_SOCKET)
+# Names of this module: an attribute look-up costs on the hot path.
+_SOL_SOCKET, _SCM_CREDENTIALS, _UCRED, _ANCILLARY = ucred.SOL_SOCKET, ucred.SCM_CREDENTIALS, ucred.UCRED, ucred.SPACE
 _BIND_TRIES = 64
 
 
@@ -126,7 +125,7 @@ class NetlinkSocket:
         pid = uid = -1
         if len(ancillary) == 1 and not got & _NO_ROOM:
             level, kind, value = ancillary[0]
-            if kind == SCM_CREDENTIALS and level == _SOL_SOCKET and len(value) == _UCRED.size:
+            if kind == _SCM_CREDENTIALS and level == _SOL_SOCKET and len(value) == _UCRED.size:
                 pid, uid, _ = _UCRED.unpack(value)
                 return Packet(data, pid, uid, address[0])
         _close_pidfds(ancillary)

@@ -6,23 +6,20 @@ import contextlib
 import ctypes
 import mmap
 import os
-import re
 import resource
 from collections.abc import Iterable
-from pathlib import Path
+
+from upcall.kernel import libc
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
-
-_UID = re.compile(rb"^Uid:\t(\d+)\t", re.MULTILINE)
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def harden() -> None:
     """No core dumps, no ptrace by the same user, no gain of privileges. Works without any privilege."""
     with contextlib.suppress(OSError):  # where a service manager has set it and lets nobody else do so
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    _prctl(_PR_SET_DUMPABLE, 0)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def add_groups(names: Iterable[str]) -> None:
@@ -48,7 +45,7 @@ def has_terminal() -> bool:
 
 def die_with_parent(signal_number: int) -> None:
     """Asks for a signal when the parent ends (prctl(2), PR_SET_PDEATHSIG)."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
+    _prctl(_PR_SET_PDEATHSIG, signal_number)
 
 
 def raise_descriptor_limit() -> None:
@@ -64,21 +61,6 @@ def prefer_us() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, -10)
 
 
-def real_uid_of(pid: int) -> int | None:
-    """The real uid of a process, or None if there is none with this pid (proc(5), Uid of /proc/PID/status)."""
-    try:
-        return real_uid_in(Path(f"/proc/{pid}/status").read_bytes())
-    except OSError:
-        return None
-
-
-def real_uid_in(status: bytes) -> int | None:
-    """Lines end at LF alone. The kernel escapes that in a process's name, but not VT, FF, CR or FS, at which
-    str.splitlines() would begin a line with an Uid of the process's own choice."""
-    found = _UID.search(status)
-    return int(found[1]) if found else None
-
-
 def stay_in_memory() -> None:
     """Nothing of this process is ever taken back from memory (mlockall(2)); what it never touches costs nothing.
 
@@ -88,7 +70,14 @@ def stay_in_memory() -> None:
     if os.geteuid() == 0:
         with contextlib.suppress(OSError, ValueError):  # so that it stays so without CAP_IPC_LOCK
             resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        _libc.mlockall(current | future | on_fault)
+        with contextlib.suppress(OSError):
+            libc.call("mlockall", current | future | on_fault)
+
+
+def _prctl(option: int, value: int) -> None:
+    """Where a seccomp filter refuses it, the process goes on without."""
+    with contextlib.suppress(OSError):
+        libc.call("prctl", option, value, 0, 0, 0)
 
 
 class LockedMemory:
@@ -107,8 +96,13 @@ class LockedMemory:
             with contextlib.suppress(OSError):
                 self._pages.madvise(advice)
         buffer = (ctypes.c_char * len(self._pages)).from_buffer(self._pages)
-        self.locked = _libc.mlock(ctypes.byref(buffer), ctypes.c_size_t(len(self._pages))) == 0
-        del buffer
+        self.locked = True
+        try:
+            libc.call("mlock", ctypes.byref(buffer), ctypes.c_size_t(len(self._pages)))
+        except OSError:  # the limit
+            self.locked = False
+        finally:
+            del buffer
         with memoryview(self._pages) as view:  # a slice of the pages themselves would be a copy that nobody wipes
             view[: self._size] = secret
         secret[:] = bytes(len(secret))

@@ -17,6 +17,7 @@ import struct
 from collections.abc import Iterable
 from typing import Final, Self
 
+from upcall.kernel import libc
 from upcall.kernel.mounts import Mount
 from upcall.protocols.quota.warning import NOTHING, Figures, Quota
 
@@ -32,8 +33,6 @@ _DQINFO = struct.Struct("=2QII")  # struct if_dqinfo
 _DQBLK = struct.Struct("=8QII")  # struct if_dqblk; in struct if_nextdqblk its padding is the id
 
 _KNOWING = frozenset({"ext2", "ext3", "ext4", "xfs", "f2fs", "jfs", "reiserfs", "gfs2", "ocfs2", "tmpfs", "bcachefs"})
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Filesystem:
@@ -89,23 +88,17 @@ class Filesystem:
 
     def _call(self, command: int, kind: int, number: int, buffer: ctypes.Array[ctypes.c_char]) -> None:
         whole = command << 8 | kind
-        found, code = -1, errno.ENOSYS
         if _QUOTACTL_FD:
-            found = _libc.syscall(
-                ctypes.c_long(_QUOTACTL_FD),
-                ctypes.c_uint(self.fd),
-                ctypes.c_uint(whole),
-                ctypes.c_uint(number),
-                buffer,
-            )
-            code = ctypes.get_errno()
-        # EROFS: by descriptor the kernel wants a mount that may be written to, also for reading (quotactl_cmd_write),
-        # and in a service's sandbox few are. By device it looks at no mount.
-        if found < 0 and code in (errno.ENOSYS, errno.EROFS):
-            found = _libc.quotactl(ctypes.c_uint(whole), self._device, ctypes.c_uint(number), buffer)
-            code = ctypes.get_errno()
-        if found < 0:
-            raise OSError(code, os.strerror(code))
+            try:
+                libc.syscall(_QUOTACTL_FD, self.fd, whole, number, buffer)
+            except OSError as error:
+                # EROFS: by descriptor the kernel wants a mount that may be written to, also for reading
+                # (quotactl_cmd_write), and in a service's sandbox few are. By device it looks at no mount.
+                if error.errno not in (errno.ENOSYS, errno.EROFS):
+                    raise
+            else:
+                return
+        libc.call("quotactl", ctypes.c_uint(whole), self._device, ctypes.c_uint(number), buffer)
 
     def close(self) -> None:
         if self.fd >= 0:

@@ -19,6 +19,7 @@ import struct
 from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
+from upcall.kernel import libc
 from upcall.kernel.syscalls import COMMON, LIBRARIES, LISTENING
 
 UNIX_AND_NETLINK: Final = frozenset({int(socket.AF_UNIX), int(socket.AF_NETLINK)})
@@ -95,10 +96,7 @@ def _load(instructions: Collection[Instruction]) -> None:
     filter_ = b"".join(struct.pack("=HBBI", one.code, one.true, one.false, one.k) for one in instructions)
     code = ctypes.create_string_buffer(filter_, len(filter_))
     told = struct.pack("@HP", len(filter_) // 8, ctypes.addressof(code))  # struct sock_fprog
-    libc = ctypes.CDLL(None, use_errno=True)
-    found = libc.syscall(ctypes.c_long(_SECCOMP), _SET_MODE_FILTER, ctypes.c_ulong(_FLAGS), told)
-    if found < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    found = libc.syscall(_SECCOMP, _SET_MODE_FILTER, _FLAGS, told)
     if found > 0:
         raise OSError(errno.EBUSY, f"thread {found} has a filter of its own")
 

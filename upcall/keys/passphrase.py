@@ -18,6 +18,7 @@ from typing import Final
 
 from upcall.core.errors import UpcallError, UsageError
 from upcall.keys.private_file import read_private
+from upcall.keys.private_file import wipe as wipe
 from upcall.process import start_python as startpython
 
 SERVICE: Final = "upcall"  # in the `keyring` library; the user name there is the key's signature
@@ -28,11 +29,6 @@ PATIENCE: Final = 20.0  # seconds for the keyring library: somebody may have to 
 
 class NoPassphrase(UpcallError):
     """The passphrase cannot be had from where it should be. The text says why."""
-
-
-def wipe(secret: bytearray) -> None:
-    """Overwrites in place, without changing the size."""
-    secret[:] = bytes(len(secret))
 
 
 def from_fd(fd: int) -> bytearray:

@@ -113,3 +113,8 @@ def _fill(fd: int, data: bytes | bytearray) -> None:
         while at < len(view):
             at += os.write(fd, view[at:])
     os.fsync(fd)
+
+
+def wipe(buffer: bytearray) -> None:
+    """Overwrites in place. Copies that libraries or the interpreter made are out of reach."""
+    buffer[:] = bytes(len(buffer))

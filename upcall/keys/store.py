@@ -20,8 +20,8 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from upcall.core.errors import PeerError, UsageError
+from upcall.keymodule import MAX_BLOB
 from upcall.keys.private_file import read_private, write_new
-from upcall.protocols.ecryptfs.authtok import MAX_BLOB
 
 MAX_FILE: Final = 16 * 1024  # bytes
 SUFFIX: Final = ".toml"

@@ -14,15 +14,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from upcall import __version__
-from upcall.client import Client
 from upcall.core.errors import UpcallError
+from upcall.process.connection import BrokerConnection
 
 Status = Mapping[str, Any]
 PATIENCE: Final = 2.0  # seconds that a scrape waits for the broker
 _QUOTA_COUNTS = ("received", "folded", "dropped", "lost", "nonsense", "overflows", "delivered")
 
 
-class Described(NamedTuple):
+class Family(NamedTuple):
     """A metric, with the name that it has in the output but for a counter's _total."""
 
     name: str
@@ -32,32 +32,32 @@ class Described(NamedTuple):
 
 
 _C, _G, _H = CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-UP = Described("upcall_up", _G, (), "1 if the broker answered.")
+UP = Family("upcall_up", _G, (), "1 if the broker answered.")
 METRICS: Final = (
     UP,
-    Described("upcall_info", _G, ("version", "broker_version"), "The versions of this command and of the broker; 1."),
-    Described("upcall_requests", _C, ("service", "outcome"), "Requests settled: answered, or why they were refused."),
-    Described("upcall_request_duration_seconds", _H, ("service",), "How long requests took that a daemon was asked."),
-    Described("upcall_pending_requests", _G, ("service",), "Requests that a daemon has not answered yet."),
-    Described("upcall_contexts", _G, (), "Message contexts of all registered uids."),
-    Described("upcall_contexts_in_use", _G, (), "Message contexts in use."),
-    Described("upcall_contexts_most", _G, (), "The most contexts that one uid has had in use at once."),
-    Described("upcall_daemons", _G, (), "Daemons that are registered."),
-    Described("upcall_replies_rejected", _C, ("on",), "Replies of daemons that fitted no context, by what was wrong."),
-    Described("upcall_messages_rejected", _C, ("on",), "Messages that nobody may send, by what was wrong."),
-    Described("upcall_devices", _G, ("state",), "Uids in whose name /dev/ecryptfs is open, or should be."),
-    Described("upcall_kernel_frames", _C, ("what",), "Frames of /dev/ecryptfs, by what became of them."),
-    Described("upcall_request_keys", _C, ("outcome",), "Keys that the kernel wanted, by outcome."),
-    Described("upcall_quota_listening", _G, (), "1 if the broker hears the kernel's quota warnings."),
-    Described("upcall_quota_warnings", _C, ("what",), "Quota warnings: received, and what became of them."),
-    Described("upcall_quota_undelivered", _G, (), "Quota notices that wait for their daemon."),
-    Described("upcall_quota_watched", _G, (), "Quotas that are kept in mind."),
+    Family("upcall_info", _G, ("version", "broker_version"), "The versions of this command and of the broker; 1."),
+    Family("upcall_requests", _C, ("service", "outcome"), "Requests settled: answered, or why they were refused."),
+    Family("upcall_request_duration_seconds", _H, ("service",), "How long requests took that a daemon was asked."),
+    Family("upcall_pending_requests", _G, ("service",), "Requests that a daemon has not answered yet."),
+    Family("upcall_contexts", _G, (), "Message contexts of all registered uids."),
+    Family("upcall_contexts_in_use", _G, (), "Message contexts in use."),
+    Family("upcall_contexts_most", _G, (), "The most contexts that one uid has had in use at once."),
+    Family("upcall_daemons", _G, (), "Daemons that are registered."),
+    Family("upcall_replies_rejected", _C, ("on",), "Replies of daemons that fitted no context, by what was wrong."),
+    Family("upcall_messages_rejected", _C, ("on",), "Messages that nobody may send, by what was wrong."),
+    Family("upcall_devices", _G, ("state",), "Uids in whose name /dev/ecryptfs is open, or should be."),
+    Family("upcall_kernel_frames", _C, ("what",), "Frames of /dev/ecryptfs, by what became of them."),
+    Family("upcall_request_keys", _C, ("outcome",), "Keys that the kernel wanted, by outcome."),
+    Family("upcall_quota_listening", _G, (), "1 if the broker hears the kernel's quota warnings."),
+    Family("upcall_quota_warnings", _C, ("what",), "Quota warnings: received, and what became of them."),
+    Family("upcall_quota_undelivered", _G, (), "Quota notices that wait for their daemon."),
+    Family("upcall_quota_watched", _G, (), "Quotas that are kept in mind."),
 )
 PER_UID: Final = (
-    Described("upcall_daemon_replies", _C, ("uid", "outcome"), "Replies of this daemon: answered, refused, rejected."),
-    Described("upcall_daemon_contexts_in_use", _G, ("uid",), "Contexts of this uid that are in use."),
-    Described("upcall_daemon_contexts_most", _G, ("uid",), "The most of them that were ever in use at once."),
-    Described("upcall_daemon_registered_seconds", _G, ("uid",), "How long this daemon has been registered."),
+    Family("upcall_daemon_replies", _C, ("uid", "outcome"), "Replies of this daemon: answered, refused, rejected."),
+    Family("upcall_daemon_contexts_in_use", _G, ("uid",), "Contexts of this uid that are in use."),
+    Family("upcall_daemon_contexts_most", _G, ("uid",), "The most of them that were ever in use at once."),
+    Family("upcall_daemon_registered_seconds", _G, ("uid",), "How long this daemon has been registered."),
 )
 
 Samples = list[tuple[tuple[str, ...], float]]
@@ -75,7 +75,7 @@ def asker(folder: Any = None) -> Callable[[], Status | None]:
 
     def ask() -> Status | None:
         try:
-            with Client(folder, timeout=PATIENCE) as client:
+            with BrokerConnection(folder, timeout=PATIENCE) as client:
                 return client.status()
         except (UpcallError, OSError):
             return None
@@ -106,14 +106,14 @@ class _Broker(Collector):
         yield from ProcessCollector("upcall_broker", lambda: pid, registry=None).collect()
 
 
-def _family(described: Described, samples: Samples) -> Metric:
+def _family(described: Family, samples: Samples) -> Metric:
     family = described.kind(described.name, described.help, labels=described.labels)  # type: ignore[call-arg]
     for labels, value in samples:
         family.add_metric(labels, value)  # type: ignore[attr-defined]
     return family
 
 
-def _durations(described: Described, latencies: Mapping[str, Any]) -> Metric:
+def _durations(described: Family, latencies: Mapping[str, Any]) -> Metric:
     family = HistogramMetricFamily(described.name, described.help, labels=described.labels)
     for service, one in latencies.items():
         ends, buckets, count = [*map(str, one["bounds"]), "+Inf"], [], 0

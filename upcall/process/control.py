@@ -8,8 +8,8 @@ import socket
 from types import TracebackType
 from typing import Any, Self
 
-from upcall.client import Connection
 from upcall.core.errors import PeerError, UpcallError, UsageError
+from upcall.process.connection import LocalConnection
 from upcall.process.paths import daemon_socket
 
 
@@ -25,9 +25,9 @@ class DaemonControl:
         self._path = daemon_socket()
         self._connect().close()
 
-    def _connect(self) -> Connection:
+    def _connect(self) -> LocalConnection:
         try:
-            return Connection(self._path, frozenset({os.geteuid()}))
+            return LocalConnection(self._path, frozenset({os.geteuid()}))
         except (OSError, UsageError) as error:
             raise NoDaemon(f"no daemon at {self._path}: {error}") from error
 

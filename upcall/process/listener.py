@@ -22,11 +22,11 @@ from upcall.core.contexts import Line
 from upcall.core.errors import PeerError
 from upcall.core.messages import Answer, Refusal
 from upcall.core.router import Router
+from upcall.kernel import ucred
 from upcall.kernel.local import (
     carries_rights,
     discard,
     listen,
-    peer_of,
     receive,
     takes_no_rights,
     unlink_quietly,
@@ -53,7 +53,7 @@ class Connection:
 
     def __init__(self, listener: Listener, connection: socket.socket) -> None:
         self._listener, self.socket = listener, connection
-        self.pid, self.uid = peer_of(connection)
+        self.pid, self.uid, _ = ucred.of_peer(connection)
         self.person = listener.people.of(self.uid)
         self._loop = listener.loop
         self.heard = listener.loop.now  # when it last sent something, or was last answered
@@ -221,7 +221,7 @@ class Listener(Source):
                 self.log("connection-not-accepted", socket=self._path.name, why=error)
                 self.loop.mute(self._listener, self.loop.now + _ACCEPT_PAUSE)
                 return
-            pid, uid = peer_of(accepted)
+            pid, uid, _ = ucred.of_peer(accepted)
             person = self.people.of(uid)
             if self._has_credit(person, now):
                 accepted.setblocking(False)

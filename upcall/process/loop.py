@@ -35,7 +35,7 @@ class HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 
-class Source:
+class Pollable:
     """Something to wait for, and whose it is."""
 
     __slots__ = ("callback", "fd", "owner")
@@ -69,7 +69,7 @@ class Loop:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._sources: dict[int, Source] = {}
+        self._sources: dict[int, Pollable] = {}
         self._muted: dict[int, float] = {}
         self._used: dict[int, float] = {}  # by owner: seconds of callbacks of late
         self._deferred: dict[int, deque[Callable[[], None]]] = {}  # by owner
@@ -108,7 +108,7 @@ class Loop:
     def add(self, source: HasFileno, callback: Callable[[], None], owner: int) -> None:
         fd = source.fileno()
         self._epoll.register(fd, select.EPOLLIN)
-        self._sources[fd] = Source(fd, callback, owner)
+        self._sources[fd] = Pollable(fd, callback, owner)
 
     def remove(self, source: HasFileno) -> None:
         """Before the source is closed; once or more often."""
@@ -132,7 +132,7 @@ class Loop:
         if self._muted:
             self._unmuting.at(min(self._muted.values()))
 
-    def wait(self, timeout: float) -> list[Source]:
+    def wait(self, timeout: float) -> list[Pollable]:
         """Waits at most `timeout` seconds (negative: for ever); gives what is ready, for `run`."""
         if self._deferred:
             due = max(0.0, min(self._paused.get(owner, 0.0) for owner in self._deferred) - time.monotonic())
@@ -147,13 +147,13 @@ class Loop:
         else:
             self._deferred.setdefault(owner, deque()).append(callback)
 
-    def run(self, ready: list[Source], now: float) -> None:
+    def run(self, ready: list[Pollable], now: float) -> None:
         """Calls back a few of them, but for those that one before has removed: their descriptor may be another's
         by now. `now`: time.monotonic(), just read."""
         if now - self._halved >= _HALVED_EVERY:
             self._halve(now)
         if self._deferred:
-            ready = [*ready, *(Source(-1, partial(self._run_deferred, owner), owner) for owner in self._deferred)]
+            ready = [*ready, *(Pollable(-1, partial(self._run_deferred, owner), owner) for owner in self._deferred)]
         used = self._used
         if len(ready) > 1:
             urgent = [source for source in ready if source.owner == URGENT]
@@ -187,7 +187,7 @@ class Loop:
             del self._deferred[owner]
         callback()
 
-    def _run_watched(self, source: Source, now: float) -> None:
+    def _run_watched(self, source: Pollable, now: float) -> None:
         owner = source.owner
         if self._paused.get(owner, 0.0) > now:
             if source.fd >= 0:

@@ -47,20 +47,29 @@ class Reloading:
         self._running = self._again = False
 
     def ask(self) -> None:
-        """Waits for nothing. Not in a signal handler."""
+        """Waits for nothing. Not in a signal handler. RuntimeError if there can be no thread now."""
         with self._lock:
             self._again = self._running
             if self._running:
                 return
             self._running = True
-        threading.Thread(target=self._run, name="reload", daemon=True).start()
+        self._start()
+
+    def _start(self) -> None:
+        try:
+            threading.Thread(target=self._run, name="reload", daemon=True).start()
+        except RuntimeError:
+            with self._lock:
+                self._running = self._again = False
+            raise
 
     def _run(self) -> None:
-        while True:
-            try:
-                self._work()
-            finally:
-                with self._lock:
-                    self._running, self._again = self._again, False
-            if not self._running:
-                return
+        """Once. An unexpected error goes to threading.excepthook, and stops none of the reloads after it."""
+        try:
+            self._work()
+        finally:
+            with self._lock:  # from here on this thread does nothing more to what another may have begun
+                again = self._running = self._again
+                self._again = False
+            if again:
+                self._start()

@@ -25,7 +25,7 @@ from upcall.keys.enrolment import chosen, take_in
 from upcall.keys.plugins import load
 from upcall.process import start_python as startpython
 from upcall.testing.checks import CHECKS
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 from upcall.testing.subject import (
     PASSPHRASE,
     PATIENCE,
@@ -206,7 +206,7 @@ def _made(order: Order, module: KeyModule, folder: Path) -> Made:
 
 def _imported(order: Order, module: KeyImporter, opener: KeyModule) -> Made:
     """An existing key. Its file is not told to the checks: they would take it away for a while."""
-    told = Told(order.passphrase.encode(), pin=order.pin.encode())
+    told = GivenSecrets(order.passphrase.encode(), pin=order.pin.encode())
     values = chosen(module.import_parameters, order.values)
     taken = take_in(module, Making(Path(order.file), values, bytearray(), "ask", Limits(), told))
     word = order.passphrase.encode() if told.sources else b""

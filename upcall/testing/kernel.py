@@ -48,7 +48,7 @@ from upcall.testing.broker import strangers
 from upcall.testing.processes import PATIENCE, NotInTime
 
 
-class Upcall:
+class PlayedUpcall:
     """A process in the kernel that waits for an answer."""
 
     def __init__(self, packet: bytes, deadline: float) -> None:
@@ -92,12 +92,12 @@ class PlayedDevice:
     def __init__(self, kernel: PlayedKernel, uid: int) -> None:
         self._kernel, self.uid = kernel, uid
         self.fd = os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_CLOEXEC)
-        self.queue: deque[bytes | Upcall] = deque()
+        self.queue: deque[bytes | PlayedUpcall] = deque()
 
     def fileno(self) -> int:
         return self.fd
 
-    def put(self, what: bytes | Upcall) -> None:
+    def put(self, what: bytes | PlayedUpcall) -> None:
         self.queue.append(what)
         os.eventfd_write(self.fd, 1)
 
@@ -129,7 +129,7 @@ class PlayedKernel:
         self.refused: list[bytes] = []  # what was written and met EINVAL
         self.lost: list[bytes] = []  # answers that it took, and that nobody could ever use
         self._lock = threading.Lock()
-        self._contexts: list[Upcall | None] = [None] * contexts
+        self._contexts: list[PlayedUpcall | None] = [None] * contexts
         self._devices: dict[int, PlayedDevice] = {}
         self._seq = 0
 
@@ -149,7 +149,7 @@ class PlayedKernel:
         with self._lock:
             del self._devices[device.uid]
 
-    def hand_out(self, what: bytes | Upcall) -> bytes:
+    def hand_out(self, what: bytes | PlayedUpcall) -> bytes:
         with self._lock:
             self._expire()
             if isinstance(what, bytes):
@@ -172,7 +172,7 @@ class PlayedKernel:
         self._note(upcall.packet, answer)
         upcall.settle(answer)
 
-    def _fitting(self, data: bytes) -> Upcall | None:
+    def _fitting(self, data: bytes) -> PlayedUpcall | None:
         try:
             frame = take_frame(data)
         except PeerError:
@@ -198,9 +198,9 @@ class PlayedKernel:
 
     # --- the processes' side -------------------------------------------------------------------------------
 
-    def ask(self, uid: int, packet: bytes) -> Upcall:
+    def ask(self, uid: int, packet: bytes) -> PlayedUpcall:
         """A process of `uid` needs this packet answered; it does not wait yet."""
-        upcall = Upcall(packet, time.monotonic() + self.timeout)
+        upcall = PlayedUpcall(packet, time.monotonic() + self.timeout)
         with self._lock:
             self._expire()
             device = self._devices.get(uid)
@@ -214,7 +214,7 @@ class PlayedKernel:
             device.put(upcall)
         return upcall
 
-    def give_up(self, upcall: Upcall) -> None:
+    def give_up(self, upcall: PlayedUpcall) -> None:
         """Its timeout is over, now."""
         upcall.deadline = 0.0
         upcall.settle(None, errno.EIO)

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 
 from upcall.client import Client, NoBroker
 from upcall.core.errors import UpcallError
+from upcall.kernel import procfs
 
 PATIENCE = 60.0  # seconds that a test waits at most for what takes milliseconds on a quiet machine
 T = TypeVar("T")
@@ -72,8 +73,7 @@ class Started:
     def stop(self) -> None:
         """SIGSTOP, and waits until it has stopped."""
         self.signal(signal.SIGSTOP)
-        stat = Path(f"/proc/{self.pid}/stat")
-        until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "stopped")
+        until(lambda: procfs.state(self.pid) == "T", "stopped")
 
     def go_on(self) -> None:
         self.signal(signal.SIGCONT)

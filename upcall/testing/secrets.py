@@ -5,7 +5,7 @@ from __future__ import annotations
 from upcall.core.errors import Refused
 
 
-class Told:
+class GivenSecrets:
     """`keymodule.Secrets`: one passphrase, and PINs by token or one for any. Refused("locked") for what was not told.
 
     `given` holds every buffer that was handed out: a module must have wiped them. `sources`, `verdicts` and

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 from upcall.core.errors import ModuleFailed, PeerError, Refused, UpcallError, UsageError
 from upcall.keymodule import Closable, Enrolled, KeyHandle, KeyMaker, KeyModule, Limits, Making, Secrets
 from upcall.keys.enrolment import chosen
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 
 PASSPHRASE = b"a throw-away passphrase"
 PIN = b"141421"
@@ -48,9 +48,9 @@ class Made(NamedTuple):
     values: Mapping[str, str] = {}  # the parameters that it was made with
     spec: str = ""  # "package:attribute" of the module, by which a process of its own finds it
 
-    def told(self) -> Told:
+    def told(self) -> GivenSecrets:
         """What a person would tell who knows everything."""
-        return Told(self.passphrase or None, pin=self.pin or None)
+        return GivenSecrets(self.passphrase or None, pin=self.pin or None)
 
 
 def make_key(
@@ -73,7 +73,7 @@ def make_key(
 
 def generate(maker: KeyMaker, path: Path, values: Mapping[str, str], passphrase: bytes, pin: bytes) -> Enrolled:
     """As `upcall key generate` asks for it."""
-    word, told = bytearray(passphrase), Told(passphrase or None, pin=pin or None)
+    word, told = bytearray(passphrase), GivenSecrets(passphrase or None, pin=pin or None)
     return maker.generate(Making(path, values, word, "ask" if word else "none", Limits(), told))
 
 

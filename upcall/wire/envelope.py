@@ -18,7 +18,9 @@ from typing import NamedTuple
 
 from upcall.core.errors import REASONS, PeerError
 from upcall.core.messages import Answer, Refusal, Requester
-from upcall.protocols.ecryptfs.packets import HELO, NOTICE, QUIT, REQUEST, RESPONSE
+
+# nlmsg_type: the numbers of eCryptfs's own messages (ECRYPTFS_MSG_*), and one more.
+HELO, QUIT, REQUEST, RESPONSE, NOTICE = 100, 101, 102, 103, 104
 
 VERSION = 1
 MAX_BODY = 65536

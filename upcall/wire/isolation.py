@@ -51,7 +51,7 @@ _WITH_TEXT = frozenset({OPEN, REFUSED, FAILED, BROKE, *QUESTIONS})
 _WITH_DATA = frozenset({OPEN, WRAP, UNWRAP, ANSWER, PIN, TOUCH})
 
 
-class Message(NamedTuple):
+class ChildMessage(NamedTuple):
     """One message. `data` may hold a secret: what is taken is a buffer of its own, for its owner to wipe."""
 
     kind: int
@@ -68,7 +68,7 @@ class Message(NamedTuple):
         )
 
 
-def pack(message: Message) -> bytearray:
+def pack(message: ChildMessage) -> bytearray:
     """The bytes of one message, for their owner to wipe. PeerError if the wire cannot say it."""
     kind, number, handle, code, words, data = message
     try:
@@ -85,7 +85,7 @@ def pack(message: Message) -> bytearray:
     return buffer
 
 
-def take(data: bytes | bytearray | memoryview) -> Message:
+def take(data: bytes | bytearray | memoryview) -> ChildMessage:
     """One message from exactly these bytes."""
     if len(data) < HEAD.size:
         raise PeerError("message", f"{len(data)} bytes, at least {HEAD.size} are needed")
@@ -97,7 +97,7 @@ def take(data: bytes | bytearray | memoryview) -> Message:
     at = HEAD.size + size
     _check(kind, handle, code, size, len(data) - at)
     text = str(data[HEAD.size : at], "utf-8", "surrogateescape") if size else ""
-    return Message(kind, number, handle, code, text, bytearray(data[at:]))
+    return ChildMessage(kind, number, handle, code, text, bytearray(data[at:]))
 
 
 def _check(kind: int, handle: int, code: int, text: int, data: int) -> None:

@@ -40,7 +40,7 @@ class Record(NamedTuple):
     handler: str = ""
 
 
-class Source(NamedTuple):
+class RecordSource(NamedTuple):
     """Who has written it: upcall-broker or upcall-daemon."""
 
     name: str
@@ -67,7 +67,7 @@ def fields_of(record: Record, name: str) -> dict[str, object]:
     }
 
 
-def take_line(text: str) -> tuple[Source, Record] | None:
+def take_line(text: str) -> tuple[RecordSource, Record] | None:
     """A record from a line of a log, whatever stands before it; None for another event. PeerError if damaged."""
     start = _PREFIX.search(text[:MAX_LINE])
     if start is None or start[3] != EVENT:
@@ -79,10 +79,10 @@ def take_line(text: str) -> tuple[Source, Record] | None:
             raise PeerError("record", f"no field {text[at : at + 20]!r}", at)
         fields[found[1]] = _unquoted(found[2])
         at = found.end()
-    return Source(start[1], int(start[2])), _record(fields)
+    return RecordSource(start[1], int(start[2])), _record(fields)
 
 
-def take_journal(entry: Mapping[str, object]) -> tuple[Source, Record] | None:
+def take_journal(entry: Mapping[str, object]) -> tuple[RecordSource, Record] | None:
     """A record from an entry as `journalctl --output=json` gives it; None for another. PeerError if damaged."""
     if entry.get("MESSAGE_ID") != MESSAGE_ID:
         return None
@@ -92,7 +92,7 @@ def take_journal(entry: Mapping[str, object]) -> tuple[Source, Record] | None:
         pid = int(str(entry.get("_PID", 0)))
     except (KeyError, ValueError, OverflowError, OSError):  # the last two of a time that no calendar has
         raise PeerError("record", "the journal gives no time") from None
-    return Source(str(entry.get("SYSLOG_IDENTIFIER", "")), pid), _record({**fields, "at": at})
+    return RecordSource(str(entry.get("SYSLOG_IDENTIFIER", "")), pid), _record({**fields, "at": at})
 
 
 def _record(fields: Mapping[str, str]) -> Record:

@@ -23,7 +23,7 @@ from upcall.protocols.request_key.dns_resolver import (
     GOOD,
     GOOD_WITH_BAD,
     TYPE,
-    Server,
+    CellServer,
     ServerList,
     Text,
     check_answer,
@@ -229,8 +229,8 @@ def servers_of(instance: Instance) -> ServerList:
 
 def test_server_lists(ask: Asking) -> None:
     found = servers_of(ask("afsdb:cell.test", "srv=1 ipv4"))
-    db1 = Server("db1.cell.test", 10, 5, 7003, (V4,))
-    db2 = Server("db2.cell.test", 20, 6, 7100, (bytes([192, 0, 2, 32]),))
+    db1 = CellServer("db1.cell.test", 10, 5, 7003, (V4,))
+    db2 = CellServer("db2.cell.test", 20, 6, 7100, (bytes([192, 0, 2, 32]),))
     assert found == ServerList(FROM_DNS_SRV, GOOD, (db1, db2))
     found = servers_of(ask("afsdb:cell.test", "srv=1"))
     assert set(found.servers[1].addresses) == {*db2.addresses, V6}
@@ -238,7 +238,7 @@ def test_server_lists(ask: Asking) -> None:
     assert (found.status, [server.name for server in found.servers]) == (GOOD_WITH_BAD, ["db1.cell.test"])
     found = servers_of(ask("afsdb:old.test", "srv=1"))
     assert found.source == FROM_DNS_AFSDB
-    assert found.servers[0] == Server("db1.cell.test", 0, 0, 7003, (V4,), FROM_DNS_A)
+    assert found.servers[0] == CellServer("db1.cell.test", 0, 0, 7003, (V4,), FROM_DNS_A)
 
 
 def test_a_server_that_etc_hosts_knows(server: Dnsmasq, tmp_path: Path) -> None:

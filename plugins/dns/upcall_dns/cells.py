@@ -14,8 +14,8 @@ from upcall.protocols.request_key.dns_resolver import (
     FROM_DNS_SRV,
     GOOD,
     GOOD_WITH_BAD,
+    CellServer,
     Options,
-    Server,
     ServerList,
     Text,
     is_host,
@@ -90,7 +90,7 @@ def _distinct(targets: Iterable[_Target]) -> list[_Target]:
 
 def _servers(
     names: Names, targets: list[_Target], ttl: int, families: tuple[int, ...]
-) -> tuple[tuple[Server, ...], int]:
+) -> tuple[tuple[CellServer, ...], int]:
     """Those that have addresses, at least one, and for how many seconds all that is true."""
     servers = []
     failure: Refused | None = None
@@ -104,7 +104,7 @@ def _servers(
         else:
             ttl = min(ttl, found.ttl)
             addresses = tuple(hosts.packed(address) for address in found.addresses)
-            servers.append(Server(*target, addresses, found.source))
+            servers.append(CellServer(*target, addresses, found.source))
     if not servers:
         raise failure or NotThere("the servers of the cell", min(ttl, NEGATIVE_TTL))
     return tuple(servers), ttl

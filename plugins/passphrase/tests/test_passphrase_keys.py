@@ -30,7 +30,7 @@ from upcall.keymodule import (
     Public,
     Watched,
 )
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 
 WORD = b"correct horse"
 CHEAP = Cost(1, 1)  # too cheap for `generate`, not for `open`
@@ -38,7 +38,7 @@ CHEAP = Cost(1, 1)  # too cheap for `generate`, not for `open`
 
 def making(word: bytes = WORD, source: str = "ask", memory: str = "64", passes: str = "1") -> Making:
     values = {"memory": memory, "passes": passes}
-    return Making(Path("/nowhere"), values, bytearray(word), source, Limits(), Told())
+    return Making(Path("/nowhere"), values, bytearray(word), source, Limits(), GivenSecrets())
 
 
 def cheap(source: str = "ask") -> Enrolled:
@@ -53,7 +53,7 @@ def made() -> Enrolled:
 
 
 def open_(made: Enrolled) -> Handle:
-    return module.open(made.signature, made.blob, Told(WORD))
+    return module.open(made.signature, made.blob, GivenSecrets(WORD))
 
 
 def test_the_shape(made: Enrolled) -> None:
@@ -146,7 +146,7 @@ def test_a_machine_that_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_wrong_passphrase(made: Enrolled) -> None:
     for word in (b"battery staple", b"", b"correct hors", b"correct horse\n"):
-        secrets = Told(word)
+        secrets = GivenSecrets(word)
         with pytest.raises(ModuleFailed, match=f"a wrong passphrase for the key {made.signature}") as caught:
             module.open(made.signature, made.blob, secrets)
         assert not word or word.decode() not in str(caught.value)
@@ -154,20 +154,20 @@ def test_a_wrong_passphrase(made: Enrolled) -> None:
 
 
 def test_the_passphrase_is_wiped(made: Enrolled) -> None:
-    secrets = Told(WORD)
+    secrets = GivenSecrets(WORD)
     module.open(made.signature, made.blob, secrets)
     assert secrets.given == [bytearray(len(WORD))]
 
 
 def test_a_passphrase_that_cannot_be_had(made: Enrolled) -> None:
     with pytest.raises(Refused, match="locked"):
-        module.open(made.signature, made.blob, Told())
+        module.open(made.signature, made.blob, GivenSecrets())
 
 
 def test_the_source_is_what_the_blob_says() -> None:
     asked = []
 
-    class Noting(Told):
+    class Noting(GivenSecrets):
         def passphrase(self, source: str, /) -> bytearray:
             asked.append(source)
             return super().passphrase(source)
@@ -178,7 +178,7 @@ def test_the_source_is_what_the_blob_says() -> None:
 
 
 def test_another_signature_asks_for_no_passphrase(made: Enrolled) -> None:
-    secrets = Told(WORD)
+    secrets = GivenSecrets(WORD)
     with pytest.raises(ModuleFailed, match="the auth token is for 0000000000000000"):
         module.open("0" * 16, made.blob, secrets)
     assert not secrets.given
@@ -188,7 +188,7 @@ def test_every_byte_of_the_blob_counts(made: Enrolled) -> None:
     """A salt, cost or check value that was changed is seen before anything is derived."""
     for at in range(len(made.blob) - len(b"\0\3ask")):
         changed = made.blob[:at] + bytes((made.blob[at] ^ 1,)) + made.blob[at + 1 :]
-        secrets = Told(WORD)
+        secrets = GivenSecrets(WORD)
         with pytest.raises(ModuleFailed):
             module.open(made.signature, changed, secrets)
         assert not secrets.given
@@ -196,7 +196,7 @@ def test_every_byte_of_the_blob_counts(made: Enrolled) -> None:
 
 def test_a_bad_blob() -> None:
     with pytest.raises(ModuleFailed, match="passphrase blob: 1 bytes"):
-        module.open("0" * 16, b"\x01", Told(WORD))
+        module.open("0" * 16, b"\x01", GivenSecrets(WORD))
 
 
 _NO_MEMORY = """

@@ -22,8 +22,9 @@ from cryptography.hazmat.primitives.keywrap import (
 
 from upcall.core.errors import ModuleFailed, PeerError, UsageError
 from upcall.keymodule import API, MAX_KEY, Enrolled, Making, Parameter, Secrets
-from upcall_passphrase.blob import Blob, check_source, pack_blob, signature_of, take_blob
-from upcall_passphrase.derived import SALT, Cost, Derived, check_cost, derive, wipe
+from upcall.keys.base import check_clear, check_room, check_source, self_test, wipe
+from upcall_passphrase.blob import Blob, pack_blob, signature_of, take_blob
+from upcall_passphrase.derived import SALT, Cost, Derived, check_cost, derive
 
 __all__ = ["Handle", "PassphraseModule", "module"]
 
@@ -55,8 +56,7 @@ class Handle:
 
     def wrap(self, key: bytes, /) -> bytes:
         """8 bytes more than `key` has, and up to the next multiple of 8: 16 to 80."""
-        if not 1 <= len(key) <= MAX_KEY:
-            raise ModuleFailed(f"{len(key)} bytes to wrap, 1 to {MAX_KEY} are possible")
+        check_clear(key)
         with self._turn:
             self._check_open()
             return aes_key_wrap_with_padding(self._kek, key)
@@ -116,10 +116,10 @@ class PassphraseModule:
 
     def generate(self, making: Making, /) -> Enrolled:
         """A key with a new salt. No file is written: the blob must be kept, the passphrase alone opens nothing."""
-        check_source(making.source)
+        check_source(making.source, none=False)
         if not making.passphrase:
             raise UsageError("a key that is made of a passphrase needs one")
-        _check_limits(making)
+        check_room(wrapped_size(making.limits.key), making.limits)
         cost, salt = _cost(making), os.urandom(SALT)
         before = time.thread_time()
         derived = _derive(making.passphrase, salt, cost)
@@ -130,7 +130,7 @@ class PassphraseModule:
                 raise ModuleFailed(
                     f"it takes {took:.1f} s to open such a key here: choose less memory or fewer passes"
                 )
-            _self_test(handle)
+            self_test(handle.wrap, handle.unwrap)
         finally:
             handle.close()
         blob = Blob(cost, salt, derived.check, making.source)
@@ -148,12 +148,6 @@ def _cost(making: Making) -> Cost:
     return cost
 
 
-def _check_limits(making: Making) -> None:
-    needed = wrapped_size(making.limits.key)
-    if needed > making.limits.wrapped:
-        raise ModuleFailed(f"a wrapped key has up to {needed} bytes, there is room for {making.limits.wrapped}")
-
-
 def _derive(passphrase: bytearray, salt: bytes, cost: Cost) -> Derived:
     try:
         return derive(passphrase, salt, cost)
@@ -161,13 +155,6 @@ def _derive(passphrase: bytearray, salt: bytes, cost: Cost) -> Derived:
         raise ModuleFailed("the OpenSSL that cryptography was built with has no Argon2id: 3.2 or newer has") from None
     except MemoryError:
         raise ModuleFailed(f"there is no memory of {cost.memory} MiB to derive the key in") from None
-
-
-def _self_test(handle: Handle) -> None:
-    """The longest key that eCryptfs could send, there and back."""
-    clear = os.urandom(MAX_KEY)
-    if handle.unwrap(handle.wrap(clear)) != clear:
-        raise ModuleFailed("the key does not unwrap what it wrapped")
 
 
 module = PassphraseModule()

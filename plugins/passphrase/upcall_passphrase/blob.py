@@ -15,13 +15,12 @@ from typing import Final, NamedTuple
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 
 from upcall.core.errors import PeerError, UsageError
+from upcall.keys.base import check_source
 from upcall_passphrase.derived import CHECK, SALT, Cost, check_cost
 
 WHAT: Final = "passphrase blob"
 VERSION: Final = 1
 MAX_SOURCE: Final = 1024  # bytes
-
-ASK, KEYRING, FILE = "ask", "keyring", "file:"
 
 _HEAD = struct.Struct(f"!BHB{SALT}s{CHECK}s")
 _LENGTH = struct.Struct("!H")
@@ -37,12 +36,6 @@ class Blob(NamedTuple):
     source: str
 
 
-def check_source(source: str) -> None:
-    """UsageError unless `source` is `ask`, `keyring` or `file:/absolute/path`: there is no key without."""
-    if "\0" in source or (source not in (ASK, KEYRING) and not source.startswith(FILE + "/")):
-        raise UsageError(f"{source!r} says nothing about where the passphrase is kept that the key is made of")
-
-
 def signature_of(blob: Blob) -> str:
     """16 hexadecimal digits: the first 8 bytes of SHA-256 over `_SIGNED` and the blob up to its source.
 
@@ -55,7 +48,7 @@ def signature_of(blob: Blob) -> str:
 
 def pack_blob(blob: Blob) -> bytes:
     """UsageError for what could not be read back."""
-    check_source(blob.source)
+    check_source(blob.source, none=False)
     source = os.fsencode(blob.source)
     if len(source) > MAX_SOURCE:
         raise UsageError(f"the source of the passphrase has {len(source)} bytes, at most {MAX_SOURCE} are allowed")
@@ -86,7 +79,7 @@ def take_blob(data: bytes) -> Blob:
     except UsageError as error:
         raise PeerError(WHAT, str(error), 1) from None
     try:
-        check_source(blob.source)
+        check_source(blob.source, none=False)
     except UsageError as error:
         raise PeerError(WHAT, str(error), start) from None
     return blob

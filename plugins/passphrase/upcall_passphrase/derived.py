@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from upcall.core.errors import UsageError
+from upcall.keys.base import wipe
 
 SALT: Final = 16  # bytes, as RFC 9106 recommends
 CHECK: Final = 16  # bytes
@@ -80,8 +81,3 @@ def derive(passphrase: bytearray, salt: bytes, cost: Cost) -> Derived:
         return Derived(kek, HKDFExpand(SHA256(), CHECK, _FOR_CHECK).derive(root))
     finally:
         wipe(root)
-
-
-def wipe(buffer: bytearray) -> None:
-    """Overwrites in place. Copies that libraries or the interpreter made are out of reach."""
-    buffer[:] = bytes(len(buffer))

@@ -14,7 +14,7 @@ from upcall_rsa.blob import Blob, pack_blob, take_blob
 from upcall.protocols.ecryptfs import packets as wire
 from upcall.protocols.ecryptfs.authtok import take_auth_tok
 from upcall.protocols.ecryptfs.header import take_header
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[3] / "tests" / "vectors" / "ecryptfs.json").read_text())
 KEY = VECTORS["keys"]["root"]
@@ -44,7 +44,7 @@ def handle(tmp_path_factory: pytest.TempPathFactory) -> Handle:
     path.touch(0o600)
     path.write_text(KEY["pem"])
     blob = pack_blob(Blob(str(path), None, KEY["passphrase"].encode()))
-    return module.open(KEY["sig"], blob, Told())
+    return module.open(KEY["sig"], blob, GivenSecrets())
 
 
 def test_the_vectors_are_there() -> None:

@@ -14,13 +14,12 @@ import struct
 from typing import NamedTuple
 
 from upcall.core.errors import PeerError, UsageError
+from upcall.keys.base import NONE, check_source
 
 WHAT = "openssl blob"
 MAX_PATH = 1024
 MAX_PASSPHRASE = 1024
 MAX_SOURCE = 1024
-
-ASK, KEYRING, NONE, FILE = "ask", "keyring", "none", "file:"
 
 _LENGTH = struct.Struct("=H")
 
@@ -34,12 +33,6 @@ class Blob(NamedTuple):
 
     def __repr__(self) -> str:
         return f"Blob(path={self.path!r}, source={self.source!r}, passphrase=<{len(self.passphrase)} bytes>)"
-
-
-def check_source(source: str) -> None:
-    """UsageError unless `source` is `ask`, `keyring`, `none` or `file:/absolute/path`."""
-    if source not in (ASK, KEYRING, NONE) and not source.startswith(FILE + "/"):
-        raise UsageError(f"{source!r} says nothing about where a passphrase is kept")
 
 
 def pack_blob(blob: Blob) -> bytes:

@@ -15,7 +15,7 @@ from upcall.daemon.isolation.module import IsolatedModule
 from upcall.keymodule import Limits, Making
 from upcall.keys.enrolment import chosen, prove
 from upcall.testing.contract import KeyModuleContract, Made
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 from upcall.testing.subject import make_key
 
 
@@ -46,7 +46,7 @@ def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     if what := missing():
         pytest.skip(what)
     path = tmp_path / "key.tss2"
-    good, wrong = (Told(pins={f"tpm2 {path}": pin}) for pin in (b"2718", b"wrong"))
+    good, wrong = (GivenSecrets(pins={f"tpm2 {path}": pin}) for pin in (b"2718", b"wrong"))
     isolated = IsolatedModule(module.name, "upcall_tpm2:module")
     with SoftwareTpm(tmp_path / "tpm") as tpm, contextlib.closing(isolated):
         values = chosen(module.parameters, {"tcti": tpm.tcti, "pin": "yes"})

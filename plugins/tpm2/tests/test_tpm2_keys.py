@@ -34,7 +34,7 @@ from upcall.keymodule import (
 )
 from upcall.keys.enrolment import chosen, prove
 from upcall.keys.plugins import load
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 
 Generate = Callable[..., Enrolled]
 PIN = b"2718"
@@ -57,13 +57,13 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def told(path: Path) -> Told:
+def told(path: Path) -> GivenSecrets:
     """Somebody who knows the PIN."""
-    return Told(pins={f"tpm2 {path}": PIN})
+    return GivenSecrets(pins={f"tpm2 {path}": PIN})
 
 
 @pytest.fixture
-def making(tpm: SoftwareTpm, path: Path, told: Told) -> Making:
+def making(tpm: SoftwareTpm, path: Path, told: GivenSecrets) -> Making:
     values = chosen(module.parameters, {"tcti": tpm.tcti})
     return Making(path, values, bytearray(), "none", Limits(), told)
 
@@ -76,11 +76,11 @@ def generate(making: Making) -> Generate:
     return generate
 
 
-def open_key(key: Enrolled, told: Told) -> KeyHandle:
+def open_key(key: Enrolled, told: GivenSecrets) -> KeyHandle:
     return module.open(key.signature, key.blob, told)
 
 
-def refusal(key: Enrolled, told: Told) -> str:
+def refusal(key: Enrolled, told: GivenSecrets) -> str:
     """Why it cannot be opened; in bounded time."""
     begun = time.monotonic()
     with pytest.raises(ModuleFailed) as caught:
@@ -120,7 +120,7 @@ def test_the_shape() -> None:
 
 @pytest.mark.parametrize("values", KINDS, ids=str)
 def test_a_key_opens_again_after_a_reboot(
-    tpm: SoftwareTpm, generate: Generate, path: Path, told: Told, making: Making, values: dict[str, str]
+    tpm: SoftwareTpm, generate: Generate, path: Path, told: GivenSecrets, making: Making, values: dict[str, str]
 ) -> None:
     key = generate(**values)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -135,7 +135,7 @@ def test_a_key_opens_again_after_a_reboot(
     assert all(good for _, good in told.verdicts)
 
 
-def test_two_keys_are_two_keys(generate: Generate, path: Path, told: Told) -> None:
+def test_two_keys_are_two_keys(generate: Generate, path: Path, told: GivenSecrets) -> None:
     key = generate()
     wrapped = open_key(key, told).wrap(KEY)
     path.unlink()
@@ -150,7 +150,7 @@ def test_the_description_says_what_it_takes(generate: Generate) -> None:
     assert generate(pin="yes", pcrs="sha256:11,7").description == "TPM, AES-256, PIN, PCRs sha256:7,11"
 
 
-def test_nothing_is_left_in_the_tpm(tpm: SoftwareTpm, generate: Generate, told: Told) -> None:
+def test_nothing_is_left_in_the_tpm(tpm: SoftwareTpm, generate: Generate, told: GivenSecrets) -> None:
     """swtpm has room for three objects and three sessions."""
     key = generate(pcrs="sha256:7", pin="yes")
     for _ in range(5):
@@ -161,7 +161,7 @@ def test_nothing_is_left_in_the_tpm(tpm: SoftwareTpm, generate: Generate, told: 
         assert len(found.data.handles) == 0
 
 
-def test_a_persistent_storage_key_can_be_the_parent(tpm: SoftwareTpm, generate: Generate, told: Told) -> None:
+def test_a_persistent_storage_key_can_be_the_parent(tpm: SoftwareTpm, generate: Generate, told: GivenSecrets) -> None:
     with pytest.raises(ModuleFailed, match="storage key that is to be the parent is not there"):
         generate(parent=f"{HANDLE:x}")
     with conversation(tpm.tcti) as chip:
@@ -173,13 +173,15 @@ def test_a_persistent_storage_key_can_be_the_parent(tpm: SoftwareTpm, generate: 
     prove(open_key(key, told), Limits())
 
 
-def test_an_owner_with_a_password_is_told_of_the_other_way(tpm: SoftwareTpm, generate: Generate, told: Told) -> None:
+def test_an_owner_with_a_password_is_told_of_the_other_way(
+    tpm: SoftwareTpm, generate: Generate, told: GivenSecrets
+) -> None:
     key = generate()
     with_tpm(tpm, "hierarchy_change_auth", library().ESYS_TR.OWNER, "owner's")
     assert "owner hierarchy is disabled or has a password" in refusal(key, told)
 
 
-def test_many_threads_open_and_use_keys(generate: Generate, told: Told) -> None:
+def test_many_threads_open_and_use_keys(generate: Generate, told: GivenSecrets) -> None:
     key, wrong = generate(), []
     shared = open_key(key, told)
 
@@ -202,7 +204,7 @@ def test_many_threads_open_and_use_keys(generate: Generate, told: Told) -> None:
     assert wrong == []
 
 
-def test_a_closed_key_is_wiped_and_wraps_nothing(generate: Generate, told: Told) -> None:
+def test_a_closed_key_is_wiped_and_wraps_nothing(generate: Generate, told: GivenSecrets) -> None:
     handle = open_key(generate(), told)
     assert isinstance(handle, Closable)
     assert isinstance(handle, upcall_tpm2.Handle)
@@ -218,7 +220,7 @@ def test_a_closed_key_is_wiped_and_wraps_nothing(generate: Generate, told: Told)
         handle.unwrap(wrapped)
 
 
-def test_it_is_stale_when_its_file_changes(generate: Generate, path: Path, told: Told) -> None:
+def test_it_is_stale_when_its_file_changes(generate: Generate, path: Path, told: GivenSecrets) -> None:
     handle = open_key(generate(), told)
     assert isinstance(handle, Watched)
     assert not handle.stale()
@@ -261,7 +263,7 @@ def test_room_for_what_comes_out(making: Making) -> None:
 
 @pytest.mark.parametrize("pin", [b"123", b"x" * 33])
 def test_a_pin_that_cannot_be_one(making: Making, path: Path, pin: bytes) -> None:
-    told = Told(pins={f"tpm2 {path}": pin})
+    told = GivenSecrets(pins={f"tpm2 {path}": pin})
     with pytest.raises(UsageError, match=r"PIN of (3|33) bytes"):
         module.generate(making._replace(values={**making.values, "pin": "yes"}, secrets=told))
     assert told.wiped()
@@ -281,7 +283,7 @@ def test_a_missing_bank_is_told(tpm: SoftwareTpm, generate: Generate) -> None:
 # --- refusals ------------------------------------------------------------------------------------------------
 
 
-def test_changed_pcrs(tpm: SoftwareTpm, generate: Generate, told: Told) -> None:
+def test_changed_pcrs(tpm: SoftwareTpm, generate: Generate, told: GivenSecrets) -> None:
     key = generate(pcrs="sha256:7,11")
     extend(tpm, 10)
     open_key(key, told)
@@ -291,7 +293,7 @@ def test_changed_pcrs(tpm: SoftwareTpm, generate: Generate, told: Told) -> None:
     open_key(key, told)
 
 
-def test_changed_pcrs_do_not_cost_a_try(tpm: SoftwareTpm, generate: Generate, told: Told) -> None:
+def test_changed_pcrs_do_not_cost_a_try(tpm: SoftwareTpm, generate: Generate, told: GivenSecrets) -> None:
     key = generate(pcrs="sha256:7", pin="yes")
     extend(tpm, 7)
     assert "are not what they were" in refusal(key, told)
@@ -299,12 +301,12 @@ def test_changed_pcrs_do_not_cost_a_try(tpm: SoftwareTpm, generate: Generate, to
     assert told.verdicts == []
 
 
-def test_wrong_pins_until_the_lock_out(tpm: SoftwareTpm, generate: Generate, path: Path, told: Told) -> None:
+def test_wrong_pins_until_the_lock_out(tpm: SoftwareTpm, generate: Generate, path: Path, told: GivenSecrets) -> None:
     tss = library()
     with tss.ESAPI(tpm.tcti) as esys:
         esys.dictionary_attack_parameters(2, 77, 77)
     key, free = generate(pin="yes"), path.with_name("free.tss2")
-    guess = Told(pins={f"tpm2 {path}": b"wrong"})
+    guess = GivenSecrets(pins={f"tpm2 {path}": b"wrong"})
     for count in (1, 2):
         assert refusal(key, guess).endswith("wrong PIN")
         assert lockout(tpm).wrong == count
@@ -327,17 +329,17 @@ def test_wrong_pins_until_the_lock_out(tpm: SoftwareTpm, generate: Generate, pat
 @pytest.mark.parametrize("pin", [b"", b"x" * 33])
 def test_a_pin_that_cannot_be_it_is_not_tried(tpm: SoftwareTpm, generate: Generate, path: Path, pin: bytes) -> None:
     key = generate(pin="yes")
-    assert "wrong PIN" in refusal(key, Told(pins={f"tpm2 {path}": pin}))
+    assert "wrong PIN" in refusal(key, GivenSecrets(pins={f"tpm2 {path}": pin}))
     assert lockout(tpm).wrong == 0
 
 
 def test_a_pin_that_is_not_at_hand_is_not_the_modules_matter(generate: Generate) -> None:
     key = generate(pin="yes")
     with pytest.raises(Refused, match="locked"):
-        open_key(key, Told())
+        open_key(key, GivenSecrets())
 
 
-def test_a_tpm_that_is_gone_and_back(tpm: SoftwareTpm, generate: Generate, told: Told) -> None:
+def test_a_tpm_that_is_gone_and_back(tpm: SoftwareTpm, generate: Generate, told: GivenSecrets) -> None:
     key = generate()
     opened = open_key(key, told)
     tpm.shutdown()
@@ -356,7 +358,7 @@ def stopped(tpm: SoftwareTpm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Softw
 
 
 def test_a_tpm_that_says_nothing(
-    stopped: SoftwareTpm, generate: Generate, told: Told, monkeypatch: pytest.MonkeyPatch
+    stopped: SoftwareTpm, generate: Generate, told: GivenSecrets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = generate(pin="yes")
     late: list[bytearray] = []
@@ -395,7 +397,7 @@ def test_no_device(making: Making) -> None:
         module.generate(making._replace(values={**making.values, "tcti": "device:/dev/no-tpm"}))
 
 
-def test_another_tpm(tpm: SoftwareTpm, generate: Generate, told: Told, making: Making, tmp_path: Path) -> None:
+def test_another_tpm(tpm: SoftwareTpm, generate: Generate, told: GivenSecrets, making: Making, tmp_path: Path) -> None:
     key = generate()
     with SoftwareTpm(tmp_path / "other") as other:
         elsewhere = key._replace(blob=pack_blob(take_blob(key.blob)._replace(tcti=other.tcti)))
@@ -405,13 +407,13 @@ def test_another_tpm(tpm: SoftwareTpm, generate: Generate, told: Told, making: M
             module.import_key(making._replace(values=values))
 
 
-def test_a_cleared_tpm(tpm: SoftwareTpm, generate: Generate, told: Told) -> None:
+def test_a_cleared_tpm(tpm: SoftwareTpm, generate: Generate, told: GivenSecrets) -> None:
     key = generate()
     with_tpm(tpm, "clear", library().ESYS_TR.LOCKOUT)
     assert "this TPM was cleared since" in refusal(key, told)
 
 
-def test_a_damaged_sealed_part(generate: Generate, path: Path, told: Told) -> None:
+def test_a_damaged_sealed_part(generate: Generate, path: Path, told: GivenSecrets) -> None:
     key = generate()
     found = take_key_file(path.read_bytes())
     private = found.private[:-1] + bytes((found.private[-1] ^ 1,))
@@ -420,13 +422,13 @@ def test_a_damaged_sealed_part(generate: Generate, path: Path, told: Told) -> No
 
 
 @pytest.mark.parametrize("text", [b"", b"junk", bytes(100), b"x" * 9000])
-def test_a_damaged_file(generate: Generate, path: Path, told: Told, text: bytes) -> None:
+def test_a_damaged_file(generate: Generate, path: Path, told: GivenSecrets, text: bytes) -> None:
     key = generate()
     path.write_bytes(text)
     assert ("is damaged" if len(text) < 9000 else "at most 8192 are allowed") in refusal(key, told)
 
 
-def test_a_file_that_others_may_read(generate: Generate, path: Path, told: Told) -> None:
+def test_a_file_that_others_may_read(generate: Generate, path: Path, told: GivenSecrets) -> None:
     key = generate()
     path.chmod(0o644)
     assert "lets others in" in refusal(key, told)
@@ -447,7 +449,7 @@ def test_a_library_that_is_missing(making: Making, monkeypatch: pytest.MonkeyPat
         module.generate(making)
 
 
-def test_no_secret_is_shown(generate: Generate, told: Told, path: Path) -> None:
+def test_no_secret_is_shown(generate: Generate, told: GivenSecrets, path: Path) -> None:
     key = generate(pin="yes")
     handle = open_key(key, told)
     assert isinstance(handle, upcall_tpm2.Handle)
@@ -458,7 +460,7 @@ def test_no_secret_is_shown(generate: Generate, told: Told, path: Path) -> None:
     assert isinstance(signature_of(take_key_file(path.read_bytes())), str)
 
 
-def test_a_blob_of_another_storage_key_is_not_followed(generate: Generate, told: Told) -> None:
+def test_a_blob_of_another_storage_key_is_not_followed(generate: Generate, told: GivenSecrets) -> None:
     """Somebody on the bus who answers in the TPM's stead has another storage key."""
     key = generate()
     blob: Blob = take_blob(key.blob)

@@ -22,8 +22,9 @@ from cryptography.hazmat.primitives.keywrap import (
 )
 
 from upcall.core.errors import ModuleFailed, PeerError, UsageError
-from upcall.keymodule import API, MAX_KEY, Enrolled, Limits, Making, Parameter, Secrets
-from upcall.keys.private_file import Fingerprint, fingerprint, read_private, write_new
+from upcall.keymodule import API, Enrolled, Limits, Making, Parameter, Secrets
+from upcall.keys.base import FileHandle, check_clear
+from upcall.keys.private_file import Fingerprint, read_private, write_new
 from upcall_tpm2.blob import Blob, check_tcti, pack_blob, take_blob
 from upcall_tpm2.bounded import within
 from upcall_tpm2.chip import KEY, Chip, Lockout, WrongPin, conversation
@@ -45,20 +46,19 @@ def signature_of(key: KeyFile) -> str:
     return hashlib.sha256(_DOMAIN + key.sealed().name).digest()[:8].hex()
 
 
-class Handle:
+class Handle(FileHandle):
     """An unsealed key. Its verbs take turns: a key may only be wiped while nobody wraps with it."""
 
     def __init__(self, key: bytearray, path: str, found: Fingerprint) -> None:
+        super().__init__(path, found)
         self._key: bytearray | None = key
         self._lock = threading.Lock()
-        self._path, self._found = path, found
 
     def __repr__(self) -> str:
         return f"Handle({self._path!r}, {'closed' if self._key is None else 'open'})"
 
     def wrap(self, key: bytes, /) -> bytes:
-        if not 1 <= len(key) <= MAX_KEY:
-            raise ModuleFailed(f"{len(key)} bytes to wrap, 1 to {MAX_KEY} are possible")
+        check_clear(key)
         with self._lock:
             return aes_key_wrap_with_padding(self._unlocked(), key)
 
@@ -74,12 +74,6 @@ class Handle:
         if self._key is None:
             raise ModuleFailed(f"{self._path}: the key has been locked")
         return self._key  # type: ignore[return-value] # any buffer will do
-
-    def stale(self) -> bool:
-        try:
-            return fingerprint(os.stat(self._path)) != self._found  # noqa: PTH116  a third of Path's cost
-        except OSError:
-            return True
 
     def close(self) -> None:
         with self._lock:

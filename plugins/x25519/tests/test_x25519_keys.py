@@ -8,24 +8,17 @@ import shutil
 import stat
 import subprocess
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ed25519, x25519
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-)
+from cryptography.hazmat.primitives.asymmetric import x25519
 from hypothesis import given
 from hypothesis import strategies as st
-from upcall_x25519 import FORMS, Handle, module, signature_of
+from upcall_x25519 import FORMS, MAX_FILE, Handle, module, signature_of
 from upcall_x25519.blob import Blob, pack_blob, take_blob
 from upcall_x25519.sealed import OVERHEAD, SUITES, seal
 
-from upcall.core.errors import ModuleFailed, Refused, UsageError
+from upcall.core.errors import ModuleFailed, UsageError
 from upcall.keymodule import (
     API,
     MAX_KEY,
@@ -39,26 +32,28 @@ from upcall.keymodule import (
     Public,
     Watched,
 )
-from upcall.testing.secrets import Told
+from upcall.testing.pem_contract import WORD, PemModuleContract, write_key
+from upcall.testing.secrets import GivenSecrets
 
-WORD = b"correct horse"
-AnyKey = x25519.X25519PrivateKey | ed25519.Ed25519PrivateKey
+
+class TestKeyFiles(PemModuleContract):
+    module, kind, limit = module, "X25519", MAX_FILE
+    values = {"cipher": "aes-256-gcm"}
+
+    def new_key(self) -> x25519.X25519PrivateKey:
+        return x25519.X25519PrivateKey.generate()
+
+    def blob(self, path: Path, source: str) -> bytes:
+        return pack_blob(Blob(str(path), source, 0x12))
 
 
 def making(path: Path, word: bytes = WORD, source: str = "ask", cipher: str = "aes-256-gcm") -> Making:
-    return Making(path, {"cipher": cipher}, bytearray(word), source, Limits(), Told())
-
-
-def write(path: Path, key: AnyKey, word: bytes | None = WORD) -> Path:
-    encryption = BestAvailableEncryption(word) if word else NoEncryption()
-    path.touch(0o600)
-    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
-    return path
+    return Making(path, {"cipher": cipher}, bytearray(word), source, Limits(), GivenSecrets())
 
 
 @pytest.fixture
 def pem(tmp_path: Path) -> Path:
-    return write(tmp_path / "key.pem", x25519.X25519PrivateKey.generate())
+    return write_key(tmp_path / "key.pem", x25519.X25519PrivateKey.generate())
 
 
 @pytest.fixture
@@ -67,7 +62,7 @@ def made(tmp_path: Path) -> Enrolled:
 
 
 def open_(made: Enrolled) -> Handle:
-    return module.open(made.signature, made.blob, Told(WORD))
+    return module.open(made.signature, made.blob, GivenSecrets(WORD))
 
 
 def test_the_shape(made: Enrolled) -> None:
@@ -112,32 +107,6 @@ def test_a_file_that_was_sealed_with_another_cipher(pem: Path) -> None:
             assert other.unwrap(one.wrap(b"clear")) == b"clear"
 
 
-def test_generate_without_a_passphrase(tmp_path: Path) -> None:
-    made = module.generate(making(tmp_path / "new.pem", b"", "none"))
-    module.open(made.signature, made.blob, Told())
-    assert module.import_key(making(tmp_path / "new.pem", b"", "ask")) == made
-
-
-def test_generate_never_overwrites(pem: Path) -> None:
-    before = pem.read_bytes()
-    with pytest.raises(ModuleFailed, match="is there already"):
-        module.generate(making(pem))
-    assert pem.read_bytes() == before
-    assert list(pem.parent.iterdir()) == [pem]
-
-
-def test_generate_does_not_follow_a_link(tmp_path: Path) -> None:
-    (tmp_path / "new.pem").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ModuleFailed, match="is there already"):
-        module.generate(making(tmp_path / "new.pem"))
-    assert not (tmp_path / "elsewhere").exists()
-
-
-def test_generate_in_no_directory(tmp_path: Path) -> None:
-    with pytest.raises(ModuleFailed, match="No such file"):
-        module.generate(making(tmp_path / "no" / "new.pem"))
-
-
 @pytest.mark.parametrize(
     ("word", "source", "cipher"),
     [
@@ -162,25 +131,11 @@ def test_a_caller_with_little_room(tmp_path: Path) -> None:
     module.generate(asked._replace(limits=Limits(MAX_KEY, 116)))
 
 
-def test_import_asks_for_a_passphrase_only_if_one_is_needed(tmp_path: Path, pem: Path) -> None:
-    with pytest.raises(Refused) as caught:
-        module.import_key(making(pem, b""))
-    assert caught.value.reason == "locked"
-    plain = write(tmp_path / "plain.pem", x25519.X25519PrivateKey.generate(), None)
-    assert take_blob(module.import_key(making(plain, b"", "keyring")).blob).source == "none"
-
-
 def test_import_of_an_encrypted_file_needs_a_source(pem: Path) -> None:
     with pytest.raises(UsageError, match="must be kept somewhere"):
         module.import_key(making(pem, WORD, "none"))
     with pytest.raises(UsageError, match="says nothing about where"):
         module.import_key(making(pem, WORD, "compat"))
-
-
-def test_import_refuses_other_keys(tmp_path: Path) -> None:
-    path = write(tmp_path / "key.pem", ed25519.Ed25519PrivateKey.generate())
-    with pytest.raises(ModuleFailed, match="not of X25519"):
-        module.import_key(making(path))
 
 
 OPENSSL = shutil.which("openssl")
@@ -197,7 +152,7 @@ def test_keys_that_openssl_made(tmp_path: Path, options: list[str]) -> None:
     command = [OPENSSL, "pkcs8", "-topk8", *options, "-passout", f"file:{word}", "-out", str(path)]
     subprocess.run(command, input=made.stdout, check=True, timeout=20)
     enrolled = module.import_key(making(path))
-    handle = module.open(enrolled.signature, enrolled.blob, Told(WORD))
+    handle = module.open(enrolled.signature, enrolled.blob, GivenSecrets(WORD))
     assert handle.unwrap(handle.wrap(bytes(67))) == bytes(67)
     public = subprocess.run(
         [OPENSSL, "pkey", "-pubout"], input=made.stdout, capture_output=True, check=True, timeout=20
@@ -208,87 +163,9 @@ def test_keys_that_openssl_made(tmp_path: Path, options: list[str]) -> None:
 # --- opening ------------------------------------------------------------------------------------------------
 
 
-def fails(path: Path, why: str, word: bytes = WORD, signature: str = "0" * 16) -> None:
-    secrets = Told(word)
-    with pytest.raises(ModuleFailed, match=why) as caught:
-        module.open(signature, pack_blob(Blob(str(path), "ask", 0x12)), secrets)
-    assert str(path) in str(caught.value)
-    assert not word or word.decode() not in str(caught.value)
-    assert secrets.wiped()
-
-
-def test_a_wrong_passphrase(pem: Path) -> None:
-    fails(pem, "wrong passphrase", b"battery staple")
-
-
-def test_an_empty_passphrase(pem: Path) -> None:
-    fails(pem, "wrong passphrase", b"")
-
-
-def test_the_passphrase_is_wiped(made: Enrolled) -> None:
-    secrets = Told(WORD)
-    module.open(made.signature, made.blob, secrets)
-    assert secrets.given == [bytearray(len(WORD))]
-
-
-def test_a_passphrase_that_cannot_be_had(made: Enrolled) -> None:
-    with pytest.raises(Refused, match="locked"):
-        module.open(made.signature, made.blob, Told())
-
-
-def test_an_encrypted_file_whose_token_knows_of_no_passphrase(pem: Path) -> None:
-    with pytest.raises(ModuleFailed, match="knows of no passphrase"):
-        module.open("0" * 16, pack_blob(Blob(str(pem), "none", 0x12)), Told())
-
-
-def test_another_key(pem: Path) -> None:
-    fails(pem, "the auth token is for 0000000000000000")
-
-
-def test_a_truncated_file(pem: Path) -> None:
-    pem.write_bytes(pem.read_bytes()[:200])
-    fails(pem, "damaged PEM")
-
-
-def test_an_empty_file(pem: Path) -> None:
-    pem.write_bytes(b"")
-    fails(pem, "not a sound private key")
-
-
-@pytest.mark.parametrize("mode", [0o644, 0o640, 0o620, 0o602, 0o666])
-def test_a_file_open_to_others(pem: Path, mode: int) -> None:
-    pem.chmod(mode)
-    fails(pem, f"mode {mode:04o} lets others in")
-
-
-def test_a_file_of_somebody_else(pem: Path) -> None:
-    if os.geteuid():
-        pytest.skip("only root can give files away")
-    os.chown(pem, 12345, -1)
-    fails(pem, "belongs to uid 12345")
-
-
-def test_a_directory(tmp_path: Path) -> None:
-    fails(tmp_path, "is a directory")
-
-
-def test_a_fifo(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo", 0o600)
-    fails(tmp_path / "fifo", "not a regular file")
-
-
-def test_a_large_file(pem: Path) -> None:
-    os.truncate(pem, 16 * 1024 + 1)
-    fails(pem, "16385 bytes, at most 16384")
-
-
-def test_no_file(tmp_path: Path) -> None:
-    fails(tmp_path / "no.pem", "No such file")
-
-
 def test_a_bad_blob() -> None:
     with pytest.raises(ModuleFailed, match="x25519 blob: version 2"):
-        module.open("0" * 16, b"\x02\x12", Told())
+        module.open("0" * 16, b"\x02\x12", GivenSecrets())
 
 
 @pytest.mark.parametrize("size", [0, 31, 33, 64])
@@ -308,32 +185,15 @@ def test_a_key_of_another_size(tmp_path: Path, size: int) -> None:
 def test_a_damaged_file(tmp_path: Path, word: bytes | None) -> None:
     """Each byte changed in turn: refused, or the same key (what was changed meant nothing)."""
     key = x25519.X25519PrivateKey.generate()
-    path, signature = write(tmp_path / "key.pem", key, word), signature_of(key.public_key())
+    path, signature = write_key(tmp_path / "key.pem", key, word), signature_of(key.public_key())
     good = path.read_bytes()
     blob = pack_blob(Blob(str(path), "ask" if word else "none", 0x12))
     for at in range(len(good)):
         path.write_bytes(good[:at] + bytes((good[at] ^ 1,)) + good[at + 1 :])
         try:
-            module.open(signature, blob, Told(WORD))
+            module.open(signature, blob, GivenSecrets(WORD))
         except ModuleFailed as error:
             assert str(path) in str(error)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda path: path.touch(),
-        lambda path: path.unlink(),
-        lambda path: path.chmod(0o400),
-        lambda path: path.write_bytes(path.read_bytes()),
-    ],
-)
-def test_stale(tmp_path: Path, made: Enrolled, change: Callable[[Path], object]) -> None:
-    handle = open_(made)
-    assert not handle.stale()
-    change(tmp_path / "made.pem")
-    assert handle.stale()
-    assert handle.unwrap(handle.wrap(b"x")) == b"x"
 
 
 def test_no_secret_in_the_repr(tmp_path: Path, made: Enrolled) -> None:
@@ -376,7 +236,7 @@ def test_what_another_key_wrapped(tmp_path: Path, made: Enrolled) -> None:
 def test_what_somebody_sealed_who_keeps_no_limits(tmp_path: Path, form: int, size: int) -> None:
     """Everybody who has the public key can."""
     key = x25519.X25519PrivateKey.generate()
-    path = write(tmp_path / "key.pem", key, None)
+    path = write_key(tmp_path / "key.pem", key, None)
     handle = open_(module.import_key(making(path)))
     with pytest.raises(ModuleFailed, match=f"{size + 49} bytes, 50 to 116 are possible"):
         handle.unwrap(seal(form, bytes(size), key.public_key()))

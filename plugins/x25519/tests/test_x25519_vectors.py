@@ -27,7 +27,7 @@ from upcall_x25519.blob import Blob, pack_blob
 from upcall_x25519.sealed import INFO, SUITES, seal, unseal
 
 from upcall.core.errors import PeerError
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 
 VECTORS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "rfc9180.json").read_text())["vectors"]
 NAMED = pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"].split(":")[0])
@@ -181,7 +181,7 @@ def test_a_key_of_the_rfc_in_a_file(tmp_path: Path, secret: bytes, public: bytes
     path.touch(0o600)
     path.write_bytes(private(secret).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     signature = hashlib.sha256(b"upcall x25519 1: signature\0" + public).hexdigest()[:16]
-    handle = module.open(signature, pack_blob(Blob(str(path), "none", 0x13)), Told())
+    handle = module.open(signature, pack_blob(Blob(str(path), "none", 0x13)), GivenSecrets())
     exported = load_pem_public_key(handle.export_public())
     assert isinstance(exported, X25519PublicKey)
     assert exported.public_bytes_raw() == public

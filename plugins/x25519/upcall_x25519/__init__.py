@@ -7,26 +7,18 @@ what shows that the right one was loaded.
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
-from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    KeySerializationEncryption,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from upcall.core.errors import ModuleFailed, PeerError, Refused, UsageError
-from upcall.keymodule import API, MAX_KEY, Enrolled, Making, Parameter, Secrets
-from upcall.keys.private_file import Fingerprint, fingerprint, read_private, write_new
-from upcall_x25519.blob import NONE, Blob, check_source, pack_blob, take_blob
+from upcall.keymodule import API, Enrolled, Making, Parameter, Secrets
+from upcall.keys.base import NONE, FileHandle, check_clear, check_new, check_room, self_test, wipe
+from upcall.keys.pem import PemFile, write_pem
+from upcall.keys.private_file import Fingerprint
+from upcall_x25519.blob import Blob, pack_blob, take_blob
 from upcall_x25519.sealed import AES_128_GCM, AES_256_GCM, CHACHA20_POLY1305, OVERHEAD, seal, unseal
 
 __all__ = ["Handle", "X25519Module", "module", "signature_of"]
@@ -35,7 +27,6 @@ MAX_FILE: Final = 16 * 1024  # bytes of a key file; one of ours has about 300
 DESCRIPTION: Final = "X25519"
 FORMS: Final = {"aes-256-gcm": AES_256_GCM, "aes-128-gcm": AES_128_GCM, "chacha20-poly1305": CHACHA20_POLY1305}
 
-_ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 _SIGNED = b"upcall x25519 1: signature\0"
 
 
@@ -46,20 +37,19 @@ def signature_of(key: X25519PublicKey) -> str:
     return digest.finalize()[:8].hex()
 
 
-class Handle:
+class Handle(FileHandle):
     """A loaded X25519 key. Nothing in it changes: both verbs may run in several threads at a time."""
 
     def __init__(self, key: X25519PrivateKey, form: int, path: str, found: Fingerprint) -> None:
+        super().__init__(path, found)
         self._private, self._public, self._form = key, key.public_key(), form
-        self._path, self._found = path, found
 
     def __repr__(self) -> str:
         return f"Handle({self._path!r}, {DESCRIPTION})"
 
     def wrap(self, key: bytes, /) -> bytes:
         """`len(key)` + 49 bytes; two of the same key differ."""
-        if not 1 <= len(key) <= MAX_KEY:
-            raise ModuleFailed(f"{len(key)} bytes to wrap, 1 to {MAX_KEY} are possible")
+        check_clear(key)
         return seal(self._form, key, self._public)
 
     def unwrap(self, wrapped: bytes, /) -> bytes:
@@ -68,12 +58,6 @@ class Handle:
             return unseal(wrapped, self._private)
         except PeerError as error:
             raise ModuleFailed(f"{self._path}: {error}") from None
-
-    def stale(self) -> bool:
-        try:
-            return fingerprint(os.stat(self._path)) != self._found  # noqa: PTH116  a third of Path's cost
-        except OSError:
-            return True
 
     def export_public(self) -> bytes:
         """SubjectPublicKeyInfo (RFC 8410) in PEM."""
@@ -98,53 +82,37 @@ class X25519Module:
             told = take_blob(blob)
         except PeerError as error:
             raise ModuleFailed(str(error)) from error
-        pem, found = _read(told.path)
-        passphrase = bytearray()
-        try:
-            if _ENCRYPTED in pem:
-                if told.source == NONE:
-                    raise ModuleFailed(f"{told.path}: is encrypted, but the auth token knows of no passphrase")
-                passphrase = secrets.passphrase(told.source)
-            key = _load(pem, passphrase, told.path)
-        finally:
-            _wipe(pem)
-            _wipe(passphrase)
+        with PemFile(told.path, MAX_FILE) as file:
+            passphrase = file.passphrase(told.source, secrets)
+            try:
+                key = _load(file, passphrase)
+            finally:
+                wipe(passphrase)
         if (theirs := signature_of(key.public_key())) != signature:
             raise ModuleFailed(f"{told.path}: holds the key {theirs}, the auth token is for {signature}")
-        return Handle(key, told.form, told.path, found)
+        return Handle(key, told.form, told.path, file.found)
 
     def generate(self, making: Making, /) -> Enrolled:
         """A new key in PKCS #8. An empty passphrase with the source `none` leaves the file unencrypted."""
-        check_source(making.source)
-        if bool(making.passphrase) is (making.source == NONE):
-            raise UsageError("a key file has a passphrase, or the source `none`")
+        check_new(making)
         form = _form(making)
         path = making.path.absolute()
         blob = pack_blob(Blob(str(path), making.source, form))
         key = X25519PrivateKey.generate()
         _self_test(key, form, str(path))
-        pem = bytearray(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, _encryption(making.passphrase)))
-        try:
-            write_new(path, pem)
-        except OSError as error:
-            raise _failed(error, str(path)) from error
-        finally:
-            _wipe(pem)
+        write_pem(path, key, making.passphrase)
         return Enrolled(signature_of(key.public_key()), blob, DESCRIPTION)
 
     def import_key(self, making: Making, /) -> Enrolled:
         """An existing PKCS #8 file. One that is not encrypted gets the source `none`, whatever `source` says."""
         form, path = _form(making), str(making.path.absolute())
-        pem, _ = _read(path)
-        try:
-            encrypted = _ENCRYPTED in pem
+        with PemFile(path, MAX_FILE) as file:
+            encrypted = file.encrypted
             if encrypted and not making.passphrase:
                 raise Refused("locked")
             if encrypted and making.source == NONE:
                 raise UsageError(f"{path}: is encrypted: its passphrase must be kept somewhere")
-            key = _load(pem, making.passphrase, path)
-        finally:
-            _wipe(pem)
+            key = _load(file, making.passphrase)
         _self_test(key, form, path)
         blob = pack_blob(Blob(path, making.source if encrypted else NONE, form))
         return Enrolled(signature_of(key.public_key()), blob, DESCRIPTION)
@@ -152,55 +120,23 @@ class X25519Module:
 
 def _form(making: Making) -> int:
     """What the longest key is wrapped into must fit the caller; a shorter one then does, too."""
-    needed = making.limits.key + OVERHEAD
-    if needed > making.limits.wrapped:
-        raise ModuleFailed(f"a wrapped key has up to {needed} bytes, there is room for {making.limits.wrapped}")
+    check_room(making.limits.key + OVERHEAD, making.limits)
     cipher = making.values.get(_CIPHER.name, "")
     if cipher not in FORMS:
         raise UsageError(f"{cipher!r} is no cipher of {', '.join(FORMS)}")
     return FORMS[cipher]
 
 
-def _read(path: str) -> tuple[bytearray, Fingerprint]:
-    try:
-        return read_private(path, MAX_FILE)
-    except OSError as error:
-        raise _failed(error, path) from error
-
-
-def _load(pem: bytearray, passphrase: bytearray, path: str) -> X25519PrivateKey:
-    """The key in the PEM. OpenSSL's own words stay inside: they help nobody."""
-    encrypted = _ENCRYPTED in pem
-    try:
-        key = load_pem_private_key(pem, passphrase if encrypted else None)  # type: ignore[arg-type] # any buffer
-    except UnsupportedAlgorithm:
-        raise ModuleFailed(f"{path}: encrypted with, or for, an algorithm that is not supported") from None
-    except (ValueError, TypeError, InternalError):  # InternalError: a private key that has not 32 bytes
-        why = "a wrong passphrase, or a damaged PEM file" if encrypted else "not a sound private key in PEM"
-        raise ModuleFailed(f"{path}: {why}") from None
+def _load(file: PemFile, passphrase: bytearray) -> X25519PrivateKey:
+    key = file.load(passphrase)
     if not isinstance(key, X25519PrivateKey):
-        raise ModuleFailed(f"{path}: holds a private key, but not of X25519")
+        raise file.other_kind(DESCRIPTION)
     return key
 
 
 def _self_test(key: X25519PrivateKey, form: int, path: str) -> None:
-    """The longest key that eCryptfs could send, there and back."""
-    clear = os.urandom(MAX_KEY)
-    if unseal(seal(form, clear, key.public_key()), key) != clear:
-        raise ModuleFailed(f"{path}: the key does not unwrap what it wrapped")
-
-
-def _encryption(passphrase: bytearray) -> KeySerializationEncryption:
-    return BestAvailableEncryption(bytes(passphrase)) if passphrase else NoEncryption()
-
-
-def _failed(error: OSError, path: str) -> ModuleFailed:
-    return ModuleFailed(f"{path}: {error.strerror}")
-
-
-def _wipe(buffer: bytearray) -> None:
-    """Overwrites in place. Copies that libraries or the interpreter made are out of reach."""
-    buffer[:] = bytes(len(buffer))
+    public = key.public_key()
+    self_test(lambda clear: seal(form, clear, public), lambda wrapped: unseal(wrapped, key), path)
 
 
 module = X25519Module()

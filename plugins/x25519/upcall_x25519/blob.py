@@ -12,13 +12,12 @@ import struct
 from typing import Final, NamedTuple
 
 from upcall.core.errors import PeerError, UsageError
+from upcall.keys.base import check_source
 from upcall_x25519.sealed import SUITES
 
 WHAT: Final = "x25519 blob"
 VERSION: Final = 1
 MAX_FIELD: Final = 1024  # bytes of a path or a source
-
-ASK, KEYRING, NONE, FILE = "ask", "keyring", "none", "file:"
 
 _HEAD = struct.Struct("!BB")
 _LENGTH = struct.Struct("!H")
@@ -30,12 +29,6 @@ class Blob(NamedTuple):
     path: str
     source: str
     form: int
-
-
-def check_source(source: str) -> None:
-    """UsageError unless `source` is `ask`, `keyring`, `none` or `file:/absolute/path`."""
-    if "\0" in source or (source not in (ASK, KEYRING, NONE) and not source.startswith(FILE + "/")):
-        raise UsageError(f"{source!r} says nothing about where a passphrase is kept")
 
 
 def pack_blob(blob: Blob) -> bytes:

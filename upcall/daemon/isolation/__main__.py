@@ -9,7 +9,7 @@ import socket
 import sys
 from typing import NoReturn
 
-from upcall.daemon.isolation.serving import Server
+from upcall.daemon.isolation.serving import ModuleServer
 from upcall.kernel import keyring
 from upcall.kernel.process import die_with_parent, harden
 from upcall.protocols.ecryptfs import own_files as ownfiles
@@ -26,7 +26,7 @@ def run(fd: int, memory: int, spec: str) -> NoReturn:
         _limit(resource.RLIMIT_DATA, memory)
     os.set_inheritable(fd, False)  # for programs that the module runs
     ownfiles.refuse(keyring, lambda *_, **__: None)  # the error tells
-    Server(socket.socket(fileno=fd), spec).run()
+    ModuleServer(socket.socket(fileno=fd), spec).run()
 
 
 def _limit(what: int, value: int) -> None:

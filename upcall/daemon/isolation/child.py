@@ -28,7 +28,7 @@ from upcall.wire.isolation import (
     QUESTIONS,
     REFUSED,
     VERDICT,
-    Message,
+    ChildMessage,
     fitting,
     pack,
     take,
@@ -49,7 +49,7 @@ class _Call:
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self.heard: Message | None = None
+        self.heard: ChildMessage | None = None
         self.overdue = False
 
 
@@ -148,7 +148,7 @@ class Child:
 
     def ask(
         self, kind: int, handle: int, key: str, secrets: Secrets, deadline: float, text: str = "", data: bytes = b""
-    ) -> Message:
+    ) -> ChildMessage:
         """The outcome. Gone; Refused("timed-out") after the deadline (monotonic), "busy" if its turn has not come.
 
         The child's questions are answered by `secrets`, in this thread.
@@ -161,7 +161,7 @@ class Child:
             if not free:
                 raise Refused("busy")
             self._number = number = (self._number + 1) & 0xFFFFFFFF
-            self._send(Message(kind, number, handle, 0, text, data))
+            self._send(ChildMessage(kind, number, handle, 0, text, data))
             self._calls[number] = call
         try:
             while (heard := self._await(call, deadline)).kind not in OUTCOMES:
@@ -182,7 +182,7 @@ class Child:
         finally:
             self._leave(number, call)
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: ChildMessage) -> None:
         """Never waits; the lock is held. Gone."""
         if self.gone:
             raise Gone
@@ -196,7 +196,7 @@ class Child:
         finally:
             data[:] = bytes(len(data))
 
-    def _await(self, call: _Call, deadline: float) -> Message:
+    def _await(self, call: _Call, deadline: float) -> ChildMessage:
         """The next thing that the child says about this call. One of those who wait reads for all."""
         while True:
             with self._change:
@@ -257,7 +257,7 @@ class Child:
                 del self._calls[message.id]  # late, but the child lives
             else:
                 with contextlib.suppress(Gone, Refused):
-                    self._send(Message(REFUSED, message.id, code=REASONS["timed-out"], text="timed-out"))
+                    self._send(ChildMessage(REFUSED, message.id, code=REASONS["timed-out"], text="timed-out"))
             self._change.notify_all()
         return None
 
@@ -304,7 +304,7 @@ class Child:
         self.end()
 
 
-def _answered(question: Message, secrets: Secrets) -> Message:
+def _answered(question: ChildMessage, secrets: Secrets) -> ChildMessage:
     """What the user's own side says to a question of the module."""
     kind, number, text, prompt = question.kind, question.id, question.text, str(question.data, "utf-8", "replace")
     try:
@@ -317,10 +317,10 @@ def _answered(question: Message, secrets: Secrets) -> Message:
             secrets.verdict(text, bool(question.code))
         else:
             secrets.touch(text, prompt)
-        return Message(ANSWER, number, data=secret) if len(secret) <= MAX_DATA else Message(BROKE, number)
+        return ChildMessage(ANSWER, number, data=secret) if len(secret) <= MAX_DATA else ChildMessage(BROKE, number)
     except Refused as refused:
-        return Message(REFUSED, number, code=refused.errno & 0xFFFF, text=fitting(refused.reason))
+        return ChildMessage(REFUSED, number, code=refused.errno & 0xFFFF, text=fitting(refused.reason))
     except ModuleFailed as error:
-        return Message(FAILED, number, text=fitting(str(error)))
+        return ChildMessage(FAILED, number, text=fitting(str(error)))
     except Exception:  # noqa: BLE001 - the child learns that there was one, and no more
-        return Message(BROKE, number)
+        return ChildMessage(BROKE, number)

@@ -24,7 +24,7 @@ from upcall.wire.isolation import (
     UNWRAP,
     WATCHED,
     WRAP,
-    Message,
+    ChildMessage,
 )
 
 PATIENCE: Final = 10.0  # seconds, for what no request stands behind
@@ -181,7 +181,7 @@ class IsolatedModule:
                 self._breaker.succeeded()
                 self._broken.pop(signature, None)
 
-    def outcome(self, outcome: Message) -> Message:
+    def outcome(self, outcome: ChildMessage) -> ChildMessage:
         """An answer, or what stands for it as an error."""
         if outcome.kind == ANSWER:
             return outcome
@@ -233,7 +233,7 @@ class _Handle:
         finally:
             self._module.give_back(self._child, True)
 
-    def _verb(self, kind: int, data: bytes = b"") -> Message:
+    def _verb(self, kind: int, data: bytes = b"") -> ChildMessage:
         if not self._open:
             raise ModuleFailed("this key was closed")
         try:
@@ -247,7 +247,7 @@ class _Handle:
         self._module.succeeded(self._signature)
         return self._module.outcome(outcome)
 
-    def _ask(self, kind: int, deadline: float, data: bytes = b"") -> Message:
+    def _ask(self, kind: int, deadline: float, data: bytes = b"") -> ChildMessage:
         return self._child.ask(kind, self._number, self._signature, self._secrets, deadline, "", data)
 
 

@@ -35,7 +35,7 @@ from upcall.wire.isolation import (
     UNWRAP,
     VERDICT,
     WATCHED,
-    Message,
+    ChildMessage,
     fitting,
     pack,
     take,
@@ -48,7 +48,7 @@ class _Nonsense(Exception):
     """What the module gave is not what its protocol says; the text names types and sizes only."""
 
 
-class Server:
+class ModuleServer:
     """Serves one module until the other side closes. Never returns."""
 
     def __init__(self, connection: socket.socket, spec: str) -> None:
@@ -58,9 +58,9 @@ class Server:
         self._lock = threading.Lock()
         self._receiving = 0
         self._handles: dict[int, KeyHandle] = {}
-        self._asked: dict[int, tuple[threading.Event, list[Message]]] = {}
+        self._asked: dict[int, tuple[threading.Event, list[ChildMessage]]] = {}
         self._serving = threading.local()
-        self._own: OwnWaits[Message] = OwnWaits(self._refuse_own)
+        self._own: OwnWaits[ChildMessage] = OwnWaits(self._refuse_own)
         self._busy = threading.Event()
         os.register_at_fork(after_in_child=self._socket.close)  # a module that forks must leave no second server
 
@@ -80,9 +80,9 @@ class Server:
                 time.sleep(PATIENCE / 5)
                 self._own.look()
 
-    def _refuse_own(self, asked: Message, _by: str = "") -> None:
+    def _refuse_own(self, asked: ChildMessage, _by: str = "") -> None:
         refused = Refused("own-request")
-        self._send(Message(REFUSED, asked.id, code=refused.errno, text=refused.reason))
+        self._send(ChildMessage(REFUSED, asked.id, code=refused.errno, text=refused.reason))
 
     def _work(self) -> NoReturn:
         """A thread at the socket: it sees what it takes through, and somebody else waits there meanwhile."""
@@ -131,7 +131,7 @@ class Server:
             return True
         return False
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: ChildMessage) -> None:
         data = pack(message)
         try:
             self._socket.send(data)
@@ -140,7 +140,7 @@ class Server:
 
     # --- requests ------------------------------------------------------------------------------------------
 
-    def _serve(self, asked: Message) -> Message:
+    def _serve(self, asked: ChildMessage) -> ChildMessage:
         """What the module says, whatever that is."""
         self._serving.request = asked
         try:
@@ -149,37 +149,37 @@ class Server:
                 raise _Nonsense(f"gave {len(answer.data)} bytes")
             return answer
         except Refused as refused:
-            return Message(REFUSED, asked.id, code=refused.errno & 0xFFFF, text=fitting(refused.reason))
+            return ChildMessage(REFUSED, asked.id, code=refused.errno & 0xFFFF, text=fitting(refused.reason))
         except ModuleFailed as error:
-            return Message(FAILED, asked.id, text=fitting(str(error)))
+            return ChildMessage(FAILED, asked.id, text=fitting(str(error)))
         except _Nonsense as error:
-            return Message(BROKE, asked.id, text=fitting(str(error)))
+            return ChildMessage(BROKE, asked.id, text=fitting(str(error)))
         except BaseException as error:  # noqa: BLE001 - whatever a module raises is an answer
-            return Message(BROKE, asked.id, text=fitting(_where(error)))
+            return ChildMessage(BROKE, asked.id, text=fitting(_where(error)))
         finally:
             self._serving.request = None
 
-    def _answer(self, asked: Message) -> Message:
+    def _answer(self, asked: ChildMessage) -> ChildMessage:
         if asked.kind == OPEN:
             return self._open(asked)
         if asked.kind == CLOSE:
             closing = self._handles.pop(asked.handle, None)
             if isinstance(closing, Closable):
                 closing.close()
-            return Message(ANSWER, asked.id)
+            return ChildMessage(ANSWER, asked.id)
         handle = self._handles.get(asked.handle)
         if handle is None:
             raise ModuleFailed("the key was closed meanwhile")
         if asked.kind == STALE:
-            return Message(ANSWER, asked.id, code=int(isinstance(handle, Watched) and bool(handle.stale())))
+            return ChildMessage(ANSWER, asked.id, code=int(isinstance(handle, Watched) and bool(handle.stale())))
         if asked.kind == EXPORT:
             if not isinstance(handle, Public):
                 raise ModuleFailed("the key has no public half")
-            return Message(ANSWER, asked.id, data=_bytes(handle.export_public()))
+            return ChildMessage(ANSWER, asked.id, data=_bytes(handle.export_public()))
         verb = handle.unwrap if asked.kind == UNWRAP else handle.wrap
-        return Message(ANSWER, asked.id, data=_bytes(verb(bytes(asked.data))))
+        return ChildMessage(ANSWER, asked.id, data=_bytes(verb(bytes(asked.data))))
 
-    def _open(self, asked: Message) -> Message:
+    def _open(self, asked: ChildMessage) -> ChildMessage:
         with self._loading:
             if self._module is None:
                 self._module = load(self._spec)
@@ -188,31 +188,31 @@ class Server:
             raise _Nonsense(f"opened a {type(handle).__name__}")
         self._handles[asked.handle] = handle
         powers = WATCHED * isinstance(handle, Watched) | CLOSABLE * isinstance(handle, Closable)
-        return Message(ANSWER, asked.id, code=powers | PUBLIC * isinstance(handle, Public))
+        return ChildMessage(ANSWER, asked.id, code=powers | PUBLIC * isinstance(handle, Public))
 
     # --- questions -----------------------------------------------------------------------------------------
 
     def ask(self, kind: int, handle: int, text: str, data: bytes = b"", code: int = 0) -> bytearray:
         """What the daemon says, in the name of the request that this thread is at work for. From another thread, or
         for the passphrase of another key than the request's, nobody is asked: Refused("locked")."""
-        request: Message | None = getattr(self._serving, "request", None)
+        request: ChildMessage | None = getattr(self._serving, "request", None)
         if request is None or (kind == PASSPHRASE and request.handle != handle):
             raise Refused("locked")
         event, said = self._asked[request.id] = threading.Event(), []
         try:
-            self._send(Message(kind, request.id, code=code, text=text, data=data))
+            self._send(ChildMessage(kind, request.id, code=code, text=text, data=data))
             event.wait()
         finally:
             del self._asked[request.id]
         return _said(said[0])
 
-    def _on_outcome(self, message: Message) -> None:
+    def _on_outcome(self, message: ChildMessage) -> None:
         event, said = self._asked.get(message.id) or (threading.Event(), [])
         said.append(message)
         event.set()
 
 
-def _said(outcome: Message) -> bytearray:
+def _said(outcome: ChildMessage) -> bytearray:
     if outcome.kind == ANSWER:
         return outcome.data if isinstance(outcome.data, bytearray) else bytearray(outcome.data)
     if outcome.kind == REFUSED:
@@ -225,7 +225,7 @@ def _said(outcome: Message) -> bytearray:
 class _AskedFor:
     """`keymodule.Secrets` of one key, kept by the daemon."""
 
-    def __init__(self, server: Server, handle: int) -> None:
+    def __init__(self, server: ModuleServer, handle: int) -> None:
         self._server, self._handle = server, handle
 
     def passphrase(self, source: str, /) -> bytearray:

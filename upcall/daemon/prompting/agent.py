@@ -18,7 +18,7 @@ from upcall.core.errors import PeerError
 from upcall.daemon.prompting.question import Cancelled, Question, Turn, Unanswered, Unavailable, Withdrawn, checked
 from upcall.daemon.prompting.requester import plain
 from upcall.process.log import EventLog
-from upcall.wire.isolation import ANSWER, CLOSE, FAILED, HEAD, PIN, REFUSED, TOUCH, Message, pack, take
+from upcall.wire.isolation import ANSWER, CLOSE, FAILED, HEAD, PIN, REFUSED, TOUCH, ChildMessage, pack, take
 
 REPLACED = "another terminal answers prompts now"
 _LATE = 16  # answers to questions of a while ago that one terminal may still owe
@@ -49,7 +49,7 @@ class Agent:
             before, self._connection = self._connection, connection
         if before is not None:
             with contextlib.suppress(OSError):
-                before.send(pack(Message(FAILED, 0, text=REPLACED)))
+                before.send(pack(ChildMessage(FAILED, 0, text=REPLACED)))
                 before.shutdown(socket.SHUT_RDWR)  # wakes whoever waits for its answer, who lets go of it
         self._log("terminal-attached")
 
@@ -86,14 +86,14 @@ class Agent:
         if connection is None:
             return False
         with contextlib.suppress(OSError):
-            connection.send(pack(Message(TOUCH, 0, data=question.text().encode())))
+            connection.send(pack(ChildMessage(TOUCH, 0, data=question.text().encode())))
             return True
         return False
 
 
 def _ask(connection: socket.socket, number: int, question: Question, turn: Turn) -> bytearray:
     """One question, until its answer. _Gone, OSError."""
-    connection.send(pack(Message(PIN, number, text=question.wanted, data=question.text().encode())))
+    connection.send(pack(ChildMessage(PIN, number, text=question.wanted, data=question.text().encode())))
     buffer = bytearray(_BUFFER)
     try:
         for _ in range(_LATE):
@@ -112,13 +112,13 @@ def _ask(connection: socket.socket, number: int, question: Question, turn: Turn)
         raise _Gone("talks about what it was not asked")
     except (Unanswered, Withdrawn):
         with contextlib.suppress(OSError):
-            connection.send(pack(Message(CLOSE, number)))
+            connection.send(pack(ChildMessage(CLOSE, number)))
         raise
     finally:
         buffer[:] = bytes(len(buffer))
 
 
-def _receive(connection: socket.socket, buffer: bytearray) -> Message:
+def _receive(connection: socket.socket, buffer: bytearray) -> ChildMessage:
     size, _, flags, _ = connection.recvmsg_into([buffer])
     if not size:
         raise _Gone("closed its end")
@@ -131,6 +131,6 @@ def _receive(connection: socket.socket, buffer: bytearray) -> Message:
         raise _Gone(f"talks nonsense: {error}") from None
 
 
-def _wipe(message: Message) -> None:
+def _wipe(message: ChildMessage) -> None:
     if isinstance(message.data, bytearray):
         message.data[:] = bytes(len(message.data))

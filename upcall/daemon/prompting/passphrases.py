@@ -24,13 +24,13 @@ Kept = Callable[[], bytearray | None]
 Tried = Callable[[bytearray], bool]
 
 
-class Ask(Protocol):
+class AskPerson(Protocol):
     """`prompts.Prompts.ask`."""
 
     def __call__(self, question: Question, turn: Turn, **what: object) -> tuple[bytearray | None, str]: ...
 
 
-class _Prompt:
+class _PassphrasePrompt:
     """A prompt that is open, for one key."""
 
     __slots__ = ("over", "turn", "withdrawn")
@@ -44,18 +44,18 @@ class Passphrases:
     """Each prompt has a thread of its own, as those for PINs. `person`: who has it talks to them."""
 
     def __init__(
-        self, ask: Ask, anybody: Callable[[], bool], person: threading.Lock, settings: Settings, log: EventLog
+        self, ask: AskPerson, anybody: Callable[[], bool], person: threading.Lock, settings: Settings, log: EventLog
     ) -> None:
         self._ask_person, self._anybody, self._person = ask, anybody, person
         self._settings, self._log = settings, log
         self._change = threading.Condition()
-        self._prompts: dict[str, _Prompt] = {}  # those that are open, by signature
+        self._prompts: dict[str, _PassphrasePrompt] = {}  # those that are open, by signature
         self._quiet: dict[str, float] = {}  # signature -> until when nobody is asked
 
     def ask(self, signature: str, asker: Asker, kept: Kept, tried: Tried) -> bytearray:
         """See `asking.Prompter`."""
         until = asker.deadline - MARGIN if asker.patient() else 0.0
-        joined: _Prompt | None = None
+        joined: _PassphrasePrompt | None = None
         with self._change:
             while (secret := kept()) is None:
                 if joined is not None and joined.over:
@@ -86,7 +86,7 @@ class Passphrases:
 
     # --- one prompt ----------------------------------------------------------------------------------------
 
-    def _open(self, signature: str, asker: Asker, tried: Tried) -> _Prompt:
+    def _open(self, signature: str, asker: Asker, tried: Tried) -> _PassphrasePrompt:
         """A new prompt, in a thread of its own. The lock is held."""
         now = time.monotonic()
         self._quiet = {key: until for key, until in self._quiet.items() if until > now}
@@ -97,7 +97,7 @@ class Passphrases:
             raise Refused("locked")
         if len(self._prompts) >= MAX_OPEN:
             raise Refused("busy")
-        opened = _Prompt()
+        opened = _PassphrasePrompt()
         thread = threading.Thread(
             target=self._converse, args=(signature, opened, asker, tried), name="prompt", daemon=True
         )
@@ -108,7 +108,7 @@ class Passphrases:
         self._prompts[signature] = opened
         return opened
 
-    def _converse(self, signature: str, prompt: _Prompt, asker: Asker, tried: Tried) -> None:
+    def _converse(self, signature: str, prompt: _PassphrasePrompt, asker: Asker, tried: Tried) -> None:
         """The prompt's thread."""
         outcome = "withdrawn"
         try:
@@ -126,7 +126,7 @@ class Passphrases:
             self._log("prompt-ended", key=signature, outcome=outcome)
             self._end(signature, prompt, outcome)
 
-    def _once(self, signature: str, prompt: _Prompt, question: Question, tried: Tried) -> str:
+    def _once(self, signature: str, prompt: _PassphrasePrompt, question: Question, tried: Tried) -> str:
         """One question and its answer: "answered" if that opens the key, "wrong" if not, or how else it has ended."""
         with self._change:
             if prompt.withdrawn:
@@ -147,7 +147,7 @@ class Passphrases:
         finally:
             secret[:] = bytes(len(secret))
 
-    def _end(self, signature: str, prompt: _Prompt, outcome: str) -> None:
+    def _end(self, signature: str, prompt: _PassphrasePrompt, outcome: str) -> None:
         with self._change:
             prompt.over = True
             if self._prompts.get(signature) is prompt:

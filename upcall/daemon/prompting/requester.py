@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from typing import NamedTuple
 
 from upcall.core.messages import Requester
+from upcall.kernel import procfs
 
 _PARENTS = 4
 _MAX_LINE = 160  # characters
@@ -54,28 +53,12 @@ def _above(process: _Process) -> list[tuple[int, _Process]]:
 
 
 def _process(pid: int) -> _Process | None:
-    """What proc(5) tells. The folder is opened once: when the process ends, what is read there fails, and never
-    tells of another one with the same pid."""
+    """What proc(5) tells."""
     try:
-        folder = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        with procfs.ProcessFolder(pid) as folder:
+            status, comm, exe = folder.read("status"), folder.read("comm"), folder.link("exe")
     except OSError:
         return None
-    try:
-        status = _read("status", folder)
-        exe = ""
-        with contextlib.suppress(OSError):
-            exe = os.readlink("exe", dir_fd=folder)
-        fields = dict(line.split(":\t", 1) for line in status.split("\n") if ":\t" in line)
-        return _Process(_read("comm", folder).rstrip("\n"), exe, int(fields["Uid"].split()[0]), int(fields["PPid"]))
-    except (OSError, LookupError, ValueError):
-        return None
-    finally:
-        os.close(folder)
-
-
-def _read(name: str, folder: int) -> str:
-    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
-    try:
-        return os.read(fd, 8192).decode("utf-8", "replace")
-    finally:
-        os.close(fd)
+    uid = procfs.real_uid_in(status)
+    name = comm.decode("utf-8", "replace").rstrip("\n")
+    return None if uid is None else _Process(name, exe, uid, procfs.parent_in(status))

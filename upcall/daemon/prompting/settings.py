@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from upcall.daemon.prompter import PIN_TIME, PROMPT_TIME
-
+PIN_TIME, PROMPT_TIME = 900.0, 60.0  # seconds: how long a PIN is kept, and how long a person may take for it
 MARGIN = 2.0  # seconds that a request keeps for its work, once what was asked for is there
 MAX_OPEN = 8  # prompts, one after the other before one person
 HINT = "run `upcall prompt` in a terminal, and try again"

@@ -10,15 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from upcall.daemon.prompting.question import MAX_PIN, Cancelled, Question, Turn, Unavailable, checked
+from upcall.kernel import ucred
 
 SYSTEM: Final = Path("/run/systemd/ask-password")
-_UCRED: Final = struct.Struct("=iII")
 _DATAGRAM: Final = 1 + 4 * MAX_PIN
 _TRIES: Final = 64  # datagrams of others
 
@@ -105,8 +104,9 @@ def _answer(listener: socket.socket, turn: Turn) -> bytearray:
     try:
         for _ in range(_TRIES):
             turn.wait(listener.fileno())
-            size, ancillary, flags, _ = listener.recvmsg_into([buffer], socket.CMSG_SPACE(_UCRED.size))
-            if flags & socket.MSG_TRUNC or not size or _sender(ancillary) not in (0, os.geteuid()):
+            size, ancillary, flags, _ = listener.recvmsg_into([buffer], ucred.SPACE)
+            sender = ucred.of_message(ancillary)
+            if flags & socket.MSG_TRUNC or not size or sender is None or sender.uid not in (0, os.geteuid()):
                 continue
             if buffer[0] == 0x2D:  # "-"
                 raise Cancelled("the person said no")
@@ -116,10 +116,3 @@ def _answer(listener: socket.socket, turn: Turn) -> bytearray:
         raise Unavailable("too many answers from others")
     finally:
         buffer[:] = bytes(len(buffer))
-
-
-def _sender(ancillary: list[tuple[int, int, bytes]]) -> int | None:
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS and len(data) >= _UCRED.size:
-            return int(_UCRED.unpack_from(data)[1])
-    return None

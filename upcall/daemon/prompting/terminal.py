@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from upcall.core.errors import PeerError, UpcallError
 from upcall.daemon.prompting.question import MAX_PIN
 from upcall.daemon.prompting.requester import plain
-from upcall.wire.isolation import ANSWER, CLOSE, FAILED, MAX_MESSAGE, PIN, REFUSED, TOUCH, Message, pack, take
+from upcall.wire.isolation import ANSWER, CLOSE, FAILED, MAX_MESSAGE, PIN, REFUSED, TOUCH, ChildMessage, pack, take
 
 _LINE = 4096  # bytes: what a terminal hands over at once at most (termios(3), canonical mode)
 _WORD = 32  # characters: what is to be typed
@@ -55,7 +55,7 @@ class Terminal:
             raise TerminalGone("the terminal has gone")
         return bool(ready.get(self._fd, 0) & select.POLLIN)
 
-    def _receive(self) -> Message:
+    def _receive(self) -> ChildMessage:
         try:
             data = self._connection.recv(MAX_MESSAGE)
             if not data:
@@ -64,7 +64,7 @@ class Terminal:
         except OSError as error:
             raise Ended(f"the daemon has gone: {error.strerror}") from None
 
-    def _other(self, message: Message) -> None:
+    def _other(self, message: ChildMessage) -> None:
         if message.kind == FAILED:
             raise Ended(message.text)
         if message.kind == TOUCH:
@@ -75,7 +75,7 @@ class Terminal:
     def _write(self, text: str) -> None:
         os.write(self._fd, text.encode("utf-8", "backslashreplace"))
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: ChildMessage) -> None:
         data = pack(message)
         try:
             self._connection.send(data)
@@ -86,9 +86,9 @@ class Terminal:
 
     # --- one prompt ----------------------------------------------------------------------------------------
 
-    def _prompt(self, asked: Message) -> None:
+    def _prompt(self, asked: ChildMessage) -> None:
         if os.tcgetpgrp(self._fd) != os.getpgrp():  # touching the terminal would stop us
-            self._send(Message(FAILED, asked.id, text="upcall prompt is in the background of its terminal"))
+            self._send(ChildMessage(FAILED, asked.id, text="upcall prompt is in the background of its terminal"))
             return
         self._write(f"\n{_text(asked)}\n")
         buffer = bytearray(_LINE)
@@ -98,12 +98,12 @@ class Terminal:
             if size is None:
                 self._write("too late: nobody waits for it any more\n")
             elif not size:
-                self._send(Message(REFUSED, asked.id, text="locked"))
+                self._send(ChildMessage(REFUSED, asked.id, text="locked"))
                 self._write("refused\n")
             else:
                 with memoryview(buffer)[:size] as view:
                     secret = bytearray(view)
-                self._send(Message(ANSWER, asked.id, data=secret))
+                self._send(ChildMessage(ANSWER, asked.id, data=secret))
                 secret[:] = bytes(len(secret))
         finally:
             buffer[:] = bytes(len(buffer))
@@ -160,5 +160,5 @@ class Terminal:
                 raise TerminalGone("the terminal has gone") from None
 
 
-def _text(message: Message) -> str:
+def _text(message: ChildMessage) -> str:
     return str(message.data, "utf-8", "replace")

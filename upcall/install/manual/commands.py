@@ -8,7 +8,6 @@ from typing import Final, NamedTuple
 
 import click
 
-from upcall.cli import COMMANDS
 from upcall.install.manual.about import ENVIRONMENT, EXAMPLES, EXITS, FILES, SEE
 from upcall.install.manual.roff import Block, Items, Page, Paragraph, Verbatim, bold, italic
 
@@ -22,7 +21,7 @@ _CODE: Final = re.compile(r"(?:^|; )(\d+)(?: |(?=;|$))")
 _OPTION: Final = re.compile(r"(?<![\w-])(--?[A-Za-z][\w-]*)")
 
 
-class Said(NamedTuple):
+class HelpText(NamedTuple):
     """A help text, taken apart."""
 
     paragraphs: tuple[Block, ...]
@@ -103,20 +102,19 @@ def section(ctx: click.Context) -> int:
 
 def brief(ctx: click.Context, command: click.Command) -> str:
     """As NAME has it: without a capital, and without a full stop."""
-    text = short(ctx, command).rstrip(".")
+    text = short(command).rstrip(".")
     return text[:1].lower() + text[1:]
 
 
-def short(ctx: click.Context, command: click.Command) -> str:
+def short(command: click.Command) -> str:
     """As the list of commands has it."""
-    words = _words(ctx)
-    return COMMANDS[words[1]][1] if len(words) == 2 else command.get_short_help_str(limit=1000)
+    return command.get_short_help_str(limit=1000)
 
 
 # --- what a help text says ---------------------------------------------------------------------------------------
 
 
-def take(text: str) -> Said:
+def take(text: str) -> HelpText:
     """Paragraphs as click knows them: one that begins with a line of backspace keeps its lines."""
     paragraphs: list[Block] = []
     codes: list[tuple[str, str]] = []
@@ -132,7 +130,7 @@ def take(text: str) -> Said:
             paragraphs.append(Verbatim(before.rstrip()) if kept else Paragraph(_marked(before)))
         if found:
             codes += _taken(after)
-    return Said(tuple(paragraphs), tuple(codes), examples)
+    return HelpText(tuple(paragraphs), tuple(codes), examples)
 
 
 def _clean(text: str) -> str:
@@ -165,7 +163,7 @@ def _commands(ctx: click.Context, group: click.Group) -> Items:
         command = group.get_command(ctx, name)
         if command is not None and not command.hidden:
             inner = click.Context(command, info_name=name, parent=ctx)
-            items.append(((bold(page_name(inner)), f"({section(inner)})"), short(inner, command)))
+            items.append(((bold(page_name(inner)), f"({section(inner)})"), short(command)))
     return Items(tuple(items))
 
 

@@ -8,7 +8,8 @@ import os
 from importlib.metadata import version
 from typing import Final
 
-from upcall.cli import main
+import click
+
 from upcall.install.manual import commands, files
 from upcall.install.manual.roff import Page, render
 
@@ -16,8 +17,8 @@ _EPOCH: Final = "SOURCE_DATE_EPOCH"  # https://reproducible-builds.org/specs/sou
 
 
 @functools.cache
-def pages() -> tuple[Page, ...]:
-    """Imports every command: that takes a moment."""
+def pages(main: click.Group) -> tuple[Page, ...]:
+    """Of the program and of its files. Imports every command: that takes a moment."""
     return (*commands.pages(main), *files.pages())
 
 
@@ -27,6 +28,6 @@ def packagers_date() -> str:
     return f"{datetime.datetime.fromtimestamp(int(epoch), datetime.UTC):%Y-%m-%d}" if epoch.isdecimal() else ""
 
 
-def written(date: str = "") -> dict[str, str]:
+def written(main: click.Group, date: str = "") -> dict[str, str]:
     """`man1/upcall.1` and so on -> what is in it; without a date the same on every day."""
-    return {page.file: render(page, version("upcall"), date) for page in pages()}
+    return {page.file: render(page, version("upcall"), date) for page in pages(main)}

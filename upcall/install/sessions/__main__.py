@@ -24,7 +24,7 @@ _TYPES: Final = {"open": "open_session", "close": "close_session"}
 PASSED_OVER: Final = frozenset({"cron", "crond", "atd", "anacron", "systemd-user"})
 
 
-class Asked(NamedTuple):
+class SessionEvent(NamedTuple):
     """What PAM says."""
 
     verb: str  # "open" or "close"
@@ -32,7 +32,7 @@ class Asked(NamedTuple):
     service: str
 
 
-def take(arguments: list[str], environment: Mapping[str, str]) -> Asked | None:
+def take(arguments: list[str], environment: Mapping[str, str]) -> SessionEvent | None:
     """What is to be done; None if this is a session that is passed over. ValueError if it is not PAM who asks."""
     verb = arguments[0] if arguments else ""
     if verb not in _TYPES:
@@ -43,10 +43,10 @@ def take(arguments: list[str], environment: Mapping[str, str]) -> Asked | None:
     if not 0 < len(user) <= 256 or not user.isprintable() or set(user) & set("/: "):
         raise ValueError("PAM_USER holds no user's name")
     also = {one.removeprefix("also=") for one in arguments[1:]}
-    return None if service in PASSED_OVER - also else Asked(verb, user, service)
+    return None if service in PASSED_OVER - also else SessionEvent(verb, user, service)
 
 
-def work(asked: Asked, application: int) -> None:
+def work(asked: SessionEvent, application: int) -> None:
     """`application`: the process that opens or closes the session. Root's daemon is the machine's, and not counted."""
     import pwd
 
@@ -82,7 +82,7 @@ def start_for_request(uid: int, broker: int) -> None:
         records.opened(uid, who, lambda: start(user), once=True)
 
 
-def _child(asked: Asked, application: int) -> NoReturn:
+def _child(asked: SessionEvent, application: int) -> NoReturn:
     """In a session of its own and without the login's descriptors: nothing of it is kept waiting by us."""
     from upcall.install.sessions.starting import tell
 

@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from upcall.kernel import procfs
 from upcall.process.paths import SYSTEM_FOLDER, own_folder
 
 FOLDER: Final = SYSTEM_FOLDER / "sessions"
-_ENDED = ("Z", "X", "x")  # proc(5): a zombie has ended, too
+_ENDED = (b"Z", b"X", b"x")  # proc(5): a zombie has ended, too
 
 
-class Process(NamedTuple):
+class SessionProcess(NamedTuple):
     pid: int
     started: int  # clock ticks since boot
 
@@ -42,20 +43,20 @@ class Process(NamedTuple):
                 os.close(fd)
 
 
-def process(pid: int) -> Process | None:
+def process(pid: int) -> SessionProcess | None:
     """The process that has this pid now; None if it has ended."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+        fields = procfs.stat(pid)
+    except ProcessLookupError:
         return None
-    return None if fields[0].decode("ascii") in _ENDED else Process(pid, int(fields[19]))
+    return None if fields[procfs.STATE] in _ENDED else SessionProcess(pid, int(fields[procfs.STARTED]))
 
 
-class Record(NamedTuple):
+class SessionRecord(NamedTuple):
     """Of one uid."""
 
-    daemon: Process | None = None
-    sessions: tuple[Process, ...] = ()  # the applications that have opened them; one may have opened several
+    daemon: SessionProcess | None = None
+    sessions: tuple[SessionProcess, ...] = ()  # the applications that have opened them; one may have opened several
 
 
 class Records:
@@ -76,7 +77,7 @@ class Records:
         finally:
             os.close(fd)
 
-    def opened(self, uid: int, who: Process, start: Callable[[], int], *, once: bool = False) -> None:
+    def opened(self, uid: int, who: SessionProcess, start: Callable[[], int], *, once: bool = False) -> None:
         """Counts a session, with `once` at most one of this process; `start` gives the pid of a daemon, and is called
         if none lives. A session counts even if its daemon could not be started: then the OSError goes through."""
         record = self.read(uid)
@@ -86,7 +87,7 @@ class Records:
         if record.daemon is None:
             self._write(uid, record._replace(daemon=process(start())))
 
-    def closed(self, uid: int, who: Process) -> None:
+    def closed(self, uid: int, who: SessionProcess) -> None:
         """Counts it no longer; with the last one the daemon ends. One that was not counted changes nothing."""
         record = self.read(uid)
         left = list(record.sessions)
@@ -100,15 +101,15 @@ class Records:
             if path.name.isdecimal():
                 self._settle(int(path.name), self.read(int(path.name)))
 
-    def _settle(self, uid: int, record: Record) -> None:
+    def _settle(self, uid: int, record: SessionRecord) -> None:
         if not record.sessions and record.daemon is not None:
             record.daemon.end()
-        self._write(uid, record if record.sessions else Record())
+        self._write(uid, record if record.sessions else SessionRecord())
 
-    def read(self, uid: int) -> Record:
+    def read(self, uid: int) -> SessionRecord:
         """What lives of it. A line that cannot be read counts for nothing."""
-        daemon: Process | None = None
-        sessions: list[Process] = []
+        daemon: SessionProcess | None = None
+        sessions: list[SessionProcess] = []
         with contextlib.suppress(FileNotFoundError):
             for line in self._path(uid).read_text("ascii", "replace").splitlines():
                 what, _, numbers = line.partition(" ")
@@ -119,12 +120,12 @@ class Records:
                     daemon = found
                 elif what == "session":
                     sessions.append(found)
-        return Record(daemon, tuple(sessions))
+        return SessionRecord(daemon, tuple(sessions))
 
-    def _write(self, uid: int, record: Record) -> None:
+    def _write(self, uid: int, record: SessionRecord) -> None:
         """Whole, or as it was before."""
         path = self._path(uid)
-        if record == Record():
+        if record == SessionRecord():
             path.unlink(missing_ok=True)
             return
         lines = [] if record.daemon is None else [("daemon", *record.daemon)]
@@ -137,9 +138,9 @@ class Records:
         return self._folder / str(uid)
 
 
-def _process(numbers: str) -> Process | None:
+def _process(numbers: str) -> SessionProcess | None:
     try:
         pid, started = map(int, numbers.split())
     except ValueError:
         return None
-    return Process(pid, started)
+    return SessionProcess(pid, started)

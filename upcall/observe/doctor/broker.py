@@ -9,8 +9,9 @@ from shlex import quote
 
 from upcall import __version__
 from upcall.core.errors import UsageError
+from upcall.kernel import procfs
 from upcall.observe.doctor.findings import Finding, note, ok, problem
-from upcall.observe.doctor.system import Scene, state_of
+from upcall.observe.doctor.system import Scene
 from upcall.process.paths import SYSTEM_FOLDER
 from upcall.protocols.ecryptfs.device import DEVICE
 from upcall.protocols.request_key.install.system import SOCKET
@@ -31,7 +32,7 @@ def running(scene: Scene) -> Iterator[Finding]:
     if not said.pid:
         who = "" if scene.uid == 0 or scene.folder else "start one of your own, or have root start the system's"
         yield problem(f"no broker at {path}: {said.why}", who or "start it", start_command(scene))
-    elif state_of(said.pid) in ("T", "t"):
+    elif procfs.state(said.pid) in ("T", "t"):
         yield problem(f"the broker (pid {said.pid}) is stopped", "let it go on", f"kill -CONT {said.pid}")
     elif said.status is None:
         yield problem(f"the broker (pid {said.pid}) does not answer: {said.why}", "look at its log, and start it anew")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from upcall import __version__
+from upcall.kernel import procfs
 from upcall.observe.doctor.findings import Finding, note, ok, problem
-from upcall.observe.doctor.system import Scene, state_of
+from upcall.observe.doctor.system import Scene
 from upcall.process import machine
 
 UNIT, ROOT_UNIT = "upcall-daemon.service", "upcall-root-daemon.service"  # of users, and of root
@@ -28,7 +29,7 @@ def running(scene: Scene) -> Iterator[Finding]:
         yield note("root has no daemon: only root's own keys would need one", "start it", start_command(scene))
     elif not said.pid:
         yield problem(f"uid {scene.uid} has no daemon: {said.why}", "start it", start_command(scene))
-    elif state_of(said.pid) in ("T", "t"):
+    elif procfs.state(said.pid) in ("T", "t"):
         yield problem(f"the daemon (pid {said.pid}) is stopped", "let it go on", f"kill -CONT {said.pid}")
     elif said.status is None:
         what = f"the daemon (pid {said.pid}) does not answer: {said.why}"
@@ -48,12 +49,12 @@ def registered(scene: Scene) -> Iterator[Finding]:
         return
     mine = [one for one in status["daemons"] if one["uid"] == scene.uid]
     if not mine:
-        if said.pid and state_of(said.pid) not in ("T", "t"):
+        if said.pid and procfs.state(said.pid) not in ("T", "t"):
             what = f"the daemon (pid {said.pid}) is not registered with this broker: it may look for one elsewhere"
             yield problem(what, "a new one takes over from it", start_command(scene))
         return
     pid = mine[0]["pid"]
-    if state_of(pid) in ("T", "t") and pid != said.pid:
+    if procfs.state(pid) in ("T", "t") and pid != said.pid:
         yield problem(f"the daemon that is registered (pid {pid}) is stopped", "let it go on", f"kill -CONT {pid}")
     elif said.pid and said.pid != pid:
         what = f"pid {pid} is registered, and another daemon (pid {said.pid}) takes this user's commands"

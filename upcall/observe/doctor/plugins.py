@@ -85,7 +85,7 @@ def library(scene: Scene) -> Iterator[Finding]:
     if "cifs.spnego" not in modules.handlers() or not config.load().allows("cifs.spnego"):
         return
     try:
-        ctypes.CDLL(LIBRARY)
+        ctypes.CDLL(LIBRARY)  # noqa: TID251 - not the C library
     except OSError as error:
         why = f"the handler cifs.spnego has no Kerberos library: {error}"
         yield problem(why, "or leave cifs.spnego out by [plugins] allow", "apt-get install libgssapi-krb5-2")

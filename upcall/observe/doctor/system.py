@@ -9,16 +9,16 @@ import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from upcall.client import Connection
 from upcall.core.errors import PeerError, Refused, UsageError
 from upcall.process import trust
+from upcall.process.connection import LocalConnection
 from upcall.process.paths import Place, daemon_socket, find_place
 from upcall.protocols.request_key.install.system import System
 
 PATIENCE = 1.0  # seconds in which a broker or a daemon that is well has answered
 
 
-class Said(NamedTuple):
+class StatusAnswer(NamedTuple):
     """What the process behind a socket said of itself. `pid` and `uid` are the kernel's words; 0 and -1 if nobody
     listens. `why`: there is no status because of this."""
 
@@ -61,12 +61,12 @@ class Scene:
         return find_place(self.folder)
 
     @functools.cached_property
-    def broker(self) -> Said:
+    def broker(self) -> StatusAnswer:
         """UsageError as `place`."""
         return _asked(self.place.socket, frozenset({0, self.uid}), "broker.status")
 
     @functools.cached_property
-    def daemon(self) -> Said:
+    def daemon(self) -> StatusAnswer:
         """UsageError as `place`."""
         return _asked(daemon_socket(), frozenset({self.uid}), "daemon.status")
 
@@ -79,28 +79,24 @@ class Scene:
         return "" if self.system.root == Path("/") else f" --root {shlex.quote(str(self.system.root))}"
 
 
-def _asked(path: Path, owners: frozenset[int], service: str) -> Said:
+def _asked(path: Path, owners: frozenset[int], service: str) -> StatusAnswer:
     try:
-        connection = Connection(path, owners)
+        connection = LocalConnection(path, owners)
     except (OSError, UsageError) as error:
-        return Said(why=f"{error.strerror}" if isinstance(error, OSError) and error.strerror else str(error))
+        return StatusAnswer(why=f"{error.strerror}" if isinstance(error, OSError) and error.strerror else str(error))
     try:
         pid, uid = connection.peer
         try:
             # A second is what a connection waits beyond the deadline that it tells the other side.
             status = json.loads(connection.ask(service, os.geteuid(), b"", PATIENCE - 1))
         except TimeoutError:
-            return Said(pid, uid, why=f"has said nothing within {PATIENCE:g} s")
+            return StatusAnswer(pid, uid, why=f"has said nothing within {PATIENCE:g} s")
         except (OSError, Refused, PeerError, ValueError) as error:
-            return Said(pid, uid, why=str(error))
+            return StatusAnswer(pid, uid, why=str(error))
     finally:
         connection.close()
-    return Said(pid, uid, status) if isinstance(status, dict) else Said(pid, uid, why="its status is no JSON object")
-
-
-def state_of(pid: int) -> str:
-    """A process's state as proc(5) has it: "T" is stopped. Empty if there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return ""
+    return (
+        StatusAnswer(pid, uid, status)
+        if isinstance(status, dict)
+        else StatusAnswer(pid, uid, why="its status is no JSON object")
+    )

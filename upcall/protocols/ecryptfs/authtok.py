@@ -10,11 +10,11 @@ import struct
 from typing import NamedTuple
 
 from upcall.core.errors import PeerError
+from upcall.keymodule import MAX_BLOB
 
 VERSION = 0x0004  # ECRYPTFS_VERSION_MAJOR 0, MINOR 4
 PRIVATE_KEY = 1  # enum ecryptfs_token_types: ECRYPTFS_PRIVATE_KEY
 STRUCT_SIZE = 740
-MAX_BLOB = 4096  # ours: nothing sensible needs more
 
 _VERSION_AND_TYPE = struct.Struct("=HH")
 _SIZES = struct.Struct("=II17s17s")  # key_size, data_len, signature, key_mod_alias

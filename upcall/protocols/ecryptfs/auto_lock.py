@@ -1,4 +1,4 @@
-"""When the keys lock by themselves: after a time without use, and when logind says so (upcall.install.logind).
+"""When the keys lock by themselves: after a time without use, and when logind says so (upcall.process.logind).
 
 One thread, which starts the process that listens to logind, does what it says, and starts it again if it ends: it is
 started by this thread, and dies with it (PR_SET_PDEATHSIG). It looks for keys that nobody has used for long, too.
@@ -18,9 +18,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from upcall.install.logind import CAUSES, MAX_WORD
 from upcall.process import start_python as startpython
 from upcall.process.log import EventLog
+from upcall.process.logind import CAUSES, MAX_WORD
 from upcall.protocols.ecryptfs.key_handler import KeyService
 
 ARGUMENTS: Final = ("lock-after", "lock-on")
@@ -166,7 +166,7 @@ class _Child:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.setblocking(False)
         self.started, self.heard, self.note = time.monotonic(), False, ""
-        command = startpython.command("upcall.install.logind", str(os.getuid()), *causes)
+        command = startpython.command("upcall.process.logind", str(os.getuid()), *causes)
         actions = [
             (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),

@@ -6,7 +6,6 @@ routes a request by the euid of the process that opens the file. The device stay
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import select
@@ -14,6 +13,7 @@ import threading
 from pathlib import Path
 
 from upcall.core.errors import UsageError
+from upcall.kernel import libc
 from upcall.protocols.ecryptfs.packets import MAX_READ
 
 DEVICE = Path("/dev/ecryptfs")
@@ -24,16 +24,6 @@ _SETRESUID, _SETFSUID = {
     "aarch64": (147, 151),
     "riscv64": (147, 151),
 }.get(platform.machine(), (0, 0))
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _call(number: int, *arguments: int) -> int:
-    result: int = _libc.syscall(ctypes.c_long(number), *(ctypes.c_long(a) for a in arguments))
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
 
 
 class Miscdev:
@@ -81,8 +71,8 @@ def _open_as(uid: int, path: Path) -> int:
 
     def work() -> None:
         try:
-            _call(_SETRESUID, -1, uid, -1)
-            _call(_SETFSUID, 0)
+            libc.syscall(_SETRESUID, -1, uid, -1)
+            libc.syscall(_SETFSUID, 0)
             result.append(os.open(path, flags))
         except OSError as error:
             result.append(error)

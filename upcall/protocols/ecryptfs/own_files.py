@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from upcall.core.errors import PeerError
-from upcall.kernel.mounts import MOUNTINFO, Changes, mounts
+from upcall.kernel.mounts import Changes, mounts
+from upcall.kernel.procfs import MOUNTINFO
 from upcall.protocols.ecryptfs.authtok import take_auth_tok
 
 WHY: Final = "lies on an eCryptfs mount whose key this user's daemon answers for, and cannot be opened by it"
@@ -24,14 +25,14 @@ _SIGNATURE: Final = "ecryptfs_sig="
 _HARMLESS: Final = os.O_PATH | os.O_DIRECTORY
 
 
-class Keyring(Protocol):
+class KeyringReader(Protocol):
     """upcall.kernel.keyring."""
 
     def find(self, description: str, /) -> int | None: ...
     def read(self, serial: int, /) -> bytes: ...
 
 
-def answered_for(keyring: Keyring, signature: str) -> bool:
+def answered_for(keyring: KeyringReader, signature: str) -> bool:
     """Whether a daemon with this keyring is asked when a key of this signature is needed: not for a passphrase's."""
     serial = keyring.find(signature)
     try:
@@ -43,7 +44,7 @@ def answered_for(keyring: Keyring, signature: str) -> bool:
 class OwnMounts:
     """The eCryptfs mounts, as this process sees them."""
 
-    def __init__(self, keyring: Keyring, mountinfo: Path = MOUNTINFO) -> None:
+    def __init__(self, keyring: KeyringReader, mountinfo: Path = MOUNTINFO) -> None:
         self._keyring, self._mountinfo = keyring, mountinfo
         self._changes = Changes(mountinfo)
         self._lock = threading.RLock()  # reading the list opens a file, which is asked about here
@@ -79,7 +80,7 @@ def _device_of(path: Path) -> int:
         return 0
 
 
-def refuse(keyring: Keyring, told: Callable[..., None]) -> None:
+def refuse(keyring: KeyringReader, told: Callable[..., None]) -> None:
     """From now on, and for good, opening such a file is an OSError (EDEADLK) in this process, with the path as
     `filename`. `told`: a log."""
     own = OwnMounts(keyring)

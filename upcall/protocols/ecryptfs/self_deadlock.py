@@ -13,8 +13,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, Generic, TypeVar
+
+from upcall.kernel import procfs
 
 Job = TypeVar("Job")
 
@@ -85,37 +86,20 @@ class OwnWaits(Generic[Job]):
 
 def waiting_for_ecryptfs() -> list[str]:
     """Our threads, and our children and theirs, that wait for eCryptfs. Those who let nobody look are not seen."""
-    names = {str(thread.native_id): thread.name for thread in threading.enumerate()}
-    me = Path("/proc/self")
-    found = [f"thread {names.get(task.name, task.name)}" for task in _waiting_tasks(me)]
-    family = [me]
+    names = {thread.native_id: thread.name for thread in threading.enumerate()}
+    found = [f"thread {names.get(task, task)}" for task in procfs.tasks() if _waits(task)]
+    family: list[int] = procfs.children()
     for _ in range(_GENERATIONS):
-        family = [child for one in family for child in _children(one)]
-        found += [f"pid {child.name} ({_name(child)})" for child in family if _waiting_tasks(child)]
+        found += [
+            f"pid {pid} ({_name(pid)})" for pid in family if any(_waits(task, pid) for task in procfs.tasks(pid))
+        ]
+        family = [child for pid in family for child in procfs.children(pid)]
     return found
 
 
-def _tasks(process: Path) -> list[Path]:
-    try:
-        return list((process / "task").iterdir())
-    except OSError:
-        return []
+def _waits(task: int, pid: int | None = None) -> bool:
+    return procfs.task_text(task, "wchan", pid).startswith(_WAITS)
 
 
-def _waiting_tasks(process: Path) -> list[Path]:
-    return [task for task in _tasks(process) if _read(task / "wchan").startswith(_WAITS)]
-
-
-def _children(process: Path) -> list[Path]:
-    return [Path("/proc", pid.decode()) for task in _tasks(process) for pid in _read(task / "children").split()]
-
-
-def _name(process: Path) -> str:
-    return _read(process / "comm").decode("utf-8", "replace").strip()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:  # it has ended, or is not to be looked at
-        return b""
+def _name(pid: int) -> str:
+    return procfs.task_text(pid, "comm", pid).decode("utf-8", "replace").strip()

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from upcall.core.errors import PeerError
-from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.key_type import ROOT, KeyType, Option, Wanted
 from upcall.protocols.request_key.messages import take_ask, take_instance
 
@@ -162,11 +162,11 @@ def wanted(description: bytes) -> Wanted:
     return Wanted(ROOT, None)
 
 
-def described(told: Mapping[str, str]) -> Key:
+def described(told: Mapping[str, str]) -> RequestedKey:
     """For a description as the kernel writes it."""
     name = told["name"].encode()
     take_description(name)
-    return Key(TYPE.encode(), name)
+    return RequestedKey(TYPE.encode(), name)
 
 
 KEY_TYPE = KeyType(
@@ -178,10 +178,10 @@ KEY_TYPE = KeyType(
     patience=6.0,  # whoever looks at a file waits for it; the mount's own id is better than a folder that hangs
     patterns=(b"os:S-*", b"gs:S-*", b"oi:*", b"gi:*"),
     typical=(
-        Key(b"cifs.idmap", b"os:S-1-5-21-1-2-3-1000"),
-        Key(b"cifs.idmap", b"gs:S-1-5-32-544"),
-        Key(b"cifs.idmap", b"oi:1000"),
-        Key(b"cifs.idmap", b"gi:1000"),
+        RequestedKey(b"cifs.idmap", b"os:S-1-5-21-1-2-3-1000"),
+        RequestedKey(b"cifs.idmap", b"gs:S-1-5-32-544"),
+        RequestedKey(b"cifs.idmap", b"oi:1000"),
+        RequestedKey(b"cifs.idmap", b"gi:1000"),
     ),
     options=(Option("name", "NAME", "os:SID, gs:SID, oi:UID or gi:GID.", required=True),),
     described=described,

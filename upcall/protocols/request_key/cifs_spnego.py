@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from upcall.core.errors import PeerError
-from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.key_type import KeyType, Option, Wanted
 from upcall.protocols.request_key.messages import take_ask, take_instance
 
@@ -157,17 +157,17 @@ def wanted(description: bytes) -> Wanted:
     return Wanted(found.creduid, found.pid)
 
 
-def described(told: Mapping[str, str]) -> Key:
+def described(told: Mapping[str, str]) -> RequestedKey:
     """For a mount of //host/... with cruid=uid."""
     host = told["host"]
     ip = host if ":" in host or _IPV4.fullmatch(host) else _NO_ADDRESS
     asked = Spnego(host, ip, told.get("sec", "krb5"), 0, int(told["uid"]), told.get("user"), _ANY_PID, None)
-    return Key(TYPE.encode(), pack_description(asked))
+    return RequestedKey(TYPE.encode(), pack_description(asked))
 
 
-def _typical(end: bytes) -> Key:
+def _typical(end: bytes) -> RequestedKey:
     start = b"ver=0x2;host=any.invalid;ip4=192.0.2.1;sec=krb5;uid=0x0;creduid=0x3e9;user=any;pid=0x7ffffff"
-    return Key(TYPE.encode(), start + end)
+    return RequestedKey(TYPE.encode(), start + end)
 
 
 KEY_TYPE = KeyType(

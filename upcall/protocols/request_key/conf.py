@@ -37,7 +37,7 @@ class BadLine(UpcallError):
         super().__init__(f"{path}: line {number}: {why}; request-key gives up on it")
 
 
-class Key(NamedTuple):
+class RequestedKey(NamedTuple):
     """What a line must fit."""
 
     type: bytes
@@ -108,7 +108,7 @@ def _ends(pattern: bytes) -> tuple[bytes, bytes]:
     return head, pattern[: len(tail)] if head else tail
 
 
-def wildness(line: Line, key: Key) -> Wildness | None:
+def wildness(line: Line, key: RequestedKey) -> Wildness | None:
     """How wildly the line fits; None if it does not. BadLine if request-key gives up on it."""
     if line.fault:
         raise BadLine(line.path, line.number, line.fault)
@@ -125,7 +125,7 @@ def wildness(line: Line, key: Key) -> Wildness | None:
     return tuple(found)
 
 
-def choose(read: Iterable[Line], key: Key) -> Line | None:
+def choose(read: Iterable[Line], key: RequestedKey) -> Line | None:
     """The line that makes the key, of all lines in the order in which they are read. BadLine as above."""
     best: Line | None = None
     least: Wildness = ()

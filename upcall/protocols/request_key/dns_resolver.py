@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from upcall.core.errors import PeerError
-from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.key_type import ROOT, KeyType, Option, Wanted
 from upcall.protocols.request_key.messages import take_ask, take_instance
 
@@ -84,7 +84,7 @@ class Text(NamedTuple):
     error: int = 0
 
 
-class Server(NamedTuple):
+class CellServer(NamedTuple):
     """One server of a cell. Addresses are of 4 or 16 bytes."""
 
     name: str
@@ -100,7 +100,7 @@ class Server(NamedTuple):
 class ServerList(NamedTuple):
     source: int
     status: int
-    servers: tuple[Server, ...]
+    servers: tuple[CellServer, ...]
 
 
 def is_host(name: str) -> bool:
@@ -235,7 +235,7 @@ def _take_servers(payload: bytes) -> ServerList:
     return ServerList(source, status, tuple(servers))
 
 
-def _take_server(payload: bytes, at: int) -> tuple[Server, int]:
+def _take_server(payload: bytes, at: int) -> tuple[CellServer, int]:
     """The server that begins at `at`, and where it ends."""
     head = _span(payload, at, _SERVER.size)
     size, priority, weight, port, source, status, protocol, count = _SERVER.unpack(head)
@@ -253,7 +253,7 @@ def _take_server(payload: bytes, at: int) -> tuple[Server, int]:
             raise PeerError(TYPE, f"an address of type {kind}", at)
         addresses.append(_span(payload, at + 1, _SIZES[kind]))
         at += 1 + _SIZES[kind]
-    return Server(name.decode("ascii"), priority, weight, port, tuple(addresses), source, status, protocol), at
+    return CellServer(name.decode("ascii"), priority, weight, port, tuple(addresses), source, status, protocol), at
 
 
 def _span(payload: bytes, at: int, size: int) -> bytes:
@@ -271,11 +271,11 @@ def wanted(description: bytes) -> Wanted:
     return Wanted(ROOT, None)
 
 
-def described(told: Mapping[str, str]) -> Key:
+def described(told: Mapping[str, str]) -> RequestedKey:
     """For a host by its name, or "afsdb:CELL"; `options` as the kernel gives them, with blanks between."""
     name, options = told["name"].encode(), told.get("options", "").encode()
     take_callout(options, take_description(name))
-    return Key(TYPE.encode(), name, options)
+    return RequestedKey(TYPE.encode(), name, options)
 
 
 KEY_TYPE = KeyType(
@@ -287,7 +287,7 @@ KEY_TYPE = KeyType(
     patience=6.0,  # mounts and reconnections wait for it; a resolver gives up after some seconds, too
     # A name has nothing in common with others: our line has to be read first, and request-key.conf is read last.
     patterns=(b"*",),
-    typical=(Key(b"dns_resolver", b"any.invalid"),),
+    typical=(RequestedKey(b"dns_resolver", b"any.invalid"),),
     options=(
         Option("name", "NAME", "what to look up.", required=True),
         Option("options", "TEXT", "what the kernel asks for, such as ipv6."),

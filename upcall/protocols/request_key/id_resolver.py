@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from upcall.core.errors import PeerError
-from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.key_type import ROOT, KeyType, Option, Wanted
 from upcall.protocols.request_key.messages import take_ask, take_instance
 
@@ -131,11 +131,11 @@ def wanted(description: bytes) -> Wanted:
     return Wanted(ROOT, None)
 
 
-def described(told: Mapping[str, str]) -> Key:
+def described(told: Mapping[str, str]) -> RequestedKey:
     """For a description as the kernel writes it."""
     name = told["name"].encode()
     take_description(name)
-    return Key(TYPE.encode(), name)
+    return RequestedKey(TYPE.encode(), name)
 
 
 KEY_TYPE = KeyType(
@@ -147,10 +147,10 @@ KEY_TYPE = KeyType(
     patience=6.0,  # whoever looks at a file waits for it; nobody's id is better than a folder that hangs
     patterns=(b"uid:*", b"gid:*", b"user:*", b"group:*"),
     typical=(
-        Key(b"id_resolver", b"uid:any@any.invalid"),
-        Key(b"id_resolver", b"gid:any@any.invalid"),
-        Key(b"id_resolver", b"user:1000"),
-        Key(b"id_resolver", b"group:1000"),
+        RequestedKey(b"id_resolver", b"uid:any@any.invalid"),
+        RequestedKey(b"id_resolver", b"gid:any@any.invalid"),
+        RequestedKey(b"id_resolver", b"user:1000"),
+        RequestedKey(b"id_resolver", b"group:1000"),
     ),
     options=(Option("name", "NAME", "uid:NAME@DOMAIN, gid:NAME@DOMAIN, user:ID or group:ID.", required=True),),
     described=described,

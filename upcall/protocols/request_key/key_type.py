@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from upcall.core.errors import PeerError, UsageError
 from upcall.core.service import Service
-from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.conf import RequestedKey
 
 ROOT = 0
 
@@ -39,9 +39,9 @@ class KeyType(NamedTuple):
     check_answer: Callable[[bytes, bytes], None]  # of an Ask and an Instance; PeerError
     patience: float  # seconds until the broker refuses
     patterns: tuple[bytes, ...]  # of descriptions, in request-key's configuration: a line each
-    typical: tuple[Key, ...]  # keys as the kernel asks for them, by which our line is tried
+    typical: tuple[RequestedKey, ...]  # keys as the kernel asks for them, by which our line is tried
     options: tuple[Option, ...]  # of `upcall explain`
-    described: Callable[[Mapping[str, str]], Key]  # of their values; PeerError
+    described: Callable[[Mapping[str, str]], RequestedKey]  # of their values; PeerError
     kernel: tuple[str, str, str]  # what the kernel then can do, by which module, by which option
     # A daemon of root's (the machine's, if it parses what comes from the network) answers unless the configuration
     # names another user: its descriptions do not say whose.
@@ -56,7 +56,7 @@ class KeyType(NamedTuple):
             self.name, self.patience, 128, 0, self.check_answer, self.check_request, local=False, network=self.network
         )
 
-    def key(self, told: Mapping[str, str]) -> Key:
+    def key(self, told: Mapping[str, str]) -> RequestedKey:
         """The key that a kernel would ask for, from options that a person gave. UsageError."""
         names = {option.name for option in self.options}
         if unknown := sorted(told.keys() - names):

@@ -17,13 +17,11 @@ def source(given: Given) -> MakeSource | None:
     """Only root is told by the kernel what it may believe of a key."""
     if os.geteuid() != 0:
         return None
-    from upcall.kernel import requestkey
+    from upcall.protocols.request_key import origin
     from upcall.protocols.request_key.source import Forwarders
 
     path, owners = given.place.request_key_socket, given.owners
-    return lambda loop, router, log, people: Forwarders(
-        loop, router, log, people, path, requestkey, owners, os.geteuid()
-    )
+    return lambda loop, router, log, people: Forwarders(loop, router, log, people, path, origin, owners, os.geteuid())
 
 
 PROTOCOL: Final = Protocol(

@@ -28,7 +28,7 @@ _WAY_BACK = 0.25  # seconds that the forwarder needs for the rest
 
 
 class Waiting(Protocol):
-    """The process that the kernel is working for: upcall.kernel.requestkey.Process."""
+    """The process that the kernel is working for: upcall.protocols.request_key.origin.Process."""
 
     who: gate.Who
 
@@ -38,7 +38,7 @@ class Waiting(Protocol):
 
 
 class Kernel(Protocol):
-    """What the kernel says: upcall.kernel.requestkey."""
+    """What the kernel says: upcall.protocols.request_key.origin."""
 
     def key(self, serial: int, /) -> Described:
         """OSError, PeerError."""

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from upcall.core.errors import ModuleFailed, UsageError
-from upcall.keymodule import API, KeyImporter, KeyMaker, Parameter
+from upcall.keymodule import API, MAX_BLOB, KeyImporter, KeyMaker, Parameter
 from upcall.keys.plugins import is_alias
-from upcall.protocols.ecryptfs.authtok import MAX_BLOB
 from upcall.protocols.ecryptfs.packets import is_signature
 from upcall.testing.subject import (
     CLEAN,

@@ -7,12 +7,12 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from upcall.core.errors import Refused
 from upcall.daemon.isolation.module import IsolatedModule
+from upcall.kernel import procfs
 from upcall.keymodule import Closable, KeyHandle, Watched
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 from upcall.testing.subject import (
     CLEAN,
     Check,
@@ -139,19 +139,13 @@ def it_leaves_no_process_behind(subject: Subject) -> None:
     """Whoever starts one waits for its end, and does not fork the daemon."""
     if isinstance(subject.made.module, IsolatedModule):
         raise NotApplicable("it has a process of its own, as it should")
-    before = set(_children())
+    before = set(procfs.children())
     key = subject.open()
     key.unwrap(key.wrap(_CLEAR))
     if isinstance(key, Closable):
         key.close()
-    left = set(_children()) - before
+    left = set(procfs.children()) - before
     expect(not left, f"it left {len(left)} processes behind: they have been forked, and not waited for")
-
-
-def _children() -> Iterator[int]:
-    for folder in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            yield from map(int, (folder / "children").read_text().split())
 
 
 def in_a_process_of_its_own_it_does_the_same(subject: Subject) -> None:
@@ -175,7 +169,7 @@ _WRONG = ("garbage", "another key's signature", "a wrong passphrase")
 
 def _refusals(subject: Subject, key: KeyHandle) -> Iterator[str]:
     """What becomes of each of `_WRONG`."""
-    told = Told(b"wrong", pin=subject.made.pin or None)
+    told = GivenSecrets(b"wrong", pin=subject.made.pin or None)
     calls: tuple[Callable[[], object], ...] = (
         lambda: key.unwrap(b"garbage"),
         lambda: subject.open(signature="0" * 16),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from upcall.core.errors import Refused
 from upcall.keymodule import MAX_KEY, Closable, KeyHandle
-from upcall.testing.secrets import Told
+from upcall.testing.secrets import GivenSecrets
 from upcall.testing.subject import CLEAN, FAILED, Check, Made, NotApplicable, Subject, expect, failure, refused
 
 _WRONG = b"a-wrong-passphrase"
@@ -58,14 +58,14 @@ def _damaged(blob: bytes) -> Iterator[tuple[bytes, str]]:
 
 
 def a_wrong_passphrase_is_refused(subject: Subject) -> None:
-    told = Told(_with_passphrase(subject).swapcase(), pin=subject.made.pin or None)
+    told = GivenSecrets(_with_passphrase(subject).swapcase(), pin=subject.made.pin or None)
     refused("open, with a wrong passphrase", FAILED, subject.open, told)
 
 
 def a_passphrase_that_is_not_at_hand_is_not_its_matter(subject: Subject) -> None:
     """The refusal of whoever was asked goes through: people are told "locked", and not "broken"."""
     _with_passphrase(subject)
-    locked = Told(pin=subject.made.pin or None)
+    locked = GivenSecrets(pin=subject.made.pin or None)
     error = refused("open, without the passphrase", (Refused,), subject.open, locked)
     expect(getattr(error, "reason", "") == "locked", f"it made Refused({error}) of Refused(locked)")
 
@@ -90,7 +90,7 @@ def a_wrong_pin_is_reported_and_not_tried_again(subject: Subject) -> None:
     expect(all(good for _, good in right.verdicts), "it said that the right PIN was wrong")
     if isinstance(key, Closable):
         key.close()  # some tokens stay logged in for as long as a key is open
-    wrong = Told(made.passphrase or None, pin=_WRONG_PIN)
+    wrong = GivenSecrets(made.passphrase or None, pin=_WRONG_PIN)
     with contextlib.suppress(*CLEAN):
         key = subject.open(wrong)
         key.unwrap(key.wrap(b"0123456789abcdef"))
@@ -125,9 +125,9 @@ def _failing(subject: Subject, key: KeyHandle, clear: bytes) -> Iterator[Callabl
     yield lambda: subject.open(signature="0" * 16)
     yield lambda: subject.open(blob=b"\xff" * 100)
     if made.passphrase:
-        yield lambda: subject.open(Told(_WRONG, pin=made.pin or None))
+        yield lambda: subject.open(GivenSecrets(_WRONG, pin=made.pin or None))
     if _asks_for_pin(subject, made):
-        yield lambda: subject.open(Told(made.passphrase or None, pin=_WRONG_PIN)).unwrap(wrapped)
+        yield lambda: subject.open(GivenSecrets(made.passphrase or None, pin=_WRONG_PIN)).unwrap(wrapped)
 
 
 def _asks_for_pin(subject: Subject, made: Made) -> bool:

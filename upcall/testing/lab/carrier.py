@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from .ending import MarkedStream
 from .errors import LabTimedOut
-from .terminal import Terminal
+from .terminal import PseudoTerminal
 
 CHUNK = 1 << 16
 REST_PATIENCE = 2.0  # seconds without a byte, once the command has ended, before a stream's end is given up
@@ -30,7 +30,7 @@ class Carrier:
     started."""
 
     def __init__(
-        self, mark: bytes, sinks: Mapping[str, Sink], deadline: float | None, terminal: Terminal | None = None
+        self, mark: bytes, sinks: Mapping[str, Sink], deadline: float | None, terminal: PseudoTerminal | None = None
     ) -> None:
         self._sinks = sinks
         self._streams = {name: MarkedStream(mark) for name in sinks}

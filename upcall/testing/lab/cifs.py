@@ -18,8 +18,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from upcall.cli.status import show
 from upcall.core.errors import UpcallError
+from upcall.observe.status import show
 from upcall.process import start_python as startpython
 from upcall.testing.lab import fileserver, kerberos, stage
 from upcall.testing.lab.console import complain, console, must, say

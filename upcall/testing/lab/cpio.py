@@ -17,7 +17,7 @@ ALIGNMENT = 4
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArchiveEntry:
     """One member: a relative name, the mode with its type bits, and a file's bytes or a link's target."""
 
     name: str
@@ -25,19 +25,19 @@ class Entry:
     data: bytes = b""
 
 
-def folder(name: str, permissions: int = 0o755) -> Entry:
-    return Entry(name, stat.S_IFDIR | permissions)
+def folder(name: str, permissions: int = 0o755) -> ArchiveEntry:
+    return ArchiveEntry(name, stat.S_IFDIR | permissions)
 
 
-def file(name: str, data: bytes, permissions: int = 0o644) -> Entry:
-    return Entry(name, stat.S_IFREG | permissions, data)
+def file(name: str, data: bytes, permissions: int = 0o644) -> ArchiveEntry:
+    return ArchiveEntry(name, stat.S_IFREG | permissions, data)
 
 
-def link(name: str, target: str) -> Entry:
-    return Entry(name, stat.S_IFLNK | 0o777, target.encode())
+def link(name: str, target: str) -> ArchiveEntry:
+    return ArchiveEntry(name, stat.S_IFLNK | 0o777, target.encode())
 
 
-def archive(entries: Iterable[Entry]) -> bytes:
+def archive(entries: Iterable[ArchiveEntry]) -> bytes:
     """The whole archive. Folders that hold an entry are added in front of it: the kernel makes none by
     itself."""
     made: set[str] = set()
@@ -50,11 +50,11 @@ def archive(entries: Iterable[Entry]) -> bytes:
         if not (stat.S_ISDIR(entry.mode) and entry.name in made):
             made.add(entry.name)
             members.append(_member(len(members) + 1, entry))
-    members.append(_member(0, Entry(TRAILER, 0)))
+    members.append(_member(0, ArchiveEntry(TRAILER, 0)))
     return b"".join(members)
 
 
-def _member(inode: int, entry: Entry) -> bytes:
+def _member(inode: int, entry: ArchiveEntry) -> bytes:
     name = entry.name.encode() + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
     # ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import image, machine, packages, qemu, uml
 from .errors import LabUnavailable
-from .image import Kernel
+from .image import GuestKernel
 
 MEMORY_OF_QEMU = 256  # MB beside the guest's own
 ROOM = image.NEEDED_BYTES
@@ -22,7 +22,7 @@ NO_TRACING = "3"  # Documentation/admin-guide/LSM/Yama.rst
 
 
 @dataclass(frozen=True)
-class Check:
+class LabCheck:
     """One need: its name, whether it is met, what was found, and what to do if it is not."""
 
     name: str
@@ -31,7 +31,7 @@ class Check:
     remedy: str = ""
 
 
-def checks(kernel: str = "qemu") -> Iterator[Check]:
+def checks(kernel: str = "qemu") -> Iterator[LabCheck]:
     """All that this kernel needs, in the order in which it should be seen to. Nothing is downloaded or changed."""
     wanted = image.named(kernel)
     yield _processor()
@@ -54,13 +54,13 @@ def why_not(kernel: str = "qemu") -> str | None:
     return None
 
 
-def _processor() -> Check:
+def _processor() -> LabCheck:
     found = f"{platform.system()} on {platform.machine()}"
     # The guest runs the host's own programs, so it has to be of the host's kind.
-    return Check("processor", found == "Linux on x86_64", found, "use a Linux machine with an x86_64 processor")
+    return LabCheck("processor", found == "Linux on x86_64", found, "use a Linux machine with an x86_64 processor")
 
 
-def _processor_state() -> Check:
+def _processor_state() -> LabCheck:
     """User-mode Linux before 6.10 keeps a processor's state in a buffer of fixed size and panics at boot, in
     put_fp_registers, where that of AMX does not fit in."""
     try:
@@ -68,79 +68,79 @@ def _processor_state() -> Check:
     except OSError:
         flags = []
     found = "has AMX, which User-mode Linux cannot keep" if "amx_tile" in flags else "fits in"
-    return Check("processor state", "amx_tile" not in flags, found, "use --kernel qemu")
+    return LabCheck("processor state", "amx_tile" not in flags, found, "use --kernel qemu")
 
 
-def _qemu() -> Check:
+def _qemu() -> LabCheck:
     place = shutil.which(qemu.PROGRAM)
     if place is None:
-        return Check(qemu.PROGRAM, False, "not found", qemu.REMEDY)
+        return LabCheck(qemu.PROGRAM, False, "not found", qemu.REMEDY)
     try:
         devices = subprocess.run(
             [place, "-machine", "none", "-device", "help"], capture_output=True, text=True, timeout=20
         ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Check(qemu.PROGRAM, False, f"{place} does not run: {error}", qemu.REMEDY)
+        return LabCheck(qemu.PROGRAM, False, f"{place} does not run: {error}", qemu.REMEDY)
     if "virtio-9p-pci" not in devices:
-        return Check(qemu.PROGRAM, False, f"{place} cannot share folders (virtio-9p-pci)", qemu.REMEDY)
-    return Check(qemu.PROGRAM, True, place)
+        return LabCheck(qemu.PROGRAM, False, f"{place} cannot share folders (virtio-9p-pci)", qemu.REMEDY)
+    return LabCheck(qemu.PROGRAM, True, place)
 
 
-def _tracing() -> Check:
+def _tracing() -> LabCheck:
     scope = PTRACE_SCOPE.read_text().strip() if PTRACE_SCOPE.exists() else "0"
     remedy = "boot with kernel.yama.ptrace_scope below 3: User-mode Linux traces its own processes"
-    return Check("ptrace", scope != NO_TRACING, "forbidden to all" if scope == NO_TRACING else "allowed", remedy)
+    return LabCheck("ptrace", scope != NO_TRACING, "forbidden to all" if scope == NO_TRACING else "allowed", remedy)
 
 
-def _tools(kernel: Kernel) -> Check:
+def _tools(kernel: GuestKernel) -> LabCheck:
     missing = packages.missing_tools()
     if not missing:
-        return Check("apt and dpkg", True, ", ".join(packages.TOOLS))
+        return LabCheck("apt and dpkg", True, ", ".join(packages.TOOLS))
     if image.cached(kernel):
-        return Check("apt and dpkg", True, "not needed: the kernel is downloaded")
-    return Check("apt and dpkg", False, f"{', '.join(missing)} not found", "use a Debian system")
+        return LabCheck("apt and dpkg", True, "not needed: the kernel is downloaded")
+    return LabCheck("apt and dpkg", False, f"{', '.join(missing)} not found", "use a Debian system")
 
 
-def _kernel(kernel: Kernel) -> Check:
+def _kernel(kernel: GuestKernel) -> LabCheck:
     if cached := image.cached(kernel):
-        return Check("kernel and busybox", True, f"{cached.release} in {cached.folder}")
+        return LabCheck("kernel and busybox", True, f"{cached.release} in {cached.folder}")
     if packages.missing_tools():
-        return Check("kernel and busybox", False, "not downloaded, and there is no apt", "use a Debian system")
+        return LabCheck("kernel and busybox", False, "not downloaded, and there is no apt", "use a Debian system")
     package = kernel.package()
     if package and packages.candidate(package) and packages.candidate(image.BUSYBOX_PACKAGE):
-        return Check("kernel and busybox", True, f"{package} will be downloaded at the first run")
+        return LabCheck("kernel and busybox", True, f"{package} will be downloaded at the first run")
     if os.geteuid() == 0:
-        return Check("kernel and busybox", True, "apt's lists are empty; the first run will run `apt-get update`")
-    return Check("kernel and busybox", False, "not downloaded, and unknown to apt", "as root: apt-get update")
+        return LabCheck("kernel and busybox", True, "apt's lists are empty; the first run will run `apt-get update`")
+    return LabCheck("kernel and busybox", False, "not downloaded, and unknown to apt", "as root: apt-get update")
 
 
-def _cache(kernel: Kernel) -> Check:
+def _cache(kernel: GuestKernel) -> LabCheck:
     cache = image.cache_folder()
     existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
     remedy = "set XDG_CACHE_HOME to a folder that you may write to, with 1 GB free"
     if not os.access(existing, os.W_OK | os.X_OK):
-        return Check("cache", False, f"{existing} is not writable", remedy)
+        return LabCheck("cache", False, f"{existing} is not writable", remedy)
     free = shutil.disk_usage(existing).free
     if image.cached(kernel) is None and free < ROOM:
-        return Check("cache", False, f"{existing} has only {free >> 20} MB free", remedy)
-    return Check("cache", True, str(cache))
+        return LabCheck("cache", False, f"{existing} has only {free >> 20} MB free", remedy)
+    return LabCheck("cache", True, str(cache))
 
 
-def _memory() -> Check:
+def _memory() -> LabCheck:
     needed = machine.MEMORY + MEMORY_OF_QEMU
     try:
         available = _available_memory()
     except (OSError, ValueError):
-        return Check("memory", True, "unknown")
-    return Check("memory", available >= needed, f"{available} MB available", f"free {needed} MB, or use --memory")
+        return LabCheck("memory", True, "unknown")
+    return LabCheck("memory", available >= needed, f"{available} MB available", f"free {needed} MB, or use --memory")
 
 
-def _memory_file() -> Check:
+def _memory_file() -> LabCheck:
     try:
         folder = uml.memory_folder(machine.MEMORY)
     except LabUnavailable as error:
-        return Check("memory", False, "no room", str(error))
-    return Check("memory", True, f"room in {folder}")
+        return LabCheck("memory", False, "no room", str(error))
+    return LabCheck("memory", True, f"room in {folder}")
 
 
 def _available_memory() -> int:

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from upcall.cli.status import show
 from upcall.core.errors import UpcallError
 from upcall.keys.store import KeyStore
+from upcall.observe.status import show
 from upcall.process import start_python as startpython
 from upcall.protocols.ecryptfs.device import DEVICE
 from upcall.testing.lab import stage
@@ -115,19 +115,19 @@ def all_of(tasks: Sequence[Task[float]]) -> None:
         task.result(120)
 
 
-class Opened(NamedTuple):
+class OpenResult(NamedTuple):
     errno: int
     seconds: float
 
 
-def opening(who: Person, path: Path) -> Task[Opened]:
-    def work() -> Opened:
+def opening(who: Person, path: Path) -> Task[OpenResult]:
+    def work() -> OpenResult:
         start, code = time.monotonic(), 0
         try:
             path.read_bytes()
         except OSError as error:
             code = error.errno or -1
-        return Opened(code, time.monotonic() - start)
+        return OpenResult(code, time.monotonic() - start)
 
     return Task(who, work)
 

@@ -7,7 +7,6 @@ with realm() as lab, server(lab) as share, request_key_lines(PEER):
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import shutil
@@ -16,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from upcall.kernel import libc
 from upcall.testing.lab.guest import SYSTEM_PATH
 from upcall.testing.lab.kerberos import FILE_SERVER, HOST, PEOPLE, KerberosFailed, Realm, listening
 from upcall.testing.lab.stage import PATIENCE, Task, do_as, end, person, unmount, wait_until
@@ -37,8 +37,6 @@ PROGRAMS = {
 
 # What the kernel loads for the first mount, seconds long in a slow guest.
 _MODULES = ("cifs", "nls_utf8", "cmac", "ctr", "gcm", "ccm", "aes_generic", "ghash_generic", "sha512_generic")
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 _SMB_CONF = """\
 [global]
@@ -187,9 +185,7 @@ def mount_here(mountpoint: Path, *options: str, host: str = FILE_SERVER, share: 
     mountpoint.mkdir(parents=True, exist_ok=True)
     source = f"//{host}/{share}"
     told = ",".join(["ip=127.0.0.1", f"unc={source.replace('/', chr(92))}", "vers=3.1.1", "sec=krb5", *options])
-    if _libc.mount(source.encode(), str(mountpoint).encode(), b"cifs", 0, told.encode()) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), str(mountpoint))
+    libc.call("mount", source.encode(), str(mountpoint).encode(), b"cifs", 0, told.encode(), about=str(mountpoint))
 
 
 def mount_cifs(mountpoint: Path, *options: str, host: str = FILE_SERVER, patience: float = PATIENCE) -> int:

@@ -29,7 +29,7 @@ NEEDED_BYTES = 1 << 30  # while it is unpacked; about 400 MB stay
 
 
 @dataclass(frozen=True)
-class Kernel:
+class GuestKernel:
     """One of the lab's two. `current` is its link in the cache, `folders` what the names of its folders begin with,
     `origin` the package that apt must know, `modules` what the guest needs before it sees the host's files, and what
     every command finds loaded."""
@@ -47,18 +47,18 @@ class Kernel:
         return self.origin
 
 
-QEMU = Kernel(
+QEMU = GuestKernel(
     "qemu",
     "current",
     "linux-image-",
     packages.KERNEL_META_PACKAGE,
     ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "ecb", "ecryptfs"),
 )
-UML = Kernel("uml", "current-uml", "user-mode-linux_", packages.UML_PACKAGE, ("overlay",))
+UML = GuestKernel("uml", "current-uml", "user-mode-linux_", packages.UML_PACKAGE, ("overlay",))
 KERNELS = {kernel.name: kernel for kernel in (QEMU, UML)}
 
 
-def named(kernel: str) -> Kernel:
+def named(kernel: str) -> GuestKernel:
     """One of KERNELS. Raises ValueError, which names them, for any other."""
     try:
         return KERNELS[kernel]
@@ -72,7 +72,7 @@ class Image:
 
     folder: Path
     release: str
-    of: Kernel = QEMU
+    of: GuestKernel = QEMU
 
     @property
     def kernel(self) -> Path:
@@ -100,7 +100,7 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "upcall" / "lab"
 
 
-def cached(kernel: Kernel = QEMU) -> Image | None:
+def cached(kernel: GuestKernel = QEMU) -> Image | None:
     """The image that a run would use, or None before the first fetch."""
     try:
         folder = (cache_folder() / kernel.current).resolve(strict=True)
@@ -109,12 +109,12 @@ def cached(kernel: Kernel = QEMU) -> Image | None:
         return None
 
 
-def ensure(say: Say, kernel: Kernel = QEMU) -> Image:
+def ensure(say: Say, kernel: GuestKernel = QEMU) -> Image:
     """The cached image, fetched first if there is none."""
     return cached(kernel) or fetch(say, kernel)
 
 
-def fetch(say: Say, kernel: Kernel = QEMU) -> Image:
+def fetch(say: Say, kernel: GuestKernel = QEMU) -> Image:
     """Downloads the newest kernel that apt knows, unless the cache has it, and makes it the current one.
 
     Raises LabUnavailable with the remedy when it cannot."""
@@ -134,7 +134,7 @@ def fetch(say: Say, kernel: Kernel = QEMU) -> Image:
     return Image(complete, (complete / "release").read_text().strip(), kernel)
 
 
-def _package_to_fetch(kernel: Kernel, say: Say) -> tuple[str, str]:
+def _package_to_fetch(kernel: GuestKernel, say: Say) -> tuple[str, str]:
     def look() -> tuple[str | None, str | None]:
         package = kernel.package()
         return package, packages.candidate(package) if package and packages.candidate(BUSYBOX_PACKAGE) else None
@@ -205,7 +205,7 @@ def _point_at(complete: Path, current: Path) -> None:
         link.replace(current)
 
 
-def _remove_older(complete: Path, kernel: Kernel) -> None:
+def _remove_older(complete: Path, kernel: GuestKernel) -> None:
     for folder in complete.parent.glob(f"{kernel.folders}*"):
         if folder == complete:
             continue

@@ -17,7 +17,7 @@ FAULT = re.compile(
 
 
 @dataclass(frozen=True)
-class Record:
+class KernelMessage:
     """One message: its facility (0 is the kernel itself), its level (0 to 7), seconds since boot, and its
     text."""
 
@@ -30,7 +30,7 @@ class Record:
         return f"<{self.facility << 3 | self.level}>[{self.seconds:12.6f}] {self.text}"
 
 
-def records(raw: bytes) -> Iterator[Record]:
+def records(raw: bytes) -> Iterator[KernelMessage]:
     """The messages in what was read from /dev/kmsg: `priority,sequence,microseconds,flags;text`.
 
     Lines that begin with a space belong to the message before (its dictionary) and are left out, as is a line
@@ -40,7 +40,7 @@ def records(raw: bytes) -> Iterator[Record]:
         fields = prefix.split(",")
         if semicolon and len(fields) >= 3 and fields[0].isdecimal() and fields[2].isdecimal():
             priority = int(fields[0])
-            yield Record(priority >> 3, priority & 7, int(fields[2]) / 1e6, text)
+            yield KernelMessage(priority >> 3, priority & 7, int(fields[2]) / 1e6, text)
 
 
 def faults(raw: bytes) -> list[str]:

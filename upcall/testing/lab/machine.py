@@ -18,7 +18,7 @@ from upcall.testing.lab.carrier import Carrier, Sink
 from upcall.testing.lab.errors import LabError, MachineDied
 from upcall.testing.lab.results import staging
 from upcall.testing.lab.start import PORTS, Machine
-from upcall.testing.lab.terminal import Terminal
+from upcall.testing.lab.terminal import PseudoTerminal
 
 TIME_LIMIT = 300.0  # seconds
 MEMORY = 1536  # MB
@@ -59,7 +59,7 @@ def run(
     env: Mapping[str, str] | None = None,
     out: Sink | None = None,
     err: Sink | None = None,
-    terminal: Terminal | None = None,
+    terminal: PseudoTerminal | None = None,
     kernel: str = "qemu",
     init: Path | None = None,
 ) -> Result:
@@ -104,7 +104,7 @@ def _through(
     mark: bytes,
     timeout: float | None,
     given: Mapping[str, Sink | None],
-    terminal: Terminal | None,
+    terminal: PseudoTerminal | None,
 ) -> Result:
     """The machine's life, from its start to its Result."""
     started = time.monotonic()

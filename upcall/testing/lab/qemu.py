@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -11,6 +10,8 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+from upcall.kernel import libc
 
 from .errors import LabUnavailable
 from .start import PORTS, Machine
@@ -81,7 +82,7 @@ def _start(machine: Machine, ports: Mapping[str, socket.socket], errors: int) ->
 
 def _die_with(parent: int) -> Callable[[], None]:
     """For the child to run before it becomes QEMU: the kernel is to kill it when we end, however we end."""
-    prctl = ctypes.CDLL(None).prctl  # looked up here: between fork and exec nothing may be loaded
+    prctl = libc.function("prctl")
 
     def in_child() -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -7,7 +7,6 @@ and keyrings belong to processes.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import pickle
@@ -25,7 +24,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 from upcall.client import Client, NoBroker
 from upcall.core.errors import UpcallError
 from upcall.handler import Handler
-from upcall.kernel import keyring
+from upcall.kernel import keyring, libc
 from upcall.process import start_python as startpython
 from upcall.process.paths import SYSTEM_FOLDER, Place
 from upcall.protocols.ecryptfs.device import DEVICE
@@ -33,7 +32,6 @@ from upcall.testing.lab import kernellog
 
 T = TypeVar("T")
 
-_libc = ctypes.CDLL(None, use_errno=True)
 PATIENCE = 60.0  # seconds for anything to become true in a guest that is emulated on a busy machine
 
 
@@ -324,15 +322,11 @@ def mount(who: Person, lower: Path, upper: Path, *signatures: str, key_bytes: in
 
 def _mount(lower: str, upper: str, options: str) -> None:
     flags = 2 | 4  # MS_NOSUID | MS_NODEV
-    if _libc.mount(lower.encode(), upper.encode(), b"ecryptfs", flags, options.encode()) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), upper)
+    libc.call("mount", lower.encode(), upper.encode(), b"ecryptfs", flags, options.encode(), about=upper)
 
 
 def unmount(upper: Path) -> None:
-    if _libc.umount2(str(upper).encode(), 0) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), str(upper))
+    libc.call("umount2", str(upper).encode(), 0, about=str(upper))
 
 
 def drop_caches() -> None:

@@ -13,7 +13,7 @@ LEAVE = b"\x1d"  # Ctrl-], as in telnet: Ctrl-C belongs to the guest
 
 
 @dataclass(frozen=True)
-class Terminal:
+class PseudoTerminal:
     """The terminal behind an open descriptor, both ways."""
 
     descriptor: int = 0

@@ -6,13 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from upcall.client import Client, NoBroker
 from upcall.core.errors import PeerError, Refused
 from upcall.process import machine
+from upcall.process.connection import BrokerConnection, NoBroker
 from upcall.process.paths import Place
-from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.request_key import origin_check as gate
-from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.explain.child import explained_as
 from upcall.protocols.request_key.install.key_makers import standing
 from upcall.protocols.request_key.install.system import System
@@ -22,11 +21,12 @@ from upcall.protocols.request_key.messages import Ask, Described, pack_ask
 WOULD = "would answer"
 _PERMISSIONS = 0x39010000  # what the kernel gives
 _ROOT = 0
+_SERVICES = {name: key_type.service for name, key_type in KEY_TYPES.items()}
 
 Report = dict[str, Any]
 
 
-def explain(key: Key, folder: Path, contact: bool, system: System | None = None) -> Report:
+def explain(key: RequestedKey, folder: Path, contact: bool, system: System | None = None) -> Report:
     """Every step's report by its name, and the first thing that is in the way as "answer" and "why".
 
     {"key", "request-key": as of `upcall request-key status`, "gate": {"uid", "answer", "why"},
@@ -50,7 +50,7 @@ def explain(key: Key, folder: Path, contact: bool, system: System | None = None)
     return report | {"answer": first["answer"], "why": first.get("why", "")}
 
 
-def _request_key(system: System, key: Key) -> Report:
+def _request_key(system: System, key: RequestedKey) -> Report:
     found = standing(system, key)
     problem = "; ".join(found.problems) or (f"request-key {why}" if (why := system.request_key()) else "")
     if found.line is not None and not found.ours:
@@ -58,7 +58,7 @@ def _request_key(system: System, key: Key) -> Report:
     return found.report() | {"answer": "not-asked" if problem else WOULD, "why": problem}
 
 
-def _gate(key: Key) -> Report:
+def _gate(key: RequestedKey) -> Report:
     """As the broker sees it. The process behind the request is judged when there is one."""
     kind = key.type.decode("ascii")
     told = Described(kind, _ROOT, _ROOT, _PERMISSIONS, key.description)
@@ -66,14 +66,14 @@ def _gate(key: Key) -> Report:
         if kind not in KEY_TYPES:
             raise Refused("unknown-type", why=f"the broker knows no keys of type {kind!r}")
         want = gate.wanted(told)
-        SERVICES[kind].check_request(pack_ask(Ask(key.description, key.callout)))
+        _SERVICES[kind].check_request(pack_ask(Ask(key.description, key.callout)))
     except Refused as error:
         return {"uid": None, "answer": error.reason, "why": error.why}
     except PeerError as error:
         return {"uid": None, "answer": "bad-request", "why": str(error)}
     from upcall.broker.settings import configured
 
-    uid = configured(SERVICES).owners.get(kind, want.uid)
+    uid = configured(_SERVICES).owners.get(kind, want.uid)
     return {"uid": machine.uid() if uid == _ROOT else uid, "answer": WOULD, "why": ""}
 
 
@@ -81,10 +81,10 @@ def _daemon(folder: Path, service: str, uid: int) -> Report:
     """Whose daemon is asked: the machine's in its place, where the configuration says so."""
     from upcall.broker.settings import configured
 
-    without = configured(SERVICES).services[service].absent
+    without = configured(_SERVICES).services[service].absent
     report: Report = {"uid": uid, "pid": None, "without": without, "answer": WOULD, "why": ""}
     try:
-        with Client(folder) as client:
+        with BrokerConnection(folder) as client:
             pids = {one["uid"]: one["pid"] for one in client.status()["daemons"]}
     except (NoBroker, Refused, OSError) as error:
         return report | {"answer": "no-broker", "why": str(error)}

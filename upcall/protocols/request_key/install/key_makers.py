@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from upcall.protocols.request_key.conf import BadLine, Key, Line, choose
+from upcall.protocols.request_key.conf import BadLine, Line, RequestedKey, choose
 from upcall.protocols.request_key.install.our_file import FILE
 from upcall.protocols.request_key.install.system import System
 from upcall.protocols.request_key.key_types import KEY_TYPES
@@ -13,7 +13,7 @@ from upcall.protocols.request_key.key_types import KEY_TYPES
 class Standing(NamedTuple):
     """The line that makes the key, if there is one, and what is wrong, for people."""
 
-    key: Key
+    key: RequestedKey
     line: Line | None
     problems: tuple[str, ...]
 
@@ -31,7 +31,7 @@ class Standing(NamedTuple):
         }
 
 
-def standing(system: System, key: Key) -> Standing:
+def standing(system: System, key: RequestedKey) -> Standing:
     """For this very key."""
     try:
         line = choose(system.lines(), key)

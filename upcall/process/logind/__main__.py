@@ -1,4 +1,4 @@
-"""`python -m upcall.install.logind UID CAUSE...`, started by upcall.protocols.ecryptfs.auto_lock only.
+"""`python -m upcall.process.logind UID CAUSE...`, started by upcall.protocols.ecryptfs.auto_lock only.
 
 Descriptor 0 is its socket.
 
@@ -13,8 +13,8 @@ import signal
 import socket
 import sys
 
-from upcall.install.logind import MAX_WORD, NO_LOGIND
 from upcall.kernel.process import die_with_parent, harden
+from upcall.process.logind import MAX_WORD, NO_LOGIND
 
 _PATIENCE = 20  # seconds until it listens, or is given up
 
@@ -26,7 +26,7 @@ def run(uid: int, causes: list[str]) -> int:
     told = socket.socket(fileno=os.dup(0))
     signal.alarm(_PATIENCE)
     try:
-        from upcall.install.logind.signals import NoLogind, Watch
+        from upcall.process.logind.signals import NoLogind, Watch
     except ImportError as error:
         return _end(told, f"the Python package jeepney cannot be used: {error}", NO_LOGIND)
     try:

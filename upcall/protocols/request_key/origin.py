@@ -8,16 +8,15 @@ from __future__ import annotations
 import os
 import re
 import select
-from pathlib import Path
 
+from upcall.kernel import procfs
 from upcall.kernel.keyring import describe_raw
 from upcall.protocols.request_key.messages import Described, take_described
 from upcall.protocols.request_key.origin_check import Who
 
-KEYS = Path("/proc/keys")
+KEYS = procfs.KEYS
 
-# Of /proc/PID/status, whose first line escapes what the name would bring.
-_IDS = re.compile(rb"^Tgid:\t(\d+)\n.*?^Uid:\t(\d+)\t(\d+)\t", re.MULTILINE | re.DOTALL)
+started_at = procfs.started_at
 
 
 class Process:
@@ -25,9 +24,9 @@ class Process:
 
     def __init__(self, pid: int) -> None:
         """`pid`: of any of its threads. ProcessLookupError if there is none."""
-        self._fd, held = _hold(pid)
+        self._fd, held = procfs.hold(pid)
         try:
-            tgid, uid, euid = _status(pid)
+            tgid, uid, euid = procfs.ids(pid)
             started = started_at(pid)
             if tgid != held or not self.lives:  # while it lives, nobody else can have its pid
                 raise ProcessLookupError(f"pid {pid} has changed hands")
@@ -45,16 +44,6 @@ class Process:
         os.close(self._fd)
 
 
-def started_at(pid: int) -> int:
-    """When a process or thread began, in clock ticks since boot. ProcessLookupError."""
-    return int(stat_of(pid)[19])
-
-
-def stat_of(pid: int) -> list[bytes]:
-    """The fields of /proc/PID/stat from the state on. ProcessLookupError."""
-    return _read(pid, "stat").rpartition(b")")[2].split()  # the name before it may hold anything
-
-
 def key(serial: int) -> Described:
     """The kernel's words about a key. OSError if there is none that we may look at; PeerError if it is no sense."""
     return take_described(describe_raw(serial))
@@ -66,37 +55,6 @@ def asked_by(authorisation: int) -> int:
     try:
         line = rb"^%08x .* pid:(\d+) ci:\d+$" % authorisation
         found = re.search(line, KEYS.read_bytes(), re.MULTILINE)
-        return _status(int(found[1]))[0] if found else 0
+        return procfs.ids(int(found[1])).process if found else 0
     except (OSError, ValueError):
         return 0
-
-
-def _hold(pid: int) -> tuple[int, int]:
-    """(pidfd, pid) of the process that a thread belongs to."""
-    try:
-        return os.pidfd_open(pid), pid
-    except ProcessLookupError:
-        raise
-    except OSError:  # not the first of its threads
-        tgid, _, _ = _status(pid)
-        return os.pidfd_open(tgid), tgid
-
-
-def _status(pid: int) -> tuple[int, int, int]:
-    """(process, real uid, effective uid)"""
-    found = _IDS.search(_read(pid, "status"))  # on the hot path: the file has sixty lines
-    if found is None:
-        raise ProcessLookupError(f"pid {pid}")
-    tgid, uid, euid = map(int, found.groups())
-    return tgid, uid, euid
-
-
-def _read(pid: int, name: str) -> bytes:
-    try:
-        fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)  # on the hot path
-        try:
-            return os.read(fd, 8192)
-        finally:
-            os.close(fd)
-    except (FileNotFoundError, ProcessLookupError):
-        raise ProcessLookupError(f"pid {pid}") from None

@@ -21,7 +21,7 @@ from jeepney.io.blocking import DBusConnection, prep_socket
 from jeepney.wrappers import unwrap_msg
 
 from upcall.core.errors import UpcallError
-from upcall.install.logind import LOGOUT, MAX_WORD, SCREEN_LOCK, SUSPEND
+from upcall.process.logind import LOGOUT, MAX_WORD, SCREEN_LOCK, SUSPEND
 
 NAME: Final = "org.freedesktop.login1"
 _PATH: Final = "/org/freedesktop/login1"

@@ -1,0 +1,70 @@
+"""What proc(5) says of processes that live, have ended, or choose their names with care."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from upcall.kernel import procfs
+from upcall.testing.processes import in_child, until
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "600"]) as started:
+        yield started
+        started.kill()
+
+
+def test_the_fields_of_a_process_that_lives(child: subprocess.Popen[bytes]) -> None:
+    assert procfs.ids(child.pid) == (child.pid, os.getuid(), os.geteuid())
+    assert procfs.started_at(child.pid) >= procfs.started_at(os.getpid())
+    assert int(procfs.stat(child.pid)[procfs.PARENT]) == os.getpid()
+    assert child.pid in procfs.children() and child.pid in procfs.children(os.getpid())
+    child.send_signal(signal.SIGSTOP)
+    until(lambda: procfs.state(child.pid) == "T", "it is stopped")
+
+
+def test_a_process_that_has_ended_is_not_found(child: subprocess.Popen[bytes]) -> None:
+    pid = child.pid
+    with procfs.ProcessFolder(pid) as folder:
+        until(lambda: folder.read("comm") == b"sleep\n", "it runs sleep(1)")
+        assert folder.link("exe").startswith("/")
+        child.kill()
+        child.wait()
+        with pytest.raises(OSError):
+            folder.read("comm")  # also if another process has the pid by now
+        assert folder.link("exe") == ""
+    for look in (procfs.stat, procfs.started_at, procfs.ids, procfs.hold, procfs.ProcessFolder):
+        with pytest.raises((ProcessLookupError, FileNotFoundError)):
+            look(pid)
+    assert (procfs.state(pid), procfs.real_uid(pid), procfs.tasks(pid), procfs.children(pid)) == ("", None, [], [])
+    assert procfs.task_text(pid, "comm", pid) == b""
+
+
+def test_a_pidfd_is_of_the_process_that_a_thread_belongs_to() -> None:
+    fd, pid = procfs.hold(os.getpid())
+    os.close(fd)
+    assert pid == os.getpid()
+
+
+@pytest.mark.parametrize("name", [b"a) S 1 (b", b"x\nUid:\t0\t0\t", b"\x0bPPid:\t1\n"])
+def test_a_name_that_imitates_fields_changes_none(name: bytes) -> None:
+    def told() -> list[object]:
+        ctypes.CDLL(None).prctl(15, name, 0, 0, 0)  # PR_SET_NAME
+        status = procfs.read(os.getpid(), "status")
+        stat = procfs.stat(os.getpid())
+        return [procfs.real_uid_in(status), procfs.parent_in(status), int(stat[procfs.PARENT])]
+
+    assert in_child(told) == [os.getuid(), os.getpid(), os.getpid()]
+
+
+def test_texts_that_no_kernel_writes() -> None:
+    assert procfs.real_uid_in(b"") is None
+    assert procfs.parent_in(b"PPid:\tx\n") == 0
+    assert procfs.stat_in(b"") == []
