@@ -68,20 +68,21 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
         raise BenchError("only root may send to a netlink group")
     sender = Sender(stage)
     folder = stage.place()
-    broker = stage.start(
-        [sys.executable, "-P", "-m", "bench.quotabroker", str(folder), str(_OURS), str(sender.portid)]
+    stage.broker(folder)
+    source = stage.start(
+        [sys.executable, "-P", "-m", "bench.quotasource", str(folder), str(_OURS), str(sender.portid)]
     )
     reader = stage.start(
         [str(stage.folder / "peer"), "quota-read", str(NETLINK_USERSOCK), str(_THEIRS), str(sender.portid)], talks=True
     )
     _line(reader)
-    _until(lambda: _status(folder).get("listening"), "the broker listens")
+    _until(lambda: _status(folder).get("listening"), "the source listens")
     count = int(RATE * max(1.0, 4 * effort.seconds))
 
     def ours() -> float:
         before = _status(folder)["received"]
         return _cost(
-            broker.pid,
+            source.pid,
             lambda: sender.send(_OURS, count),
             lambda: _until(lambda: _status(folder)["received"] - before >= count, "all received"),
             count,
@@ -233,12 +234,12 @@ def main(peer: str, rounds: int) -> None:
 
         def ours() -> float:
             house.open(root)
-            assert house.broker is not None
-            cost = _cost(house.broker.pid, flood, lambda: time.sleep(0.5), 2 * count)
+            assert house.source is not None
+            cost = _cost(house.source.pid, flood, lambda: time.sleep(0.5), 2 * count)
             found = (guest.broker_status() or {})["quota"]
             status["received"] += found["received"]
             status["lost"] += found["lost"]
-            house.broker.end()
+            house.end()
             return cost
 
         cost = by_turns({"ours": ours, "nld": lambda: alone("nld"), "c": lambda: alone("c")}, min(rounds, 3))

@@ -1,4 +1,7 @@
-"""The quota conversation over real sockets: a played kernel warns, a real clerk thinks, daemons are told."""
+"""The quota source over real sockets: a played kernel warns, a real clerk thinks, a real broker tells daemons.
+
+The broker runs in a thread, the source is turned by the test. tests/test_quota_process.py has both as processes.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,28 @@ import signal
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from upcall.broker.loop import Loop
+from upcall.broker.loop import URGENT, Loop
+from upcall.broker.server import Server
 from upcall.core.errors import UsageError
 from upcall.core.registry import Association
-from upcall.core.router import Broker
-from upcall.core.service import SERVICES
 from upcall.kernel.genetlink import Ids, Listener, NoFamily
 from upcall.kernel.mounts import Mount
+from upcall.process.paths import own_place
+from upcall.process.waker import Waker
 from upcall.protocols.quota import notice as quotanotice
 from upcall.protocols.quota import source
 from upcall.protocols.quota import worker as clerk
 from upcall.protocols.quota.notice import QuotaNotice
 from upcall.protocols.quota.settings import Rules
-from upcall.protocols.quota.source import Quota, QuotaSetup
+from upcall.protocols.quota.source import QuotaSetup, QuotaSource
 from upcall.protocols.quota.system import read_state, write_state
 from upcall.protocols.quota.warning import BHARDWARN, BSOFTWARN, NOTHING, Figures, Warned, pack
 from upcall.protocols.quota.warning import Quota as Amounts
@@ -40,6 +46,7 @@ MB = 1 << 20
 LIMITS = 100 * MB, 200 * MB
 HOME = Mount(os.makedev(7, 0), "/", "/home", "ext4", "/dev/loop0", frozenset())
 USERSOCK = 2
+T = TypeVar("T")
 RULES = Rules()
 
 
@@ -137,13 +144,42 @@ class Link:
         self.ours.close()
 
 
+class BrokerThread:
+    """A broker that runs in a thread of its own, and does what the test wants done there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.server = Server(own_place(folder))
+        self._wanted: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._waker = Waker()
+        self.server.loop.add(self._waker, self._do, URGENT)
+        self._thread = threading.Thread(target=self.server.run)
+        self._thread.start()
+
+    def do(self, work: Callable[[], T]) -> T:
+        done: Future[T] = Future()
+        self._wanted.append((done, work))
+        self._waker.wake()
+        return done.result(10)
+
+    def _do(self) -> None:
+        self._waker.heard()
+        while self._wanted:
+            done, work = self._wanted.popleft()
+            done.set_result(work())
+
+    def close(self) -> None:
+        self.server.stop()
+        self._thread.join(10)
+        self._waker.close()
+
+
 class House:
-    """What of a server the conversation needs, turned by the test."""
+    """A broker, and a source that is turned by the test."""
 
     def __init__(self, folder: Path, world: PlayedWorld, rules: Rules = RULES) -> None:
         self.loop, self.lines = Loop(), []  # type: ignore[var-annotated]
-        self.now = time.monotonic()
-        self.broker = Broker(SERVICES, self.log)
+        self.place = own_place(folder)
+        self.broker: BrokerThread | None = BrokerThread(folder)
         self.kernel = PlayedKernel()
         self.kernel.full = self.turn
         self.world = world
@@ -157,18 +193,21 @@ class House:
     def logged(self, event: str) -> dict[str, Any] | None:
         return next((fields for name, fields in self.lines if name == event), None)
 
+    def start(self) -> None:
+        self.quota = QuotaSource(self.loop, self.place, self.log, self.setup)
+
     def open(self) -> House:
-        self.quota = Quota(self, self.setup)  # type: ignore[arg-type]
+        self.start()
         self.until(lambda: not self.quota.why, "listening")
         self.until(lambda: self.quota.clerk._walk.at and not self.quota.clerk._walk.going, "the first reading")
+        self.until(lambda: self.quota.link.connected or self.broker is None, "connected")
         return self
 
     def turn(self, timeout: float = 0.005) -> None:
-        self.now = time.monotonic()
         ready = self.loop.wait(timeout)
-        self.now = time.monotonic()
-        self.loop.run(ready, self.now)
-        self.loop.fire(self.now)
+        now = time.monotonic()
+        self.loop.run(ready, now)
+        self.loop.fire(now)
 
     def until(self, true: Callable[[], object], what: str, timeout: float = 10.0) -> None:
         end = time.monotonic() + timeout
@@ -177,20 +216,39 @@ class House:
             self.turn()
 
     def settled(self) -> None:
-        """Until everything that was sent is seen to, on both sides."""
+        """Until everything that was sent is seen to, on all sides."""
         quota = self.quota
 
         def quiet() -> bool:
             nothing = not select.select([quota._listener], [], [], 0)[0] and not len(quota._folding)
-            return nothing and not quota._busy and quota.clerk.inbox.empty() and not quota._outbox
+            answered = not quota._deliveries or self.broker is None
+            return nothing and not quota._busy and quota.clerk.inbox.empty() and not quota._outbox and answered
 
         for _ in range(3):  # the clerk may have something in hand
             self.until(quiet, "quiet")
             self.turn(0.02)
 
     def daemon(self, uid: int) -> Association:
+        """Registers one; the source has heard of it when this returns."""
         self.links[uid] = link = Link()
-        return self.broker.helo(uid, 4000 + uid, 1, link, self.now)
+        assert self.broker is not None
+        server = self.broker.server
+        found = self.broker.do(lambda: server.broker.helo(uid, 4000 + uid, 1, link, server.now))
+        if self.quota is not None:
+            self.until(lambda: uid in self.quota.link.registered, "heard of")
+        return found
+
+    def end_broker(self) -> None:
+        """Its daemons' links are closed with it."""
+        assert self.broker is not None
+        self.broker.close()
+        self.broker = None
+        if self.quota is not None:
+            self.until(lambda: not self.quota.link.connected, "noticed")
+
+    def start_broker(self) -> None:
+        self.broker = BrokerThread(self.place.folder)
+        self.until(lambda: self.quota.link.connected, "connected again")
 
     def told(self, uid: int) -> list[QuotaNotice]:
         found = []
@@ -215,6 +273,8 @@ class House:
     def close(self) -> None:
         if self.quota is not None:
             self.quota.close()
+        if self.broker is not None:
+            self.broker.close()
         self.loop.close()
 
 
@@ -226,8 +286,8 @@ def world() -> PlayedWorld:
 
 
 @pytest.fixture
-def house(tmp_path: Path, world: PlayedWorld) -> Iterator[House]:
-    made = House(tmp_path, world)
+def house(folder: Path, world: PlayedWorld) -> Iterator[House]:
+    made = House(folder, world)
     yield made
     made.close()
 
@@ -314,8 +374,8 @@ def test_a_groups_warning_whose_cause_has_no_daemon_reaches_the_system_once(hous
     assert house.quota.status()["undelivered"] == 0
 
 
-def test_administrators_get_copies_if_they_want(tmp_path: Path, world: PlayedWorld) -> None:
-    house = House(tmp_path, world, RULES._replace(copy_to_system=True)).open()
+def test_administrators_get_copies_if_they_want(folder: Path, world: PlayedWorld) -> None:
+    house = House(folder, world, RULES._replace(copy_to_system=True)).open()
     house.daemon(ALICE)
     house.daemon(SYSTEM)
     house.kernel.warn(ALICE)
@@ -500,7 +560,7 @@ def test_a_filesystem_that_has_just_been_mounted(house: House) -> None:
     assert [(one.filesystem.mount, one.used) for one in house.told(ALICE)] == [("/disk", 11 * MB)]
 
 
-def test_a_restart_tells_nothing_twice_and_forgets_nothing(house: House, tmp_path: Path) -> None:
+def test_a_restart_tells_nothing_twice_and_forgets_nothing(house: House, folder: Path) -> None:
     house.world.quotas[0, ALICE] = amounts(ALICE, 200)
     house.daemon(ALICE)
     house.open()
@@ -509,7 +569,7 @@ def test_a_restart_tells_nothing_twice_and_forgets_nothing(house: House, tmp_pat
     house.settled()
     assert events(house.told(ALICE)) == ["over-hard"]
     house.quota.close()
-    assert (tmp_path / "quota.json").stat().st_mode & 0o777 == 0o600
+    assert (folder / "quota.json").stat().st_mode & 0o777 == 0o600
 
     house.kernel = PlayedKernel()
     house.setup = house.setup._replace(listen=house.kernel.listen)
@@ -583,7 +643,7 @@ def test_a_kernel_without_the_family(house: House) -> None:
         raise NoFamily("there is no generic netlink family VFS_DQUOT here")
 
     house.setup = house.setup._replace(listen=refuse)
-    house.quota = Quota(house, house.setup)  # type: ignore[arg-type]
+    house.start()
     house.until(lambda: house.logged("quota-off"), "logged")
     status = house.quota.status()
     assert not status["listening"]
@@ -602,7 +662,7 @@ def test_a_kernel_that_cannot_be_asked_yet(house: House, monkeypatch: pytest.Mon
 
     house.setup = house.setup._replace(listen=listen)
     house.open().daemon(ALICE)
-    assert house.lines[0] == ("quota-off", {"why": "timed out"})
+    assert house.logged("quota-off") == {"why": "timed out"}
     assert [event for event, _ in house.lines].count("quota-off") == 1
     house.kernel.warn(ALICE)
     house.settled()
@@ -614,7 +674,7 @@ def test_an_end_while_the_kernel_cannot_be_asked(house: House) -> None:
         raise OSError("not now")
 
     house.setup = house.setup._replace(listen=refuse)
-    house.quota = Quota(house, house.setup)  # type: ignore[arg-type]
+    house.start()
     house.until(lambda: house.logged("quota-off"), "logged")
     began = time.monotonic()
     house.quota.close()

@@ -1,5 +1,5 @@
-"""`python -m bench.soak.broker FOLDER DEVICE [GROUP SENDER]`: the broker of a soak. Its kernel is played, by another
-process: /dev/ecryptfs over the socket DEVICE, request_key's keys by rule, quota warnings by netlink from SENDER."""
+"""`python -m bench.soak.broker FOLDER DEVICE`: the broker of a soak. Its kernel is played, by another process:
+/dev/ecryptfs over the socket DEVICE, request_key's keys by rule."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import struct
 import sys
 from pathlib import Path
 
-from bench.quotabroker import played
 from upcall.broker.server import Server
 from upcall.broker.settings import configured
 from upcall.core.service import SERVICES
@@ -77,17 +76,14 @@ class Device:
             self.fd = -1
 
 
-def main(folder: str, device: str, group: str = "", sender: str = "") -> None:
+def main(folder: str, device: str) -> None:
     harden()
     raise_descriptor_limit()
     place = own_place(Path(folder))
-    setup = played(place.folder / "quota.json", int(group), int(sender)) if group else None
     opens = functools.partial(Device, path=Path(device))
     read = functools.partial(configured, SERVICES)
     owners = {"dns_resolver": os.geteuid()}
-    server = Server(
-        place, device=opens, keys=Keys(), owners=owners, quota=setup, read=lambda: read()._replace(owners=owners)
-    )
+    server = Server(place, device=opens, keys=Keys(), owners=owners, read=lambda: read()._replace(owners=owners))
     server.heed_signals()
     signal.signal(signal.SIGHUP, server.reload)
     server.run()

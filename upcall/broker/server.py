@@ -22,11 +22,12 @@ from upcall.broker.loop import URGENT, Loop
 from upcall.broker.people import Persons
 from upcall.broker.registration import Registration
 from upcall.broker.settings import Configured, configured
+from upcall.broker.source_listener import SourceListener
 from upcall.core.contexts import Line
 from upcall.core.errors import UpcallError
 from upcall.core.registry import Association
 from upcall.core.router import Broker
-from upcall.core.service import SERVICES, Service, with_contexts
+from upcall.core.service import NOTICES, SERVICES, Service, with_contexts
 from upcall.kernel import ancestry, requestkey
 from upcall.kernel.notify import Manager
 from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit, stay_in_memory
@@ -42,7 +43,6 @@ from upcall.protocols.request_key.source import Forwarders, Kernel
 
 if TYPE_CHECKING:
     from upcall.observe.recorder import Recorder
-    from upcall.protocols.quota.source import Quota, QuotaSetup
 
 
 class Server:
@@ -57,7 +57,6 @@ class Server:
         keys: Kernel | None = None,
         owners: Mapping[str, int] | None = None,
         start: Sequence[str] = COMMAND,
-        quota: QuotaSetup | None = None,
         read: Callable[[], Configured] | None = None,
         manager: Manager | None = None,
         line_of: Callable[[int], Line] | None = None,
@@ -66,9 +65,9 @@ class Server:
     ) -> None:
         """`device` opens /dev/ecryptfs for a uid, `keys` tells of keys that the kernel wants; None where there is no
         right to it. `owners`: by type, whose daemon answers for keys that do not say it. `start`: the command that
-        starts a daemon. `quota`: how to listen to the kernel's quota warnings. `read`: reads the configuration again,
-        in another thread. `manager`: who is told how we are. `line_of`: from whom a process descends, if not as the
-        kernel says. `machine`: the uid of the machine's daemon. OSError, UsageError."""
+        starts a daemon. `read`: reads the configuration again, in another thread. `manager`: who is told how we are.
+        `line_of`: from whom a process descends, if not as the kernel says. `machine`: the uid of the machine's daemon.
+        OSError, UsageError."""
         self.place = place
         self.manager = manager or Manager({})
         self.log = log or EventLog("upcall-broker")
@@ -94,16 +93,11 @@ class Server:
             Forwarders(self, place.request_key_socket, keys, owners or {}, os.geteuid()) if keys is not None else None
         )
         self.registration = Registration(self, place.registration_socket)
+        self.sources = SourceListener(self, place.source_socket)
         self._waker = Waker()
         self.loop.add(self._waker, self._on_signal, URGENT)
         self._watchdog = self.loop.timer(self._alive)
         self._watchdog.at(self.manager.next_wake())
-        self.quota = self._serve_quota(quota) if quota is not None else None
-
-    def _serve_quota(self, setup: QuotaSetup) -> Quota:
-        from upcall.protocols.quota.source import Quota  # only a broker that serves it pays for it
-
-        return Quota(self, setup)
 
     # --- daemons -------------------------------------------------------------------------------------------
 
@@ -168,8 +162,8 @@ class Server:
         """Does what the configuration says from the next request on; what is owed is owed as before."""
         before, self.broker.machine = self.broker.machine, found.machine
         self.broker.services, self.broker.limits = found.services, found.limits
-        if before != found.machine and self.broker.registry.get(found.machine) is not None:
-            self.broker.on_helo(found.machine)  # what is for the machine's daemon comes to this one from now on
+        if before != found.machine:
+            self.sources.machine_changed()
         if found.command is not None and hands_on(found.command) and not self._hands_on:
             self.log("start-not-followed", why="daemons would inherit what this broker has given up: start it anew")
         else:
@@ -197,21 +191,20 @@ class Server:
             self._close()
 
     def _alive(self, now: float) -> None:
-        """The loop turns; a clerk that has broken off comes back with a new process only."""
-        self.manager.alive(now, lambda: self.quota is None or self.quota.lives)
+        """The loop turns."""
+        self.manager.alive(now)
         self._watchdog.at(self.manager.next_wake())
 
     def _close(self) -> None:
         self.manager.stopping()
         self.broker.close()
-        if self.quota is not None:
-            self.quota.close()
         if self.devices is not None:
             self.devices.close_all()
         self.starter.close()
         self.requesters.close()
         if self.forwarders is not None:
             self.forwarders.close()
+        self.sources.close()
         for association in self.broker.registry:
             association.link.close()
         self.registration.close()
@@ -236,7 +229,8 @@ class Server:
             found["junk"] = dict(self.junk)
             found["kernel"] = {} if self.devices is None else dict(self.devices.counts)
             found["request_key"] = {} if self.forwarders is None else dict(self.forwarders.counts)
-            found["quota"] = {} if self.quota is None else self.quota.status()
+            said = self.sources.status()
+            found.update({name: said.get(name, {}) for name in NOTICES})
         found["devices"] = [] if self.devices is None else self.devices.status(uid)
         return found
 
@@ -245,18 +239,14 @@ def main(
     folder: Path | None = None,
     device: Path | None = None,
     contexts: int | None = None,
-    quota: str = "no",
     records: str | None = None,
 ) -> None:
     """Runs a broker in this process until SIGTERM or SIGINT. OSError, UsageError, ConfigError before it is ready.
 
-    SIGHUP has the configuration read again.
-
-    `quota`: "yes", "no", or "auto": if the kernel lets us, and otherwise a line in the log. `records`: where a record
-    of each request goes (upcall/observe/recorder.py); None: as the configuration says.
+    SIGHUP has the configuration read again. `records`: where a record of each request goes
+    (upcall/observe/recorder.py); None: as the configuration says.
     """
     hangup = Hangup()
-    manager = Manager()
     harden()
     raise_descriptor_limit()
     prefer_us()
@@ -268,18 +258,11 @@ def main(
     found = read()
     keys = requestkey if os.geteuid() == 0 else None
     place = own_place(folder)
-    setup = None
-    if quota != "no":
-        from upcall.protocols.quota.setup import configured as quota_configured
-        from upcall.protocols.quota.source import with_room_kept
-
-        setup = quota_configured(place, required=quota == "yes")
-        setup = None if setup is None else with_room_kept(setup)
     where = _where(records)
-    state = None if setup is None else setup.state
-    hardened = of_broker(place.folder, found.hardening, where, device, state, found.command)
+    hardened = of_broker(place.folder, found.hardening, where, device, found.command)
+    manager = Manager()
     server = Server(
-        place, found.services, None, open_device, keys, found.owners, found.start, setup, read, manager,
+        place, found.services, None, open_device, keys, found.owners, found.start, read, manager,
         machine=found.machine,
     )  # fmt: skip
     server.harden(hardened, not found.hardening or (found.command is not None and hands_on(found.command)))

@@ -46,6 +46,16 @@ DNS_RESOLVER = Service(
 SERVICES = {service.name: service for service in (ECRYPTFS, KEY, CIFS_SPNEGO, DNS_RESOLVER)}
 
 
+class Notice(NamedTuple):
+    """A service whose daemons are told, and answer nothing: what a source in a process of its own may send."""
+
+    name: str
+    network: bool = False  # as a Service's
+
+
+NOTICES = {notice.name: notice for notice in (Notice("quota", network=True),)}
+
+
 def with_contexts(count: int) -> dict[str, Service]:
     """The same services with `count` contexts each, a quarter of them held back where some are."""
     return {

@@ -1,6 +1,6 @@
-"""The broker's quota conversation: the kernel warns, people are told.
+"""The kernel's quota conversation: it warns, people are told. A source in a process of its own.
 
-`source` reads the kernel's warnings in the broker's loop and folds equal ones before anything else is done with them
-(`folding`). `clerk`, a thread, asks for the figures, keeps the state and makes notices; what it tells whom and when
-is decided in `core`, `digest` and `kept`, which know no descriptor. Notices go back to the loop, which delivers them.
+`source` reads the kernel's warnings in the process's loop, folds equal ones before anything else is done with them
+(`coalescing`), and has the broker deliver notices. `worker`, a thread, asks for the figures, keeps the state and makes
+notices; what it tells whom and when is decided in `policy`, `rate_limit` and `backlog`, which know no descriptor.
 """

@@ -1,21 +1,20 @@
-"""A broker whose kernel is played: it takes quota warnings from a group of NETLINK_USERSOCK.
+"""A quota source whose kernel is played: it takes warnings from a group of NETLINK_USERSOCK.
 
-`python -m bench.quotabroker FOLDER GROUP SENDER`
+`python -m bench.quotasource FOLDER GROUP SENDER`; FOLDER is the broker's.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 
-from upcall.broker.server import Server
 from upcall.kernel.genetlink import Ids, Listener
 from upcall.kernel.mounts import Mount
 from upcall.kernel.netlink import NETLINK_USERSOCK
 from upcall.kernel.process import harden, prefer_us
-from upcall.process.paths import own_place
+from upcall.process.paths import Place
+from upcall.protocols.quota.process import SourceProcess
 from upcall.protocols.quota.settings import Rules
 from upcall.protocols.quota.source import QuotaSetup
 from upcall.protocols.quota.warning import NOTHING, Figures, Quota
@@ -61,10 +60,10 @@ def played(state: Path, group: int, sender: int) -> QuotaSetup:
 def main(folder: str, group: str, sender: str) -> None:
     harden()
     prefer_us()
-    place = own_place(Path(folder))
-    server = Server(place, quota=played(place.folder / "quota.json", int(group), int(sender)))
-    signal.signal(signal.SIGTERM, server.stop)
-    server.run()
+    place = Place(Path(folder))
+    process = SourceProcess(place, played(place.folder / "quota.json", int(group), int(sender)))
+    process.heed_signals()
+    process.run()
 
 
 if __name__ == "__main__":
