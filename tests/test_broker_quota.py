@@ -13,22 +13,19 @@ import signal
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
-from upcall.broker.loop import URGENT, Loop
-from upcall.broker.server import Server
+from tests.broker_thread import BrokerThread, Link
+from upcall.broker.loop import Loop
 from upcall.core.errors import UsageError
 from upcall.core.registry import Association
 from upcall.kernel.genetlink import Ids, Listener, NoFamily
 from upcall.kernel.mounts import Mount
 from upcall.process.paths import own_place
-from upcall.process.waker import Waker
 from upcall.protocols.quota import notice as quotanotice
 from upcall.protocols.quota import source
 from upcall.protocols.quota import worker as clerk
@@ -39,6 +36,7 @@ from upcall.protocols.quota.system import read_state, write_state
 from upcall.protocols.quota.warning import BHARDWARN, BSOFTWARN, NOTHING, Figures, Warned, pack
 from upcall.protocols.quota.warning import Quota as Amounts
 from upcall.wire.envelope import MAX_MESSAGE, take_request
+from upcall.wire.source_link import pack_status
 
 ALICE, BOB, STAFF, SYSTEM = 5001, 5002, 60, 0
 FAMILY = 28
@@ -46,7 +44,6 @@ MB = 1 << 20
 LIMITS = 100 * MB, 200 * MB
 HOME = Mount(os.makedev(7, 0), "/", "/home", "ext4", "/dev/loop0", frozenset())
 USERSOCK = 2
-T = TypeVar("T")
 RULES = Rules()
 
 
@@ -125,54 +122,6 @@ class PlayedWorld:
         return {(0, ALICE): "alice", (0, BOB): "bob", (1, STAFF): "staff"}.get((kind, number), str(number))
 
 
-class Link:
-    """The way to a daemon: a real socket, so that it can be full."""
-
-    def __init__(self) -> None:
-        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.ours.setblocking(False)
-        self.theirs.setblocking(False)
-
-    def send(self, data: bytes) -> bool:
-        try:
-            self.ours.send(data)
-        except BlockingIOError:
-            return False
-        return True
-
-    def close(self) -> None:
-        self.ours.close()
-
-
-class BrokerThread:
-    """A broker that runs in a thread of its own, and does what the test wants done there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.server = Server(own_place(folder))
-        self._wanted: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._waker = Waker()
-        self.server.loop.add(self._waker, self._do, URGENT)
-        self._thread = threading.Thread(target=self.server.run)
-        self._thread.start()
-
-    def do(self, work: Callable[[], T]) -> T:
-        done: Future[T] = Future()
-        self._wanted.append((done, work))
-        self._waker.wake()
-        return done.result(10)
-
-    def _do(self) -> None:
-        self._waker.heard()
-        while self._wanted:
-            done, work = self._wanted.popleft()
-            done.set_result(work())
-
-    def close(self) -> None:
-        self.server.stop()
-        self._thread.join(10)
-        self._waker.close()
-
-
 class House:
     """A broker, and a source that is turned by the test."""
 
@@ -232,8 +181,7 @@ class House:
         """Registers one; the source has heard of it when this returns."""
         self.links[uid] = link = Link()
         assert self.broker is not None
-        server = self.broker.server
-        found = self.broker.do(lambda: server.broker.helo(uid, 4000 + uid, 1, link, server.now))
+        found = self.broker.daemon(uid, link)
         if self.quota is not None:
             self.until(lambda: uid in self.quota.link.registered, "heard of")
         return found
@@ -393,6 +341,7 @@ def test_a_daemon_that_is_full_is_told_the_latest_later(house: House, monkeypatc
             link.ours.send(b"x" * 1000)
     house.kernel.warn(ALICE, BSOFTWARN)
     house.kernel.warn(ALICE, BHARDWARN)
+    house.settled()
     house.until(lambda: house.quota.status()["undelivered"] == 1, "one that waits")
     with contextlib.suppress(BlockingIOError):
         while link.theirs.recv(MAX_MESSAGE):
@@ -694,3 +643,173 @@ def test_a_clerk_that_hangs_does_not_hold_the_end_up(house: House, monkeypatch: 
     house.world.go.set()
     house.quota = None
     assert house.logged("quota-clerk-waits") is not None
+
+
+# --- without a broker, with another one, with one that takes no more ------------------------------------------
+
+
+def test_what_the_kernel_says_while_there_is_no_broker(house: House) -> None:
+    house.open()
+    house.end_broker()
+    house.kernel.warn(ALICE)
+    house.settled()
+    assert house.quota.status()["undelivered"] == 1
+    house.start_broker()
+    house.daemon(ALICE)
+    house.settled()
+    assert events(house.told(ALICE)) == ["over-hard"]
+    house.daemon(ALICE)
+    house.settled()
+    assert house.told(ALICE) == []
+
+
+def test_a_copy_for_administrators_waits_for_a_broker_too(folder: Path, world: PlayedWorld) -> None:
+    house = House(folder, world, RULES._replace(copy_to_system=True)).open()
+    house.end_broker()
+    house.kernel.warn(ALICE)
+    house.settled()
+    house.broker = BrokerThread(folder)  # both are registered before the source comes back
+    house.quota, quota = None, house.quota
+    house.daemon(ALICE)
+    house.daemon(SYSTEM)
+    house.quota = quota
+    house.until(lambda: quota.link.connected, "connected again")
+    house.settled()
+    assert events(house.told(ALICE)) == events(house.told(SYSTEM)) == ["over-hard"]
+    house.close()
+
+
+def test_a_source_that_ends_without_a_broker_remembers(house: House) -> None:
+    house.open()
+    house.end_broker()
+    house.kernel.warn(ALICE)
+    house.settled()
+    house.quota.close()
+    assert [uid for uid, _ in json.loads(house.setup.state.read_text())["kept"]] == [ALICE]
+    house.kernel = PlayedKernel()
+    house.setup = house.setup._replace(listen=house.kernel.listen)
+    house.open()
+    house.start_broker()
+    house.daemon(ALICE)
+    house.settled()
+    assert events(house.told(ALICE)) == ["over-hard"]
+
+
+def test_what_is_on_its_way_is_written_down(house: House) -> None:
+    """Killed now, the source would find it in its state."""
+    house.open()
+    house.end_broker()
+    house.kernel.warn(ALICE)
+    house.settled()
+    assert len(house.quota.clerk.handed) == 1
+    house.quota.clerk.save()
+    assert [uid for uid, _ in json.loads(house.setup.state.read_text())["kept"]] == [ALICE]
+
+
+def test_more_than_waits_for_a_broker_is_kept_by_quota(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "_WITHOUT_BROKER", 4)
+    house.open()
+    house.end_broker()
+    for uid in range(6001, 6011):
+        house.kernel.warn(uid)
+    house.settled()
+    assert (len(house.quota._deliveries), len(house.quota.clerk.kept)) == (4, 6)
+    house.start_broker()
+    house.daemon(SYSTEM)
+    house.settled()
+    assert sorted(one.subject.id for one in house.told(SYSTEM)) == list(range(6001, 6011))
+    assert house.quota.status()["undelivered"] == 0
+
+
+def test_a_broker_that_takes_no_more_is_told_the_rest_later(house: House) -> None:
+    """Its thread hangs, and the socket to it is small: nothing is lost, and nothing told twice."""
+    house.open().daemon(SYSTEM)
+    gate, uids = threading.Event(), list(range(6001, 6101))
+    assert house.broker is not None
+    house.broker.begin(lambda: gate.wait(10))
+    house.quota.link._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    for uid in uids:
+        house.kernel.warn(uid)
+    house.until(lambda: 0 < house.quota._in_flight < source._IN_FLIGHT and len(house.quota._sends) > 50, "it is full")
+    assert house.told(SYSTEM) == []
+    gate.set()
+    house.settled()
+    assert sorted(one.subject.id for one in house.told(SYSTEM)) == uids
+
+
+def test_what_a_broker_has_not_read_when_it_ends_is_told_by_the_next(house: House) -> None:
+    house.open().daemon(SYSTEM)
+    first, gate, uids = house.links[SYSTEM], threading.Event(), list(range(6001, 6041))
+    assert house.broker is not None
+    house.broker.begin(lambda: gate.wait(10))
+    for uid in uids:
+        house.kernel.warn(uid)
+    house.until(lambda: house.quota._in_flight == len(uids), "on their way")
+    house.broker.server.stop()
+    gate.set()
+    house.end_broker()
+    house.start_broker()
+    house.daemon(SYSTEM)
+    house.settled()
+    told = house.told(SYSTEM)
+    house.links[SYSTEM] = first
+    assert sorted(one.subject.id for one in (*house.told(SYSTEM), *told)) == uids
+
+
+def test_a_daemon_that_registers_while_others_are_being_told(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes after the broker has said that there is none, and before the whole notice has its outcome."""
+    monkeypatch.setattr(clerk, "_TRY_AGAIN", 0.05)
+    house.open()
+    settle = house.quota._settle
+    came: list[int] = []
+
+    def late(delivery: Any, uid: int, outcome: Any) -> None:
+        if uid == ALICE and not came:
+            came.append(uid)
+            house.daemon(ALICE)
+        settle(delivery, uid, outcome)
+
+    monkeypatch.setattr(house.quota, "_settle", late)
+    house.kernel.warn(ALICE)
+    house.until(lambda: bool(came), "nobody is there")
+    assert events(house.wait_told(ALICE)) == ["over-hard"]
+
+
+def test_two_sources_deliver_once(house: House) -> None:
+    """The broker lets one in; the other waits, and takes over when that has gone."""
+    house.open().daemon(ALICE)
+    other = QuotaSource(house.loop, house.place, house.log, house.setup._replace(ids=Ids(FAMILY, 0)))
+    house.until(lambda: house.logged("broker-not-connected"), "refused")
+    assert house.logged("broker-not-connected") == {"why": "the broker refuses this source: duplicate"}
+    assert house.quota.link.connected
+    house.quota.close()
+    house.quota = other
+    house.until(lambda: other.link.connected, "taken over")
+
+
+def test_the_brokers_status_has_the_sources(house: House) -> None:
+    house.open()
+    assert house.broker is not None
+    server = house.broker.server
+
+    def said() -> Any:
+        assert house.broker is not None
+        return house.broker.do(lambda: server.status(None))["quota"]
+
+    house.until(lambda: said().get("listening"), "it is said that it listens")
+    house.kernel.warn(ALICE)
+    house.until(lambda: (said()["received"], said()["undelivered"]) == (1, 1), "and what it has heard")
+    assert "quota" not in house.broker.do(lambda: server.status(1000))  # for root only
+    house.quota.close()
+    house.quota = None
+    house.broker.do(lambda: None)
+    while said():
+        pass
+
+
+def test_a_status_is_never_too_long(house: House) -> None:
+    house.world.mounted = {HOME._replace(point=f"/{'x' * 200}/{n}", device=n): (0,) for n in range(100)}
+    house.open()
+    house.until(lambda: len(house.quota.clerk.filesystems) == 100, "they are known")
+    assert 10 < len(house.quota.status()["filesystems"]) < 100
+    pack_status("quota", 0, house.quota.status())

@@ -62,6 +62,7 @@ class SourceLink:
         self._log, self._user = log, user
         self.registered: set[int] = set()
         self.connected = False  # the broker has answered STATUS
+        self._closed = False
         self._socket: socket.socket | None = None
         self._pending: dict[int, _Pending] = {}
         self._seq = 0
@@ -170,6 +171,8 @@ class SourceLink:
     # --- the connection --------------------------------------------------------------------------------------
 
     def _connect(self, now: float) -> None:
+        if self._closed:
+            return
         try:
             self._socket = connect(self._path, self._owners, wait=False)
         except (OSError, UsageError) as error:
@@ -208,6 +211,7 @@ class SourceLink:
 
     def close(self) -> None:
         """For good. What is pending is not settled any more."""
+        self._closed = True
         if self._socket is not None:
             self._loop.remove(self._socket)
             self._socket.close()

@@ -296,9 +296,12 @@ class QuotaSource:
         del self._deliveries[item.number]
         told = {one for one, reason in outcomes.items() if not reason}
         missed = [one for one in item.to if one not in told and not (one in without and SYSTEM in told)]
-        # A daemon that registered after its uid's outcome has been heard of already: it is not waited for.
-        full = any(one not in without or {one, SYSTEM} & self.link.registered for one in missed)
+        full = any(one not in without for one in missed) or outcomes.get(SYSTEM) == "daemon-full"
         self._answer(Delivered(item.number, tuple(missed), full))
+        # A daemon that registered after the broker had said that there is none, and before this, is told now.
+        none = {uid for uid, reason in outcomes.items() if reason == "no-daemon"}
+        if missed and none & self.link.registered:
+            self.on_registered(none & self.link.registered)
 
     # --- what the broker says --------------------------------------------------------------------------------
 
