@@ -24,7 +24,7 @@ _DISK = Mount(os.makedev(7, 0), "/", "/played", "ext4", "/dev/loop0", frozenset(
 _FULL = Figures(10 << 20, 9 << 20, 10 << 20, 0)
 
 
-class _World:
+class PlayedWorld:
     """One filesystem, on which everybody has used all that he may."""
 
     def filesystems(self) -> dict[Mount, tuple[int, ...]]:
@@ -33,10 +33,10 @@ class _World:
     def changed(self) -> bool:
         return False
 
-    def get(self, _: Mount, __: int, number: int) -> Quota:
+    def get(self, mount: Mount, kind: int, number: int) -> Quota:
         return Quota(number, _FULL, NOTHING)
 
-    def some(self, _: Mount, __: int, ___: int, ____: int) -> tuple[list[Quota], int]:
+    def some(self, mount: Mount, kind: int, first: int, most: int) -> tuple[list[Quota], int]:
         return [], -1
 
     def grace(self, _: Mount, __: int, ___: str) -> int:
@@ -52,7 +52,7 @@ def played(state: Path, group: int, sender: int) -> QuotaSetup:
         Rules(),
         state,
         Ids(FAMILY, group),
-        _World(),
+        PlayedWorld(),
         lambda ids: Listener(ids.group, protocol=NETLINK_USERSOCK, sender=sender),
     )
 

@@ -35,6 +35,7 @@ from upcall.protocols.quota.source import QuotaSetup, QuotaSource
 from upcall.protocols.quota.system import read_state, write_state
 from upcall.protocols.quota.warning import BHARDWARN, BSOFTWARN, NOTHING, Figures, Warned, pack
 from upcall.protocols.quota.warning import Quota as Amounts
+from upcall.testing.notices import notice
 from upcall.wire.envelope import MAX_MESSAGE, take_request
 from upcall.wire.source_link import pack_status
 
@@ -775,16 +776,17 @@ def test_a_daemon_that_registers_while_others_are_being_told(house: House, monke
     assert events(house.wait_told(ALICE)) == ["over-hard"]
 
 
-def test_two_sources_deliver_once(house: House) -> None:
-    """The broker lets one in; the other waits, and takes over when that has gone."""
-    house.open().daemon(ALICE)
-    other = QuotaSource(house.loop, house.place, house.log, house.setup._replace(ids=Ids(FAMILY, 0)))
-    house.until(lambda: house.logged("broker-not-connected"), "refused")
-    assert house.logged("broker-not-connected") == {"why": "the broker refuses this source: duplicate"}
+def test_a_second_source_is_superfluous_and_leaves_the_state_alone(house: House) -> None:
+    house.open()
+    house.settled()
+    house.quota.clerk.save()
+    before = house.setup.state.read_bytes()
+    other = QuotaSource(house.loop, house.place, house.log, house.setup)
+    house.until(lambda: other.superfluous, "refused")
     assert house.quota.link.connected
-    house.quota.close()
-    house.quota = other
-    house.until(lambda: other.link.connected, "taken over")
+    other.clerk.kept.put(ALICE, notice())
+    other.close()
+    assert house.setup.state.read_bytes() == before
 
 
 def test_the_brokers_status_has_the_sources(house: House) -> None:

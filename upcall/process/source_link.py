@@ -48,6 +48,9 @@ class User(Protocol):
     def on_registered(self, uids: Collection[int], /) -> None:
         """Daemons of these uids can be told things from now on. Uid 0 stands for the machine's."""
 
+    def on_refused(self, reason: str, /) -> None:
+        """The broker does not want this source: "duplicate", there is one of the name; "no-service", it is too old."""
+
 
 class _Pending(NamedTuple):
     settle: Settle
@@ -154,6 +157,7 @@ class SourceLink:
             pending.settle(message.outcome)
         elif not self.connected and isinstance(message.outcome, Refusal):
             self._lose(f"the broker refuses this source: {message.outcome.reason}")
+            self._user.on_refused(message.outcome.reason)
 
     def _on_registrations(self, message: Registrations) -> None:
         if message.kind != REGISTERED:

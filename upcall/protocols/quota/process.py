@@ -10,6 +10,7 @@ from pathlib import Path
 
 from upcall import config
 from upcall.broker.loop import URGENT, Loop
+from upcall.core.errors import UsageError
 from upcall.kernel.notify import Manager
 from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit
 from upcall.process.hardening import of_quota_source
@@ -47,7 +48,8 @@ class SourceProcess:
         signal.signal(signal.SIGHUP, self.stop)
 
     def run(self) -> None:
-        """Serves until `stop`, then delivers what can be delivered, and writes the state."""
+        """Serves until `stop`, then delivers what can be delivered, and writes the state. UsageError if the broker has
+        another quota source: two would tell everything twice."""
         self.manager.ready("listening to the kernel's quota warnings")
         try:
             while not self._stopping:
@@ -56,6 +58,8 @@ class SourceProcess:
                 now = time.monotonic()
                 self._loop.run(ready, now)
                 self._loop.fire(now)
+                if self.source.superfluous:
+                    raise UsageError("the broker has a quota source already")
         finally:
             self._close()
 

@@ -102,6 +102,7 @@ class QuotaSource:
     def __init__(self, loop: Loop, place: Place, log: Callable[..., None], setup: QuotaSetup) -> None:
         self._loop, self._log, self._setup = loop, log, setup
         self.counts: Counter[str] = Counter()
+        self.superfluous = False  # the broker has another quota source
         self.hardening: Mapping[str, str] = {}  # what this process has given up
         self.why = "not listening yet"
         self._listener: Listener | None = None
@@ -312,11 +313,14 @@ class QuotaSource:
         for uid in uids if self._thread.is_alive() else ():
             self.clerk.inbox.put(Arrived(uid))
 
+    def on_refused(self, reason: str) -> None:
+        self.superfluous = self.superfluous or reason == "duplicate"
+
     # --- the end, and seeing ---------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Delivers what can be delivered, and remembers the rest."""
-        if self._listener is not None:
+        """Delivers what can be delivered, and remembers the rest; a superfluous one does neither."""
+        if self._listener is not None and not self.superfluous:
             with contextlib.suppress(OSError):
                 self._folding.add(self._listener.receive(_AT_ONCE, quota.MAX_MESSAGE))
             self.clerk.inbox.put(Warnings(self._folding.take()))
@@ -327,7 +331,7 @@ class QuotaSource:
             self._log("quota-clerk-waits", why="it is still asking the system for something")
         else:
             self._settle_all()
-            if self._listener is not None:
+            if self._listener is not None and not self.superfluous:
                 self.clerk.save()
         if self._listener is not None:
             self._loop.remove(self._listener)
