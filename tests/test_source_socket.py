@@ -6,6 +6,8 @@ import contextlib
 import os
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -362,6 +364,16 @@ def test_others_are_served_meanwhile(broker: BrokerThread, source: Source, folde
                     source.socket.send(NOTICED)
             requester.ask(b"", "broker.status")
             assert isinstance(requester.response().outcome, Answer)
+
+
+def test_a_broker_has_nothing_of_what_only_quotas_need() -> None:
+    """Neither the kernel's quotas and generic netlink, nor the state, nor what makes notices."""
+    code = "import sys, upcall.broker.__main__; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    loaded = set(done.stdout.split())
+    assert "upcall.broker.source_listener" in loaded
+    forbidden = ("upcall.protocols.quota", "upcall.kernel.genetlink", "upcall.kernel.quotactl", "upcall.kernel.mounts")
+    assert not [name for name in loaded if name.startswith(forbidden)]
 
 
 # --- the status ----------------------------------------------------------------------------------------------
