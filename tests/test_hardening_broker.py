@@ -80,10 +80,19 @@ def _of_quota_source(folder: Path) -> object:
 
 
 @confined
-@pytest.mark.parametrize("harden", [_of_broker, _of_quota_source])
-def test_what_they_cannot_do(
+def test_what_a_broker_cannot_do(tmp_path: Path, closed_home: Path, neighbour: int, open_port: int) -> None:
+    _cannot(_of_broker, tmp_path, closed_home, neighbour, open_port)
+
+
+@confined
+def test_what_a_quota_source_cannot_do(tmp_path: Path, closed_home: Path, neighbour: int, open_port: int) -> None:
+    _cannot(_of_quota_source, tmp_path, closed_home, neighbour, open_port)
+
+
+def _cannot(
     harden: Callable[[Path], object], tmp_path: Path, closed_home: Path, neighbour: int, open_port: int
 ) -> None:
+    """Only its folder can be written to, only programs that it has not written can be run; and little else."""
     ours = tmp_path / "ours"
     ours.mkdir()
     program = ours / "program"
