@@ -20,13 +20,13 @@ demo: setup
 	$(BIN)/upcall demo
 
 test: setup test-tools fuzz-tools
-	$(BIN)/python -m pytest -q -m "not kernel and not attack"
+	$(BIN)/python -m pytest -q -m "not kernel and not attack" --cited tests --cited plugins
 	$(BIN)/python -m fuzz --seconds 60
 	$(BIN)/python -m tests.run_lab --core
 
 # Every boot of the lab: logins, units, quotas, names, forwarders, on each kernel that runs here.
 test-all: test
-	$(BIN)/python -m pytest -q -m attack
+	$(BIN)/python -m pytest -q -m attack --cited tests/attacks
 	$(BIN)/python -m tests.run_lab --others
 
 check: setup
@@ -60,6 +60,7 @@ dist-check: setup
 # What docs/configuration.md says of each key.
 docs: setup
 	$(BIN)/python -m upcall.config.reference docs/configuration.md
+	$(BIN)/python docs/drawings.py
 
 setup: .venv/made
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
+
+from tests.cited import CITED, unshown
 
 sys._xoptions["upcall-environment"] = (
     True  # plugins of tests are in PYTHONPATH, root's, too; see upcall/process/start_python.py
@@ -42,3 +45,45 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.nodeid.startswith("tests/attacks/"):
             item.add_marker(pytest.mark.attack)
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cited", action="append", default=[], choices=("tests", "tests/attacks", "plugins"),
+        help="fail if a test there that SECURITY.md names did not pass; may be repeated",
+    )  # fmt: skip
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if folders := config.getoption("--cited"):
+        config.pluginmanager.register(_Cited(tuple(folders)))
+
+
+def _part_of(file: str) -> str:
+    return next(part for part in ("tests/kernel", "tests/attacks", "tests", "plugins") if file.startswith(f"{part}/"))
+
+
+class _Cited:
+    """Notes what has passed."""
+
+    def __init__(self, folders: tuple[str, ...]) -> None:
+        self._folders = folders
+        self._passed: set[str] = set()
+        self._missing: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed:
+            self._passed.add(report.nodeid)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        files = {file for file, _ in CITED if _part_of(file) in self._folders}
+        self._missing = unshown(files, self._passed)
+        root = os.geteuid() == 0  # many need to be other users
+        if self._missing and root and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for test in self._missing:
+            terminalreporter.write_line(f"SECURITY.md names it, and it did not pass: {test}", red=True)

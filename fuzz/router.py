@@ -18,7 +18,7 @@ from fuzz.target import holds, same
 from upcall.core.errors import PeerError
 from upcall.core.messages import Answer, Refusal, Requester
 from upcall.core.registry import Association
-from upcall.core.router import Broker
+from upcall.core.router import Router
 from upcall.core.service import Service
 from upcall.wire.envelope import (
     NOTICE,
@@ -117,7 +117,7 @@ class World:
     def __init__(self) -> None:
         self.now = 0.0
         self.can_start = True
-        self.broker = Broker(SERVICES, lambda event, **fields: None, lambda uid: self.can_start)
+        self.broker = Router(SERVICES, lambda event, **fields: None, lambda uid: self.can_start)
         self.requests: list[Request] = []
         self.links: list[Link] = []
         self.sent: list[Sent] = []

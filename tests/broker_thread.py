@@ -10,9 +10,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from upcall.broker.loop import URGENT
 from upcall.broker.server import Server
+from upcall.broker.source_listener import SourceListener
 from upcall.core.registry import Association
+from upcall.process.loop import URGENT
 from upcall.process.paths import own_place
 from upcall.process.waker import Waker
 
@@ -44,6 +45,8 @@ class BrokerThread:
 
     def __init__(self, folder: Path) -> None:
         self.server = Server(own_place(folder))
+        self.router = self.server.router
+        (self.sources,) = [one for one in self.server.sources if isinstance(one, SourceListener)]
         self._wanted: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._waker = Waker()
         self.server.loop.add(self._waker, self._do, URGENT)
@@ -63,10 +66,10 @@ class BrokerThread:
 
     def daemon(self, uid: int, link: Link) -> Association:
         """Registers one."""
-        return self.do(lambda: self.server.broker.helo(uid, 4000 + uid, 1, link, self.server.now))
+        return self.do(lambda: self.router.helo(uid, 4000 + uid, 1, link, self.server.loop.now))
 
     def gone(self, association: Association) -> None:
-        self.do(lambda: self.server.broker.gone(association))
+        self.do(lambda: self.router.gone(association))
 
     def _do(self) -> None:
         self._waker.heard()

@@ -16,7 +16,7 @@ from upcall.core.errors import PeerError
 from upcall.core.latency import BOUNDS
 from upcall.core.messages import Answer, Refusal, Requester
 from upcall.core.registry import Association
-from upcall.core.router import Broker, Limits
+from upcall.core.router import Limits, Router
 from upcall.core.service import Service
 from upcall.wire.envelope import QUIT, REQUEST, Envelope, pack_response, refusal, take_message, take_request
 
@@ -77,7 +77,7 @@ class Link:
 
 
 class Played(NamedTuple):
-    broker: Broker
+    broker: Router
     link: Link
     daemon: Association
     events: list[str]
@@ -90,13 +90,13 @@ def played() -> Played:
 
 def play() -> Played:
     events: list[str] = []
-    broker = Broker(SERVICES, lambda event, **fields: events.append(event))
+    broker = Router(SERVICES, lambda event, **fields: events.append(event))
     link = Link()
     return Played(broker, link, broker.helo(UID, 7, 70, link, 0.0), events)
 
 
 def ask(
-    broker: Broker, service: str = "short", uid: int = UID, now: float = 0.0, deadline: float = math.inf
+    broker: Router, service: str = "short", uid: int = UID, now: float = 0.0, deadline: float = math.inf
 ) -> Origin:
     origin = Origin()
     broker.ask(uid, service, WHO, b"body", origin, now, deadline)
@@ -347,7 +347,7 @@ class AnyOrder(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.broker = Broker(SERVICES, lambda event, **fields: None)
+        self.broker = Router(SERVICES, lambda event, **fields: None)
         self.pids = itertools.count(1)
         self.asked: list[tuple[int, float, Origin]] = []  # uid, deadline, who asked
         self.daemons: list[tuple[Association, Link]] = []
@@ -452,7 +452,7 @@ TestAnyOrder = AnyOrder.TestCase
 def test_some_contexts_are_left_to_the_others() -> None:
     """The kernel's are shared by all uids: while there is another, nobody gets the last ones."""
     services = {"short": SERVICES["short"]._replace(contexts=4, reserve=1)}
-    broker = Broker(services, lambda *_, **__: None)
+    broker = Router(services, lambda *_, **__: None)
     broker.helo(UID, 1, 1, Link(), 0.0)
     alone = [ask(broker) for _ in range(5)]
     assert [origin.outcomes for origin in alone] == [[], [], [], [], [refusal("no-context")]]
@@ -463,12 +463,12 @@ def test_some_contexts_are_left_to_the_others() -> None:
     assert ask(broker, uid=OTHER).outcomes == []
 
 
-def register(broker: Broker, *uids: int) -> list[Association]:
+def register(broker: Router, *uids: int) -> list[Association]:
     return [broker.helo(uid, uid, uid, Link(), 0.0) for uid in uids]
 
 
 def test_a_persons_daemons_are_limited_and_a_strangers_are_not() -> None:
-    broker = Broker(SERVICES, lambda *_, **__: None)
+    broker = Router(SERVICES, lambda *_, **__: None)
     broker.person_of = lambda uid: UID if uid >= 100_000 else uid
     broker.limits = Limits(daemons=100, daemons_per_person=3)
     (mine, *_) = register(broker, UID, 100_000, 100_001)
@@ -480,7 +480,7 @@ def test_a_persons_daemons_are_limited_and_a_strangers_are_not() -> None:
 
 
 def test_daemons_are_limited_in_all_but_for_roots() -> None:
-    broker = Broker(SERVICES, lambda *_, **__: None)
+    broker = Router(SERVICES, lambda *_, **__: None)
     broker.limits = Limits(daemons=2, daemons_per_person=16)
     register(broker, UID, OTHER)
     assert broker.refuses(OTHER + 1) == "too-many-daemons"
@@ -488,7 +488,7 @@ def test_daemons_are_limited_in_all_but_for_roots() -> None:
 
 
 def test_counters_of_uids_without_a_daemon_are_folded_and_none_is_lost() -> None:
-    broker = Broker(SERVICES, lambda *_, **__: None)
+    broker = Router(SERVICES, lambda *_, **__: None)
     register(broker, UID)
     broker.ask(UID, "short", WHO, b"x", Origin(), 0.0, 0.5)
     broker.expire(1.0)

@@ -13,7 +13,6 @@ import pytest
 from upcall.broker.server import Server
 from upcall.client import Client
 from upcall.core.messages import Answer, Refusal
-from upcall.core.service import ECRYPTFS
 from upcall.process.log import EventLog
 from upcall.process.paths import own_place
 from upcall.protocols.ecryptfs import source as devices
@@ -28,7 +27,9 @@ from upcall.protocols.ecryptfs.packets import (
     pack_frame,
     pack_reply,
 )
-from upcall.testing.kernel import PlayedKernel, Upcall, broker_below
+from upcall.protocols.ecryptfs.protocol import ECRYPTFS
+from upcall.protocols.ecryptfs.source import Devices
+from upcall.testing.kernel import PlayedKernel, Upcall, broker_below, source_of, sources
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import StartDaemon, until
@@ -69,15 +70,14 @@ def error_of(upcall: Upcall) -> str:
 
 def served(server: Server, pid: int) -> None:
     def look() -> bool:
-        association = server.broker.registry.get(ME)
-        return association is not None and association.pid == pid and server.devices is not None
+        association = server.router.registry.get(ME)
+        return association is not None and association.pid == pid
 
     until(look, "registered")
 
 
 def counts(server: Server) -> dict[str, int]:
-    assert server.devices is not None
-    return dict(server.devices.counts)
+    return dict(source_of(server, Devices).counts)
 
 
 def test_two_keys_all_the_way(
@@ -194,7 +194,7 @@ def test_a_daemon_that_is_stopped_is_answered_for_before_the_kernel_gives_up(
     assert all(upcall.answer == b"\x41\xff" for upcall in upcalls)
     late = daemon.request()
     daemon.answer(late, GOOD)
-    until(lambda: server.broker.rejected.get(ME), "the late answer is rejected")
+    until(lambda: server.router.rejected.get(ME), "the late answer is rejected")
     upcall = kernel.ask(ME, DECRYPT)
     for _ in range(ECRYPTFS.contexts):
         request = daemon.request()
@@ -241,9 +241,9 @@ def test_a_broker_that_ends_owes_the_kernel_nothing(kernel: PlayedKernel, folder
 def test_closing_reads_and_refuses_what_is_still_there(kernel: PlayedKernel, folder: Path) -> None:
     """A loop that does not run has read nothing yet."""
     with (folder.parent / "log").open("wb") as log:
-        server = Server(own_place(folder), log=EventLog("broker", log.fileno()), device=kernel.open)
-        assert server.devices is not None
-        server.devices.open(ME)
+        place = own_place(folder)
+        server = Server(place, sources(place, kernel.open), log=EventLog("broker", log.fileno()))
+        source_of(server, Devices).open(ME)
         left = [kernel.ask(ME, packet) for packet in (DECRYPT, ENCRYPT, b"\x99", b"")]
         kernel.say(ME, pack_frame(Frame(REQUEST, 9)))
         kernel.say(ME, b"junk")

@@ -311,12 +311,12 @@ def test_others_do_not_register_with_a_users_own_broker(folder: Path) -> None:
         os.write(ready[1], b"x")
 
         def refused() -> None:
-            until(lambda: server.junk["uid"] > 0, "a refusal")
+            until(lambda: bool(server.sources[-1].status(None)["junk"]), "a refusal")
             server.stop()
 
         threading.Thread(target=refused).start()
         server.run()
-        return len(server.broker.registry)
+        return len(server.router.registry)
 
     os.chown(folder.parent, NOBODY, NOBODY)
     with ThreadPoolExecutor(1) as pool:

@@ -16,16 +16,17 @@ import pytest
 from upcall.broker.server import Server
 from upcall.client import Client
 from upcall.core.messages import Answer, Refusal, Requester
-from upcall.core.service import SERVICES
 from upcall.kernel import requestkey as real
 from upcall.kernel.ancestry import line_of
 from upcall.kernel.local import connect
 from upcall.process.paths import Place
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.request_key import messages as requestkey
 from upcall.protocols.request_key.cifs_spnego import pack_payload
 from upcall.protocols.request_key.messages import Described, Instance, Upcall, pack_instance, pack_upcall, take_ask
 from upcall.protocols.request_key.origin_check import Who
-from upcall.testing.kernel import broker_below
+from upcall.protocols.request_key.source import Forwarders
+from upcall.testing.kernel import broker_below, source_of
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import PATIENCE, NotInTime, in_child, until
 from upcall.wire.envelope import MAX_MESSAGE, Envelope, pack_request, take_response
@@ -374,5 +375,4 @@ def test_a_daemon_that_would_wait_for_itself(folder: Path, keys: PlayedKeys, nam
         forwarder.ask()
         daemon.answer(daemon.request(), Refusal("locked", errno.EKEYREVOKED))
         assert forwarder.reason() == "locked"
-        assert server.forwarders is not None
-        assert server.forwarders.counts["own-request"] == 1
+        assert source_of(server, Forwarders).counts["own-request"] == 1

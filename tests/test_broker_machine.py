@@ -16,10 +16,10 @@ from upcall.broker.server import Server
 from upcall.broker.settings import configured
 from upcall.core.errors import UpcallError
 from upcall.core.messages import Answer, Requester
-from upcall.core.router import Broker
-from upcall.core.service import SERVICES
+from upcall.core.router import Router
 from upcall.daemon import plugin_discovery as finding
 from upcall.process import machine
+from upcall.protocols.catalogue import SERVICES
 from upcall.testing.kernel import broker_below
 from upcall.testing.played import PlayedDaemon
 from upcall.testing.processes import PATIENCE, in_child, until
@@ -43,7 +43,7 @@ class House:
             name: service._replace(absent=absent, check=lambda asked, answer: None)
             for name, service in SERVICES.items()
         }
-        self.broker = Broker(services, lambda event, **fields: None, self._start, MACHINE)
+        self.broker = Router(services, lambda event, **fields: None, self._start, MACHINE)
         self.links = {uid: Link() for uid in uids}
         self.daemons = {uid: self.broker.helo(uid, uid + 1, uid + 1, link, 0.0) for uid, link in self.links.items()}
 
@@ -202,7 +202,7 @@ def keys() -> PlayedKeys:
 @pytest.fixture
 def server(keys: PlayedKeys, folder: Path) -> Iterator[Server]:
     with broker_below(None, folder, keys) as running:
-        running.broker.machine = MACHINE
+        running.router.machine = MACHINE
         yield running
 
 
@@ -221,12 +221,12 @@ def test_a_process_of_that_uid_answers_roots_mount(server: Server, keys: PlayedK
     found: list[object] = []
     thread = threading.Thread(target=lambda: found.append(in_child(serve, MACHINE)))
     thread.start()
-    until(lambda: server.broker.registry.get(MACHINE) is not None, "the machine's daemon")
+    until(lambda: server.router.registry.get(MACHINE) is not None, "the machine's daemon")
     with PlayedDaemon(folder):
         forwarder = Forwarder(folder, keys)
         forwarder.ask()
         assert forwarder.reason() == "answered"
         thread.join(PATIENCE)
-        roots = server.broker.registry.get(ROOT)
+        roots = server.router.registry.get(ROOT)
         assert roots is not None and (roots.answered, roots.refused) == (0, 0)
     assert found == [ROOT]

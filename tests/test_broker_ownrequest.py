@@ -15,10 +15,10 @@ import pytest
 from tests.selfasking import ask
 from upcall.core.errors import REASONS, Refused
 from upcall.core.messages import Answer, Refusal, Requester
-from upcall.core.router import Broker
-from upcall.core.service import SERVICES
+from upcall.core.router import Router
 from upcall.kernel import requestkey
 from upcall.kernel.ancestry import began, line_of
+from upcall.protocols.catalogue import SERVICES
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import RunningBroker, RunningDaemon
 
@@ -107,7 +107,7 @@ class _Origin:
 
 def _outcome(pid: int, when: int) -> Answer | Refusal | None:
     """How a request of this process ends at once, if the daemon is `pid` and began `when`."""
-    broker, origin = Broker(SERVICES, lambda event, **fields: None), _Origin()
+    broker, origin = Router(SERVICES, lambda event, **fields: None), _Origin()
     broker.helo(7, pid, 1, _Link(), 0.0, when)
     broker.ask(7, "key", Requester(7, os.getpid()), b"", origin, 0.0, line=line_of(os.getpid()))
     return origin.outcome
@@ -115,7 +115,7 @@ def _outcome(pid: int, when: int) -> Answer | Refusal | None:
 
 def test_what_an_older_daemon_was_asked_is_not_handed_to_one_that_waits_for_it() -> None:
     """A daemon that starts asks the one before it; when it has registered, that request would come to itself."""
-    broker, origin = Broker(SERVICES, lambda event, **fields: None), _Origin()
+    broker, origin = Router(SERVICES, lambda event, **fields: None), _Origin()
     broker.helo(7, 1, 1, _Link(), 0.0, 1)
     broker.ask(7, "key", Requester(7, os.getpid()), b"", origin, 0.0, line=line_of(os.getpid()))
     assert origin.outcome is None

@@ -9,7 +9,7 @@ import pytest
 
 from tests.test_broker_core import OTHER, SERVICES, UID, WHO, Link, Origin, ask, right
 from upcall.core.messages import Answer, Requester
-from upcall.core.router import ROOT, Broker
+from upcall.core.router import ROOT, Router
 
 
 class Starter:
@@ -30,17 +30,17 @@ def starter() -> Starter:
 
 
 @pytest.fixture
-def broker(starter: Starter) -> Broker:
-    return Broker(SERVICES, lambda *_, **__: None, starter.start)
+def broker(starter: Starter) -> Router:
+    return Router(SERVICES, lambda *_, **__: None, starter.start)
 
 
-def register(broker: Broker, uid: int = UID, now: float = 1.0) -> Link:
+def register(broker: Router, uid: int = UID, now: float = 1.0) -> Link:
     link = Link()
     broker.helo(uid, 7 + uid, 70 + uid, link, now)
     return link
 
 
-def test_parked_until_the_daemon_is_there(broker: Broker, starter: Starter) -> None:
+def test_parked_until_the_daemon_is_there(broker: Router, starter: Starter) -> None:
     origins = [ask(broker, "started"), ask(broker, "started")]
     assert starter.asked == [UID, UID]
     assert [origin.outcomes for origin in origins] == [[], []]
@@ -54,7 +54,7 @@ def test_parked_until_the_daemon_is_there(broker: Broker, starter: Starter) -> N
     assert [origin.outcomes for origin in origins] == [[Answer(b"re: body")]] * 2
 
 
-def test_parked_for_somebody_else(broker: Broker) -> None:
+def test_parked_for_somebody_else(broker: Router) -> None:
     origin = ask(broker, "started", uid=OTHER)
     register(broker)
     assert origin.outcomes == []
@@ -62,17 +62,17 @@ def test_parked_for_somebody_else(broker: Broker) -> None:
     assert origin.outcomes == []
 
 
-def test_a_service_that_starts_nobody(broker: Broker, starter: Starter) -> None:
+def test_a_service_that_starts_nobody(broker: Router, starter: Starter) -> None:
     assert ask(broker, "short").reason == "no-daemon"
     assert starter.asked == []
 
 
-def test_nothing_can_be_started(broker: Broker, starter: Starter) -> None:
+def test_nothing_can_be_started(broker: Router, starter: Starter) -> None:
     starter.possible = False
     assert ask(broker, "started").reason == "no-daemon"
 
 
-def test_starting_fails(broker: Broker) -> None:
+def test_starting_fails(broker: Router) -> None:
     origin = ask(broker, "started")
     broker.given_up(UID)
     assert origin.reason == "no-daemon"
@@ -80,7 +80,7 @@ def test_starting_fails(broker: Broker) -> None:
     assert not register(broker).requests
 
 
-def test_nobody_comes_in_time(broker: Broker) -> None:
+def test_nobody_comes_in_time(broker: Router) -> None:
     first, second = ask(broker, "started", deadline=2.0), ask(broker, "started", now=1.0)
     broker.expire(2.0)
     assert (first.reason, second.outcomes) == ("no-daemon", [])
@@ -90,19 +90,19 @@ def test_nobody_comes_in_time(broker: Broker) -> None:
     assert broker.next_wake() == math.inf
 
 
-def test_no_more_are_parked_than_could_be_asked(broker: Broker) -> None:
+def test_no_more_are_parked_than_could_be_asked(broker: Router) -> None:
     origins = [ask(broker, "started") for _ in range(3)]
     assert [bool(origin.outcomes) for origin in origins] == [False, False, True]
     assert origins[2].reason == "no-context"
 
 
-def test_the_broker_ends(broker: Broker) -> None:
+def test_the_broker_ends(broker: Router) -> None:
     origin = ask(broker, "started")
     broker.close()
     assert origin.reason == "closing"
 
 
-def test_the_machine_answers_for_who_has_no_daemon(broker: Broker) -> None:
+def test_the_machine_answers_for_who_has_no_daemon(broker: Router) -> None:
     root, mine = register(broker, ROOT), None
     origin = Origin()
     broker.ask(UID, "machine", WHO, b"body", origin, 1.0)
@@ -116,13 +116,13 @@ def test_the_machine_answers_for_who_has_no_daemon(broker: Broker) -> None:
     assert origin.reason == "answered"
 
 
-def test_no_machine_either(broker: Broker) -> None:
+def test_no_machine_either(broker: Router) -> None:
     assert ask(broker, "machine").reason == "no-daemon"
     assert ask(broker, "machine", uid=ROOT).reason == "no-daemon"
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["helo", "expire", "given up"])))
-def test_settled_once_whatever_comes_first(broker: Broker, order: tuple[str, ...]) -> None:
+def test_settled_once_whatever_comes_first(broker: Router, order: tuple[str, ...]) -> None:
     origin = ask(broker, "started", deadline=2.0)
     for what in order:
         if what == "helo":

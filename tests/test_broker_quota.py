@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 
 from tests.broker_thread import BrokerThread, Link
-from upcall.broker.loop import Loop
 from upcall.core.errors import UsageError
 from upcall.core.registry import Association
 from upcall.kernel.genetlink import Ids, Listener, NoFamily
 from upcall.kernel.mounts import Mount
+from upcall.process.loop import Loop
 from upcall.process.paths import own_place
 from upcall.protocols.quota import notice as quotanotice
 from upcall.protocols.quota import source

@@ -11,10 +11,10 @@ import pytest
 
 from upcall.core.errors import Refused
 from upcall.core.messages import Answer
-from upcall.core.service import SERVICES
 from upcall.kernel.local import connect
 from upcall.kernel.netlink import is_control
 from upcall.process.paths import Place
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.ecryptfs.packets import Ask, FileKey, Reply, pack_ask, pack_file_key, pack_reply
 from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring

@@ -16,9 +16,10 @@ from tests.test_config_layers import places as places
 from upcall import config
 from upcall.cli import main
 from upcall.config import reference
-from upcall.config.keys import ANY, TABLES, keys
+from upcall.config.keys import TABLES, keys
 from upcall.config.lines import spelled
 from upcall.config.shown import as_toml, plain
+from upcall.config.table import ANY
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from upcall import config
 from upcall.config import ConfigError
 from upcall.config.files import Source, folder_of, sources
-from upcall.config.keys import ANY, SYSTEM, TABLES, USERS, find, keys, table_path
+from upcall.config.keys import TABLES, find, keys, table_path
 from upcall.config.layers import Said, laid_over, nested
 from upcall.config.lines import spelled
-from upcall.core.service import SERVICES
+from upcall.config.table import ANY, SYSTEM, USERS
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.quota.settings import Rules
 
 Put = Callable[..., Path]

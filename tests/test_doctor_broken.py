@@ -91,7 +91,7 @@ def started(finding: Finding) -> Iterator[None]:
 @contextlib.contextmanager
 def played(path: Path, status: dict[str, object] | None) -> Iterator[None]:
     """Somebody who listens there and says this of himself; nothing at all for None."""
-    listener = listen(path, 0o600, take_over=True)
+    listener = listen(path, 0o600)
     listener.setblocking(True)
 
     def serve() -> None:
@@ -192,7 +192,7 @@ def test_a_device_that_somebody_else_has(folder: Path, home: Path) -> None:
         (made / "proc" / str(other.pid) / "fd" / "3").symlink_to("/dev/ecryptfs")
         (made / "proc" / str(other.pid) / "comm").write_text("ecryptfsd\n")
         why = "another daemon of this uid has it"
-        told = {"uid": 0, "ecryptfs": True}
+        told = {"uid": 0, "sources": ["local", "ecryptfs"]}
         folder.mkdir()
         device = {"uid": os.geteuid(), "open": False, "why": why}
         with played(folder / "broker.sock", {"broker": told, "devices": [device]}):

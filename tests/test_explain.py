@@ -20,9 +20,9 @@ from upcall.process.paths import Place
 from upcall.protocols.request_key.cifs_spnego import Spnego, pack_description, take_description
 from upcall.protocols.request_key.conf import Key
 from upcall.protocols.request_key.explain import child
-from upcall.protocols.request_key.explain import descriptions as asked
 from upcall.protocols.request_key.install.lines import install, plan
 from upcall.protocols.request_key.install.system import FOLDER, System
+from upcall.protocols.request_key.key_types import KEY_TYPES
 from upcall.protocols.request_key.messages import Ask, pack_ask
 from upcall.testing.played import PlayedDaemon
 from upcall.testing.processes import RunningBroker
@@ -30,7 +30,18 @@ from upcall.testing.processes import RunningBroker
 PROJECT = Path(__file__).parents[1]
 PROGRAM = "/usr/libexec/upcall-request-key"
 SYSTEM_PYTHON = "/usr/bin/python3"
-BODY = pack_ask(Ask(asked.spnego("fs", os.getuid()).description, b""))
+
+
+def spnego(host: str, uid: int, sec: str = "krb5", user: str | None = None) -> Key:
+    told = {"host": host, "uid": str(uid), "sec": sec, **({} if user is None else {"user": user})}
+    return KEY_TYPES["cifs.spnego"].key(told)
+
+
+def dns(name: str, options: str = "") -> Key:
+    return KEY_TYPES["dns_resolver"].key({"name": name, "options": options})
+
+
+BODY = pack_ask(Ask(spnego("fs", os.getuid()).description, b""))
 
 HANDLER = """
 import os, time
@@ -157,17 +168,17 @@ def test_descriptions_both_ways(told: Spnego) -> None:
 )  # fmt: skip
 def test_what_no_kernel_would_ask_for(host: str, uid: int, sec: str, user: str | None) -> None:
     with pytest.raises(UsageError, match="no kernel would ask for this"):
-        asked.spnego(host, uid, sec, user)
+        spnego(host, uid, sec, user)
 
 
 def test_addresses_of_hosts() -> None:
     for host, ip in (("fs", b";ip4=0.0.0.0;"), ("192.0.2.7", b";ip4=192.0.2.7;"), ("fe80::1", b";ip6=fe80::1;")):
-        assert ip in asked.spnego(host, 1).description
+        assert ip in spnego(host, 1).description
 
 
 def test_names() -> None:
-    assert asked.dns("fs.lab.test", "ipv6") == Key(b"dns_resolver", b"fs.lab.test", b"ipv6")
-    assert asked.dns("afsdb:cell.test", "srv=1").description == b"afsdb:cell.test"
+    assert dns("fs.lab.test", "ipv6") == Key(b"dns_resolver", b"fs.lab.test", b"ipv6")
+    assert dns("afsdb:cell.test", "srv=1").description == b"afsdb:cell.test"
 
 
 # --- the steps -------------------------------------------------------------------------------------------------

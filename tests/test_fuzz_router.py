@@ -16,7 +16,7 @@ from fuzz import router
 from fuzz.router import HOWS, NAMES, PATIENCES, SERVICES, STATES, UIDS, WAITS, World
 from upcall.core.contexts import Context, Contexts
 from upcall.core.registry import Registry
-from upcall.core.router import Broker
+from upcall.core.router import Router
 
 
 class AnyWorld(RuleBasedStateMachine):
@@ -115,15 +115,15 @@ def _anybody(original: Any, self: Registry, uid: int) -> Any:
     return original(self, uid) or next(iter(self), None)
 
 
-def _keeps(original: Any, self: Broker, *arguments: Any) -> None:
+def _keeps(original: Any, self: Router, *arguments: Any) -> None:
     """Does nothing."""
 
 
-def _late(original: Any, self: Broker, now: float) -> None:
+def _late(original: Any, self: Router, now: float) -> None:
     original(self, now - 0.1)
 
 
-def _twice(original: Any, self: Broker, *arguments: Any) -> Any:
+def _twice(original: Any, self: Router, *arguments: Any) -> Any:
     contexts = [self.contexts_of(uid) for uid in UIDS]
     origins = {one: one.origin for held in contexts if held is not None for one in held.allocated}
     found = original(self, *arguments)
@@ -138,7 +138,7 @@ def _unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(router, "SERVICES", careless)
 
 
-def _sleeps(original: Any, self: Broker) -> float:
+def _sleeps(original: Any, self: Router) -> float:
     return math.inf
 
 
@@ -150,11 +150,11 @@ MUTANTS: dict[str, Patch] = {
     "sequences-are-reused": _instead(Contexts, "send", _first_sequence),
     "another-uid's-daemon-is-asked": _instead(Registry, "get", _anybody),
     "answers-are-not-checked": _unchecked,
-    "an-answer-settles-twice": _instead(Broker, "answered", _twice),
-    "deadlines-are-kept-late": _instead(Broker, "expire", _late),
-    "the-loop-is-not-woken": _instead(Broker, "next_wake", _sleeps),
-    "a-dead-daemon-keeps-its-requests": _instead(Broker, "refuse_all", _keeps),
-    "parked-requests-are-forgotten": _instead(Broker, "given_up", _keeps),
+    "an-answer-settles-twice": _instead(Router, "answered", _twice),
+    "deadlines-are-kept-late": _instead(Router, "expire", _late),
+    "the-loop-is-not-woken": _instead(Router, "next_wake", _sleeps),
+    "a-dead-daemon-keeps-its-requests": _instead(Router, "refuse_all", _keeps),
+    "parked-requests-are-forgotten": _instead(Router, "given_up", _keeps),
     "an-old-daemon-stays": _instead(Registry, "helo", lambda original, self, association: None),
 }
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from upcall.core.errors import Refused
-from upcall.core.service import SERVICES
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.request_key import origin_check as gate
+from upcall.protocols.request_key.key_type import Wanted
+from upcall.protocols.request_key.key_types import KEY_TYPES, OF_THE_SYSTEM
 from upcall.protocols.request_key.messages import Described, Upcall
-from upcall.protocols.request_key.origin_check import Wanted, Who, check_key, check_requester, wanted
+from upcall.protocols.request_key.origin_check import Who, check_key, check_requester, wanted
 
 DESCRIPTION = b"ver=0x2;host=fs.lab.test;ip4=127.0.0.1;sec=krb5;uid=0x0;creduid=0x3e9;user=alice;pid=0x164"
 KEY = Described("cifs.spnego", 0, 0, 0x39010000, DESCRIPTION)
@@ -99,14 +101,14 @@ def test_requesters_that_cannot_be(who: Who, reason: str) -> None:
 
 def test_names_are_nobodys() -> None:
     """The configuration says whose daemon looks them up, and no process is named that could be compared."""
-    assert {"dns_resolver"} == gate.NOBODYS
+    assert {"dns_resolver"} == OF_THE_SYSTEM
     key = Described("dns_resolver", 0, 0, 0x3B010000, b"afsdb:lab.test")
-    assert gate.wanted(key) == gate.Wanted(0, None)
+    assert gate.wanted(key) == Wanted(0, None)
     with pytest.raises(Refused, match="forged"):
         gate.wanted(key._replace(description=b"mx:lab.test"))
 
 
 def test_every_type_has_a_service_that_no_process_can_ask_for() -> None:
-    for kind in gate.TYPES:
+    for kind in KEY_TYPES:
         assert not SERVICES[kind].local
-    assert gate.TYPES.keys() >= gate.NOBODYS
+    assert KEY_TYPES.keys() >= OF_THE_SYSTEM

@@ -15,9 +15,9 @@ import pytest
 from tests import escaping
 from tests.test_hardening import ABI, ROOT, confined, status_of
 from upcall.broker.settings import Configured
-from upcall.core.service import SERVICES
 from upcall.kernel import capabilities, process, seccomp
 from upcall.process import hardening
+from upcall.protocols.catalogue import SERVICES
 from upcall.testing.processes import RunningBroker, RunningDaemon, in_child
 
 pytestmark = pytest.mark.skipif(bool(seccomp.why_not()), reason=f"seccomp: {seccomp.why_not()}")

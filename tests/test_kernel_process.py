@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import mmap
 import os
 import resource
 from pathlib import Path
@@ -43,6 +45,24 @@ def test_a_secret_is_locked_and_never_dumped() -> None:
     allowed = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] >= resource.getpagesize()
     said = f"<LockedMemory {'locked' if allowed else 'not locked'}>"
     assert in_child(told) == [allowed, allowed, True, False, said]
+
+
+def test_a_locked_secret_cannot_be_paged_out() -> None:
+    """MADV_PAGEOUT asks the kernel to do what it does when memory is short; locked pages it refuses (madvise(2))."""
+    page_out = 21
+
+    def told() -> list[object]:
+        plain, memory = mmap.mmap(-1, resource.getpagesize()), LockedMemory(bytearray(SECRET))
+        plain[:4] = b"used"
+        plain.madvise(page_out)
+        try:
+            memory._pages.madvise(page_out)
+        except OSError as error:
+            return [memory.locked, error.errno]
+        return [memory.locked, 0]
+
+    allowed = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] >= resource.getpagesize()
+    assert in_child(told) == [allowed, errno.EINVAL if allowed else 0]
 
 
 def test_a_limit_that_allows_none_is_no_failure() -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from upcall.broker.loop import Loop
+from upcall.process.loop import Loop
 
 SLOW_UID, OTHER = 1000, 1001
 

@@ -16,8 +16,9 @@ from click.testing import CliRunner
 
 from upcall import cli
 from upcall.cli import COMMANDS, main
-from upcall.config.keys import ANY, TABLES
+from upcall.config.keys import TABLES
 from upcall.config.shown import as_toml
+from upcall.config.table import ANY
 from upcall.install.manual import about, files
 from upcall.install.manual.commands import page_name, section, take
 from upcall.install.manual.roff import Items, Page, Paragraph, Verbatim, bold, render, words

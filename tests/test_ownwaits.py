@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from upcall.core.errors import ModuleFailed
 from upcall.core.messages import Answer, Refusal
-from upcall.daemon.process import ECRYPTFS, Daemon
+from upcall.daemon.process import Daemon
+from upcall.handler import Waits
 from upcall.process.log import EventLog
 from upcall.process.paths import Place
 from upcall.protocols.ecryptfs import self_deadlock as ownwaits
@@ -171,7 +173,7 @@ class Kernel:
         with self._lock:
             self.asked += 1
             self._waiting[self.asked] = event, outcomes
-            self._broker.ask(self.asked, b"", ECRYPTFS, timeout=2.5)
+            self._broker.ask(self.asked, b"", "ecryptfs", timeout=2.5)
         assert event.wait(PATIENCE_OF_TESTS)
         return outcomes[0]
 
@@ -179,11 +181,12 @@ class Kernel:
 class Needing:
     """To answer it opens one and the same file, which only one can do at a time; until it is warm."""
 
-    services: tuple[str, ...] = (ECRYPTFS,)
+    services: tuple[str, ...] = ("ecryptfs",)
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel, self._file = kernel, threading.Lock()
         self.cold, self.at_work, self.waiting = True, 0, 0
+        self.waits: Waits = OwnWaits[Any](waiting=lambda: ["thread worker-1"] if self.waiting else [])
 
     def lane(self, envelope: Envelope) -> str:
         return "key"
@@ -206,7 +209,6 @@ def test_it_comes_to_an_end(folder: Path) -> None:
     kernel = Kernel(folder)
     handler = Needing(kernel)
     daemon = Daemon(Place(folder), [handler], log=EventLog("daemon", os.open(folder.parent / "log", os.O_CREAT | 1)))
-    daemon._own._waiting = lambda: ["thread worker-1"] if handler.waiting else []
     threads = [threading.Thread(target=one) for one in (kernel.run, daemon.run)]
     for thread in threads:
         thread.start()

@@ -14,7 +14,7 @@ PURE += [f"{of}.{path.stem}" for of in ("core", "wire") for path in sorted((ROOT
 _OF_PROTOCOLS = {
     "ecryptfs": ("authtok", "header", "locks", "packets"),
     "quota": ("backlog", "coalescing", "notice", "policy", "rate_limit", "scan", "settings", "state", "warning"),
-    "request_key": ("cifs_spnego", "conf", "dns_resolver", "explain.descriptions", "messages", "origin_check"),
+    "request_key": ("cifs_spnego", "conf", "dns_resolver", "key_type", "key_types", "messages", "origin_check"),
 }
 PURE += [f"protocols.{of}.{name}" for of, names in _OF_PROTOCOLS.items() for name in names]
 HARMLESS = {"__future__", "collections", "enum", "errno", "itertools", "math", "re", "struct", "typing"}

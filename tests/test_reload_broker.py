@@ -19,11 +19,12 @@ from upcall import config
 from upcall.broker.server import Server
 from upcall.broker.settings import Configured, configured
 from upcall.config import ConfigError
-from upcall.core.service import SERVICES
 from upcall.process.reload import Reloading
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_key
+from upcall.protocols.request_key.source import Forwarders
 from upcall.testing.gate import Gate
-from upcall.testing.kernel import broker_below
+from upcall.testing.kernel import broker_below, source_of
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import PATIENCE, RunningBroker, StartDaemon, until
@@ -183,15 +184,14 @@ def test_what_becomes_of_requests_without_a_daemon(
 
 
 def test_whose_daemon_looks_names_up(server: Server, system: Path) -> None:
-    assert server.forwarders is not None
     system.write_text('[request-key.dns_resolver]\nuser = "daemon"\n')
     reload(server)
-    assert server.forwarders.owners == {"dns_resolver": 1}
+    assert source_of(server, Forwarders).owners == {"dns_resolver": 1}
     system.write_text('[request-key.dns_resolver]\nuser = "nobody-has-this-name"\n')
     server.reload()
     log = server.place.folder.parent / "broker.log"
     until(lambda: f"{system}:2: request-key.dns_resolver.user: there is no user" in log.read_text(), "it says so")
-    assert server.forwarders.owners == {"dns_resolver": 1}
+    assert source_of(server, Forwarders).owners == {"dns_resolver": 1}
 
 
 def test_reading_that_takes_long_keeps_nobody_waiting(

@@ -20,8 +20,9 @@ from upcall.process.trust import distrust
 from upcall.protocols.request_key.conf import BadLine, Key, choose
 from upcall.protocols.request_key.install.key_makers import standing, standing_of_type
 from upcall.protocols.request_key.install.lines import Plan, check_winning, install, missing, plan, uninstall
-from upcall.protocols.request_key.install.our_file import COPY, FILE, TYPES, Ours, is_ours, render, take
+from upcall.protocols.request_key.install.our_file import COPY, FILE, Ours, is_ours, render, take
 from upcall.protocols.request_key.install.system import FOLDER, LAST, SOCKET, System
+from upcall.protocols.request_key.key_types import KEY_TYPES
 
 PROGRAM = "/usr/lib/upcall/upcall-request-key"
 CIFS = b"create  cifs.spnego    * * /usr/sbin/cifs.upcall %k\n"
@@ -425,7 +426,7 @@ def test_the_real_one_runs_our_program(system: System, name: str) -> None:
         done = subprocess.run(words, cwd=system.at("/etc"), capture_output=True, text=True, timeout=10)
         return done.stderr.partition("execute_program(")[2].partition("\n")[0]
 
-    for key in TYPES[name].typical:
+    for key in KEY_TYPES[name].typical:
         assert PROGRAM not in run(key)
         install(system, planned(system, *BOTH))
         assert f"'{PROGRAM} %k'" in run(key)

@@ -1,4 +1,5 @@
-"""SECURITY.md: every test that it names is there, and every claim of a table names one."""
+"""SECURITY.md: every test that it names is there, and every claim of a table names one. That they ran and passed,
+`make test` and `make test-all` look at themselves (--cited)."""
 
 from __future__ import annotations
 
@@ -9,10 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "SECURITY.md").read_text("utf-8")
-TESTS = re.compile(r"`((?:tests|plugins)/[\w/]+\.py)::([\w:]+)`")
-CITED = sorted(set(TESTS.findall(TEXT)))
+from tests.cited import CITED, ROOT, TESTS, TEXT, passed_in, unshown
 
 
 @functools.cache
@@ -45,3 +43,17 @@ def test_every_claim_has_its_test() -> None:
     rows = [line for line in claims.splitlines() if line.startswith("|") and not line.startswith(heads)]
     assert len(rows) > 50
     assert [row for row in rows if not TESTS.search(row.rsplit(" | ", 1)[1])] == []
+
+
+def test_a_cited_test_that_did_not_pass_is_found(tmp_path: Path) -> None:
+    file, test = CITED[0]
+    others = [f"{file}::{other}" for of, other in CITED if of == file and other != test]
+    assert unshown([file], others) == [f"{file}::{test}"]
+    assert unshown([file], [*others, f"{file}::{test}[case]"]) == []
+    assert unshown([], []) == []
+    case = f'<testcase classname="{file.removesuffix(".py").replace("/", ".")}" name="{test}[a]">'
+    for inside, found in (("", [f"{file}::{test}[a]"]), ("<skipped/>", []), ("<failure/>", [])):
+        (tmp_path / "junit.xml").write_text(
+            f"<testsuites><testsuite>{case}{inside}</testcase></testsuite></testsuites>"
+        )
+        assert passed_in(tmp_path / "junit.xml") == found

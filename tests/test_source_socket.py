@@ -91,7 +91,7 @@ class Source:
 @pytest.fixture
 def broker(folder: Path) -> Iterator[BrokerThread]:
     made = BrokerThread(folder)
-    made.do(lambda: setattr(made.server.broker, "machine", MACHINE))
+    made.do(lambda: setattr(made.router, "machine", MACHINE))
     yield made
     made.close()
 
@@ -142,8 +142,8 @@ def test_another_machines_daemon(broker: BrokerThread, source: Source) -> None:
     source.heard(ALICE)
 
     def change() -> None:
-        broker.server.broker.machine = ALICE
-        broker.server.sources.machine_changed()
+        broker.router.machine = ALICE
+        broker.sources.follow({})
 
     broker.do(change)
     source.heard(0, ALICE, whole=True)
@@ -162,7 +162,7 @@ def test_more_than_fits_into_one_message(broker: BrokerThread, folder: Path, mon
 def test_a_source_that_does_not_read_is_let_go(broker: BrokerThread, source: Source, folder: Path) -> None:
     for _ in range(2000):
         broker.daemon(ALICE, Link())
-        if "quota" not in broker.server.sources.connected:
+        if "quota" not in broker.sources.connected:
             break
     assert source.closed()
     again = Source(folder).status()
@@ -222,7 +222,7 @@ def test_a_request_is_asked_of_the_uids_daemon_and_answered(broker: BrokerThread
     asked = take_request(link.theirs.recv(MAX_MESSAGE))
     assert (asked.service, asked.requester.uid, asked.body) == ("key", BOB, WRAP)
     answer = pack_response(asked.seq, asked.index, Refusal("no-key", 126))
-    assert broker.do(lambda: broker.server.broker.answered(alice, answer))
+    assert broker.do(lambda: broker.router.answered(alice, answer))
     assert source.outcome() == "no-key"
 
 
@@ -278,7 +278,7 @@ def test_a_second_source_of_the_name_is_refused(broker: BrokerThread, source: So
     assert second.closed()
     assert source.told(ALICE) == "no-daemon"
     source.socket.close()
-    until(lambda: not broker.do(lambda: broker.server.sources.connected), "the first has gone")
+    until(lambda: not broker.do(lambda: broker.sources.connected), "the first has gone")
     Source(folder).status().heard(whole=True)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upcall.wire.subuid import People, take_subuid
+from upcall.wire.subuid import Ranges, take_subuid
 
 NAMES = {"alice": 1000, "bob": 1001}
 
@@ -44,12 +44,12 @@ def test_a_broken_or_hostile_line_is_skipped_and_the_others_hold(line: str) -> N
 
 
 def test_ranges_that_overlap_do_not_shadow_each_other() -> None:
-    people = People([(100, 200, 1), (150, 160, 2), (190, 300, 3)])
+    people = Ranges([(100, 200, 1), (150, 160, 2), (190, 300, 3)])
     assert [people.of(uid) for uid in (100, 155, 195, 199, 200, 299, 300)] == [1, 1, 1, 1, 3, 3, 300]
 
 
 def test_an_owner_inside_anothers_range_stays_a_person() -> None:
-    people = People([(1000, 3000, 999), (100_000, 100_010, 1500)])
+    people = Ranges([(1000, 3000, 999), (100_000, 100_010, 1500)])
     assert (people.of(1500), people.of(1501), people.of(100_001)) == (1500, 999, 1500)
 
 

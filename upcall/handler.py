@@ -6,6 +6,7 @@ A handler is any object with these members; nothing is inherited. It is found by
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from upcall.wire.envelope import Envelope
@@ -39,6 +40,30 @@ class Named(Protocol):
 
     def answered_by(self, envelope: Envelope, /) -> str:
         """Whoever answers this, or ""; quick, and raises nothing."""
+
+
+class Waits(Protocol):
+    """Self-deadlock detection: requests of `services` whose requester may be this very process, or a child of it,
+    which the kernel does not say. Called from any thread."""
+
+    services: tuple[str, ...]
+    refuse: Callable[[Any, str], None]  # set by the daemon: answers a job; the text says for people who waits
+
+    def hold(self, seq: int, deadline: float, lane: str, job: Any, /) -> bool:
+        """A request has come, to be answered before `deadline` (seconds, monotonic). False: it must be refused now."""
+
+    def let_go(self, seq: int, /) -> bool:
+        """It has its outcome. False if it was refused meanwhile, and must not be answered again."""
+
+    def look(self) -> None:
+        """Called every 20 ms while requests are worked on; refuses what waits for itself, and must not wait."""
+
+
+@runtime_checkable
+class SelfWaiting(Protocol):
+    """What a handler has as well if its requests could wait for the daemon itself."""
+
+    waits: Waits
 
 
 @runtime_checkable

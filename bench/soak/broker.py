@@ -14,12 +14,13 @@ from pathlib import Path
 
 from upcall.broker.server import Server
 from upcall.broker.settings import configured
-from upcall.core.service import SERVICES
 from upcall.kernel import requestkey
 from upcall.kernel.process import harden, raise_descriptor_limit
 from upcall.process.paths import own_place
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.ecryptfs.packets import MAX_READ
 from upcall.protocols.request_key.messages import Described
+from upcall.testing.kernel import sources
 
 UID = struct.Struct("=I")
 AUTHORISATION = 1 << 30  # added to the serial of a key
@@ -83,7 +84,8 @@ def main(folder: str, device: str) -> None:
     opens = functools.partial(Device, path=Path(device))
     read = functools.partial(configured, SERVICES)
     owners = {"dns_resolver": os.geteuid()}
-    server = Server(place, device=opens, keys=Keys(), owners=owners, read=lambda: read()._replace(owners=owners))
+    make = sources(place, opens, Keys(), owners)
+    server = Server(place, make, read=lambda: read()._replace(owners=owners))
     server.heed_signals()
     signal.signal(signal.SIGHUP, server.reload)
     server.run()

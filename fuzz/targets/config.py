@@ -11,9 +11,10 @@ from pathlib import Path
 from fuzz.target import holds, same
 from upcall.config.errors import ConfigError
 from upcall.config.files import Source
-from upcall.config.keys import SYSTEM, USERS, find
+from upcall.config.keys import find
 from upcall.config.layers import Said, laid_over, nested
 from upcall.config.lines import dotted, lines, spelled
+from upcall.config.table import SYSTEM, USERS
 
 SEEDS = [
     b'[log]\nrequests = true\nto = "journal"\n[plugins]\nallow = ["a", \'b\']\n',

@@ -6,6 +6,7 @@ process or before that reaches the broker's core; a connection gives one link at
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, cast
 
 from fuzz.target import holds, same
@@ -46,20 +47,12 @@ class _Core:
         self.heard.append("quit")
 
 
-class _Server:
+class _Loop:
     now = 0.0
 
-    def __init__(self) -> None:
-        self.broker, self.rejected = _Core(), 0
 
-    def log(self, event: str, **fields: object) -> None:
-        same(event.isprintable(), True)
-
-    def reject(self, on: str, uid: int, pid: int) -> None:
-        self.rejected += 1
-
-    def after_helo(self, association: object) -> None:
-        same(association, self.broker)
+def _log(event: str, **fields: object) -> None:
+    same(event.isprintable(), True)
 
 
 class _Socket:
@@ -70,8 +63,9 @@ class _Socket:
 
 
 class _Registration(Registration):
-    def __init__(self, server: _Server) -> None:
-        self.server = cast(Any, server)
+    def __init__(self, router: _Core) -> None:
+        self.loop, self.router, self.log = cast(Any, _Loop()), cast(Any, router), cast(Any, _log)
+        self._junk = Counter[str]()
         self.links = 0
 
     def offer(self, connection: DaemonConnection) -> None:
@@ -91,25 +85,26 @@ class _Connection(DaemonConnection):
 
 
 def run(data: bytes) -> None:
-    server = _Server()
-    registration = _Registration(server)
+    router = _Core()
+    registration = _Registration(router)
     connection = _Connection(registration)
     link = object.__new__(DaemonLink)
-    link._server, link._connection, link.association = cast(Any, server), connection, None
+    link._registration, link._connection, link.association = registration, connection, None
+    link._loop, link._router, link._log = registration.loop, registration.router, registration.log
     link.uid, link.pid, link.began, link._junk = _UID, _PID, 0, 0
     link.socket = link._far = cast(Any, _Socket())
     while data:
         kind, message, data = data[0], data[1:17], data[17:]
-        heard = len(server.broker.heard)
+        heard = len(router.heard)
         if kind & 4:
             if connection.open:
                 connection._take(message)
             holds(registration.links <= 1, "more than one link")
-            same(len(server.broker.heard), heard)
+            same(len(router.heard), heard)
             continue
         uid, pid = _UID + (kind & 1), _PID + (kind >> 1 & 1)
         link._take(Packet(message, pid, uid, 9))
         if (uid, pid) != (_UID, _PID):
-            same(len(server.broker.heard), heard)
-    same(server.broker.heard.count("helo"), int(link.association is not None))
-    holds(not server.broker.heard or server.broker.heard[0] == "helo", "heard before it was registered")
+            same(len(router.heard), heard)
+    same(router.heard.count("helo"), int(link.association is not None))
+    holds(not router.heard or router.heard[0] == "helo", "heard before it was registered")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any, cast
 
 from fuzz.target import holds, same
-from upcall.broker.listener import Asked, Connection
 from upcall.core.messages import Answer, Refusal, Requester
-from upcall.core.service import SERVICES
+from upcall.process.listener import Asked, Connection
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.ecryptfs.packets import Ask, pack_ask
 from upcall.protocols.local.source import Requesters
 from upcall.wire.envelope import Envelope, pack_control, pack_request, take_response
@@ -40,25 +40,24 @@ class _Broker:
         origin.settle(Answer(b"answered"))
 
 
-class _Server:
+class _Loop:
     now = 0.0
 
-    def __init__(self) -> None:
-        self.broker = _Broker()
 
-    def log(self, event: str, **fields: object) -> None:
-        same(str(event).isprintable(), True)
+def _log(event: str, **fields: object) -> None:
+    same(str(event).isprintable(), True)
 
-    def status(self, uid: int | None) -> dict[str, object]:
-        same(uid, _UID)
-        return {"daemons": []}
+
+def _status(uid: int | None) -> dict[str, object]:
+    same(uid, _UID)
+    return {"daemons": []}
 
 
 class _Connection(Connection):
     """Without a socket."""
 
     def __init__(self, listener: Requesters) -> None:
-        self._listener, self._server = listener, listener.server
+        self._listener, self._loop = listener, listener.loop
         self.pid, self.uid, self.pending = 7, _UID, 0
         self._line = frozenset()
         self.open, self.sent = True, list[bytes]()
@@ -72,7 +71,8 @@ class _Connection(Connection):
 
 def run(data: bytes) -> None:
     listener = object.__new__(Requesters)
-    listener.server = cast(Any, _Server())
+    listener.loop, listener.router, listener.log = cast(Any, _Loop()), cast(Any, _Broker()), cast(Any, _log)
+    listener.whole_status = _status
     connection = _Connection(listener)
     connection._take(data)
     same(len(connection.sent) + (not connection.open), 1)

@@ -21,7 +21,7 @@ import upcall
 from upcall.process.trust import distrust
 from upcall.testing.lab.stage import PATIENCE, Person, do_as, serving, wait_until
 
-SLOW = 3 * PATIENCE
+SLOW = 5 * PATIENCE
 SCRIPT = Path(__file__).parent.parent.parent / "docs/private/private"
 PRIVATE = Path("/srv/private")
 COMMON = Path("/etc/pam.d/common-session")

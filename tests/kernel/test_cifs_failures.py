@@ -28,7 +28,7 @@ from tests.kernel.scene import House, Outcome, attempt, pending
 from upcall import config
 from upcall.broker import server
 from upcall.core.errors import REASONS
-from upcall.core.service import SERVICES
+from upcall.protocols.catalogue import SERVICES
 from upcall.testing.lab.fileserver import FileServer
 from upcall.testing.lab.kerberos import FOREIGN_SERVER, UNKNOWN_SERVER, Realm, replaced
 from upcall.testing.lab.stage import Person, Task, person, serving, wait_until

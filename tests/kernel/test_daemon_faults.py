@@ -28,9 +28,9 @@ from tests.kernel.scene import (
     results,
     vault,
 )
-from upcall.core.service import ECRYPTFS
 from upcall.keymodule import KeyHandle
 from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.protocol import ECRYPTFS
 from upcall.testing.lab.stage import Person, Task, wait_until
 
 KEY = keys()["rsa2048"]

@@ -22,7 +22,7 @@ from upcall.process.control import DaemonControl
 from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
 from upcall.testing.lab.stage import PATIENCE, Person, do_as, person, wait_until
 
-SLOW = 3 * PATIENCE
+SLOW = 5 * PATIENCE
 SIGNATURE = "0123456789abcdef"
 UNIT = Path("/run/systemd/system/lab-lock.service")
 SLEEPING = Path("/run/systemd/system/systemd-suspend.service.d/lab.conf")

@@ -19,8 +19,9 @@ import pytest
 from upcall.protocols.request_key.conf import Key
 from upcall.protocols.request_key.install.key_makers import standing, standing_of_type
 from upcall.protocols.request_key.install.lines import install, plan, uninstall
-from upcall.protocols.request_key.install.our_file import COPY, FILE, TYPES
+from upcall.protocols.request_key.install.our_file import COPY, FILE
 from upcall.protocols.request_key.install.system import System
+from upcall.protocols.request_key.key_types import KEY_TYPES
 
 REQUEST_KEY = "/sbin/request-key"
 PROGRAM = Path("/usr/local/libexec/marks-and-rejects")
@@ -75,7 +76,7 @@ def test_keys_come_to_us_and_go_back(mark: Path) -> None:
     assert request_key() == errno.ETIME
     count, serial = mark.read_text().split()
     assert count == "1" and int(serial) > 0
-    for name, kind in TYPES.items():
+    for name, kind in KEY_TYPES.items():
         for key in kind.typical:
             assert f"'{PROGRAM} %k'" in would_run(key)
             assert standing(system, key).ours
@@ -83,14 +84,14 @@ def test_keys_come_to_us_and_go_back(mark: Path) -> None:
     assert uninstall(system) == [f"{FILE}: removed"]
     assert request_key() != errno.ETIME
     assert len(mark.read_text().splitlines()) == 1
-    assert "/usr/sbin/cifs.upcall %k" in would_run(TYPES["cifs.spnego"].typical[0])
+    assert "/usr/sbin/cifs.upcall %k" in would_run(KEY_TYPES["cifs.spnego"].typical[0])
 
 
 def test_only_cifs_leaves_names_to_keyutils(mark: Path) -> None:
     system = System()
     install(system, plan(system, ["cifs.spnego"], [str(PROGRAM)], copy=False))
     assert request_key() != errno.ETIME and not mark.exists()
-    assert str(PROGRAM) in would_run(TYPES["cifs.spnego"].typical[0])
+    assert str(PROGRAM) in would_run(KEY_TYPES["cifs.spnego"].typical[0])
     uninstall(system)
 
 

@@ -19,7 +19,7 @@ from upcall.process import machine
 from upcall.testing.lab.stage import PATIENCE, broker_status, person, wait_until
 
 COMMON = Path("/etc/pam.d/common-session")
-SLOW = 3 * PATIENCE
+SLOW = 5 * PATIENCE
 
 
 def run(*arguments: str) -> str:

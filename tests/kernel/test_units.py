@@ -24,7 +24,7 @@ from upcall.testing.lab.stage import PATIENCE, Person, person, wait_until
 
 INIT = Path("/lib/systemd/systemd")
 FOLDER = Path("/etc/systemd/system")
-SLOW = 3 * PATIENCE
+SLOW = 5 * PATIENCE
 # The rest of a Debian need not boot, and an emulated processor is slow.
 ALONE = """[Unit]
 DefaultDependencies=no

@@ -6,17 +6,16 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from upcall.broker.loop import URGENT
 from upcall.core.registry import Association
 from upcall.kernel import ancestry
 from upcall.kernel.local import pidfd_of
 from upcall.kernel.netlink import NetlinkSocket, Packet, pair
 from upcall.kernel.process import real_uid_of
+from upcall.process.loop import URGENT
 from upcall.wire.envelope import HEADER, HELO, QUIT, RESPONSE, pack_control, pack_response, refusal
 
 if TYPE_CHECKING:
-    from upcall.broker.registration import DaemonConnection
-    from upcall.broker.server import Server
+    from upcall.broker.registration import DaemonConnection, Registration
 
 _JUNK_IN_A_ROW, _JUNK_PAUSE = 8, 0.02
 _LAST_WORDS = 256
@@ -42,9 +41,10 @@ class DaemonLink:
     sent to a daemon that has died stays in a queue that only we can read.
     """
 
-    def __init__(self, server: Server, connection: DaemonConnection) -> None:
+    def __init__(self, registration: Registration, connection: DaemonConnection) -> None:
         """Waits for HELO on the link. OSError if the process is gone already, or no descriptor is free."""
-        self._server, self._connection = server, connection
+        self._registration, self._connection = registration, connection
+        self._loop, self._router, self._log = registration.loop, registration.router, registration.log
         self.uid, self.pid = connection.uid, connection.pid
         self.association: Association | None = None
         self._junk = 0  # useless messages in a row
@@ -55,8 +55,8 @@ class DaemonLink:
         except OSError:
             self._alive.close()
             raise
-        server.loop.add(self.socket, self._on_readable, connection.person)
-        server.loop.add(self._alive, self._ended, URGENT)
+        self._loop.add(self.socket, self._on_readable, connection.person)
+        self._loop.add(self._alive, self._ended, URGENT)
 
     @property
     def ends(self) -> tuple[NetlinkSocket, NetlinkSocket]:
@@ -84,11 +84,10 @@ class DaemonLink:
         if self.socket.closed:
             return
         for source in (self.socket, self._alive):
-            self._server.loop.remove(source)
+            self._loop.remove(source)
             source.close()
         self._far.close()
         self._connection.close()
-        self._server.after_close(self.uid)
 
     def _ended(self) -> None:
         if self.association is None:
@@ -99,8 +98,8 @@ class DaemonLink:
                 break
             self._take(packet)
         if not self.socket.closed:
-            self._server.log("daemon-exited", uid=self.uid, pid=self.pid)
-            self._server.broker.gone(self.association)
+            self._log("daemon-exited", uid=self.uid, pid=self.pid)
+            self._router.gone(self.association)
 
     def _on_readable(self) -> None:
         """One message per turn: fair to everybody, and no second call only to learn that there is no more."""
@@ -111,38 +110,37 @@ class DaemonLink:
         self._junk += 1
         if self._junk >= _JUNK_IN_A_ROW:
             self._junk = 0
-            self._server.loop.mute(self.socket, self._server.now + _JUNK_PAUSE)
+            self._loop.mute(self.socket, self._loop.now + _JUNK_PAUSE)
 
     def _take(self, packet: Packet) -> bool:
         """One message; False if it was of no use."""
-        data, server = packet.data, self._server
+        data = packet.data
         kind = HEADER.unpack_from(data)[1] if len(data) >= HEADER.size else 0
         if packet.uid != self.uid or packet.pid != self.pid:
             # A child that inherited the sockets, or a process that was given them: it is not who asked for the link.
             # Netlink does not translate pids, AF_UNIX does: a daemon in another pid namespace ends here, too.
-            server.reject("uid" if packet.uid != self.uid else "pid", packet.uid, packet.pid)
+            self._registration.reject("uid" if packet.uid != self.uid else "pid", packet.uid, packet.pid)
             return False
         if self.association is None:
             return self._register(kind == HELO and len(data) == HEADER.size)
         if kind == RESPONSE:
-            return server.broker.answered(self.association, data)
+            return self._router.answered(self.association, data)
         if kind == QUIT and len(data) == HEADER.size:
-            server.log("quit", uid=self.uid, pid=self.pid)
-            server.broker.quit(self.association)
+            self._log("quit", uid=self.uid, pid=self.pid)
+            self._router.quit(self.association)
             return True
         if kind == HELO and len(data) == HEADER.size:
             return True
-        server.reject("message", packet.uid, packet.pid)
+        self._registration.reject("message", packet.uid, packet.pid)
         return False
 
     def _register(self, hello: bool) -> bool:
         """The first message on the link, from the process that asked for it."""
-        server = self._server
         if not hello or real_uid_of(self.pid) != self.uid:
-            server.reject("pid" if hello else "message", self.uid, self.pid)
+            self._registration.reject("pid" if hello else "message", self.uid, self.pid)
             return False
-        if why := server.broker.refuses(self.uid):  # others of the same person have registered meanwhile
-            server.log("registration-refused", uid=self.uid, pid=self.pid, why=why)
+        if why := self._router.refuses(self.uid):  # others of the same person have registered meanwhile
+            self._registration.refused(self._connection, why)
             self._connection.tell(pack_response(0, 0, refusal(why)))
             self.close()
             return False
@@ -151,11 +149,10 @@ class DaemonLink:
         except ConnectionError:
             heard = False
         if not heard:
-            server.log("registration-failed", uid=self.uid, pid=self.pid, why="its socket takes nothing")
+            self._log("registration-failed", uid=self.uid, pid=self.pid, why="its socket takes nothing")
             self.close()
             return False
-        server.log("registered", uid=self.uid, pid=self.pid)
+        self._log("registered", uid=self.uid, pid=self.pid)
         # Before others can ask for it: helo sends what is pending, and may find that the daemon has gone.
-        self.association = server.broker.helo(self.uid, self.pid, self.portid, self, server.now, self.began)
-        server.after_helo(self.association)
+        self.association = self._router.helo(self.uid, self.pid, self.portid, self, self._loop.now, self.began)
         return True

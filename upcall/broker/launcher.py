@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from upcall.broker.loop import URGENT
 from upcall.process import start_python as startpython
-
-if TYPE_CHECKING:
-    from upcall.broker.server import Server
+from upcall.process.log import EventLog
+from upcall.process.loop import URGENT, Loop
 
 # The user's manager, and with it what it starts by itself. Asking that for the daemon (systemctl --user
 # --machine={uid}@.host) needs a D-Bus of the user's, opens a session that ends again at once, and takes five times
@@ -36,8 +33,8 @@ def usual() -> tuple[str, ...]:
 class _Command:
     """A command that runs: readable once it has ended (pidfd_open(2))."""
 
-    def __init__(self, starter: Starter, uid: int, name: str, pid: int, deadline: float) -> None:
-        self._starter, self._uid, self.name, self.pid, self.deadline = starter, uid, name, pid, deadline
+    def __init__(self, launcher: Launcher, uid: int, name: str, pid: int, deadline: float) -> None:
+        self._launcher, self._uid, self.name, self.pid, self.deadline = launcher, uid, name, pid, deadline
         self._fd = os.pidfd_open(pid)
 
     def fileno(self) -> int:
@@ -45,21 +42,21 @@ class _Command:
 
     def ended(self) -> None:
         _, status = os.waitpid(self.pid, 0)
-        self._starter.ended(self._uid, self, os.waitstatus_to_exitcode(status))
+        self._launcher.ended(self._uid, self, os.waitstatus_to_exitcode(status))
 
     def close(self) -> None:
         os.close(self._fd)
 
 
-class Starter:
+class Launcher:
     """Runs the command once for each uid at a time. That it ended well says nothing: the daemon's HELO does."""
 
-    def __init__(self, server: Server, command: Sequence[str] = COMMAND) -> None:
-        """`{uid}` in a word of `command` stands for the uid."""
-        self._server, self._command = server, command
+    def __init__(self, loop: Loop, log: EventLog, given_up: Callable[[int], None], command: Sequence[str]) -> None:
+        """`given_up(uid)`: no daemon of this uid will come. `{uid}` in a word of `command` stands for the uid."""
+        self._loop, self._log, self._given_up, self._command = loop, log, given_up, command
         self._running: dict[int, _Command] = {}
         self._not_before: dict[int, float] = {}
-        self._timer = server.loop.timer(self._expire)
+        self._timer = loop.timer(self._expire)
 
     def use(self, command: Sequence[str]) -> None:
         """From now on. What another command has failed at, this one may try at once."""
@@ -69,7 +66,7 @@ class Starter:
 
     def start(self, uid: int) -> bool:
         """Whether a daemon is on its way."""
-        now = self._server.now
+        now = self._loop.now
         if uid in self._running:
             return True
         if self._not_before.get(uid, 0.0) > now or len(self._running) >= _AT_ONCE:
@@ -82,25 +79,25 @@ class Starter:
             self._failed(uid, str(error))
             return False
         command = self._running[uid] = _Command(self, uid, words[0], pid, now + _PATIENCE)
-        self._server.loop.add(command, command.ended, URGENT)
+        self._loop.add(command, command.ended, URGENT)
         self._timer.at(command.deadline)
-        self._server.log("daemon-starting", uid=uid, by=words[0])
+        self._log("daemon-starting", uid=uid, by=words[0])
         return True
 
     def ended(self, uid: int, command: _Command, code: int) -> None:
         self._forget(uid)
         if code != 0:
             self._failed(uid, f"{command.name} ended with {code}")
-            self._server.broker.given_up(uid)
+            self._given_up(uid)
 
     def _failed(self, uid: int, why: str) -> None:
-        self._server.log("daemon-not-started", uid=uid, why=why)
-        self._not_before = {one: when for one, when in self._not_before.items() if when > self._server.now}
-        self._not_before[uid] = self._server.now + _AGAIN
+        self._log("daemon-not-started", uid=uid, why=why)
+        self._not_before = {one: when for one, when in self._not_before.items() if when > self._loop.now}
+        self._not_before[uid] = self._loop.now + _AGAIN
 
     def _forget(self, uid: int) -> None:
         command = self._running.pop(uid)
-        self._server.loop.remove(command)
+        self._loop.remove(command)
         command.close()
 
     def _expire(self, now: float) -> None:

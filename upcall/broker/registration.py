@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
+from pathlib import Path
 
 from upcall.broker.daemon_link import DaemonLink
-from upcall.broker.listener import Connection, Listener
+from upcall.core.router import Router
 from upcall.kernel.netlink import give_pair, is_control
+from upcall.process.listener import Connection, Listener
+from upcall.process.log import EventLog
+from upcall.process.loop import Loop
+from upcall.process.people import People
 from upcall.wire.envelope import HELO, pack_control, pack_response, refusal
 
 
@@ -23,7 +29,7 @@ class DaemonConnection(Connection):
         if self.link is None and is_control(data, HELO):
             self._registration.offer(self)
         else:
-            self._registration.server.reject("message", self.uid, self.pid)
+            self._registration.reject("message", self.uid, self.pid)
             self.close()
 
     @property
@@ -47,6 +53,7 @@ class DaemonConnection(Connection):
 class Registration(Listener):
     """Open to all: every uid registers a daemon, for itself."""
 
+    name = "registration"
     mode = 0o666
     in_all = 4096  # registered daemons have a limit of their own, which is lower: see Broker.refuses
     idle = 5.0  # seconds to register in
@@ -61,27 +68,55 @@ class Registration(Listener):
     def evictable(self, connection: Connection) -> bool:
         return not self.busy(connection)
 
+    def __init__(self, loop: Loop, router: Router, log: EventLog, people: People, path: Path) -> None:
+        super().__init__(loop, router, log, people, path)
+        self._junk: Counter[str] = Counter()
+
+    def reject(self, on: str, uid: int, pid: int) -> None:
+        """Counts a message that its sender had no right to send."""
+        self._junk[on] += 1
+        self.log("message-rejected", on=on, uid=uid, pid=pid)
+
+    def refused(self, connection: DaemonConnection, why: str) -> None:
+        """Counts and logs a daemon that the limits keep out."""
+        person, router = connection.person, self.router
+        self._junk["limit"] += 1
+        self.log(
+            "registration-refused", uid=connection.uid, pid=connection.pid, why=why, person=person,
+            registered=router.daemons_of(person), of=router.limits.daemons_per_person,
+            in_all=len(router.registry), of_all=router.limits.daemons,
+        )  # fmt: skip
+
+    def status(self, uid: int | None) -> dict[str, object]:
+        return {} if uid is not None else {"junk": dict(self._junk)}
+
+    def close(self) -> None:
+        """The links last: daemons may still write what they had in hand."""
+        for association in self.router.registry:
+            association.link.close()
+        super().close()
+
     def offer(self, connection: DaemonConnection) -> None:
         """Makes a link and hands it over. Registered is who says HELO on it: see DaemonLink."""
-        server, uid, pid = self.server, connection.uid, connection.pid
+        uid, pid = connection.uid, connection.pid
         if os.geteuid() != 0 and uid != os.geteuid():
-            server.reject("uid", uid, pid)
+            self.reject("uid", uid, pid)
             connection.close()
             return
-        if why := server.broker.refuses(uid):
-            server.log("registration-refused", uid=uid, pid=pid, why=why, registered=len(server.broker.registry))
+        if why := self.router.refuses(uid):
+            self.refused(connection, why)
             connection.tell(pack_response(0, 0, refusal(why)))
             connection.close()
             return
         try:
-            link = DaemonLink(server, connection)
+            link = DaemonLink(self, connection)
         except OSError as error:  # it has ended, or we are out of descriptors
-            server.log("registration-failed", uid=uid, pid=pid, why=error)
+            self.log("registration-failed", uid=uid, pid=pid, why=error)
             connection.close()
             return
         connection.link = link
         try:
             give_pair(connection.socket, pack_control(HELO), *link.ends)
         except OSError as error:
-            server.log("registration-failed", uid=uid, pid=pid, why=error)
+            self.log("registration-failed", uid=uid, pid=pid, why=error)
             connection.close()

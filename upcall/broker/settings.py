@@ -10,7 +10,7 @@ from upcall.broker.launcher import usual
 from upcall.core.router import Limits
 from upcall.core.service import Service
 from upcall.process import machine
-from upcall.protocols.request_key.origin_check import NOBODYS
+from upcall.protocols.request_key.key_types import OF_THE_SYSTEM
 
 
 class Configured(NamedTuple):
@@ -35,7 +35,7 @@ def configured(services: Mapping[str, Service]) -> Configured:
     absent = {name: one["without-daemon"] for name, one in told.items() if "without-daemon" in one}
     return Configured(
         {name: one._replace(absent=absent.get(name, one.absent)) for name, one in services.items()},
-        {kind: _uid_of(kind, told.get(kind, {}).get("user", "root")) for kind in NOBODYS},
+        {name: _uid_of(name, told.get(name, {}).get("user", "root")) for name in OF_THE_SYSTEM},
         tables.get("daemon", {}).get("start") or usual(),
         tables.get("hardening", {}).get("broker", True),
         Limits(**{name.replace("-", "_"): value for name, value in tables.get("broker", {}).items()}),

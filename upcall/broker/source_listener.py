@@ -12,12 +12,17 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from upcall.broker.listener import Asked, Connection, Listener
 from upcall.core.errors import PeerError
 from upcall.core.messages import Answer
-from upcall.core.service import NOTICES, Notice
+from upcall.core.router import Router
+from upcall.core.service import Notice
+from upcall.process.listener import Asked, Connection, Listener
+from upcall.process.log import EventLog
+from upcall.process.loop import Loop
+from upcall.process.people import People
+from upcall.protocols.catalogue import NOTICES
 from upcall.wire.envelope import NOTICE, pack_response, refusal, response_position
 from upcall.wire.source_link import (
     REGISTERED,
@@ -29,9 +34,6 @@ from upcall.wire.source_link import (
     take_status,
     type_of,
 )
-
-if TYPE_CHECKING:
-    from upcall.broker.server import Server
 
 _ROOT = 0
 
@@ -70,12 +72,11 @@ class SourceConnection(Connection):
         except PeerError:
             self._reject(str(error))
             return
-        self._server.log("bad-request", uid=self.uid, pid=self.pid, why=error)
+        self._listener.log("bad-request", uid=self.uid, pid=self.pid, why=error)
         Asked(self, seq, index).settle(refusal("bad-request"))
 
     def _reject(self, why: str) -> None:
-        self._server.junk["source"] += 1
-        self._server.log("source-rejected", uid=self.uid, pid=self.pid, why=why)
+        self._sources.log("source-rejected", uid=self.uid, pid=self.pid, why=why)
         self.close()
 
     def _on_status(self, message: FromSource) -> None:
@@ -102,7 +103,7 @@ class SourceConnection(Connection):
             try:
                 self.socket.send(data, socket.MSG_DONTWAIT)
             except OSError:
-                self._server.log("source-lost", source=self.name, pid=self.pid, why="it does not read")
+                self._sources.log("source-lost", source=self.name, pid=self.pid, why="it does not read")
                 self.close()
 
     def close(self) -> None:
@@ -113,17 +114,17 @@ class SourceConnection(Connection):
 class SourceListener(Listener):
     """The socket, and the sources that are connected."""
 
+    name = "sources"
     per_person = in_all = for_root = 64
     accepts_per_second = 100_000  # only our own user's can connect
     idle = 5.0  # seconds to say the name in
 
-    def __init__(self, server: Server, path: Path) -> None:
+    def __init__(self, loop: Loop, router: Router, log: EventLog, people: People, path: Path) -> None:
         self.connected: dict[str, SourceConnection] = {}
-        self._me = os.geteuid()
-        super().__init__(server, path)
-        broker = server.broker
-        broker.on_helo = functools.partial(self._say, REGISTERED)
-        broker.on_gone = functools.partial(self._say, UNREGISTERED)
+        self._me, self._machine = os.geteuid(), router.machine
+        super().__init__(loop, router, log, people, path)
+        router.on_registered.append(functools.partial(self._say, REGISTERED))
+        router.on_gone.append(functools.partial(self._say, UNREGISTERED))
 
     def make(self, accepted: socket.socket) -> Connection:
         return SourceConnection(self, accepted)
@@ -142,17 +143,17 @@ class SourceListener(Listener):
     def serve(self, message: FromSource, origin: Asked) -> None:
         """Settles the origin, or has the router do it."""
         kind, target, envelope = message
-        server, requester = self.server, envelope.requester
+        router, requester = self.router, envelope.requester
         if kind == NOTICE:
             notice = NOTICES.get(envelope.service)
             if notice is None:
                 origin.settle(refusal("no-service"))
                 return
             uid = self._told_for(target, notice)
-            why = server.broker.notice(uid, notice.name, requester, envelope.body)
+            why = router.notice(uid, notice.name, requester, envelope.body)
             origin.settle(refusal(why) if why else Answer(b""))
             return
-        service = server.broker.services.get(envelope.service)
+        service = router.services.get(envelope.service)
         if service is None:
             origin.settle(refusal("no-service"))
             return
@@ -162,34 +163,34 @@ class SourceListener(Listener):
             origin.settle(refusal("bad-request"))
             return
         deadline = envelope.deadline_ns / 1e9 or float("inf")
-        line = server.line_of(requester.pid)
-        server.broker.ask(
-            target, service.name, requester, envelope.body, origin, server.now, deadline, line
-        )  # fmt: skip
+        line = self.people.line_of(requester.pid)
+        self.router.ask(target, service.name, requester, envelope.body, origin, self.loop.now, deadline, line)
 
     def _told_for(self, uid: int, notice: Notice) -> int:
         """The uid of the daemon that is told. Root's own has no part in what speaks with the network."""
-        return self.server.broker.machine if uid == _ROOT and notice.network else uid
+        return self.router.machine if uid == _ROOT and notice.network else uid
 
     # --- who is registered -----------------------------------------------------------------------------------
 
     def join(self, connection: SourceConnection) -> None:
         self.connected[connection.name] = connection
-        self.server.log("source-connected", source=connection.name, pid=connection.pid)
+        self.log("source-connected", source=connection.name, pid=connection.pid)
         self._say_all(connection)
 
     def leave(self, connection: SourceConnection) -> None:
         if self.connected.get(connection.name) is connection:
             del self.connected[connection.name]
-            self.server.log("source-gone", source=connection.name, pid=connection.pid)
+            self.log("source-gone", source=connection.name, pid=connection.pid)
 
-    def machine_changed(self) -> None:
-        """The machine's daemon is another uid's from now on."""
-        for connection in tuple(self.connected.values()):
-            self._say_all(connection)
+    def follow(self, owners: Mapping[str, int]) -> None:
+        """The machine's daemon may be another uid's from now on."""
+        if self.router.machine != self._machine:
+            self._machine = self.router.machine
+            for connection in tuple(self.connected.values()):
+                self._say_all(connection)
 
     def _say_all(self, connection: SourceConnection) -> None:
-        uids = [uid for association in self.server.broker.registry for uid in self._names(association.uid)]
+        uids = [uid for association in self.router.registry for uid in self._names(association.uid)]
         for data in pack_registrations(REGISTERED, uids, whole=True):
             connection.tell(data)
 
@@ -200,11 +201,14 @@ class SourceListener(Listener):
 
     def _names(self, uid: int) -> Iterator[int]:
         """As sources call the daemon of this uid: the machine's is 0, too, and root's own nothing but that."""
-        if uid == self.server.broker.machine:
+        if uid == self.router.machine:
             yield _ROOT
         if uid != _ROOT:
             yield uid
 
-    def status(self) -> Mapping[str, dict[str, Any]]:
-        """What each source that is connected said of itself last, by its name."""
-        return {name: connection.status for name, connection in self.connected.items()}
+    def status(self, uid: int | None) -> dict[str, object]:
+        """For root: what each source said of itself last, by its name; nothing of one that is not connected."""
+        if uid is not None:
+            return {}
+        said = {name: connection.status for name, connection in self.connected.items()}
+        return {name: said.get(name, {}) for name in NOTICES}

@@ -64,7 +64,7 @@ def key_modules() -> Iterable[tuple[str, str]]:
 
 @_offer
 def services() -> Iterable[tuple[str, str]]:
-    from upcall.core.service import SERVICES
+    from upcall.protocols.catalogue import SERVICES
 
     return ((name, "") for name in SERVICES)
 
@@ -78,15 +78,16 @@ def outcomes() -> Iterable[tuple[str, str]]:
 
 @_offer
 def key_types() -> Iterable[tuple[str, str]]:
-    from upcall.protocols.request_key.install.our_file import TYPES
+    from upcall.protocols.request_key.key_types import KEY_TYPES
 
-    return ((name, "") for name in TYPES)
+    return ((name, "") for name in KEY_TYPES)
 
 
 @_offer
 def config_names() -> Iterable[tuple[str, str]]:
     """Tables, and the keys in them."""
-    from upcall.config.keys import ANY, TABLES
+    from upcall.config.keys import TABLES
+    from upcall.config.table import ANY
 
     for table in TABLES:
         if ANY not in table.name:

@@ -18,10 +18,10 @@ from upcall import config
 from upcall.cli import completing, for_terminal
 from upcall.config.errors import ConfigError
 from upcall.config.files import Source, folder_of
-from upcall.config.keys import SYSTEM, USERS
 from upcall.config.layers import Said
 from upcall.config.lines import spelled
 from upcall.config.shown import Shown, effective, plain
+from upcall.config.table import SYSTEM, USERS
 from upcall.core.errors import UsageError
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
@@ -155,7 +155,7 @@ def _problems(said: Said, given: bool) -> list[ConfigError]:
 def _of_the_broker() -> list[ConfigError]:
     """What is wrong with good values: somebody who is named is not there."""
     from upcall.broker.settings import configured
-    from upcall.core.service import SERVICES
+    from upcall.protocols.catalogue import SERVICES
 
     try:
         configured(SERVICES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,28 @@ from upcall.cli import completing, for_terminal
 from upcall.core.errors import UsageError
 from upcall.process.paths import SYSTEM_FOLDER
 from upcall.protocols.request_key.conf import Key
-from upcall.protocols.request_key.explain import descriptions as asked
 from upcall.protocols.request_key.explain.steps import WOULD, explain
 from upcall.protocols.request_key.install.system import System
+from upcall.protocols.request_key.key_type import Option
+from upcall.protocols.request_key.key_types import KEY_TYPES
 
-_NEEDS = {"cifs.spnego": "--host", "dns_resolver": "--name"}
+
+def _options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Those of all types of keys; one that several have is one option."""
+    of: dict[str, list[tuple[str, Option]]] = {}
+    for key_type in KEY_TYPES.values():
+        for option in key_type.options:
+            of.setdefault(option.name, []).append((key_type.name, option))
+    for name, those in reversed(of.items()):
+        text = " ".join(f"{key_type}: {option.help}" for key_type, option in those)
+        kind = click.IntRange(0, 0xFFFFFFFE) if those[0][1].is_uid else str
+        function = click.option(f"--{name}", type=kind, metavar=those[0][1].metavar, help=text)(function)
+    return function
 
 
 @click.command("explain")
 @click.argument("service", metavar="TYPE", shell_complete=completing.key_types)
-@click.option("--host", metavar="HOST", help="cifs.spnego: the file server, as mount is told it.")
-@click.option(
-    "--uid", type=click.IntRange(0, 0xFFFFFFFE), metavar="UID", help="cifs.spnego: for whom.  [default: you]"
-)
-@click.option("--sec", metavar="SEC", help="cifs.spnego: the mount option sec=.  [default: krb5]")
-@click.option("--user", metavar="NAME", help="cifs.spnego: the mount option user=.")
-@click.option("--name", metavar="NAME", help="dns_resolver: what to look up.")
-@click.option("--options", "options", metavar="TEXT", help="dns_resolver: what the kernel asks for, such as ipv6.")
+@_options
 @click.option("--contact", is_flag=True, help="Ask the KDC or the DNS, too: fetch what would be answered.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @click.option(
@@ -50,8 +56,9 @@ def command(
 ) -> None:
     """Tell what would be answered if the kernel asked for a key of TYPE, by whom and why; nothing is asked.
 
-    TYPE is cifs.spnego (a mount with sec=krb5) or dns_resolver. The user's handler looks for credentials in a process
-    of that user, as the user's daemon would. No secret is shown. For another user's: root only.
+    TYPE is a type of keys, such as cifs.spnego (a mount with sec=krb5) or dns_resolver. The user's handler looks for
+    credentials in a process of that user, as the user's daemon would. No secret is shown. For another user's: root
+    only.
 
     \b
     Exit codes: 0 upcall would answer; 1 it would not (the last line says why); 64 no kernel would ask for this;
@@ -74,17 +81,11 @@ def command(
 
 
 def _key(service: str, told: dict[str, Any]) -> Key:
-    if service not in _NEEDS:
-        raise UsageError(f"no keys of type {service!r} are known: {', '.join(_NEEDS)}")
-    need = _NEEDS[service]
-    if need[2:] not in told:
-        raise UsageError(f"{service} needs {need}")
-    known = {"host", "uid", "sec", "user"} if service == "cifs.spnego" else {"name", "options"}
-    if unknown := sorted(told.keys() - known):
-        raise UsageError(f"--{unknown[0]} has no meaning for {service}")
-    if service == "cifs.spnego":
-        return asked.spnego(**{"uid": os.getuid(), **told})
-    return asked.dns(**told)
+    if service not in KEY_TYPES:
+        raise UsageError(f"no keys of type {service!r} are known: {', '.join(KEY_TYPES)}")
+    key_type = KEY_TYPES[service]
+    own = {option.name: str(os.getuid()) for option in key_type.options if option.is_uid}
+    return key_type.key({**own, **{name: str(value) for name, value in told.items()}})
 
 
 def _lines(report: dict[str, Any]) -> list[str]:

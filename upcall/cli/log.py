@@ -49,7 +49,7 @@ class _Told(NamedTuple):
     "--service",
     metavar="SERVICE",
     shell_complete=completing.services,
-    help="Of this service only: ecryptfs, key, cifs.spnego, dns_resolver.",
+    help="Of this service only, such as key or cifs.spnego.",
 )
 @click.option(
     "--outcome",

@@ -14,8 +14,8 @@ from upcall.core.errors import UpcallError
 from upcall.protocols.request_key.conf import Key
 from upcall.protocols.request_key.install.key_makers import Standing, standing, standing_of_type
 from upcall.protocols.request_key.install.lines import Plan, check_winning, install, missing, others, plan, uninstall
-from upcall.protocols.request_key.install.our_file import TYPES
 from upcall.protocols.request_key.install.system import REQUEST_KEY, SOCKET, System
+from upcall.protocols.request_key.key_types import KEY_TYPES
 
 _DEFAULT = ("cifs.spnego",)
 _ROOT = click.option(
@@ -39,7 +39,7 @@ def command() -> None:
     "--type",
     "types",
     multiple=True,
-    type=click.Choice(list(TYPES)),
+    type=click.Choice(list(KEY_TYPES)),
     help="A type of keys that upcall is to make; may be repeated.  [default: as installed, or cifs.spnego]",
 )
 @click.option(
@@ -161,7 +161,7 @@ def _report(system: System, key: Key | None) -> dict[str, Any]:
         installed = system.ours()
     except OSError as error:
         problem = error_text(error)
-    keys = [standing(system, key)] if key else [standing_of_type(system, name) for name in TYPES]
+    keys = [standing(system, key)] if key else [standing_of_type(system, name) for name in KEY_TYPES]
     wanted = {name.encode() for name in installed.types} if installed else set()
     counted = [one for one in keys if key or one.key.type in wanted]
     request_key, socket = system.request_key(), system.socket()

@@ -12,8 +12,8 @@ from upcall.cli import error_text, for_terminal
 from upcall.core.errors import UpcallError, UsageError
 from upcall.install.services import Plan, install, kind_of, missing, undo
 from upcall.install.wanted import KINDS
-from upcall.protocols.request_key.install.our_file import TYPES
 from upcall.protocols.request_key.install.system import System
+from upcall.protocols.request_key.key_types import KEY_TYPES
 
 _DEFAULT = ("cifs.spnego",)
 
@@ -42,7 +42,7 @@ _DEFAULT = ("cifs.spnego",)
     "--request-key",
     "types",
     multiple=True,
-    type=click.Choice([*TYPES, "none"]),
+    type=click.Choice([*KEY_TYPES, "none"]),
     help="A type of keys that upcall is to make; may be repeated.  [default: cifs.spnego where keyutils is]",
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")

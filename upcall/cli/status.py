@@ -68,7 +68,7 @@ def _once_served(runtime: Path | None, uid: int, patience: float) -> dict[str, A
 
 def _serves(status: dict[str, Any], uid: int) -> bool:
     """A device that is not there is none that is missing."""
-    devices = [one for one in status["devices"] if one["uid"] == uid and "[Errno 2]" not in one.get("why", "")]
+    devices = [one for one in status.get("devices", []) if one["uid"] == uid and "[Errno 2]" not in one.get("why", "")]
     registered = any(one["uid"] == uid and not one["leaving"] for one in status["daemons"])
     return registered and all(one["open"] for one in devices)
 
@@ -98,10 +98,10 @@ def show(status: dict[str, Any], console: Console) -> None:
         if counts:
             console.print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     if status.get("quota"):
-        console.print(Text(_quota(status["quota"])))
-    if missing := [one for one in status["devices"] if not one["open"] and "[Errno 2]" in one["why"]]:
+        console.print(Text(_quota(status.get("quota", {}))))
+    if missing := [one for one in status.get("devices", []) if not one["open"] and "[Errno 2]" in one["why"]]:
         console.print("/dev/ecryptfs: not there; `modprobe ecryptfs` makes it, if it is wanted", highlight=False)
-    for device in status["devices"]:
+    for device in status.get("devices", []):
         if device in missing:
             continue
         state = "open" if device["open"] else f"not open: {device['why']}"

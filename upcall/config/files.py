@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from upcall.config.errors import ConfigError
-from upcall.config.keys import SYSTEM, USERS
+from upcall.config.table import SYSTEM, USERS
 
 MAX_FILE: Final = 1 << 20  # bytes
 SUFFIX: Final = ".toml"  # of drop-ins; other files in their folder are left alone

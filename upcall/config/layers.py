@@ -9,8 +9,9 @@ from typing import Any, Final, NamedTuple
 
 from upcall.config.errors import ConfigError
 from upcall.config.files import Source, read
-from upcall.config.keys import ANY, SYSTEM, USERS, Key, find, tree
+from upcall.config.keys import find, tree
 from upcall.config.lines import Path, lines, spelled
+from upcall.config.table import ANY, SYSTEM, USERS, Key
 
 _PLACE: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")  # of tomllib's errors
 

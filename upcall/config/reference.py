@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from upcall.config.keys import ANY, SYSTEM, TABLES, Key, Table
+from upcall.config.keys import TABLES
 from upcall.config.shown import as_toml
+from upcall.config.table import ANY, SYSTEM, Key, Table
 
 BEGIN: Final = "<!-- keys: written by `make docs` from upcall/config/keys.py -->\n"
 END: Final = "<!-- end of keys -->\n"

@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from upcall.config.keys import ANY, Key, find, keys
+from upcall.config.keys import find, keys
 from upcall.config.layers import Said, laid_over
 from upcall.config.lines import Path, spelled
+from upcall.config.table import ANY, Key
 
 
 class Shown(NamedTuple):

@@ -57,7 +57,7 @@ class _Parked(NamedTuple):
     line: Line
 
 
-class Broker:
+class Router:
     """`services`: what may be asked. `log(event, **fields)` never blocks. Times are seconds, monotonic.
 
     `start(uid)` sets about starting a daemon and says whether that can be; see `given_up`. `machine`: the uid of the
@@ -88,8 +88,9 @@ class Broker:
         self._contexts: dict[int, Contexts] = {}
         self._shares = {service.name: service.contexts for service in services.values()}
         self._wake = math.inf
-        self.on_helo: Callable[[int], None] = lambda uid: None  # a daemon of this uid can be told things now
-        self.on_gone: Callable[[int], None] = lambda uid: None  # none can, any more
+        # A uid has a daemon, and has none any more: told to each of these, in this order.
+        self.on_registered: list[Callable[[int], None]] = []
+        self.on_gone: list[Callable[[int], None]] = []
 
     # --- requests ------------------------------------------------------------------------------------------
 
@@ -261,8 +262,11 @@ class Broker:
         person = self.person_of(uid)
         if len(registry) >= self.limits.daemons:
             return "too-many-daemons"
-        mine = sum(1 for one in registry if one.uid != ROOT and self.person_of(one.uid) == person)
-        return "too-many-daemons" if mine >= self.limits.daemons_per_person else ""
+        return "too-many-daemons" if self.daemons_of(person) >= self.limits.daemons_per_person else ""
+
+    def daemons_of(self, person: int) -> int:
+        """How many daemons of a person's uids are registered."""
+        return sum(1 for one in self.registry if one.uid != ROOT and self.person_of(one.uid) == person)
 
     def helo(self, uid: int, pid: int, portid: int, link: Link, now: float, began: int = 0) -> Association:
         """A daemon registers. An older one of the same uid is sent QUIT; what it held goes to the new one."""
@@ -280,7 +284,9 @@ class Broker:
                 self._send(association, contexts, context)
         for service, requester, body, origin, deadline, line in self._parked.pop(uid, ()):
             self.ask(uid, service, requester, body, origin, now, deadline, line)
-        self.on_helo(uid)
+        if self.registry.get(uid) is association:  # otherwise it has gone while it was handed what was pending
+            for tell in self.on_registered:
+                tell(uid)
         return association
 
     def quit(self, association: Association) -> None:
@@ -304,8 +310,10 @@ class Broker:
         if self.registry.remove(association):
             self.refuse_all(association.uid, "daemon-gone")
             del self._contexts[association.uid]
-            self.on_gone(association.uid)
         association.link.close()
+        if self.registry.get(association.uid) is None:
+            for tell in self.on_gone:
+                tell(association.uid)
 
     def refuse_all(self, uid: int, reason: str) -> None:
         """Refuses everything that the uid's daemon was asked."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from upcall import __version__
 from upcall.core.errors import PeerError, Refused, UpcallError
 from upcall.core.messages import Answer, Refusal
-from upcall.kernel.local import listen, peer_of, receive
+from upcall.kernel.local import listen, listens, peer_of, receive
 from upcall.kernel.process import wipe
 from upcall.protocols.ecryptfs.key_handler import KeyService
 from upcall.protocols.ecryptfs.packets import SIGNATURE_LENGTH, is_signature
@@ -30,12 +30,23 @@ class Control:
     for those of terminals that answer prompts, which go to the prompter."""
 
     def __init__(self, path: Path, keys: KeyService) -> None:
-        """An older daemon's socket is taken over, as its registration will be."""
+        """While another daemon of this user listens there, commands stay its affair: see `take`."""
         self._path, self._keys = path, keys
-        self.listener = listen(path, 0o600, take_over=True)
-        self._inode = path.stat().st_ino
+        self._own = path.with_name(f"{path.name}.{os.getpid()}")
+        with contextlib.suppress(FileNotFoundError):
+            self._own.unlink()
+        self.listener = listen(self._own, 0o600)
+        self._inode = self._own.stat().st_ino
+        if not listens(path):
+            self.take()
         self.on_reload: Callable[[], None] = lambda: None  # waits for nothing
         self.more: Callable[[], dict[str, object]] = dict  # for the status, as JSON has it
+
+    def take(self) -> None:
+        """From now on the user's commands come here: this is the daemon that is registered, and answers with keys.
+        One that waits for a broker must not say of keys that they are locked while the other one uses them."""
+        with contextlib.suppress(FileNotFoundError):  # it is there already
+            self._own.replace(self._path)
 
     def serve_one(self) -> None:
         """One connection, one request."""
@@ -96,9 +107,10 @@ class Control:
 
     def close(self) -> None:
         self.listener.close()
-        with contextlib.suppress(FileNotFoundError):
-            if self._path.stat().st_ino == self._inode:  # otherwise a newer daemon listens there by now
-                self._path.unlink()
+        for path in (self._own, self._path):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ino == self._inode:  # otherwise a newer daemon listens there by now
+                    path.unlink()
 
 
 def _signature(data: bytes) -> str:

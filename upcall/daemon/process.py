@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from upcall.core.errors import ModuleFailed, PeerError, Refused, UsageError
@@ -18,14 +18,13 @@ from upcall.core.messages import Answer, Refusal
 from upcall.daemon.broker_link import BrokerLink
 from upcall.daemon.control import Control
 from upcall.daemon.workers import Workers
-from upcall.handler import Handler, Named, Notified
+from upcall.handler import Handler, Named, Notified, SelfWaiting, Waits
 from upcall.kernel.netlink import Packet
 from upcall.kernel.notify import Manager
 from upcall.process.log import EventLog
 from upcall.process.paths import Place
 from upcall.process.reload import Hangup
 from upcall.process.waker import Waker
-from upcall.protocols.ecryptfs.self_deadlock import OwnWaits
 from upcall.wire.envelope import (
     HEADER,
     HELO,
@@ -43,8 +42,8 @@ from upcall.wire.envelope import (
 if TYPE_CHECKING:
     from upcall.observe.recorder import Recorder
 
-ECRYPTFS = "ecryptfs"  # the service whose requesters the kernel does not name
 _RETRY_FIRST, _RETRY_MOST = 0.05, 1.0  # seconds between two tries to register
+_KEY_OF = {"too-many-daemons": " ([broker] daemons-per-person or daemons)"}  # what would have to be changed
 _HELLO_PATIENCE = 1.0  # seconds for a broker's answer to HELO
 _WAKE_TRIES = 100
 # Seconds that we hold on, having said QUIT: what a requester waits at most and a little; less, if we hold nothing.
@@ -80,8 +79,8 @@ class Daemon:
         self._change = threading.Condition()  # of the link
         self._stopping = self._over = self._reloading = False
         self._waker = Waker()
-        self._own: OwnWaits[_Job] = OwnWaits(self._refuse_own)
-        self._workers: Workers[_Job] = Workers(self._receive, self._work, self._refuse, look=self._own.look)
+        self._waits = {service: one for one in self._waits_of(handlers) for service in one.services}
+        self._workers: Workers[_Job] = Workers(self._receive, self._work, self._refuse, look=self._look)
         self.strangers = 0  # messages from anybody but the broker
         self.replaced = False  # the broker says that a newer daemon of this user has registered
 
@@ -129,10 +128,16 @@ class Daemon:
             try:
                 link = BrokerLink(self._place)
                 link.take(_HELLO_PATIENCE)
+                if self._control is not None:
+                    self._control.take()  # before HELO, which ends the one that has it now
                 if not link.heard(_HELLO_PATIENCE):
                     raise TimeoutError("it does not answer HELO")
             except (OSError, UsageError, Refused) as error:
-                why = f"it refuses: {error.reason}" if isinstance(error, Refused) else str(error)
+                why = (
+                    f"it refuses: {error.reason}{_KEY_OF.get(error.reason, '')}"
+                    if isinstance(error, Refused)
+                    else str(error)
+                )
                 if why != told:
                     told = why
                     self.log("no-broker", folder=self._place.folder, why=why)
@@ -283,8 +288,9 @@ class Daemon:
         if deadline <= time.monotonic():
             return None  # it lay in the socket for too long: the broker has answered
         job = _Job(envelope, handler, link)
-        if envelope.service == ECRYPTFS and not self._own.hold(envelope.seq, deadline, lane, job):
-            self._refuse_own(job, "who was refused has not come back")
+        waits = self._waits.get(envelope.service)
+        if waits is not None and not waits.hold(envelope.seq, deadline, lane, job):
+            self._refuse_own(job, "the worker of a refused request is still busy")
             return None
         return job, lane, deadline
 
@@ -320,9 +326,23 @@ class Daemon:
             outcome = Answer(body)
         except BaseException as error:  # noqa: BLE001 - whatever a module raises is a refusal, and only that
             outcome = self._refusal(job.envelope, error)
-        if job.envelope.service == ECRYPTFS and not self._own.let_go(job.envelope.seq):
+        if not self._let_go(job.envelope):
             return None  # it was refused meanwhile
         return self._send(job.link, job.envelope, outcome, begun)
+
+    def _waits_of(self, handlers: Sequence[Handler]) -> Iterator[Waits]:
+        for handler in handlers:
+            if isinstance(handler, SelfWaiting):
+                handler.waits.refuse = self._refuse_own
+                yield handler.waits
+
+    def _look(self) -> None:
+        for waits in self._waits.values():
+            waits.look()
+
+    def _let_go(self, envelope: Envelope) -> bool:
+        waits = self._waits.get(envelope.service)
+        return waits is None or waits.let_go(envelope.seq)
 
     def _refuse_own(self, job: _Job, by: str) -> None:
         self.log("own-request", service=job.envelope.service, seq=job.envelope.seq, waiting=by)
@@ -346,7 +366,7 @@ class Daemon:
     def _refuse(self, job: _Job, refused: Refused) -> None:
         if job.notice:
             self.log("notice-dropped", service=job.envelope.service, why=refused.reason)
-        elif job.envelope.service != ECRYPTFS or self._own.let_go(job.envelope.seq):
+        elif self._let_go(job.envelope):
             self._send(job.link, job.envelope, Refusal(refused.reason, refused.errno))
 
     def _refuse_position(self, data: bytes, link: BrokerLink) -> None:

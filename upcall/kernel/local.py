@@ -41,30 +41,34 @@ def pidfd_of(connection: socket.socket) -> int:
     return os.pidfd_open(peer_of(connection)[0])
 
 
-def listen(path: Path, mode: int, take_over: bool = False) -> socket.socket:
-    """A listening socket at `path`. One that nobody listens on any more is replaced; a live one is an error,
-    unless we `take_over`: then whoever connects from now on is ours."""
+def listens(path: Path) -> bool:
+    """Whether a process listens at this socket. OSError if that cannot be known: no right, or nobody takes us."""
+    if not path.is_socket():
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+    return True
+
+
+def listen(path: Path, mode: int) -> socket.socket:
+    """A listening socket at `path`. One that nobody listens on any more is replaced; a live one is a UsageError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     listener.setblocking(False)
-    name = path.with_name(f"{path.name}.{os.getpid()}") if take_over else path
     try:
-        if path.is_socket() and not take_over:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-                probe.settimeout(1)
-                try:
-                    probe.connect(os.fspath(path))
-                except ConnectionRefusedError:
-                    path.unlink()
-                else:
-                    raise UsageError(f"{path}: somebody listens there already")
+        if path.is_socket():
+            if listens(path):
+                raise UsageError(f"{path}: somebody listens there already")
+            path.unlink()
         before = os.umask(0o777 & ~mode)
         try:
-            listener.bind(os.fspath(name))
+            listener.bind(os.fspath(path))
         finally:
             os.umask(before)
         listener.listen(128)
-        if take_over:
-            name.replace(path)
     except BaseException:
         listener.close()
         raise

@@ -143,7 +143,7 @@ def _samples(status: Status) -> dict[str, Samples]:
         "upcall_daemons": [((), len(daemons) + status.get("daemons_not_shown", 0))],
         "upcall_replies_rejected": _counts(status["rejected"]),
         "upcall_devices": [
-            ((state,), sum(one["open"] is is_open for one in status["devices"]))
+            ((state,), sum(one["open"] is is_open for one in status.get("devices", [])))
             for state, is_open in (("open", True), ("closed", False))
         ],
     }

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Final, NamedTuple, Protocol
 
-from upcall.broker.loop import URGENT, Loop
 from upcall.core.errors import REASONS, PeerError, UsageError
 from upcall.core.messages import Answer, Refusal, Requester
 from upcall.kernel.local import connect, receive
+from upcall.process.loop import URGENT, Loop
 from upcall.process.paths import Place
 from upcall.wire.envelope import NOTICE, REQUEST, Envelope, Response
 from upcall.wire.source_link import (

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 from upcall import config
-from upcall.broker import people
 from upcall.broker.__main__ import run
-from upcall.broker.listener import Listener
 from upcall.core.contexts import NO_LINE, Line
 from upcall.kernel import ancestry
+from upcall.process import people
+from upcall.process.listener import Listener
 
 
 def strangers(pid: int) -> Line:

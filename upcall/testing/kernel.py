@@ -16,15 +16,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from upcall.broker.launcher import COMMAND
 from upcall.broker.server import Server
 from upcall.broker.settings import Configured
 from upcall.core.contexts import Line
 from upcall.core.errors import PeerError
-from upcall.core.service import SERVICES, Service
+from upcall.core.service import Service
 from upcall.process.log import EventLog
 from upcall.process.paths import Place, own_place
+from upcall.process.people import People
+from upcall.process.source import MakeSource, Source
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.ecryptfs.packets import (
     MAX_READ,
     MAX_WRITE,
@@ -38,7 +42,8 @@ from upcall.protocols.ecryptfs.packets import (
     take_frame,
     take_reply,
 )
-from upcall.protocols.request_key.source import Kernel
+from upcall.protocols.ecryptfs.source import Devices, OpenDevice
+from upcall.protocols.request_key.source import Forwarders, Kernel
 from upcall.testing.broker import strangers
 from upcall.testing.processes import PATIENCE, NotInTime
 
@@ -226,6 +231,27 @@ class PlayedKernel:
         return len(self._devices[uid].queue)
 
 
+def sources(
+    place: Place, device: OpenDevice | None = None, keys: Kernel | None = None, owners: Mapping[str, int] = {}
+) -> list[MakeSource]:
+    """The sources of eCryptfs and of request_key, if they have something to face."""
+    make: list[MakeSource] = []
+    if device is not None:
+        make.append(lambda loop, router, log, people: Devices(loop, router, log, device))
+    if keys is not None:
+        path, me = place.request_key_socket, os.geteuid()
+        make.append(lambda loop, router, log, people: Forwarders(loop, router, log, people, path, keys, owners, me))
+    return make
+
+
+S = TypeVar("S", bound=Source)
+
+
+def source_of(server: Server, kind: type[S]) -> S:
+    """The server's source of this kind."""
+    return next(source for source in server.sources if isinstance(source, kind))
+
+
 @contextlib.contextmanager
 def broker_below(
     kernel: PlayedKernel | None,
@@ -241,9 +267,9 @@ def broker_below(
     folder. `line_of`: from whom a process descends; the test's may play a daemon and those who ask it."""
     place: Place = own_place(folder)
     with (folder.parent / "broker.log").open("ab") as log:
-        device = None if kernel is None else kernel.open
         logs = EventLog("upcall-broker", log.fileno())
-        server = Server(place, services, logs, device, keys, owners, start, read=read, line_of=line_of)
+        make = sources(place, None if kernel is None else kernel.open, keys, owners or {})
+        server = Server(place, make, services, logs, start, read, people=People(logs, line_of=line_of))
         thread = threading.Thread(target=server.run, name="broker")
         thread.start()
         try:

@@ -15,7 +15,7 @@ _NO_UID = 0xFFFFFFFF  # (uid_t) -1
 _MOST = 65536  # ranges
 
 
-class People:
+class Ranges:
     """Which person a uid belongs to: the owner of its range, or the uid itself."""
 
     def __init__(self, ranges: Iterable[tuple[int, int, int]] = ()) -> None:
@@ -46,7 +46,7 @@ class People:
 
 
 class Taken(NamedTuple):
-    people: People
+    people: Ranges
     skipped: int  # lines that are broken, name no user, or claim root's uid
 
 
@@ -70,4 +70,4 @@ def take_subuid(text: str, uid_of: Callable[[str], int | None]) -> Taken:
             skipped += 1
             continue
         ranges.append((first, first + count, owner))
-    return Taken(People(ranges), skipped)
+    return Taken(Ranges(ranges), skipped)

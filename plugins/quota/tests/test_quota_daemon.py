@@ -19,8 +19,8 @@ import pytest
 from upcall_quota.played import serve_once, stall
 
 from upcall.core.messages import Requester
-from upcall.core.router import Broker
-from upcall.core.service import SERVICES
+from upcall.core.router import Router
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.quota.notice import Cause, QuotaNotice, Subject, pack
 from upcall.testing.notices import hostile, notice
 from upcall.testing.played import PlayedBroker
@@ -127,7 +127,7 @@ def test_from_the_brokers_core(folder: Path, terminal: int) -> None:
     """As the broker tells whom it has registered; nobody else is told anything."""
     told = Told(folder, settings("terminal"))
     with told.daemon:
-        core = Broker(SERVICES, lambda *_, **__: None)
+        core = Router(SERVICES, lambda *_, **__: None)
         core.helo(UID, told.daemon.pid, told.broker.portid, told.broker.socket, time.monotonic())
         assert core.notice(UID + 1, "quota", Requester(0, 0), pack(notice(UID + 1, "you"))) == "no-daemon"
         assert core.notice(UID, "quota", Requester(UID, 0), pack(notice(UID, "me", event="over-soft"))) == ""

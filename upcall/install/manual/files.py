@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from upcall.config.keys import ANY, SYSTEM, TABLES, Key, Table
+from upcall.config.keys import TABLES
 from upcall.config.shown import as_toml
+from upcall.config.table import ANY, SYSTEM, Key, Table
 from upcall.install.manual.roff import Block, Items, Page, Paragraph, Verbatim, bold, italic
 
 _LINKS: Final = re.compile(r" \(\[[^]]+\]\([^)]+\)\)| See \[[^]]+\]\([^)]+\)\.")

@@ -51,7 +51,7 @@ def device(scene: Scene) -> Iterator[Finding]:
     status = scene.broker.status
     if status is None:
         return
-    for one in status["devices"]:
+    for one in status.get("devices", []):
         if one["open"]:
             yield ok(f"eCryptfs is served for uid {one['uid']}")
         elif not scene.at(str(DEVICE)).exists():
@@ -61,7 +61,7 @@ def device(scene: Scene) -> Iterator[Finding]:
             who = f"pid {holder} ({scene.text(f'/proc/{holder}/comm').strip()!r}) has it open" if holder else ""
             what = f"eCryptfs is not served for uid {one['uid']}: {one['why']}"
             yield problem(what, who or "as root this shows who has it open", f"kill {holder}" if holder else "")
-    if not status["broker"].get("ecryptfs") and status["broker"]["uid"] == 0:
+    if "ecryptfs" not in status["broker"]["sources"] and status["broker"]["uid"] == 0:
         yield note("the broker does not serve eCryptfs", "start it with --ecryptfs, if it is to")
 
 

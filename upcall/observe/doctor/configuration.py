@@ -12,8 +12,9 @@ from upcall.config import ConfigError
 from upcall.observe.doctor.findings import Finding, note, ok, problem
 from upcall.observe.doctor.system import Scene
 from upcall.protocols.request_key.install.key_makers import Standing, standing_of_type
-from upcall.protocols.request_key.install.our_file import FILE, TYPES
+from upcall.protocols.request_key.install.our_file import FILE
 from upcall.protocols.request_key.install.system import REQUEST_KEY
+from upcall.protocols.request_key.key_types import KEY_TYPES
 
 _DEFAULT = "cifs.spnego"  # what `upcall request-key install` is for if it is not told
 
@@ -51,8 +52,8 @@ def request_key(scene: Scene) -> Iterator[Finding]:
                       f"mv {quote(str(scene.system.at(FILE)))} {quote(str(scene.system.at(FILE)))}.old")  # fmt: skip
         return
     if installed is None:
-        for name in TYPES:
-            types = "" if name == _DEFAULT else "".join(f" --type {one}" for one in TYPES)
+        for name in KEY_TYPES:
+            types = "" if name == _DEFAULT else "".join(f" --type {one}" for one in KEY_TYPES)
             yield note(
                 _made(name, standing_of_type(scene.system, name)), "to have them come to upcall", install + types
             )

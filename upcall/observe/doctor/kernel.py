@@ -14,6 +14,7 @@ from upcall.kernel.genetlink import NoFamily, look_up
 from upcall.kernel.netlink import NetlinkSocket
 from upcall.observe.doctor.findings import Finding, note, ok, problem
 from upcall.observe.doctor.system import Scene
+from upcall.protocols.catalogue import PROTOCOLS
 
 DEVICE = "/dev/ecryptfs"
 QUOTA_FAMILY, QUOTA_GROUP = "VFS_DQUOT", "events"
@@ -76,11 +77,8 @@ def ecryptfs(scene: Scene) -> Iterator[Finding]:
 
 
 def upcalls(scene: Scene) -> Iterator[Finding]:
-    """CIFS with Kerberos, and names: both by request_key."""
-    for title, module, option in (
-        ("CIFS can ask for Kerberos tickets", "cifs", "CONFIG_CIFS_UPCALL"),
-        ("the kernel can ask for names", "dns_resolver", "CONFIG_DNS_RESOLVER"),
-    ):
+    """What the kernel may ask for, by protocol."""
+    for title, module, option in (one for protocol in PROTOCOLS for one in protocol.kernel):
         told = _built_with(scene, option)
         if told == "n" or (told == "" and not _installed(scene, module)):
             what = f"this kernel has no {option}" if told else f"this kernel has no module {module}"

@@ -15,7 +15,7 @@ def listening(scene: Scene) -> Iterator[Finding]:
     status = scene.broker.status
     if status is None or "quota" not in status:
         return  # others than root are not told
-    quota = status["quota"]
+    quota = status.get("quota", {})
     if not quota:
         if status["broker"]["uid"] == 0:
             remedy = "start it, if quota warnings are to be heard"

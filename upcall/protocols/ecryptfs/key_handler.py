@@ -11,12 +11,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from upcall.core.errors import ModuleFailed, PeerError, Refused
 from upcall.core.messages import Requester
 from upcall.daemon.secrets import Asker as Asker
 from upcall.daemon.secrets import NoPrompter, Prompter
+from upcall.handler import Waits
 from upcall.kernel.process import LockedMemory
 from upcall.keymodule import KeyModule
 from upcall.protocols.ecryptfs.authtok import AuthTok, take_auth_tok
@@ -34,6 +35,7 @@ from upcall.protocols.ecryptfs.packets import (
     take_ask,
     take_file_key,
 )
+from upcall.protocols.ecryptfs.self_deadlock import OwnWaits
 from upcall.wire.envelope import Envelope
 
 
@@ -95,6 +97,7 @@ class KeyService:
         prove_all: bool = False,
         prompter: Prompter | None = None,
     ) -> None:
+        self.waits: Waits = OwnWaits[Any]()
         self.prompter: Prompter = prompter or NoPrompter()
         self.serving = _Serving()
         self._keyring, self._modules, self._fetch = keyring, modules, fetch

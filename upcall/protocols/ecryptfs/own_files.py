@@ -2,7 +2,7 @@
 
 Such a file lies on an eCryptfs mount whose key is one that the daemon answers for, and to open it is to ask the
 daemon. Looking at it (stat) asks nobody. Python says what is about to be opened (sys.addaudithook), whoever opens it:
-our code, a key module, an import. C libraries do not; what they open is found when it waits (ownwaits.py).
+our code, a key module, an import. C libraries do not; what they open is found when it waits (self_deadlock.py).
 """
 
 from __future__ import annotations

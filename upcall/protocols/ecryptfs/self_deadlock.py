@@ -26,10 +26,16 @@ _GENERATIONS: Final = 4
 
 
 class OwnWaits(Generic[Job]):
-    """`refuse(job, by)` answers a request; `by`: who of ours waits, for people."""
+    """upcall.handler.Waits for eCryptfs. `refuse(job, by)` answers a request; `by`: who of ours waits, for people."""
 
-    def __init__(self, refuse: Callable[[Job, str], None], waiting: Callable[[], list[str]] | None = None) -> None:
-        self._refuse, self._waiting = refuse, waiting or waiting_for_ecryptfs
+    services: tuple[str, ...] = ("ecryptfs",)
+
+    def __init__(
+        self,
+        refuse: Callable[[Job, str], None] = lambda job, by: None,
+        waiting: Callable[[], list[str]] | None = None,
+    ) -> None:
+        self.refuse, self._waiting = refuse, waiting or waiting_for_ecryptfs
         self._lock = threading.Lock()
         # by sequence number: since when, until when, for which key, what
         self._held: dict[int, tuple[float, float, str, Job]] = {}
@@ -74,7 +80,7 @@ class OwnWaits(Generic[Job]):
                 if held is not None:
                     self._astray[seq] = min(held[1], now + _ASTRAY), held[2]
             if held is not None:
-                self._refuse(held[3], ", ".join(waiting))
+                self.refuse(held[3], ", ".join(waiting))
 
 
 def waiting_for_ecryptfs() -> list[str]:

@@ -10,17 +10,17 @@ import errno
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from upcall.broker.loop import URGENT
 from upcall.core.errors import PeerError
 from upcall.core.messages import Answer, Refusal, Requester
+from upcall.core.router import Router
 from upcall.kernel.process import schedule_as_batch
+from upcall.process.log import EventLog
+from upcall.process.loop import URGENT, Loop
+from upcall.process.source import Source
 from upcall.protocols.ecryptfs.packets import REQUEST, RESPONSE, Frame, pack_failure, pack_frame, take_ask, take_frame
 from upcall.wire.envelope import refusal
-
-if TYPE_CHECKING:
-    from upcall.broker.server import Server
 
 _SERVICE = "ecryptfs"
 _RETRY = 2.0  # seconds until a device that could not be opened is tried again
@@ -58,17 +58,22 @@ class _FromKernel:
         self._devices.write(self._device, Frame(RESPONSE, self._seq, self._index, packet))
 
 
-class Devices:
+class Devices(Source):
     """All of them. Failing to open one is logged and tried again for as long as its daemon is there."""
 
-    def __init__(self, server: Server, open_device: OpenDevice) -> None:
-        self._server, self._open_device = server, open_device
+    name = "ecryptfs"
+
+    def __init__(self, loop: Loop, router: Router, log: EventLog, open_device: OpenDevice) -> None:
+        super().__init__(loop, router, log)
+        router.on_registered.append(self.open)
+        router.on_gone.append(self.close_of)
+        self._open_device = open_device
         self._open: dict[int, Device] = {}
         self._wanted: dict[int, float] = {}  # uid -> when to try again
         self._failed: dict[int, str] = {}
         self.counts: Counter[str] = Counter()
-        self._retrying = server.loop.timer(self._retry)
-        self._heartbeat = server.loop.timer(self._beat)
+        self._retrying = loop.timer(self._retry)
+        self._heartbeat = loop.timer(self._beat)
 
     def open(self, uid: int) -> None:
         """In the name of `uid`, unless it is open already."""
@@ -79,18 +84,18 @@ class Devices:
         except OSError as error:
             why = "another daemon of this uid has it" if error.errno == errno.EINVAL else str(error)
             if self._failed.get(uid) != why:
-                self._server.log("device-not-open", uid=uid, why=why)
+                self.log("device-not-open", uid=uid, why=why)
             self._failed[uid] = why
-            self._wanted[uid] = self._server.now + _RETRY
+            self._wanted[uid] = self.loop.now + _RETRY
             self._retrying.at(self._wanted[uid])
             return
         self._failed.pop(uid, None)
         self._wanted.pop(uid, None)
         self._open[uid] = device
         schedule_as_batch()
-        self._server.loop.add(device, lambda: self._on_readable(device), URGENT)
-        self._server.log("device-open", uid=uid)
-        self._heartbeat.at(self._server.now + _HEARTBEAT)
+        self.loop.add(device, lambda: self._on_readable(device), URGENT)
+        self.log("device-open", uid=uid)
+        self._heartbeat.at(self.loop.now + _HEARTBEAT)
 
     def _retry(self, now: float) -> None:
         for uid in [uid for uid, when in self._wanted.items() if when <= now]:
@@ -101,14 +106,14 @@ class Devices:
         if self._open:
             self._heartbeat.at(now + _HEARTBEAT)
 
-    def close(self, uid: int) -> None:
+    def close_of(self, uid: int) -> None:
         """Reads and refuses what is still there, then closes: what stays unread hangs for 3 s."""
         self._wanted.pop(uid, None)
         self._failed.pop(uid, None)
         device = self._open.pop(uid, None)
         if device is None:
             return
-        self._server.loop.remove(device)
+        self.loop.remove(device)
         for _ in range(_LAST_READS):
             if not device.readable():
                 break
@@ -117,11 +122,11 @@ class Devices:
                 self.write(device, Frame(RESPONSE, frame.seq, frame.index, pack_failure(frame.data)))
                 self.counts["refused at closing"] += 1
         device.close()
-        self._server.log("device-closed", uid=uid)
+        self.log("device-closed", uid=uid)
 
-    def close_all(self) -> None:
+    def close(self) -> None:
         for uid in tuple(self._open):
-            self.close(uid)
+            self.close_of(uid)
 
     def write(self, device: Device, frame: Frame) -> None:
         """An answer; that its waiter has gone is counted, nothing more."""
@@ -131,7 +136,7 @@ class Devices:
             device.write(pack_frame(frame))
         except OSError as error:
             self.counts["not taken"] += 1
-            self._server.log("kernel-did-not-take", uid=device.uid, seq=frame.seq, index=frame.index, why=error)
+            self.log("kernel-did-not-take", uid=device.uid, seq=frame.seq, index=frame.index, why=error)
 
     def _on_readable(self, device: Device) -> None:
         frame = self._read(device)
@@ -144,17 +149,17 @@ class Devices:
         try:
             take_ask(frame.data)
         except PeerError as error:
-            self._server.log("bad-request", uid=device.uid, why=error)
+            self.log("bad-request", uid=device.uid, why=error)
             origin.settle(refusal("bad-request"))
             return
         requester = Requester(device.uid, 0)
-        self._server.broker.ask(device.uid, _SERVICE, requester, frame.data, origin, self._server.since)
+        self.router.ask(device.uid, _SERVICE, requester, frame.data, origin, self.loop.since)
 
     def _read(self, device: Device) -> Frame | None:
         try:
             data = device.read()
         except OSError as error:
-            self._server.log("device-unreadable", uid=device.uid, why=error)
+            self.log("device-unreadable", uid=device.uid, why=error)
             return None
         if not data:
             return None
@@ -163,15 +168,15 @@ class Devices:
             frame = take_frame(data)
         except PeerError as error:
             self.counts["nonsense"] += 1
-            self._server.log("kernel-nonsense", uid=device.uid, why=error)
+            self.log("kernel-nonsense", uid=device.uid, why=error)
             return None
         return frame if frame.type == REQUEST else None
 
-    def status(self, uid: int | None) -> list[dict[str, object]]:
+    def status(self, uid: int | None) -> dict[str, object]:
         found: list[dict[str, object]] = [
             {"uid": one, "open": True} for one in self._open if uid is None or one == uid
         ]
         found += [
             {"uid": one, "open": False, "why": why} for one, why in self._failed.items() if uid is None or one == uid
         ]
-        return found
+        return {"devices": found} | ({"kernel": dict(self.counts)} if uid is None else {})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 
-from upcall.broker.listener import Asked, Connection, Listener
 from upcall.core.errors import PeerError
 from upcall.core.messages import Answer, Requester
+from upcall.process.listener import Asked, Connection, Listener
 from upcall.wire.envelope import MAX_BODY, Envelope, refusal
 
 STATUS = "broker.status"  # the one service that the broker answers itself
@@ -17,14 +18,17 @@ _SHOWN = 64  # daemons and devices in a status that would be too long
 class Requesters(Listener):
     """The socket that is open to all."""
 
+    name = "local"
+
     mode = 0o666
+    whole_status: Callable[[int | None], dict[str, object]] = staticmethod(lambda uid: {})  # of the broker, by uid
 
     def ask(self, connection: Connection, envelope: Envelope, origin: Asked) -> None:
-        server, uid = self.server, connection.uid
+        uid = connection.uid
         if envelope.service == STATUS:
-            origin.settle(Answer(self.status(None if uid == 0 else uid)))
+            origin.settle(Answer(self.shown_status(None if uid == 0 else uid)))
             return
-        service = server.broker.services.get(envelope.service)
+        service = self.router.services.get(envelope.service)
         target = envelope.requester.uid
         if service is None or not service.local:
             origin.settle(refusal("no-service"))
@@ -38,13 +42,13 @@ class Requesters(Listener):
                 return
             deadline = envelope.deadline_ns / 1e9 or math.inf
             requester = Requester(uid, connection.pid)
-            server.broker.ask(
-                target, service.name, requester, envelope.body, origin, server.now, deadline, connection.line
+            self.router.ask(
+                target, service.name, requester, envelope.body, origin, self.loop.now, deadline, connection.line
             )
 
-    def status(self, uid: int | None) -> bytes:
+    def shown_status(self, uid: int | None) -> bytes:
         """JSON, cut down to what a body can hold."""
-        found = self.server.status(uid)
+        found = self.whole_status(uid)
         body = json.dumps(found).encode("ascii")
         if len(body) > MAX_BODY:
             for name in ("daemons", "devices"):

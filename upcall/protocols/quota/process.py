@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 from upcall import config
-from upcall.broker.loop import URGENT, Loop
 from upcall.core.errors import UsageError
 from upcall.kernel.notify import Manager
 from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit
 from upcall.process.hardening import of_quota_source
 from upcall.process.log import EventLog
+from upcall.process.loop import URGENT, Loop
 from upcall.process.paths import SYSTEM_FOLDER, Place
 from upcall.process.waker import Waker
 from upcall.protocols.quota.setup import configured

@@ -25,10 +25,10 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from upcall.broker.loop import URGENT, Loop
 from upcall.core.errors import PeerError, UsageError
 from upcall.core.messages import Answer, Refusal, Requester
 from upcall.kernel.genetlink import Ids, Listener, NoFamily, look_up, with_room
+from upcall.process.loop import URGENT, Loop
 from upcall.process.paths import Place
 from upcall.process.source_link import LOST, SourceLink
 from upcall.protocols.quota import notice as quotanotice

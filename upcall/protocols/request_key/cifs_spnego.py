@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from upcall.core.errors import PeerError
+from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.key_type import KeyType, Option, Wanted
 from upcall.protocols.request_key.messages import take_ask, take_instance
 
 TYPE = "cifs.spnego"
@@ -141,3 +144,49 @@ def _fits_until(text: bytes) -> int:
             break
         at = found.end()
     return at
+
+
+# --- the type ------------------------------------------------------------------------------------------------
+
+_ANY_PID = 1  # there is no process, and nobody looks for it
+_IPV4, _NO_ADDRESS = re.compile(r"[0-9.]{7,15}"), "0.0.0.0"  # noqa: S104 - a place holder in a text
+
+
+def wanted(description: bytes) -> Wanted:
+    found = take_description(description)
+    return Wanted(found.creduid, found.pid)
+
+
+def described(told: Mapping[str, str]) -> Key:
+    """For a mount of //host/... with cruid=uid."""
+    host = told["host"]
+    ip = host if ":" in host or _IPV4.fullmatch(host) else _NO_ADDRESS
+    asked = Spnego(host, ip, told.get("sec", "krb5"), 0, int(told["uid"]), told.get("user"), _ANY_PID, None)
+    return Key(TYPE.encode(), pack_description(asked))
+
+
+def _typical(end: bytes) -> Key:
+    start = b"ver=0x2;host=any.invalid;ip4=192.0.2.1;sec=krb5;uid=0x0;creduid=0x3e9;user=any;pid=0x7ffffff"
+    return Key(TYPE.encode(), start + end)
+
+
+KEY_TYPE = KeyType(
+    TYPE,
+    "Kerberos sessions of the kernel's CIFS client.",
+    wanted,
+    check_request,
+    check_answer,
+    patience=8.0,  # a mount hangs for as long, and with it every other one; a KDC that is slow answers within seconds
+    # Less wild than the distribution's "*", and true of every key that a kernel describes.
+    pattern=b"ver=0x2;host=*",
+    typical=(_typical(b""), _typical(b";upcall_target=app"), _typical(b";upcall_target=mount")),
+    options=(
+        Option("host", "HOST", "the file server, as mount is told it.", required=True),
+        Option("uid", "UID", "for whom.  [default: you]", is_uid=True),
+        Option("sec", "SEC", "the mount option sec=.  [default: krb5]"),
+        Option("user", "NAME", "the mount option user=."),
+    ),
+    described=described,
+    kernel=("CIFS can ask for Kerberos tickets", "cifs", "CONFIG_CIFS_UPCALL"),
+    machine=True,
+)

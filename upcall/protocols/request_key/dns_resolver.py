@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from upcall.core.errors import PeerError
+from upcall.protocols.request_key.conf import Key
+from upcall.protocols.request_key.key_type import ROOT, KeyType, Option, Wanted
 from upcall.protocols.request_key.messages import take_ask, take_instance
 
 TYPE: Final = "dns_resolver"
@@ -258,3 +261,38 @@ def _span(payload: bytes, at: int, size: int) -> bytes:
     if len(found) != size:
         raise PeerError(TYPE, f"a server list that ends {size - len(found)} bytes too early", at)
     return found
+
+
+# --- the type ------------------------------------------------------------------------------------------------
+
+
+def wanted(description: bytes) -> Wanted:
+    take_description(description)
+    return Wanted(ROOT, None)
+
+
+def described(told: Mapping[str, str]) -> Key:
+    """For a host by its name, or "afsdb:CELL"; `options` as the kernel gives them, with blanks between."""
+    name, options = told["name"].encode(), told.get("options", "").encode()
+    take_callout(options, take_description(name))
+    return Key(TYPE.encode(), name, options)
+
+
+KEY_TYPE = KeyType(
+    TYPE,
+    "Names that the kernel's CIFS, NFS, AFS and Ceph look up.",
+    wanted,
+    check_request,
+    check_answer,
+    patience=6.0,  # mounts and reconnections wait for it; a resolver gives up after some seconds, too
+    # A name has nothing in common with others: our line has to be read first, and request-key.conf is read last.
+    pattern=b"*",
+    typical=(Key(b"dns_resolver", b"any.invalid"),),
+    options=(
+        Option("name", "NAME", "what to look up.", required=True),
+        Option("options", "TEXT", "what the kernel asks for, such as ipv6."),
+    ),
+    described=described,
+    kernel=("the kernel can ask for names", "dns_resolver", "CONFIG_DNS_RESOLVER"),
+    of_the_system=True,
+)

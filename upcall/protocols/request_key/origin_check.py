@@ -7,23 +7,18 @@ with its own credentials, its authorisation is there, and the text is exactly wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from upcall.core.errors import PeerError, Refused
-from upcall.protocols.request_key import cifs_spnego, dns_resolver
+from upcall.protocols.request_key.key_type import ROOT, Wanted
+from upcall.protocols.request_key.key_types import KEY_TYPES
 from upcall.protocols.request_key.messages import Described, Upcall
 
 AUTHORISATION = ".request_key_auth"
-ROOT = 0
 
 # What the kernel gives a key that it makes itself (construct_alloc_key() in security/keys/request_key.c): the
 # possessor may do this and that, the owner may look, and nobody else anything.
 _OWNER_AND_OTHERS, _ONLY_LOOKING = 0x00FFFFFF, 0x00010000
-
-
-# Types whose keys do not say whose credentials they want: the configuration says whose daemon answers.
-NOBODYS = frozenset({dns_resolver.TYPE})
 
 
 class Who(NamedTuple):
@@ -35,32 +30,9 @@ class Who(NamedTuple):
     started: int  # clock ticks since boot
 
 
-class Wanted(NamedTuple):
-    """What a description says: whose daemon is to answer, and which process waits for it (None: it does not say)."""
-
-    uid: int
-    pid: int | None
-
-
-def _wanted_by_cifs(description: bytes) -> Wanted:
-    found = cifs_spnego.take_description(description)
-    return Wanted(found.creduid, found.pid)
-
-
-def _wanted_by_dns(description: bytes) -> Wanted:
-    dns_resolver.take_description(description)
-    return Wanted(ROOT, None)
-
-
-TYPES: Mapping[str, Callable[[bytes], Wanted]] = {
-    cifs_spnego.TYPE: _wanted_by_cifs,
-    dns_resolver.TYPE: _wanted_by_dns,
-}
-
-
 def check_key(upcall: Upcall, key: Described, authorisation: Described) -> None:
     """`key` and `authorisation` are the kernel's words about both. Refused if somebody made this up."""
-    if key.type not in TYPES:
+    if key.type not in KEY_TYPES:
         raise Refused("unknown-type", why=f"keys of type {key.type!r} are nobody's here")
     if (key.uid, key.gid) != (ROOT, ROOT):
         raise Refused("forged", why=f"the key belongs to uid {key.uid}, gid {key.gid}: not the kernel asked for it")
@@ -75,7 +47,7 @@ def check_key(upcall: Upcall, key: Described, authorisation: Described) -> None:
 def wanted(key: Described) -> Wanted:
     """What the description of a checked key wants. Refused if it is not what a kernel writes."""
     try:
-        return TYPES[key.type](key.description)
+        return KEY_TYPES[key.type].wanted(key.description)
     except PeerError as error:
         raise Refused("forged", why=str(error)) from error
 

@@ -10,18 +10,19 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from upcall.broker.listener import Asked, Connection, Listener
-from upcall.broker.loop import URGENT
 from upcall.core.errors import PeerError, Refused
 from upcall.core.messages import Answer, Refusal, Requester
+from upcall.core.router import Router
+from upcall.process.listener import Asked, Connection, Listener
+from upcall.process.log import EventLog
+from upcall.process.loop import URGENT, Loop
+from upcall.process.people import People
 from upcall.protocols.request_key import origin_check as gate
+from upcall.protocols.request_key.key_type import Wanted
 from upcall.protocols.request_key.messages import SERVICE, Ask, Described, Upcall, pack_ask, take_upcall
 from upcall.wire.envelope import Envelope, refusal
-
-if TYPE_CHECKING:
-    from upcall.broker.server import Server
 
 _WAY_BACK = 0.25  # seconds that the forwarder needs for the rest
 
@@ -75,16 +76,26 @@ class _Key:
 class Forwarders(Listener):
     """The socket for forwarders; only root can reach it."""
 
+    name = "request_key"
     per_person = in_all = for_root = 512
     accepts_per_second = 100_000  # only root's can connect
     once = True
 
-    def __init__(self, server: Server, path: Path, kernel: Kernel, owners: Mapping[str, int], me: int) -> None:
+    def __init__(
+        self, loop: Loop, router: Router, log: EventLog, people: People, path: Path, kernel: Kernel,
+        owners: Mapping[str, int], me: int,
+    ) -> None:  # fmt: skip
         """`owners`: whose daemon answers for the types whose keys do not say it. `me`: whose forwarders these are."""
         self._kernel, self.owners, self._me = kernel, owners, me
         self._pending: set[int] = set()
         self.counts: Counter[str] = Counter()
-        super().__init__(server, path)
+        super().__init__(loop, router, log, people, path)
+
+    def follow(self, owners: Mapping[str, int]) -> None:
+        self.owners = owners
+
+    def status(self, uid: int | None) -> dict[str, object]:
+        return {} if uid is not None else {"request_key": dict(self.counts)}
 
     def admits(self, connection: Connection) -> bool:
         return connection.uid == self._me and super().admits(connection)
@@ -116,7 +127,7 @@ class Forwarders(Listener):
         gate.check_key(upcall, key, authorisation)
         want = gate.wanted(key)
         uid = self.owners.get(key.type, want.uid)
-        service = self.server.broker.services[key.type]
+        service = self.router.services[key.type]
         body = pack_ask(Ask(key.description, upcall.callout))
         service.check_request(body)
         process = self._process(want, connection)
@@ -127,10 +138,10 @@ class Forwarders(Listener):
         self._pending.add(upcall.key)
         deadline = envelope.deadline_ns / 1e9 - _WAY_BACK if envelope.deadline_ns else math.inf
         answer_to = _Key(self, upcall.key, uid, process, origin)
-        line = self.server.line_of(requester.pid)
-        self.server.broker.ask(uid, service.name, requester, body, answer_to, self.server.now, deadline, line)
+        line = self.people.line_of(requester.pid)
+        self.router.ask(uid, service.name, requester, body, answer_to, self.loop.now, deadline, line)
 
-    def _process(self, want: gate.Wanted, connection: Connection) -> Waiting | None:
+    def _process(self, want: Wanted, connection: Connection) -> Waiting | None:
         """The process behind the request, if the description names one."""
         if want.pid is None:
             return None
@@ -152,13 +163,13 @@ class Forwarders(Listener):
         self.counts[denied.reason] += 1
         told = upcall.described.decode("ascii", "backslashreplace")[:256] if upcall is not None else ""
         why = error.why if isinstance(error, Refused) else str(error)
-        self.server.log("upcall-denied", reason=denied.reason, why=why, key=upcall and upcall.key, described=told)
+        self.log("upcall-denied", reason=denied.reason, why=why, key=upcall and upcall.key, described=told)
 
     def done(self, key: int, outcome: Answer | Refusal, uid: int) -> None:
         """A key that was let in has its outcome."""
         self._pending.discard(key)
         if isinstance(outcome, Refusal):
             self.counts[outcome.reason] += 1
-            self.server.log("upcall-refused", reason=outcome.reason, uid=uid, key=key)
+            self.log("upcall-refused", reason=outcome.reason, uid=uid, key=key)
         else:
             self.counts["answered"] += 1

@@ -8,14 +8,15 @@ from typing import Any
 
 from upcall.client import Client, NoBroker
 from upcall.core.errors import PeerError, Refused
-from upcall.core.service import SERVICES
 from upcall.process import machine
 from upcall.process.paths import Place
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.request_key import origin_check as gate
 from upcall.protocols.request_key.conf import Key
 from upcall.protocols.request_key.explain.child import explained_as
 from upcall.protocols.request_key.install.key_makers import standing
 from upcall.protocols.request_key.install.system import System
+from upcall.protocols.request_key.key_types import KEY_TYPES
 from upcall.protocols.request_key.messages import Ask, Described, pack_ask
 
 WOULD = "would answer"
@@ -62,7 +63,7 @@ def _gate(key: Key) -> Report:
     kind = key.type.decode("ascii")
     told = Described(kind, _ROOT, _ROOT, _PERMISSIONS, key.description)
     try:
-        if kind not in gate.TYPES:
+        if kind not in KEY_TYPES:
             raise Refused("unknown-type", why=f"the broker knows no keys of type {kind!r}")
         want = gate.wanted(told)
         SERVICES[kind].check_request(pack_ask(Ask(key.description, key.callout)))

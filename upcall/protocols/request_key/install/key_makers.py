@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from upcall.protocols.request_key.conf import BadLine, Key, Line, choose
-from upcall.protocols.request_key.install.our_file import FILE, TYPES
+from upcall.protocols.request_key.install.our_file import FILE
 from upcall.protocols.request_key.install.system import System
+from upcall.protocols.request_key.key_types import KEY_TYPES
 
 
 class Standing(NamedTuple):
@@ -45,5 +46,5 @@ def standing(system: System, key: Key) -> Standing:
 
 def standing_of_type(system: System, name: str) -> Standing:
     """For the keys that the kernel asks for; of these the first with which something is wrong, or that others make."""
-    found = [standing(system, key) for key in TYPES[name].typical]
+    found = [standing(system, key) for key in KEY_TYPES[name].typical]
     return next((one for one in found if one.problems or not one.ours), found[0])

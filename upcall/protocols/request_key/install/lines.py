@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from upcall.config import ConfigError
 from upcall.protocols.request_key.conf import Line, choose, command_fault, narrower, wildness_of
-from upcall.protocols.request_key.install.our_file import COPY, FILE, TYPES, Ours, render
+from upcall.protocols.request_key.install.our_file import COPY, FILE, Ours, render
 from upcall.protocols.request_key.install.system import System
+from upcall.protocols.request_key.key_types import KEY_TYPES
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -38,7 +39,7 @@ def plan(system: System, types: Sequence[str], command: Sequence[str], copy: boo
             advice = "" if word == COPY else "; --copy makes a copy that only root can change"
             raise ConfigError(Path(word), f"root would run it, but {why}{advice}")
     copied = None if program is None else hashlib.sha256(program).hexdigest()
-    ordered = tuple(name for name in TYPES if name in types)
+    ordered = tuple(name for name in KEY_TYPES if name in types)
     found = Plan(Ours(ordered, tuple(command), copied), program)
     if why := command_fault(" ".join(command).encode()):
         raise ConfigError(Path(command[0]), why)
@@ -49,7 +50,7 @@ def check_winning(system: System, planned: Plan) -> None:
     """ConfigError if another line would make the keys that ours are for; BadLine if request-key gives up on one."""
     read = system.lines_if(render(planned.ours))
     for name in planned.ours.types:
-        for key in TYPES[name].typical:
+        for key in KEY_TYPES[name].typical:
             line = choose(read, key)
             if line is not None and line.path != FILE:
                 why = f"line {line.number} wins over ours for {name}: narrow its description, or remove it"
@@ -62,7 +63,7 @@ def others(system: System, types: Sequence[str]) -> list[tuple[str, Line, bool]]
     for line in system.lines(without=FILE):
         for name in types:
             if len(line.columns) > 1 and wildness_of(line.columns[1], name.encode("ascii")) == 0:
-                found.append((name, line, narrower(line, name.encode("ascii"), TYPES[name].pattern)))
+                found.append((name, line, narrower(line, name.encode("ascii"), KEY_TYPES[name].pattern)))
     return found
 
 

@@ -6,7 +6,8 @@ import hashlib
 import re
 from typing import Final, NamedTuple
 
-from upcall.protocols.request_key.conf import Key, lines
+from upcall.protocols.request_key.conf import lines
+from upcall.protocols.request_key.key_types import KEY_TYPES
 
 FILE: Final = "/etc/request-key.d/upcall.conf"
 COPY: Final = "/usr/local/libexec/upcall/upcall-request-key"
@@ -14,28 +15,6 @@ COPY: Final = "/usr/local/libexec/upcall/upcall-request-key"
 _FIRST: Final = b"# Made by `upcall request-key install`, which replaces it: put lines of your own into other files.\n"
 _SUM = re.compile(rb"# What follows has the SHA-256 ([0-9a-f]{64})\.\n")
 _COPY = re.compile(rb"# The program is a copy with the SHA-256 ([0-9a-f]{64})\.\n")
-
-
-class KeyType(NamedTuple):
-    """What upcall answers. `pattern`: of descriptions; `typical`: keys as the kernel asks for them."""
-
-    pattern: bytes
-    typical: tuple[Key, ...]
-
-
-def _spnego(end: bytes) -> Key:
-    start = b"ver=0x2;host=any.invalid;ip4=192.0.2.1;sec=krb5;uid=0x0;creduid=0x3e9;user=any;pid=0x7ffffff"
-    return Key(b"cifs.spnego", start + end)
-
-
-# Less wild than the distribution's "*", and true of every key that a kernel describes. A name to resolve has nothing
-# in common with others: there we have to be read first, and request-key.conf is read last.
-TYPES: Final = {
-    "cifs.spnego": KeyType(
-        b"ver=0x2;host=*", (_spnego(b""), _spnego(b";upcall_target=app"), _spnego(b";upcall_target=mount"))
-    ),
-    "dns_resolver": KeyType(b"*", (Key(b"dns_resolver", b"any.invalid"),)),
-}
 
 
 class Ours(NamedTuple):
@@ -50,7 +29,7 @@ def render(ours: Ours) -> bytes:
     body = b"" if ours.copied is None else f"# The program is a copy with the SHA-256 {ours.copied}.\n".encode("ascii")
     command = " ".join((*ours.command, "%k")).encode()
     for name in ours.types:
-        body += b"\t".join((b"create", name.encode("ascii"), TYPES[name].pattern, b"*", command)) + b"\n"
+        body += b"\t".join((b"create", name.encode("ascii"), KEY_TYPES[name].pattern, b"*", command)) + b"\n"
     return _FIRST + f"# What follows has the SHA-256 {hashlib.sha256(body).hexdigest()}.\n".encode("ascii") + body
 
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from upcall.core.contexts import Line
+from upcall.kernel import ancestry
 from upcall.process.reload import Reloading
-from upcall.wire.subuid import People, take_subuid
+from upcall.wire.subuid import Ranges, take_subuid
 
 if TYPE_CHECKING:
     from upcall.process.log import EventLog
@@ -23,19 +26,21 @@ _LOOKED_EVERY = 2.0  # seconds between two looks at whether the file has changed
 _Version = tuple[int, int, int] | None
 
 
-class Persons:
+class People:
     """`of(uid)` is the person's uid. The file is not believed if others than root could have written it."""
 
-    def __init__(self, log: EventLog, path: Path | None = None) -> None:
+    def __init__(self, log: EventLog, path: Path | None = None, line_of: Callable[[int], Line] | None = None) -> None:
+        """`line_of`: from whom a process descends, if not as the kernel says."""
+        self.line_of = line_of or ancestry.line_of
         self._log, self._path = log, path or SUBUID
-        self._people = People()
+        self._ranges = Ranges()
         self._version: _Version = None
         self._look_at = 0.0
         self._reading = Reloading(self.read)
         self.read()
 
     def of(self, uid: int) -> int:
-        return self._people.of(uid)
+        return self._ranges.of(uid)
 
     def look(self, now: float) -> None:
         """Has the file read again if it has changed. Waits for nothing; cheap to call often."""
@@ -55,15 +60,15 @@ class Persons:
         try:
             text = self._text()
         except FileNotFoundError:
-            self._people = People()
+            self._ranges = Ranges()
             return
         except OSError as error:
             self._log("subuid-refused", path=self._path, why=error)
             return
-        people, skipped = take_subuid(text, _uid_of)
-        self._people = people
+        ranges, skipped = take_subuid(text, _uid_of)
+        self._ranges = ranges
         if skipped:
-            self._log("subuid-lines-skipped", path=self._path, lines=skipped, ranges=len(people))
+            self._log("subuid-lines-skipped", path=self._path, lines=skipped, ranges=len(ranges))
 
     def _text(self) -> str:
         """OSError; PermissionError if it is not root's, or others may write it."""

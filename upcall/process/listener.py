@@ -1,6 +1,6 @@
 """A listening socket of the broker and its connections: each asks, and is answered on the same connection.
 
-Admission: connections are limited per person (the owner of a range of subordinate uids, upcall/broker/people.py) and
+Admission: connections are limited per person (the owner of a range of subordinate uids, upcall/process/people.py) and
 in all. At a limit, a newcomer takes the place of the longest idle connection of the person who holds most. Root's
 connections have room of their own and are never evicted. Idle connections end after `idle` seconds.
 """
@@ -15,17 +15,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from upcall.broker.loop import LISTENER
 from upcall.core.contexts import Line
 from upcall.core.errors import PeerError
 from upcall.core.messages import Answer, Refusal
+from upcall.core.router import Router
 from upcall.kernel.local import listen, peer_of, receive, unlink_quietly
+from upcall.process.log import EventLog
+from upcall.process.loop import LISTENER, Loop
+from upcall.process.people import People
+from upcall.process.source import Source
 from upcall.wire.envelope import Envelope, pack_response, refusal, response_position, take_request
-
-if TYPE_CHECKING:
-    from upcall.broker.server import Server
 
 _ACCEPTS_PER_TURN, _ACCEPT_PAUSE = 4, 0.1
 # Accepting, evicting and closing costs up to 0.2 ms: those who only connect would have all others wait for that. Whose
@@ -42,9 +42,9 @@ class Connection:
     def __init__(self, listener: Listener, connection: socket.socket) -> None:
         self._listener, self.socket = listener, connection
         self.pid, self.uid = peer_of(connection)
-        self.person = listener.server.person_of(self.uid)
-        self._server = listener.server
-        self.heard = listener.server.now  # when it last sent something, or was last answered
+        self.person = listener.people.of(self.uid)
+        self._loop = listener.loop
+        self.heard = listener.loop.now  # when it last sent something, or was last answered
         self.pending = 0  # requests that are not answered yet
         self._line: Line | None = None
         self.open = True
@@ -53,7 +53,7 @@ class Connection:
     def line(self) -> Line:
         """From whom the other side descends: as it was at the first request, for a peer never changes."""
         if self._line is None:
-            self._line = self._server.line_of(self.pid)
+            self._line = self._listener.people.line_of(self.pid)
         return self._line
 
     def on_readable(self) -> None:
@@ -63,7 +63,7 @@ class Connection:
         except OSError:
             data = b""
         if data:
-            self.heard = self._server.now
+            self.heard = self._loop.now
             self._take(data)
         elif data is not None:
             self.close()
@@ -78,7 +78,7 @@ class Connection:
         try:
             envelope = take_request(data)
         except PeerError as error:
-            self._server.log("bad-request", uid=self.uid, pid=self.pid, why=error)
+            self._listener.log("bad-request", uid=self.uid, pid=self.pid, why=error)
             origin.settle(refusal("bad-request"))
             return
         self._listener.ask(self, envelope, origin)
@@ -86,7 +86,7 @@ class Connection:
     def answer(self, data: bytes) -> None:
         """To one request. Who does not read loses the connection: nobody waits for it."""
         self.pending -= 1
-        self.heard = self._server.now
+        self.heard = self._loop.now
         if not self.open:
             return
         try:
@@ -127,7 +127,7 @@ class Asked:
         self._connection.answer(pack_response(self._seq, self._index, outcome))
 
 
-class Listener:
+class Listener(Source):
     """The socket at `path`. What is asked there is the affair of those who inherit this."""
 
     mode = 0o600
@@ -137,17 +137,18 @@ class Listener:
     accepts_per_second = 1000
     idle = 60.0  # seconds until a connection that is not busy ends
 
-    def __init__(self, server: Server, path: Path) -> None:
+    def __init__(self, loop: Loop, router: Router, log: EventLog, people: People, path: Path) -> None:
         """UsageError if a broker listens there already."""
-        self.server, self._path = server, path
+        super().__init__(loop, router, log)
+        self.people, self._path = people, path
         self._listener = listen(path, self.mode)
         self._spare = _spare()
         self._held: dict[int, dict[int, dict[Connection, None]]] = {}  # by person and uid, in order of arrival
         self._counts: Counter[int] = Counter()  # by person
         self._count = 0  # of all persons but root
-        self._idle_timer = server.loop.timer(self._end_idle)
+        self._idle_timer = loop.timer(self._end_idle)
         self._credit, self._credited = float(_BURST), 0.0
-        server.loop.add(self._listener, self._on_connect, LISTENER)
+        loop.add(self._listener, self._on_connect, LISTENER)
 
     def ask(self, connection: Connection, envelope: Envelope, origin: Asked) -> None:
         """Sees to it that the origin is settled."""
@@ -176,13 +177,13 @@ class Listener:
     # --- admission -----------------------------------------------------------------------------------------
 
     def _on_connect(self) -> None:
-        now = self.server.now
-        self.server.persons.look(now)
+        now = self.loop.now
+        self.people.look(now)
         self._credit = min(_BURST, self._credit + (now - self._credited) * self.accepts_per_second)
         self._credited = now
         for _ in range(_ACCEPTS_PER_TURN):
             if self._credit < 1:
-                self.server.loop.mute(self._listener, now + _ACCEPTS_PER_TURN / self.accepts_per_second)
+                self.loop.mute(self._listener, now + _ACCEPTS_PER_TURN / self.accepts_per_second)
                 return
             try:
                 accepted, _ = self._listener.accept()
@@ -193,14 +194,14 @@ class Listener:
                     continue
                 if error.errno in (errno.EMFILE, errno.ENFILE) and self._free_descriptor():
                     continue
-                self.server.log("connection-not-accepted", socket=self._path.name, why=error)
-                self.server.loop.mute(self._listener, self.server.now + _ACCEPT_PAUSE)
+                self.log("connection-not-accepted", socket=self._path.name, why=error)
+                self.loop.mute(self._listener, self.loop.now + _ACCEPT_PAUSE)
                 return
             self._credit -= 1
             accepted.setblocking(False)
             connection = self.make(accepted)
             if not self.admits(connection) or not self._room_for(connection):
-                self.server.log("connection-refused", socket=self._path.name, uid=connection.uid, pid=connection.pid)
+                self.log("connection-refused", socket=self._path.name, uid=connection.uid, pid=connection.pid)
                 accepted.close()
                 continue
             self._keep(connection)
@@ -210,7 +211,7 @@ class Listener:
         self._counts[connection.person] += 1
         self._count += connection.person != _ROOT
         self._idle_timer.at(connection.heard + self.idle)
-        self.server.loop.add(connection.socket, connection.on_readable, self.owner(connection))
+        self.loop.add(connection.socket, connection.on_readable, self.owner(connection))
 
     def _room_for(self, connection: Connection) -> bool:
         """Whether it can stay, once another one was evicted for it if need be."""
@@ -241,7 +242,7 @@ class Listener:
                     break
         if victim is None:
             return False
-        self.server.log("connection-evicted", socket=self._path.name, uid=victim.uid, pid=victim.pid)
+        self.log("connection-evicted", socket=self._path.name, uid=victim.uid, pid=victim.pid)
         victim.close()
         return True
 
@@ -280,7 +281,7 @@ class Listener:
                 connection.close()
 
     def forget(self, connection: Connection) -> None:
-        self.server.loop.remove(connection.socket)
+        self.loop.remove(connection.socket)
         person, uid = connection.person, connection.uid
         of_person = self._held.get(person, {})
         of_uid = of_person.get(uid, {})
@@ -300,7 +301,7 @@ class Listener:
     def close(self) -> None:
         for connection in list(self._all()):
             connection.close()
-        self.server.loop.remove(self._listener)
+        self.loop.remove(self._listener)
         self._listener.close()
         if self._spare >= 0:
             os.close(self._spare)

@@ -73,6 +73,9 @@ class Loop:
         self._numbers = itertools.count()
         self._unmuting = Timer(self, self._unmute)
         self.wake = math.inf  # when `fire` must be called at the latest
+        # Seconds, monotonic. The clock is read once a turn; nothing that is read in this turn can have been there
+        # before `since`, the turn before.
+        self.now = self.since = time.monotonic()
 
     def timer(self, callback: Callable[[float], None]) -> Timer:
         return Timer(self, callback)

@@ -1,0 +1,13 @@
+"""All protocols: what has to know each of them iterates over these, and names none. A new one is a line here."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from upcall.protocols.ecryptfs.protocol import PROTOCOL as ECRYPTFS
+from upcall.protocols.quota.protocol import PROTOCOL as QUOTA
+from upcall.protocols.request_key.protocol import PROTOCOL as REQUEST_KEY
+
+PROTOCOLS: Final = (ECRYPTFS, REQUEST_KEY, QUOTA)
+NOTICES: Final = {notice.name: notice for protocol in PROTOCOLS for notice in protocol.notices}
+SERVICES: Final = {service.name: service for protocol in PROTOCOLS for service in protocol.services}

@@ -1,0 +1,35 @@
+"""The record of this protocol."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from upcall.core.service import Service
+from upcall.protocols.ecryptfs.configuration import TABLES
+from upcall.protocols.ecryptfs.packets import check_answer, take_ask
+from upcall.protocols.protocol import Given, Protocol
+
+if TYPE_CHECKING:
+    from upcall.process.source import MakeSource
+
+# The kernel gives up after 3 s (ecryptfs_message_wait_timeout) and then leaves a context that a late answer
+# could hit: half a second is left for the way back. It has 32 contexts, too (ecryptfs_message_buf_len), but for all
+# uids together: a key module that hangs must leave some to the others.
+ECRYPTFS: Final = Service("ecryptfs", 2.5, 32, 8, check_answer, take_ask, local=False)
+
+# The same packets, asked for by processes: they may wait longer than the kernel does.
+KEY: Final = Service("key", 10.0, 32, 0, check_answer, take_ask, local=True)
+
+
+def source(given: Given) -> MakeSource | None:
+    if given.device is None:
+        return None
+    from upcall.protocols.ecryptfs.device import Miscdev
+    from upcall.protocols.ecryptfs.source import Devices
+
+    opens = partial(Miscdev, path=given.device)
+    return lambda loop, router, log, people: Devices(loop, router, log, opens)
+
+
+PROTOCOL: Final = Protocol("ecryptfs", (ECRYPTFS, KEY), TABLES, source=source)

@@ -1,0 +1,18 @@
+"""The types of keys that upcall answers for. A new one is a file like these, and a line here. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from upcall.protocols.request_key import cifs_spnego, dns_resolver
+
+KEY_TYPES: Final = {
+    key_type.name: key_type
+    for key_type in (
+        cifs_spnego.KEY_TYPE,
+        dns_resolver.KEY_TYPE,
+    )
+}
+
+# Those whose descriptions do not say whose daemon answers: the configuration does.
+OF_THE_SYSTEM: Final = frozenset(name for name, key_type in KEY_TYPES.items() if key_type.of_the_system)

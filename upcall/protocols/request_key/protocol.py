@@ -1,0 +1,35 @@
+"""The record of this protocol."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from upcall.protocols.protocol import Given, Protocol
+from upcall.protocols.request_key.configuration import TABLES
+from upcall.protocols.request_key.key_types import KEY_TYPES
+
+if TYPE_CHECKING:
+    from upcall.process.source import MakeSource
+
+
+def source(given: Given) -> MakeSource | None:
+    """Only root is told by the kernel what it may believe of a key."""
+    if os.geteuid() != 0:
+        return None
+    from upcall.kernel import requestkey
+    from upcall.protocols.request_key.source import Forwarders
+
+    path, owners = given.place.request_key_socket, given.owners
+    return lambda loop, router, log, people: Forwarders(
+        loop, router, log, people, path, requestkey, owners, os.geteuid()
+    )
+
+
+PROTOCOL: Final = Protocol(
+    "request_key",
+    tuple(key_type.service for key_type in KEY_TYPES.values()),
+    TABLES,
+    tuple(key_type.kernel for key_type in KEY_TYPES.values()),
+    source,
+)
