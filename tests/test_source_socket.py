@@ -17,6 +17,7 @@ import pytest
 from tests.broker_thread import BrokerThread, Link
 from upcall.core.messages import Answer, Refusal, Requester
 from upcall.kernel.local import connect
+from upcall.protocols import quota
 from upcall.testing.played import PlayedRequester
 from upcall.testing.processes import PATIENCE, RunningBroker, in_child, until
 from upcall.wire.envelope import (
@@ -372,8 +373,10 @@ def test_a_broker_has_nothing_of_what_only_quotas_need() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True)
     loaded = set(done.stdout.split())
     assert "upcall.broker.source_listener" in loaded
-    forbidden = ("upcall.protocols.quota", "upcall.kernel.genetlink", "upcall.kernel.quotactl", "upcall.kernel.mounts")
-    assert not [name for name in loaded if name.startswith(forbidden)]
+    ours = {f"upcall.kernel.{name}" for name in ("genetlink", "mounts", "quotactl")}
+    ours |= {f"upcall.protocols.quota.{path.stem}" for path in Path(quota.__file__).parent.glob("[!_]*.py")}
+    known = {f"upcall.protocols.quota.{name}" for name in ("configuration", "protocol")}
+    assert loaded & ours == known
 
 
 # --- the status ----------------------------------------------------------------------------------------------
