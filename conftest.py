@@ -28,6 +28,7 @@ SLOW = (
     "tests/test_logind.py",
     "tests/test_prompting",
     "tests/test_quota_flood.py",
+    "tests/test_quota_process.py",
     "tests/test_reload_",
     "tests/test_sessions.py",
     "tests/test_setup.py",

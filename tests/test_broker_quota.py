@@ -1,4 +1,7 @@
-"""The quota conversation over real sockets: a played kernel warns, a real clerk thinks, daemons are told."""
+"""The quota source over real sockets: a played kernel warns, a real clerk thinks, a real broker tells daemons.
+
+The broker runs in a thread, the source is turned by the test. tests/test_quota_process.py has both as processes.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +19,25 @@ from typing import Any
 
 import pytest
 
+from tests.broker_thread import BrokerThread, Link
 from upcall.core.errors import UsageError
 from upcall.core.registry import Association
-from upcall.core.router import Router
 from upcall.kernel.genetlink import Ids, Listener, NoFamily
 from upcall.kernel.mounts import Mount
 from upcall.process.loop import Loop
-from upcall.protocols.catalogue import SERVICES
+from upcall.process.paths import own_place
 from upcall.protocols.quota import notice as quotanotice
 from upcall.protocols.quota import source
 from upcall.protocols.quota import worker as clerk
 from upcall.protocols.quota.notice import QuotaNotice
 from upcall.protocols.quota.settings import Rules
-from upcall.protocols.quota.source import Quota, QuotaSetup
+from upcall.protocols.quota.source import QuotaSetup, QuotaSource
 from upcall.protocols.quota.system import read_state, write_state
 from upcall.protocols.quota.warning import BHARDWARN, BSOFTWARN, NOTHING, Figures, Warned, pack
 from upcall.protocols.quota.warning import Quota as Amounts
+from upcall.testing.notices import notice
 from upcall.wire.envelope import MAX_MESSAGE, take_request
+from upcall.wire.source_link import pack_status
 
 ALICE, BOB, STAFF, SYSTEM = 5001, 5002, 60, 0
 FAMILY = 28
@@ -118,31 +123,13 @@ class PlayedWorld:
         return {(0, ALICE): "alice", (0, BOB): "bob", (1, STAFF): "staff"}.get((kind, number), str(number))
 
 
-class Link:
-    """The way to a daemon: a real socket, so that it can be full."""
-
-    def __init__(self) -> None:
-        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.ours.setblocking(False)
-        self.theirs.setblocking(False)
-
-    def send(self, data: bytes) -> bool:
-        try:
-            self.ours.send(data)
-        except BlockingIOError:
-            return False
-        return True
-
-    def close(self) -> None:
-        self.ours.close()
-
-
 class House:
-    """What of a server the conversation needs, turned by the test."""
+    """A broker, and a source that is turned by the test."""
 
     def __init__(self, folder: Path, world: PlayedWorld, rules: Rules = RULES) -> None:
         self.loop, self.lines = Loop(), []  # type: ignore[var-annotated]
-        self.broker = Router(SERVICES, self.log)
+        self.place = own_place(folder)
+        self.broker: BrokerThread | None = BrokerThread(folder)
         self.kernel = PlayedKernel()
         self.kernel.full = self.turn
         self.world = world
@@ -156,39 +143,61 @@ class House:
     def logged(self, event: str) -> dict[str, Any] | None:
         return next((fields for name, fields in self.lines if name == event), None)
 
+    def start(self) -> None:
+        self.quota = QuotaSource(self.loop, self.place, self.log, self.setup)
+
     def open(self) -> House:
-        self.quota = Quota(self.loop, self.broker, self.log, self.setup)  # type: ignore[arg-type]
+        self.start()
         self.until(lambda: not self.quota.why, "listening")
         self.until(lambda: self.quota.clerk._walk.at and not self.quota.clerk._walk.going, "the first reading")
+        self.until(lambda: self.quota.link.connected or self.broker is None, "connected")
         return self
 
     def turn(self, timeout: float = 0.005) -> None:
         ready = self.loop.wait(timeout)
-        self.loop.now = time.monotonic()
-        self.loop.run(ready, self.loop.now)
-        self.loop.fire(self.loop.now)
+        now = time.monotonic()
+        self.loop.run(ready, now)
+        self.loop.fire(now)
 
     def until(self, true: Callable[[], object], what: str, timeout: float = 10.0) -> None:
         end = time.monotonic() + timeout
         while not true():
-            assert time.monotonic() < end, f"{what}; {self.quota._figures()}; {self.lines}"
+            assert time.monotonic() < end, f"{what}; {self.quota.status()}; {self.lines}"
             self.turn()
 
     def settled(self) -> None:
-        """Until everything that was sent is seen to, on both sides."""
+        """Until everything that was sent is seen to, on all sides."""
         quota = self.quota
 
         def quiet() -> bool:
             nothing = not select.select([quota._listener], [], [], 0)[0] and not len(quota._folding)
-            return nothing and not quota._busy and quota.clerk.inbox.empty() and not quota._outbox
+            answered = not quota._deliveries or self.broker is None
+            return nothing and not quota._busy and quota.clerk.inbox.empty() and not quota._outbox and answered
 
         for _ in range(3):  # the clerk may have something in hand
             self.until(quiet, "quiet")
             self.turn(0.02)
 
     def daemon(self, uid: int) -> Association:
+        """Registers one; the source has heard of it when this returns."""
         self.links[uid] = link = Link()
-        return self.broker.helo(uid, 4000 + uid, 1, link, self.loop.now)
+        assert self.broker is not None
+        found = self.broker.daemon(uid, link)
+        if self.quota is not None:
+            self.until(lambda: uid in self.quota.link.registered, "heard of")
+        return found
+
+    def end_broker(self) -> None:
+        """Its daemons' links are closed with it."""
+        assert self.broker is not None
+        self.broker.close()
+        self.broker = None
+        if self.quota is not None:
+            self.until(lambda: not self.quota.link.connected, "noticed")
+
+    def start_broker(self) -> None:
+        self.broker = BrokerThread(self.place.folder)
+        self.until(lambda: self.quota.link.connected, "connected again")
 
     def told(self, uid: int) -> list[QuotaNotice]:
         found = []
@@ -213,6 +222,8 @@ class House:
     def close(self) -> None:
         if self.quota is not None:
             self.quota.close()
+        if self.broker is not None:
+            self.broker.close()
         self.loop.close()
 
 
@@ -224,8 +235,8 @@ def world() -> PlayedWorld:
 
 
 @pytest.fixture
-def house(tmp_path: Path, world: PlayedWorld) -> Iterator[House]:
-    made = House(tmp_path, world)
+def house(folder: Path, world: PlayedWorld) -> Iterator[House]:
+    made = House(folder, world)
     yield made
     made.close()
 
@@ -281,7 +292,7 @@ def test_without_any_daemon_it_waits_for_its_person(house: House) -> None:
     house.kernel.warn(ALICE, BHARDWARN)
     house.kernel.warn(BOB, BHARDWARN)
     house.settled()
-    assert house.quota._figures()["undelivered"] == 2
+    assert house.quota.status()["undelivered"] == 2
     house.daemon(ALICE)
     house.settled()
     assert [(one.event, one.count) for one in house.told(ALICE)] == [("over-hard", 2)]
@@ -291,7 +302,7 @@ def test_without_any_daemon_it_waits_for_its_person(house: House) -> None:
     house.daemon(SYSTEM)
     house.settled()
     assert [one.subject.id for one in house.told(SYSTEM)] == [BOB]
-    assert house.quota._figures()["undelivered"] == 0
+    assert house.quota.status()["undelivered"] == 0
 
 
 def test_a_groups_warning(house: House) -> None:
@@ -309,11 +320,11 @@ def test_a_groups_warning_whose_cause_has_no_daemon_reaches_the_system_once(hous
     house.kernel.warn(STAFF, kind=1, cause=ALICE)
     house.settled()
     assert [one.cause.name for one in house.told(SYSTEM)] == ["alice"]
-    assert house.quota._figures()["undelivered"] == 0
+    assert house.quota.status()["undelivered"] == 0
 
 
-def test_administrators_get_copies_if_they_want(tmp_path: Path, world: PlayedWorld) -> None:
-    house = House(tmp_path, world, RULES._replace(copy_to_system=True)).open()
+def test_administrators_get_copies_if_they_want(folder: Path, world: PlayedWorld) -> None:
+    house = House(folder, world, RULES._replace(copy_to_system=True)).open()
     house.daemon(ALICE)
     house.daemon(SYSTEM)
     house.kernel.warn(ALICE)
@@ -326,15 +337,16 @@ def test_a_daemon_that_is_full_is_told_the_latest_later(house: House, monkeypatc
     monkeypatch.setattr(clerk, "_TRY_AGAIN", 0.05)
     house.open().daemon(ALICE)
     link = house.links[ALICE]
+    sent = 0
     with contextlib.suppress(BlockingIOError):
         while True:
-            link.ours.send(b"x" * 1000)
+            sent += link.ours.send(b"x" * 1000)
     house.kernel.warn(ALICE, BSOFTWARN)
     house.kernel.warn(ALICE, BHARDWARN)
-    house.until(lambda: house.quota._figures()["undelivered"] == 1, "one that waits")
-    with contextlib.suppress(BlockingIOError):
-        while link.theirs.recv(MAX_MESSAGE):
-            pass
+    house.settled()
+    house.until(lambda: house.quota.status()["undelivered"] == 1, "one that waits")
+    for _ in range(sent // 1000):  # what comes behind them may have come by now
+        assert len(link.theirs.recv(MAX_MESSAGE)) == 1000
     notices = house.wait_told(ALICE)
     assert [(one.event, one.count) for one in notices] == [("over-hard", 2)]
 
@@ -379,7 +391,7 @@ def test_a_flood_costs_a_counter_and_hides_nobody(house: House) -> None:
     house.settled()
     assert time.monotonic() - began < 30  # the broker takes a second of it, and this test's own sending three
     assert resident() - before < 8 * MB
-    status = house.quota._figures()
+    status = house.quota.status()
     assert (status["received"], status["lost"], status["dropped"]) == (100_001, 0, 0)
     assert status["folded"] > 99_000
     assert events(house.told(ALICE)) == events(house.told(BOB)) == ["over-hard"]
@@ -402,7 +414,7 @@ def test_while_the_clerk_waits_nothing_is_lost(house: House) -> None:
     house.world.go.set()
     house.settled()
     assert events(house.told(ALICE)) == events(house.told(BOB)) == ["over-hard"]
-    assert house.quota._figures()["received"] == 5001
+    assert house.quota.status()["received"] == 5001
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may send to a group")
@@ -425,7 +437,7 @@ def test_loss_is_known_to_the_message_and_made_up_for(house: House, monkeypatch:
     notices = house.wait_told(BOB)
     assert events(notices) == ["over-hard"]
     house.until(lambda: house.logged("quota-lost"), "the loss is known")
-    status = house.quota._figures()
+    status = house.quota.status()
     assert status["overflows"] > 0
     assert 0 < status["received"] < 1000
     assert status["received"] + status["lost"] == 5003
@@ -448,7 +460,7 @@ def test_a_loss_after_which_nothing_comes(house: House, monkeypatch: pytest.Monk
     house.kernel.warn(BOB)
     house.world.quotas[0, BOB] = amounts(BOB, 200)
     assert events(house.wait_told(BOB)) == ["over-hard"]
-    status = house.quota._figures()
+    status = house.quota.status()
     assert (status["overflows"], status["lost"]) == (1, 0)
 
 
@@ -457,8 +469,8 @@ def test_only_the_kernel_is_listened_to(house: House) -> None:
     other = PlayedKernel()
     other.to = house.kernel.to
     other.warn(ALICE)
-    house.until(lambda: house.quota._figures()["nonsense"] == 1, "counted")
-    assert house.quota._figures()["received"] == 0
+    house.until(lambda: house.quota.status()["nonsense"] == 1, "counted")
+    assert house.quota.status()["received"] == 0
 
 
 def test_nonsense_of_the_kernel(house: House) -> None:
@@ -468,7 +480,7 @@ def test_nonsense_of_the_kernel(house: House) -> None:
     house.kernel.send(pack(Warned(0, 1 << 40, 4, 7, 0, ALICE), FAMILY, 2))
     house.kernel.send(pack(Warned(0, ALICE, 4, 0xFFFFFFFF, 0xFFFFFFFF, ALICE), FAMILY, 3))
     house.settled()
-    assert house.quota._figures()["nonsense"] >= 3
+    assert house.quota.status()["nonsense"] >= 3
     house.kernel.seq = 3
     house.kernel.warn(ALICE)
     house.settled()
@@ -498,7 +510,7 @@ def test_a_filesystem_that_has_just_been_mounted(house: House) -> None:
     assert [(one.filesystem.mount, one.used) for one in house.told(ALICE)] == [("/disk", 11 * MB)]
 
 
-def test_a_restart_tells_nothing_twice_and_forgets_nothing(house: House, tmp_path: Path) -> None:
+def test_a_restart_tells_nothing_twice_and_forgets_nothing(house: House, folder: Path) -> None:
     house.world.quotas[0, ALICE] = amounts(ALICE, 200)
     house.daemon(ALICE)
     house.open()
@@ -507,7 +519,7 @@ def test_a_restart_tells_nothing_twice_and_forgets_nothing(house: House, tmp_pat
     house.settled()
     assert events(house.told(ALICE)) == ["over-hard"]
     house.quota.close()
-    assert (tmp_path / "quota.json").stat().st_mode & 0o777 == 0o600
+    assert (folder / "quota.json").stat().st_mode & 0o777 == 0o600
 
     house.kernel = PlayedKernel()
     house.setup = house.setup._replace(listen=house.kernel.listen)
@@ -581,9 +593,9 @@ def test_a_kernel_without_the_family(house: House) -> None:
         raise NoFamily("there is no generic netlink family VFS_DQUOT here")
 
     house.setup = house.setup._replace(listen=refuse)
-    house.quota = Quota(house.loop, house.broker, house.log, house.setup)  # type: ignore[arg-type]
+    house.start()
     house.until(lambda: house.logged("quota-off"), "logged")
-    status = house.quota._figures()
+    status = house.quota.status()
     assert not status["listening"]
     assert "VFS_DQUOT" in status["why"]
 
@@ -600,7 +612,7 @@ def test_a_kernel_that_cannot_be_asked_yet(house: House, monkeypatch: pytest.Mon
 
     house.setup = house.setup._replace(listen=listen)
     house.open().daemon(ALICE)
-    assert house.lines[0] == ("quota-off", {"why": "timed out"})
+    assert house.logged("quota-off") == {"why": "timed out"}
     assert [event for event, _ in house.lines].count("quota-off") == 1
     house.kernel.warn(ALICE)
     house.settled()
@@ -612,7 +624,7 @@ def test_an_end_while_the_kernel_cannot_be_asked(house: House) -> None:
         raise OSError("not now")
 
     house.setup = house.setup._replace(listen=refuse)
-    house.quota = Quota(house.loop, house.broker, house.log, house.setup)  # type: ignore[arg-type]
+    house.start()
     house.until(lambda: house.logged("quota-off"), "logged")
     began = time.monotonic()
     house.quota.close()
@@ -632,3 +644,174 @@ def test_a_clerk_that_hangs_does_not_hold_the_end_up(house: House, monkeypatch: 
     house.world.go.set()
     house.quota = None
     assert house.logged("quota-clerk-waits") is not None
+
+
+# --- without a broker, with another one, with one that takes no more ------------------------------------------
+
+
+def test_what_the_kernel_says_while_there_is_no_broker(house: House) -> None:
+    house.open()
+    house.end_broker()
+    house.kernel.warn(ALICE)
+    house.settled()
+    assert house.quota.status()["undelivered"] == 1
+    house.start_broker()
+    house.daemon(ALICE)
+    house.settled()
+    assert events(house.told(ALICE)) == ["over-hard"]
+    house.daemon(ALICE)
+    house.settled()
+    assert house.told(ALICE) == []
+
+
+def test_a_copy_for_administrators_waits_for_a_broker_too(folder: Path, world: PlayedWorld) -> None:
+    house = House(folder, world, RULES._replace(copy_to_system=True)).open()
+    house.end_broker()
+    house.kernel.warn(ALICE)
+    house.settled()
+    house.broker = BrokerThread(folder)  # both are registered before the source comes back
+    house.quota, quota = None, house.quota
+    house.daemon(ALICE)
+    house.daemon(SYSTEM)
+    house.quota = quota
+    house.until(lambda: quota.link.connected, "connected again")
+    house.settled()
+    assert events(house.told(ALICE)) == events(house.told(SYSTEM)) == ["over-hard"]
+    house.close()
+
+
+def test_a_source_that_ends_without_a_broker_remembers(house: House) -> None:
+    house.open()
+    house.end_broker()
+    house.kernel.warn(ALICE)
+    house.settled()
+    house.quota.close()
+    assert [uid for uid, _ in json.loads(house.setup.state.read_text())["kept"]] == [ALICE]
+    house.kernel = PlayedKernel()
+    house.setup = house.setup._replace(listen=house.kernel.listen)
+    house.open()
+    house.start_broker()
+    house.daemon(ALICE)
+    house.settled()
+    assert events(house.told(ALICE)) == ["over-hard"]
+
+
+def test_what_is_on_its_way_is_written_down(house: House) -> None:
+    """Killed now, the source would find it in its state."""
+    house.open()
+    house.end_broker()
+    house.kernel.warn(ALICE)
+    house.settled()
+    assert len(house.quota.clerk.handed) == 1
+    house.quota.clerk.save()
+    assert [uid for uid, _ in json.loads(house.setup.state.read_text())["kept"]] == [ALICE]
+
+
+def test_more_than_waits_for_a_broker_is_kept_by_quota(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "_WITHOUT_BROKER", 4)
+    house.open()
+    house.end_broker()
+    for uid in range(6001, 6011):
+        house.kernel.warn(uid)
+    house.settled()
+    assert (len(house.quota._deliveries), len(house.quota.clerk.kept)) == (4, 6)
+    house.start_broker()
+    house.daemon(SYSTEM)
+    house.settled()
+    assert sorted(one.subject.id for one in house.told(SYSTEM)) == list(range(6001, 6011))
+    assert house.quota.status()["undelivered"] == 0
+
+
+def test_a_broker_that_takes_no_more_is_told_the_rest_later(house: House) -> None:
+    """Its thread hangs, and the socket to it is small: nothing is lost, and nothing told twice."""
+    house.open().daemon(SYSTEM)
+    gate, uids = threading.Event(), list(range(6001, 6101))
+    assert house.broker is not None
+    house.broker.begin(lambda: gate.wait(10))
+    house.quota.link._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    for uid in uids:
+        house.kernel.warn(uid)
+    house.until(lambda: 0 < house.quota._in_flight < source._IN_FLIGHT and len(house.quota._sends) > 50, "it is full")
+    assert house.told(SYSTEM) == []
+    gate.set()
+    house.settled()
+    assert sorted(one.subject.id for one in house.told(SYSTEM)) == uids
+
+
+def test_what_a_broker_has_not_read_when_it_ends_is_told_by_the_next(house: House) -> None:
+    house.open().daemon(SYSTEM)
+    first, gate, uids = house.links[SYSTEM], threading.Event(), list(range(6001, 6041))
+    assert house.broker is not None
+    house.broker.begin(lambda: gate.wait(10))
+    for uid in uids:
+        house.kernel.warn(uid)
+    house.until(lambda: house.quota._in_flight == len(uids), "on their way")
+    house.broker.server.stop()
+    gate.set()
+    house.end_broker()
+    house.start_broker()
+    house.daemon(SYSTEM)
+    house.settled()
+    told = house.told(SYSTEM)
+    house.links[SYSTEM] = first
+    assert sorted(one.subject.id for one in (*house.told(SYSTEM), *told)) == uids
+
+
+def test_a_daemon_that_registers_while_others_are_being_told(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes after the broker has said that there is none, and before the whole notice has its outcome."""
+    monkeypatch.setattr(clerk, "_TRY_AGAIN", 0.05)
+    house.open()
+    settle = house.quota._settle
+    came: list[int] = []
+
+    def late(delivery: Any, uid: int, outcome: Any) -> None:
+        if uid == ALICE and not came:
+            came.append(uid)
+            house.daemon(ALICE)
+        settle(delivery, uid, outcome)
+
+    monkeypatch.setattr(house.quota, "_settle", late)
+    house.kernel.warn(ALICE)
+    house.until(lambda: bool(came), "nobody is there")
+    assert events(house.wait_told(ALICE)) == ["over-hard"]
+
+
+def test_a_second_source_is_superfluous_and_leaves_the_state_alone(house: House) -> None:
+    house.open()
+    house.settled()
+    house.quota.clerk.save()
+    before = house.setup.state.read_bytes()
+    other = QuotaSource(house.loop, house.place, house.log, house.setup)
+    house.until(lambda: other.superfluous, "refused")
+    assert house.quota.link.connected
+    other.clerk.kept.put(ALICE, notice())
+    other.close()
+    assert house.setup.state.read_bytes() == before
+
+
+def test_the_brokers_status_has_the_sources(house: House) -> None:
+    house.open()
+    assert house.broker is not None
+    server = house.broker.server
+
+    def said() -> Any:
+        assert house.broker is not None
+        return house.broker.do(lambda: server.status(None))["quota"]
+
+    house.until(lambda: said().get("listening"), "it is said that it listens")
+    house.kernel.warn(ALICE)
+    house.until(lambda: (said()["received"], said()["undelivered"]) == (1, 1), "and what it has heard")
+    assert "quota" not in house.broker.do(lambda: server.status(1000))  # for root only
+    house.quota.close()
+    house.quota = None
+    house.broker.do(lambda: None)
+    while said():
+        pass
+
+
+def test_a_status_is_never_too_long(house: House) -> None:
+    house.world.mounted = {HOME._replace(point=f"/{'x' * 200}/{n}", device=n): (0,) for n in range(100)}
+    house.open()
+    house.until(lambda: len(house.quota.clerk.filesystems) == 100, "they are known")
+    assert 10 < len(house.quota.status()["filesystems"]) < 100
+    pack_status("quota", 0, house.quota.status())

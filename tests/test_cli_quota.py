@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +23,7 @@ from upcall.kernel.genetlink import Ids
 from upcall.kernel.mounts import Mount
 from upcall.observe.status import show
 from upcall.protocols.quota.warning import BHARDWARN, NOTHING, Figures, Quota, Warned, pack
+from upcall.testing.processes import Started
 
 MB = 1 << 20
 HOME = Mount(os.makedev(7, 0), "/", "/ho\x1bme", "ext4", "/dev/loop0", frozenset())
@@ -178,3 +183,34 @@ def test_root_sees_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_is_full_or_late(figures: Figures, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(Played.quotas, (0, ME), Quota(ME, figures, NOTHING))
     assert "nothing more can be written" in run("status")[1]
+
+
+# --- serve ---------------------------------------------------------------------------------------------------
+
+
+def test_serving_is_for_root(folder: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may")
+    words = [sys.executable, "-m", "upcall", "quota", "serve", "--runtime", str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == os.EX_UNAVAILABLE
+    assert "root's source" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_serving_ends_as_asked_without_a_broker(folder: Path) -> None:
+    """Whether this kernel has such warnings or not."""
+    folder.mkdir()
+    words = ["-m", "upcall", "quota", "serve", "--runtime", str(folder)]
+    with Started(words, folder.parent / "log") as source:
+        source.logged("broker-not-connected")
+        source.signal(signal.SIGTERM)
+        assert source.wait() == 0
+    assert "hardened" in source.log and "closed" in source.log
+
+
+def test_an_old_option_of_the_broker_says_where_it_went(folder: Path) -> None:
+    words = ["-m", "upcall", "broker", "--quota", "--no-ecryptfs", "--runtime", str(folder)]
+    with Started(words, folder.parent / "log") as broker:
+        broker.logged("ready")
+        assert "upcall quota serve" in broker.log

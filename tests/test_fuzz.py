@@ -129,6 +129,7 @@ def imported() -> set[str]:
 # Decoders outside of upcall/wire, as they were found by looking for what parses, unpacks and reads /proc.
 ELSEWHERE = [
     "upcall.broker.daemon_link",
+    "upcall.broker.source_listener",
     "upcall.process.listener",
     "upcall.broker.registration",
     "upcall.protocols.ecryptfs.authtok",

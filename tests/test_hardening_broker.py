@@ -33,8 +33,7 @@ def test_every_thread_of_both_has_the_filter(broker: RunningBroker, daemon: Runn
 KEPT = [
     ({}, ""),
     ({"device": Path("/dev/ecryptfs")}, "SETUID"),
-    ({"quota": True}, "SYS_ADMIN"),
-    ({"device": Path("/dev/ecryptfs"), "quota": True, "start": ["systemctl"]}, "SETUID,SYS_ADMIN"),
+    ({"device": Path("/dev/ecryptfs"), "start": ["systemctl"]}, "SETUID"),
 ]
 
 
@@ -46,8 +45,6 @@ def test_the_capabilities_that_a_broker_keeps(options: dict[str, Any], kept: str
     def tried() -> list[str]:
         process.harden()
         process.stay_in_memory()
-        if options.pop("quota", False):
-            options["quota"] = tmp_path / "quota.json"
         said = hardening.of_broker(tmp_path, **options).capabilities
         return [said, ",".join(sorted(capabilities.effective()))]
 
@@ -61,18 +58,42 @@ def test_the_capabilities_that_a_broker_keeps(options: dict[str, Any], kept: str
 
 
 def _in_broker(tmp_path: Path, acts: Callable[[], dict[str, str]], **options: Any) -> dict[str, str]:
+    return _hardened(lambda: hardening.of_broker(tmp_path, **options), acts)
+
+
+def _hardened(harden: Callable[[], object], acts: Callable[[], dict[str, str]]) -> dict[str, str]:
     def tried() -> dict[str, str]:
         process.harden()
-        hardening.of_broker(tmp_path, **options)
+        harden()
         return acts()
 
     found: dict[str, str] = in_child(tried)
     return found
 
 
+def _of_broker(folder: Path) -> object:
+    return hardening.of_broker(folder)
+
+
+def _of_quota_source(folder: Path) -> object:
+    return hardening.of_quota_source(folder / "quota.json")
+
+
 @confined
 def test_what_a_broker_cannot_do(tmp_path: Path, closed_home: Path, neighbour: int, open_port: int) -> None:
-    ours = tmp_path / "broker"
+    _cannot(_of_broker, tmp_path, closed_home, neighbour, open_port)
+
+
+@confined
+def test_what_a_quota_source_cannot_do(tmp_path: Path, closed_home: Path, neighbour: int, open_port: int) -> None:
+    _cannot(_of_quota_source, tmp_path, closed_home, neighbour, open_port)
+
+
+def _cannot(
+    harden: Callable[[Path], object], tmp_path: Path, closed_home: Path, neighbour: int, open_port: int
+) -> None:
+    """Only its folder can be written to, only programs that it has not written can be run; and little else."""
+    ours = tmp_path / "ours"
     ours.mkdir()
     program = ours / "program"
     program.write_text("#!/bin/sh\n")
@@ -96,7 +117,9 @@ def test_what_a_broker_cannot_do(tmp_path: Path, closed_home: Path, neighbour: i
         }
         return {**told, **{f"works: {name}": said for name, said in works.items()}}
 
-    found = _in_broker(ours, acts)
+    found = _hardened(lambda: harden(ours), acts)
+    if harden is _of_quota_source and ROOT:
+        assert found.pop("quotas") not in ("EPERM", "EACCES")
     done = {name: found.pop(name) for name in tuple(found) if name.startswith("works: ")}
     assert set(done.values()) == {"done"}, done
     assert found.pop("talk to the network") == "EAFNOSUPPORT"
@@ -109,11 +132,39 @@ def test_what_a_broker_of_everything_still_can(tmp_path: Path) -> None:
         return {
             "device": escaping.outcome(lambda: escaping._by_name("setresuid", -1, -1, -1)),
             "quota": escaping.outcome(lambda: escaping._by_name("quotactl_fd", -1, 0, 0)),
+            "family": escaping.outcome(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, seccomp.GENERIC)),
             "batch": escaping.outcome(lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))),
         }
 
-    found = _in_broker(tmp_path, acts, device=Path("/dev/ecryptfs"), quota=tmp_path / "quota.json")
-    assert found == {"device": "done", "quota": found["quota"], "batch": "done"}
+    found = _in_broker(tmp_path, acts, device=Path("/dev/ecryptfs"))
+    assert found == {"device": "done", "quota": "EPERM", "family": "EPROTONOSUPPORT", "batch": "done"}
+
+
+@pytest.mark.skipif(not ROOT, reason="only root hears of quotas")
+def test_what_a_quota_source_keeps(tmp_path: Path) -> None:
+    def acts() -> dict[str, str]:
+        def made(protocol: int) -> Callable[[], object]:
+            return lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+
+        return {
+            "quota": escaping.outcome(lambda: escaping._by_name("quotactl_fd", -1, 0, 0)),
+            "family": escaping.outcome(made(seccomp.GENERIC)),
+            "links": escaping.outcome(made(seccomp.USERSOCK)),
+            "uid": escaping.outcome(lambda: escaping._by_name("setresuid", -1, -1, -1)),
+            "listen": escaping.outcome(lambda: socket.socket(socket.AF_UNIX).listen()),
+            "capabilities": ",".join(sorted(capabilities.effective())),
+        }
+
+    before = capabilities.effective()
+    found = _hardened(lambda: _of_quota_source(tmp_path), acts)
+    assert found == {
+        "quota": found["quota"],
+        "family": "done",
+        "links": "EPROTONOSUPPORT",
+        "uid": "EPERM",
+        "listen": "EPERM",
+        "capabilities": ",".join({"SYS_ADMIN"} & before),
+    }
     assert found["quota"] not in ("EPERM", "EACCES")
 
 

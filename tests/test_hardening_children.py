@@ -73,10 +73,10 @@ def test_a_real_pinentry(program: str) -> None:
     assert in_daemon(asked) == "271828"
 
 
-def test_the_brokers_child_that_asks_for_the_quota_family(tmp_path: Path) -> None:
+def test_the_quota_sources_child_that_asks_for_the_family(tmp_path: Path) -> None:
     def looked_up() -> str:
         process.harden()
-        hardening.of_broker(tmp_path, quota=tmp_path / "quota.json")
+        hardening.of_quota_source(tmp_path / "quota.json")
         try:
             genetlink.look_up("VFS_DQUOT", "events")
         except NoFamily:

@@ -19,7 +19,7 @@ import pytest
 from tests.quotakernel import ALICE, BOB
 from upcall.client import Client
 from upcall.protocols.quota.notice import take
-from upcall.testing.processes import NotInTime, RunningDaemon, Started, until
+from upcall.testing.processes import NotInTime, RunningBroker, RunningDaemon, Started, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may send to a netlink group")
 
@@ -63,16 +63,16 @@ def kernel() -> Iterator[Kernel]:
 
 
 class Scene:
-    """A broker, and root's daemon, which hears of those who have none and answers what is asked of it."""
+    """A broker, a quota source, and root's daemon, which hears of those who have none, and answers."""
 
     def __init__(self, folder: Path, signature: str, kernel: Kernel) -> None:
         self._folder, self._signature = folder, signature
         self._told = folder.parent / "told"
         self._told.touch()
-        line = ["-m", "bench.quotabroker", str(folder), str(OURS), str(kernel.portid)]
-        self.broker = Started(line, folder.parent / "broker.log", SURROUNDINGS)
-        until(lambda: (folder / "broker.sock").exists(), "a broker")
-        until(lambda: self.status()["listening"], "it listens")
+        self.broker = RunningBroker(folder)
+        line = ["-m", "bench.quotasource", str(folder), str(OURS), str(kernel.portid)]
+        self.source = Started(line, folder.parent / "source.log", SURROUNDINGS)
+        until(lambda: self.status().get("listening"), "it listens")
         self.daemon = RunningDaemon(
             folder, folder.parent / "keys", {"toy": "upcall.testing.toy:TOY"}, [HERE],
             options=["lazy=quota=answering:quota_telling"], environment={"TOLD": str(self._told)},
@@ -86,7 +86,7 @@ class Scene:
             return found
 
     def accounted(self) -> int:
-        """How many messages the broker knows of, lost ones included."""
+        """How many messages the source knows of, lost ones included."""
         found = self.status()
         return found["received"] + found["lost"]
 
@@ -106,11 +106,12 @@ class Scene:
         return statistics.median(waits)
 
     def resident(self) -> int:
-        """The broker's memory, in bytes."""
-        return int(Path(f"/proc/{self.broker.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+        """The source's memory, in bytes."""
+        return int(Path(f"/proc/{self.source.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
     def close(self) -> None:
         self.daemon.kill()
+        self.source.kill()
         self.broker.kill()
 
 
@@ -141,11 +142,11 @@ def test_a_hundred_thousand_in_ten_seconds(scene: Scene, kernel: Kernel) -> None
     assert sorted(scene.told()) == [(ALICE, "over-hard"), (BOB, "over-hard")]
 
 
-def test_what_a_broker_misses_is_known_to_the_message(scene: Scene, kernel: Kernel) -> None:
-    scene.broker.stop()
+def test_what_a_stopped_source_misses_is_known_to_the_message(scene: Scene, kernel: Kernel) -> None:
+    scene.source.stop()
     kernel.begin(OURS, 100_000, 10_000_000)
     until(lambda: kernel.done(0.1), "sent", 60)
-    scene.broker.go_on()
+    scene.source.go_on()
     sent = 100_001
 
     def shown() -> bool:
@@ -163,6 +164,6 @@ def test_what_a_broker_misses_is_known_to_the_message(scene: Scene, kernel: Kern
     assert found["overflows"] > 0
     assert found["received"] > 40_000
     assert found["lost"] > 40_000
-    scene.broker.logged(f"quota-lost messages={found['lost']}")
+    scene.source.logged(f"quota-lost messages={found['lost']}")
     until(lambda: len(scene.told()) >= 2, "both are told of")
     assert sorted(scene.told()) == [(ALICE, "over-hard"), (BOB, "over-hard")]

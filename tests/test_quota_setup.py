@@ -10,7 +10,6 @@ import pytest
 from upcall import config
 from upcall.config import ConfigError
 from upcall.core.errors import UsageError
-from upcall.kernel.genetlink import Ids, NoFamily
 from upcall.process.paths import SYSTEM_FOLDER, Place
 from upcall.protocols.quota import setup
 from upcall.protocols.quota.settings import Rules
@@ -63,24 +62,11 @@ def test_what_is_wrong_is_named(file: Path, line: str, why: str) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may")
 def test_only_root_serves_quotas(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="root's broker"):
-        setup.configured(Place(tmp_path), required=False)
+    with pytest.raises(UsageError, match="root's source"):
+        setup.configured(Place(tmp_path))
 
 
 def test_where_the_state_is(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert setup.configured(Place(SYSTEM_FOLDER), required=False).state == Path("/var/lib/upcall/quota.json")
-    assert setup.configured(Place(Path("/x")), required=False).state == Path("/x/quota.json")
-
-
-def test_if_it_must_be_it_is_looked_up_at_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(setup, "look_up", lambda *_: Ids(28, 9))
-    assert setup.configured(Place(Path("/x")), required=True).ids == Ids(28, 9)
-
-    def refuse(*_: str) -> Ids:
-        raise NoFamily("there is none")
-
-    monkeypatch.setattr(setup, "look_up", refuse)
-    with pytest.raises(UsageError, match="there is none"):
-        setup.configured(Place(Path("/x")), required=True)
+    assert setup.configured(Place(SYSTEM_FOLDER)).state == Path("/var/lib/upcall/quota.json")
+    assert setup.configured(Place(Path("/x"))).state == Path("/x/quota.json")

@@ -96,6 +96,7 @@ MODULES_STARTED = {
     "upcall.process.logind": ["0", "nonsense"],
     "upcall.keys.passphrase": ["0" * 16],
     "upcall.observe.doctor.plugins": ["upcall.key_modules", "openssl", "upcall_rsa:module"],
+    "upcall.protocols.quota": ["nonsense"],
     "upcall.protocols.request_key.explain": [],
     "upcall.install.sessions": ["open"],
     "upcall.testing.checking": ["-1", "/nonexistent"],
@@ -124,7 +125,7 @@ def test_what_is_planted_would_run_without_the_option(planted: Planted) -> None:
 def test_the_units_own_lines_keep_the_option(planted: Planted, folder: Path, command: str) -> None:
     """`python -I -m upcall broker` becomes another process; what that may not see, it may not see either."""
     words = [sys.executable, "-I", "-m", "upcall", command, "--runtime", str(folder)]
-    words += ["--no-ecryptfs", "--no-quota"] if command == "broker" else []
+    words += ["--no-ecryptfs"] if command == "broker" else []
     (planted.folder / "run").mkdir(mode=0o700)
     log = folder.parent / "log"
     environment = {**planted.environment, "LD_LIBRARY_PATH": str(planted.folder), "GCONV_PATH": str(planted.folder)}

@@ -1,5 +1,7 @@
-"""The watchdog is fed while there is progress: by the daemon's workers, and by the broker's clerk. With a socket in
-the service manager's place."""
+"""The watchdog is fed while there is progress: by the daemon's workers, and by the quota source's clerk.
+
+With a socket in the service manager's place.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from tests.test_kernel_notify import Listening
-from upcall.broker.server import Server
 from upcall.daemon.workers import AT_MOST, PER_LANE
+from upcall.kernel.genetlink import Ids, Listener, NoFamily
 from upcall.kernel.notify import Manager
-from upcall.process.paths import own_place
-from upcall.process.source import Source
+from upcall.process.paths import Place
 from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_key
-from upcall.protocols.quota.source import Quota
+from upcall.protocols.quota.process import SourceProcess
+from upcall.protocols.quota.settings import Rules
+from upcall.protocols.quota.source import QuotaSetup, QuotaSource
 from upcall.testing.gate import Gate, Visitor
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedRequester
@@ -121,39 +124,38 @@ def test_a_key_module_that_hangs_keeps_its_lane_only(scene: Scene) -> None:
     assert "stuck" not in scene.daemon.log
 
 
-# --- the broker ----------------------------------------------------------------------------------------------------
+# --- the quota source ----------------------------------------------------------------------------------------------
 
 
-class _Clerk(Source):
-    """A source of which only its life is played."""
+def test_a_source_whose_clerk_has_broken_off(
+    folder: Path, manager: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Ids) -> Listener:
+        raise NoFamily("there is none")
 
-    lives = True
-
-
-def test_a_broker_whose_clerk_has_broken_off(folder: Path, manager: Listening) -> None:
     told = Manager({**manager.environment, "WATCHDOG_USEC": str(USEC)})
-    clerk = _Clerk.__new__(_Clerk)
-    server = Server(own_place(folder), [lambda loop, router, log, people: clerk], manager=told)
-    thread = threading.Thread(target=server.run)
+    setup = QuotaSetup(Rules(), folder / "quota.json", Ids(28, 0), listen=refuse)
+    process = SourceProcess(Place(folder), setup, told)
+    thread = threading.Thread(target=process.run)
     thread.start()
     try:
         manager.hear("READY=1")
         manager.hear("WATCHDOG=1")
-        clerk.lives = False
+        monkeypatch.setattr(QuotaSource, "lives", False)
         manager.socket.settimeout(QUIET)
         with pytest.raises(TimeoutError):
             for _ in range(1000):
                 manager.hear("WATCHDOG=1")
     finally:
-        server.stop()
+        process.stop()
         thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(("why", "alive", "lives"), [("", True, True), ("", False, False), ("no right", False, True)])
 def test_when_a_clerk_lives(why: str, alive: bool, lives: bool) -> None:
-    """Where quotas cannot be served there is none, and that is no reason to start anew."""
-    quota = Quota.__new__(Quota)
+    """Where quotas cannot be heard of there is none, and that is no reason to start anew."""
+    quota = QuotaSource.__new__(QuotaSource)
     gate = threading.Event()
     quota.why, quota._thread = why, threading.Thread(target=gate.wait, daemon=True)
     if alive:

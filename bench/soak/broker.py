@@ -1,5 +1,5 @@
-"""`python -m bench.soak.broker FOLDER DEVICE [GROUP SENDER]`: the broker of a soak. Its kernel is played, by another
-process: /dev/ecryptfs over the socket DEVICE, request_key's keys by rule, quota warnings by netlink from SENDER."""
+"""`python -m bench.soak.broker FOLDER DEVICE`: the broker of a soak. Its kernel is played, by another process:
+/dev/ecryptfs over the socket DEVICE, request_key's keys by rule."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import struct
 import sys
 from pathlib import Path
 
-from bench.quotabroker import played
 from upcall.broker.server import Server
 from upcall.broker.settings import configured
 from upcall.kernel.process import harden, raise_descriptor_limit
 from upcall.process.paths import own_place
 from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.ecryptfs.packets import MAX_READ
-from upcall.protocols.quota.source import Quota
 from upcall.protocols.request_key import origin
 from upcall.protocols.request_key.messages import Described
 from upcall.testing.kernel import sources
@@ -79,17 +77,14 @@ class Device:
             self.fd = -1
 
 
-def main(folder: str, device: str, group: str = "", sender: str = "") -> None:
+def main(folder: str, device: str) -> None:
     harden()
     raise_descriptor_limit()
     place = own_place(Path(folder))
-    setup = played(place.folder / "quota.json", int(group), int(sender)) if group else None
     opens = functools.partial(Device, path=Path(device))
     read = functools.partial(configured, SERVICES)
     owners = {"dns_resolver": os.geteuid()}
     make = sources(place, opens, Keys(), owners)
-    if setup is not None:
-        make.append(lambda loop, router, log, people: Quota(loop, router, log, setup))
     server = Server(place, make, read=lambda: read()._replace(owners=owners))
     server.heed_signals()
     signal.signal(signal.SIGHUP, server.reload)

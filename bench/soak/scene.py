@@ -71,16 +71,17 @@ class Scene:
         kernel = self._talker("files", device, *(f"{uid}={signature}" for uid, signature in files.items()))
         self._stage.await_file(device, kernel)
         sender = Sender(self._stage) if self.root else None
-        quota = [str(_QUOTA_GROUP), str(sender.portid)] if sender is not None else []
-        command = [sys.executable, "-P", "-m", "bench.soak.broker", str(self.folder), str(device), *quota]
+        command = [sys.executable, "-P", "-m", "bench.soak.broker", str(self.folder), str(device)]
         broker = self._stage.start(command).pid
         self._stage.await_file(self.folder / "registration.sock", broker)
         ours = self._stage.start(
             [sys.executable, "-P", "-X", "upcall-environment", "-m", "upcall", "daemon", "--runtime", str(self.folder)]
         ).pid
         self._registered(self.me, ours)
+        watched = {"broker": broker, self._name(self.me): ours}
         if sender is not None:
             self._registered(QUIET, quiet)
+            watched |= {self._name(QUIET): quiet, "quota source": self._quota_source(sender)}
             self._during("warnings", lambda counts: self._warnings(sender, counts))
         self._talker("restless", self.folder, RESTLESS if self.root else -1, broker, ours)
         self._talker("keys", self.folder, *signatures)
@@ -90,8 +91,19 @@ class Scene:
             self._talker("forwarders", self.folder)
         for uid, signature in files.items():
             self._bulk(self._bulk_of(uid), uid, signature)
-        watched = {"broker": broker, self._name(self.me): ours, "key module, isolated": self._isolated(ours)}
-        return watched | ({self._name(QUIET): quiet} if self.root else {})
+        return watched | {"key module, isolated": self._isolated(ours)}
+
+    def _quota_source(self, sender: Sender) -> int:
+        """Listens when this returns its pid."""
+        words = [str(self.folder), str(_QUOTA_GROUP), str(sender.portid)]
+        pid = self._stage.start([sys.executable, "-P", "-m", "bench.quotasource", *words]).pid
+        end = time.monotonic() + _PATIENCE
+        with Asking(self.folder) as asking:
+            while not asking.status()["quota"].get("listening"):
+                if time.monotonic() > end:
+                    raise BenchError("the quota source does not listen")
+                time.sleep(0.05)
+        return pid
 
     def _install(self) -> None:
         """For the processes that are started from now on."""

@@ -165,17 +165,17 @@ class QuotaCases:
     def test_near_a_limit(self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]) -> None:
         _, alice, _ = people
         drive.limit("u", alice.uid, 0, 10 * MB)
-        with place.broker_stopped():
+        with place.source_stopped():
             assert fill(alice, drive.point / "alice", 8 * MB + MB // 2) == 0
         assert place.wait(alice, "near").percent in (84, 85, 86)
-        with place.broker_stopped():
+        with place.source_stopped():
             assert fill(alice, drive.point / "alice", MB) == 0
         assert place.wait(alice, "near", 2).percent in (94, 95, 96)
         quiet()
         assert [notice.event for notice in place.told(alice)] == ["near", "near"]
 
     def test_told_at_login(self, drive: Disk, tmp_path: Path, people: tuple[Person, Person, Person]) -> None:
-        """Nobody is there when it happens; then the broker is started anew; then somebody logs in."""
+        """Nobody is there when it happens; then broker and source are started anew; then somebody logs in."""
         root, alice, _ = people
         folder = tmp_path / "house"
         folder.mkdir()
@@ -184,10 +184,8 @@ class QuotaCases:
             place.open(root)
             drive.limit("u", alice.uid, 0, MB)
             assert fill(alice, drive.point / "alice", 2 * MB) in NO_ROOM
-            wait = place.broker
-            assert wait is not None
             wait_until(lambda: status().get("undelivered") == 1, "one that waits")
-            wait.end()
+            place.end()
             place.open(root)
             place.daemon(alice)
             assert place.wait(alice, "over-hard").subject.name == "alice"
@@ -196,27 +194,47 @@ class QuotaCases:
         finally:
             place.close()
 
-    def test_a_broker_that_is_killed_tells_nothing_twice(
+    def test_a_source_that_is_killed_tells_nothing_twice_and_loses_nothing(
         self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]
     ) -> None:
-        root, alice, _ = people
-        drive.limit("u", alice.uid, 0, MB)
+        """What the kernel has warned of while there was no source is read from the figures."""
+        root, alice, bob = people
+        for who in (alice, bob):
+            drive.limit("u", who.uid, 0, MB)
         file = drive.point / "alice"
         assert fill(alice, file, 2 * MB) in NO_ROOM
         place.wait(alice, "over-hard")
         wait_until(lambda: HARD in levels(alice.uid), "it is written down")
-        place.kill_broker()
+        place.kill_source()
+        assert fill(bob, drive.point / "bob", 2 * MB) in NO_ROOM
         place.open(root)
-        for who in people:
-            again = f"the daemon of {who.name} again"
-            wait_until(functools.partial(is_registered, who), again, 2 * PATIENCE)
+        place.wait(bob, "over-hard")
         assert fill(alice, file, 65536) in NO_ROOM  # XFS warns again
         quiet()
-        assert place.events(alice) == ["over-hard"]
+        assert place.events(alice) == place.events(bob) == ["over-hard"]
         remove(alice, file)
         place.wait(alice, "below")
         quiet()
         assert place.events(alice) == ["over-hard", "below"]
+
+    def test_a_broker_that_is_killed_under_its_source(
+        self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]
+    ) -> None:
+        """The source hears the kernel meanwhile, and delivers when there is a broker again."""
+        root, alice, bob = people
+        for who in (alice, bob):
+            drive.limit("u", who.uid, 0, MB)
+        assert fill(alice, drive.point / "alice", 2 * MB) in NO_ROOM
+        place.wait(alice, "over-hard")
+        place.kill_broker()
+        assert fill(bob, drive.point / "bob", 2 * MB) in NO_ROOM
+        place.open(root)
+        for who in people:
+            again = f"the daemon of {who.name} again"
+            wait_until(functools.partial(is_registered, who), again, 2 * PATIENCE)
+        place.wait(bob, "over-hard")
+        quiet()
+        assert place.events(alice) == place.events(bob) == ["over-hard"]
 
     def test_a_flood_and_somebody_in_the_middle(
         self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]

@@ -33,6 +33,7 @@ from upcall.protocols.ecryptfs.packets import (
     pack_reply,
 )
 from upcall.protocols.quota.notice import QuotaNotice, sentence, take
+from upcall.protocols.quota.process import main as serve_quota
 from upcall.protocols.quota.setup import STATE
 from upcall.protocols.quota.warning import Quota
 from upcall.testing.lab.stage import PATIENCE, Person, Task, broker_status, daemon_status, do_as, wait_until
@@ -175,7 +176,7 @@ class Answering(Listening):
 
 
 class QuotaHouse:
-    """The system's broker with quotas, and daemons; what they are told is kept."""
+    """The system's broker, its quota source, and daemons; what they are told is kept."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -183,27 +184,43 @@ class QuotaHouse:
         SYSTEM.parent.mkdir(exist_ok=True)
         SYSTEM.write_text(CONFIG)
         self.broker: Task[None] | None = None
+        self.source: Task[None] | None = None
         self._tasks: list[Task[None]] = []
 
     def open(self, root: Person) -> None:
-        self.broker = Task(root, lambda: serve_broker(None, None, None, "yes"), output=self.folder / "broker.log")
-        self._tasks.append(self.broker)
-        wait_until(lambda: bool((broker_status() or {}).get("quota", {}).get("listening")), "the broker listens", 60)
+        """Starts what does not run, and waits until the broker knows that the source listens."""
+        if self.broker is None or self.broker.ended:
+            self.broker = Task(root, serve_broker, output=self.folder / "broker.log")
+            self._tasks.append(self.broker)
+        if self.source is None or self.source.ended:
+            self.source = Task(root, serve_quota, output=self.folder / "source.log")
+            self._tasks.append(self.source)
+        wait_until(lambda: bool((broker_status() or {}).get("quota", {}).get("listening")), "the source listens", 60)
 
     @contextlib.contextmanager
-    def broker_stopped(self) -> Iterator[None]:
+    def source_stopped(self) -> Iterator[None]:
         """It reads nothing meanwhile, and so sees nothing half-done."""
-        assert self.broker is not None
-        self.broker.send_signal(signal.SIGSTOP)
+        assert self.source is not None
+        self.source.send_signal(signal.SIGSTOP)
         try:
             yield
         finally:
-            self.broker.send_signal(signal.SIGCONT)
+            self.source.send_signal(signal.SIGCONT)
+
+    def kill_source(self) -> None:
+        """It gets no time to write anything down."""
+        assert self.source is not None
+        self.source.end(signal.SIGKILL)
 
     def kill_broker(self) -> None:
-        """It gets no time to write anything down."""
         assert self.broker is not None
         self.broker.end(signal.SIGKILL)
+
+    def end(self) -> None:
+        """In the order of a machine that goes down."""
+        for task in (self.source, self.broker):
+            assert task is not None
+            task.end()
 
     def daemon(self, who: Person, kind: type[Listening] = Listening) -> None:
         from upcall.daemon.process import Daemon, serve
@@ -221,14 +238,14 @@ class QuotaHouse:
             return []
 
     def events(self, who: Person) -> list[str]:
-        """All but "near": whether that is told on the way to a limit depends on when the broker reads."""
+        """All but "near": whether that is told on the way to a limit depends on when the source reads."""
         return [notice.event for notice in self.told(who) if notice.event != "near"]
 
     def wait(self, who: Person, event: str, times: int = 1) -> QuotaNotice:
         """Until this person has been told of the event so often; gives the last of them."""
 
         def log() -> str:
-            return (self.folder / "broker.log").read_text()
+            return "".join((self.folder / f"{name}.log").read_text() for name in ("broker", "source"))
 
         try:
             wait_until(lambda: [one.event for one in self.told(who)].count(event) >= times, event, 2 * PATIENCE)
@@ -267,7 +284,7 @@ def is_registered(who: Person) -> bool:
 
 
 def levels(uid: int) -> list[float]:
-    """What the broker has written down of this user's quotas."""
+    """What the source has written down of this user's quotas."""
     try:
         states = json.loads(STATE.read_text())["states"]
     except FileNotFoundError:
@@ -276,14 +293,14 @@ def levels(uid: int) -> list[float]:
 
 
 def quiet() -> None:
-    """Until the broker has read all quotas often enough to have said what it has to say: once to see that somebody is
+    """Until the source has read all quotas often enough to have said what it has to say: once to see that somebody is
     below, once more when that has settled, and another time so that it has been delivered."""
 
     def readings() -> int:
         return int(status().get("readings", 0))
 
     before = readings()
-    wait_until(lambda: readings() > before + 3, "the broker reads all quotas", 2 * PATIENCE)
+    wait_until(lambda: readings() > before + 3, "the source reads all quotas", 2 * PATIENCE)
 
 
 def reads(notice: QuotaNotice, who: Person, *words: str) -> None:

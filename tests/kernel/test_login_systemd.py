@@ -34,6 +34,7 @@ from upcall.testing.lab.stage import Person, broker_pid, drop_caches, person, se
 # An emulated processor is slow. Nobody is kept after the last logout.
 DROP_INS = {
     "/etc/systemd/system/upcall-broker.service.d/lab.conf": "[Service]\nWatchdogSec=60\nTimeoutStartSec=120\n",
+    "/etc/systemd/system/upcall-quota.service.d/lab.conf": "[Service]\nWatchdogSec=60\nTimeoutStartSec=120\n",
     "/etc/systemd/system/upcall-system-daemon.service.d/lab.conf": "[Service]\nWatchdogSec=60\n",
     "/etc/systemd/user/upcall-daemon.service.d/lab.conf": "[Service]\nWatchdogSec=60\n",
     "/etc/systemd/logind.conf.d/lab.conf": "[Login]\nUserStopDelaySec=0\nKillUserProcesses=yes\n",

@@ -92,12 +92,12 @@ def resident(pid: int) -> int:
 @pytest.mark.time_limit(PATIENCE)
 def test_a_hundred_thousand(drive: Disk, place: QuotaHouse) -> None:
     alice, bob = person("alice"), person("bob")
-    assert place.broker is not None
+    assert place.source is not None
     for who in (alice, bob):
         do_as(who, (drive.point / f"{who.name}-first").touch)
     limited(drive, alice)
     drive.limit("u", bob.uid, 0, MB)
-    before, memory = status(), resident(place.broker.pid)
+    before, memory = status(), resident(place.source.pid)
     ratios, took = [], 0.0
     with Client(SYSTEM_FOLDER, bob.uid) as client:
         for number in range(ROUNDS):
@@ -114,7 +114,7 @@ def test_a_hundred_thousand(drive: Disk, place: QuotaHouse) -> None:
     print(f"{2 * ROUNDS * CYCLES / took:,.0f} warnings/s; p50 of others by {ratios}", end=" ")
     assert found["received"] - before["received"] == 2 * ROUNDS * CYCLES + 1
     assert (found["lost"], found["dropped"], found["nonsense"], found["overflows"]) == (0, 0, 0, 0)
-    assert resident(place.broker.pid) - memory < 8 * MB
+    assert resident(place.source.pid) - memory < 8 * MB
     assert statistics.median(ratios) <= 2
     place.wait(bob, "over-hard")
     place.wait(alice, "over-soft")
@@ -125,13 +125,13 @@ def test_a_hundred_thousand(drive: Disk, place: QuotaHouse) -> None:
 
 @pytest.mark.time_limit(PATIENCE)
 def test_more_than_the_buffer_holds(drive: Disk, place: QuotaHouse) -> None:
-    """The broker is stopped meanwhile: what is lost is known to the message, and made up for."""
+    """The source is stopped meanwhile: what is lost is known to the message, and made up for."""
     alice, bob = person("alice"), person("bob")
     do_as(alice, (drive.point / "first").touch)
     limited(drive, alice)
     drive.limit("u", bob.uid, 0, MB)
     before = status()
-    with place.broker_stopped():
+    with place.source_stopped():
         flood(drive, alice, MORE_THAN_FITS).result(PATIENCE)
         assert fill(bob, drive.point / "bob", 2 * MB) in NO_ROOM  # the kernel's word of it is lost
     assert place.wait(bob, "over-hard").raw is None
@@ -157,7 +157,7 @@ def test_more_than_the_buffer_holds(drive: Disk, place: QuotaHouse) -> None:
     assert found["received"] > 40_000
     assert found["lost"] > 10_000
     assert found["overflows"] > 0
-    assert f"quota-lost messages={found['lost']}" in (place.folder / "broker.log").read_text()
+    assert f"quota-lost messages={found['lost']}" in (place.folder / "source.log").read_text()
     remove(bob, drive.point / "bob")
     place.wait(bob, "below")
     assert fill(bob, drive.point / "bob", 2 * MB) in NO_ROOM

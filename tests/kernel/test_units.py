@@ -45,8 +45,10 @@ StandardError=append:/var/log/units
 """
 TARGET = """[Unit]
 DefaultDependencies=no
-Wants=upcall-broker.service upcall-system-daemon.service manager.service
+Wants=upcall-broker.service upcall-quota.service upcall-system-daemon.service manager.service
 """
+
+SERVICES = ("upcall-quota.service", "upcall-system-daemon.service", "upcall-broker.service")
 
 pytestmark = pytest.mark.skipif(not INIT.exists(), reason="systemd is not installed")
 
@@ -78,7 +80,7 @@ class Systemd:
         return self.say("systemctl", "is-active", *units).split() == ["active"] * len(units)
 
     def end(self) -> None:
-        self.say("systemctl", "stop", "manager.service", "upcall-system-daemon.service", "upcall-broker.service")
+        self.say("systemctl", "stop", "manager.service", *SERVICES)
         self._process.kill()
         self._process.wait()
 
@@ -114,9 +116,7 @@ def status(systemd: Systemd) -> str:
 
 def test_all_of_them_start(systemd: Systemd) -> None:
     try:
-        wait_until(
-            lambda: systemd.is_active("upcall-broker.service", "upcall-system-daemon.service"), "the services", SLOW
-        )
+        wait_until(lambda: systemd.is_active(*SERVICES), "the services", SLOW)
         wait_until(lambda: '"uid": 5001' in status(systemd), "the daemon of alice", SLOW)
     except TimeoutError:
         pytest.fail(Path("/var/log/units").read_text() + Path("/var/log/systemd").read_text())

@@ -1,4 +1,4 @@
-"""Quotas with our units: what the broker's sandbox lets through is enough to hear the kernel, and to look."""
+"""Quotas with our units: what the source's sandbox lets through is enough to hear the kernel, and to look."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.kernel.quota_scene import MB, NO_ROOM, Disk, disk, fill
-from tests.kernel.test_units import INIT, SLOW, Systemd, systemd  # noqa: F401 - a fixture
+from tests.kernel.test_units import INIT, SERVICES, SLOW, Systemd, systemd  # noqa: F401 - a fixture
 from upcall.process import machine
 from upcall.testing.lab.stage import person, wait_until
 
@@ -42,7 +42,7 @@ def test_whose_quota_it_is_is_told(units: Systemd, drive: Disk) -> None:
     alice = person("alice")
 
     def quota() -> dict[str, Any]:
-        """What the broker says of it; empty before everything has started."""
+        """What the source says of it, by way of the broker; empty before everything has started."""
         said = units.say(sys.executable, "-I", "-m", "upcall", "status", "--json")
         try:
             found: dict[str, Any] = json.loads(said)
@@ -51,15 +51,25 @@ def test_whose_quota_it_is_is_told(units: Systemd, drive: Disk) -> None:
         everybody = {one["uid"] for one in found["daemons"]} >= {pwd.getpwnam(machine.USER).pw_uid, alice.uid}
         return dict(found["quota"]) if everybody else {}
 
-    services = ("upcall-broker.service", "upcall-system-daemon.service")
+    def main_pid() -> str:
+        return units.say("systemctl", "show", "--property=MainPID", "--value", "upcall-quota.service")
+
     try:
-        wait_until(lambda: units.is_active(*services), "the services", SLOW)
-        wait_until(lambda: quota().get("filesystems") == [str(drive.point)], "the broker sees the disk", 2 * SLOW)
+        wait_until(lambda: units.is_active(*SERVICES), "the services", SLOW)
+        wait_until(lambda: quota().get("filesystems") == [str(drive.point)], "the source sees the disk", 2 * SLOW)
         assert quota()["listening"]
+        assert quota()["hardening"]["capabilities"] == "SYS_ADMIN"
         drive.limit("u", alice.uid, 0, MB)
         assert fill(alice, drive.point / "alice", 2 * MB) in NO_ROOM
         wait_until(lambda: quota()["delivered"] >= 1, "told", SLOW)
         assert (quota()["watched"], quota()["lost"]) == (1, 0)
+        # Killed, it comes again, and has read what it had written down.
+        before = main_pid()
+        wait_until(lambda: Path("/var/lib/upcall/quota.json").exists(), "the state", SLOW)
+        units.say("systemctl", "kill", "--signal=KILL", "upcall-quota.service")
+        wait_until(lambda: main_pid() not in (before, "0"), "another source", SLOW)
+        wait_until(lambda: quota().get("readings", 0) > 0, "it has read all quotas", SLOW)
+        assert (quota()["watched"], quota()["delivered"]) == (1, 0)
         log = Path("/var/log/units").read_text()
         assert "quota-unreadable" not in log
         assert "quota-state" not in log

@@ -13,8 +13,7 @@ from upcall.process import trust
 
 
 def run(arguments: list[str]) -> int:
-    """`folder=PATH`, `device=PATH`, `contexts=N` and `quota=yes|no|auto`, `records=WHERE`, all
-    optional."""
+    """`folder=PATH`, `device=PATH`, `contexts=N` and `records=WHERE`, all optional."""
     settings = dict(argument.split("=", 1) for argument in arguments)
     folder, device, contexts = (settings.get(name) for name in ("folder", "device", "contexts"))
     paths = Path(folder) if folder else None, Path(device) if device else None
@@ -22,7 +21,7 @@ def run(arguments: list[str]) -> int:
         faults = trust.require()
         if faults:
             print(f"upcall broker: others could change what this runs: {faults[0]}", file=sys.stderr)  # noqa: T201
-        main(*paths, int(contexts) if contexts else None, settings.get("quota", "no"), settings.get("records"))
+        main(*paths, int(contexts) if contexts else None, settings.get("records"))
     except (UpcallError, OSError) as error:
         print(f"upcall broker: {error}", file=sys.stderr)  # noqa: T201
         return os.EX_CONFIG if isinstance(error, ConfigError) else os.EX_UNAVAILABLE

@@ -20,6 +20,7 @@ from upcall import __version__, config
 from upcall.broker.launcher import COMMAND, Launcher
 from upcall.broker.registration import Registration
 from upcall.broker.settings import Configured, configured
+from upcall.broker.source_listener import SourceListener
 from upcall.core.errors import UpcallError
 from upcall.core.router import Router
 from upcall.core.service import Service, with_contexts
@@ -78,6 +79,7 @@ class Server:
         requesters.whole_status = self.status
         # In the order in which they are closed: the links of daemons last.
         self.sources: list[Source] = [requesters, *(made(*around) for made in make)]
+        self.sources.append(SourceListener(*around, place.source_socket))
         self.sources.append(Registration(*around, place.registration_socket))
         self._waker = Waker()
         self.loop.add(self._waker, self._on_signal, URGENT)
@@ -129,11 +131,7 @@ class Server:
     def _follow(self, found: Configured) -> None:
         """Does what the configuration says from the next request on; what is owed is owed as before."""
         router = self.router
-        before, router.machine = router.machine, found.machine
-        router.services, router.limits = found.services, found.limits
-        if before != found.machine and router.registry.get(found.machine) is not None:
-            for tell in router.on_registered:  # what is for the machine's daemon comes to this one from now on
-                tell(found.machine)
+        router.machine, router.services, router.limits = found.machine, found.services, found.limits
         if found.command is not None and hands_on(found.command) and not self._hands_on:
             self.log("start-not-followed", why="daemons would inherit what this broker has given up: start it anew")
         else:
@@ -199,7 +197,6 @@ def main(
     folder: Path | None = None,
     device: Path | None = None,
     contexts: int | None = None,
-    quota: str = "no",
     records: str | None = None,
 ) -> None:
     """Runs a broker in this process until SIGTERM or SIGINT. OSError, UsageError, ConfigError before it is ready.
@@ -208,7 +205,6 @@ def main(
     (upcall/observe/recorder.py); None: as the configuration says. The others: upcall/protocols/protocol.py.
     """
     hangup = Hangup()
-    manager = Manager()
     harden()
     raise_descriptor_limit()
     prefer_us()
@@ -221,15 +217,11 @@ def main(
 
     found = read()
     place = own_place(folder)
-    given = Given(place, device, quota, found.owners)
+    given = Given(place, device, found.owners)
     make = [one for protocol in PROTOCOLS if (one := protocol.source(given)) is not None]
     where = _where(records)
-    state = None
-    if quota != "no":
-        from upcall.protocols.quota.setup import state_file
-
-        state = state_file(place)
-    hardened = of_broker(place.folder, found.hardening, where, device, state, found.command)
+    hardened = of_broker(place.folder, found.hardening, where, device, found.command)
+    manager = Manager()
     server = Server(place, make, found.services, None, found.start, read, manager, machine=found.machine)
     server.harden(hardened, not found.hardening or (found.command is not None and hands_on(found.command)))
     server.router.limits = found.limits

@@ -26,9 +26,7 @@ from upcall.protocols.ecryptfs.device import DEVICE
     type=click.IntRange(4, 4096),
     help="Message contexts of each uid, for each service: what may be pending at once.  [default: 32]",
 )
-@click.option(
-    "--quota/--no-quota", default=None, help="Tell people of quota warnings, or do not.  [default: if run by root]"
-)
+@click.option("--quota/--no-quota", default=None, hidden=True)  # of versions in which the broker heard them itself
 @click.option(
     "--log-requests",
     metavar="WHERE",
@@ -58,8 +56,9 @@ def command(
         arguments.append(f"device={DEVICE}")
     if contexts is not None:
         arguments.append(f"contexts={contexts}")
-    if quota or (quota is None and os.geteuid() == 0):
-        arguments.append("quota=yes" if quota else "quota=auto")
+    if quota:
+        about = "--quota does nothing here: quota warnings are heard by a process of its own, `upcall quota serve`"
+        click.echo(f"upcall broker: {about} (upcall-quota.service)", err=True)
     if log_requests is not None:
         arguments.append(f"records={check_where(log_requests)}")
     command = startpython.command("upcall.broker", *arguments)

@@ -8,6 +8,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
@@ -21,6 +22,7 @@ from upcall.core.errors import PeerError, UsageError
 from upcall.kernel import quotactl
 from upcall.kernel.genetlink import Listener, look_up
 from upcall.kernel.mounts import Mount, Names, mounts, project_number
+from upcall.process import start_python as startpython
 from upcall.protocols.quota import warning as quota
 from upcall.protocols.quota.notice import FILES, KINDS, MAX_ID, SPACE, amount, duration, moment, printable
 from upcall.protocols.quota.warning import Figures, Warned
@@ -46,7 +48,36 @@ class _Group(click.Group):
 
 @click.group(cls=_Group)
 def command() -> None:
-    """Show quotas, watch the kernel's warnings, and test whether they reach you."""
+    """Show quotas, watch the kernel's warnings, and test whether they reach you. For root: hear them."""
+
+
+# --- serve -------------------------------------------------------------------------------------------------------
+
+
+@command.command(short_help="Run the process that hears the kernel's warnings.")
+@click.option(
+    "--runtime",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The broker's folder.  [default: /run/upcall]",
+)
+def serve(runtime: Path | None) -> None:
+    """Run the quota source: it hears the kernel's warnings, and has root's broker tell people.
+
+    For root; `upcall setup` makes a service of it (upcall-quota.service). It runs in the foreground until SIGTERM,
+    SIGINT or SIGHUP. Without a broker it goes on listening, and delivers when there is one. What it knows is kept in
+    /var/lib/upcall/quota.json, or in the folder that --runtime names.
+
+    \b
+    Exit codes: 0 ended as asked; 69 it could not start; 78 others could change what root would run, or the
+    configuration is wrong.
+
+    \b
+    Examples:
+      # upcall quota serve
+    """
+    arguments = [f"folder={runtime.absolute()}"] if runtime is not None else []
+    words = startpython.command("upcall.protocols.quota", *arguments)
+    os.execve(words[0], words, startpython.cleaned())  # noqa: S606
 
 
 # --- status ------------------------------------------------------------------------------------------------------

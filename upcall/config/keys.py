@@ -71,7 +71,13 @@ _GENERAL: Final = (
         "What broker and daemons take from themselves when they start ([operations](operations.md)). Read when they "
         "start.",
         (
-            Key("broker", YES_OR_NO, SYSTEM, "Whether the broker does; false is for looking for a fault.", True),
+            Key(
+                "broker",
+                YES_OR_NO,
+                SYSTEM,
+                "Whether the broker does, and the quota source; false is for looking for a fault.",
+                True,
+            ),
             Key("daemon", YES_OR_NO, SYSTEM, "The same for daemons.", True),
             Key(
                 "writable",

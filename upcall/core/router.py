@@ -235,16 +235,20 @@ class Router:
             counts = counters[uid] = Counter()
         return counts
 
-    def notice(self, uid: int, service: str, requester: Requester, body: bytes) -> bool:
-        """Tells the daemon of `uid` something that needs no answer. False if it has none, or takes no more now."""
+    def notice(self, uid: int, service: str, requester: Requester, body: bytes) -> str:
+        """Tells the daemon of `uid` something that needs no answer. Returns "" if it was handed over, otherwise the
+        reason: "no-daemon", or "daemon-full" if it takes no more now."""
         association = self.registry.get(uid)
-        if association is None or association.leaving:
-            return False
+        if association is None:
+            return "no-daemon"
+        if association.leaving:
+            return "daemon-full"  # a newer one may be coming
         try:
-            return association.link.send(pack_request(Envelope(0, 0, service, requester, 0, body), NOTICE))
+            taken = association.link.send(pack_request(Envelope(0, 0, service, requester, 0, body), NOTICE))
         except ConnectionError:
             self.gone(association)
-            return False
+            return "no-daemon"
+        return "" if taken else "daemon-full"
 
     # --- daemons -------------------------------------------------------------------------------------------
 

@@ -21,6 +21,13 @@ class Service(NamedTuple):
     network: bool = False  # its handler parses what comes from the network: uid 0 is never asked, the machine is
 
 
+class Notice(NamedTuple):
+    """A service whose daemons are told, and answer nothing: what a source in a process of its own may send."""
+
+    name: str
+    network: bool = False  # as a Service's
+
+
 def with_contexts(services: Mapping[str, Service], count: int) -> dict[str, Service]:
     """The same services with `count` contexts each, a quarter of them held back where some are."""
     return {

@@ -38,7 +38,8 @@ class ServiceManager(NamedTuple):
 
 # Root's daemon starts if root has keys: it is enabled and waits for nothing.
 _SYSTEM: Final = (
-    "upcall-broker.service", "upcall-system-daemon.service", "upcall-root-daemon.service", "upcall-keytab.path",
+    "upcall-broker.service", "upcall-quota.service", "upcall-system-daemon.service", "upcall-root-daemon.service",
+    "upcall-keytab.path",
 )  # fmt: skip
 _STARTED: Final = ("upcall-keytab.service",)  # by another one
 _USER: Final = "upcall-daemon.service"

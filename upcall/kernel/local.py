@@ -117,15 +117,22 @@ def listen(path: Path, mode: int) -> socket.socket:
     return listener
 
 
-def connect(path: Path, owners: frozenset[int]) -> socket.socket:
-    """A connection to a listener that runs as one of `owners`. OSError if there is none, UsageError if not theirs."""
+def connect(path: Path, owners: frozenset[int], wait: bool = True) -> socket.socket:
+    """A connection to a listener that runs as one of `owners`. OSError if there is none, UsageError if not theirs.
+
+    `wait`: for room in its backlog, 5 s at most. Otherwise a full one is a BlockingIOError; the connection does not
+    block."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
         # Blocking: while the backlog is full, connect(2) of a non-blocking socket fails at once (EAGAIN).
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _FIVE_SECONDS)
+        if wait:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _FIVE_SECONDS)
+        else:
+            connection.setblocking(False)
         connection.connect(os.fspath(path))
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _NO_LIMIT)
-        connection.settimeout(5)
+        if wait:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _NO_LIMIT)
+            connection.settimeout(5)
         uid = ucred.of_peer(connection).uid
         if uid not in owners:
             raise UsageError(f"{path}: uid {uid} listens there, not one of {sorted(owners)}")

@@ -27,6 +27,7 @@ AND_INTERNET: Final = UNIX_AND_NETLINK | {int(socket.AF_INET), int(socket.AF_INE
 # Of netlink: getaddrinfo(3), broker and daemon, who logs in, libusb, quotas.
 ROUTE, USERSOCK, AUDIT, UEVENT, GENERIC = 0, 2, 9, 15, 16
 OF_BROKER: Final[dict[str, int]] = {**COMMON, **LISTENING}
+OF_SOURCE: Final[dict[str, int]] = dict(COMMON)
 OF_DAEMON: Final[dict[str, int]] = {**COMMON, **LISTENING, **LIBRARIES}
 
 _ARGUED: Final = {"clone": 56, "clone3": 435, "socket": 41, "ioctl": 16, "prctl": 157}

@@ -48,7 +48,7 @@ METRICS: Final = (
     Family("upcall_devices", _G, ("state",), "Uids in whose name /dev/ecryptfs is open, or should be."),
     Family("upcall_kernel_frames", _C, ("what",), "Frames of /dev/ecryptfs, by what became of them."),
     Family("upcall_request_keys", _C, ("outcome",), "Keys that the kernel wanted, by outcome."),
-    Family("upcall_quota_listening", _G, (), "1 if the broker hears the kernel's quota warnings."),
+    Family("upcall_quota_listening", _G, (), "1 if the quota source hears the kernel's warnings."),
     Family("upcall_quota_warnings", _C, ("what",), "Quota warnings: received, and what became of them."),
     Family("upcall_quota_undelivered", _G, (), "Quota notices that wait for their daemon."),
     Family("upcall_quota_watched", _G, (), "Quotas that are kept in mind."),

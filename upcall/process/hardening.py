@@ -39,7 +39,8 @@ _BECOMING: Final = frozenset(
     }
 )  # fmt: skip
 
-_BROKERS_NETLINK: Final = frozenset({seccomp.USERSOCK, seccomp.GENERIC})
+_BROKERS_NETLINK: Final = frozenset({seccomp.USERSOCK})
+_QUOTAS_NETLINK: Final = frozenset({seccomp.GENERIC})
 _DAEMONS_NETLINK: Final = frozenset(
     {seccomp.ROUTE, seccomp.UEVENT}
 )  # getaddrinfo(3), libusb; a link's sockets are given
@@ -82,12 +83,10 @@ def of_broker(
     wanted: bool = True,
     records: str = "no",
     device: Path | None = None,
-    quota: Path | None = None,
     start: Sequence[str] | None = None,
 ) -> Hardening:
     """`folder`: the broker's own. `wanted`: whether the configuration wants any. `device`: /dev/ecryptfs, if it is
-    served; `quota`: where the state of quotas is kept, if they are. `start`: the command that starts daemons, if one
-    does."""
+    served. `start`: the command that starts daemons, if one does."""
     if not wanted:
         return _nothing()
     becoming = start is not None and hands_on(start)
@@ -97,19 +96,35 @@ def of_broker(
         calls |= {name: syscalls.IDS[name] for name in ("setresuid", "setfsuid")}
         if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
             kept.add("IPC_LOCK")  # all memory is locked (stay_in_memory): without this, what is new has no room
-    if quota is not None:
-        kept, calls = kept | {"SYS_ADMIN"}, calls | syscalls.QUOTA
     if becoming:
         kept, calls = kept | _BECOMING, calls | seccomp.OF_DAEMON | syscalls.IDS | syscalls.OWNERS
     left = capabilities.keep_only(kept)
     confined = f"no: {_INHERITED}"
     if not becoming:
-        places = _of_broker(folder, records, device, quota, start)
-        abstract = os.environ.get("NOTIFY_SOCKET", "").startswith("@")
+        places = _of_broker(folder, records, device, start)
+        abstract = _manager_is_abstract()
         confined = _confined(lambda: landlock.restrict(places, programs=True, connect=False, abstract=abstract))
     families = seccomp.AND_INTERNET if becoming else seccomp.UNIX_AND_NETLINK
     netlink = _BECOMINGS_NETLINK if becoming else _BROKERS_NETLINK
     return Hardening(_filtered(calls, families, netlink), confined, _said(left))
+
+
+def of_quota_source(state: Path, wanted: bool = True) -> Hardening:
+    """`state`: where the state of quotas is kept. `wanted`: whether the configuration wants any.
+
+    It starts Python, once, to look the kernel's family up. Names may come from a directory service of this machine,
+    over local sockets."""
+    if not wanted:
+        return _nothing()
+    left = capabilities.keep_only({"SYS_ADMIN"})  # other people's quotas
+    with contextlib.suppress(OSError):  # then the state cannot be written, and the log says so
+        state.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    places = [*_programs(), Place(state.parent), Place(Path("/dev/null"), WRITE_FILE)]
+    confined = _confined(
+        lambda: landlock.restrict(places, programs=True, connect=False, abstract=_manager_is_abstract())
+    )
+    calls = {**seccomp.OF_SOURCE, **syscalls.QUOTA}
+    return Hardening(_filtered(calls, seccomp.UNIX_AND_NETLINK, _QUOTAS_NETLINK), confined, _said(left))
 
 
 def done_listening(hardened: Hardening) -> None:
@@ -123,6 +138,11 @@ def hands_on(start: Sequence[str]) -> bool:
     """Whether what this command starts is a child of ours, which inherits what we have given up. A service manager's
     are its own."""
     return os.path.basename(start[0]) != "systemctl"  # noqa: PTH119
+
+
+def _manager_is_abstract() -> bool:
+    """Whether the service manager listens at an abstract socket. Read before upcall.kernel.notify removes it."""
+    return os.environ.get("NOTIFY_SOCKET", "").startswith("@")
 
 
 def _nothing() -> Hardening:
@@ -155,17 +175,15 @@ def _confined(restrict: Callable[[], int]) -> str:
 # --- places -------------------------------------------------------------------------------------------------
 
 
-def _of_broker(
-    folder: Path, records: str, device: Path | None, quota: Path | None, start: Sequence[str] | None
-) -> list[Place]:
-    """It may run programs, too, but none that it could have written."""
-    roots = {*_PROGRAMS, sys.prefix, sys.base_prefix, os.path.dirname(start[0]) if start else ""}  # noqa: PTH120
-    places = [Place(Path(root), EXECUTE) for root in roots if root.startswith("/")]
+def _programs(*more: str) -> list[Place]:
+    """It may run programs, but none that it could have written."""
+    roots = {*_PROGRAMS, sys.prefix, sys.base_prefix, *more}
+    return [Place(Path(root), EXECUTE) for root in roots if root.startswith("/")]
+
+
+def _of_broker(folder: Path, records: str, device: Path | None, start: Sequence[str] | None) -> list[Place]:
+    places = _programs(os.path.dirname(start[0]) if start else "")  # noqa: PTH120
     places += [Place(folder), Place(Path("/dev/null"), WRITE_FILE), *_recording(records)]
-    if quota is not None:
-        with contextlib.suppress(OSError):  # then the state cannot be written, and the log says so
-            quota.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        places.append(Place(quota.parent))
     if device is not None:  # which comes with a kernel module: until it is there it has no inode to be known by
         places.append(Place(device if device.exists() else device.parent, WRITE_FILE))
     return places

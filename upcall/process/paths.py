@@ -58,6 +58,11 @@ class Place(NamedTuple):
         """For daemons."""
         return self.folder / "registration.sock"
 
+    @property
+    def source_socket(self) -> Path:
+        """For sources in processes of their own; the broker's own user's."""
+        return self.folder / "source.sock"
+
     def owners(self) -> frozenset[int]:
         """The uids that a broker here may have: root's, or ours if the folder is not the system's."""
         return frozenset({0}) if self.folder == SYSTEM_FOLDER else frozenset({0, os.geteuid()})

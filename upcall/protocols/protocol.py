@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from upcall.config.table import Table
-from upcall.core.service import Service
+from upcall.core.service import Notice, Service
 
 if TYPE_CHECKING:
     from upcall.process.paths import Place
@@ -19,7 +19,6 @@ class Given(NamedTuple):
 
     place: Place
     device: Path | None = None  # /dev/ecryptfs, if it is to be served
-    quota: str = "no"  # "yes", "no", or "auto": if the kernel lets us, and otherwise a line in the log
     owners: Mapping[str, int] = {}  # by service, whose daemon answers for requests that do not say it
 
 
@@ -38,3 +37,4 @@ class Protocol(NamedTuple):
     # What faces the kernel in the broker's process, imported when it is wanted; None: not there.
     # UsageError, ConfigError.
     source: Callable[[Given], MakeSource | None] = _no_source
+    notices: tuple[Notice, ...] = ()  # what sources in processes of their own have it tell, by the source's name

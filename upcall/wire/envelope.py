@@ -14,6 +14,7 @@ fs/ecryptfs/netlink.c of Linux 2.6.27. On AF_UNIX the same bytes travel in SOCK_
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from typing import NamedTuple
 
 from upcall.core.errors import REASONS, PeerError
@@ -119,12 +120,12 @@ def pack_request(envelope: Envelope, kind: int = REQUEST) -> bytes:
     return b"".join((head, name, body))
 
 
-def take_request(data: bytes) -> Envelope:
-    """A REQUEST or NOTICE from exactly these bytes."""
+def take_request(data: bytes, kinds: Collection[int] = (REQUEST, NOTICE)) -> Envelope:
+    """A REQUEST or NOTICE (or another of `kinds` with an envelope) from exactly these bytes."""
     if len(data) < REQUEST_HEAD.size:
         raise PeerError("request", f"{len(data)} bytes, at least {REQUEST_HEAD.size} are needed")
     length, kind, _, seq, _, index, size, version, name_len, _, uid, pid, deadline_ns = REQUEST_HEAD.unpack_from(data)
-    if kind not in (REQUEST, NOTICE) or length != len(data) or size != length - _BEFORE_DATA:
+    if kind not in kinds or length != len(data) or size != length - _BEFORE_DATA:
         raise PeerError("request", f"type {kind}, nlmsg_len {length} and data_len {size} do not fit", 0)
     if version != VERSION:
         raise PeerError("request", f"version {version}, {VERSION} is known", _BEFORE_DATA)

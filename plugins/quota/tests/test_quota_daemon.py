@@ -129,8 +129,8 @@ def test_from_the_brokers_core(folder: Path, terminal: int) -> None:
     with told.daemon:
         core = Router(SERVICES, lambda *_, **__: None)
         core.helo(UID, told.daemon.pid, told.broker.portid, told.broker.socket, time.monotonic())
-        assert not core.notice(UID + 1, "quota", Requester(0, 0), pack(notice(UID + 1, "you")))
-        assert core.notice(UID, "quota", Requester(UID, 0), pack(notice(UID, "me", event="over-soft")))
+        assert core.notice(UID + 1, "quota", Requester(0, 0), pack(notice(UID + 1, "you"))) == "no-daemon"
+        assert core.notice(UID, "quota", Requester(UID, 0), pack(notice(UID, "me", event="over-soft"))) == ""
         assert b"Quota exceeded: " in shown(terminal)
 
 

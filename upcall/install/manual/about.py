@@ -43,14 +43,18 @@ FILES: Final[dict[str, dict[str, str]]] = {
         "`upcall-request-key.conf`(5).",
         "/run/upcall": "The broker's sockets.",
         "/run/user/UID/upcall": "The daemon's socket.",
-        "/var/lib/upcall": "What the broker keeps of quotas, and `setup.json`.",
+        "/var/lib/upcall": "What the quota source keeps, and `install.json`.",
     },
     "broker": {
         "/run/upcall/broker.sock": "Where any process may ask its own user's daemon.",
         "/run/upcall/request-key.sock": "Where `upcall-request-key`(8) brings the kernel's requests; root's alone.",
         "/run/upcall/registration.sock": "Where daemons register.",
+        "/run/upcall/source.sock": "Where the quota source is connected; root's alone.",
         "/etc/upcall/config.toml": "See `upcall-config`(5). SIGHUP has it read again.",
-        "/var/lib/upcall": "What is kept of quotas.",
+    },
+    "quota": {
+        "/var/lib/upcall/quota.json": "What `upcall quota serve` keeps: which quotas are how bad, and who was told.",
+        "/etc/upcall/config.toml": "See `upcall-config`(5); read when `upcall quota serve` starts.",
     },
     "daemon": {
         "/run/user/UID/upcall/daemon.sock": "Where the user's own commands reach it.",
@@ -71,12 +75,13 @@ FILES: Final[dict[str, dict[str, str]]] = {
     },
     "setup": {
         "/var/lib/upcall/install.json": "What was written, with a SHA-256 for each file: what `--undo` takes away.",
-        "/etc/systemd/system/upcall-broker.service": "The broker; beside it `upcall-system-daemon.service`, the "
-        "machine's daemon, `upcall-root-daemon.service`, root's, and `upcall-keytab.path`.",
+        "/etc/systemd/system/upcall-broker.service": "The broker; beside it `upcall-quota.service`, the quota source, "
+        "`upcall-system-daemon.service`, the machine's daemon, `upcall-root-daemon.service`, root's, and "
+        "`upcall-keytab.path`.",
         "/etc/systemd/user/upcall-daemon.service": "Each user's daemon.",
         "/etc/tmpfiles.d/upcall.conf": "The broker's folder.",
         "/etc/sysusers.d/upcall.conf": "The user of the machine's daemon.",
-        "/etc/init.d/upcall": "Broker and the machine's daemon, where there is no systemd.",
+        "/etc/init.d/upcall": "Broker, quota source and the machine's daemon, where there is no systemd.",
         "/usr/share/pam-configs/upcall": "Each user's daemon, where there is no systemd.",
         "/usr/local/share/man": "These pages; completions for bash, zsh and fish are near them.",
     },

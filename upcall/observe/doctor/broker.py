@@ -94,6 +94,7 @@ def folder(scene: Scene) -> Iterator[Finding]:
         *_faults(place.folder, owner, 0o755, forbidden=0o022, needed=0),
         *_faults(place.socket, owner, 0o666, forbidden=0, needed=0o666 if owner == 0 else 0o600),
         *_faults(place.request_key_socket, 0, 0o600, forbidden=0o077, needed=0),
+        *_faults(place.source_socket, owner, 0o600, forbidden=0o077, needed=0),
         *_faults(place.registration_socket, owner, 0o666, forbidden=0, needed=0o666 if owner == 0 else 0o600),
     ]
     yield from found or [ok(f"{place.folder}: owners and modes are right")]

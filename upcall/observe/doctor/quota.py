@@ -1,11 +1,14 @@
-"""Whether quota warnings reach the broker."""
+"""Whether quota warnings are heard: by the quota source, which tells the broker how it is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from upcall.observe.doctor.findings import Finding, note, ok, problem
+from upcall.observe.doctor.hardening import judged
 from upcall.observe.doctor.system import Scene
+
+UNIT = "upcall-quota.service"
 
 
 def listening(scene: Scene) -> Iterator[Finding]:
@@ -15,10 +18,21 @@ def listening(scene: Scene) -> Iterator[Finding]:
     quota = status.get("quota", {})
     if not quota:
         if status["broker"]["uid"] == 0:
-            yield note("the broker does not listen to quota warnings", "start it with --quota, if it is to")
-    elif not quota["listening"]:
-        yield problem(f"the broker does not hear quota warnings: {quota['why']}", "start root's broker anew")
+            remedy = "start it, if quota warnings are to be heard"
+            yield note("no quota source is connected to the broker", remedy, start_command(scene))
+        return
+    if not quota["listening"]:
+        yield problem(f"quota warnings are not heard: {quota['why']}", "start the quota source anew")
     elif quota["lost"]:
-        yield note(f"the broker hears quota warnings, and has lost {quota['lost']}", "they come again in time")
+        yield note(f"quota warnings are heard, and {quota['lost']} were lost", "they come again in time")
     else:
-        yield ok("the broker hears quota warnings")
+        yield ok("quota warnings are heard")
+    if "hardening" in quota:
+        yield from judged("the quota source", quota["hardening"])
+
+
+def start_command(scene: Scene) -> str:
+    """What starts the source of the broker that is looked at."""
+    if scene.folder is None and scene.has_unit("system", UNIT):
+        return f"systemctl start {UNIT}"
+    return f"upcall quota serve{scene.runtime_option()} &"

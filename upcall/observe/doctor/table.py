@@ -49,7 +49,7 @@ CHECKS: Final = (
     Check("plugins", "each plugin that is allowed can be imported, and knows this contract", plugins.importable, 120),
     Check("kerberos", "the Kerberos library is there, if cifs.spnego is answered", plugins.library),
     Check("request-key", "our lines win, and only root can change what they start", configured.request_key),
-    Check("quota", "the broker hears quota warnings", quota.listening),
+    Check("quota", "quota warnings are heard, and reach the broker", quota.listening),
 )
 
 

@@ -1,24 +1,11 @@
-"""The record of this protocol."""
+"""The record of this protocol. Its source is a process of its own: upcall/protocols/quota/process.py."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from upcall.protocols.protocol import Given, Protocol
+from upcall.core.service import Notice
+from upcall.protocols.protocol import Protocol
 from upcall.protocols.quota.configuration import TABLES
 
-if TYPE_CHECKING:
-    from upcall.process.source import MakeSource
-
-
-def source(given: Given) -> MakeSource | None:
-    if given.quota == "no":
-        return None
-    from upcall.protocols.quota.setup import configured
-    from upcall.protocols.quota.source import Quota, with_room_kept
-
-    setup = with_room_kept(configured(given.place, required=given.quota == "yes"))
-    return lambda loop, router, log, people: Quota(loop, router, log, setup)
-
-
-PROTOCOL: Final = Protocol("quota", tables=TABLES, source=source)
+PROTOCOL: Final = Protocol("quota", notices=(Notice("quota", network=True),), tables=TABLES)

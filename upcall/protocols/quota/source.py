@@ -1,51 +1,63 @@
-"""The quota conversation in the broker's loop: reads what the kernel says, hands it to the clerk, delivers notices.
+"""The quota source: reads the kernel's warnings, hands them to the clerk, has the broker deliver the notices.
 
-The kernel's messages are taken in crowds: after more than a few, the socket, whose buffer holds 43,000, is left
-alone for a moment. So a flood costs one recvfrom and one count per message, and hardly a wake-up. All this is done in
-the loop: a thread of its own would fight with it for the interpreter's lock at every message.
+In a process of its own, whose loop this belongs to. The kernel's messages are taken in crowds: after more than a few,
+the socket, whose buffer holds 43,000, is left alone for a moment. So a flood costs one recvfrom and one count per
+message, and hardly a wake-up. All this is done in the loop: a thread of its own would fight with it for the
+interpreter's lock at every message.
+
+A notice counts as delivered when the broker has said so. One that was sent and not answered when the connection ended
+is sent again with the next: a daemon is told twice if the broker was killed between telling it and answering.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import math
+import os
+import queue
 import socket
 import threading
+import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from upcall.core.errors import UsageError
-from upcall.core.messages import Requester
-from upcall.core.router import Router
+from upcall.core.errors import PeerError, UsageError
+from upcall.core.messages import Answer, Refusal, Requester
 from upcall.kernel.genetlink import Ids, Listener, NoFamily, look_up, with_room
-from upcall.process.log import EventLog
 from upcall.process.loop import URGENT, Loop
-from upcall.process.source import Source
+from upcall.process.paths import Place
+from upcall.process.source_link import LOST, SourceLink
 from upcall.protocols.quota import notice as quotanotice
 from upcall.protocols.quota import warning as quota
 from upcall.protocols.quota.coalescing import Folding
-from upcall.protocols.quota.notice import USER, QuotaNotice
+from upcall.protocols.quota.notice import USER
 from upcall.protocols.quota.policy import SYSTEM
 from upcall.protocols.quota.settings import Rules
 from upcall.protocols.quota.system import Kernel, World
-from upcall.protocols.quota.worker import Arrived, Clerk, Deliver, Done, Lost, Stop, Warnings
+from upcall.protocols.quota.worker import Arrived, Clerk, Deliver, Delivered, Done, Lost, Seen, Stop, Warnings
 
 _AT_ONCE: Final = 1024  # messages in a turn
 _FEW: Final = 8  # in a turn; if there were more, many more come
 _PAUSE: Final = 0.01  # seconds until the next turn of many
 _HAND_OVER: Final = 0.05  # seconds between two tables for the clerk
 _SURE: Final = 1.0  # seconds until a gap is a loss: two processors of the kernel may overtake each other
-_DELIVERIES: Final = 32  # in a turn
+_POSTED: Final = 32  # items of the clerk's in a turn
+_IN_FLIGHT: Final = 64  # notices that the broker has not answered yet
+_SEND_AGAIN: Final = 0.05  # seconds until the broker may take more
+_WITHOUT_BROKER, _WITH_BROKER = 256, 16384  # deliveries that wait here; what is more goes back to the clerk
+_MOUNTS: Final = 4096  # bytes of mount points in a status
 _ASK_AGAIN: Final = 30.0  # seconds until the kernel is asked again, after it could not be
-_LAST_WORDS: Final = 2.0  # seconds that the clerk has for its end
+_LAST_WORDS: Final = 2.0  # seconds that the clerk has for its end, and then the broker for what it said
 
 Open = Callable[[Ids], Listener]
 
 
 class QuotaSetup(NamedTuple):
-    """What `Quota` needs. `ids`: None looks them up later, without keeping the broker waiting."""
+    """What `QuotaSource` needs. `ids`: None has them looked up by the clerk's thread."""
 
     rules: Rules
     state: Path
@@ -72,15 +84,26 @@ class _Opened(NamedTuple):
     why: str
 
 
-class Quota(Source):
+class _Delivery:
+    """One notice on its way. `outcomes`: by uid, "" or the reason for which it was not delivered."""
+
+    __slots__ = ("item", "left", "outcomes", "system")
+
+    def __init__(self, item: Deliver) -> None:
+        self.item = item
+        self.left = len(item.to)  # outcomes that are still to come
+        self.outcomes: dict[int, str] = {}
+        self.system = SYSTEM in item.to  # the machine's daemon is told, or was tried
+
+
+class QuotaSource:
     """Belongs to the loop's thread. The clerk's thread speaks to it by `_post` only."""
 
-    name = "quota"
-
-    def __init__(self, loop: Loop, router: Router, log: EventLog, setup: QuotaSetup) -> None:
-        super().__init__(loop, router, log)
-        self._setup = setup
+    def __init__(self, loop: Loop, place: Place, log: Callable[..., None], setup: QuotaSetup) -> None:
+        self._loop, self._log, self._setup = loop, log, setup
         self.counts: Counter[str] = Counter()
+        self.superfluous = False  # the broker has another quota source
+        self.hardening: Mapping[str, str] = {}  # what this process has given up
         self.why = "not listening yet"
         self._listener: Listener | None = None
         self._folding = Folding(0)
@@ -89,16 +112,20 @@ class Quota(Source):
         self._not_before = 0.0  # when it may have the next one
         self._lost_said = self._overflows_said = 0
         self._lost_since = math.inf
-        self._outbox: deque[Deliver | Done | _Opened] = deque()
+        self._deliveries: dict[int, _Delivery] = {}  # by number
+        self._sends: deque[tuple[_Delivery, int]] = deque()  # whom to tell next
+        self._in_flight = 0
+        self._outbox: deque[Deliver | Done | Seen | _Opened] = deque()
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         loop.add(self._reader, self._on_post, URGENT)
+        self._timer = loop.timer(self.wake)
+        self._sending = loop.timer(lambda _: self._send())
         world = setup.world or Kernel()
         self.clerk = Clerk(setup.rules, world, setup.state, self._post, log)
         self._thread = threading.Thread(target=self._run, name="quota", daemon=True)
+        self.link = SourceLink(loop, place, quotanotice.SERVICE, log, self)
         self._thread.start()
-        router.on_registered.append(self._on_helo)
-        self._timer = loop.timer(self.wake)
 
     @property
     def lives(self) -> bool:
@@ -125,7 +152,7 @@ class Quota(Source):
                 self.clerk.run()
                 return
 
-    def _post(self, item: Deliver | Done | _Opened) -> None:
+    def _post(self, item: Deliver | Done | Seen | _Opened) -> None:
         self._outbox.append(item)
         with contextlib.suppress(OSError):  # full: it is awake already; closed: nobody listens any more
             self._writer.send(b"x")
@@ -135,28 +162,29 @@ class Quota(Source):
     def _on_opened(self, item: _Opened) -> None:
         if item.listener is None:
             self.why = item.why
-            self.log("quota-off", why=item.why)
+            self._log("quota-off", why=item.why)
             return
         self.why = ""
         self._listener, self._folding = item.listener, Folding(item.family)
-        self.loop.add(item.listener, self._on_readable, URGENT)
-        self.log("quota-listening", buffer=item.listener.room)
+        self._loop.add(item.listener, self._on_readable, URGENT)
+        self._log("quota-listening", buffer=item.listener.room)
 
     def _on_readable(self) -> None:
         assert self._listener is not None  # noqa: S101 - it is in the loop
         try:
             datagrams = self._listener.receive(_AT_ONCE, quota.MAX_MESSAGE)
         except OSError as error:
-            self.log("quota-unreadable", why=error)
-            self.loop.mute(self._listener, self.loop.now + 1)
+            self._log("quota-unreadable", why=error)
+            self._loop.mute(self._listener, time.monotonic() + 1)
             return
         self._folding.add(datagrams)
         if self._listener.overflows > self._overflows_said:
             self._overflows_said = self._listener.overflows
             self.clerk.inbox.put(Lost(0))  # how many is known as soon as another one comes, which may be long
         if len(datagrams) > _FEW:
-            self.loop.mute(self._listener, self.loop.now + _PAUSE)
-        self.wake(self.loop.now)
+            self._loop.mute(self._listener, time.monotonic() + _PAUSE)
+        self.wake(time.monotonic())
+        self.link.changed()
 
     def _hand_over(self, now: float) -> None:
         if self._busy or now < self._not_before or not len(self._folding):
@@ -171,7 +199,7 @@ class Quota(Source):
         elif self._lost_since == math.inf:
             self._lost_since = now
         elif now >= self._lost_since + _SURE:
-            self.log("quota-lost", messages=lost - self._lost_said)
+            self._log("quota-lost", messages=lost - self._lost_said)
             self.clerk.inbox.put(Lost(lost - self._lost_said))
             self._lost_said, self._lost_since = lost, math.inf
 
@@ -185,92 +213,165 @@ class Quota(Source):
 
     def _on_post(self) -> None:
         self._reader.recv(4096)
-        for _ in range(_DELIVERIES):
+        for _ in range(_POSTED):
             if not self._outbox:
-                return
+                break
             self._take(self._outbox.popleft())
+        self._send()
+        self.link.changed()
         if self._outbox:
             with contextlib.suppress(BlockingIOError):
                 self._writer.send(b"x")
 
-    def _take(self, item: Deliver | Done | _Opened) -> None:
+    def _take(self, item: Deliver | Done | Seen | _Opened) -> None:
         if isinstance(item, Deliver):
-            missed = self._deliver(item)
-            if missed is not None:
-                self.clerk.inbox.put(missed)
+            self._deliver(item)
         elif isinstance(item, Done):
             self._busy = False
-            self.wake(self.loop.now)
-        else:
+            self.wake(time.monotonic())
+        elif isinstance(item, _Opened):
             self._on_opened(item)
 
-    def _deliver(self, item: Deliver) -> Deliver | None:
-        """To everybody's own daemon, or the machine's for those who have none. Gives what reached nobody."""
-        notice, registry, daemon = item.notice, self.router.registry, self._daemon
-        told = {uid for uid in item.to if self._tell(uid, notice)}
-        homeless = [uid for uid in item.to if uid not in told and registry.get(daemon(uid)) is None]
-        copy = self._setup.rules.copy_to_system and notice.subject.kind == USER and not item.again
-        if (homeless or copy) and SYSTEM not in item.to and self._tell(SYSTEM, notice):
-            told.add(SYSTEM)
-        missed = [uid for uid in item.to if uid not in told and not (uid in homeless and SYSTEM in told)]
-        if not missed:
-            return None
-        return Deliver(notice, tuple(missed), full=any(uid not in homeless for uid in missed))
+    def _answer(self, item: Delivered) -> None:
+        """To the clerk; or, when its thread has ended, in its place."""
+        if self._thread.is_alive():
+            self.clerk.inbox.put(item)
+        else:
+            self.clerk.on_delivered(item)
 
-    def _daemon(self, uid: int) -> int:
-        """The uid of the daemon that tells this person. Root's own has no sinks: they speak with the network."""
-        return self.router.machine if uid == SYSTEM else uid
+    # --- delivery: to everybody's own daemon, or the machine's for those who have none ------------------------
 
-    def _tell(self, uid: int, notice: QuotaNotice) -> bool:
-        requester = Requester(notice.cause.uid or 0, 0)
-        told = self.router.notice(self._daemon(uid), quotanotice.SERVICE, requester, quotanotice.pack(notice))
-        self.counts["delivered"] += told
-        return told
+    def _deliver(self, item: Deliver) -> None:
+        if len(self._deliveries) >= (_WITH_BROKER if self.link.connected else _WITHOUT_BROKER):
+            self._answer(Delivered(item.number, item.to, full=self.link.connected))
+            return
+        delivery = self._deliveries[item.number] = _Delivery(item)
+        self._sends.extend((delivery, uid) for uid in item.to)
 
-    def _on_helo(self, uid: int) -> None:
-        if uid == self.router.machine:
-            self.clerk.inbox.put(Arrived(SYSTEM))
-        if uid not in (SYSTEM, self.router.machine):
+    def _send(self) -> None:
+        """As much as the broker takes now."""
+        while self._sends and self._in_flight < _IN_FLIGHT and self.link.connected:
+            delivery, uid = self._sends.popleft()
+            notice = delivery.item.notice
+            try:
+                body = quotanotice.pack(notice)
+            except PeerError as error:
+                self._log("quota-notice-refused", uid=uid, why=error)
+                self._on_outcome(delivery, uid, "")
+                continue
+            requester, settle = Requester(notice.cause.uid or 0, 0), functools.partial(self._settle, delivery, uid)
+            if not self.link.notice(uid, quotanotice.SERVICE, requester, body, settle):
+                self._sends.appendleft((delivery, uid))
+                self._sending.at(time.monotonic() + _SEND_AGAIN)
+                return
+            self._in_flight += 1
+
+    def _settle(self, delivery: _Delivery, uid: int, outcome: Answer | Refusal) -> None:
+        """What the broker says of one notice to one uid."""
+        self._in_flight -= 1
+        if outcome is LOST:
+            self._sends.appendleft((delivery, uid))
+            return
+        why = "" if isinstance(outcome, Answer) else outcome.reason
+        if not why:
+            self.counts["delivered"] += 1
+        elif why not in ("no-daemon", "daemon-full"):
+            self._log("quota-notice-refused", uid=uid, why=why)
+            why = ""  # it would be refused again
+        self._on_outcome(delivery, uid, why)
+        self._send()
+        self.link.changed()
+
+    def _on_outcome(self, delivery: _Delivery, uid: int, why: str) -> None:
+        delivery.outcomes[uid] = why
+        delivery.left -= 1
+        if delivery.left:
+            return
+        item, outcomes = delivery.item, delivery.outcomes
+        without = [one for one in item.to if outcomes[one] == "no-daemon"]
+        copy = self._setup.rules.copy_to_system and item.notice.subject.kind == USER and not item.again
+        if (without or copy) and not delivery.system:
+            delivery.system, delivery.left = True, 1
+            self._sends.appendleft((delivery, SYSTEM))
+            return
+        del self._deliveries[item.number]
+        told = {one for one, reason in outcomes.items() if not reason}
+        missed = [one for one in item.to if one not in told and not (one in without and SYSTEM in told)]
+        full = any(one not in without for one in missed) or outcomes.get(SYSTEM) == "daemon-full"
+        self._answer(Delivered(item.number, tuple(missed), full))
+        # A daemon that registered after the broker had said that there is none, and before this, is told now.
+        none = {uid for uid, reason in outcomes.items() if reason == "no-daemon"}
+        if missed and none & self.link.registered:
+            self.on_registered(none & self.link.registered)
+
+    # --- what the broker says --------------------------------------------------------------------------------
+
+    def on_connected(self) -> None:
+        self._send()
+
+    def on_registered(self, uids: Collection[int]) -> None:
+        for uid in uids if self._thread.is_alive() else ():
             self.clerk.inbox.put(Arrived(uid))
+
+    def on_refused(self, reason: str) -> None:
+        self.superfluous = self.superfluous or reason == "duplicate"
 
     # --- the end, and seeing ---------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Delivers what can be delivered, and remembers the rest."""
-        if self._listener is not None:
+        """Delivers what can be delivered, and remembers the rest; a superfluous one does neither."""
+        if self._listener is not None and not self.superfluous:
             with contextlib.suppress(OSError):
                 self._folding.add(self._listener.receive(_AT_ONCE, quota.MAX_MESSAGE))
             self.clerk.inbox.put(Warnings(self._folding.take()))
         self._closing.set()
         self.clerk.inbox.put(Stop())
         self._thread.join(_LAST_WORDS)
-        ended = not self._thread.is_alive()
-        while self._outbox:
-            item = self._outbox.popleft()
-            if isinstance(item, _Opened):
-                if item.listener is not None:
-                    item.listener.close()
-            elif isinstance(item, Deliver) and (missed := self._deliver(item)) and ended:
-                for uid in missed.to:
-                    self.clerk.kept.put(uid, missed.notice)
-        if not ended:
-            self.log("quota-clerk-waits", why="it is still asking the system for something")
-        elif self._listener is not None:
-            self.clerk.save()
+        if self._thread.is_alive():
+            self._log("quota-clerk-waits", why="it is still asking the system for something")
+        else:
+            self._settle_all()
+            if self._listener is not None and not self.superfluous:
+                self.clerk.save()
         if self._listener is not None:
-            self.loop.remove(self._listener)
+            self._loop.remove(self._listener)
             self._listener.close()
-        self.loop.remove(self._reader)
+        self.link.close()
+        self._loop.remove(self._reader)
         self._reader.close()
         self._writer.close()
 
-    def status(self, uid: int | None) -> dict[str, object]:
-        return {} if uid is not None else {"quota": self._figures()}
+    def _settle_all(self) -> None:
+        """The clerk has ended: sees to what it has left behind."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                item = self.clerk.inbox.get_nowait()
+                if isinstance(item, Delivered):
+                    self.clerk.on_delivered(item)
+        while self._outbox:
+            posted = self._outbox.popleft()
+            if isinstance(posted, Deliver):
+                self._deliver(posted)
+            elif isinstance(posted, _Opened) and posted.listener is not None:
+                posted.listener.close()
+        self._send()
+        end = time.monotonic() + _LAST_WORDS
+        while self._deliveries and self.link.connected and (left := end - time.monotonic()) > 0:
+            ready = self._loop.wait(max(0.0, min(left, self._loop.wake - time.monotonic())))
+            now = time.monotonic()
+            self._loop.run(ready, now)
+            self._loop.fire(now)
 
-    def _figures(self) -> dict[str, object]:
-        """Counts since the start; `undelivered` is what waits, `readings`: how often all quotas were read."""
+    def status(self) -> dict[str, object]:
+        """For `upcall status`, by way of the broker. Counts since this process was started; `undelivered` is what
+        waits, `readings`: how often all quotas were read."""
         folding, listener = self._folding, self._listener
+        points = sorted(mount.point for mount in tuple(self.clerk.filesystems.values()))
+        while len(json.dumps(points)) > _MOUNTS:
+            points = points[: len(points) // 2]
         return {
+            "pid": os.getpid(),
+            "hardening": self.hardening,
             "listening": listener is not None,
             "why": self.why,
             "received": folding.received,
@@ -280,8 +381,8 @@ class Quota(Source):
             "overflows": listener.overflows if listener else 0,
             "nonsense": folding.nonsense + self.clerk.unknown + (listener.foreign if listener else 0),
             "delivered": self.counts["delivered"],
-            "undelivered": len(self.clerk.kept) + len(self.clerk.full),
+            "undelivered": self.clerk.undelivered,
             "watched": len(self.clerk.core),
             "readings": self.clerk.readings,
-            "filesystems": sorted(mount.point for mount in tuple(self.clerk.filesystems.values())),
+            "filesystems": points,
         }

@@ -1,6 +1,6 @@
 """The clerk: a thread that turns folded warnings into notices. It owns the state, the figures and the names.
 
-It may wait for a disk or a directory service; the broker's loop never does. What it is handed comes through `inbox`,
+It may wait for a disk or a directory service; the loop never does. What it is handed comes through `inbox`,
 what it has to say goes to `post`, which takes it to the loop.
 """
 
@@ -52,13 +52,25 @@ class Arrived(NamedTuple):
 
 
 class Deliver(NamedTuple):
-    """To the loop: tell these people, `again` after it could not be done. Back to the clerk: it reached nobody, for
-    now (`full`) or until a daemon comes."""
+    """To the loop: tell these people, `again` after it could not be done. It is answered by Delivered."""
 
+    number: int
     notice: QuotaNotice
     to: tuple[int, ...]
     again: bool = False
+
+
+class Delivered(NamedTuple):
+    """To the clerk: what became of the Deliver with this number. It did not reach those `missed`, for now (`full`) or
+    until a daemon comes."""
+
+    number: int
+    missed: tuple[int, ...] = ()
     full: bool = False
+
+
+class Seen(NamedTuple):
+    """To the loop: what a status says of the clerk is another now."""
 
 
 class Done(NamedTuple):
@@ -73,19 +85,26 @@ class Clerk:
     """`run` is the thread. Everything else that is public may be read from outside, for a status."""
 
     def __init__(
-        self, rules: Rules, world: World, state: Path, post: Callable[[Deliver | Done], None], log: Callable[..., None]
+        self,
+        rules: Rules,
+        world: World,
+        state: Path,
+        post: Callable[[Deliver | Done | Seen], None],
+        log: Callable[..., None],
     ) -> None:
-        self.inbox: queue.SimpleQueue[Warnings | Lost | Arrived | Deliver | Stop] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Warnings | Lost | Arrived | Delivered | Stop] = queue.SimpleQueue()
         self.core = Core(rules)
         self.kept = Kept()  # for those who have no daemon
         self.full = Kept()  # for those whose daemon takes no more
+        self.handed: dict[int, Deliver] = {}  # to the loop, which has not answered yet
         self.filesystems: dict[int, Mount] = {}  # by device number
         self.unknown = 0  # warnings that make no sense
         self._rules, self._world, self._state, self._post, self._log = rules, world, state, post, log
         self._digests = Digests(rules)
         self._walk: Walk[Mount] = Walk(rules.interval)
         self._looked = -math.inf
-        self._lost = 0
+        self._lost = self._number = 0
+        self._shown: tuple[object, ...] = ()
         self._again_at = math.inf
         self._save_at = math.inf
 
@@ -94,11 +113,17 @@ class Clerk:
         """How often all quotas were read, and what that told was told."""
         return self._walk.ended
 
+    @property
+    def undelivered(self) -> int:
+        """How many notices wait."""
+        return len(self.kept) + len(self.full) + len(self.handed)
+
     def run(self) -> None:
-        """Until it is told to stop; then everything is remembered."""
+        """Until it is told to stop."""
         self._find_filesystems()
         self._load()
         while True:
+            self._show()
             try:
                 item = self.inbox.get(timeout=self._patience())
             except queue.Empty:
@@ -111,6 +136,12 @@ class Clerk:
             except Exception as error:  # noqa: BLE001 - whatever it is, the next person's warning must not wait for it
                 self._log("quota-clerk-stumbled", why=f"{type(error).__name__}: {error}")
 
+    def _show(self) -> None:
+        shown = self.undelivered, len(self.core), self.readings, self.unknown, tuple(self.filesystems)
+        if shown != self._shown:
+            self._shown = shown
+            self._post(Seen())
+
     def _patience(self) -> float:
         wall, now = time.time(), time.monotonic()
         if self._walk.going:
@@ -119,7 +150,7 @@ class Clerk:
         wakes += [at - now for at in (self._walk.at, self._again_at, self._save_at)]
         return min(max(_PAUSE, min(wakes)), 3600.0)
 
-    def _take(self, item: Warnings | Lost | Arrived | Deliver | None) -> None:
+    def _take(self, item: Warnings | Lost | Arrived | Delivered | None) -> None:
         if isinstance(item, Warnings):
             try:
                 self._on_warnings(item.table)
@@ -130,8 +161,8 @@ class Clerk:
             self._walk.soon(time.monotonic())  # the figures tell what the messages would have
         elif isinstance(item, Arrived):
             self._on_arrival(item.uid)
-        elif isinstance(item, Deliver):
-            self._on_undelivered(item)
+        elif isinstance(item, Delivered):
+            self.on_delivered(item)
 
     def _turn(self) -> None:
         """What is due, a bounded part of it."""
@@ -234,7 +265,12 @@ class Clerk:
             self._changed()
 
     def _send(self, told: Told, wall: float) -> None:
-        self._post(Deliver(self._notice(told, wall), told.to))
+        self._hand_over(self._notice(told, wall), told.to)
+
+    def _hand_over(self, notice: QuotaNotice, to: tuple[int, ...], again: bool = False) -> None:
+        self._number += 1
+        item = self.handed[self._number] = Deliver(self._number, notice, to, again)
+        self._post(item)
 
     def _notice(self, told: Told, wall: float) -> QuotaNotice:
         key, figures = told.key, told.figures
@@ -273,11 +309,13 @@ class Clerk:
             return None
         return int(wall) + period if period else None
 
-    def _on_undelivered(self, item: Deliver) -> None:
-        if item.full:
+    def on_delivered(self, item: Delivered) -> None:
+        """By the thread, or when it has ended."""
+        handed = self.handed.pop(item.number)
+        if item.missed and item.full:
             self._again_at = min(self._again_at, time.monotonic() + _TRY_AGAIN)
-        for uid in item.to:
-            (self.full if item.full else self.kept).put(uid, item.notice)
+        for uid in item.missed:
+            (self.full if item.full else self.kept).put(uid, handed.notice)
         self._changed()
 
     def _on_arrival(self, uid: int) -> None:
@@ -287,7 +325,7 @@ class Clerk:
     def _send_again(self, kept: Kept, people: Iterable[int]) -> None:
         for uid in people:
             for notice in kept.take(uid):
-                self._post(Deliver(notice, (uid,), again=True))
+                self._hand_over(notice, (uid,), again=True)
                 self._changed()
 
     # --- over a restart --------------------------------------------------------------------------------------
@@ -299,8 +337,9 @@ class Clerk:
         """Writes the state down. By the thread, or when it has ended."""
         self._save_at = math.inf
         points = {device: mount.point for device, mount in self.filesystems.items()}
+        handed = ((uid, item.notice) for item in self.handed.values() for uid in item.to)
         try:
-            write_state(self._state, memory.dump(self.core, (*self.kept, *self.full), points))
+            write_state(self._state, memory.dump(self.core, (*self.kept, *self.full, *handed), points))
         except OSError as error:
             self._log("quota-state-not-written", file=self._state, why=error)
 

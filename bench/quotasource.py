@@ -1,22 +1,20 @@
-"""A broker whose kernel is played: it takes quota warnings from a group of NETLINK_USERSOCK.
+"""A quota source whose kernel is played: it takes warnings from a group of NETLINK_USERSOCK.
 
-`python -m bench.quotabroker FOLDER GROUP SENDER`
+`python -m bench.quotasource FOLDER GROUP SENDER`; FOLDER is the broker's.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 
-from upcall.broker.server import Server
 from upcall.kernel.genetlink import Ids, Listener
 from upcall.kernel.mounts import Mount
 from upcall.kernel.netlink import NETLINK_USERSOCK
 from upcall.kernel.process import harden, prefer_us
-from upcall.process.paths import own_place
-from upcall.protocols.quota import source
+from upcall.process.paths import Place
+from upcall.protocols.quota.process import SourceProcess
 from upcall.protocols.quota.settings import Rules
 from upcall.protocols.quota.source import QuotaSetup
 from upcall.protocols.quota.warning import NOTHING, Figures, Quota
@@ -26,7 +24,7 @@ _DISK = Mount(os.makedev(7, 0), "/", "/played", "ext4", "/dev/loop0", frozenset(
 _FULL = Figures(10 << 20, 9 << 20, 10 << 20, 0)
 
 
-class _World:
+class PlayedWorld:
     """One filesystem, on which everybody has used all that he may."""
 
     def filesystems(self) -> dict[Mount, tuple[int, ...]]:
@@ -35,10 +33,10 @@ class _World:
     def changed(self) -> bool:
         return False
 
-    def get(self, _: Mount, __: int, number: int) -> Quota:
+    def get(self, mount: Mount, kind: int, number: int) -> Quota:
         return Quota(number, _FULL, NOTHING)
 
-    def some(self, _: Mount, __: int, ___: int, ____: int) -> tuple[list[Quota], int]:
+    def some(self, mount: Mount, kind: int, first: int, most: int) -> tuple[list[Quota], int]:
         return [], -1
 
     def grace(self, _: Mount, __: int, ___: str) -> int:
@@ -54,7 +52,7 @@ def played(state: Path, group: int, sender: int) -> QuotaSetup:
         Rules(),
         state,
         Ids(FAMILY, group),
-        _World(),
+        PlayedWorld(),
         lambda ids: Listener(ids.group, protocol=NETLINK_USERSOCK, sender=sender),
     )
 
@@ -62,11 +60,10 @@ def played(state: Path, group: int, sender: int) -> QuotaSetup:
 def main(folder: str, group: str, sender: str) -> None:
     harden()
     prefer_us()
-    place = own_place(Path(folder))
-    setup = played(place.folder / "quota.json", int(group), int(sender))
-    server = Server(place, [lambda loop, router, log, people: source.Quota(loop, router, log, setup)])
-    signal.signal(signal.SIGTERM, server.stop)
-    server.run()
+    place = Place(Path(folder))
+    process = SourceProcess(place, played(place.folder / "quota.json", int(group), int(sender)))
+    process.heed_signals()
+    process.run()
 
 
 if __name__ == "__main__":

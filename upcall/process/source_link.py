@@ -1,0 +1,222 @@
+"""The connection of a source in a process of its own to the broker: upcall/wire/source_link.py over source.sock.
+
+It is made again whenever it ends. Everything here runs in the loop's thread and never waits; times are seconds,
+monotonic.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Final, NamedTuple, Protocol
+
+from upcall.core.errors import REASONS, PeerError, UsageError
+from upcall.core.messages import Answer, Refusal, Requester
+from upcall.kernel.local import connect, receive
+from upcall.process.loop import URGENT, Loop
+from upcall.process.paths import Place
+from upcall.wire.envelope import NOTICE, REQUEST, Envelope, Response
+from upcall.wire.source_link import (
+    REGISTERED,
+    FromSource,
+    Registrations,
+    pack_from_source,
+    pack_status,
+    take_to_source,
+)
+
+LOST: Final = Refusal("broker-gone", REASONS["daemon-gone"])  # the connection ended before the broker had answered
+
+_FIRST_AGAIN, _LAST_AGAIN = 0.1, 1.0  # seconds until the next try to connect, doubled each time
+_STATUS_AFTER: Final = 0.1  # seconds between a change and the STATUS that says it
+_AT_ONCE: Final = 64  # messages in a turn
+
+Settle = Callable[[Answer | Refusal], None]
+
+
+class User(Protocol):
+    """What the source does with what it hears."""
+
+    def status(self) -> Mapping[str, object]:
+        """What the broker is to say of this source to those who ask."""
+
+    def on_connected(self) -> None:
+        """Things can be sent now. Those registered come next."""
+
+    def on_registered(self, uids: Collection[int], /) -> None:
+        """Daemons of these uids can be told things from now on. Uid 0 stands for the machine's."""
+
+    def on_refused(self, reason: str, /) -> None:
+        """The broker does not want this source: "duplicate", there is one of the name; "no-service", it is too old."""
+
+
+class _Pending(NamedTuple):
+    settle: Settle
+    deadline: float
+
+
+class SourceLink:
+    """`name`: the source's. `registered`: the uids that have a daemon, while there is a connection."""
+
+    def __init__(self, loop: Loop, place: Place, name: str, log: Callable[..., None], user: User) -> None:
+        self._loop, self._path, self._owners, self._name = loop, place.source_socket, place.owners(), name
+        self._log, self._user = log, user
+        self.registered: set[int] = set()
+        self.connected = False  # the broker has answered STATUS
+        self._closed = False
+        self._socket: socket.socket | None = None
+        self._pending: dict[int, _Pending] = {}
+        self._seq = 0
+        self._said: Mapping[str, object] | None = None
+        self._why = ""
+        self._again = _FIRST_AGAIN
+        self._connecting = loop.timer(self._connect)
+        self._telling = loop.timer(self._tell)
+        self._expiring = loop.timer(self._expire)
+        self._connecting.at(time.monotonic())
+
+    # --- sending ---------------------------------------------------------------------------------------------
+
+    def notice(self, uid: int, service: str, requester: Requester, body: bytes, settle: Settle) -> bool:
+        """Has the broker tell the daemon of `uid`. False if it cannot be sent now, and `settle` is not called.
+
+        Otherwise `settle` gets an Answer (handed to the daemon), Refusal "no-daemon" or "daemon-full", or LOST."""
+        return self._send(NOTICE, uid, Envelope(0, 0, service, requester, 0, body), settle, math.inf)
+
+    def ask(
+        self, uid: int, service: str, requester: Requester, body: bytes, settle: Settle, deadline: float
+    ) -> bool:  # fmt: skip
+        """Asks the daemon of `uid`. False as for `notice`. Otherwise `settle` is called once, by `deadline`."""
+        envelope = Envelope(0, 0, service, requester, int(deadline * 1e9), body)
+        return self._send(REQUEST, uid, envelope, settle, deadline)
+
+    def changed(self) -> None:
+        """The status is another now: the broker is told soon."""
+        self._telling.at(time.monotonic() + _STATUS_AFTER)
+
+    def _send(self, kind: int, uid: int, envelope: Envelope, settle: Settle, deadline: float) -> bool:
+        if self._socket is None or not self.connected:
+            return False
+        seq = self._seq = (self._seq + 1) & 0xFFFFFFFF
+        data = pack_from_source(FromSource(kind, uid, envelope._replace(seq=seq)))
+        try:
+            self._socket.send(data)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return False  # the end is read next: what was answered before must not be lost
+        self._pending[seq] = _Pending(settle, deadline)
+        self._expiring.at(deadline)
+        return True
+
+    def _tell(self, now: float) -> None:
+        """Says the status, if it is not as it was said."""
+        status = self._user.status()
+        if self._socket is None or status == self._said:
+            return
+        try:
+            self._socket.send(pack_status(self._name, 0, status))
+        except BlockingIOError:
+            self._telling.at(now + _STATUS_AFTER)
+        except (OSError, PeerError) as error:
+            self._log("status-not-sent", why=error)
+        else:
+            self._said = status
+
+    # --- receiving -------------------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        for _ in range(_AT_ONCE):
+            if self._socket is None:
+                return
+            try:
+                data = receive(self._socket)
+            except ConnectionResetError:
+                continue  # said once, for what we sent and nobody read; what was sent to us before is still there
+            except OSError as error:
+                self._lose(str(error))
+                return
+            if data is None:
+                return
+            if not data:
+                self._lose("the broker has closed the connection")
+                return
+            try:
+                self._take(take_to_source(data))
+            except PeerError as error:
+                self._lose(str(error))
+
+    def _take(self, message: Response | Registrations) -> None:
+        if isinstance(message, Registrations):
+            self._on_registrations(message)
+            return
+        pending = self._pending.pop(message.seq, None)
+        if pending is not None:
+            pending.settle(message.outcome)
+        elif not self.connected and isinstance(message.outcome, Refusal):
+            self._lose(f"the broker refuses this source: {message.outcome.reason}")
+            self._user.on_refused(message.outcome.reason)
+
+    def _on_registrations(self, message: Registrations) -> None:
+        if message.kind != REGISTERED:
+            self.registered.difference_update(message.uids)
+            return
+        if message.whole:
+            self.registered.clear()
+        self.registered.update(message.uids)
+        if not self.connected:
+            self.connected, self._why, self._again = True, "", _FIRST_AGAIN
+            self._log("broker-connected")
+            self._user.on_connected()
+        self._user.on_registered(message.uids)
+
+    # --- the connection --------------------------------------------------------------------------------------
+
+    def _connect(self, now: float) -> None:
+        if self._closed:
+            return
+        try:
+            self._socket = connect(self._path, self._owners, wait=False)
+        except (OSError, UsageError) as error:
+            self._not_now(now, str(error))
+            return
+        self._said = None
+        self._loop.add(self._socket, self._on_readable, URGENT)
+        self._tell(now)
+
+    def _lose(self, why: str) -> None:
+        if self._socket is None:
+            return
+        self._loop.remove(self._socket)
+        self._socket.close()
+        self._socket, self.connected = None, False
+        self.registered.clear()
+        pending, self._pending = self._pending, {}
+        self._not_now(time.monotonic(), why)
+        for one in reversed(pending.values()):  # so that whoever puts each before the others has them in order
+            one.settle(LOST)
+
+    def _not_now(self, now: float, why: str) -> None:
+        if why != self._why:
+            self._log("broker-not-connected", why=why)
+        self._why = why
+        self._connecting.at(now + self._again)
+        self._again = min(2 * self._again, _LAST_AGAIN)
+
+    def _expire(self, now: float) -> None:
+        for seq, pending in tuple(self._pending.items()):
+            if pending.deadline <= now:
+                del self._pending[seq]
+                pending.settle(Refusal("timed-out", REASONS["timed-out"]))
+            else:
+                self._expiring.at(pending.deadline)
+
+    def close(self) -> None:
+        """For good. What is pending is not settled any more."""
+        self._closed = True
+        if self._socket is not None:
+            self._loop.remove(self._socket)
+            self._socket.close()
+            self._socket, self.connected = None, False

@@ -1,0 +1,95 @@
+"""The quota source's process: one loop with the kernel's socket and the broker's, and the clerk's thread beside it."""
+
+from __future__ import annotations
+
+import gc
+import math
+import signal
+import time
+from pathlib import Path
+
+from upcall import config
+from upcall.core.errors import UsageError
+from upcall.kernel.notify import Manager
+from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit
+from upcall.process.hardening import of_quota_source
+from upcall.process.log import EventLog
+from upcall.process.loop import URGENT, Loop
+from upcall.process.paths import SYSTEM_FOLDER, Place
+from upcall.process.waker import Waker
+from upcall.protocols.quota.setup import configured
+from upcall.protocols.quota.source import QuotaSetup, QuotaSource, with_room_kept
+
+
+class SourceProcess:
+    """Runs a quota source until `stop`."""
+
+    def __init__(
+        self, place: Place, setup: QuotaSetup, manager: Manager | None = None, log: EventLog | None = None
+    ) -> None:
+        self.log = log or EventLog("upcall-quota")
+        self.manager = manager or Manager({})
+        self._loop = Loop()
+        self._stopping = False
+        self._waker = Waker()
+        self._loop.add(self._waker, self._waker.heard, URGENT)
+        self._watchdog = self._loop.timer(self._alive)
+        self._watchdog.at(self.manager.next_wake())
+        self.source = QuotaSource(self._loop, place, self.log, setup)
+
+    def stop(self, *_: object) -> None:
+        """Ends `run` soon; from a signal handler or another thread."""
+        self._stopping = True
+        self._waker.wake()
+
+    def heed_signals(self) -> None:
+        """SIGTERM, SIGINT and SIGHUP end `run`: the configuration is read by the next process. In the main thread."""
+        self._waker.heed_signals(self.stop)
+        signal.signal(signal.SIGHUP, self.stop)
+
+    def run(self) -> None:
+        """Serves until `stop`, then delivers what can be delivered, and writes the state. UsageError if the broker has
+        another quota source: two would tell everything twice."""
+        self.manager.ready("listening to the kernel's quota warnings")
+        try:
+            while not self._stopping:
+                wake = self._loop.wake
+                ready = self._loop.wait(-1 if wake == math.inf else max(0.0, wake - time.monotonic()))
+                now = time.monotonic()
+                self._loop.run(ready, now)
+                self._loop.fire(now)
+                if self.source.superfluous:
+                    raise UsageError("the broker has a quota source already")
+        finally:
+            self._close()
+
+    def _alive(self, now: float) -> None:
+        """The loop turns; a clerk that has broken off comes back with a new process only."""
+        self.manager.alive(now, lambda: self.source.lives)
+        self._watchdog.at(self.manager.next_wake())
+
+    def _close(self) -> None:
+        self.manager.stopping()
+        self.source.close()
+        self._loop.remove(self._waker)
+        self._waker.close()
+        self._loop.close()
+        self.log("closed")
+        self.log.flush()
+
+
+def main(folder: Path | None = None) -> None:
+    """Runs the source of the broker in `folder` (the system's) until SIGTERM, SIGINT or SIGHUP. OSError, UsageError,
+    ConfigError before it is ready."""
+    harden()
+    raise_descriptor_limit()
+    prefer_us()
+    place = Place(folder or SYSTEM_FOLDER)
+    setup = with_room_kept(configured(place))
+    hardened = of_quota_source(setup.state, config.settings("hardening").get("broker", True))
+    process = SourceProcess(place, setup, Manager())
+    process.heed_signals()
+    process.source.hardening = hardened._asdict()
+    process.log("hardened", **hardened._asdict())
+    gc.freeze()
+    process.run()
