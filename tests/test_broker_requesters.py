@@ -115,8 +115,14 @@ def test_descriptors_that_nobody_asked_for(broker: RunningBroker) -> None:
     before = len(os.listdir(f"/proc/{broker.pid}/fd")) if os.geteuid() == 0 else 0
     with PlayedRequester(broker.folder) as requester:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=i", 0))]
-        requester.socket.sendmsg([pack_message(NetlinkMessage(REQUEST, 1, 0, b""))], rights)
-        assert requester.reason() == "bad-request"
+        try:
+            requester.socket.sendmsg([pack_message(NetlinkMessage(REQUEST, 1, 0, b""))], rights)
+        except PermissionError:  # Linux 6.16: the kernel takes none for us
+            requester.ask(b"", "broker.status")
+            assert requester.reason() == "answered"
+        else:
+            assert requester.socket.recv(1) == b""
+            until(lambda: "descriptors-refused" in broker.log or None, "it says so")
         after = len(os.listdir(f"/proc/{broker.pid}/fd")) if os.geteuid() == 0 else 0
         assert after <= before + 1  # the connection itself
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import signal
 import socket
+import struct
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,8 @@ from upcall.client import Connection
 from upcall.kernel.local import connect, listen
 from upcall.protocols.ecryptfs.packets import Ask, pack_ask
 from upcall.testing.played import PlayedDaemon, PlayedRequester
-from upcall.testing.processes import RunningBroker, in_child, until
+from upcall.testing.processes import PATIENCE, RunningBroker, in_child, until
+from upcall.wire.envelope import HELO, pack_control
 
 PERSON, STRANGER, SUBUIDS = 64200, 64201, range(640_000, 640_016)
 PLEASE = pack_ask(Ask(0x40, "0123456789abcdef", b"wrapped"))
@@ -38,11 +41,11 @@ def running(folder: Path, subuid: Path, *options: str) -> Iterator[RunningBroker
         yield broker
 
 
-def connected(folder: Path, uid: int) -> socket.socket:
+def connected(folder: Path, uid: int, name: str = "broker.sock") -> socket.socket:
     """A connection of another uid: SO_PEERCRED tells of the effective one at connect(2)."""
     os.seteuid(uid)
     try:
-        return connect(folder / "broker.sock", frozenset({0}))
+        return connect(folder / name, frozenset({0}))
     finally:
         os.seteuid(0)
 
@@ -238,4 +241,52 @@ def test_ranges_are_read_again_when_the_file_changes_and_refused_if_others_can_w
         held = flood(broker, 8)
         until(lambda: sum(not ended(one) for one in held) <= 64, "one person's share")
         for one in held:
+            one.close()
+
+
+@pytest.mark.parametrize("where", ["broker.sock", "registration.sock"])
+@pytest.mark.parametrize("read", [True, False], ids=["is read", "is still queued at the end"])
+def test_a_descriptor_whose_close_takes_long_keeps_nobody_waiting(
+    folder: Path, subuid: Path, where: str, read: bool
+) -> None:
+    """A TCP socket with unsent data that lingers: whoever drops the last reference waits for it in close(2)."""
+    with running(folder, subuid, "rights=yes") as broker, contextlib.ExitStack() as stack:
+        sending, _ = lingering(stack)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=i", sending.fileno()))]
+        connection = stack.enter_context(connected(broker.folder, STRANGER, where))
+        broker.signal(signal.SIGSTOP)  # so that the last reference is the broker's, and not ours
+        if not read:
+            connection.send(b"\0" * 16)  # nothing that makes sense: what comes behind it is never read
+        connection.sendmsg([b"\0" * 16], rights)
+        sending.close()
+        broker.signal(signal.SIGCONT)
+        assert serves(broker, PERSON)  # within the time that a request has, which is less than the socket lingers
+        assert serves(broker, 0)
+        until(lambda: ended(connection) or None, "it is sent away")
+
+
+def lingering(stack: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    sending = stack.enter_context(socket.create_connection(listener.getsockname()))
+    other = stack.enter_context(listener.accept()[0])
+    sending.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sending.send(bytes(65536))
+    sending.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 300))
+    return sending, other
+
+
+def test_links_that_are_not_taken_stay_bounded(folder: Path, subuid: Path) -> None:
+    """They are in flight while their connection is unread: it is neither ended nor evicted, and counts."""
+    with running(folder, subuid, "idle=0.05") as broker:
+        held = [connected(broker.folder, STRANGER, "registration.sock") for _ in range(64)]
+        for one in held:
+            one.send(pack_control(HELO))
+        until(lambda: all(select.select([one], [], [], 0)[0] for one in held) or None, "each has its link")
+        more = connected(broker.folder, STRANGER, "registration.sock")
+        more.settimeout(PATIENCE)
+        assert more.recv(1) == b""
+        assert not any(one.recv(1, socket.MSG_PEEK) == b"" for one in held)
+        for one in (*held, more):
             one.close()

@@ -6,6 +6,7 @@ else's daemon; what reaches a daemon has passed the check of its service.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from fuzz.target import holds, same
@@ -29,6 +30,7 @@ SEEDS = [
 
 class _Broker:
     services = SERVICES
+    registry: Mapping[int, object] = {}
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, str, bytes]] = []

@@ -109,6 +109,6 @@ def test_what_a_key_module_cannot_do(broker: int, name: str, request: pytest.Fix
 
 def _daemon(who: Person) -> subprocess.Popen[bytes]:
     """`upcall daemon`, with a key module that nobody has installed."""
-    words = [sys.executable, "-m", "upcall.daemon", "module=escaping=tests.escaping:MODULE"]
+    words = [sys.executable, "-P", "-m", "upcall.daemon", "module=escaping=tests.escaping:MODULE"]
     surroundings = {**who.environment(), "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.Popen(words, user=who.uid, group=who.gid, extra_groups=[], env=surroundings, cwd="/")

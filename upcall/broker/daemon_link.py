@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from typing import TYPE_CHECKING
 
 from upcall.core.registry import Association
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from upcall.broker.registration import DaemonConnection, Registration
 
 _JUNK_IN_A_ROW, _JUNK_PAUSE = 8, 0.02
-_LAST_WORDS = 256
+_LAST_WORDS, _AT_ONCE = 256, 8  # messages that are read once the process has ended; in a turn
 
 
 class _Pidfd:
@@ -48,6 +49,7 @@ class DaemonLink:
         self.uid, self.pid = connection.uid, connection.pid
         self.association: Association | None = None
         self._junk = 0  # useless messages in a row
+        self._ending, self._last_words = False, _LAST_WORDS
         self._alive = _Pidfd(connection.socket)
         try:
             self.began = ancestry.began(self.pid)
@@ -73,7 +75,17 @@ class DaemonLink:
             # QUIT is said on the connection, too: the daemon's main thread reads it there before the end of the
             # connection, while one of its workers may have taken it from the link and not looked at it yet.
             self._connection.tell(data)
-        return self.socket.send(data)
+        loop, person = self._loop, self._connection.person
+        if person in (loop.running, 0):
+            return self.socket.send(data)
+        # Caused by another one, or by the kernel: the daemon can make our send slow, and pays for it itself.
+        if loop.charged(person):
+            return False
+        began = time.monotonic()
+        try:
+            return self.socket.send(data)
+        finally:
+            loop.charge(person, time.monotonic() - began)
 
     def connection_closed(self) -> None:
         """The daemon has closed its connection, or has ended: what it had answered before still counts."""
@@ -90,16 +102,25 @@ class DaemonLink:
         self._connection.close()
 
     def _ended(self) -> None:
+        """The process has ended, or does without the link: read what it has said, on its person's account."""
         if self.association is None:
             self.close()
-            return
-        for _ in range(_LAST_WORDS):
-            if self.socket.closed or (packet := self.socket.receive()) is None:
-                break
+        elif not self._ending:
+            self._ending = True
+            self._loop.remove(self._alive)
+            self._read_last_words()
+
+    def _read_last_words(self) -> None:
+        for _ in range(_AT_ONCE):
+            packet = None if self.socket.closed or self._last_words <= 0 else self.socket.receive()
+            if packet is None:
+                if not self.socket.closed and self.association is not None:
+                    self._log("daemon-exited", uid=self.uid, pid=self.pid)
+                    self._router.gone(self.association)
+                return
+            self._last_words -= 1
             self._take(packet)
-        if not self.socket.closed:
-            self._log("daemon-exited", uid=self.uid, pid=self.pid)
-            self._router.gone(self.association)
+        self._loop.defer(self._connection.person, self._read_last_words)
 
     def _on_readable(self) -> None:
         """One message per turn: fair to everybody, and no second call only to learn that there is no more."""
@@ -119,7 +140,9 @@ class DaemonLink:
         if packet.uid != self.uid or packet.pid != self.pid:
             # A child that inherited the sockets, or a process that was given them: it is not who asked for the link.
             # Netlink does not translate pids, AF_UNIX does: a daemon in another pid namespace ends here, too.
-            self._registration.reject("uid" if packet.uid != self.uid else "pid", packet.uid, packet.pid)
+            self._registration.reject(
+                "uid" if packet.uid != self.uid else "pid", self.uid, self.pid, packet.uid, packet.pid
+            )
             return False
         if self.association is None:
             return self._register(kind == HELO and len(data) == HEADER.size)
@@ -131,7 +154,7 @@ class DaemonLink:
             return True
         if kind == HELO and len(data) == HEADER.size:
             return True
-        self._registration.reject("message", packet.uid, packet.pid)
+        self._registration.reject("message", self.uid, self.pid)
         return False
 
     def _register(self, hello: bool) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from upcall.broker.daemon_link import DaemonLink
 from upcall.core.router import Router
+from upcall.kernel.local import unread_by_peer
 from upcall.kernel.netlink import give_pair, is_control
 from upcall.process.listener import Connection, Listener
 from upcall.process.log import EventLog
@@ -62,8 +63,11 @@ class Registration(Listener):
         return DaemonConnection(self, accepted)
 
     def busy(self, connection: Connection) -> bool:
-        """A registered daemon's connection stays for as long as the daemon."""
-        return isinstance(connection, DaemonConnection) and connection.registered
+        """A registered daemon's connection stays for as long as the daemon. One whose link was not taken yet stays,
+        too: the link counts as root's descriptors in flight, which a person's connections then bound."""
+        if not isinstance(connection, DaemonConnection) or connection.link is None:
+            return False
+        return connection.registered or unread_by_peer(connection.socket) > 0
 
     def evictable(self, connection: Connection) -> bool:
         return not self.busy(connection)
@@ -72,10 +76,12 @@ class Registration(Listener):
         super().__init__(loop, router, log, people, path)
         self._junk: Counter[str] = Counter()
 
-    def reject(self, on: str, uid: int, pid: int) -> None:
-        """Counts a message that its sender had no right to send."""
+    def reject(self, on: str, uid: int, pid: int, by_uid: int = -1, by_pid: int = -1) -> None:
+        """Counts a message that its sender had no right to send. `uid`, `pid`: whose connection or link it came on;
+        `by_uid`, `by_pid`: who sent it, if that is another one."""
         self._junk[on] += 1
-        self.log("message-rejected", on=on, uid=uid, pid=pid)
+        by = {} if by_pid < 0 and by_uid < 0 else {"by_uid": by_uid, "by_pid": by_pid}
+        self.log("message-rejected", on=on, uid=uid, pid=pid, **by)
 
     def refused(self, connection: DaemonConnection, why: str) -> None:
         """Counts and logs a daemon that the limits keep out."""

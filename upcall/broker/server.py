@@ -166,6 +166,7 @@ class Server:
 
     def _close(self) -> None:
         self.manager.stopping()
+        self.loop.over = True  # what is owed is answered now
         self.router.close()
         self.launcher.close()
         for source in self.sources:

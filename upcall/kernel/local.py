@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import struct
+import termios
 from pathlib import Path
 
 from upcall.core.errors import UsageError
@@ -17,6 +19,10 @@ from upcall.wire.envelope import MAX_MESSAGE
 
 _UCRED = struct.Struct("=iII")
 _SO_PEERPIDFD = 77  # Linux 6.5
+_SO_PASSRIGHTS = 83  # Linux 6.16
+_MOST_QUEUED = (
+    512  # messages of one connection; the kernel's limit (net.unix.max_dgram_qlen, the sender's buffer) is lower
+)
 _TIMEVAL = struct.Struct("@ll")
 _FIVE_SECONDS, _NO_LIMIT = _TIMEVAL.pack(5, 0), _TIMEVAL.pack(0, 0)
 _TRUNC = int(socket.MSG_TRUNC)
@@ -39,6 +45,48 @@ def pidfd_of(connection: socket.socket) -> int:
         if error.errno != errno.ENOPROTOOPT:
             raise
     return os.pidfd_open(peer_of(connection)[0])
+
+
+def takes_no_rights(listener: socket.socket) -> bool:
+    """Has the kernel refuse descriptors (SCM_RIGHTS) that are sent to this listener's connections. False before Linux
+    6.16: then see `carries_rights` and `discard`.
+
+    A descriptor that is dropped with a message is closed by the process that drops it, which waits for that: for a TCP
+    socket that lingers as long as the sender likes.
+    """
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+    except OSError:
+        return False
+    return True
+
+
+def unread_by_peer(connection: socket.socket) -> int:
+    """Bytes, with the kernel's overhead, that we have sent and the peer has not read (SIOCOUTQ, unix(7))."""
+    return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), "little", signed=True)
+
+
+def carries_rights(connection: socket.socket) -> bool:
+    """Whether the next message has descriptors. Only looks: what is looked at is not dropped."""
+    try:
+        flags = connection.recvmsg(1, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)[2]
+    except OSError:
+        return False
+    return bool(flags & socket.MSG_CTRUNC)
+
+
+def discard(connection: socket.socket) -> bool:
+    """Closes a connection without waiting for what its peer has sent. False if there are descriptors in it: closing
+    them may take as long as the peer likes, and must be done elsewhere."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)  # nothing is sent to us after this
+        for _ in range(_MOST_QUEUED):
+            if carries_rights(connection):
+                return False
+            if not connection.recv(1, socket.MSG_DONTWAIT):
+                break
+    connection.close()
+    return True
 
 
 def listens(path: Path) -> bool:

@@ -11,8 +11,10 @@ import contextlib
 import errno
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
@@ -20,17 +22,27 @@ from upcall.core.contexts import Line
 from upcall.core.errors import PeerError
 from upcall.core.messages import Answer, Refusal
 from upcall.core.router import Router
-from upcall.kernel.local import listen, peer_of, receive, unlink_quietly
+from upcall.kernel.local import (
+    carries_rights,
+    discard,
+    listen,
+    peer_of,
+    receive,
+    takes_no_rights,
+    unlink_quietly,
+)
+from upcall.process.closer import Closer
 from upcall.process.log import EventLog
 from upcall.process.loop import LISTENER, Loop
 from upcall.process.people import People
 from upcall.process.source import Source
 from upcall.wire.envelope import Envelope, pack_response, refusal, response_position, take_request
 
-_ACCEPTS_PER_TURN, _ACCEPT_PAUSE = 4, 0.1
-# Accepting, evicting and closing costs up to 0.2 ms: those who only connect would have all others wait for that. Whose
-# connection is next is not known before it is accepted; so under a flood a newcomer waits for the backlog, 0.1 s.
-_BURST = 256  # connections
+_ACCEPTS_PER_TURN, _ACCEPTING, _ACCEPT_PAUSE = 64, 0.0002, 0.1  # connections; seconds
+# A new connection costs up to 0.2 ms, so each person has a rate limit. What is beyond it is closed as soon as it is
+# accepted, which costs 15 us: the backlog is shared by all, and has to be emptied for the others.
+_BURST, _PER_SECOND, _CREDITS = 256.0, 400.0, 4096  # connections of a person; persons whose credit is kept
+_SLOW_CLOSE, _PAUSE = 0.002, 20  # seconds; a multiple of what it took
 _LOOKED_AT = 8  # connections whose queue is looked into before one is evicted
 _ROOT = 0
 _HEARD = attrgetter("heard")
@@ -58,6 +70,10 @@ class Connection:
 
     def on_readable(self) -> None:
         """One message per turn, as with daemons."""
+        if self._listener.guarded and carries_rights(self.socket):
+            self._listener.log("descriptors-refused", uid=self.uid, pid=self.pid)
+            self.close()
+            return
         try:
             data = receive(self.socket)
         except OSError:
@@ -87,6 +103,12 @@ class Connection:
         """To one request. Who does not read loses the connection: nobody waits for it."""
         self.pending -= 1
         self.heard = self._loop.now
+        if self.person in (self._loop.running, _ROOT):
+            self._send(data)
+        else:  # a deadline, or an end: the peer can make our send slow, and pays for it itself
+            self._loop.defer(self.person, partial(self._send, data))
+
+    def _send(self, data: bytes) -> None:
         if not self.open:
             return
         try:
@@ -111,7 +133,7 @@ class Connection:
         if self.open:
             self.open = False
             self._listener.forget(self)
-            self.socket.close()
+            self._listener.discard(self.socket, self.person)
 
 
 class Asked:
@@ -134,7 +156,7 @@ class Listener(Source):
     per_person, in_all = 64, 1024  # connections; root's are not among them
     for_root = 1024
     once = False  # each connection asks one thing, and is closed with the answer
-    accepts_per_second = 1000
+    limited = True  # new connections, by person
     idle = 60.0  # seconds until a connection that is not busy ends
 
     def __init__(self, loop: Loop, router: Router, log: EventLog, people: People, path: Path) -> None:
@@ -147,7 +169,11 @@ class Listener(Source):
         self._counts: Counter[int] = Counter()  # by person
         self._count = 0  # of all persons but root
         self._idle_timer = loop.timer(self._end_idle)
-        self._credit, self._credited = float(_BURST), 0.0
+        self._credits: dict[int, tuple[float, float]] = {}  # by person: how many it may make, and when that was so
+        # Whether descriptors can be sent to us; root's own socket is reached by root alone.
+        self.guarded = self.mode != 0o600 and not takes_no_rights(self._listener)
+        self._closer = Closer()
+        self._no_eviction: dict[int, float] = {}  # by person: until when none of its connections is evicted
         loop.add(self._listener, self._on_connect, LISTENER)
 
     def ask(self, connection: Connection, envelope: Envelope, origin: Asked) -> None:
@@ -179,11 +205,9 @@ class Listener(Source):
     def _on_connect(self) -> None:
         now = self.loop.now
         self.people.look(now)
-        self._credit = min(_BURST, self._credit + (now - self._credited) * self.accepts_per_second)
-        self._credited = now
-        for _ in range(_ACCEPTS_PER_TURN):
-            if self._credit < 1:
-                self.loop.mute(self._listener, now + _ACCEPTS_PER_TURN / self.accepts_per_second)
+        end = time.monotonic() + _ACCEPTING
+        for number in range(_ACCEPTS_PER_TURN):
+            if number and time.monotonic() > end:
                 return
             try:
                 accepted, _ = self._listener.accept()
@@ -197,14 +221,36 @@ class Listener(Source):
                 self.log("connection-not-accepted", socket=self._path.name, why=error)
                 self.loop.mute(self._listener, self.loop.now + _ACCEPT_PAUSE)
                 return
-            self._credit -= 1
-            accepted.setblocking(False)
-            connection = self.make(accepted)
-            if not self.admits(connection) or not self._room_for(connection):
-                self.log("connection-refused", socket=self._path.name, uid=connection.uid, pid=connection.pid)
-                accepted.close()
-                continue
-            self._keep(connection)
+            pid, uid = peer_of(accepted)
+            person = self.people.of(uid)
+            if self._has_credit(person, now):
+                accepted.setblocking(False)
+                connection = self.make(accepted)
+                if self.admits(connection) and self._room_for(connection):
+                    self._keep(connection)
+                    continue
+            self.log("connection-refused", socket=self._path.name, uid=uid, pid=pid)
+            self.discard(accepted, person)
+
+    def _has_credit(self, person: int, now: float) -> bool:
+        """Whether the person may make a connection now."""
+        if person == _ROOT or not self.limited:
+            return True
+        credit, since = self._credits.get(person, (_BURST, now))
+        credit = min(_BURST, credit + (now - since) * _PER_SECOND)
+        if len(self._credits) >= _CREDITS and person not in self._credits:
+            self._credits = {
+                one: had for one, had in self._credits.items() if had[0] + (now - had[1]) * _PER_SECOND < _BURST
+            }
+        self._credits[person] = max(0.0, credit - 1), now
+        return credit >= 1
+
+    def discard(self, connection: socket.socket, person: int) -> None:
+        """Closes a connection; in another thread if what its peer has sent could make that slow."""
+        if not self.guarded:
+            connection.close()
+        elif not discard(connection):
+            self._closer.close(connection, person)
 
     def _keep(self, connection: Connection) -> None:
         self._held.setdefault(connection.person, {}).setdefault(connection.uid, {})[connection] = None
@@ -216,11 +262,11 @@ class Listener(Source):
     def _room_for(self, connection: Connection) -> bool:
         """Whether it can stay, once another one was evicted for it if need be."""
         person = connection.person
-        mine = self._counts[person]
+        mine = self._counts[person] + self._closer.stuck(person)
         if person == _ROOT:
             return mine < self.for_root
         if mine >= self.per_person:
-            return self._evict(person, idle_only=True)
+            return self.loop.now >= self._no_eviction.get(person, 0.0) and self._evict(person, idle_only=True)
         if self._count < self.in_all:
             return True
         most = self._holds_most()
@@ -243,7 +289,12 @@ class Listener(Source):
         if victim is None:
             return False
         self.log("connection-evicted", socket=self._path.name, uid=victim.uid, pid=victim.pid)
+        began = time.monotonic()
         victim.close()
+        used = time.monotonic() - began
+        if used > _SLOW_CLOSE:  # watches on its end make our close slow: the person's newcomers are refused meanwhile
+            self._no_eviction = {one: at for one, at in self._no_eviction.items() if at > self.loop.now}
+            self._no_eviction[victim.person] = self.loop.now + used * _PAUSE
         return True
 
     def _least_needed(self, held: Iterable[Connection], idle_only: bool) -> Connection | None:

@@ -16,6 +16,7 @@ from upcall.process.log_writer import Outbox
 from upcall.wire.logfmt import shown
 
 _PER_SECOND = 20  # lines of one event of one person
+_OF_PERSON = 60  # lines of one person, but root, of all events
 _IN_ALL = 200  # lines of all persons but root; below what a slow terminal or journald takes
 _KEPT = 2048  # (event, person) that are told apart within a second
 _SUMMARIES = 32  # lines about suppressed events
@@ -37,6 +38,7 @@ class EventLog:
         self._seen: dict[_Key, int] = {}  # events in this second
         self._suppressed: dict[_Key, int] = {}
         self._lines = 0  # of all persons but root
+        self._mine: dict[int, int] = {}  # by person: lines
         self._others = 0  # suppressed, and not told apart
         self._outbox: Outbox[str] = Outbox(self._write)
 
@@ -57,8 +59,12 @@ class EventLog:
             self._others += 1
             return False
         self._seen[key] = seen + 1
-        if seen < _PER_SECOND and (not key[1] or self._lines < _IN_ALL):
-            self._lines += bool(key[1])
+        person = key[1] or 0
+        mine = self._mine.get(person, 0)
+        if seen < _PER_SECOND and (not person or (mine < _OF_PERSON and self._lines < _IN_ALL)):
+            if person:
+                self._lines += 1
+                self._mine[person] = mine + 1
             return True
         self._suppressed[key] = self._suppressed.get(key, 0) + 1
         return False
@@ -66,7 +72,7 @@ class EventLog:
     def _summarise(self) -> None:
         """Logs what was suppressed in the second that is over, the most first, and forgets that second."""
         suppressed, self._suppressed, self._seen = self._suppressed, {}, {}
-        others, self._others, self._lines = self._others, 0, 0
+        others, self._others, self._lines, self._mine = self._others, 0, 0, {}
         most = sorted(suppressed.items(), key=lambda one: -one[1])
         for (event, person), count in most[:_SUMMARIES]:
             whose = "" if person is None else f" uid={person}"

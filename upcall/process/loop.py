@@ -1,7 +1,7 @@
 """One readiness loop with callbacks that drain: never a task per message, never a wait for work to finish.
 
-Fair between owners (uids): when more is ready than a turn takes, those who had least of late come first. So what
-somebody waits behind does not grow with the number of others who never stop asking.
+Fair between owners (persons): when more is ready than a turn takes, those who used least time of late come first. So
+the wait of one does not grow with the number of others who never stop asking.
 """
 
 from __future__ import annotations
@@ -11,18 +11,24 @@ import itertools
 import math
 import select
 import time
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 URGENT = -1  # an owner who is served in every turn: the kernel, signals, and processes that end
 LISTENER = -2  # an owner that is nobody's
+IDLE = -3  # `Loop.running` outside of callbacks of owners: timers, and the end
 PER_TURN = 4  # callbacks, the urgent ones not counted; asking again what is ready costs less than one of them
-# A process can make our send to it slow: 50,000 epoll watches on its socket cost 12 ms. Its owner, not root, is not
-# served for that time many times over. The clock is read once a turn; after a slow one, its owners are watched: their
-# callbacks are measured by processor time, so that being preempted does not count. Reading that clock costs 0.5 us.
-_SLOW, _PAUSE = 0.002, 20  # seconds of a turn or a callback; its multiple
+# A process can make our send to it, or our close, slow: 50,000 epoll watches on its socket cost 12 ms. An owner with a
+# slow callback is watched; the next slow one (by processor time, so that being preempted does not count) pauses it for
+# a multiple. Root is never paused. A turn ends after _TURN, whatever is ready: what is left out comes up in the next.
+# Times are those of a processor that counts to ten thousand in _COUNTED; a slower one (emulated: 20 times) has more.
+_SLOW, _PAUSE, _TURN = 0.00025, 20, 0.0005  # seconds of a callback; its multiple; seconds of a turn
+_COUNTED = 0.0003  # seconds
+_CHARGED = 0.002  # seconds of work in another one's callback, being preempted included
 _WATCHED = 1024  # owners
-_HALVED_EVERY = 0.05  # seconds until what somebody had counts half
+_HALVED_EVERY = 0.05  # seconds until what an owner has used counts half
 
 
 class HasFileno(Protocol):
@@ -65,8 +71,14 @@ class Loop:
         self._epoll = select.epoll()
         self._sources: dict[int, Source] = {}
         self._muted: dict[int, float] = {}
-        self._served: dict[int, int] = {}  # by owner: callbacks of late
+        self._used: dict[int, float] = {}  # by owner: seconds of callbacks of late
+        self._deferred: dict[int, deque[Callable[[], None]]] = {}  # by owner
+        pace = _pace()
+        self._slow, self._turn, self._much = _SLOW * pace, _TURN * pace, _CHARGED * pace
+        self.running = IDLE  # the owner whose callback runs
+        self.over = False  # the end: nothing is deferred any more
         self._paused: dict[int, float] = {}  # by owner: until when, for a callback that was slow
+        self._charged: dict[int, float] = {}  # the same, for work in another owner's callback
         self._watched: set[int] = set()  # owners whose last callback was slow: their processor time is read
         self._halved = 0.0
         self._timers: list[tuple[float, int, Timer]] = []  # a heap
@@ -122,50 +134,100 @@ class Loop:
 
     def wait(self, timeout: float) -> list[Source]:
         """Waits at most `timeout` seconds (negative: for ever); gives what is ready, for `run`."""
+        if self._deferred:
+            due = max(0.0, min(self._paused.get(owner, 0.0) for owner in self._deferred) - time.monotonic())
+            timeout = due if timeout < 0 else min(timeout, due)
         return [self._sources[fd] for fd, _ in self._epoll.poll(timeout) if fd in self._sources]
+
+    def defer(self, owner: int, callback: Callable[[], None]) -> None:
+        """Calls back on the owner's account, soon: for work that another one's callback, a timer or the end of a
+        process causes, and that the owner can make slow."""
+        if self.over:
+            callback()
+        else:
+            self._deferred.setdefault(owner, deque()).append(callback)
 
     def run(self, ready: list[Source], now: float) -> None:
         """Calls back a few of them, but for those that one before has removed: their descriptor may be another's
         by now. `now`: time.monotonic(), just read."""
         if now - self._halved >= _HALVED_EVERY:
             self._halve(now)
-        served = self._served
-        if len(ready) > PER_TURN:
+        if self._deferred:
+            ready = [*ready, *(Source(-1, partial(self._run_deferred, owner), owner) for owner in self._deferred)]
+        used = self._used
+        if len(ready) > 1:
             urgent = [source for source in ready if source.owner == URGENT]
             others = [source for source in ready if source.owner != URGENT]
-            others.sort(key=lambda source: served.get(source.owner, 0))
-            ready = urgent + others[:PER_TURN]
+            others.sort(key=lambda source: used.get(source.owner, 0.0))
+            del others[PER_TURN:]
+            ready = urgent + others
+        began = now
         for source in ready:
-            if self._sources.get(source.fd) is not source:
+            if source.fd >= 0 and self._sources.get(source.fd) is not source:
                 continue
-            owner = source.owner
-            served[owner] = served.get(owner, 0) + 1
+            owner = self.running = source.owner
             if owner in self._watched:
                 self._run_watched(source, now)
+                ended = time.monotonic()
             else:
                 source.callback()
-        if time.monotonic() - now > _SLOW:
-            self._watched.update(source.owner for source in ready if source.owner > 0)
+                ended = time.monotonic()
+                if ended - began > self._slow and owner > 0:
+                    self._watched.add(owner)
+            used[owner] = used.get(owner, 0.0) + ended - began
+            began = ended
+            if ended - now > self._turn and owner != URGENT:
+                break
+        self.running = IDLE
+
+    def _run_deferred(self, owner: int) -> None:
+        queue = self._deferred[owner]
+        callback = queue.popleft()
+        if not queue:
+            del self._deferred[owner]
+        callback()
 
     def _run_watched(self, source: Source, now: float) -> None:
         owner = source.owner
         if self._paused.get(owner, 0.0) > now:
-            self.mute(source, self._paused[owner])
+            if source.fd >= 0:
+                self.mute(source, self._paused[owner])
             return
         began = time.thread_time()
         source.callback()
         used = time.thread_time() - began
-        if used > _SLOW:
+        if used > self._slow:
             self._paused[owner] = now + used * _PAUSE
         elif owner not in self._paused:
             self._watched.discard(owner)
 
+    def charge(self, owner: int, seconds: float) -> None:
+        """Work for an owner, in another one's callback, took so long; much of it pauses the owner."""
+        if seconds > self._much and owner > 0:
+            self._watched.add(owner)
+            self._paused[owner] = self._charged[owner] = self.now + seconds * _PAUSE
+
+    def charged(self, owner: int) -> bool:
+        """Whether work for the owner in others' callbacks was so slow that it is to be left out for a while."""
+        return bool(self._charged) and self._charged.get(owner, 0.0) > self.now
+
     def _halve(self, now: float) -> None:
         self._halved = now
         self._paused = {owner: until for owner, until in self._paused.items() if until > now}
+        self._charged = {owner: until for owner, until in self._charged.items() if until > now}
         if len(self._watched) > _WATCHED:
             self._watched.intersection_update(self._paused)
-        self._served = {owner: count >> 1 for owner, count in self._served.items() if count > 1}
+        self._used = {owner: used / 2 for owner, used in self._used.items() if used > 1e-5}
 
     def close(self) -> None:
         self._epoll.close()
+
+
+def _pace() -> float:
+    """How much slower this processor is than the one that the times are for; 1 if it is not."""
+    best = math.inf
+    for _ in range(3):  # the first is slowed by what else starts
+        began = time.thread_time()
+        sum(range(10_000))
+        best = min(best, time.thread_time() - began)
+    return max(1.0, best / _COUNTED)

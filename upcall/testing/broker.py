@@ -2,7 +2,8 @@
 
 With `system=FILE` it has a system's configuration of its own. The process of a test may play a daemon and ask it, too;
 so nobody is anybody's child for this broker, unless it is told `related=yes`. `subuid=FILE` stands for /etc/subuid;
-`idle=SECONDS`, `connections=N`: when idle connections end, and how many there may be in all.
+`idle=SECONDS`, `connections=N`: when idle connections end, and how many there may be in all. `rights=yes`: as on a
+kernel that lets others send descriptors to us (before Linux 6.16).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from upcall import config
 from upcall.broker.__main__ import run
 from upcall.core.contexts import NO_LINE, Line
 from upcall.kernel import ancestry
-from upcall.process import people
+from upcall.process import listener, people
 from upcall.process.listener import Listener
 
 
@@ -32,6 +33,8 @@ def main(arguments: list[str]) -> int:
         ancestry.line_of = strangers
     if "subuid" in settings:
         people.SUBUID = Path(settings.pop("subuid"))  # type: ignore[misc]
+    if settings.pop("rights", "no") == "yes":
+        listener.takes_no_rights = lambda _: False  # type: ignore
     Listener.idle = float(settings.pop("idle", Listener.idle))
     Listener.in_all = int(settings.pop("connections", Listener.in_all))
     return run([f"{name}={value}" for name, value in settings.items()])

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 
+from upcall.core.contexts import NO_LINE
 from upcall.core.errors import PeerError
 from upcall.core.messages import Answer, Requester
 from upcall.process.listener import Asked, Connection, Listener
@@ -42,9 +43,9 @@ class Requesters(Listener):
                 return
             deadline = envelope.deadline_ns / 1e9 or math.inf
             requester = Requester(uid, connection.pid)
-            self.router.ask(
-                target, service.name, requester, envelope.body, origin, self.loop.now, deadline, connection.line
-            )
+            # From whom it descends is looked up only if there is a daemon that could be waiting for itself.
+            line = NO_LINE if self.router.registry.get(target) is None else connection.line
+            self.router.ask(target, service.name, requester, envelope.body, origin, self.loop.now, deadline, line)
 
     def shown_status(self, uid: int | None) -> bytes:
         """JSON, cut down to what a body can hold."""

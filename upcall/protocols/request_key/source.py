@@ -78,7 +78,7 @@ class Forwarders(Listener):
 
     name = "request_key"
     per_person = in_all = for_root = 512
-    accepts_per_second = 100_000  # only root's can connect
+    limited = False  # only root's can connect
     once = True
 
     def __init__(
