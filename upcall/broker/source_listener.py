@@ -116,7 +116,7 @@ class SourceListener(Listener):
 
     name = "sources"
     per_person = in_all = for_root = 64
-    accepts_per_second = 100_000  # only our own user's can connect
+    limited = False  # only our own user's can connect
     idle = 5.0  # seconds to say the name in
 
     def __init__(self, loop: Loop, router: Router, log: EventLog, people: People, path: Path) -> None:
