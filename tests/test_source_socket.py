@@ -358,9 +358,9 @@ def test_nonsense_without_a_number_ends_the_connection(broker: BrokerThread, sou
 def test_others_are_served_meanwhile(broker: BrokerThread, source: Source, folder: Path) -> None:
     """A source that floods has one turn among others."""
     source.socket.setblocking(False)
-    with PlayedRequester(folder) as requester, contextlib.suppress(BlockingIOError):
+    with PlayedRequester(folder) as requester, contextlib.suppress(BlockingIOError, ConnectionError):
         for _ in range(20):
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(BlockingIOError, ConnectionError):
                 while True:
                     source.socket.send(NOTICED)
             requester.ask(b"", "broker.status")
