@@ -289,9 +289,9 @@ class Listener(Source):
         if victim is None:
             return False
         self.log("connection-evicted", socket=self._path.name, uid=victim.uid, pid=victim.pid)
-        began = time.monotonic()
+        began = time.thread_time()
         victim.close()
-        used = time.monotonic() - began
+        used = time.thread_time() - began
         if used > _SLOW_CLOSE:  # watches on its end make our close slow: the person's newcomers are refused meanwhile
             self._no_eviction = {one: at for one, at in self._no_eviction.items() if at > self.loop.now}
             self._no_eviction[victim.person] = self.loop.now + used * _PAUSE

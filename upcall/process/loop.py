@@ -26,7 +26,7 @@ PER_TURN = 4  # callbacks, the urgent ones not counted; asking again what is rea
 # Times are those of a processor that counts to ten thousand in _COUNTED; a slower one (emulated: 20 times) has more.
 _SLOW, _PAUSE, _TURN = 0.00025, 20, 0.0005  # seconds of a callback; its multiple; seconds of a turn
 _COUNTED = 0.0003  # seconds
-_CHARGED = 0.002  # seconds of work in another one's callback, being preempted included
+_CHARGED = 0.002  # seconds of work in another one's callback
 _WATCHED = 1024  # owners
 _HALVED_EVERY = 0.05  # seconds until what an owner has used counts half
 
@@ -202,7 +202,7 @@ class Loop:
             self._watched.discard(owner)
 
     def charge(self, owner: int, seconds: float) -> None:
-        """Work for an owner, in another one's callback, took so long; much of it pauses the owner."""
+        """Work for an owner, in another one's callback, took so much processor time; much of it pauses the owner."""
         if seconds > self._much and owner > 0:
             self._watched.add(owner)
             self._paused[owner] = self._charged[owner] = self.now + seconds * _PAUSE
