@@ -1,4 +1,4 @@
-"""The requesters' side: ask one's own daemon through the broker, as the kernel would.
+"""Sends requests to the caller's daemon through the broker, as the kernel does.
 
 with Client() as client:
     wrapped = client.wrap(signature, key)
@@ -36,15 +36,18 @@ from upcall.wire.envelope import MAX_MESSAGE, Envelope, Response, pack_request, 
 
 
 class NoBroker(UpcallError):
-    """There is no broker where we looked, or it has gone."""
+    """No broker listens in the folder, or it has ended."""
 
 
 class _NotTaken(ConnectionError):
-    """The connection ended before the other side has taken the request."""
+    """The connection ended before the peer read the request."""
 
 
 class Connection:
-    """Requests over one SOCK_SEQPACKET connection, one after the other. Not for several threads at a time."""
+    """Sends requests over one SOCK_SEQPACKET connection, one at a time. Not thread-safe.
+
+    `owners`: uids that may own the socket's path; UsageError if another one does. OSError if it cannot be reached.
+    """
 
     def __init__(self, path: Path, owners: frozenset[int]) -> None:
         self._path, self._owners = path, owners
@@ -52,9 +55,11 @@ class Connection:
         self._seq = 0
 
     def ask(self, service: str, uid: int, body: bytes, timeout: float) -> bytes:
-        """The answer's body. Refused with the reason; TimeoutError; ConnectionError if the other side went.
+        """Sends one request and returns the answer's body. Blocks for up to `timeout` seconds, and one more.
 
-        A connection that the other side has ended because it was idle is made again, once."""
+        `uid`: whose daemon is asked. `body`: in the service's format (docs/protocol.md). Refused with the reason;
+        TimeoutError; ConnectionError if the peer has gone; PeerError if its response is malformed. Reconnects once
+        if the peer had closed the idle connection."""
         self._seq = (self._seq + 1) & 0xFFFFFFFF
         deadline = time.monotonic() + timeout
         requester = Requester(uid, os.getpid())
@@ -72,7 +77,7 @@ class Connection:
         raise Refused(response.outcome.reason, response.outcome.errno)
 
     def _exchange(self, request: bytes, timeout: float) -> Response:
-        """Sends it, and waits for its response. _NotTaken if the other side had gone without reading it."""
+        """Sends a request and waits for its response. _NotTaken if the peer closed without reading the request."""
         self._socket.settimeout(timeout + 1)
         try:
             self._socket.send(request)
@@ -82,8 +87,8 @@ class Connection:
             try:
                 data = self._socket.recv(MAX_MESSAGE)
             except ConnectionResetError as error:
-                # unix(7): ECONNRESET if the peer closed with unread data. The request was sent last, so it is among
-                # them; a peer that has taken everything gives the end of file, and is not asked again.
+                # unix(7): ECONNRESET if the peer closed with unread data. The request was sent last, so it is unread
+                # and may be sent again. A peer that has read it causes an end of file: never send twice.
                 raise _NotTaken(str(error)) from error
             if not data:
                 raise ConnectionError("the connection was closed")
@@ -93,11 +98,11 @@ class Connection:
 
     @property
     def peer(self) -> tuple[int, int]:
-        """(pid, uid) of whoever listens there."""
+        """(pid, uid) of the listening process, as the kernel reports them (SO_PEERCRED)."""
         return peer_of(self._socket)
 
     def detach(self) -> socket.socket:
-        """The connection itself, for whoever has something else to say on it; blocking."""
+        """Returns the connected socket, made blocking, to speak another protocol on it. The caller closes it."""
         self._socket.settimeout(None)
         return self._socket
 
@@ -106,10 +111,13 @@ class Connection:
 
 
 class Client:
-    """A requester. `uid`: whose daemon is asked, one's own if not given; only root may ask another's."""
+    """Asks a daemon for key operations and other services. Not thread-safe: use one per thread. A context manager.
+
+    `uid`: whose daemon is asked; the caller's by default, another's for root only. `timeout`: seconds per request.
+    """
 
     def __init__(self, folder: Path | None = None, uid: int | None = None, timeout: float = 10.0) -> None:
-        """NoBroker if there is none in `folder` (or in the usual places)."""
+        """Connects to the broker in `folder`, by default in the usual places. NoBroker if none listens there."""
         self._uid = os.getuid() if uid is None else uid
         self.timeout = timeout
         place = find_place(folder)
@@ -119,13 +127,15 @@ class Client:
             raise NoBroker(f"no broker at {place.socket}: {error}") from error
 
     def wrap(self, signature: str, key: bytes) -> bytes:
-        """1 to 64 bytes, wrapped by the key with this signature (16 hexadecimal digits). Refused, TimeoutError."""
+        """Wraps `key` (1 to 64 bytes) with the key of this signature (16 hexadecimal digits). Returns the wrapped key.
+
+        UsageError on other sizes; otherwise as `ask`."""
         if not 1 <= len(key) <= MAX_KEY:
             raise UsageError(f"a key of {len(key)} bytes, 1 to {MAX_KEY} can be wrapped")
         return self._packet(TAG_66, signature, pack_file_key(FileKey(CIPHER_OPAQUE, key)))
 
     def unwrap(self, signature: str, wrapped: bytes) -> bytes:
-        """What `wrap` was given. Refused("module-failed") if another key wrapped it."""
+        """Returns the key that `wrap` was given. Refused("module-failed") if another key wrapped it; as `ask`."""
         return take_file_key(self._packet(TAG_64, signature, wrapped)).key
 
     def _packet(self, tag: int, signature: str, content: bytes) -> bytes:
@@ -135,7 +145,10 @@ class Client:
         return take_reply(self.ask("key", body)).content
 
     def ask(self, service: str, body: bytes) -> bytes:
-        """Any service by its name. Refused, TimeoutError, NoBroker if it has gone, PeerError if it talks nonsense."""
+        """Sends a request for any service and returns the answer's body; formats: docs/protocol.md. Blocks.
+
+        Refused with reason and errno; TimeoutError; NoBroker if the broker has ended; PeerError if its response is
+        malformed."""
         try:
             return self._connection.ask(service, self._uid, body, self.timeout)
         except TimeoutError as error:
@@ -144,7 +157,7 @@ class Client:
             raise NoBroker(f"the broker has gone: {error}") from error
 
     def status(self) -> dict[str, Any]:
-        """The broker's view of itself: for root of everybody, for others of themselves."""
+        """Returns the broker's status as a JSON object: of all uids for root, of the caller's uid for others."""
         found = json.loads(self.ask("broker.status", b""))
         if not isinstance(found, dict):
             raise PeerError("status", "is not a JSON object")

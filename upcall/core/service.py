@@ -12,9 +12,9 @@ from typing import NamedTuple
 class Service(NamedTuple):
     """What the broker must know of a kind of request. Immutable.
 
-    `check(request, answer)`: both are bodies, in the service's format (docs/protocol.md). Raises PeerError on an answer
-    that the requester must not see; the request is then refused with "bad-answer". Necessary because the kernel does
-    not validate what it is given. Returns nothing and does not change the answer.
+    `check(request, answer)`: both are bodies, in the service's format (docs/protocol.md). Raises PeerError on an
+    answer that the requester must not see; the request is then refused with "bad-answer". Necessary because the
+    kernel does not validate what it is given. Returns nothing and does not change the answer.
     `check_request(request)`: raises PeerError on a malformed body. Its result is ignored.
     Both run in the broker's loop: no I/O, and time linear in the size, which is at most 64 KiB.
     """
