@@ -126,7 +126,7 @@ class DaemonLink:
         if kind == RESPONSE:
             return self._router.answered(self.association, data)
         if kind == QUIT and len(data) == HEADER.size:
-            self._log("quit", uid=self.uid, pid=self.pid)
+            self._log("daemon-quit", uid=self.uid, pid=self.pid)
             self._router.quit(self.association)
             return True
         if kind == HELO and len(data) == HEADER.size:
@@ -152,7 +152,7 @@ class DaemonLink:
             self._log("registration-failed", uid=self.uid, pid=self.pid, why="its socket takes nothing")
             self.close()
             return False
-        self._log("registered", uid=self.uid, pid=self.pid)
+        self._log("daemon-registered", uid=self.uid, pid=self.pid)
         # Before others can ask for it: helo sends what is pending, and may find that the daemon has gone.
         self.association = self._router.helo(self.uid, self.pid, self.portid, self, self._loop.now, self.began)
         return True

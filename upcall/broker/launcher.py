@@ -91,7 +91,7 @@ class Launcher:
             self._given_up(uid)
 
     def _failed(self, uid: int, why: str) -> None:
-        self._log("daemon-not-started", uid=uid, why=why)
+        self._log("daemon-start-failed", uid=uid, why=why)
         self._not_before = {one: when for one, when in self._not_before.items() if when > self._loop.now}
         self._not_before[uid] = self._loop.now + _AGAIN
 

@@ -117,14 +117,14 @@ class Server:
         try:
             self._found.append(self._read())
         except (UpcallError, OSError) as error:
-            self.log("not-reloaded", why=error)
+            self.log("reload-failed", why=error)
             self.manager.ready(f"serving as before, configuration not reloaded: {error}")
         self._waker.wake()
 
     def harden(self, hardening: Hardening, may_hand_on: bool) -> None:
         """Says what this process has given up. `may_hand_on`: whether daemons could live with as little."""
         self.hardening, self._hands_on = hardening, may_hand_on
-        self.log("hardened", **hardening._asdict())
+        self.log("privileges-dropped", **hardening._asdict())
 
     def _follow(self, found: Configured) -> None:
         """Does what the configuration says from the next request on; what is owed is owed as before."""
@@ -135,18 +135,18 @@ class Server:
             for tell in router.on_registered:  # what is for the machine's daemon comes to this one from now on
                 tell(found.machine)
         if found.command is not None and hands_on(found.command) and not self._hands_on:
-            self.log("start-not-followed", why="daemons would inherit what this broker has given up: start it anew")
+            self.log("start-command-ignored", why="daemons would inherit what this broker has given up: start it anew")
         else:
             self.launcher.use(found.start)
         for source in self.sources:
             source.follow(found.owners)
-        self.log("reloaded")
+        self.log("configuration-reloaded")
         self.manager.ready(f"serving {self.place.folder}, configuration reloaded")
 
     def run(self) -> None:
         """Serves until `stop`, then refuses what is owed and closes."""
         loop, router = self.loop, self.router
-        self.log("ready", folder=self.place.folder)
+        self.log("broker-ready", folder=self.place.folder)
         self.manager.ready(f"serving {self.place.folder}")
         try:
             while not self._stopping:
@@ -175,7 +175,7 @@ class Server:
         self.loop.remove(self._waker)
         self._waker.close()
         self.loop.close()
-        self.log("closed")
+        self.log("broker-closed")
         self.log.flush()
 
     def status(self, uid: int | None) -> dict[str, object]:

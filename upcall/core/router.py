@@ -159,14 +159,16 @@ class Router:
         """Sends a context to a daemon; settles it with a refusal if it would deadlock or cannot be sent."""
         if association.who in context.line:
             who = context.requester
-            self.log("own-request", uid=association.uid, service=context.service, pid=who.pid, daemon=association.pid)
+            self.log(
+                "deadlock-refused", uid=association.uid, service=context.service, pid=who.pid, daemon=association.pid
+            )
             contexts.withdraw(context)
             self._finish(contexts, context, refusal("own-request"))
             return
         try:
             seq = contexts.send(context, association.pid)
         except Exhausted as error:
-            self.log("exhausted", uid=association.uid, why=str(error))
+            self.log("sequence-exhausted", uid=association.uid, why=str(error))
             contexts.withdraw(context)
             self._finish(contexts, context, refusal("no-context"))
             return
@@ -216,7 +218,7 @@ class Router:
                 self.services[context.service].check(context.body, outcome.body)
             return outcome
         except PeerError as error:
-            self.log("bad-answer", uid=association.uid, pid=association.pid, why=str(error))
+            self.log("answer-rejected", uid=association.uid, pid=association.pid, why=str(error))
             return refusal("bad-answer")
 
     def _finish(self, contexts: Contexts, context: Context, outcome: Answer | Refusal) -> None:
@@ -295,7 +297,7 @@ class Router:
             contexts = self._contexts[uid] = Contexts(uid, self._shares, secrets.randbits(32))
         old = self.registry.helo(association)
         if old is not None:
-            self.log("replaced", uid=uid, pid=old.pid, by=pid)
+            self.log("daemon-replaced", uid=uid, pid=old.pid, by=pid)
             self._send_quit(old)
             old.link.close()
         for context in contexts.allocated:
@@ -322,7 +324,7 @@ class Router:
         try:
             association.link.send(pack_control(QUIT))
         except ConnectionError:
-            self.log("quit-unheard", uid=association.uid, pid=association.pid)
+            self.log("quit-failed", uid=association.uid, pid=association.pid)
 
     def gone(self, association: Association) -> None:
         """Unregisters a daemon that has ended, and refuses its pending requests at once. Calls `on_gone`."""
@@ -363,7 +365,7 @@ class Router:
         self._wake = math.inf
         for uid, contexts in tuple(self._contexts.items()):
             for context in contexts.expired(now):
-                self.log("timed-out", uid=uid, index=context.index, service=context.service)
+                self.log("request-timed-out", uid=uid, index=context.index, service=context.service)
                 self._finish(contexts, context, refusal("timed-out"))
             self._wake = min(self._wake, contexts.next_deadline() or math.inf)
             association = self.registry.get(uid)

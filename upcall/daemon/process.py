@@ -140,7 +140,7 @@ class Daemon:
                 )
                 if why != told:
                     told = why
-                    self.log("no-broker", folder=self._place.folder, why=why)
+                    self.log("broker-unavailable", folder=self._place.folder, why=why)
                     self._manager.status(f"no broker: {why}")
                 self._pause(pause)
                 pause = min(_RETRY_MOST, pause * 2)
@@ -151,13 +151,13 @@ class Daemon:
 
     def _watch(self, link: BrokerLink) -> None:
         """Until the broker ends or we do."""
-        self.log("registered", broker=link.broker_pid)
+        self.log("daemon-registered", broker=link.broker_pid)
         self._manager.ready(f"registered with the broker {link.broker_pid}")
         while not self._stopping and not self._over:
             if self._pause(None, link):
                 told = link.told()
                 if told == "quit":
-                    self.log("replaced", why="a newer daemon of this user has registered")
+                    self.log("daemon-replaced", why="a newer daemon of this user has registered")
                     self._over = self.replaced = True
                 elif told == "gone":
                     self.log("broker-gone", broker=link.broker_pid)
@@ -208,7 +208,7 @@ class Daemon:
         link = self._link
         if link is None or not link.waiting():
             return True
-        self.log("stuck", workers=self._workers.threads, why="all of them hang, and requests are waiting")
+        self.log("workers-stuck", workers=self._workers.threads, why="all of them hang, and requests are waiting")
         return False
 
     def _say_goodbye(self) -> None:
@@ -259,21 +259,21 @@ class Daemon:
         elif kind == NOTICE:
             return self._notice(data, link)
         elif kind not in (HELO, QUIT):  # QUIT concerns the main thread, which reads it from the connection
-            self.log("unknown-message", type=kind)
+            self.log("message-unknown", type=kind)
         return None
 
     def _stranger(self, packet: Packet) -> None:
         """Nobody else can send to a link, but for copies of it that this process or the broker has given away."""
         if packet.pid != os.getpid():  # otherwise we are woken
             self.strangers += 1
-            self.log("stranger", uid=packet.uid, pid=packet.pid)
+            self.log("unexpected-sender", uid=packet.uid, pid=packet.pid)
 
     def _job(self, data: bytes, link: BrokerLink) -> tuple[_Job, str, float] | None:
         """A request's envelope first: from there on an answer is owed, whatever the rest is."""
         try:
             envelope = take_request(data)
         except PeerError as error:
-            self.log("bad-request", why=error)
+            self.log("request-rejected", why=error)
             self._refuse_position(data, link)
             return None
         handler = self._handlers.get(envelope.service)
@@ -298,11 +298,11 @@ class Daemon:
         try:
             envelope = take_request(data)
         except PeerError as error:
-            self.log("bad-notice", why=error)
+            self.log("notice-rejected", why=error)
             return None
         handler = self._handlers.get(envelope.service)
         if handler is None:
-            self.log("notice-unheard", service=envelope.service, why="no handler is installed and allowed")
+            self.log("notice-unhandled", service=envelope.service, why="no handler is installed and allowed")
             return None
         return _Job(envelope, handler, link, notice=True), f"notices {envelope.service}", math.inf
 
@@ -345,17 +345,19 @@ class Daemon:
         return waits is None or waits.let_go(envelope.seq)
 
     def _refuse_own(self, job: _Job, by: str) -> None:
-        self.log("own-request", service=job.envelope.service, seq=job.envelope.seq, waiting=by)
+        self.log("deadlock-refused", service=job.envelope.service, seq=job.envelope.seq, waiting=by)
         self._send(job.link, job.envelope, refusal("own-request"))
 
     def _refusal(self, envelope: Envelope, error: BaseException) -> Refusal:
         """What a handler raised, for the broker; and for people, without what may hold a secret."""
         if isinstance(error, Refused):
             if error.why:
-                self.log("refused", service=envelope.service, seq=envelope.seq, reason=error.reason, why=error.why)
+                self.log(
+                    "request-refused", service=envelope.service, seq=envelope.seq, reason=error.reason, why=error.why
+                )
             return Refusal(error.reason, error.errno)
         if isinstance(error, PeerError):
-            self.log("bad-request", service=envelope.service, why=error)
+            self.log("request-rejected", service=envelope.service, why=error)
             return refusal("bad-request")
         if isinstance(error, ModuleFailed):
             self.log("module-failed", service=envelope.service, seq=envelope.seq, why=error)
@@ -401,9 +403,9 @@ class Daemon:
             return
         try:
             if not link.send(data):
-                self.log("answer-not-sent", why="the broker reads nothing")
+                self.log("answer-send-failed", why="the broker reads nothing")
         except OSError as error:
-            self.log("answer-not-sent", why=error)
+            self.log("answer-send-failed", why=error)
 
 
 def _by_service(handlers: Sequence[Handler]) -> dict[str, Handler]:

@@ -53,7 +53,7 @@ class Renewing:
         try:
             told = self._find(_of(self._arguments, _WISHES))
         except (ModuleFailed, OSError) as error:
-            self._log("not-reloaded", why=error)
+            self._log("reload-failed", why=error)
             return
         found = _of(told, _FOUND)
         if self._locking is not None:
@@ -68,7 +68,7 @@ class Renewing:
         gone = {_name(argument) for argument in _of(before, ("handler",)) if argument not in same}
         new: list[Handler] = handlers([argument for argument in found if argument not in same])
         self._daemon.use(gone, new)
-        self._log("reloaded", more=_shown({*found} - same), less=_shown({*before} - {*found}))
+        self._log("configuration-reloaded", more=_shown({*found} - same), less=_shown({*before} - {*found}))
 
 
 def find_in_child(wishes: list[str]) -> list[str]:

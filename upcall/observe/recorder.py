@@ -125,5 +125,5 @@ def recorder(name: str, where: str, log: EventLog) -> Recorder | None:
     try:
         return Recorder(name, where)
     except OSError as error:
-        log("requests-not-logged", to=where, why=error.strerror or error)
+        log("record-failed", to=where, why=error.strerror or error)
         return None

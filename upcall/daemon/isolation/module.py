@@ -187,7 +187,7 @@ class IsolatedModule:
             return outcome
         if outcome.kind == REFUSED:
             if outcome.text == "own-request":
-                self._log("own-request", module=self.name, waiting="its process, for a file on eCryptfs")
+                self._log("deadlock-refused", module=self.name, waiting="its process, for a file on eCryptfs")
             raise Refused(outcome.text, outcome.code)
         if outcome.kind == FAILED:
             raise ModuleFailed(outcome.text)

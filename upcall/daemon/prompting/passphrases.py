@@ -93,7 +93,7 @@ class Passphrases:
         if signature in self._quiet:
             raise Refused("locked")
         if not self._anybody():
-            self._log("nobody-to-ask", key=signature, hint=f"{HINT}; or `upcall unlock`")
+            self._log("prompt-unavailable", key=signature, hint=f"{HINT}; or `upcall unlock`")
             raise Refused("locked")
         if len(self._prompts) >= MAX_OPEN:
             raise Refused("busy")

@@ -182,7 +182,7 @@ class Prompts:
         if time.monotonic() < state.quiet_until:
             raise Refused("locked")
         if not self.anybody():
-            self._log("nobody-to-ask", token=state.name, hint=HINT)
+            self._log("prompt-unavailable", token=state.name, hint=HINT)
             raise Refused("locked")
         if sum(one.prompt is not None for one in self._tokens.values()) >= MAX_OPEN:
             raise Refused("busy")
@@ -249,14 +249,14 @@ class Prompts:
             try:
                 if not way.available():
                     continue
-                self._log("prompt", **what, way=way.name)
+                self._log("prompt-opened", **what, way=way.name)
                 return way.ask(question, turn), "answered"
             except (Cancelled, Unanswered, Withdrawn) as error:
                 return None, type(error).__name__.lower()
             except Unavailable as error:
-                self._log("cannot-ask", way=way.name, why=plain(str(error)))
+                self._log("prompt-failed", way=way.name, why=plain(str(error)))
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one way, another may do
-                self._log("cannot-ask", way=way.name, why=type(error).__name__)  # its text could hold the PIN
+                self._log("prompt-failed", way=way.name, why=type(error).__name__)  # its text could hold the PIN
         return None, "nobody"
 
     def _notify(self, state: _Token, prompt: str, asker: Asker) -> None:
@@ -272,4 +272,4 @@ class Prompts:
             pass
         finally:
             turn.close()
-        self._log("touch", token=state.name, prompt=question.prompt)
+        self._log("touch-requested", token=state.name, prompt=question.prompt)

@@ -93,7 +93,7 @@ def refuse(keyring: Keyring, told: Callable[..., None]) -> None:
         key = own.key_of(path, bool(flags & os.O_CREAT))
         if key is not None:
             name = os.fsdecode(path)
-            told("own-file", file=name, key=key, thread=threading.current_thread().name)
+            told("own-file-refused", file=name, key=key, thread=threading.current_thread().name)
             raise OSError(errno.EDEADLK, f"{WHY}: move it elsewhere", name)
 
     sys.addaudithook(hook)

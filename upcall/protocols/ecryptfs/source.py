@@ -84,7 +84,7 @@ class Devices(Source):
         except OSError as error:
             why = "another daemon of this uid has it" if error.errno == errno.EINVAL else str(error)
             if self._failed.get(uid) != why:
-                self.log("device-not-open", uid=uid, why=why)
+                self.log("device-open-failed", uid=uid, why=why)
             self._failed[uid] = why
             self._wanted[uid] = self.loop.now + _RETRY
             self._retrying.at(self._wanted[uid])
@@ -94,7 +94,7 @@ class Devices(Source):
         self._open[uid] = device
         schedule_as_batch()
         self.loop.add(device, lambda: self._on_readable(device), URGENT)
-        self.log("device-open", uid=uid)
+        self.log("device-opened", uid=uid)
         self._heartbeat.at(self.loop.now + _HEARTBEAT)
 
     def _retry(self, now: float) -> None:
@@ -136,7 +136,7 @@ class Devices(Source):
             device.write(pack_frame(frame))
         except OSError as error:
             self.counts["not taken"] += 1
-            self.log("kernel-did-not-take", uid=device.uid, seq=frame.seq, index=frame.index, why=error)
+            self.log("device-write-failed", uid=device.uid, seq=frame.seq, index=frame.index, why=error)
 
     def _on_readable(self, device: Device) -> None:
         frame = self._read(device)
@@ -149,7 +149,7 @@ class Devices(Source):
         try:
             take_ask(frame.data)
         except PeerError as error:
-            self.log("bad-request", uid=device.uid, why=error)
+            self.log("request-rejected", uid=device.uid, why=error)
             origin.settle(refusal("bad-request"))
             return
         requester = Requester(device.uid, 0)
@@ -159,7 +159,7 @@ class Devices(Source):
         try:
             data = device.read()
         except OSError as error:
-            self.log("device-unreadable", uid=device.uid, why=error)
+            self.log("device-read-failed", uid=device.uid, why=error)
             return None
         if not data:
             return None
@@ -168,7 +168,7 @@ class Devices(Source):
             frame = take_frame(data)
         except PeerError as error:
             self.counts["nonsense"] += 1
-            self.log("kernel-nonsense", uid=device.uid, why=error)
+            self.log("frame-rejected", uid=device.uid, why=error)
             return None
         return frame if frame.type == REQUEST else None
 
