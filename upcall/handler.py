@@ -22,7 +22,7 @@ class Handler(Protocol):
 
     def lane(self, envelope: Envelope, /) -> str:
         """Returns the queue for a request, such as the key's signature. Requests in different queues do not wait for
-        each other. Called in the thread that receives: it must not block. PeerError if the request is malformed."""
+        each other. Called in the worker that receives: it must not block. PeerError if the request is malformed."""
 
     def answer(self, envelope: Envelope, /) -> bytes:
         """Returns the answer's body, at most 64 KiB. May block until `envelope.deadline_ns` (CLOCK_MONOTONIC, ns).

@@ -1,7 +1,7 @@
-"""The broker's side towards the kernel's eCryptfs: one open /dev/ecryptfs per registered uid.
+"""Reads the kernel's eCryptfs requests, one open /dev/ecryptfs per registered uid, and writes the answers.
 
-The kernel breaks when its requests are not read (facts in docs/architecture.md), so they are read at once, whatever
-becomes of them; and it believes any answer, so only checked ones and plain failures are written.
+The kernel breaks if its requests are not read in time (docs/architecture.md), so each is read at once, before it is
+routed. The kernel does not validate answers, so only checked answers and failure packets are written.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from upcall.wire.envelope import refusal
 
 _SERVICE = "ecryptfs"
 _RETRY = 2.0  # seconds until a device that could not be opened is tried again
-_HEARTBEAT = 0.25  # bounds how old a request can be without our knowing
-_LAST_READS = 64  # twice the kernel's contexts
+_HEARTBEAT = 0.25  # seconds between turns of the loop: bounds the unknown age of a request
+_LAST_READS = 64  # frames that are read when closing: twice the kernel's contexts
 
 
 class Device(Protocol):
-    """What is open in one uid's name: upcall.protocols.ecryptfs.device.Miscdev. `fd` is -1 once it is closed."""
+    """An open /dev/ecryptfs of one uid: upcall.protocols.ecryptfs.device.Miscdev. `fd` is -1 once it is closed."""
 
     uid: int
     fd: int
@@ -41,11 +41,11 @@ class Device(Protocol):
     def close(self) -> None: ...
 
 
-OpenDevice = Callable[[int], Device]  # in the name of a uid; OSError
+OpenDevice = Callable[[int], Device]  # opens the device with this euid; OSError
 
 
 class _FromKernel:
-    """A request of the kernel: takes the outcome and writes the frame for it."""
+    """The origin of a request from the kernel: writes its outcome to the device as a frame."""
 
     __slots__ = ("_asked", "_device", "_devices", "_index", "_seq")
 
@@ -59,7 +59,8 @@ class _FromKernel:
 
 
 class Devices(Source):
-    """All of them. Failing to open one is logged and tried again for as long as its daemon is there."""
+    """The devices of all registered uids. If one cannot be opened, it is logged, and retried every 2 seconds while its
+    daemon is registered."""
 
     name = "ecryptfs"
 
@@ -76,7 +77,7 @@ class Devices(Source):
         self._heartbeat = loop.timer(self._beat)
 
     def open(self, uid: int) -> None:
-        """In the name of `uid`, unless it is open already."""
+        """Opens the device with euid `uid`, unless it is open; schedules a retry if that fails."""
         if uid in self._open:
             return
         try:
@@ -107,7 +108,8 @@ class Devices(Source):
             self._heartbeat.at(now + _HEARTBEAT)
 
     def close_of(self, uid: int) -> None:
-        """Reads and refuses what is still there, then closes: what stays unread hangs for 3 s."""
+        """Reads and refuses the pending requests, then closes the device. The requester of an unread one would wait
+        for the kernel's time-out of 3 s."""
         self._wanted.pop(uid, None)
         self._failed.pop(uid, None)
         device = self._open.pop(uid, None)
@@ -129,7 +131,7 @@ class Devices(Source):
             self.close_of(uid)
 
     def write(self, device: Device, frame: Frame) -> None:
-        """An answer; that its waiter has gone is counted, nothing more."""
+        """Writes an answer. If its requester has gone (EINVAL) it is counted and logged."""
         if device.fd < 0:
             return
         try:
@@ -143,7 +145,7 @@ class Devices(Source):
         if frame is None:
             return
         if frame.data is None or frame.index is None:
-            self.counts["stale"] += 1  # its waiter has timed out: never to be answered
+            self.counts["stale"] += 1  # the kernel's time-out has passed: must not be answered
             return
         origin = _FromKernel(self, device, frame.seq, frame.index, frame.data)
         try:
