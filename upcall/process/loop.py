@@ -1,7 +1,7 @@
-"""One readiness loop with callbacks that drain: never a task per message, never a wait for work to finish.
+"""Calls back sources that are ready, fairly between owners, and timers. One thread; callbacks must not block.
 
-Fair between owners (uids): when more is ready than a turn takes, those who had least of late come first. So what
-somebody waits behind does not grow with the number of others who never stop asking.
+Fair queueing: if more sources are ready than a turn takes, owners (uids) with the fewest recent callbacks come first.
+So one owner's delay does not grow with the load that others cause.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-URGENT = -1  # an owner who is served in every turn: the kernel, signals, and processes that end
-LISTENER = -2  # an owner that is nobody's
-PER_TURN = 4  # callbacks, the urgent ones not counted; asking again what is ready costs less than one of them
-# A process can make our send to it slow: 50,000 epoll watches on its socket cost 12 ms. Its owner, not root, is not
-# served for that time many times over. The clock is read once a turn; after a slow one, its owners are watched: their
-# callbacks are measured by processor time, so that being preempted does not count. Reading that clock costs 0.5 us.
-_SLOW, _PAUSE = 0.002, 20  # seconds of a turn or a callback; its multiple
-_WATCHED = 1024  # owners
-_HALVED_EVERY = 0.05  # seconds until what somebody had counts half
+URGENT = -1  # an owner that is served in every turn: the kernel, signals, and the ends of processes
+LISTENER = -2  # the owner of listening sockets
+PER_TURN = 4  # callbacks, not counting urgent ones; epoll_wait(2) costs less than one of them
+# A process can make a send to it slow: 50,000 epoll watches on its socket cost 12 ms. Then its owner, unless root, is
+# paused for a multiple of that time. The clock is read once per turn; after a slow turn, its owners are watched: their
+# callbacks are measured in processor time, so that preemption does not count. Reading that clock costs 0.5 us.
+_SLOW, _PAUSE = 0.002, 20  # seconds of a turn or callback that is slow; multiple of its duration
+_WATCHED = 1024  # owners, at most
+_HALVED_EVERY = 0.05  # seconds after which past callbacks of an owner count half
 
 
 class HasFileno(Protocol):
@@ -30,7 +30,7 @@ class HasFileno(Protocol):
 
 
 class Source:
-    """Something to wait for, and whose it is."""
+    """A descriptor to wait for, its callback and its owner."""
 
     __slots__ = ("callback", "fd", "owner")
 
@@ -42,7 +42,7 @@ class Source:
 
 
 class Timer:
-    """Calls `callback(now)` once, soon after the earliest of the times that it was told (seconds, monotonic)."""
+    """Calls `callback(now)` once, soon after the earliest time passed to `at` (seconds of CLOCK_MONOTONIC)."""
 
     __slots__ = ("_loop", "callback", "when")
 
@@ -51,21 +51,21 @@ class Timer:
         self.when = math.inf
 
     def at(self, when: float) -> None:
-        """A later time than one that it was told already changes nothing: the callback says when it is next due."""
+        """Schedules the callback. A time later than the scheduled one is ignored: the callback must reschedule."""
         if when < self.when:
             self.when = when
             self._loop.due(when, self)
 
 
 class Loop:
-    """Level-triggered epoll: the only kind that /dev/ecryptfs serves properly, and what is left out of a turn
-    comes up again in the next."""
+    """Waits with level-triggered epoll, the only kind that works with /dev/ecryptfs. Sources that a turn leaves out
+    are reported again in the next. Not thread-safe: all methods run in the loop's thread."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._sources: dict[int, Source] = {}
         self._muted: dict[int, float] = {}
-        self._served: dict[int, int] = {}  # by owner: callbacks of late
+        self._served: dict[int, int] = {}  # by owner: recent callbacks
         self._paused: dict[int, float] = {}  # by owner: until when, for a callback that was slow
         self._watched: set[int] = set()  # owners whose last callback was slow: their processor time is read
         self._halved = 0.0
@@ -73,8 +73,8 @@ class Loop:
         self._numbers = itertools.count()
         self._unmuting = Timer(self, self._unmute)
         self.wake = math.inf  # when `fire` must be called at the latest
-        # Seconds, monotonic. The clock is read once a turn; nothing that is read in this turn can have been there
-        # before `since`, the turn before.
+        # Seconds of CLOCK_MONOTONIC, read once per turn. What is read in this turn arrived after `since`, the time
+        # of the turn before.
         self.now = self.since = time.monotonic()
 
     def timer(self, callback: Callable[[float], None]) -> Timer:
@@ -88,7 +88,7 @@ class Loop:
         """Calls the timers that are due."""
         while self._timers and self._timers[0][0] <= now:
             when, _, timer = heapq.heappop(self._timers)
-            if timer.when == when:  # otherwise it has been called at an earlier time already
+            if timer.when == when:  # otherwise it was called at an earlier time
                 timer.when = math.inf
                 timer.callback(now)
         self.wake = self._timers[0][0] if self._timers else math.inf
@@ -99,14 +99,14 @@ class Loop:
         self._sources[fd] = Source(fd, callback, owner)
 
     def remove(self, source: HasFileno) -> None:
-        """Before the source is closed; once or more often."""
+        """Stops waiting for a source. Call it before closing the source; may be repeated."""
         fd = source.fileno()
         if self._sources.pop(fd, None) is not None:
             self._epoll.unregister(fd)
         self._muted.pop(fd, None)
 
     def mute(self, source: HasFileno, until: float) -> None:
-        """Lets a noisy source wait: its buffer fills, and its sender is the one that pays."""
+        """Rate-limits a source: does not read it until a time, so that its buffer fills and its sender blocks."""
         fd = source.fileno()
         if fd in self._sources:
             self._epoll.modify(fd, 0)
@@ -121,12 +121,12 @@ class Loop:
             self._unmuting.at(min(self._muted.values()))
 
     def wait(self, timeout: float) -> list[Source]:
-        """Waits at most `timeout` seconds (negative: for ever); gives what is ready, for `run`."""
+        """Waits at most `timeout` seconds (negative: no limit); returns the sources that are ready, for `run`."""
         return [self._sources[fd] for fd, _ in self._epoll.poll(timeout) if fd in self._sources]
 
     def run(self, ready: list[Source], now: float) -> None:
-        """Calls back a few of them, but for those that one before has removed: their descriptor may be another's
-        by now. `now`: time.monotonic(), just read."""
+        """Calls back the urgent sources and at most PER_TURN others, except those that an earlier callback removed:
+        their descriptor may have been reused. `now`: the current time.monotonic()."""
         if now - self._halved >= _HALVED_EVERY:
             self._halve(now)
         served = self._served
