@@ -1,4 +1,4 @@
-"""How the key service has people asked for PINs and passphrases; upcall.daemon.prompter does it."""
+"""Defines the interface by which the key service prompts for PINs and passphrases; see upcall.daemon.prompter."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import NamedTuple, Protocol
 from upcall.core.errors import Refused
 from upcall.core.messages import Requester
 
-PATIENT = 5.0  # seconds that a request must have left to wait for a person
+PATIENT = 5.0  # seconds before its deadline from which a request does not wait for a prompt
 
 
 class Asker(NamedTuple):
-    """The request for which a person is to be asked: who made it, and until when it can wait (monotonic)."""
+    """The request that needs a prompt: its service, requester and deadline (seconds of CLOCK_MONOTONIC)."""
 
     service: str
     requester: Requester
     deadline: float
 
     def patient(self) -> bool:
-        """Whether it can wait for a person. eCryptfs never can."""
+        """Returns whether the request can wait for a prompt. Never for eCryptfs: the kernel's time-out is 3 s."""
         return self.deadline - time.monotonic() >= PATIENT
 
 
 class Prompter(Protocol):
-    """Whom a module may have a person asked by. See `keymodule.Secrets`, which this serves."""
+    """Prompts for PINs and passphrases, on behalf of `keymodule.Secrets`. Thread-safe."""
 
     def pin(self, token: str, prompt: str, asker: Asker, /) -> bytearray: ...
     def verdict(self, token: str, good: bool, /) -> None: ...
