@@ -1,4 +1,4 @@
-"""The broker's way to one daemon: both ends of a netlink link, what the daemon sends, and its end."""
+"""Connects the broker to one daemon by a pair of netlink sockets; detects when the daemon's process ends."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from upcall.wire.envelope import HEADER, HELO, QUIT, RESPONSE, pack_control, pac
 if TYPE_CHECKING:
     from upcall.broker.registration import DaemonConnection, Registration
 
-_JUNK_IN_A_ROW, _JUNK_PAUSE = 8, 0.02
-_LAST_WORDS = 256
+_JUNK_IN_A_ROW, _JUNK_PAUSE = 8, 0.02  # rate limit: useless messages in a row, then a pause of so many seconds
+_LAST_WORDS = 256  # messages of a daemon that has ended which are read, at most
 
 
 class _Pidfd:
@@ -35,14 +35,14 @@ class _Pidfd:
 
 
 class DaemonLink:
-    """A pair of netlink sockets, made here, of which the daemon has copies.
+    """A pair of netlink sockets, made by the broker and shared with the daemon. Implements core.registry.Link.
 
-    We keep both ends until the link is closed: neither portid is ever free while we or the daemon live, and what was
-    sent to a daemon that has died stays in a queue that only we can read.
+    The broker keeps both ends open until the link is closed. So no squatter can take a portid while broker or daemon
+    live, and requests to a daemon that has died stay in a queue that only the broker can read.
     """
 
     def __init__(self, registration: Registration, connection: DaemonConnection) -> None:
-        """Waits for HELO on the link. OSError if the process is gone already, or no descriptor is free."""
+        """Makes the link and listens for HELO on it. OSError if the process has ended, or no descriptor is free."""
         self._registration, self._connection = registration, connection
         self._loop, self._router, self._log = registration.loop, registration.router, registration.log
         self.uid, self.pid = connection.uid, connection.pid
@@ -65,18 +65,18 @@ class DaemonLink:
 
     @property
     def portid(self) -> int:
-        """The daemon's; for people."""
+        """The daemon's netlink address; for people."""
         return self._far.portid
 
     def send(self, data: bytes) -> bool:
         if len(data) == HEADER.size:
-            # QUIT is said on the connection, too: the daemon's main thread reads it there before the end of the
-            # connection, while one of its workers may have taken it from the link and not looked at it yet.
+            # Send QUIT on the connection, too. The daemon's main thread reads it there before the end of file; on
+            # the link, a worker may have received it and not handled it yet.
             self._connection.tell(data)
         return self.socket.send(data)
 
     def connection_closed(self) -> None:
-        """The daemon has closed its connection, or has ended: what it had answered before still counts."""
+        """Handles the end of the daemon's connection. Answers that it sent before are still accepted."""
         if not self.socket.closed:
             self._ended()
 
@@ -102,7 +102,7 @@ class DaemonLink:
             self._router.gone(self.association)
 
     def _on_readable(self) -> None:
-        """One message per turn: fair to everybody, and no second call only to learn that there is no more."""
+        """Receives one message per turn of the loop: fair, and saves the system call that would return EAGAIN."""
         packet = self.socket.receive()
         if packet is None or self._take(packet):
             self._junk = 0
@@ -113,12 +113,12 @@ class DaemonLink:
             self._loop.mute(self.socket, self._loop.now + _JUNK_PAUSE)
 
     def _take(self, packet: Packet) -> bool:
-        """One message; False if it was of no use."""
+        """Handles one message. False if it was rejected."""
         data = packet.data
         kind = HEADER.unpack_from(data)[1] if len(data) >= HEADER.size else 0
         if packet.uid != self.uid or packet.pid != self.pid:
-            # A child that inherited the sockets, or a process that was given them: it is not who asked for the link.
-            # Netlink does not translate pids, AF_UNIX does: a daemon in another pid namespace ends here, too.
+            # An unexpected sender: a child that inherited the sockets, or a process to which they were passed. Also a
+            # daemon in another pid namespace: AF_UNIX translates pids, netlink does not.
             self._registration.reject("uid" if packet.uid != self.uid else "pid", packet.uid, packet.pid)
             return False
         if self.association is None:
@@ -135,11 +135,11 @@ class DaemonLink:
         return False
 
     def _register(self, hello: bool) -> bool:
-        """The first message on the link, from the process that asked for it."""
+        """Registers the daemon if the first message on the link is HELO."""
         if not hello or real_uid_of(self.pid) != self.uid:
             self._registration.reject("pid" if hello else "message", self.uid, self.pid)
             return False
-        if why := self._router.refuses(self.uid):  # others of the same person have registered meanwhile
+        if why := self._router.refuses(self.uid):  # the limits were reached meanwhile
             self._registration.refused(self._connection, why)
             self._connection.tell(pack_response(0, 0, refusal(why)))
             self.close()
@@ -153,6 +153,6 @@ class DaemonLink:
             self.close()
             return False
         self._log("daemon-registered", uid=self.uid, pid=self.pid)
-        # Before others can ask for it: helo sends what is pending, and may find that the daemon has gone.
+        # The HELO is sent before: Router.helo sends pending requests, and may find that the daemon has gone.
         self.association = self._router.helo(self.uid, self.pid, self.portid, self, self._loop.now, self.began)
         return True
