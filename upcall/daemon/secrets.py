@@ -34,19 +34,19 @@ class Prompter(Protocol):
     def passphrase(
         self, signature: str, asker: Asker, kept: Callable[[], bytearray | None], tried: Callable[[bytearray], bool], /
     ) -> bytearray:
-        """A key's passphrase, typed now, which `kept` then gives. Refused: "prompting", "locked".
+        """Prompts for a key's passphrase and returns it, by calling `kept`. Refused: "prompting", "locked".
 
-        `tried(typed)`: whether it opens the key, and is kept from now on; Refused if that cannot be known. It is
-        called in a thread of its own."""
+        `tried(typed)`: returns whether the passphrase opens the key, and keeps it then; Refused if that cannot be
+        determined. It is called in a thread of its own."""
 
     def over(self) -> None:
-        """The calling thread is done with its request: a verdict that has not come comes no more."""
+        """Ends the calling thread's request. A PIN that it got without a verdict counts as wrong."""
 
     def lock(self) -> None:
-        """Forgets every PIN, and takes back what people are being asked."""
+        """Wipes all PINs and withdraws all prompts."""
 
     def unlock(self) -> None:
-        """A person is there: they may be asked again, whatever was wrong before."""
+        """Allows prompts again, also after wrong PINs: a person has unlocked a key."""
 
     def attach(self, connection: socket.socket, welcome: bytes, /) -> None:
         """Takes over a connection of `upcall prompt`, which is to be sent `welcome`, or Refused. Never waits."""

@@ -1,4 +1,4 @@
-"""The child's side: a few threads that take requests from the socketpair and call the module."""
+"""Serves a key module in the child: a few threads receive requests from the socketpair and call the module."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Server:
     # --- requests ------------------------------------------------------------------------------------------
 
     def _serve(self, asked: Message) -> Message:
-        """What the module says, whatever that is."""
+        """Calls the module and returns its result or exception as a message."""
         self._serving.request = asked
         try:
             answer = self._answer(asked)
