@@ -2,15 +2,15 @@
 
 Threads. The *main* thread registers with the broker, detects its end, serves the user's commands (unlock, lock) and
 handles signals. *Workers* block in recvmsg on one netlink socket. The kernel wakes one of them per message, and it
-does all the work: parse, look up the key, call the module, answer. Passing a message to another thread would cost more
-than most answers. A few workers wait at the socket; when the last of them gets a job of a slow key, another one is started,
-up to a limit, and ends when it is not needed. A *watch* thread, asleep while no job runs, starts one when a usually
-quick key is slow. One thread writes the log. One, if configured, locks keys automatically
+does all the work: parse, look up the key, call the module, answer. Passing a message to another thread would cost
+more than most answers. A few workers wait at the socket; when the last of them gets a job of a slow key, another one
+is started, up to a limit, and ends when it is not needed. A *watch* thread, asleep while no job runs, starts one when
+a usually quick key is slow. One thread writes the log. One, if configured, locks keys automatically
 (upcall/protocols/ecryptfs/auto_lock.py).
 
 Lanes. Each key has a lane per service, which occupies a few workers at most. Further jobs wait in the lane's queue,
-and the worker returns to the socket. So a module that hangs occupies its lane's workers only. The lane refuses new jobs at
-once while all its running ones are overdue.
+and the worker returns to the socket. So a module that hangs occupies its lane's workers only. The lane refuses new
+jobs at once while all its running ones are overdue.
 
 Ownership. The socket belongs to `Daemon`. It is connected to the broker's socket for this daemon, so that the kernel
 refuses messages of other processes; it stays open when the broker ends. A request belongs to the worker that received

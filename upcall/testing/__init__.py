@@ -1,4 +1,4 @@
-"""What plugin authors inherit: a contract suite for key modules, a played kernel, and brokers and daemons to start.
+"""Provides plugin authors with a contract suite for key modules, a simulated kernel, and brokers and daemons to start.
 
 `contract` checks a key module; `toy` is one that passes. `processes` starts a broker and daemons in folders of their
 own; `played` stands in for a daemon or a requester that says whatever the test wants; `kernel` stands in for

@@ -1,4 +1,4 @@
-"""`python -m upcall.testing.daemon`: a daemon whose keyring is a folder."""
+"""`python -m upcall.testing.daemon`: runs a daemon whose keyring is a folder."""
 
 from __future__ import annotations
 

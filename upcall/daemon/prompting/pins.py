@@ -49,7 +49,7 @@ class Pin:
         self._secret, self._good, self._until = LockedMemory(secret), False, now + UNTRIED
 
     def take(self, who: int, now: float) -> bytearray | None:
-        """Returns the PIN for a trial, which must end with a verdict. None without a PIN, or while a trial is running."""
+        """Returns the PIN for a trial, which must end with a verdict. None without a PIN, or while one is running."""
         self.ended(who)
         self.expire(now)
         if self._secret is None or self._trial is not None:

@@ -1,4 +1,4 @@
-"""When the keys lock by themselves: after a time without use, and when logind says so (upcall.install.logind).
+"""Locks keys automatically: after a time without use, and on logind's signals (upcall.install.logind).
 
 One thread, which starts the process that listens to logind, does what it says, and starts it again if it ends: it is
 started by this thread, and dies with it (PR_SET_PDEATHSIG). It looks for keys that nobody has used for long, too.
