@@ -104,9 +104,9 @@ def test_one_without_a_terminal_anymore_ends(folder: Path) -> None:
         arguments = [sys.executable, "-m", "upcall.broker", f"folder={folder}"]
         os.execv(sys.executable, arguments)
     try:
-        read_until(terminal, b" ready ")
+        read_until(terminal, b" broker-ready ")
         os.kill(pid, signal.SIGHUP)  # the terminal is still there
-        read_until(terminal, b" reloaded")
+        read_until(terminal, b" configuration-reloaded")
         os.close(terminal)
         until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None, "its end")
     finally:
