@@ -296,7 +296,7 @@ def test_quit_ends_with_the_last_deadline(played: Played) -> None:
 def test_quit_of_one_that_is_gone(played: Played) -> None:
     played.link.state = "gone"
     played.broker.quit(played.daemon)
-    assert (played.link.closed, played.events) == (1, ["quit-unheard"])
+    assert (played.link.closed, played.events) == (1, ["quit-failed"])
 
 
 def test_a_successor_of_one_that_is_leaving(played: Played) -> None:

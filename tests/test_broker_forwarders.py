@@ -320,8 +320,8 @@ def test_the_command_fails(folder: Path, keys: PlayedKeys, command: tuple[str, .
         again.ask()  # not tried again so soon
         assert again.reason() == "no-daemon"
         log = folder.parent / "broker.log"  # written after the answer
-        until(lambda log=log: "daemon-not-started" in log.read_text(), "the log")  # type: ignore[misc]
-        assert log.read_text().count("daemon-not-started") == 1
+        until(lambda log=log: "daemon-start-failed" in log.read_text(), "the log")  # type: ignore[misc]
+        assert log.read_text().count("daemon-start-failed") == 1
 
 
 def test_nobody_registers_in_time(folder: Path, keys: PlayedKeys) -> None:
@@ -369,7 +369,7 @@ def test_a_daemon_that_would_wait_for_itself(folder: Path, keys: PlayedKeys, nam
         forwarder.ask()
         assert forwarder.outcome() == Refusal("own-request", errno.EDEADLK)
         assert daemon.silent()
-        until(lambda: "own-request" in (folder.parent / "broker.log").read_text(), "the log names it")
+        until(lambda: "deadlock-refused" in (folder.parent / "broker.log").read_text(), "the log names it")
         keys.who, keys.asker = Who(os.getppid(), ME, ME, 1), os.getppid()
         forwarder = Forwarder(folder, keys)  # the first one's connection ended with its answer
         forwarder.ask()

@@ -77,7 +77,7 @@ def test_it_registers_as_who_it_is_outside(broker: RunningBroker) -> None:
         return True
 
     assert as_root_of_a_namespace(register)
-    broker.logged(f"registered uid={USER}")
+    broker.logged(f"daemon-registered uid={USER}")
 
 
 def test_our_own_programs_in_it_believe_no_broker(broker: RunningBroker) -> None:

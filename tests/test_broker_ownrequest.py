@@ -45,7 +45,7 @@ def test_refused_at_once_and_named(
                 client.wrap(ASKING, KEY)
         assert client.unwrap(signature, client.wrap(signature, KEY)) == KEY
     daemon.logged("asked and own-request")
-    assert f"daemon={daemon.pid}" in next(line for line in broker.log.splitlines() if "own-request" in line)
+    assert f"daemon={daemon.pid}" in next(line for line in broker.log.splitlines() if "deadlock-refused" in line)
     assert broker.outcomes()["own-request"] == 4
 
 

@@ -61,7 +61,7 @@ def test_the_daemon_may_be_there_before_the_broker(
     folder: object, start_daemon: StartDaemon, signature: str, request: pytest.FixtureRequest
 ) -> None:
     daemon = start_daemon()
-    daemon.logged("no-broker")
+    daemon.logged("broker-unavailable")
     broker: RunningBroker = request.getfixturevalue("broker")
     broker.registered(daemon.pid)
     assert works(broker, signature)

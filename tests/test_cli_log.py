@@ -168,7 +168,7 @@ def test_broker_and_daemon_tell_the_same_of_a_request(folder: Path, keyring: Fol
 
 def test_without_being_told_to_nothing_is_written(folder: Path) -> None:
     with Started(["-m", "upcall.broker", f"folder={folder}"], folder.parent / "broker.log") as broker:
-        broker.logged("ready")
+        broker.logged("broker-ready")
         with Client(folder) as client, pytest.raises(Refused):
             client.wrap("feedfeedfeedfeed", b"0123456789abcdef")
         broker.signal(signal.SIGTERM)
@@ -179,14 +179,14 @@ def test_without_being_told_to_nothing_is_written(folder: Path) -> None:
 def test_a_file_that_cannot_be_is_told_of_and_requests_are_served(folder: Path) -> None:
     arguments = ["-m", "upcall.broker", f"folder={folder}", f"records={folder.parent}"]
     with Started(arguments, folder.parent / "broker.log") as broker:
-        broker.logged("requests-not-logged")
-        broker.logged("ready")
+        broker.logged("record-failed")
+        broker.logged("broker-ready")
 
 
 def test_stderr(folder: Path) -> None:
     arguments = ["-m", "upcall.broker", f"folder={folder}", "records=stderr"]
     with Started(arguments, folder.parent / "broker.log") as broker:
-        broker.logged("ready")
+        broker.logged("broker-ready")
         with Client(folder) as client, pytest.raises(Refused):
             client.wrap("feedfeedfeedfeed", b"0123456789abcdef")
         broker.logged("outcome=no-daemon")
@@ -209,7 +209,7 @@ def test_a_hangup_while_the_file_is_rotated_ends_nobody(folder: Path) -> None:
     path = folder.parent / "requests"
     arguments = ["-m", "upcall.broker", f"folder={folder}", f"records={path}"]
     with Started(arguments, folder.parent / "broker.log") as broker:
-        broker.logged("ready")
+        broker.logged("broker-ready")
         with Client(folder) as client:
             for count in (1, 2):
                 path.rename(f"{path}.{count}")

@@ -131,7 +131,7 @@ def test_a_daemon_that_waits_for_a_broker_leaves_commands_to_the_one_that_is_reg
     registered = start_daemon(broker, control=True)
     nowhere = folder.with_name("nowhere")  # with the same runtime folder of the user
     with RunningDaemon(nowhere, folder.parent / "keys", {}, control=True, options=("ask=agent",)) as waiting:
-        until(lambda: "no-broker" in waiting.log or None, "it waits")
+        until(lambda: "broker-unavailable" in waiting.log or None, "it waits")
         with DaemonControl() as control:
             assert control.status()["pid"] == registered.pid
     with DaemonControl() as control:

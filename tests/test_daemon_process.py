@@ -309,7 +309,7 @@ def test_a_broker_that_gives_no_link(folder: Path, start_daemon: StartDaemon, si
     descriptors = set(os.listdir(f"/proc/{daemon.pid}/fd"))
     NONSENSE[what](connection)
     connection.close()
-    daemon.logged("no-broker")
+    daemon.logged("broker-unavailable")
     connection, _ = played.listener.accept()
     assert len(os.listdir(f"/proc/{daemon.pid}/fd")) <= len(descriptors)
     connection.close()
@@ -327,7 +327,7 @@ def test_a_broker_that_refuses_is_asked_again(folder: Path, start_daemon: StartD
     connection.close()
     daemon.logged("it refuses: no-context")
     played.register()
-    daemon.logged("registered")
+    daemon.logged("daemon-registered")
 
 
 def test_links_of_brokers_that_have_ended_are_closed(folder: Path, start_daemon: StartDaemon, signature: str) -> None:
@@ -358,7 +358,7 @@ def test_a_link_that_is_full_when_its_broker_ends(folder: Path, start_daemon: St
     played = PlayedBroker(folder)
     daemon = start_daemon()
     played.register()
-    daemon.logged("registered")
+    daemon.logged("daemon-registered")
     daemon.stop()
     envelope = Envelope(1, 1, "key", Requester(0, 0), 1, bytes(60_000))
     while played.socket.send(pack_request(envelope)):
@@ -376,7 +376,7 @@ def test_replaced_and_the_broker_gone_at_once(folder: Path, start_daemon: StartD
     played = PlayedBroker(folder)
     daemon = start_daemon()
     played.register()
-    daemon.logged("registered")
+    daemon.logged("daemon-registered")
     daemon.stop()
     played.quit()
     played.close()
@@ -403,7 +403,7 @@ def test_a_requester_of_another_uid_is_refused_whatever_the_broker_says(
 
 def test_sigterm_without_a_broker(folder: Path, start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
-    daemon.logged("no-broker")
+    daemon.logged("broker-unavailable")
     daemon.signal(signal.SIGTERM)
     assert daemon.wait() == 0
 
@@ -413,7 +413,7 @@ def test_a_broker_that_never_says_quit(folder: Path, start_daemon: StartDaemon) 
     broker = PlayedBroker(folder)
     daemon = start_daemon()
     broker.register()
-    daemon.logged("registered")
+    daemon.logged("daemon-registered")
     daemon.signal(signal.SIGTERM)
     with pytest.raises(NotInTime):
         daemon.wait(0.2)

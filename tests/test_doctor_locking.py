@@ -28,7 +28,7 @@ def start(folder: Path, bus: str) -> Started:
 def test_without_logind_and_with_a_key_that_was_not_added(broker: RunningBroker, folder: Path) -> None:
     with start(folder, "unix:path=/nowhere") as daemon:
         broker.registered(daemon.pid)
-        daemon.logged("no-logind")
+        daemon.logged("logind-unavailable")
         (finding,) = found("locking", Scene(folder))
         assert finding.state == NOTE
         assert "suspend, logout lock no keys" in finding.what and "/nowhere" in finding.what
@@ -42,7 +42,7 @@ def test_with_logind(broker: RunningBroker, folder: Path) -> None:
         logind = Logind(bus, os.getuid())
         with start(folder, bus.address) as daemon:
             broker.registered(daemon.pid)
-            daemon.logged("logind note=listening")
+            daemon.logged("logind-listening")
             (finding,) = found("locking", Scene(folder))
             assert (finding.state, finding.what) == (OK, "logind is heard: suspend, logout lock the keys")
             with DaemonControl() as control:

@@ -168,7 +168,7 @@ def test_the_daemon_says_it(
         assert said["seccomp"] == "yes"
         assert said["capabilities"] == "none"
         assert said["landlock"] == (str(ABI) if ABI else f"no: {landlock.why_not()}")
-        daemon.logged(f"hardened seccomp=yes landlock={ABI}" if ABI else "hardened seccomp=yes")
+        daemon.logged(f"privileges-dropped seccomp=yes landlock={ABI}" if ABI else "privileges-dropped seccomp=yes")
         status = status_of(daemon.pid)
         assert (status["NoNewPrivs"], status["Seccomp"], int(status["CapEff"], 16)) == ("1", "2", 0)
 

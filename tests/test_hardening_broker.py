@@ -209,7 +209,7 @@ def test_a_restricted_broker_does_not_follow_such_a_command(folder: Path) -> Non
             '[request-key."cifs.spnego"]\nwithout-daemon = "start"\n[daemon]\nstart = ["sh", "-c", "x"]\n'
         )
         broker.signal(1)
-        broker.logged("start-not-followed")
+        broker.logged("start-command-ignored")
         assert broker.status()["broker"]["hardening"]["seccomp"] == "yes"
 
 

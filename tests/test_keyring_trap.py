@@ -217,7 +217,7 @@ def test_a_passphrase_that_is_typed_is_asked_for_when_it_is_needed(
     signature = done.stdout.split()[1]
     daemon = start("bare")
     daemon.logged("key-added")
-    assert "prompt" not in daemon.log and "nobody-to-ask" not in daemon.log
+    assert "prompt" not in daemon.log and "prompt-unavailable" not in daemon.log
     with terminal() as typist, broker.client(5.5) as client:
         with pytest.raises(Refused, match="prompting"):
             client.wrap(signature, KEY)
@@ -259,7 +259,7 @@ def test_one_that_is_damaged_hurts_no_other(broker: RunningBroker, start: StartR
         reasons["nobodys"] = "belongs to uid 65534"
     for name, why in reasons.items():
         line = next(line for line in daemon.log.splitlines() if f"file={file_of(name)} " in line)
-        assert "key-not-added" in line and why in line, line
+        assert "key-add-failed" in line and why in line, line
     with DaemonControl() as control:
         told = {Path(one["file"]).stem for one in control.status()["not_added"]}
     assert told >= reasons.keys()
@@ -268,7 +268,7 @@ def test_one_that_is_damaged_hurts_no_other(broker: RunningBroker, start: StartR
 def test_a_folder_of_keys_that_cannot_be_read(broker: RunningBroker, start: StartReal, home: Path) -> None:
     (home / "data/upcall").mkdir()
     (home / "data/upcall/keys").write_text("no folder")
-    start().logged("key-not-added")
+    start().logged("key-add-failed")
 
 
 def test_compat_keys_cannot_be_auto(home: Path) -> None:

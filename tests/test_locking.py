@@ -128,8 +128,8 @@ def test_what_locks_and_what_ends_it(
         until(lambda: status()["held"] == [], f"{cause} is over")
         assert asked(broker, signature) == "answered"  # nobody is needed for it
         assert asked(broker, protected) == "locked"  # somebody is, and nobody is there
-    daemon.logged("locked why=suspend forgotten=2")
-    daemon.logged("unlocked why=logout")
+    daemon.logged("keys-locked why=suspend forgotten=2")
+    daemon.logged("keys-unlocked why=logout")
     assert PASSPHRASE.decode() not in daemon.log
 
 
@@ -213,7 +213,7 @@ def test_the_listener_is_killed_and_the_bus_goes(
     until(lambda: status()["held"] == ["screen-lock"], "locked")
     (child,) = children(daemon.pid)
     os.kill(child, signal.SIGKILL)
-    daemon.logged("no-logind why='the process that listens has ended with status -9'")
+    daemon.logged("logind-unavailable why='the process that listens has ended with status -9'")
     assert asked(broker, signature) == "locked"  # nobody knows better
     until(listening, "a new one")  # which sees no hint: not every locker gives one
     assert status()["held"] == ["screen-lock"]
@@ -273,9 +273,11 @@ def test_a_key_that_is_being_opened_when_all_are_locked(
 
 def test_without_a_bus_there_is_one_line(start: Start) -> None:
     daemon = start(EVERY)
-    daemon.logged("no-logind why='no system bus: /nowhere: No such file or directory' missed=suspend,screen-lock,")
+    daemon.logged(
+        "logind-unavailable why='no system bus: /nowhere: No such file or directory' missed=suspend,screen-lock,"
+    )
     until(lambda: status()["locking"]["why"], "the status says it, too")
-    assert daemon.log.count("no-logind") == 1
+    assert daemon.log.count("logind-unavailable") == 1
 
 
 def test_after_a_time_without_use(broker: RunningBroker, start: Start, signature: str, protected: str) -> None:
@@ -283,8 +285,8 @@ def test_after_a_time_without_use(broker: RunningBroker, start: Start, signature
     with DaemonControl() as control:
         control.unlock(protected, bytearray(PASSPHRASE))
         assert asked(broker, protected) == asked(broker, signature) == "answered"
-        daemon.logged(f"locked key={protected} why=unused")
-        daemon.logged(f"locked key={signature} why=unused")
+        daemon.logged(f"key-locked key={protected} why=unused")
+        daemon.logged(f"key-locked key={signature} why=unused")
         assert control.status()["keys"] == []
         assert asked(broker, protected) == "locked"  # nobody is there to be asked
         assert asked(broker, signature) == "answered"
@@ -298,7 +300,7 @@ def test_use_puts_it_off(broker: RunningBroker, start: Start, signature: str) ->
         assert asked(broker, signature) == "answered"
         never.wait(0.4)
     assert "why=unused" not in daemon.log
-    daemon.logged(f"locked key={signature} why=unused")
+    daemon.logged(f"key-locked key={signature} why=unused")
 
 
 @needs_a_bus

@@ -64,7 +64,7 @@ def test_one_that_is_told_to_go_and_has_no_successor_is_to_be_started_again(
     broker = PlayedBroker(folder)
     with the_real_one(folder, "daemon.log", surroundings) as daemon:
         broker.register()
-        daemon.logged("registered")
+        daemon.logged("daemon-registered")
         broker.quit()
         assert daemon.wait() == os.EX_OK
 

@@ -96,10 +96,10 @@ def test_in_a_process(tmp_path: Path) -> None:
     command = [sys.executable, "-c", TRIES, str(tmp_path), OURS]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert ran.returncode == 0, ran.stderr
-    expected = [f"own-file {file} {OURS} MainThread", f"True {file}"] * 3
+    expected = [f"own-file-refused {file} {OURS} MainThread", f"True {file}"] * 3
     assert ran.stdout.splitlines() == [
         *expected,
-        f"own-file {tmp_path / 'new'} {OURS} MainThread",
+        f"own-file-refused {tmp_path / 'new'} {OURS} MainThread",
         f"True {tmp_path / 'new'}",
     ]
     assert not (tmp_path / "new").exists()

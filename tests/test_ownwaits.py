@@ -228,4 +228,4 @@ def test_it_comes_to_an_end(folder: Path) -> None:
         kernel.over = True
         threads[0].join(PATIENCE_OF_TESTS)
     assert not any(thread.is_alive() for thread in threads)
-    assert "own-request" in (folder.parent / "log").read_text()
+    assert "deadlock-refused" in (folder.parent / "log").read_text()

@@ -406,7 +406,7 @@ def test_by_pinentry_and_then_by_a_password_agent(
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.sendto(b"+" + PIN + b"\0", target)
     assert answered.result() == "answered"
-    daemon.logged("cannot-ask way=pinentry")
+    daemon.logged("prompt-failed way=pinentry")
     assert PIN.decode() not in daemon.log
 
 

@@ -72,7 +72,7 @@ def test_nothing_is_lost_while_it_reads(
             assert requester.reason() == "answered"
         visitor.release()
         assert held.reason() == "answered"
-    broker.logged("not-reloaded")
+    broker.logged("reload-failed")
     assert f"{system}:1: " in broker.log
     assert broker.outcomes() == {"answered": 301}
 
@@ -83,7 +83,7 @@ def test_a_file_that_is_wrong_leaves_everything_as_it_was(broker: RunningBroker,
     broker.logged(f"{system}:3: request-key.")
     system.write_text(GOOD_FILE)
     broker.signal(signal.SIGHUP)
-    broker.logged("reloaded")
+    broker.logged("configuration-reloaded")
     assert broker.process.poll() is None
     system.chmod(0o666)
     broker.signal(signal.SIGHUP)
@@ -106,9 +106,9 @@ def test_one_without_a_terminal_anymore_ends(folder: Path) -> None:
         arguments = [sys.executable, "-m", "upcall.broker", f"folder={folder}"]
         os.execv(sys.executable, arguments)
     try:
-        read_until(terminal, b" ready ")
+        read_until(terminal, b" broker-ready ")
         os.kill(pid, signal.SIGHUP)  # the terminal is still there
-        read_until(terminal, b" reloaded")
+        read_until(terminal, b" configuration-reloaded")
         os.close(terminal)
         until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None, "its end")
     finally:
@@ -163,7 +163,7 @@ def test_what_becomes_of_requests_without_a_daemon(
     reload(server)
     assert without_daemon(folder, keys) == "no-daemon"
     log = folder.parent / "broker.log"
-    until(lambda: "daemon-not-started" in log.read_text() and "/nowhere/upcall-start" in log.read_text(), "it tried")
+    until(lambda: "daemon-start-failed" in log.read_text() and "/nowhere/upcall-start" in log.read_text(), "it tried")
     # Another command is not held to what the first has failed at a moment ago.
     system.write_text(f"{system.read_text().rpartition('start =')[0]}start = ['true', 'uid={{uid}}']\n")
     reload(server)
@@ -182,7 +182,7 @@ def test_what_becomes_of_requests_without_a_daemon(
         reload(server)
         daemon.answer(asked, GOOD)
         assert with_daemon.reason() == "answered"
-    assert "not-reloaded" not in log.read_text()
+    assert "reload-failed" not in log.read_text()
 
 
 def test_whose_daemon_looks_names_up(server: Server, system: Path) -> None:

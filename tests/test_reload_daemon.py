@@ -48,10 +48,10 @@ class Scene:
         self.broker, self.daemon, self._found = broker, daemon, found
 
     def reload(self, *arguments: str) -> None:
-        before = self.daemon.log.count(" reloaded ")
+        before = self.daemon.log.count(" configuration-reloaded ")
         self.write(json.dumps(arguments))
         self.daemon.signal(signal.SIGHUP)
-        until(lambda: self.daemon.log.count(" reloaded ") > before, "the daemon has found it")
+        until(lambda: self.daemon.log.count(" configuration-reloaded ") > before, "the daemon has found it")
 
     def write(self, text: str) -> None:
         new = self._found.with_suffix(".new")
@@ -143,7 +143,7 @@ def test_the_users_command(scene: Scene, signature: str, monkeypatch: pytest.Mon
     scene.write(json.dumps([BAD_ARGUMENT]))
     done = CliRunner().invoke(main, ["config", "reload"])
     assert (done.exit_code, done.output) == (0, "")
-    scene.daemon.logged("reloaded")
+    scene.daemon.logged("configuration-reloaded")
     assert scene.wrap(signature) == "no-module"
     (tmp_path / "system.toml").write_text("\n?\n")
     done = CliRunner().invoke(main, ["config", "reload"])
@@ -202,7 +202,7 @@ def test_handlers_come_and_go_as_the_configuration_says(folder: Path) -> None:
 
     def reloaded(count: int) -> None:
         daemon.signal(signal.SIGHUP)
-        until(lambda: daemon.log.count(" reloaded ") == count, "reloaded")
+        until(lambda: daemon.log.count(" configuration-reloaded ") == count, "reloaded")
 
     no_service = Refusal("no-service", 95)
     with Started(arguments, folder.parent / "daemon.log", place.environment) as daemon:

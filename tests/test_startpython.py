@@ -132,7 +132,7 @@ def test_the_units_own_lines_keep_the_option(planted: Planted, folder: Path, com
     with log.open("wb") as file:
         process = subprocess.Popen(words, cwd=planted.folder, env=environment, stderr=file)
     try:
-        until(lambda: b"hardened" in log.read_bytes() or process.poll() is not None, "it is up", 60)
+        until(lambda: b"privileges-dropped" in log.read_bytes() or process.poll() is not None, "it is up", 60)
         shown = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
         became = Path(f"/proc/{process.pid}/environ").read_bytes()
     finally:

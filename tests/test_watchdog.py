@@ -103,7 +103,7 @@ def test_all_workers_hang_and_come_back(scene: Scene) -> None:
     assert scene.fed()  # and nobody waits for one of them
     scene.ask(AT_MOST)
     assert not scene.fed()
-    scene.daemon.logged("stuck")
+    scene.daemon.logged("workers-stuck")
     assert scene.requester.reason() == "timed-out"
     for visitor in scene.held:
         visitor.release()

@@ -1,4 +1,4 @@
-"""The requesters' side: ask one's own daemon through the broker, as the kernel would.
+"""Sends requests to the caller's daemon through the broker, as the kernel does.
 
 with Client() as client:
     wrapped = client.wrap(signature, key)
@@ -29,13 +29,15 @@ class Client(BrokerConnection):
     """A requester. `uid`: whose daemon is asked, one's own if not given; only root may ask another's."""
 
     def wrap(self, signature: str, key: bytes) -> bytes:
-        """1 to 64 bytes, wrapped by the key with this signature (16 hexadecimal digits). Refused, TimeoutError."""
+        """Wraps `key` (1 to 64 bytes) with the key of this signature (16 hexadecimal digits). Returns the wrapped key.
+
+        UsageError on other sizes; otherwise as `ask`."""
         if not 1 <= len(key) <= MAX_KEY:
             raise UsageError(f"a key of {len(key)} bytes, 1 to {MAX_KEY} can be wrapped")
         return self._packet(TAG_66, signature, pack_file_key(FileKey(CIPHER_OPAQUE, key)))
 
     def unwrap(self, signature: str, wrapped: bytes) -> bytes:
-        """What `wrap` was given. Refused("module-failed") if another key wrapped it."""
+        """Returns the key that `wrap` was given. Refused("module-failed") if another key wrapped it; as `ask`."""
         return take_file_key(self._packet(TAG_64, signature, wrapped)).key
 
     def _packet(self, tag: int, signature: str, content: bytes) -> bytes:

@@ -1,9 +1,9 @@
-"""What a key module is: a name, and a way to open a key; the opened key has two verbs, wrap and unwrap.
+"""Defines the interface of key modules, which open keys; an opened key wraps and unwraps.
 
 A module is any object with the members of `KeyModule`; nothing is inherited. It is found by an entry point of the
-group `upcall.key_modules`, whose name is the alias that stands in the auth token (at most 16 characters). One that
-loads foreign libraries says so by an entry point of the same name in the group `upcall.isolated`, and is then run in
-a process of its own. Everything else here is an optional power: a second, small protocol that a module has or has not.
+group `upcall.key_modules`, named for the alias in the auth token (at most 16 characters). A module that loads foreign
+libraries has an entry point of the same name in the group `upcall.isolated`, and runs in a process of its own. The
+other protocols here are optional: upcall uses each one that a module or handle implements.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
-API = 1  # the version of this page; a module states the one that it was written for
+API = 1  # the version of this interface; a module states the one that it was written for
 GROUP = "upcall.key_modules"
 ISOLATED_GROUP = "upcall.isolated"
 
@@ -22,100 +22,109 @@ MAX_BLOB = 4096  # bytes that an auth token may hold for a module: nothing sensi
 
 
 class Limits(NamedTuple):
-    """What the caller can carry, in bytes: the longest key that it will hand over, the longest wrapped key that it
-    can store. A key that cannot keep to them is refused when it is enrolled, not at the first file."""
+    """The caller's limits in bytes: the longest key to wrap, and the longest wrapped key that it can store. A key
+    that cannot comply is refused when it is enrolled, not when the first file is written."""
 
     key: int = MAX_KEY
     wrapped: int = MAX_WRAPPED
 
 
 class Secrets(Protocol):
-    """What the daemon (or the command line) gets for a module. The module wipes what it was given.
+    """Supplies secrets to a module, from the daemon or the command line. The module must wipe them after use.
 
-    To be called in the thread that calls the module, which is known to be at work for a certain request. Each method
-    may raise Refused: "locked" if the secret cannot be had now, "prompting" if a person is being asked
-    and this request cannot wait for it; the next try finds the answer. Let it pass.
+    Call it in the thread in which the module was called: the request is looked up by thread. Each method may raise
+    Refused, which the module must not catch: "locked" if the secret is not available; "prompting" if a prompt is open
+    and this request cannot wait for it. A retry after the prompt succeeds.
     """
 
     def passphrase(self, source: str, /) -> bytearray:
-        """The key's passphrase; `source` is what the key's blob says about where it is kept."""
+        """Returns the key's passphrase. `source`: where it is kept, from the key's blob; see `Making.source`."""
 
     def pin(self, token: str, prompt: str, /) -> bytearray:
-        """A PIN that a person types, or typed a while ago. `token`: whose PIN it is, the same for all its keys."""
+        """Returns a PIN, from a prompt or remembered from an earlier one. Blocks while prompting. `token`: identifies
+        the token, the same for all its keys; `prompt`: one line for the person."""
 
     def verdict(self, token: str, good: bool, /) -> None:
-        """How the token took that PIN. A wrong one is forgotten; after a few, nobody is asked any more, so that
-        retries do not lock the token."""
+        """Reports whether the token accepted the PIN. A wrong one is forgotten. After a few there are no more prompts
+        ("pin-refused"), so that retries do not lock the token."""
 
     def touch(self, token: str, prompt: str, /) -> None:
-        """Tells a person that the token waits for a touch. Returns at once."""
+        """Shows a person that the token waits for a touch. Does not block."""
 
 
 class KeyHandle(Protocol):
-    """A key that was opened once. Both verbs may be called from several threads at a time."""
+    """An opened key. Several threads may call it at a time: it must be thread-safe."""
 
     def wrap(self, key: bytes, /) -> bytes:
-        """1 to 67 bytes of clear key to at most 512 wrapped ones. ModuleFailed if it cannot."""
+        """Wraps a clear key of 1 to 67 bytes; returns at most 512 bytes, not fewer than `key` has. May block.
+
+        ModuleFailed if it cannot; Refused from `Secrets` passes through. A result that does not unwrap to `key` is
+        refused as "module-broke"."""
 
     def unwrap(self, wrapped: bytes, /) -> bytes:
-        """The inverse. ModuleFailed if this key did not wrap it."""
+        """Unwraps what `wrap` returned; returns the clear key, 1 to 67 bytes. `wrapped` is untrusted.
+
+        ModuleFailed if this key did not wrap it. May block."""
 
 
 class KeyModule(Protocol):
-    """A way of keeping keys."""
+    """Opens keys of one kind. Several threads may call it at a time, for different keys."""
 
-    name: str  # the alias in auth tokens
-    api: int  # API of the page it was written for
+    name: str  # the alias in auth tokens, 1 to 16 ASCII characters
+    api: int  # the API that it was written for
 
     def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> KeyHandle:
-        """The key behind an auth token's blob, read and checked against the signature.
+        """Opens the key of an auth token and verifies that it has this signature. May block.
 
-        ModuleFailed says why it cannot be opened; no secret may stand in the text.
+        `signature`: 16 hexadecimal digits, lower case. `blob`: untrusted, at most 4096 bytes, in the module's format.
+        ModuleFailed if it cannot be opened; the text says why, to people, and must contain no secret. Refused from
+        `secrets` passes through.
         """
 
 
-# --- powers that a handle may have --------------------------------------------------------------------------
+# --- optional members of a handle ---------------------------------------------------------------------------
 
 
 @runtime_checkable
 class Watched(Protocol):
-    """A handle that knows when it has to be opened anew: its file changed, its token was taken out."""
+    """A handle that detects when its key must be opened again: its file changed, its token was removed."""
 
     def stale(self) -> bool:
-        """Cheap: it is asked on every request. One stat, say."""
+        """Returns whether the key must be opened again. Called on every request: as cheap as one stat."""
 
 
 @runtime_checkable
 class Closable(Protocol):
-    """A handle that holds something to be let go when the key is locked or opened anew."""
+    """A handle with resources to release when the key is locked or opened again."""
 
     def close(self) -> None:
-        """Once; calls in other threads may still be under way and may fail."""
+        """Releases the resources and wipes secrets. Called once. Calls in other threads may be running; they may
+        fail. Exceptions are ignored."""
 
 
 @runtime_checkable
 class Public(Protocol):
-    """A handle with a public half."""
+    """A handle whose key has a public half."""
 
     def export_public(self) -> bytes:
-        """In the usual text form of its kind (PEM)."""
+        """Returns the public key in the usual text form of its kind, such as PEM. ModuleFailed if it cannot."""
 
 
-# --- powers that a module may have --------------------------------------------------------------------------
+# --- optional members of a module ---------------------------------------------------------------------------
 
 
 class Parameter(NamedTuple):
-    """Something to choose when a key is made or imported: `--param name=value`."""
+    """A parameter of making or importing a key: `--param name=value`."""
 
     name: str  # lower case, digits and "-"
     help: str  # one line
-    default: str | None = None  # None: it must be given; "": it may be left out
-    secret: bool = False  # never on the command line: asked for
+    default: str | None = None  # None: required; "": optional
+    secret: bool = False  # read by a prompt, never from the command line
     choices: tuple[str, ...] = ()
 
 
 class Making(NamedTuple):
-    """What a module is given to make a key with, or to take one in. Nothing of it may be kept."""
+    """The arguments for making or importing a key. The module must not keep any of it."""
 
     path: Path  # where to put the key file, if there is one: absolute, with the module's suffix, not there yet;
     # of an import: the file to import, Path() if none was named
@@ -128,10 +137,10 @@ class Making(NamedTuple):
 
 
 class Enrolled(NamedTuple):
-    """A key that was made or checked, ready for the keyring."""
+    """A key that was made or imported, ready for the keyring."""
 
     signature: str  # 16 hexadecimal digits, lower case
-    blob: bytes  # for the auth token; it says where things are, and holds no secret
+    blob: bytes  # for the auth token, at most 4096 bytes: where the key is; no secret
     description: str  # for people: "RSA-3072"
 
 
@@ -144,18 +153,19 @@ class KeyMaker(Protocol):
     parameters: tuple[Parameter, ...]
 
     def generate(self, making: Making, /) -> Enrolled:
-        """A new key. A file is written 0600, atomically, and never over another
-        (upcall.keys.private_file.write_new)."""
+        """Makes a new key. Writes its file 0600, atomically, and never over another one
+        (upcall.keys.private_file.write_new). ModuleFailed, UsageError or OSError if it cannot."""
 
 
 @runtime_checkable
 class KeyImporter(Protocol):
-    """A module that can take in keys that exist: a file, or an object in a token."""
+    """A module that can import existing keys: from a file, or an object in a token."""
 
     import_parameters: tuple[Parameter, ...]
 
     def import_key(self, making: Making, /) -> Enrolled:
-        """An existing key, fully validated. A file stays where it is.
+        """Imports an existing key after validating it completely. A file stays where it is.
 
-        Refused("locked") if it is encrypted and `making.passphrase` is empty: ask for it, and come again.
+        Refused("locked") if it is encrypted and `making.passphrase` is empty; call again with the passphrase.
+        ModuleFailed if it is not a usable key.
         """

@@ -1,7 +1,7 @@
-"""What a sink is: a place where people look, at which they are told of their quotas.
+"""Defines the interface of sinks, which deliver quota warnings to people: by desktop, mail, terminal.
 
 A kind of sink is any object with the members of `SinkModule`; nothing is inherited. It is found by an entry point of
-the group `upcall.sinks` whose name is the one that `[quota] sinks` in the configuration has for it.
+the group `upcall.sinks`, under the name that `[quota] sinks` in the configuration uses.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ GROUP = "upcall.sinks"
 
 
 class TryLater(ModuleFailed):
-    """It could not be told now, and another try may succeed: the network is down, nobody is logged in yet."""
+    """Delivery failed and may succeed later: the network is down, or the user is not logged in yet."""
 
 
 class Sink(Protocol):
-    """Tells people. One thread calls it, which it has for itself: it may wait, but not for ever."""
+    """Delivers warnings. Called in a thread of its own: it may block, but must time out."""
 
     def tell(self, notice: QuotaNotice, text: str, /) -> None:
-        """`text` is the notice in a sentence or two, on one line. Names in the notice hold anything, line feeds too.
+        """Delivers a warning. `text`: the notice in a sentence or two, on one line. Names in `notice` are untrusted
+        and may contain any character, also line feeds.
 
-        TryLater for another try in a while, unless something newer is to be said by then; ModuleFailed for none.
+        TryLater: delivery is retried later, unless a newer warning replaces it. ModuleFailed: no retry.
         """
 
 
@@ -36,7 +37,7 @@ class ClosableSink(Protocol):
     """What a sink has as well if it holds something open."""
 
     def close(self) -> None:
-        """No more will be told."""
+        """Releases them. `tell` is not called any more."""
 
 
 class SinkModule(Protocol):
@@ -45,4 +46,5 @@ class SinkModule(Protocol):
     name: str  # as in the configuration
 
     def open(self, settings: Mapping[str, Any], /) -> Sink:
-        """Ready to tell; quick. `settings`: its table [quota.sink.NAME], unchecked. UsageError names a wrong key."""
+        """Makes a sink. Must not block. `settings`: its table [quota.sink.NAME], unchecked. UsageError on a wrong
+        key, which the text names."""

@@ -45,7 +45,7 @@ def test_a_daemon_harms_only_itself(world: World, listening: Attacker, trick: st
         serves(world, VICTIM)
         assert broker.lives
         assert daemon.lives
-        assert "stranger" not in daemon.log
+        assert "unexpected-sender" not in daemon.log
         assert listening.asked("report")["got"] == []
 
 

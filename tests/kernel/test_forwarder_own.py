@@ -79,7 +79,7 @@ def test_refused_at_once_and_named(house: House, root: Person, how: str) -> None
     assert asked.errno == errno.EIO, house.log()
     assert asked.seconds < AT_ONCE
     assert f"asked, errno {errno.EDEADLK}, after 0." in house.log("root")
-    said = [line for line in house.log().splitlines() if "own-request" in line and f"daemon={daemon.pid}" in line]
+    said = [line for line in house.log().splitlines() if "deadlock-refused" in line and f"daemon={daemon.pid}" in line]
     assert f"service={TYPE}" in said[0]
     assert how == "child" or f"pid={daemon.pid}" in said[0]
     answered = attempt(root, lambda: keyring.read(request_key(TYPE.encode(), name())))

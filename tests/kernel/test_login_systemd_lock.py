@@ -68,7 +68,7 @@ class House:
         )
         said = tell("systemctl", "daemon-reload") + tell("systemctl", "start", UNIT.name)
         assert not said, said
-        wait_until(lambda: "logind note=listening" in self.log, "it listens", SLOW)
+        wait_until(lambda: "logind-listening" in self.log, "it listens", SLOW)
 
     def end(self) -> None:
         tell("systemctl", "stop", UNIT.name)
@@ -143,7 +143,7 @@ def test_a_session_is_locked_and_unlocked_and_the_last_one_ends(house: House) ->
         house.unlock()
         tell("loginctl", "lock-session", session)
         house.held("screen-lock")
-        assert "locked why=screen-lock forgotten=1" in house.log
+        assert "keys-locked why=screen-lock forgotten=1" in house.log
         tell("loginctl", "unlock-session", session)
         house.held()
         tell("loginctl", "lock-sessions")
@@ -152,7 +152,7 @@ def test_a_session_is_locked_and_unlocked_and_the_last_one_ends(house: House) ->
         house.held()
         house.unlock()
     house.held("logout")
-    assert "locked why=logout forgotten=1" in house.log
+    assert "keys-locked why=logout forgotten=1" in house.log
     with login(house.alice):
         house.held()
 
@@ -174,8 +174,8 @@ def test_the_machine_sleeps(house: House, tmp_path: Path) -> None:
         pytest.skip(f"this machine cannot sleep: {said}")
     wait_until(kept.exists, f"sleep: {said}", SLOW)
     if waits:
-        assert "locked why=suspend forgotten=1" in kept.read_text()
-    wait_until(lambda: "unlocked why=suspend" in house.log, "and is awake", SLOW)
+        assert "keys-locked why=suspend forgotten=1" in kept.read_text()
+    wait_until(lambda: "keys-unlocked why=suspend" in house.log, "and is awake", SLOW)
     house.held()
 
 

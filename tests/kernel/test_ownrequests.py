@@ -83,9 +83,9 @@ def test_a_key_file_on_the_mount_that_needs_it(alice: Person, tmp_path: Path) ->
                     refused = attempt(alice, work)
                     assert (refused.errno, refused.seconds < AT_ONCE) == (errno.EIO, True)
                 said = (tmp_path / "log").read_text()
-                assert f"own-file file={there} key={KEY.signature}" in said
+                assert f"own-file-refused file={there} key={KEY.signature}" in said
                 assert f"{ownfiles.WHY}: move it elsewhere" in said
-                assert "own-request" not in said  # nothing was asked
+                assert "deadlock-refused" not in said  # nothing was asked
                 do_as(alice, lambda: _key_file_at(alice.home / "rsa2048.pem"))
                 assert [attempt(alice, opening(path)).value for path in paths] == [CONTENT] * 2
         finally:
@@ -132,7 +132,7 @@ def test_a_module_that_reads_a_cold_file(shared: House, alice: Person, verb: str
         shared.daemon(alice, _hooked(opens))
         refused = attempt(alice, opening(wanted))
         assert (refused.errno, refused.seconds < AT_ONCE) == (errno.EIO, True)
-        assert f"own-file file={its}" in shared.log("alice")
+        assert f"own-file-refused file={its}" in shared.log("alice")
         shared.daemon(alice)
         assert attempt(alice, opening(wanted)).value == attempt(alice, opening(its)).value == CONTENT
 
@@ -196,7 +196,7 @@ def test_who_waits_is_found(shared: House, alice: Person, read: Callable[[Path],
         _refused_in_time(refused.result())
         # What the people asked for, and what was asked for on the way; and then nothing more.
         wait_until(lambda: outcome_counts()["own-request"] - before >= 2, "the daemon's own request")
-        said = [line for line in shared.log("alice").splitlines() if "own-request" in line]
+        said = [line for line in shared.log("alice").splitlines() if "deadlock-refused" in line]
         assert any(("thread worker-" if read is _by_a_library else "(cat)") in line for line in said)
         shared.daemon(alice)
         assert outcome_counts()["own-request"] - before <= 5
@@ -219,7 +219,7 @@ def test_a_c_library_in_an_isolated_key_module(shared: House, alice: Person, mon
         files.remount()
         named.symlink_to(its)
         _refused_in_time(attempt(alice, opening(wanted)))
-        assert "own-request module=openssl" in shared.log("alice")
+        assert "deadlock-refused module=openssl" in shared.log("alice")
         shared.daemon(alice)
         assert attempt(alice, opening(wanted)).value == attempt(alice, opening(its)).value == CONTENT
 

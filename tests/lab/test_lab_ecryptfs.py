@@ -24,4 +24,4 @@ def test_the_demonstration(tmp_path: Path) -> None:
     assert "24 files read back by 3 people at once, all equal" in done.stdout
     assert "the kernel's log is clean" in done.stdout
     assert "daemon-gone" in done.stdout
-    assert "device-open uid=5001" in (tmp_path / "log").read_text()
+    assert "device-opened uid=5001" in (tmp_path / "log").read_text()

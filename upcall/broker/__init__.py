@@ -1,5 +1,4 @@
-"""The broker: who is asked, what is owed, when to give up; and the process that runs it.
+"""Runs the broker's process: `server` with its loop, router and sources; `registration`, `daemon_link`, `launcher`.
 
-`core` decides and knows no descriptor; `server` is the process, with `devices` towards the kernel, `requesters`
-towards processes, and `loop` to wait on all of them.
+Routing and deadlines, without I/O: upcall/core. Sources: upcall/protocols.
 """

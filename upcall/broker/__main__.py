@@ -1,4 +1,4 @@
-"""`upcall broker` becomes this process: without the command line's libraries it starts and stays small."""
+"""Starts the broker. `upcall broker` executes this module, to leave the command line's libraries behind: memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The broker's way to one daemon: both ends of a netlink link, what the daemon sends, and its end."""
+"""Connects the broker to one daemon by a pair of netlink sockets; detects when the daemon's process ends."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class _Pidfd:
 
 
 class DaemonLink:
-    """A pair of netlink sockets, made here, of which the daemon has copies.
+    """A pair of netlink sockets, made by the broker and shared with the daemon. Implements core.registry.Link.
 
-    We keep both ends until the link is closed: neither portid is ever free while we or the daemon live, and what was
-    sent to a daemon that has died stays in a queue that only we can read.
+    The broker keeps both ends open until the link is closed. So no squatter can take a portid while broker or daemon
+    live, and requests to a daemon that has died stay in a queue that only the broker can read.
     """
 
     def __init__(self, registration: Registration, connection: DaemonConnection) -> None:
-        """Waits for HELO on the link. OSError if the process is gone already, or no descriptor is free."""
+        """Makes the link and listens for HELO on it. OSError if the process has ended, or no descriptor is free."""
         self._registration, self._connection = registration, connection
         self._loop, self._router, self._log = registration.loop, registration.router, registration.log
         self.uid, self.pid = connection.uid, connection.pid
@@ -66,13 +66,13 @@ class DaemonLink:
 
     @property
     def portid(self) -> int:
-        """The daemon's; for people."""
+        """The daemon's netlink address; for people."""
         return self._far.portid
 
     def send(self, data: bytes) -> bool:
         if len(data) == HEADER.size:
-            # QUIT is said on the connection, too: the daemon's main thread reads it there before the end of the
-            # connection, while one of its workers may have taken it from the link and not looked at it yet.
+            # Send QUIT on the connection, too. The daemon's main thread reads it there before the end of file; on
+            # the link, a worker may have received it and not handled it yet.
             self._connection.tell(data)
         loop, person = self._loop, self._connection.person
         if person in (loop.running, 0):
@@ -87,7 +87,7 @@ class DaemonLink:
             loop.charge(person, time.thread_time() - began)
 
     def connection_closed(self) -> None:
-        """The daemon has closed its connection, or has ended: what it had answered before still counts."""
+        """Handles the end of the daemon's connection. Answers that it sent before are still accepted."""
         if not self.socket.closed:
             self._ended()
 
@@ -122,7 +122,7 @@ class DaemonLink:
         self._loop.defer(self._connection.person, self._read_last_words)
 
     def _on_readable(self) -> None:
-        """One message per turn: fair to everybody, and no second call only to learn that there is no more."""
+        """Receives one message per turn of the loop: fair, and saves the system call that would return EAGAIN."""
         packet = self.socket.receive()
         if packet is None or self._take(packet):
             self._junk = 0
@@ -133,7 +133,7 @@ class DaemonLink:
             self._loop.mute(self.socket, self._loop.now + _JUNK_PAUSE)
 
     def _take(self, packet: Packet) -> bool:
-        """One message; False if it was of no use."""
+        """Handles one message. False if it was rejected."""
         data = packet.data
         kind = HEADER.unpack_from(data)[1] if len(data) >= HEADER.size else 0
         if packet.uid != self.uid or packet.pid != self.pid:
@@ -148,7 +148,7 @@ class DaemonLink:
         if kind == RESPONSE:
             return self._router.answered(self.association, data)
         if kind == QUIT and len(data) == HEADER.size:
-            self._log("quit", uid=self.uid, pid=self.pid)
+            self._log("daemon-quit", uid=self.uid, pid=self.pid)
             self._router.quit(self.association)
             return True
         if kind == HELO and len(data) == HEADER.size:
@@ -161,7 +161,7 @@ class DaemonLink:
         if not hello or procfs.real_uid(self.pid) != self.uid:
             self._registration.reject("pid" if hello else "message", self.uid, self.pid)
             return False
-        if why := self._router.refuses(self.uid):  # others of the same person have registered meanwhile
+        if why := self._router.refuses(self.uid):  # the limits were reached meanwhile
             self._registration.refused(self._connection, why)
             self._connection.tell(pack_response(0, 0, refusal(why)))
             self.close()
@@ -174,7 +174,7 @@ class DaemonLink:
             self._log("registration-failed", uid=self.uid, pid=self.pid, why="its socket takes nothing")
             self.close()
             return False
-        self._log("registered", uid=self.uid, pid=self.pid)
-        # Before others can ask for it: helo sends what is pending, and may find that the daemon has gone.
+        self._log("daemon-registered", uid=self.uid, pid=self.pid)
+        # The HELO is sent before: Router.helo sends pending requests, and may find that the daemon has gone.
         self.association = self._router.helo(self.uid, self.pid, self.portid, self, self._loop.now, self.began)
         return True

@@ -1,4 +1,4 @@
-"""Starting a user's daemon when somebody asks for it: by a command, usually of the service manager."""
+"""Starts a user's daemon for a request, by a command, usually of the service manager; with back-off after failures."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from upcall.process import start_python as startpython
 from upcall.process.log import EventLog
 from upcall.process.loop import URGENT, Loop
 
-# The user's manager, and with it what it starts by itself. Asking that for the daemon (systemctl --user
-# --machine={uid}@.host) needs a D-Bus of the user's, opens a session that ends again at once, and takes five times
-# as long.
+# Starts the user's manager, which starts the daemon. Starting the daemon itself (systemctl --user
+# --machine={uid}@.host) would need the user's D-Bus, open a session that ends at once, and take five times as long.
 COMMAND = ("systemctl", "start", "user@{uid}.service")
 WITHOUT_SYSTEMD = tuple(startpython.command("upcall.install.sessions", "start", "{uid}", isolated=True))
 _SYSTEMD_RUNS = Path("/run/systemd/system")  # sd_booted(3)
 
-_PATIENCE = 20.0  # seconds that the command may take
-_AGAIN = 5.0  # seconds after a failure in which it is not tried again
-_AT_ONCE = 16  # commands
+_PATIENCE = 20.0  # seconds, the time-out of a command
+_AGAIN = 5.0  # seconds of back-off after a failure
+_AT_ONCE = 16  # commands that may run at a time
 _ENVIRONMENT = startpython.fixed()
 
 
 def usual() -> tuple[str, ...]:
-    """The command for this machine."""
+    """Returns the default command for this machine, with or without systemd."""
     return COMMAND if _SYSTEMD_RUNS.is_dir() else WITHOUT_SYSTEMD
 
 
 class _Command:
-    """A command that runs: readable once it has ended (pidfd_open(2))."""
+    """A running command: readable once it has ended (pidfd_open(2))."""
 
     def __init__(self, launcher: Launcher, uid: int, name: str, pid: int, deadline: float) -> None:
         self._launcher, self._uid, self.name, self.pid, self.deadline = launcher, uid, name, pid, deadline
@@ -49,23 +48,24 @@ class _Command:
 
 
 class Launcher:
-    """Runs the command once for each uid at a time. That it ended well says nothing: the daemon's HELO does."""
+    """Runs the start command, at most once at a time per uid. Its exit status 0 does not mean that the daemon runs:
+    requests wait for the daemon's HELO, or their deadline. Methods run in the loop's thread and do not block."""
 
     def __init__(self, loop: Loop, log: EventLog, given_up: Callable[[int], None], command: Sequence[str]) -> None:
-        """`given_up(uid)`: no daemon of this uid will come. `{uid}` in a word of `command` stands for the uid."""
+        """`given_up(uid)`: called when the command has failed. `command`: its words; `{uid}` in them is replaced."""
         self._loop, self._log, self._given_up, self._command = loop, log, given_up, command
         self._running: dict[int, _Command] = {}
         self._not_before: dict[int, float] = {}
         self._timer = loop.timer(self._expire)
 
     def use(self, command: Sequence[str]) -> None:
-        """From now on. What another command has failed at, this one may try at once."""
+        """Replaces the command. Resets the back-off if it differs."""
         if command != self._command:
             self._command = command
             self._not_before.clear()
 
     def start(self, uid: int) -> bool:
-        """Whether a daemon is on its way."""
+        """Starts the command unless it runs. False during back-off, at the limit of commands, or if it fails."""
         now = self._loop.now
         if uid in self._running:
             return True
@@ -91,7 +91,7 @@ class Launcher:
             self._given_up(uid)
 
     def _failed(self, uid: int, why: str) -> None:
-        self._log("daemon-not-started", uid=uid, why=why)
+        self._log("daemon-start-failed", uid=uid, why=why)
         self._not_before = {one: when for one, when in self._not_before.items() if when > self._loop.now}
         self._not_before[uid] = self._loop.now + _AGAIN
 
@@ -101,7 +101,7 @@ class Launcher:
         command.close()
 
     def _expire(self, now: float) -> None:
-        """Ends commands that take too long; what they started may still come."""
+        """Kills commands after their time-out. A daemon that they started may still register."""
         for command in self._running.values():
             if command.deadline <= now:
                 command.deadline = now + _PATIENCE

@@ -1,4 +1,4 @@
-"""The socket at which daemons register: each gets both ends of a link of its own (docs/protocol.md)."""
+"""Listens for daemons that register, and passes each both ends of a link of its own (docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from upcall.wire.envelope import HELO, pack_control, pack_response, refusal
 
 
 class DaemonConnection(Connection):
-    """A daemon, or what wants to become one. It asks for a link once, and the connection's end is the link's."""
+    """A connection of a daemon. The daemon requests a link once; the link is closed with the connection."""
 
     def __init__(self, listener: Registration, connection: socket.socket) -> None:
         super().__init__(listener, connection)
@@ -38,7 +38,7 @@ class DaemonConnection(Connection):
         return self.link is not None and self.link.association is not None
 
     def tell(self, data: bytes) -> None:
-        """A HELO, a QUIT or a refusal, without waiting; whoever does not read it has no use for it."""
+        """Sends a HELO, a QUIT or a refusal without blocking; drops it if the daemon's socket buffer is full."""
         if self.open:
             try:
                 self.socket.send(data, socket.MSG_DONTWAIT)
@@ -52,12 +52,12 @@ class DaemonConnection(Connection):
 
 
 class Registration(Listener):
-    """Open to all: every uid registers a daemon, for itself."""
+    """The socket for registering, open to all uids. A daemon can be registered for its own uid only."""
 
     name = "registration"
     mode = 0o666
-    in_all = 4096  # registered daemons have a limit of their own, which is lower: see Broker.refuses
-    idle = 5.0  # seconds to register in
+    in_all = 4096  # connections; registered daemons have a lower limit: see Router.refuses
+    idle = 5.0  # seconds, the time-out for registering
 
     def make(self, accepted: socket.socket) -> Connection:
         return DaemonConnection(self, accepted)
@@ -84,7 +84,7 @@ class Registration(Listener):
         self.log("message-rejected", on=on, uid=uid, pid=pid, **by)
 
     def refused(self, connection: DaemonConnection, why: str) -> None:
-        """Counts and logs a daemon that the limits keep out."""
+        """Counts and logs a daemon that exceeds the limits."""
         person, router = connection.person, self.router
         self._junk["limit"] += 1
         self.log(
@@ -97,13 +97,13 @@ class Registration(Listener):
         return {} if uid is not None else {"junk": dict(self._junk)}
 
     def close(self) -> None:
-        """The links last: daemons may still write what they had in hand."""
+        """Closes the links of all daemons, then the socket."""
         for association in self.router.registry:
             association.link.close()
         super().close()
 
     def offer(self, connection: DaemonConnection) -> None:
-        """Makes a link and hands it over. Registered is who says HELO on it: see DaemonLink."""
+        """Makes a link and passes it to the daemon, which is registered once it sends HELO on it: see DaemonLink."""
         uid, pid = connection.uid, connection.pid
         if os.geteuid() != 0 and uid != os.geteuid():
             self.reject("uid", uid, pid)
@@ -116,7 +116,7 @@ class Registration(Listener):
             return
         try:
             link = DaemonLink(self, connection)
-        except OSError as error:  # it has ended, or we are out of descriptors
+        except OSError as error:  # the process has ended, or no descriptor is free
             self.log("registration-failed", uid=uid, pid=pid, why=error)
             connection.close()
             return

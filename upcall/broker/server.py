@@ -1,8 +1,7 @@
-"""The broker's process: a loop, a router, registration, and a list of sources.
+"""Runs the broker's process: a loop, a router, registration, and a list of sources.
 
-Threads: one runs everything; one writes the log; reading the configuration, and opening /dev/ecryptfs for a uid,
-borrow others for a moment.
-Ownership: every descriptor belongs to one object here, which takes it out of the loop before closing it.
+Threads: one runs everything; one writes the log; short-lived ones read the configuration and open /dev/ecryptfs.
+Ownership: each descriptor belongs to one object, which removes it from the loop before closing it.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class Server:
-    """Everything that `upcall broker` is."""
+    """The broker. `run` blocks; only `stop` and `reload` may be called from other threads or signal handlers."""
 
     def __init__(
         self,
@@ -57,9 +56,9 @@ class Server:
         people: People | None = None,
         machine: int = 0,
     ) -> None:
-        """`make`: the sources, beside that of requesters in user space. `start`: the command that starts a daemon.
-        `read`: reads the configuration again, in another thread. `manager`: who is told how we are. `machine`: the uid
-        of the machine's daemon. OSError, UsageError."""
+        """`make`: makes the sources, in addition to that of user-space requesters. `start`: the command that starts a
+        daemon. `read`: reloads the configuration; called in another thread. `manager`: the service manager, for
+        status and watchdog. `machine`: the uid of the machine's daemon. OSError, UsageError."""
         self.place = place
         self.manager = manager or Manager({})
         self.log = log or EventLog("upcall-broker")
@@ -71,13 +70,13 @@ class Server:
         self.router.person_of = self.people.of
         self._stopping = self._rereading = False
         self.hardening: Hardening | None = None
-        self._hands_on = True  # what a command starts that is not a service manager's is not restricted with us
+        self._hands_on = True  # whether daemons may be started as children, which inherit the broker's restrictions
         self._read, self._found = read, deque[Configured]()
         self._reloading = Reloading(self._read_again)
         around = self.loop, self.router, self.log, self.people
         requesters = Requesters(*around, place.socket)
         requesters.whole_status = self.status
-        # In the order in which they are closed: the links of daemons last.
+        # Closed in this order: the links of daemons last.
         self.sources: list[Source] = [requesters, *(made(*around) for made in make)]
         self.sources.append(SourceListener(*around, place.source_socket))
         self.sources.append(Registration(*around, place.registration_socket))
@@ -89,17 +88,17 @@ class Server:
     # --- running -------------------------------------------------------------------------------------------
 
     def stop(self, *_: object) -> None:
-        """Ends `run` soon; from a signal handler or another thread."""
+        """Ends `run`. From a signal handler or any thread."""
         self._stopping = True
         self._waker.wake()
 
     def reload(self, *_: object) -> None:
-        """Has the configuration read again, soon; from a signal handler or another thread."""
+        """Schedules a reload of the configuration. From a signal handler or any thread."""
         self._rereading = True
         self._waker.wake()
 
     def heed_signals(self) -> None:
-        """SIGTERM and SIGINT end `run`. In the main thread."""
+        """Installs `stop` as the handler of SIGTERM and SIGINT. In the main thread only."""
         self._waker.heed_signals(self.stop)
 
     def _on_signal(self) -> None:
@@ -113,38 +112,38 @@ class Server:
             self._follow(self._found.popleft())
 
     def _read_again(self) -> None:
-        """In a thread of its own: files and directories of users may be slow."""
+        """Reads the configuration, in a thread of its own: files and name services may be slow."""
         if self._read is None:
             return
         try:
             self._found.append(self._read())
         except (UpcallError, OSError) as error:
-            self.log("not-reloaded", why=error)
+            self.log("reload-failed", why=error)
             self.manager.ready(f"serving as before, configuration not reloaded: {error}")
         self._waker.wake()
 
     def harden(self, hardening: Hardening, may_hand_on: bool) -> None:
-        """Says what this process has given up. `may_hand_on`: whether daemons could live with as little."""
+        """Logs which privileges were dropped. `may_hand_on`: whether daemons may inherit that."""
         self.hardening, self._hands_on = hardening, may_hand_on
-        self.log("hardened", **hardening._asdict())
+        self.log("privileges-dropped", **hardening._asdict())
 
     def _follow(self, found: Configured) -> None:
-        """Does what the configuration says from the next request on; what is owed is owed as before."""
+        """Applies a reloaded configuration from the next request on. Pending requests are not affected."""
         router = self.router
         router.machine, router.services, router.limits = found.machine, found.services, found.limits
         if found.command is not None and hands_on(found.command) and not self._hands_on:
-            self.log("start-not-followed", why="daemons would inherit what this broker has given up: start it anew")
+            self.log("start-command-ignored", why="daemons would inherit what this broker has given up: start it anew")
         else:
             self.launcher.use(found.start)
         for source in self.sources:
             source.follow(found.owners)
-        self.log("reloaded")
+        self.log("configuration-reloaded")
         self.manager.ready(f"serving {self.place.folder}, configuration reloaded")
 
     def run(self) -> None:
-        """Serves until `stop`, then refuses what is owed and closes."""
+        """Serves until `stop`, then refuses pending requests and closes all descriptors. Blocks."""
         loop, router = self.loop, self.router
-        self.log("ready", folder=self.place.folder)
+        self.log("broker-ready", folder=self.place.folder)
         self.manager.ready(f"serving {self.place.folder}")
         try:
             while not self._stopping:
@@ -160,7 +159,7 @@ class Server:
             self._close()
 
     def _alive(self, now: float) -> None:
-        """The loop turns. A source that has broken off comes back with a new process only."""
+        """Notifies the watchdog, unless a source has failed in a way that only a restart of the process fixes."""
         self.manager.alive(now, lambda: all(source.lives for source in self.sources))
         self._watchdog.at(self.manager.next_wake())
 
@@ -174,11 +173,11 @@ class Server:
         self.loop.remove(self._waker)
         self._waker.close()
         self.loop.close()
-        self.log("closed")
+        self.log("broker-closed")
         self.log.flush()
 
     def status(self, uid: int | None) -> dict[str, object]:
-        """For `upcall status`: of one uid, or of all."""
+        """Returns the data of `upcall status`: of one uid, or of all (None)."""
         found = self.router.status(self.loop.now, uid)
         found["broker"] = {
             "pid": os.getpid(),
@@ -201,15 +200,15 @@ def main(
 ) -> None:
     """Runs a broker in this process until SIGTERM or SIGINT. OSError, UsageError, ConfigError before it is ready.
 
-    SIGHUP has the configuration read again. `records`: where a record of each request goes
-    (upcall/observe/recorder.py); None: as the configuration says. The others: upcall/protocols/protocol.py.
+    SIGHUP reloads the configuration. `records`: where a record of each request is written
+    (upcall/observe/recorder.py); None: as configured. The others: upcall/protocols/protocol.py.
     """
     hangup = Hangup()
     harden()
     raise_descriptor_limit()
     prefer_us()
     if device is not None:
-        stay_in_memory()  # a page that comes back from a slow disk can take longer than the kernel's 3 s
+        stay_in_memory()  # paging in from a slow disk can take longer than the kernel's time-out of 3 s
     services = SERVICES if contexts is None else with_contexts(SERVICES, contexts)
 
     def read() -> Configured:
@@ -235,10 +234,10 @@ def main(
 
 
 def _where(told: str | None) -> str:
-    """Where records go; "no": nowhere."""
+    """Returns where records are written; "no": nowhere."""
     if told is None and not config.settings("log").get("requests", False):
         return "no"
-    from upcall.observe.recorder import wanted  # only who wants records pays for it
+    from upcall.observe.recorder import wanted  # imported only if needed
 
     return wanted(told, user=False)
 

@@ -1,4 +1,4 @@
-"""What the configuration says to the broker: read when it starts, and again on SIGHUP."""
+"""Reads the broker's settings from the configuration, at start-up and on SIGHUP."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from upcall.protocols.request_key.key_types import OF_THE_SYSTEM
 
 class Configured(NamedTuple):
     services: Mapping[str, Service]
-    owners: Mapping[str, int]  # by type, whose daemon answers for keys that do not say it
+    owners: Mapping[str, int]  # key type -> uid whose daemon answers, for descriptions that name none
     start: Sequence[str]  # the command that starts a daemon
-    hardening: bool = True  # whether the broker takes from itself what it does not need
+    hardening: bool = True  # whether the broker drops privileges at start-up
     limits: Limits = Limits()
     machine: int = machine.ROOT  # the uid of the machine's daemon
 
     @property
     def command(self) -> Sequence[str] | None:
-        """What starts a daemon, if any service wants daemons started."""
+        """The start command; None if no service is configured to start daemons."""
         return self.start if any(one.absent == "start" for one in self.services.values()) else None
 
 
 def configured(services: Mapping[str, Service]) -> Configured:
-    """The services with what the configuration says of them, and the rest of it. ConfigError. It may wait: for names
-    of users, which can come from a directory."""
+    """Returns the settings, with `services` as configured. ConfigError. May block: user names are looked up, possibly
+    in a name service."""
     tables = config.tables()
     told: dict[str, dict[str, str]] = tables.get("request-key", {})
     absent = {name: one["without-daemon"] for name, one in told.items() if "without-daemon" in one}

@@ -1,4 +1,4 @@
-"""The configuration: TOML files of the vendor, the system and the user, laid over each other key by key.
+"""Reads the configuration: TOML files of the vendor, the system and the user, merged key by key.
 
     /usr/lib/upcall/config.toml, and config.toml.d/*.toml beside it, by name
     /etc/upcall/config.toml, likewise: a drop-in masks the one of the same name in /usr/lib

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, and where."""
+"""Defines the error of a faulty configuration, with its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration's files: which there are, in which order, and whether somebody else could have written them."""
+"""Lists the configuration's files in order, and checks that other users cannot write them."""
 
 from __future__ import annotations
 

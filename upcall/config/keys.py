@@ -1,4 +1,4 @@
-"""Every key of the configuration, described once: for the checker, `upcall config` and docs/configuration.md.
+"""Describes each key of the configuration, for the checker, `upcall config` and docs/configuration.md.
 
 A new key is one entry in `_GENERAL`, or in the tables of a protocol. Then `make docs` writes it into the
 documentation.

@@ -1,4 +1,4 @@
-"""What a value in the configuration can be: in words, for people, and what checks and converts it."""
+"""Defines the kinds of values in the configuration: each describes, checks and converts a value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the files say: each checked by itself, then laid over each other key by key."""
+"""Checks each file of the configuration, then merges them key by key."""
 
 from __future__ import annotations
 

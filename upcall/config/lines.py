@@ -1,4 +1,4 @@
-"""The lines in which the keys of a TOML file stand, which tomllib does not tell. Pure.
+"""Finds the line numbers of the keys of a TOML file, which tomllib does not report. Pure.
 
 This is no parser: it goes through text that tomllib has taken, and looks only for keys and for the ends of values.
 """

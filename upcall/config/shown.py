@@ -1,4 +1,4 @@
-"""The configuration for people: values as TOML writes them, and where they come from."""
+"""Formats the configuration for people: values in TOML, and their origin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a key of the configuration is. Which there are: keys.py, and `configuration.py` of each protocol. Pure."""
+"""Defines the description of a configuration key. The keys: keys.py, and `configuration.py` of each protocol. Pure."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Contexts, registry, router: who is asked, which reply fits, when a request is over. Pure."""
+"""Routes requests to daemons, matches replies to message contexts, enforces deadlines. Pure: no I/O."""

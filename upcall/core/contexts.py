@@ -1,8 +1,11 @@
-"""Message contexts: an array of fixed size, as in eCryptfs's messaging.c, with the same four conditions on a reply.
+"""Keeps pending requests in a fixed array of message contexts and matches replies to them.
 
-A request takes a free context, is sent under a fresh sequence number, and is pending; the reply that fits on
-index, state, sequence, uid and pid makes it done; freeing it is the end. Whoever takes a context out of
-*pending* has the right, and the duty, to answer. Pure: time comes in as seconds, nothing is sent from here.
+A request acquires a free context, is sent under a new sequence number, and is pending. A reply that matches in index,
+state, sequence, uid and pid makes it done. The code that takes a context out of *pending* must settle its request,
+and only that code may: so each request is answered once.
+
+Pure: times are arguments, in seconds of CLOCK_MONOTONIC; nothing is sent from here. Not thread-safe.
+Source: fs/ecryptfs/messaging.c of Linux 2.6.27, which checks the same conditions.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from upcall.core.messages import Answer, Refusal, Requester
 
 COUNTERS = 1 << 32  # a sequence number is a u32 on the wire
 
-Line = frozenset[tuple[int, int]]  # (pid, beginning) of a process and of those from whom it descends
+Line = frozenset[tuple[int, int]]  # (pid, start time) of a process and of each of its ancestors
 NO_LINE: Line = frozenset()
 
 
@@ -28,15 +31,15 @@ class State(enum.Enum):
 
 
 class NoContext(UpcallError):
-    """Every context of this service is in use: an error at once, as in the kernel (-ENOMEM)."""
+    """Every context of this service is in use. Raised at once, without waiting, as in the kernel (-ENOMEM)."""
 
 
 class Exhausted(UpcallError):
-    """Every sequence number of this run has been used once; none may be used again."""
+    """All 2^32 sequence numbers of this array have been used. None is reused, so that no old reply can match."""
 
 
 class Rejected(UpcallError):
-    """A reply that does not fit; `on` is "index", "state", "sequence", "uid" or "pid"."""
+    """A reply matches no pending context. `on`: which check failed: "index", "state", "sequence", "uid" or "pid"."""
 
     def __init__(self, on: str) -> None:
         self.on = on
@@ -44,16 +47,25 @@ class Rejected(UpcallError):
 
 
 class Origin(Protocol):
-    """Whoever asked: takes the outcome, exactly once, and turns it into what that side understands."""
+    """The requester's side of a request: takes its outcome and translates it for the requester's interface."""
 
-    def settle(self, outcome: Answer | Refusal, /) -> None: ...
+    def settle(self, outcome: Answer | Refusal, /) -> None:
+        """Delivers the outcome. The router calls it exactly once per request, in the loop's thread.
+
+        It may be called before `Router.ask` returns. It must not block and must not raise: a requester that has
+        gone is ignored. An Answer's body has passed the check of its service.
+        """
 
 
 _NOBODY = Requester(0, 0)
 
 
 class Context:
-    """One slot of the array while it is in use. Everything but `index` belongs to the request that is in it."""
+    """One slot of the array while it is in use. All but `index` describes the request in it.
+
+    `counter`: the sequence number under which it was sent. `pid`: the daemon that must reply. `line`: the requesting
+    process and its ancestors, for self-deadlock detection. `since`, `deadline`: seconds of CLOCK_MONOTONIC.
+    """
 
     __slots__ = (
         "body",
@@ -80,7 +92,7 @@ class Context:
         self.origin: Origin | None = None
 
     def clear(self) -> None:
-        """It is over: what was asked is held no longer, nobody is told of an outcome, and no reply fits."""
+        """Drops the request: body and origin are released, and no reply matches any more."""
         self.state = State.FREE
         self.counter, self.service, self.body, self.origin = 0, "", b"", None
 
@@ -89,14 +101,15 @@ class Context:
 
 
 class Contexts:
-    """The array of one uid. `shares` says how many contexts each service has: one cannot starve another.
+    """The message contexts of one uid. Each service has a share of its own, so that none can starve another.
 
-    The array's size is fixed; a slot takes memory while it is in use. A free index is used again as late as possible.
+    The array's size is fixed; a slot takes memory only while it is in use. Freed indexes are reused oldest first, so
+    that a late reply rarely meets a reused index.
     """
 
     def __init__(self, uid: int, shares: Mapping[str, int], start: int = 0) -> None:
-        """`start`: what the sequence numbers count up from (modulo 2^32); random, so that a reply to a
-        broker that is gone does not fit its successor."""
+        """`shares`: contexts per service name, each at least 1, otherwise ValueError. `start`: sequence numbers count
+        up from here, modulo 2^32. Pass a random one, so that a reply to an earlier broker does not match."""
         self.uid = uid
         self._fresh: dict[str, range] = {}  # by service: indexes that were never used
         self._freed: dict[str, deque[int]] = {}  # by service: indexes to use again, once none is fresh
@@ -117,7 +130,7 @@ class Contexts:
 
     @property
     def allocated(self) -> Iterator[Context]:
-        """Those in use, oldest first."""
+        """The contexts in use, oldest first. A snapshot: contexts may be freed while iterating."""
         return iter(tuple(self._allocated.values()))
 
     @property
@@ -125,11 +138,11 @@ class Contexts:
         return len(self._allocated)
 
     def left(self, service: str) -> int:
-        """How many contexts the service has free."""
+        """Returns how many contexts the service has free. KeyError if the service is unknown."""
         return len(self._fresh[service]) + len(self._freed.get(service, ()))
 
     def acquire(self, service: str) -> Context:
-        """A free context. NoContext when the service's share is used up; KeyError if unknown."""
+        """Takes a free context of the service. NoContext if its share is used up; KeyError if it is unknown."""
         fresh = self._fresh[service]
         if fresh:
             index, self._fresh[service] = fresh[0], fresh[1:]
@@ -143,9 +156,10 @@ class Contexts:
         return context
 
     def send(self, context: Context, pid: int) -> int:
-        """Makes it pending for the daemon `pid` under a sequence number never used before; gives that number.
+        """Makes the context pending for the daemon `pid`; returns a sequence number that was never used before.
 
-        Sending a pending one again (to the daemon's successor) voids the earlier number.
+        Sending a pending context again, to the daemon's successor, invalidates the earlier number. Exhausted if all
+        numbers were used.
         """
         if self._used >= COUNTERS:
             raise Exhausted(f"uid {self.uid} has used {COUNTERS} sequence numbers")
@@ -156,7 +170,8 @@ class Contexts:
         return context.counter
 
     def match(self, index: int, seq: int, uid: int, pid: int) -> Context:
-        """The pending context that this reply is for; it is done now. Rejected, and counted, otherwise."""
+        """Returns the pending context that a reply is for and makes it done. `uid`, `pid`: the sender's credentials,
+        as the kernel reports them. Rejected if any of the checks fails; the failure is counted in `rejected`."""
         if not 0 <= index < self._size:
             raise self._reject("index")
         context = self._allocated.get(index)
@@ -176,22 +191,22 @@ class Contexts:
         return Rejected(on)
 
     def withdraw(self, context: Context) -> None:
-        """Takes a context away from whoever was to answer it: the caller answers instead."""
+        """Makes the context done without a reply. The caller must settle it, and free it."""
         context.state = State.DONE
 
     def expired(self, now: float) -> list[Context]:
-        """Those pending past their deadline, each withdrawn; the caller answers and frees them."""
+        """Withdraws and returns the contexts whose deadline has passed. The caller must settle and free each."""
         late = [c for c in self._allocated.values() if c.state is State.PENDING and c.deadline <= now]
         for context in late:
             self.withdraw(context)
         return late
 
     def next_deadline(self) -> float | None:
-        """When `expired` is worth calling again; None while nothing is pending."""
+        """Returns the earliest deadline of the pending contexts; None if none is pending."""
         return min((c.deadline for c in self._allocated.values() if c.state is State.PENDING), default=None)
 
     def free(self, context: Context) -> None:
-        """Wipes it of its request; its index is free. Only what is allocated can be freed."""
+        """Clears the context and makes its index available. ValueError if it is not in use."""
         if self._allocated.get(context.index) is not context:
             raise ValueError(f"{context!r} is not in use")
         del self._allocated[context.index]

@@ -1,11 +1,11 @@
-"""Errors, by who is at fault.
+"""Errors, by the party at fault.
 
-`PeerError`     somebody sent us nonsense (the kernel, a daemon, a requester): a broken frame, packet or file.
-`UsageError`    the caller misused us: a wrong name, a wrong size, a missing key.
-`Refused`       a request was understood and not granted; it carries the reason that is counted and the errno.
-`ModuleFailed`  a key module or handler was asked properly and could not.
+`PeerError`     the kernel, a daemon, a requester or a file delivered malformed bytes.
+`UsageError`    the caller passed a wrong name or size, or asked for a key that does not exist.
+`Refused`       a request is well-formed and not granted; it carries the reason, which is counted, and the errno.
+`ModuleFailed`  a key module or handler could not carry out a well-formed request.
 
-None of them ever carries key material: messages name lengths, offsets and names only.
+None of them carries key material: messages contain lengths, offsets and names only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class UpcallError(Exception):
 
 
 class PeerError(UpcallError):
-    """Bytes from outside that do not mean anything. `what` names the shape, `where` the offset in bytes."""
+    """Malformed bytes from outside. `what`: the structure, `why`: the fault, `where`: its offset in bytes."""
 
     def __init__(self, what: str, why: str, where: int | None = None) -> None:
         self.what, self.why, self.where = what, why, where
@@ -26,29 +26,29 @@ class PeerError(UpcallError):
 
 
 class UsageError(UpcallError):
-    """The caller asked for something that cannot be."""
+    """The caller asked for something that does not exist or is not possible."""
 
 
 class ModuleFailed(UpcallError):
-    """A key module could not do what it was asked. The text is shown to people: no secrets in it."""
+    """A key module or handler could not carry out a request. The text is shown to people: no secrets in it."""
 
 
-# reason -> errno. The reasons are words of the protocol (docs/protocol.md): they are counted by them, and
-# an unknown one from a newer peer is kept as it is.
+# reason -> errno. Reasons are part of the protocol (docs/protocol.md). Outcomes are counted by reason. An unknown
+# reason from a newer peer is passed on unchanged.
 REASONS: dict[str, int] = {
-    "no-daemon": errno.ENOTCONN,  # nobody is registered for this uid
-    "too-many-daemons": errno.EUSERS,  # as many are registered as may be, in all or of one person ([broker])
+    "no-daemon": errno.ENOTCONN,  # no daemon is registered for this uid
+    "too-many-daemons": errno.EUSERS,  # the limit of registered daemons is reached, in total or per person ([broker])
     "no-context": errno.ENOMEM,  # every message context of this service is in use, as in the kernel
-    "daemon-gone": errno.ECONNRESET,  # it exited, or was killed, with the request in its hands
-    "daemon-full": errno.EAGAIN,  # its socket takes no more: it is stopped or hopelessly behind
-    "timed-out": errno.ETIMEDOUT,  # nobody answered within the service's patience
-    "closing": errno.ESHUTDOWN,  # the broker or the daemon is going down
-    "bad-request": errno.EBADMSG,  # the request itself makes no sense
+    "daemon-gone": errno.ECONNRESET,  # the daemon exited or was killed before it replied
+    "daemon-full": errno.EAGAIN,  # the daemon's socket buffer is full: it is stopped or overloaded
+    "timed-out": errno.ETIMEDOUT,  # time-out: no reply within the service's patience
+    "closing": errno.ESHUTDOWN,  # the broker or the daemon is shutting down
+    "bad-request": errno.EBADMSG,  # the request is malformed
     "bad-answer": errno.EPROTO,  # the daemon's answer failed the check of its service
-    "no-service": errno.EOPNOTSUPP,  # nobody here serves that name
+    "no-service": errno.EOPNOTSUPP,  # no handler for a service of this name
     "not-permitted": errno.EPERM,  # an ordinary user asked for another uid's daemon
     "no-key": errno.ENOKEY,  # no auth token with this signature in the user's keyring
-    "bad-token": errno.EKEYREJECTED,  # what stands there under the signature is no auth token of it
+    "bad-token": errno.EKEYREJECTED,  # the key of this description is not an auth token for it
     "no-module": errno.ENOPKG,  # the auth token names a key module that is not installed
     "locked": errno.EKEYREVOKED,  # the key's passphrase is not at hand
     "prompting": errno.EAGAIN,  # a person is being asked; the next try finds the answer
@@ -63,28 +63,29 @@ REASONS: dict[str, int] = {
     "ticket-expired": errno.EKEYEXPIRED,  # there was one; or the account or the password has expired
     "cache-refused": errno.EACCES,  # the only ones there could have been planted, or are open to others
     "unknown-service": errno.EKEYREJECTED,  # the realm does not know this file server
-    "wrong-realm": errno.EKEYREJECTED,  # no ticket leads to the server's realm
-    "clock-skew": errno.EKEYREJECTED,  # the clock here and the KDC's are too far apart
-    "kdc-unreachable": errno.EAGAIN,  # no KDC of the realm answers
-    "kdc-refused": errno.EKEYREJECTED,  # the KDC gives no ticket for another reason: the log has its words
-    "no-mechanism": errno.EKEYREJECTED,  # sec= asks for one that nobody here speaks
+    "wrong-realm": errno.EKEYREJECTED,  # no cross-realm path to the server's realm
+    "clock-skew": errno.EKEYREJECTED,  # the difference between this clock and the KDC's is too large
+    "kdc-unreachable": errno.EAGAIN,  # no KDC of the realm replied
+    "kdc-refused": errno.EKEYREJECTED,  # the KDC refused for another reason, which is in the log
+    "no-mechanism": errno.EKEYREJECTED,  # sec= asks for a mechanism that is not implemented
     "no-library": errno.ENOPKG,  # the Kerberos library is not installed
-    "module-failed": errno.EIO,  # the key module said that it cannot
-    "module-broke": errno.EFAULT,  # the key module raised something else, or returned nonsense
-    "module-off": errno.EAGAIN,  # its process broke several times in a row: it is left alone for a few seconds
-    "unknown-type": errno.ENOPKG,  # a key of a type that nobody here knows
-    "forged": errno.EACCES,  # an upcall that the kernel did not make, or whose description is none of its own
-    "duplicate": errno.EALREADY,  # the same key is being answered
-    "requester-gone": errno.ESRCH,  # the process that waited for it has ended
-    "own-request": errno.EDEADLK,  # the daemon, or one of its children, would wait for the daemon
-    "busy": errno.EBUSY,  # every slot of this key is taken by calls that do not come back
+    "module-failed": errno.EIO,  # the key module raised ModuleFailed
+    "module-broke": errno.EFAULT,  # the key module raised another exception, or returned a wrong type
+    "module-off": errno.EAGAIN,  # circuit breaker: its process failed several times; not restarted for seconds
+    "unknown-type": errno.ENOPKG,  # no handler for keys of this type
+    "forged": errno.EACCES,  # not made by the kernel, or with a description that the kernel never writes
+    "duplicate": errno.EALREADY,  # the same key is already being instantiated
+    "requester-gone": errno.ESRCH,  # the requesting process has exited
+    "own-request": errno.EDEADLK,  # self-deadlock: the daemon or one of its children would wait for the daemon
+    "busy": errno.EBUSY,  # every slot of this key is occupied by a call that does not return
 }
 
 
 class Refused(UpcallError):
-    """A request that was understood and is not granted, with its reason (one of REASONS) and errno.
+    """A request is well-formed and not granted. `reason`: one of REASONS. `code`: the errno; by default that of the
+    reason, EIO if the reason is unknown.
 
-    `why` is for the log of whoever refuses, and goes no further: no secrets in it.
+    `why`: details for the log of the refusing process. It is not sent to the requester. No secrets in it.
     """
 
     def __init__(self, reason: str, code: int | None = None, why: str = "") -> None:

@@ -1,4 +1,4 @@
-"""The words: what travels between requester, broker and daemon. Frozen, without behaviour."""
+"""Defines the values that travel between requester, broker and daemon. Immutable, without behaviour."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import NamedTuple
 
 
 class Requester(NamedTuple):
-    """Who asks. `pid` is 0 where the kernel does not say (eCryptfs does not)."""
+    """The requesting process. `pid` is 0 where the kernel does not report it (eCryptfs does not)."""
 
     uid: int
     pid: int
 
 
 class Answer(NamedTuple):
-    """What the service's requester wanted to have."""
+    """A granted request. `body`: the result, in the format of the service (docs/protocol.md)."""
 
     body: bytes
 
 
 class Refusal(NamedTuple):
-    """A request not granted: the errno for whoever speaks in errnos, the reason for people and counters."""
+    """A request that is not granted: `reason` for people and counters, `errno` for kernel interfaces."""
 
     reason: str
     errno: int

@@ -1,4 +1,4 @@
-"""One daemon per uid: HELO, QUIT, replacement. Pure."""
+"""Registers one daemon per uid and replaces it when another one registers (HELO, QUIT). Pure."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from typing import Protocol
 
 
 class Link(Protocol):
-    """The way to one daemon."""
+    """The connection to one daemon."""
 
     def send(self, data: bytes, /) -> bool:
-        """False if the daemon takes no more now; ConnectionError if it is gone."""
+        """Sends one message without blocking. False if the socket buffer is full; ConnectionError if it is closed."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Closes the connection. May be called more than once."""
 
 
 class Association:
-    """A daemon that said HELO: who it is, and the way to it."""
+    """A registered daemon: its credentials, its link, and its counters."""
 
     __slots__ = ("answered", "leaving", "link", "pid", "portid", "refused", "rejected", "since", "uid", "who")
 
     def __init__(self, uid: int, pid: int, portid: int, link: Link, since: float, began: int = 0) -> None:
-        """`began`: when the process did, which together with its pid is nobody else's."""
+        """`since`: when it registered, in seconds of CLOCK_MONOTONIC. `began`: the process's start time; with the
+        pid it identifies the process even after the pid is reused."""
         self.uid, self.pid, self.portid = uid, pid, portid
         self.who = pid, began
         self.link = link
         self.since = since
-        self.leaving = False  # it said QUIT, and still owes answers
+        self.leaving = False  # it sent QUIT and has requests left to answer
         self.answered = self.refused = self.rejected = 0
 
     def __repr__(self) -> str:
@@ -34,7 +36,7 @@ class Association:
 
 
 class Registry:
-    """Which daemon serves which uid."""
+    """Maps each uid to its registered daemon."""
 
     def __init__(self) -> None:
         self._by_uid: dict[int, Association] = {}
@@ -49,13 +51,13 @@ class Registry:
         return self._by_uid.get(uid)
 
     def helo(self, association: Association) -> Association | None:
-        """Registers it; gives the older daemon of that uid, which is to be sent QUIT."""
+        """Registers the daemon. Returns the one that it replaces, to which the caller must send QUIT, or None."""
         old = self._by_uid.get(association.uid)
         self._by_uid[association.uid] = association
         return old
 
     def remove(self, association: Association) -> bool:
-        """Forgets it; False if another one has taken its place already."""
+        """Unregisters the daemon. False if it had been replaced already."""
         if self._by_uid.get(association.uid) is not association:
             return False
         del self._by_uid[association.uid]

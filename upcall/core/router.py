@@ -1,8 +1,7 @@
-"""The broker's mind: who is asked, what is owed, when to give up. It knows no descriptor.
+"""Routes requests to daemons, matches replies, enforces deadlines. No I/O.
 
-Every request that comes in is answered once: `ask` either settles it at once with a refusal or puts it into a
-message context, and whoever takes it out of there settles it: an answer that fits, the deadline, the daemon's end,
-or the broker's own.
+Every request is settled exactly once: `ask` either refuses it at once or puts it into a message context. It is settled
+when it is taken out: by a matching reply, its deadline, the daemon's end, or the broker's end.
 """
 
 from __future__ import annotations
@@ -32,22 +31,22 @@ from upcall.wire.envelope import (
 
 Log = Callable[..., None]
 T = TypeVar("T")
-# (uid, service, outcome, seconds, sequence number or 0): told of each request that is settled
+# (uid, service, outcome, seconds, sequence number or 0): called for each request that is settled
 Record = Callable[[int, str, str, float, int], None]
 ROOT = 0
-GONE = -1  # in the place of a uid: all whose own counters were given up
-_COUNTED = 1024  # uids without a daemon whose own counters are kept
+GONE = -1  # stands for all uids whose counters were merged, see Router._counts
+_COUNTED = 1024  # uids with counters of their own; above this, those of uids without a daemon are merged
 
 
 class Limits(NamedTuple):
-    """How many daemons may be registered; root's is always admitted."""
+    """The limits of registered daemons. Root's daemon is always admitted."""
 
     daemons: int = 2048  # of all uids
     daemons_per_person: int = 16  # of one person's uids
 
 
 class _Parked(NamedTuple):
-    """A request that waits for its daemon to be started."""
+    """A request that waits until its daemon has started."""
 
     service: str
     requester: Requester
@@ -58,10 +57,14 @@ class _Parked(NamedTuple):
 
 
 class Router:
-    """`services`: what may be asked. `log(event, **fields)` never blocks. Times are seconds, monotonic.
+    """Routes requests to the daemon of their uid and settles each exactly once.
 
-    `start(uid)` sets about starting a daemon and says whether that can be; see `given_up`. `machine`: the uid of the
-    machine's daemon, which answers in root's place for services of the network, and for nothing else of root's.
+    Not thread-safe: every method runs in the thread of the loop, and none blocks. All times are seconds of
+    CLOCK_MONOTONIC (time.monotonic). The caller calls `expire` at `next_wake` at the latest.
+
+    `services`: by name. `log(event, **fields)` must not block. `start(uid)` begins to start a daemon and returns
+    whether one is on its way; `given_up` must be called if none comes. `machine`: the uid of the machine's daemon,
+    which is asked instead of root's for services with `network`.
     """
 
     def __init__(
@@ -77,18 +80,18 @@ class Router:
         self._parked: dict[int, list[_Parked]] = {}
         self.registry = Registry()
         self.log = log
-        # by uid: how often each service ended in "answered", or in which reason
+        # by uid: how often each (service, outcome) occurred; outcome: "answered" or the reason of a refusal
         self.outcomes: dict[int, Counter[tuple[str, str]]] = {}
         self.latencies = {name: Latencies() for name in services}  # of what daemons were asked
         self.record: Record | None = None
-        self.now = 0.0  # whoever runs the loop says each turn what the clock says; for what is told of requests only
-        self.rejected: dict[int, Counter[str]] = {}  # by uid: replies that fitted no context, and on what
+        self.now = 0.0  # set by the loop in each turn; used to measure latencies only
+        self.rejected: dict[int, Counter[str]] = {}  # by uid: replies that matched no context, by the failed check
         self.limits = Limits()
-        self.person_of: Callable[[int], int] = lambda uid: uid  # which uid counts for a uid
+        self.person_of: Callable[[int], int] = lambda uid: uid  # which person's limits apply to a uid
         self._contexts: dict[int, Contexts] = {}
         self._shares = {service.name: service.contexts for service in services.values()}
         self._wake = math.inf
-        # A uid has a daemon, and has none any more: told to each of these, in this order.
+        # Called with a uid when it has a daemon, and when it has none any more; in this order.
         self.on_registered: list[Callable[[int], None]] = []
         self.on_gone: list[Callable[[int], None]] = []
 
@@ -98,9 +101,19 @@ class Router:
         self, uid: int, service: str, requester: Requester, body: bytes, origin: Origin, now: float,
         deadline: float = math.inf, line: Line = NO_LINE,
     ) -> None:  # fmt: skip
-        """A request for the daemon of `uid`. Settled now or before the earlier of `deadline` and patience.
+        """Sends a request to the daemon of `uid`; settles `origin` exactly once, possibly before this returns.
 
-        `line`: who waits for it, as far as that is known: a daemon is never asked by itself or by its children."""
+        `service`: a key of `services`, otherwise KeyError. `body`: its request, already checked by the caller with
+        `check_request`; at most wire.envelope.MAX_BODY bytes, otherwise PeerError. `requester`: passed to the daemon.
+        `now`: CLOCK_MONOTONIC in seconds. The request is settled by the earlier of `deadline` and `now` + the
+        service's patience, provided that `expire` is called in time.
+
+        The outcome is an Answer that has passed the service's check, or a Refusal: "no-daemon", "no-context",
+        "daemon-full", "daemon-gone", "timed-out", "bad-answer", "own-request", "closing", or the daemon's reason.
+
+        `line`: the requesting process and its ancestors, as far as known, for self-deadlock detection: a daemon that
+        is among them is not asked ("own-request").
+        """
         rules = self.services[service]
         if uid == ROOT and rules.network:
             uid = self.machine
@@ -123,11 +136,11 @@ class Router:
         return None
 
     def _without_daemon(self, uid: int, rules: Service, request: _Parked, now: float) -> None:
-        """As the service's rules say: asked of the machine, parked until a daemon is there, or refused."""
+        """Asks the machine's daemon, parks the request until a daemon has started, or refuses: see Service.absent."""
         machines = uid == self.machine
         if rules.absent == "machine" and not machines:
             return self.ask(self.machine, *request[:4], now, request.deadline, request.line)
-        # The machine's is a service of its own: what starts people's daemons would log somebody in.
+        # The machine's daemon is a system service. The start command would open a login session for its uid.
         if rules.absent != "start" or (machines and uid != ROOT) or not self._start(uid):
             return self._settle(uid, rules.name, request.origin, refusal("no-daemon"))
         parked = self._parked.setdefault(uid, [])
@@ -138,22 +151,24 @@ class Router:
         return None
 
     def given_up(self, uid: int, reason: str = "no-daemon") -> None:
-        """No daemon of this uid could be started: what waits for it is refused."""
+        """Refuses the requests that wait for a daemon of this uid to start. Called when none could be started."""
         for request in self._parked.pop(uid, ()):
             self._settle(uid, request.service, request.origin, refusal(reason))
 
     def _send(self, association: Association, contexts: Contexts, context: Context) -> None:
-        """Hands a context to a daemon, or settles it if that cannot be."""
+        """Sends a context to a daemon; settles it with a refusal if it would deadlock or cannot be sent."""
         if association.who in context.line:
             who = context.requester
-            self.log("own-request", uid=association.uid, service=context.service, pid=who.pid, daemon=association.pid)
+            self.log(
+                "deadlock-refused", uid=association.uid, service=context.service, pid=who.pid, daemon=association.pid
+            )
             contexts.withdraw(context)
             self._finish(contexts, context, refusal("own-request"))
             return
         try:
             seq = contexts.send(context, association.pid)
         except Exhausted as error:
-            self.log("exhausted", uid=association.uid, why=str(error))
+            self.log("sequence-exhausted", uid=association.uid, why=str(error))
             contexts.withdraw(context)
             self._finish(contexts, context, refusal("no-context"))
             return
@@ -170,9 +185,11 @@ class Router:
             self._finish(contexts, context, refusal("daemon-full"))
 
     def answered(self, association: Association, data: bytes) -> bool:
-        """What came in from a daemon as a RESPONSE. The envelope first: once it fits, an answer is owed.
+        """Matches a RESPONSE from a daemon to its context, checks it, and settles the request.
 
-        False if it fitted nothing.
+        `data`: the whole message, from a sender whose credentials are those of `association`. The envelope is matched
+        first: from then on the request is settled, with "bad-answer" if the rest is malformed. False if no context
+        matched.
         """
         contexts = self._contexts[association.uid]
         try:
@@ -201,11 +218,11 @@ class Router:
                 self.services[context.service].check(context.body, outcome.body)
             return outcome
         except PeerError as error:
-            self.log("bad-answer", uid=association.uid, pid=association.pid, why=str(error))
+            self.log("answer-rejected", uid=association.uid, pid=association.pid, why=str(error))
             return refusal("bad-answer")
 
     def _finish(self, contexts: Contexts, context: Context, outcome: Answer | Refusal) -> None:
-        """Settles a context that is done, and frees it."""
+        """Frees a context that is done and settles its request."""
         service, origin, seq = context.service, context.origin, context.counter
         seconds = self.now - context.since
         contexts.free(context)
@@ -225,7 +242,7 @@ class Router:
             self.record(uid, service, name, seconds, seq)
 
     def _counts(self, counters: dict[int, Counter[T]], uid: int) -> Counter[T]:
-        """The uid's own. When many are kept, those of uids without a daemon are added to those of GONE first."""
+        """Returns the counters of a uid. At _COUNTED uids, those without a daemon are merged into GONE first."""
         counts = counters.get(uid)
         if counts is None:
             if len(counters) >= _COUNTED:
@@ -253,9 +270,9 @@ class Router:
     # --- daemons -------------------------------------------------------------------------------------------
 
     def refuses(self, uid: int) -> str:
-        """Why a daemon of this uid may not register now (one of REASONS); empty if it may.
+        """Returns the reason why a daemon of this uid may not register now (one of REASONS); "" if it may.
 
-        One that replaces the uid's daemon may: no more are registered then than before."""
+        One that replaces the uid's daemon always may: the number of daemons stays the same."""
         registry = self.registry
         if uid == ROOT or registry.get(uid) is not None:
             return ""
@@ -265,18 +282,22 @@ class Router:
         return "too-many-daemons" if self.daemons_of(person) >= self.limits.daemons_per_person else ""
 
     def daemons_of(self, person: int) -> int:
-        """How many daemons of a person's uids are registered."""
+        """Returns how many daemons are registered for the uids of a person."""
         return sum(1 for one in self.registry if one.uid != ROOT and self.person_of(one.uid) == person)
 
     def helo(self, uid: int, pid: int, portid: int, link: Link, now: float, began: int = 0) -> Association:
-        """A daemon registers. An older one of the same uid is sent QUIT; what it held goes to the new one."""
+        """Registers a daemon. Sends QUIT to an older one of the same uid, and its pending requests to the new one.
+
+        `uid`, `pid`: its credentials as the kernel reports them. `portid`: for people only. `began`: its start time,
+        for self-deadlock detection. The caller has checked `refuses`. Calls `on_registered`.
+        """
         association = Association(uid, pid, portid, link, now, began)
         contexts = self._contexts.get(uid)
         if contexts is None:
             contexts = self._contexts[uid] = Contexts(uid, self._shares, secrets.randbits(32))
         old = self.registry.helo(association)
         if old is not None:
-            self.log("replaced", uid=uid, pid=old.pid, by=pid)
+            self.log("daemon-replaced", uid=uid, pid=old.pid, by=pid)
             self._send_quit(old)
             old.link.close()
         for context in contexts.allocated:
@@ -284,13 +305,13 @@ class Router:
                 self._send(association, contexts, context)
         for service, requester, body, origin, deadline, line in self._parked.pop(uid, ()):
             self.ask(uid, service, requester, body, origin, now, deadline, line)
-        if self.registry.get(uid) is association:  # otherwise it has gone while it was handed what was pending
+        if self.registry.get(uid) is association:  # it may have gone while pending requests were sent to it
             for tell in self.on_registered:
                 tell(uid)
         return association
 
     def quit(self, association: Association) -> None:
-        """A daemon wants to go: it is asked nothing more, and let go once it has answered what it holds."""
+        """Handles a daemon's QUIT: sends it no more requests, and unregisters it once none of its own is pending."""
         association.leaving = True
         self._let_go(association)
 
@@ -303,10 +324,10 @@ class Router:
         try:
             association.link.send(pack_control(QUIT))
         except ConnectionError:
-            self.log("quit-unheard", uid=association.uid, pid=association.pid)
+            self.log("quit-failed", uid=association.uid, pid=association.pid)
 
     def gone(self, association: Association) -> None:
-        """A daemon is no more. What it held is refused now, not at the deadline."""
+        """Unregisters a daemon that has ended, and refuses its pending requests at once. Calls `on_gone`."""
         if self.registry.remove(association):
             self.refuse_all(association.uid, "daemon-gone")
             del self._contexts[association.uid]
@@ -316,7 +337,7 @@ class Router:
                 tell(association.uid)
 
     def refuse_all(self, uid: int, reason: str) -> None:
-        """Refuses everything that the uid's daemon was asked."""
+        """Refuses all pending requests of the uid's daemon."""
         contexts = self._contexts.get(uid)
         if contexts is None:
             return
@@ -325,7 +346,7 @@ class Router:
             self._finish(contexts, context, refusal(reason))
 
     def close(self) -> None:
-        """Refuses everything that is owed: the broker ends."""
+        """Refuses all pending and waiting requests with "closing". Called when the broker ends."""
         for uid in tuple(self._contexts):
             self.refuse_all(uid, "closing")
         for uid in tuple(self._parked):
@@ -334,17 +355,17 @@ class Router:
     # --- time ----------------------------------------------------------------------------------------------
 
     def next_wake(self) -> float:
-        """When `expire` must be called at the latest; inf while nothing is owed."""
+        """Returns when `expire` must be called at the latest, in seconds of CLOCK_MONOTONIC; inf if never."""
         return self._wake
 
     def expire(self, now: float) -> None:
-        """Refuses what nobody answered in time."""
+        """Refuses requests whose deadline has passed: with "timed-out", or "no-daemon" if no daemon has started."""
         if now < self._wake:
             return
         self._wake = math.inf
         for uid, contexts in tuple(self._contexts.items()):
             for context in contexts.expired(now):
-                self.log("timed-out", uid=uid, index=context.index, service=context.service)
+                self.log("request-timed-out", uid=uid, index=context.index, service=context.service)
                 self._finish(contexts, context, refusal("timed-out"))
             self._wake = min(self._wake, contexts.next_deadline() or math.inf)
             association = self.registry.get(uid)
@@ -368,7 +389,7 @@ class Router:
         return self._contexts.get(uid)
 
     def status(self, now: float, uid: int | None = None) -> dict[str, object]:
-        """What is going on, as plain data; of one uid, or of all."""
+        """Returns registered daemons, pending requests and counters of one uid, or of all, as plain data."""
         daemons = []
         for association in self.registry:
             if uid is not None and association.uid != uid:

@@ -1,21 +1,22 @@
-"""The daemon: one per uid, with the user's own rights.
+"""Answers a user's requests, in one process per uid with the user's permissions.
 
-Threads. The *main* thread registers with the broker, watches whether it lives, serves the user's own commands
-(unlock, lock) and takes signals. *Workers* block in recvmsg on the one netlink socket: the kernel wakes one of them
-per message, and that one sees it through: decode, look up the key, call the module, answer. Handing a message to
-another thread would cost more than most answers do. As many wait there as there are processors; when the last of
-them gets work from a key that has been slow, one more is started, up to a bound, and ends when it is not needed. A
-*watch*, asleep while nobody works, starts one for keys that have always been quick and now are not. One thread
-writes the log. One, if the keys are to lock by themselves, waits for that (locking.py).
+Threads. The *main* thread registers with the broker, detects its end, serves the user's commands (unlock, lock) and
+handles signals. *Workers* block in recvmsg on one netlink socket. The kernel wakes one of them per message, and it
+does all the work: parse, look up the key, call the module, answer. Passing a message to another thread would cost
+more than most answers. A few workers wait at the socket; when the last of them gets a job of a slow key, another one
+is started, up to a limit, and ends when it is not needed. A *watch* thread, asleep while no job runs, starts one when
+a usually quick key is slow. One thread writes the log. One, if configured, locks keys automatically
+(upcall/protocols/ecryptfs/auto_lock.py).
 
-Lanes. Each key has a lane per service that holds a few workers at most; what comes beyond that waits in the lane's
-own queue, and the worker goes back to the socket. So a module that hangs holds its lane's workers and nobody else's,
-and its lane refuses at once when all it holds is overdue.
+Lanes. Each key has a lane per service, which occupies a few workers at most. Further jobs wait in the lane's queue,
+and the worker returns to the socket. So a module that hangs occupies its lane's workers only. The lane refuses new
+jobs at once while all its running ones are overdue.
 
-Ownership. The socket belongs to `Daemon`; it is connected to the broker's socket for this daemon, so that the kernel
-refuses everybody else, and lives on when the broker does not. A request belongs to the worker that took it, which
-answers it once, or to the lane's queue. Keys and passphrases belong to `KeyService`.
+Ownership. The socket belongs to `Daemon`. It is connected to the broker's socket for this daemon, so that the kernel
+refuses messages of other processes; it stays open when the broker ends. A request belongs to the worker that received
+it, which answers it once, or to the lane's queue. Keys and passphrases belong to `KeyService`.
 
-Shutdown. SIGTERM sends QUIT; the broker asks nothing more, waits for what we hold, and says QUIT in its turn; then the
-process ends. A QUIT that we did not ask for says that a newer daemon has taken over, our open requests included.
+Shutdown. On SIGTERM the daemon sends QUIT. The broker sends no more requests, waits for the pending answers, and
+replies with QUIT; then the process ends. A QUIT without request means that a newer daemon has taken over, with the
+pending requests.
 """

@@ -56,7 +56,7 @@ def run(arguments: list[str]) -> int:
     harden()
     hardened = of_daemon(arguments, _own_folder())  # before there is another thread
     log = EventLog("upcall-daemon")
-    log("hardened", **hardened._asdict())
+    log("privileges-dropped", **hardened._asdict())
     for fault in faults:
         log("file-not-trusted", file=fault.path, why=fault.why)
     if settings.get("network") == "no":
@@ -132,7 +132,7 @@ def _tell_of_keys(arguments: list[str], log: EventLog) -> list[dict[str, str]]:
         if kind == "added":
             log("key-added", name=second, signature=first)
         else:
-            log("key-not-added", file=first, why=second)
+            log("key-add-failed", file=first, why=second)
             failed.append({"file": first, "why": second})
     return failed
 

@@ -1,7 +1,7 @@
-"""The daemon's way to one broker: the connection over which it registers, and the netlink link that it is given there.
+"""Connects the daemon to one broker: the connection for registering, and the netlink link that it receives there.
 
-Both ends of the link are kept (docs/protocol.md): while this process lives, neither portid is free for others, whether
-the broker lives or not; an answer to a broker that has ended goes into a queue that only we can read.
+Both ends of the link are kept open (docs/protocol.md). So neither portid can be taken by a squatter while this process
+lives, even if the broker has ended; an answer to a broker that has ended stays in a queue that only the daemon reads.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from upcall.kernel.netlink import Packet, is_control, take_pair
 from upcall.process.paths import Place
 from upcall.wire.envelope import HELO, MAX_MESSAGE, QUIT, pack_control, take_response
 
-_SEND_TIMEOUT = struct.pack("@ll", 1, 0)  # struct timeval: an answer waits so long for room in the broker's queue
+_SEND_TIMEOUT = struct.pack("@ll", 1, 0)  # struct timeval: 1 s, the time-out for room in the broker's queue
 
 
 class Sender(NamedTuple):
-    """As the kernel names the sender of a packet."""
+    """The credentials of a packet's sender, as the kernel reports them."""
 
     pid: int
     uid: int
@@ -32,20 +32,20 @@ class Sender(NamedTuple):
 
 
 class BrokerLink:
-    """A link to one broker. `socket` is our end.
+    """A link to one broker. `socket` is the daemon's end.
 
-    It is never closed explicitly: a thread may be about to send, and the number of a closed descriptor is reused at
-    once. Each thread that receives from it or answers on it holds a reference; the last one that lets go closes it.
+    It is never closed explicitly: another thread may be about to send, and the number of a closed descriptor is reused
+    at once. Each thread that uses it holds a reference; it is closed with the last one.
     """
 
     def __init__(self, place: Place) -> None:
-        """Connects and asks for a link; `take` has to follow. OSError, UsageError."""
+        """Connects and requests a link. Call `take` next. OSError, UsageError."""
         self.connection = connect(place.registration_socket, place.owners())
         self.broker_pid, self._uid, _ = ucred.of_peer(self.connection)
         self.connection.send(pack_control(HELO))
 
     def take(self, timeout: float) -> None:
-        """Takes the link that was asked for, and says HELO on it. TimeoutError, OSError, Refused."""
+        """Receives the requested link and sends HELO on it. `timeout`: seconds. TimeoutError, OSError, Refused."""
         self.connection.settimeout(timeout)
         message, far, mine = take_pair(self.connection)
         if mine is None or far is None:
@@ -56,8 +56,8 @@ class BrokerLink:
         self.socket.send(pack_control(HELO))
 
     def heard(self, timeout: float) -> bool:
-        """Whether the broker says HELO on the link within `timeout` seconds: we are registered then. ConnectionError
-        if it has closed the connection, Refused if it says why."""
+        """Returns whether the broker replies with HELO within `timeout` seconds, which completes the registration.
+        ConnectionError if it has closed the connection; Refused if it gives a reason."""
         deadline = time.monotonic() + timeout
         poll = select.poll()
         poll.register(self.socket, select.POLLIN)
@@ -78,26 +78,26 @@ class BrokerLink:
         return self.socket.portid
 
     def receive(self) -> Packet | None:
-        """Blocks for the next message, of whomever. None after a signal or the like. OSError."""
+        """Blocks until a message arrives; the caller must check its sender. None after a signal. OSError."""
         return self.socket.receive(0)
 
     def waiting(self) -> bool:
-        """Whether a message is there that no thread has taken."""
+        """Returns whether a message waits in the socket's queue."""
         poll = select.poll()
         poll.register(self.socket, select.POLLIN)
         return bool(poll.poll(0))
 
     def send(self, data: bytes) -> bool:
-        """To the broker; waits at most a second for room. False if there is none. ConnectionError."""
+        """Sends to the broker; blocks at most 1 second. False if its queue is full. ConnectionError."""
         return self.socket.send(data, 0)
 
     def wake(self) -> bool:
-        """Has one thread return from `receive`, with a message of our own; False if others are to be read first."""
+        """Makes one thread return from `receive`, by a message to this process; False if the queue is full."""
         return self._far.send(pack_control(HELO))
 
     def told(self) -> str:
-        """What the broker has said on the connection: "quit" if we are not needed any more, "gone" if it has ended or
-        closed it, or ""."""
+        """Reads the connection without blocking: "quit" if the broker has sent QUIT, "gone" if it has ended or closed
+        the connection, otherwise ""."""
         try:
             data = self.connection.recv(64)
         except BlockingIOError:
@@ -115,7 +115,7 @@ class BrokerLink:
 
 
 def _refused(message: bytes) -> Exception:
-    """Why there is no link, as the broker says it."""
+    """Returns the broker's reason for refusing a link."""
     if not message:
         return ConnectionError("the broker has closed the connection")
     try:

@@ -1,5 +1,4 @@
-"""What the user's own commands ask of the user's daemon: unlock, lock, status, reload. Secrets go this way, never by
-argv."""
+"""Serves the user's commands: unlock, lock, status, reload. Passphrases are passed over its socket, never by argv."""
 
 from __future__ import annotations
 
@@ -23,15 +22,15 @@ from upcall.wire.envelope import Envelope, pack_response, take_request
 
 UNLOCK, LOCK, STATUS, PROMPT = "daemon.unlock", "daemon.lock", "daemon.status", "daemon.prompt"
 RELOAD = "daemon.reload"
-_PATIENCE = 1.0  # seconds that a connected command may keep the daemon's main thread
+_PATIENCE = 1.0  # seconds that a command may block the daemon's main thread
 
 
 class Control:
-    """The listening socket, 0600 in the user's own folder. One connection at a time: they are few and short, but
-    for those of terminals that answer prompts, which go to the prompter."""
+    """Listens on a socket of mode 0600 in the user's folder. Serves one connection at a time, in the main thread;
+    those of terminals that answer prompts are passed to the prompter."""
 
     def __init__(self, path: Path, keys: KeyService) -> None:
-        """While another daemon of this user listens there, commands stay its affair: see `take`."""
+        """Does not listen yet if another daemon of this user does: see `take`."""
         self._path, self._keys = path, keys
         self._own = path.with_name(f"{path.name}.{os.getpid()}")
         with contextlib.suppress(FileNotFoundError):
@@ -40,17 +39,17 @@ class Control:
         self._inode = self._own.stat().st_ino
         if not listens(path):
             self.take()
-        self.on_reload: Callable[[], None] = lambda: None  # waits for nothing
+        self.on_reload: Callable[[], None] = lambda: None  # must not block
         self.more: Callable[[], dict[str, object]] = dict  # for the status, as JSON has it
 
     def take(self) -> None:
-        """From now on the user's commands come here: this is the daemon that is registered, and answers with keys.
-        One that waits for a broker must not say of keys that they are locked while the other one uses them."""
+        """Takes over the socket's path: only the registered daemon serves commands. Otherwise a daemon that waits for
+        a broker would report keys as locked that the other one uses."""
         with contextlib.suppress(FileNotFoundError):  # it is there already
             self._own.replace(self._path)
 
     def serve_one(self) -> None:
-        """One connection, one request."""
+        """Accepts one connection and serves its request. Blocks for a second at most."""
         try:
             connection, _ = self.listener.accept()
         except OSError:
@@ -73,7 +72,7 @@ class Control:
                 return
 
     def _answer(self, envelope: Envelope, connection: socket.socket) -> Answer | Refusal | None:
-        """None if the connection is somebody else's now, who answers."""
+        """Returns the outcome; None if the connection was passed to the prompter."""
         try:
             if envelope.service == PROMPT:
                 welcome = pack_response(envelope.seq, envelope.index, Answer(b""))
@@ -110,7 +109,7 @@ class Control:
         self.listener.close()
         for path in (self._own, self._path):
             with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_ino == self._inode:  # otherwise a newer daemon listens there by now
+                if path.stat().st_ino == self._inode:  # otherwise a newer daemon listens there
                     path.unlink()
 
 

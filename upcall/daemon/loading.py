@@ -1,4 +1,4 @@
-"""What loads the key modules and handlers that the daemon was told of when it was started."""
+"""Loads the key modules and handlers that are named by the daemon's arguments, when they are first needed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from upcall.keys.plugins import load, load_handler
 from upcall.process.log import EventLog
 from upcall.wire.envelope import Envelope
 
-_RELOAD = 5.0  # seconds until a handler that could not be loaded is tried again
+_RELOAD = 5.0  # seconds until a handler that failed to load is retried
 
 
 def loaders(
     arguments: Iterable[str], deadline: Callable[[], float], log: EventLog
 ) -> dict[str, Callable[[], KeyModule]]:
-    """By alias, from `module=ALIAS=PACKAGE:NAME`, or `isolated=` for one that gets a process of its own.
-    `denied=ALIAS=WHY`: it is installed, and is not to be loaded.
+    """Returns alias -> function that loads the key module, from the arguments `module=ALIAS=PACKAGE:NAME`; `isolated=`
+    for one in a process of its own. `denied=ALIAS=WHY`: installed, but not allowed; its function raises.
 
-    `deadline()`: until when the request can wait that the calling thread serves; 0 if it serves none.
+    `deadline()`: the deadline of the calling thread's request, in seconds of CLOCK_MONOTONIC; 0 if it has none.
     """
     found: dict[str, Callable[[], KeyModule]] = {}
     for kind, value in (argument.split("=", 1) for argument in arguments):
@@ -48,7 +48,7 @@ def _apart(alias: str, spec: str, deadline: Callable[[], float], log: EventLog) 
 
 
 class LazyHandler:
-    """A handler that is imported when somebody first asks for its service: most daemons never need most of them."""
+    """A handler that is imported at the first request for its service: most daemons never need most handlers."""
 
     def __init__(self, service: str, spec: str) -> None:
         self.services: tuple[str, ...] = (service,)
@@ -58,7 +58,7 @@ class LazyHandler:
         self._failed, self._retry = "", 0.0
 
     def lane(self, envelope: Envelope) -> str:
-        """The handler's own, once it is there: importing is a worker's affair, not that of the one who receives."""
+        """Returns the handler's lane once it is imported. Importing is slow, so `answer` does it, not `lane`."""
         return f"loading {envelope.service}" if self._handler is None else self._handler.lane(envelope)
 
     def answer(self, envelope: Envelope) -> bytes:
@@ -87,6 +87,6 @@ class LazyHandler:
 
 
 def handlers(arguments: Iterable[str]) -> list[Handler]:
-    """From `handler=SERVICE=PACKAGE:NAME`."""
+    """Returns handlers for the arguments `handler=SERVICE=PACKAGE:NAME`."""
     given = (argument.removeprefix("handler=") for argument in arguments if argument.startswith("handler="))
     return [LazyHandler(*one.split("=", 1)) for one in given]

@@ -1,6 +1,7 @@
-"""`python -m upcall.daemon.plugin_discovery [isolate=ALIAS] [inline=ALIAS]`: what a daemon may load, as its arguments.
+"""`python -m upcall.daemon.plugin_discovery [isolate=ALIAS] [inline=ALIAS]`: finds allowed plugins.
 
-In a process that ends, or becomes the daemon: importlib.metadata would double the daemon's start and cost it 5 MB.
+Prints them as the daemon's arguments. Runs in a process that ends, or that becomes the daemon by exec:
+importlib.metadata would double the daemon's start-up time and cost 5 MB.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from upcall.process.logind import SUSPEND
 
 
 def found(isolate: Collection[str] = (), inline: Collection[str] = ()) -> list[str]:
-    """The daemon's arguments for the plugins that are installed and allowed: see upcall.daemon.__main__. What the user
-    wants isolated or inline is among them. ConfigError; UsageError if that cannot be."""
+    """Returns the daemon's arguments for the installed and allowed plugins: see upcall.daemon.__main__. `isolate`,
+    `inline`: aliases for which the user overrides the default. ConfigError; UsageError if an alias is unknown."""
     plugins, configured = installed(), config.load()
     modules = {one.alias: one for one in plugins if one.group == KEY_MODULES}
     chosen = {*isolate, *inline}
@@ -47,25 +48,25 @@ def found(isolate: Collection[str] = (), inline: Collection[str] = ()) -> list[s
 
 
 def locks() -> list[str]:
-    """When keys lock by themselves, as the daemon's arguments. ConfigError."""
+    """Returns the daemon's arguments for locking keys automatically. ConfigError."""
     chosen = {**defaults(("keys",)), **config.settings("keys", user=True)}
     causes = [cause for cause in chosen["lock-on"] if cause == SUSPEND or not is_machines()]
     return [f"lock-after={chosen['lock-after']}", f"lock-on={','.join(causes)}"]
 
 
 def is_machines() -> bool:
-    """Whether this daemon is root's or the machine's: screens and logins are nothing to it. ConfigError."""
+    """Returns whether this daemon is root's or the machine's, which ignore screen locks and logins. ConfigError."""
     return os.geteuid() in (machine.ROOT, machine.uid())
 
 
 def keys_only() -> bool:
-    """Whether this daemon serves root's keys and has no handlers, because they parse what comes from the network: the
-    machine's daemon has them, under a uid of its own. ConfigError."""
+    """Returns whether this daemon serves only root's keys. Handlers parse network data, so they run in the machine's
+    daemon, under a uid of its own. ConfigError."""
     return os.geteuid() == machine.ROOT != machine.uid()
 
 
 def main(arguments: list[str]) -> int:
-    """Prints them as a JSON list; one that cannot be found says why on stderr."""
+    """Prints the arguments as a JSON list; errors go to stderr, with exit status EX_CONFIG."""
     told = [argument.split("=", 1) for argument in arguments]
     try:
         wishes = ([alias for key, alias in told if key == which] for which in ("isolate", "inline"))

@@ -1,4 +1,7 @@
-"""The daemon's process: registration, the messages, the end. See the package's docstring for who runs what."""
+"""Runs the daemon: registers with the broker, receives requests, passes them to handlers, sends the answers.
+
+Threads: see the package's docstring.
+"""
 
 from __future__ import annotations
 
@@ -42,11 +45,11 @@ from upcall.wire.envelope import (
 if TYPE_CHECKING:
     from upcall.observe.recorder import Recorder
 
-_RETRY_FIRST, _RETRY_MOST = 0.05, 1.0  # seconds between two tries to register
-_KEY_OF = {"too-many-daemons": " ([broker] daemons-per-person or daemons)"}  # what would have to be changed
-_HELLO_PATIENCE = 1.0  # seconds for a broker's answer to HELO
+_RETRY_FIRST, _RETRY_MOST = 0.05, 1.0  # seconds between attempts to register: exponential back-off
+_KEY_OF = {"too-many-daemons": " ([broker] daemons-per-person or daemons)"}  # the setting that limits this
+_HELLO_PATIENCE = 1.0  # seconds, the time-out of a broker's answer to HELO
 _WAKE_TRIES = 100
-# Seconds that we hold on, having said QUIT: what a requester waits at most and a little; less, if we hold nothing.
+# Seconds until the daemon ends after its QUIT: slightly more than the longest patience; less if no request is left.
 _QUIT_PATIENCE, _QUIT_PATIENCE_IDLE = 10.5, 2.0
 
 
@@ -54,11 +57,11 @@ class _Job(NamedTuple):
     envelope: Envelope
     handler: Handler
     link: BrokerLink
-    notice: bool = False  # nobody waits for an answer
+    notice: bool = False  # it has no answer
 
 
 class Daemon:
-    """Everything that `upcall daemon` is, for one user."""
+    """The daemon of one user. `run` blocks in the main thread; workers call the handlers."""
 
     def __init__(
         self,
@@ -69,20 +72,21 @@ class Daemon:
         manager: Manager | None = None,
         record: Recorder | None = None,
     ) -> None:
-        """`record`: where a record of each request goes, if anywhere."""
+        """`handlers`: each answers its `services`; a later one replaces an earlier one. `record`: is called for each
+        request. Registers nothing yet."""
         self._record = record
         self.log = log or EventLog("upcall-daemon")
         self._place, self._control, self._manager = place, control, manager or Manager({})
         self._handlers = _by_service(handlers)
-        self.on_reload: Callable[[], None] = lambda: None  # in the main thread; waits for nothing
+        self.on_reload: Callable[[], None] = lambda: None  # called in the main thread; must not block
         self._link: BrokerLink | None = None
         self._change = threading.Condition()  # of the link
         self._stopping = self._over = self._reloading = False
         self._waker = Waker()
         self._waits = {service: one for one in self._waits_of(handlers) for service in one.services}
         self._workers: Workers[_Job] = Workers(self._receive, self._work, self._refuse, look=self._look)
-        self.strangers = 0  # messages from anybody but the broker
-        self.replaced = False  # the broker says that a newer daemon of this user has registered
+        self.strangers = 0  # messages from unexpected senders
+        self.replaced = False  # the broker has reported that a newer daemon of this user has registered
 
     # --- the main thread -----------------------------------------------------------------------------------
 
@@ -100,36 +104,36 @@ class Daemon:
             self._record.flush()
 
     def stop(self, *_: object) -> None:
-        """Ends `run` after what is held has been answered; the second time, at once. From a signal handler or
-        another thread."""
+        """Ends `run` after the pending requests have been answered; at once if called again. From a signal handler or
+        any thread."""
         if self._stopping:
             self._over = True
         self._stopping = True
         self._waker.wake()
 
     def reload(self, *_: object) -> None:
-        """Has `on_reload` called soon; from a signal handler or another thread."""
+        """Schedules a call of `on_reload` in the main thread. From a signal handler or any thread."""
         self._reloading = True
         self._waker.wake()
 
     def heed_signals(self) -> None:
-        """SIGTERM and SIGINT end `run`. In the main thread."""
+        """Installs `stop` as the handler of SIGTERM and SIGINT. In the main thread only."""
         self._waker.heed_signals(self.stop)
 
     def use(self, gone: Collection[str], new: Sequence[Handler]) -> None:
-        """From the next request on, the services in `gone` are nobody's, but for those of new handlers."""
+        """Removes the services in `gone` and adds those of `new`, from the next request on. From any thread."""
         handlers = {service: handler for service, handler in self._handlers.items() if service not in gone}
         self._handlers = handlers | _by_service(new)
 
     def _register(self) -> None:
-        """Asks for a link until a broker gives one. A broker that is not there costs one failing call per try."""
+        """Registers with a broker; retries with back-off until that succeeds or the daemon is stopped."""
         pause, told = _RETRY_FIRST, ""
         while not (self._stopping or self._over or self._link):
             try:
                 link = BrokerLink(self._place)
                 link.take(_HELLO_PATIENCE)
                 if self._control is not None:
-                    self._control.take()  # before HELO, which ends the one that has it now
+                    self._control.take()  # before HELO, which ends the daemon that has the socket now
                 if not link.heard(_HELLO_PATIENCE):
                     raise TimeoutError("it does not answer HELO")
             except (OSError, UsageError, Refused) as error:
@@ -140,7 +144,7 @@ class Daemon:
                 )
                 if why != told:
                     told = why
-                    self.log("no-broker", folder=self._place.folder, why=why)
+                    self.log("broker-unavailable", folder=self._place.folder, why=why)
                     self._manager.status(f"no broker: {why}")
                 self._pause(pause)
                 pause = min(_RETRY_MOST, pause * 2)
@@ -150,14 +154,14 @@ class Daemon:
                     self._change.notify_all()
 
     def _watch(self, link: BrokerLink) -> None:
-        """Until the broker ends or we do."""
-        self.log("registered", broker=link.broker_pid)
+        """Serves until the broker or the daemon ends, or a newer daemon replaces this one."""
+        self.log("daemon-registered", broker=link.broker_pid)
         self._manager.ready(f"registered with the broker {link.broker_pid}")
         while not self._stopping and not self._over:
             if self._pause(None, link):
                 told = link.told()
                 if told == "quit":
-                    self.log("replaced", why="a newer daemon of this user has registered")
+                    self.log("daemon-replaced", why="a newer daemon of this user has registered")
                     self._over = self.replaced = True
                 elif told == "gone":
                     self.log("broker-gone", broker=link.broker_pid)
@@ -169,15 +173,15 @@ class Daemon:
             self._leave(link)
 
     def _leave(self, link: BrokerLink) -> None:
-        """Has the workers let go of a link whose broker has ended: see BrokerLink, and `_receive`."""
+        """Wakes the workers that wait at the link of a broker that has ended: see BrokerLink, and `_receive`."""
         for _ in range(_WAKE_TRIES):
             if link.wake():
                 return
-            self._pause(_RETRY_FIRST)  # it is full: workers read it, and find the link over themselves
+            self._pause(_RETRY_FIRST)  # the queue is full: workers read it, and notice the end of the link
 
     def _pause(self, timeout: float | None, link: BrokerLink | None = None) -> bool:
-        """Waits for `timeout` seconds, a wake-up, a command of the user, or the broker's word on the connection (then
-        True); not longer than our manager wants to hear of us."""
+        """Waits for `timeout` seconds (None: no limit), a wake-up, or a command, which it serves. True if the broker
+        has sent something on the connection, or closed it. Returns in time to notify the watchdog."""
         now = time.monotonic()
         self._manager.alive(now, self._progress)
         wait = min(math.inf if timeout is None else timeout, self._manager.next_wake() - now)
@@ -201,18 +205,18 @@ class Daemon:
         return said
 
     def _progress(self) -> bool:
-        """Whether somebody is there for what comes. A key module that hangs keeps the workers of its lane, and no
-        others; where all are kept beyond their time, and more is waiting, only a new process helps."""
+        """Returns whether the daemon can serve requests, for the watchdog. A key module that hangs occupies only the
+        workers of its lane. If all workers are overdue and messages wait, only a restart of the process helps."""
         if not self._workers.stuck(time.monotonic()):
             return True
         link = self._link
         if link is None or not link.waiting():
             return True
-        self.log("stuck", workers=self._workers.threads, why="all of them hang, and requests are waiting")
+        self.log("workers-stuck", workers=self._workers.threads, why="all of them hang, and requests are waiting")
         return False
 
     def _say_goodbye(self) -> None:
-        """QUIT, then wait until the broker has had all its answers and says QUIT, too."""
+        """Sends QUIT and waits until the broker has all answers and replies with QUIT, or a time-out."""
         link = self._link
         if link is None or self._over:
             return
@@ -232,7 +236,7 @@ class Daemon:
     # --- the workers ---------------------------------------------------------------------------------------
 
     def _receive(self) -> tuple[_Job, str, float] | None:
-        """Blocks for the next message; gives a job if it is one."""
+        """Blocks until a message arrives; returns (job, lane, deadline) if a handler must be called, else None."""
         link = self._link
         if link is None:
             with self._change:
@@ -248,7 +252,7 @@ class Daemon:
         data = packet.data
         kind = HEADER.unpack_from(data)[1] if len(data) >= HEADER.size else 0
         if link is not self._link:
-            # The broker has ended. What it asked is refused already; the next worker that waits here is let go, too.
+            # The broker has ended, and its requests with it. Wake the next worker that waits at this link, too.
             link.wake()
             if kind == REQUEST:
                 return None
@@ -259,21 +263,23 @@ class Daemon:
         elif kind == NOTICE:
             return self._notice(data, link)
         elif kind not in (HELO, QUIT):  # QUIT concerns the main thread, which reads it from the connection
-            self.log("unknown-message", type=kind)
+            self.log("message-unknown", type=kind)
         return None
 
     def _stranger(self, packet: Packet) -> None:
-        """Nobody else can send to a link, but for copies of it that this process or the broker has given away."""
-        if packet.pid != os.getpid():  # otherwise we are woken
+        """Counts and logs an unexpected sender. Only a process with a copy of the link's sockets can be one, inherited
+        or passed from the daemon or the broker."""
+        if packet.pid != os.getpid():  # otherwise it is BrokerLink.wake
             self.strangers += 1
-            self.log("stranger", uid=packet.uid, pid=packet.pid)
+            self.log("unexpected-sender", uid=packet.uid, pid=packet.pid)
 
     def _job(self, data: bytes, link: BrokerLink) -> tuple[_Job, str, float] | None:
-        """A request's envelope first: from there on an answer is owed, whatever the rest is."""
+        """Makes a job of a request; refuses it if that fails. It is answered exactly once as soon as its envelope is
+        known, even if the rest is malformed."""
         try:
             envelope = take_request(data)
         except PeerError as error:
-            self.log("bad-request", why=error)
+            self.log("request-rejected", why=error)
             self._refuse_position(data, link)
             return None
         handler = self._handlers.get(envelope.service)
@@ -281,12 +287,12 @@ class Daemon:
             if handler is None:
                 raise Refused("no-service")
             lane = handler.lane(envelope)
-        except BaseException as error:  # noqa: BLE001 - a handler may raise anything; its worker lives on
+        except BaseException as error:  # noqa: BLE001 - a handler may raise anything; the worker must go on
             self._send(link, envelope, self._refusal(envelope, error))
             return None
         deadline = envelope.deadline_ns / 1e9 or math.inf
         if deadline <= time.monotonic():
-            return None  # it lay in the socket for too long: the broker has answered
+            return None  # its deadline passed in the socket's queue: the broker has refused it
         job = _Job(envelope, handler, link)
         waits = self._waits.get(envelope.service)
         if waits is not None and not waits.hold(envelope.seq, deadline, lane, job):
@@ -298,11 +304,11 @@ class Daemon:
         try:
             envelope = take_request(data)
         except PeerError as error:
-            self.log("bad-notice", why=error)
+            self.log("notice-rejected", why=error)
             return None
         handler = self._handlers.get(envelope.service)
         if handler is None:
-            self.log("notice-unheard", service=envelope.service, why="no handler is installed and allowed")
+            self.log("notice-unhandled", service=envelope.service, why="no handler is installed and allowed")
             return None
         return _Job(envelope, handler, link, notice=True), f"notices {envelope.service}", math.inf
 
@@ -311,7 +317,7 @@ class Daemon:
             if not isinstance(job.handler, Notified):
                 raise ModuleFailed("the handler takes no notices")
             job.handler.notice(job.envelope)
-        except BaseException as error:  # noqa: BLE001 - whatever a handler raises, its worker lives on
+        except BaseException as error:  # noqa: BLE001 - a handler may raise anything; the worker must go on
             self._refusal(job.envelope, error)
 
     def _work(self, job: _Job) -> None:
@@ -324,7 +330,7 @@ class Daemon:
             if not isinstance(body, bytes):
                 raise TypeError
             outcome = Answer(body)
-        except BaseException as error:  # noqa: BLE001 - whatever a module raises is a refusal, and only that
+        except BaseException as error:  # noqa: BLE001 - any exception of a module becomes a refusal
             outcome = self._refusal(job.envelope, error)
         if not self._let_go(job.envelope):
             return None  # it was refused meanwhile
@@ -345,17 +351,20 @@ class Daemon:
         return waits is None or waits.let_go(envelope.seq)
 
     def _refuse_own(self, job: _Job, by: str) -> None:
-        self.log("own-request", service=job.envelope.service, seq=job.envelope.seq, waiting=by)
+        self.log("deadlock-refused", service=job.envelope.service, seq=job.envelope.seq, waiting=by)
         self._send(job.link, job.envelope, refusal("own-request"))
 
     def _refusal(self, envelope: Envelope, error: BaseException) -> Refusal:
-        """What a handler raised, for the broker; and for people, without what may hold a secret."""
+        """Translates a handler's exception to a refusal and logs it. The texts of unexpected exceptions are not
+        logged: they may contain secrets."""
         if isinstance(error, Refused):
             if error.why:
-                self.log("refused", service=envelope.service, seq=envelope.seq, reason=error.reason, why=error.why)
+                self.log(
+                    "request-refused", service=envelope.service, seq=envelope.seq, reason=error.reason, why=error.why
+                )
             return Refusal(error.reason, error.errno)
         if isinstance(error, PeerError):
-            self.log("bad-request", service=envelope.service, why=error)
+            self.log("request-rejected", service=envelope.service, why=error)
             return refusal("bad-request")
         if isinstance(error, ModuleFailed):
             self.log("module-failed", service=envelope.service, seq=envelope.seq, why=error)
@@ -389,21 +398,21 @@ class Daemon:
             self._tell_of(self._record, envelope, outcome, seconds)
 
     def _tell_of(self, record: Recorder, envelope: Envelope, outcome: Answer | Refusal, seconds: float) -> None:
-        """`seconds`: in a worker's hands; what was refused before has taken none."""
+        """Records a request. `seconds`: time in the handler; 0 if it was refused before."""
         handler = self._handlers.get(envelope.service)
         name = "answered" if isinstance(outcome, Answer) else outcome.reason
         by = handler.answered_by(envelope) if isinstance(handler, Named) else ""
         record(os.getuid(), envelope.service, name, seconds, envelope.seq, by)
 
     def _send_bytes(self, link: BrokerLink, data: bytes) -> None:
-        """To the broker that asked; a later one must not get it."""
+        """Sends an answer to the broker that asked, never to its successor."""
         if self._link is not link:
             return
         try:
             if not link.send(data):
-                self.log("answer-not-sent", why="the broker reads nothing")
+                self.log("answer-send-failed", why="the broker reads nothing")
         except OSError as error:
-            self.log("answer-not-sent", why=error)
+            self.log("answer-send-failed", why=error)
 
 
 def _by_service(handlers: Sequence[Handler]) -> dict[str, Handler]:
@@ -411,13 +420,13 @@ def _by_service(handlers: Sequence[Handler]) -> dict[str, Handler]:
 
 
 def _where(error: BaseException) -> str:
-    """File and line where a module broke; its message may hold secrets and is not shown."""
+    """Returns file and line of an exception; its message may contain secrets and is not logged."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
 
 
 def serve(daemon: Daemon, hangup: Hangup | None = None) -> None:
-    """Runs a daemon in this process until SIGTERM or SIGINT. `hangup`: SIGHUP is to reload."""
+    """Runs a daemon in this process until SIGTERM or SIGINT. `hangup`: makes SIGHUP reload."""
     daemon.heed_signals()
     if hangup is not None:
         hangup.connect(daemon.reload, daemon.stop)

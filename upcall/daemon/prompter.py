@@ -27,7 +27,7 @@ class LazyPrompter:
         settings = dict(argument.split("=", 1) for argument in arguments)
         self._log = log
         self._pinentry = settings.get("pinentry")
-        # A token whose key was closed because nobody used it must not open it again with a PIN that is still there.
+        # A key that was closed by lock-after must not be opened again with a remembered PIN.
         lock_after = float(settings.get("lock-after", 0)) or math.inf
         self._pin_time = min(lock_after, float(settings.get("pin-time", PIN_TIME)))
         self._prompt_time = float(settings.get("prompt-time", PROMPT_TIME))

@@ -1,6 +1,6 @@
-"""On SIGHUP, or when the user says so: which plugins may be loaded is found again, and followed from the next request.
+"""Reloads the daemon's plugins and settings, on SIGHUP or a command, from the next request on.
 
-What is under way comes to its end, with a plugin that is no longer allowed, too.
+Running requests are completed, also by a plugin that is no longer allowed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from upcall.process.reload import Reloading
 from upcall.protocols.ecryptfs.auto_lock import ARGUMENTS, Locking
 from upcall.protocols.ecryptfs.key_handler import KeyService
 
-PATIENCE: Final = 30.0  # seconds that the finder has
+PATIENCE: Final = 30.0  # seconds, the time-out of plugin discovery
 
 _FOUND: Final = ("module", "isolated", "denied", "handler", "isolate", "inline")  # the arguments that it gives
 _WISHES: Final = ("isolate", "inline")  # those that it is given
@@ -38,7 +38,7 @@ class Renewing:
         find: Callable[[list[str]], list[str]] | None = None,
         locking: Locking | None = None,
     ) -> None:
-        """`daemon` has the handlers of these arguments already, and `keys` the modules."""
+        """`daemon` and `keys` have loaded the handlers and modules of these arguments."""
         self._arguments = _of(arguments, _FOUND)
         self._keys, self._daemon, self._log = keys, daemon, log
         self._find = find or find_in_child
@@ -46,14 +46,14 @@ class Renewing:
         self._reloading = Reloading(self._renew)
 
     def ask(self) -> None:
-        """Soon; waits for nothing."""
+        """Starts a reload in a thread of its own. Does not block."""
         self._reloading.ask()
 
     def _renew(self) -> None:
         try:
             told = self._find(_of(self._arguments, _WISHES))
         except (ModuleFailed, OSError) as error:
-            self._log("not-reloaded", why=error)
+            self._log("reload-failed", why=error)
             return
         found = _of(told, _FOUND)
         if self._locking is not None:
@@ -68,11 +68,11 @@ class Renewing:
         gone = {_name(argument) for argument in _of(before, ("handler",)) if argument not in same}
         new: list[Handler] = handlers([argument for argument in found if argument not in same])
         self._daemon.use(gone, new)
-        self._log("reloaded", more=_shown({*found} - same), less=_shown({*before} - {*found}))
+        self._log("configuration-reloaded", more=_shown({*found} - same), less=_shown({*before} - {*found}))
 
 
 def find_in_child(wishes: list[str]) -> list[str]:
-    """What a process finds that starts as `upcall daemon` did. ModuleFailed if it finds nothing, with its words."""
+    """Runs plugin discovery in a process. Returns the daemon's arguments. ModuleFailed with its error text."""
     import subprocess  # a daemon that is never told to reload does not pay for it
 
     try:
@@ -102,6 +102,6 @@ def _name(argument: str) -> str:
 
 
 def _shown(arguments: Iterable[str]) -> str:
-    """Which plugins, without what they are found by."""
+    """Returns the names of the plugins, without their entry points, for the log."""
     words = sorted({"=".join(argument.split("=", 2)[:2]) for argument in _of(arguments, _FOUND[:4])})
     return ",".join(words) or "nothing"

@@ -1,4 +1,4 @@
-"""How the key service has people asked for PINs and passphrases; upcall.daemon.prompter does it."""
+"""Defines the interface by which the key service prompts for PINs and passphrases; see upcall.daemon.prompter."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import NamedTuple, Protocol
 from upcall.core.errors import Refused
 from upcall.core.messages import Requester
 
-PATIENT = 5.0  # seconds that a request must have left to wait for a person
+PATIENT = 5.0  # seconds before its deadline from which a request does not wait for a prompt
 
 
 class Asker(NamedTuple):
-    """The request for which a person is to be asked: who made it, and until when it can wait (monotonic)."""
+    """The request that needs a prompt: its service, requester and deadline (seconds of CLOCK_MONOTONIC)."""
 
     service: str
     requester: Requester
     deadline: float
 
     def patient(self) -> bool:
-        """Whether it can wait for a person. eCryptfs never can."""
+        """Returns whether the request can wait for a prompt. Never for eCryptfs: the kernel's time-out is 3 s."""
         return self.deadline - time.monotonic() >= PATIENT
 
 
 class Prompter(Protocol):
-    """Whom a module may have a person asked by. See `keymodule.Secrets`, which this serves."""
+    """Prompts for PINs and passphrases, on behalf of `keymodule.Secrets`. Thread-safe."""
 
     def pin(self, token: str, prompt: str, asker: Asker, /) -> bytearray: ...
     def verdict(self, token: str, good: bool, /) -> None: ...
@@ -34,19 +34,19 @@ class Prompter(Protocol):
     def passphrase(
         self, signature: str, asker: Asker, kept: Callable[[], bytearray | None], tried: Callable[[bytearray], bool], /
     ) -> bytearray:
-        """A key's passphrase, typed now, which `kept` then gives. Refused: "prompting", "locked".
+        """Prompts for a key's passphrase and returns it, by calling `kept`. Refused: "prompting", "locked".
 
-        `tried(typed)`: whether it opens the key, and is kept from now on; Refused if that cannot be known. It is
-        called in a thread of its own."""
+        `tried(typed)`: returns whether the passphrase opens the key, and keeps it then; Refused if that cannot be
+        determined. It is called in a thread of its own."""
 
     def over(self) -> None:
-        """The calling thread is done with its request: a verdict that has not come comes no more."""
+        """Ends the calling thread's request. A PIN that it got without a verdict counts as wrong."""
 
     def lock(self) -> None:
-        """Forgets every PIN, and takes back what people are being asked."""
+        """Wipes all PINs and withdraws all prompts."""
 
     def unlock(self) -> None:
-        """A person is there: they may be asked again, whatever was wrong before."""
+        """Allows prompts again, also after wrong PINs: a person has unlocked a key."""
 
     def attach(self, connection: socket.socket, welcome: bytes, /) -> None:
         """Takes over a connection of `upcall prompt`, which is to be sent `welcome`, or Refused. Never waits."""

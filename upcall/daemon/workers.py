@@ -1,4 +1,4 @@
-"""The workers: a bounded pool of blocking threads on one socket, and lanes that keep slow keys to themselves."""
+"""Runs jobs in a bounded pool of threads that block on one socket, with lanes that isolate slow keys."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from upcall.core.errors import Refused
 Job = TypeVar("Job")
 
 PER_LANE = max(2, min(8, os.cpu_count() or 2))
-WAITING = PER_LANE  # workers kept at the socket when idle: each more costs the others the interpreter's lock
+WAITING = PER_LANE  # idle workers at the socket: each one more adds contention for the interpreter's lock
 AT_MOST = 32
-WAITING_IN_LANE = 4096  # as many as a broker can have contexts
-QUICK = 1e-3  # seconds: a worker that is back this soon needs nobody at the socket meanwhile
-OVERLONG = 0.02  # seconds that the socket may be left alone, whatever a lane's pace has been
-_PACES = 256  # lanes whose pace is remembered
+WAITING_IN_LANE = 4096  # jobs, at most: the number of a broker's contexts
+QUICK = 1e-3  # seconds; a worker that returns this soon needs no replacement at the socket
+OVERLONG = 0.02  # seconds without a worker at the socket, at most
+_PACES = 256  # lanes whose usual duration is remembered
 
 
 class _Lane(Generic[Job]):
     __slots__ = ("deadlines", "waiting")
 
     def __init__(self) -> None:
-        self.deadlines: list[float] = []  # of what runs
+        self.deadlines: list[float] = []  # of running jobs
         self.waiting: deque[tuple[Job, float]] = deque()
 
 
 class Workers(Generic[Job]):
-    """`receive()` blocks for the next job: (job, lane, deadline) or None. `work(job)` answers it.
+    """A bounded pool of worker threads.
 
-    `refuse(job, reason)` answers a job that no worker will see.
+    `receive()` blocks until the next job and returns (job, lane, deadline) or None; deadline: seconds of
+    CLOCK_MONOTONIC. `work(job)` answers it; at most PER_LANE jobs of a lane run at a time. `refuse(job, reason)`
+    answers a job that is not worked on. All are called in workers.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class Workers(Generic[Job]):
         at_most: int = AT_MOST,
         look: Callable[[], None] = lambda: None,
     ) -> None:
-        """`look()` is called every 20 ms while somebody works; it must not wait."""
+        """`look()` is called every 20 ms while jobs run, in a thread of its own; it must not block."""
         self._receive, self._work, self._refuse, self._look = receive, work, refuse, look
         self._per_lane, self._at_most = per_lane, at_most
         self._lock = threading.Lock()
@@ -67,9 +69,9 @@ class Workers(Generic[Job]):
         self._watcher.start()
 
     def _add(self) -> None:
-        """One more thread at the socket, if there may be one; the lock is held."""
+        """Starts a worker unless there are AT_MOST. The caller holds the lock."""
         if self.threads < self._at_most:
-            with contextlib.suppress(RuntimeError):  # no more threads are to be had
+            with contextlib.suppress(RuntimeError):  # the process limit is reached
                 threading.Thread(target=self._run, name=f"worker-{self.threads + 1}", daemon=True).start()
                 self.threads += 1
                 self._receiving += 1
@@ -83,7 +85,7 @@ class Workers(Generic[Job]):
                 got = None  # a request and its link are not held while the next is waited for
 
     def _serve(self, job: Job, name: str, deadline: float) -> bool:
-        """One job, and what has gathered in its lane meanwhile. False if this worker is not needed any more."""
+        """Runs a job, then those that wait in its lane. False if this worker is not needed any more."""
         begun = time.perf_counter()
         lane = self._enter(job, name, deadline)
         if lane is None:
@@ -97,7 +99,7 @@ class Workers(Generic[Job]):
             begun, (job, deadline) = ended, following
 
     def _enter(self, job: Job, name: str, deadline: float) -> _Lane[Job] | None:
-        """A place in the lane; None if the job waits there, or was refused."""
+        """Returns the lane if the job may run now; None if it waits there, or was refused."""
         with self._lock:
             self._taken += 1
             lane = self._lanes.get(name)
@@ -114,22 +116,22 @@ class Workers(Generic[Job]):
                 return lane
             now = time.monotonic()
             while lane.waiting and lane.waiting[0][1] <= now:
-                lane.waiting.popleft()  # the broker has answered
+                lane.waiting.popleft()  # overdue: the broker has refused it
             if now < max(lane.deadlines) and len(lane.waiting) < WAITING_IN_LANE:
                 lane.waiting.append((job, deadline))
                 return None
-        self._refuse(job, Refused("busy"))  # all that runs here is overdue: it hangs; or too many wait already
+        self._refuse(job, Refused("busy"))  # all jobs of the lane are overdue, so its key hangs; or the queue is full
         return None
 
     def _leave(self, lane: _Lane[Job], name: str, deadline: float, took: float) -> tuple[Job, float] | bool:
-        """The lane's next job in time; or whether to go back to the socket."""
+        """Returns the lane's next job that is not overdue; otherwise whether the worker returns to the socket."""
         with self._lock:
             self._paces[name] = (3 * self._paces.get(name, took) + took) / 4
             lane.deadlines.remove(deadline)
             now = time.monotonic()
             while lane.waiting:
                 job, deadline = lane.waiting.popleft()
-                if deadline > now:  # otherwise the broker has answered already
+                if deadline > now:  # otherwise the broker has refused it
                     lane.deadlines.append(deadline)
                     return job, deadline
             if not lane.deadlines:
@@ -143,8 +145,7 @@ class Workers(Generic[Job]):
             return True
 
     def _watch(self) -> None:
-        """Sends one more worker to the socket when a lane that has always been quick is not; asleep while nobody
-        works."""
+        """Adds a worker at the socket when a job takes unusually long, and calls `look`. Sleeps while no job runs."""
         while True:
             self._begun.acquire()
             taken = -1
@@ -158,17 +159,17 @@ class Workers(Generic[Job]):
                 self._look()
 
     def stuck(self, now: float) -> bool:
-        """Whether nobody is left to take the next job, or will be soon: every worker that there may be has one that
-        is overdue (monotonic). Or nobody sends workers to the socket any more."""
+        """Returns whether no worker can take the next job: all AT_MOST have an overdue one, or the thread that adds
+        workers has ended. `now`: seconds of CLOCK_MONOTONIC."""
         if not self._watcher.is_alive():
             return True
         with self._lock:
             latest = [max(lane.deadlines) for lane in self._lanes.values()]
-            overdue = all(one < now for one in latest if one != math.inf)  # for a notice nobody waits
+            overdue = all(one < now for one in latest if one != math.inf)  # notices have no deadline
             return not self._receiving and self.threads >= self._at_most and overdue
 
     @property
     def running(self) -> int:
-        """Jobs that are being worked on or wait in a lane."""
+        """How many jobs run or wait in a lane."""
         with self._lock:
             return sum(len(lane.deadlines) + len(lane.waiting) for lane in self._lanes.values())

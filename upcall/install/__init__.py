@@ -1,2 +1,2 @@
-"""upcall's services on a machine: what belongs there, what was put there by us, and how it goes again.
+"""Installs and removes upcall's services on a machine.
 docs/operations.md tells more."""

@@ -1,4 +1,4 @@
-"""What we have put on a machine: written down, so that nothing else is ever touched."""
+"""Records which files upcall has installed, so that no others are changed or removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Puts our files on a machine and tells its service manager; and takes back what was put there, and nothing else."""
+"""Installs upcall's files and enables its services; removes what was installed, and nothing else."""
 
 from __future__ import annotations
 

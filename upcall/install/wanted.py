@@ -1,4 +1,4 @@
-"""What belongs on a machine: files, and what its service manager is told."""
+"""Lists the files and service manager commands that an installation needs."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Seeing what goes on: doctor, metrics, request records, the log's lines."""
+"""Reports the state of upcall: doctor, metrics, records of requests, log lines."""

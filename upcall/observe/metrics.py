@@ -1,4 +1,4 @@
-"""The broker's status as metrics for Prometheus, by its client library. The broker itself knows nothing of them.
+"""Exports the broker's status as Prometheus metrics, by the client library, in a process of its own.
 
 Label values are words of the protocol, so there are never more than some hundred series; uids come in only if asked
 for. https://prometheus.io/docs/practices/naming/

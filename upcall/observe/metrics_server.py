@@ -1,4 +1,4 @@
-"""Metrics over HTTP, on this machine only: a socket in the file system, or a TCP port of the machine's own address.
+"""Serves metrics over HTTP, to this machine only: on a socket in the file system, or a TCP port of a local address.
 
 Few connections are served at a time, each in a thread; each ends after a total time, however slowly it reads or
 writes, and the oldest one ends at once when more come.

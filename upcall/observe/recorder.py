@@ -1,4 +1,4 @@
-"""One record per settled request: to stderr, to systemd's journal, or to a file. Off unless it is asked for.
+"""Writes one record per settled request to stderr, systemd's journal, or a file. Off by default.
 
 It never waits: a thread writes, and what does not fit, or is too much for one second, is counted as lost.
 """
@@ -125,5 +125,5 @@ def recorder(name: str, where: str, log: EventLog) -> Recorder | None:
     try:
         return Recorder(name, where)
     except OSError as error:
-        log("requests-not-logged", to=where, why=error.strerror or error)
+        log("record-failed", to=where, why=error.strerror or error)
         return None

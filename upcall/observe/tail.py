@@ -1,4 +1,4 @@
-"""The lines of a log file, and those that are still to come, across its being rotated."""
+"""Reads the lines of a log file and follows it, also across rotation."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What every process of ours has: log, waker, SIGHUP, hardening, trust of files, paths."""
+"""What every process of upcall uses: log, wake-up, SIGHUP, privilege dropping, trust of files, paths."""

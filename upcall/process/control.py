@@ -1,4 +1,4 @@
-"""This user's commands to this user's daemon."""
+"""Sends the user's commands to the user's daemon: lock, unlock, reload, status."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from upcall.process.paths import daemon_socket
 
 
 class NoDaemon(UpcallError):
-    """This user has no daemon, or it does not answer."""
+    """The user's daemon is not running, or does not answer."""
 
 
 class DaemonControl:
-    """This user's commands to this user's daemon, which is on the other side of a socket that only they can reach."""
+    """The connection to the user's daemon, by a socket that only this user can reach. One connection per command.
+    Methods block for a few seconds at most; NoDaemon if the daemon does not answer."""
 
     def __init__(self) -> None:
-        """NoDaemon if none is running."""
+        """NoDaemon if the daemon is not running."""
         self._path = daemon_socket()
         self._connect().close()
 
@@ -32,19 +33,19 @@ class DaemonControl:
             raise NoDaemon(f"no daemon at {self._path}: {error}") from error
 
     def unlock(self, signature: str, passphrase: bytearray) -> None:
-        """Gives the daemon a key's passphrase to keep in locked memory; the caller wipes its own buffer."""
+        """Passes a key's passphrase to the daemon, which keeps it in locked memory. The caller must wipe its own."""
         self._ask("daemon.unlock", signature.encode("ascii") + passphrase)
 
     def unlock_all(self) -> None:
-        """Ends every lock, whatever it was for. Passphrases that were forgotten are asked for."""
+        """Ends all locks. Wiped passphrases are prompted for when they are needed."""
         self._ask("daemon.unlock", b"")
 
     def lock(self, signature: str | None) -> int:
-        """Makes the daemon forget one key, or all, and refuse them; gives how many it knew."""
+        """Makes the daemon close one key, or all (None), and refuse requests for them. Returns how many were open."""
         return int(self._ask("daemon.lock", (signature or "").encode("ascii")))
 
     def reload(self) -> None:
-        """Has the daemon read its configuration again, soon; its log says what became of it."""
+        """Makes the daemon reload its configuration, asynchronously; the result is in its log."""
         self._ask("daemon.reload", b"")
 
     def status(self) -> dict[str, Any]:
@@ -54,7 +55,7 @@ class DaemonControl:
         return found
 
     def prompts(self) -> socket.socket:
-        """A connection on which the daemon asks for PINs from now on: see upcall.daemon.prompting.agent."""
+        """Returns a connection on which the daemon sends prompts: see upcall.daemon.prompting.agent."""
         connection = self._connect()
         try:
             connection.ask("daemon.prompt", os.geteuid(), b"", 5.0)

@@ -1,8 +1,8 @@
-"""What broker and daemon take from themselves once they have started: rights, system calls, places to write to.
+"""Privilege dropping at start-up of broker and daemon: capabilities, system calls (seccomp), file access (Landlock).
 
-Whatever has started them: where systemd has done so already, this comes on top, and where PAM, an init script or a
-person has, it is all there is. It is done before there is any other thread, because Landlock and capabilities belong
-to threads, and before anybody else is heard. Nothing that is started later can get it back.
+Applies however they are started: in addition to the sandboxing of a systemd unit, or alone where PAM, an init script
+or a person has started them. Done before other threads start, because Landlock and capabilities are per thread, and
+before any peer can connect. Child processes cannot regain what was dropped.
 
 What the kernel has not got is left out, and said: in the log, by `upcall status` and by `upcall doctor`.
 """
@@ -24,14 +24,14 @@ from upcall.kernel.process import add_groups
 OFF: Final = "turned off by [hardening] in the configuration"
 _INHERITED: Final = "the command of [daemon] start would hand it on to the daemons"
 
-# What a daemon may write to in /dev: the user's rights say which of it. Root's would be every disk.
+# Devices that a daemon may write to, as far as the user's permissions allow. Root could otherwise write to disks.
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty", "pts", "ptmx", "bus/usb")
 _DEVICE_NAMES: Final = ("tty*[0-9]", "hvc[0-9]*", "tpm[0-9]*", "tpmrm[0-9]*", "hidraw[0-9]*")
-# Of root's daemon, which writes to people's terminals and asks the TPM without any right to.
+# Groups of root's daemon: it writes to terminals and uses the TPM without capabilities.
 _GROUPS: Final = ("tty", "tss")
 
 _PROGRAMS: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/opt", "/nix/store", "/gnu/store")
-# What a command may need that logs somebody in, or becomes a user otherwise, to start that user's daemon.
+# Capabilities of a command that opens a session, or changes to a user, to start that user's daemon.
 _BECOMING: Final = frozenset(
     {
         "AUDIT_CONTROL", "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "KILL", "SETGID",
@@ -48,11 +48,11 @@ _BECOMINGS_NETLINK: Final = _BROKERS_NETLINK | _DAEMONS_NETLINK | {seccomp.AUDIT
 
 
 class Hardening(NamedTuple):
-    """What holds, in words for people."""
+    """The restrictions in effect, in words for people."""
 
     seccomp: str  # "yes", or "no: " and why
-    landlock: str  # the kernel's version of it ("7"), or "no: " and why
-    capabilities: str  # what is left of them ("SETUID,SYS_ADMIN"), or "none"
+    landlock: str  # the ABI version in use ("7"), or "no: " and why
+    capabilities: str  # the remaining ones ("SETUID,SYS_ADMIN"), or "none"
 
 
 def of_daemon(arguments: Iterable[str], folder: Path | None) -> Hardening:
@@ -72,7 +72,8 @@ def of_daemon(arguments: Iterable[str], folder: Path | None) -> Hardening:
         places += [Place(folder), Place(folder.parent / "systemd" / "ask-password"), Place(folder.parent / "krb5cc")]
     if root:
         places.append(Place(Path("/run/systemd/ask-password")))
-    # It may run what its user may, and talk to whom that user may. Session buses and displays have abstract sockets.
+    # Programs and sockets are restricted only by the user's permissions: session buses and displays use abstract
+    # sockets.
     confined = _confined(lambda: landlock.restrict(places))
     families = seccomp.UNIX_AND_NETLINK if settings.get("network") == "no" else seccomp.AND_INTERNET
     return Hardening(_filtered(seccomp.OF_DAEMON, families, _DAEMONS_NETLINK), confined, _said(left))
@@ -128,15 +129,14 @@ def of_quota_source(state: Path, wanted: bool = True) -> Hardening:
 
 
 def done_listening(hardened: Hardening) -> None:
-    """A daemon has its own socket to listen on. Without bind(2) Landlock is not asked about a TCP port, so from now on
-    nothing listens."""
+    """Refuses listen(2) from now on: the daemon's own socket is listening already. Landlock checks TCP ports only in
+    bind(2), which listen(2) does without."""
     if hardened.seccomp == "yes":
         seccomp.refuse_listening()
 
 
 def hands_on(start: Sequence[str]) -> bool:
-    """Whether what this command starts is a child of ours, which inherits what we have given up. A service manager's
-    are its own."""
+    """Returns whether the command's processes inherit the dropped privileges: not those that systemd starts."""
     return os.path.basename(start[0]) != "systemctl"  # noqa: PTH119
 
 
@@ -218,7 +218,7 @@ def _recording(where: str) -> list[Place]:
 
 
 def _caches(environment: Mapping[str, str]) -> list[Place]:
-    """Where tickets are kept that were got on the way: not being able to costs time, and nothing else."""
+    """The user's credential cache, for service tickets. If it is not writable, they are requested again each time."""
     kind, colon, path = environment.get("KRB5CCNAME", "").partition(":")
     if not colon:
         kind, path = "FILE", kind
@@ -231,7 +231,7 @@ def _caches(environment: Mapping[str, str]) -> list[Place]:
 
 
 def _broad(folder: Path) -> bool:
-    """Whether the home folder, or more, is beneath it: nothing that is named in passing opens that."""
+    """Returns whether the path contains the home folder: an environment variable must not make that writable."""
     try:
         home = Path.home().resolve()
         return home.is_relative_to(folder.resolve())

@@ -94,7 +94,7 @@ class Connection:
         try:
             envelope = take_request(data)
         except PeerError as error:
-            self._listener.log("bad-request", uid=self.uid, pid=self.pid, why=error)
+            self._listener.log("request-rejected", uid=self.uid, pid=self.pid, why=error)
             origin.settle(refusal("bad-request"))
             return
         self._listener.ask(self, envelope, origin)
@@ -218,7 +218,7 @@ class Listener(Source):
                     continue
                 if error.errno in (errno.EMFILE, errno.ENFILE) and self._free_descriptor():
                     continue
-                self.log("connection-not-accepted", socket=self._path.name, why=error)
+                self.log("connection-accept-failed", socket=self._path.name, why=error)
                 self.loop.mute(self._listener, self.loop.now + _ACCEPT_PAUSE)
                 return
             pid, uid, _ = ucred.of_peer(accepted)

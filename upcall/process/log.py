@@ -1,8 +1,8 @@
-"""Event log that never blocks: one line per event, handed to a thread; what does not fit is counted.
+"""Logs events without blocking: one line per event, written by a thread; lines that do not fit are counted.
 
 Rate limit: a number of lines per second for each event word of each person, and one for all persons together. Events
 of root and events without a uid are not counted in the latter. What is suppressed is counted and logged, with its uid.
-The standard library's QueueHandler formats in the caller, and its queue either grows without bound or blocks.
+Not the standard library's QueueHandler: it formats in the caller, and its queue grows without bound or blocks.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ _Key = tuple[str, int | None]
 
 
 class EventLog:
-    """`log("event", key=value, ...)` writes `name[pid]: event key=value` to a descriptor, soon.
+    """`log("event", key=value, ...)` writes `name[pid]: event key=value` to a descriptor, asynchronously.
 
-    `person_of`: which uid counts for a uid; set by a process that knows ranges of subordinate uids. Any thread.
+    Events are named noun-verb: "device-write-failed". Any thread may call it; it never blocks. `fd`: standard error by
+    default. `person_of`: maps a uid to the person whose rate limit applies; set by processes that read /etc/subuid.
     """
 
     def __init__(self, name: str, fd: int | None = None) -> None:
         self._prefix = f"{name}[{os.getpid()}]: "
         self._fd = standard_error() if fd is None else fd
         self.person_of: Callable[[int], int] = lambda uid: uid
-        self._began = -1.0  # the second that is counted
+        self._began = -1.0  # start of the second that is being counted
         self._seen: dict[_Key, int] = {}  # events in this second
         self._suppressed: dict[_Key, int] = {}
         self._lines = 0  # of all persons but root
@@ -53,7 +54,7 @@ class EventLog:
             self._outbox.put(" ".join([event, *(f"{key}={shown(value)}" for key, value in fields.items())]))
 
     def _takes(self, key: _Key) -> bool:
-        """Counts an event; whether it is written."""
+        """Counts an event; returns whether the rate limit lets it be written."""
         seen = self._seen.get(key, 0)
         if not seen and len(self._seen) >= _KEPT and key[1]:
             self._others += 1
@@ -70,7 +71,7 @@ class EventLog:
         return False
 
     def _summarise(self) -> None:
-        """Logs what was suppressed in the second that is over, the most first, and forgets that second."""
+        """Logs how many events were suppressed in the last second, most frequent first, and resets the counters."""
         suppressed, self._suppressed, self._seen = self._suppressed, {}, {}
         others, self._others, self._lines, self._mine = self._others, 0, 0, {}
         most = sorted(suppressed.items(), key=lambda one: -one[1])
@@ -86,11 +87,12 @@ class EventLog:
         os.write(self._fd, text.encode("utf-8", "backslashreplace"))
 
     def flush(self, timeout: float = 1.0) -> None:
-        """Waits until what was logged is written, at most `timeout` seconds. For the very end only."""
+        """Waits until all lines are written, at most `timeout` seconds. Only when the process ends."""
         self._summarise()
         self._outbox.flush(timeout)
 
 
 def standard_error() -> int:
-    """Nothing is written if we were started without one: descriptor 2 may be a socket of ours by now."""
+    """Returns the descriptor of standard error; /dev/null if the process was started without one, because another file
+    may use descriptor 2 now."""
     return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if sys.stderr is None else sys.stderr.fileno()

@@ -1,4 +1,4 @@
-"""Things to be written by a thread, so that nobody waits for whoever reads them; what does not fit is counted."""
+"""Writes items in a thread, so that a slow reader does not block the caller; items that do not fit are counted."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_KEPT = 1000  # things that may wait for a slow reader
+_KEPT = 1000  # items in the queue, at most
 
 
 class Outbox(Generic[T]):
-    """`write(thing, lost)` writes it, and that so many were lost since the last one; an OSError loses it, too."""
+    """A bounded queue with a writer thread. Thread-safe.
+
+    `write(item, lost)`: writes an item, and how many were lost since the previous one. Runs in the writer thread and
+    may block; an item whose write raises OSError counts as lost.
+    """
 
     def __init__(self, write: Callable[[T, int], None]) -> None:
         self._write = write
@@ -33,7 +37,7 @@ class Outbox(Generic[T]):
         self._more.release()
 
     def lose(self) -> None:
-        """One that is not to be written counts as lost."""
+        """Writes one item; counts it as lost on OSError."""
         self._lost += 1
 
     def _run(self) -> None:
@@ -49,5 +53,5 @@ class Outbox(Generic[T]):
                 self._idle.set()
 
     def flush(self, timeout: float = 1.0) -> None:
-        """Waits until what was put here is written, at most `timeout` seconds. For the very end only."""
+        """Waits until the queue is written, at most `timeout` seconds. Only when the process ends."""
         self._idle.wait(timeout)

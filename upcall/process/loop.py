@@ -1,4 +1,4 @@
-"""One readiness loop with callbacks that drain: never a task per message, never a wait for work to finish.
+"""Calls back sources that are ready, fairly between owners, and timers. One thread; callbacks must not block.
 
 Fair between owners (persons): when more is ready than a turn takes, those who used least time of late come first. So
 the wait of one does not grow with the number of others who never stop asking.
@@ -48,7 +48,7 @@ class Pollable:
 
 
 class Timer:
-    """Calls `callback(now)` once, soon after the earliest of the times that it was told (seconds, monotonic)."""
+    """Calls `callback(now)` once, soon after the earliest time passed to `at` (seconds of CLOCK_MONOTONIC)."""
 
     __slots__ = ("_loop", "callback", "when")
 
@@ -57,15 +57,15 @@ class Timer:
         self.when = math.inf
 
     def at(self, when: float) -> None:
-        """A later time than one that it was told already changes nothing: the callback says when it is next due."""
+        """Schedules the callback. A time later than the scheduled one is ignored: the callback must reschedule."""
         if when < self.when:
             self.when = when
             self._loop.due(when, self)
 
 
 class Loop:
-    """Level-triggered epoll: the only kind that /dev/ecryptfs serves properly, and what is left out of a turn
-    comes up again in the next."""
+    """Waits with level-triggered epoll, the only kind that works with /dev/ecryptfs. Sources that a turn leaves out
+    are reported again in the next. Not thread-safe: all methods run in the loop's thread."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -85,8 +85,8 @@ class Loop:
         self._numbers = itertools.count()
         self._unmuting = Timer(self, self._unmute)
         self.wake = math.inf  # when `fire` must be called at the latest
-        # Seconds, monotonic. The clock is read once a turn; nothing that is read in this turn can have been there
-        # before `since`, the turn before.
+        # Seconds of CLOCK_MONOTONIC, read once per turn. What is read in this turn arrived after `since`, the time
+        # of the turn before.
         self.now = self.since = time.monotonic()
 
     def timer(self, callback: Callable[[float], None]) -> Timer:
@@ -100,7 +100,7 @@ class Loop:
         """Calls the timers that are due."""
         while self._timers and self._timers[0][0] <= now:
             when, _, timer = heapq.heappop(self._timers)
-            if timer.when == when:  # otherwise it has been called at an earlier time already
+            if timer.when == when:  # otherwise it was called at an earlier time
                 timer.when = math.inf
                 timer.callback(now)
         self.wake = self._timers[0][0] if self._timers else math.inf
@@ -111,14 +111,14 @@ class Loop:
         self._sources[fd] = Pollable(fd, callback, owner)
 
     def remove(self, source: HasFileno) -> None:
-        """Before the source is closed; once or more often."""
+        """Stops waiting for a source. Call it before closing the source; may be repeated."""
         fd = source.fileno()
         if self._sources.pop(fd, None) is not None:
             self._epoll.unregister(fd)
         self._muted.pop(fd, None)
 
     def mute(self, source: HasFileno, until: float) -> None:
-        """Lets a noisy source wait: its buffer fills, and its sender is the one that pays."""
+        """Rate-limits a source: does not read it until a time, so that its buffer fills and its sender blocks."""
         fd = source.fileno()
         if fd in self._sources:
             self._epoll.modify(fd, 0)

@@ -1,6 +1,6 @@
-"""As which user the machine's daemon runs: the one that parses what KDCs, name servers and mail servers send.
+"""Determines the user of the machine's daemon, which parses data from KDCs, name servers and mail servers.
 
-`upcall setup` makes the system user `upcall` for it. Where there is no such user, root's daemon is the machine's.
+`upcall setup` creates the system user `upcall` for it. Without such a user, root's daemon is the machine's.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ PEOPLE: Final = 1000  # the first uid of people's accounts (UID_MIN of login.def
 
 
 def read() -> int:
-    """The uid of the machine's daemon, as the configuration and passwd(5) say now. ConfigError. May wait for a
-    directory of names.
+    """Returns the uid of the machine's daemon, from the configuration and passwd(5). ConfigError. May block on a name
+    service.
 
-    Unless the configuration names it, an account of that name which is a person's does not count: the machine's
-    keytab and everybody's quota warnings would go to that person."""
+    Unless the configuration names the user, a person's account of that name is ignored: otherwise that person would
+    receive the machine's keytab and all quota warnings."""
     name = config.settings("daemon").get("machine-user")
     try:
         uid = pwd.getpwnam(name or USER).pw_uid
@@ -40,23 +40,23 @@ def read() -> int:
 
 @functools.cache
 def uid() -> int:
-    """The same, as it was when this process first asked."""
+    """Returns the same, cached since the first call of this process."""
     return read()
 
 
 def is_ours() -> bool:
-    """Whether this process is the machine's daemon, or acts as it."""
+    """Returns whether this process runs as the user of the machine's daemon."""
     return os.geteuid() == uid()
 
 
 def credentials(root: Path = Path("/")) -> Path | None:
-    """The folder with what root's files hold and the machine's daemon needs: made by the service manager (systemd's
-    LoadCredential=) or the init script. None if neither has started it."""
+    """Returns the folder with copies of root's files that the machine's daemon needs, made by systemd
+    (LoadCredential=) or the init script. None if neither has started the daemon."""
     return next((root / folder for folder in _CREDENTIALS if (root / folder).is_dir()), None)
 
 
 def handed_over() -> dict[str, str]:
-    """The environment in which a process of that user finds the same as the daemon does."""
+    """Returns the environment variables with which a process of that user finds the same files as the daemon."""
     folder = credentials()
     told = {"XDG_RUNTIME_DIR": str(FOLDER)}
     if folder is not None:

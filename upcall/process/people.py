@@ -1,6 +1,6 @@
-"""Which uids are one person's: /etc/subuid, read at the start, on SIGHUP and when it has changed.
+"""Maps uids to persons by /etc/subuid, which is read at start-up, on SIGHUP and after changes.
 
-User names are looked up while it is read, which may wait for a directory: never in the loop's thread but at the start.
+Reading looks up user names, which may block on a name service: except at start-up, not in the loop's thread.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 SUBUID: Final = Path("/etc/subuid")
 _MOST = 4 << 20  # bytes
-_LOOKED_EVERY = 2.0  # seconds between two looks at whether the file has changed
+_LOOKED_EVERY = 2.0  # seconds between checks whether the file has changed
 
 _Version = tuple[int, int, int] | None
 
 
 class People:
-    """`of(uid)` is the person's uid. The file is not believed if others than root could have written it."""
+    """`of(uid)` returns the person's uid. The file is ignored if users other than root can write it."""
 
     def __init__(self, log: EventLog, path: Path | None = None, line_of: Callable[[int], Line] | None = None) -> None:
-        """`line_of`: from whom a process descends, if not as the kernel says."""
+        """`line_of`: returns a process and its ancestors, for self-deadlock detection; by default from /proc."""
         self.line_of = line_of or ancestry.line_of
         self._log, self._path = log, path or SUBUID
         self._ranges = Ranges()
@@ -43,7 +43,7 @@ class People:
         return self._ranges.of(uid)
 
     def look(self, now: float) -> None:
-        """Has the file read again if it has changed. Waits for nothing; cheap to call often."""
+        """Starts reading the file again if it has changed. Does not block; checks at most every 2 seconds."""
         if now < self._look_at:
             return
         self._look_at = now + _LOOKED_EVERY
@@ -51,11 +51,11 @@ class People:
             self._reading.ask()
 
     def reread(self) -> None:
-        """Has it read again: a user's name may be another uid's now."""
+        """Starts reading the file again, also if it has not changed: user names may have other uids now."""
         self._reading.ask()
 
     def read(self) -> None:
-        """In any thread. What was read before holds if it cannot be read, or must not be believed."""
+        """Reads the file, in any thread; may block. Keeps the previous ranges if it is unreadable or not trusted."""
         self._version = _version(self._path)
         try:
             text = self._text()
@@ -71,7 +71,7 @@ class People:
             self._log("subuid-lines-skipped", path=self._path, lines=skipped, ranges=len(ranges))
 
     def _text(self) -> str:
-        """OSError; PermissionError if it is not root's, or others may write it."""
+        """Returns the file's text. OSError; PermissionError if its owner is not root, or others may write it."""
         with os.fdopen(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:

@@ -1,4 +1,4 @@
-"""SIGHUP: the configuration is read again, by a thread of its own, while requests are served."""
+"""Reloads the configuration on SIGHUP, in a thread of its own, while requests are served."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from upcall.kernel.process import has_terminal
 
 
 class Hangup:
-    """What SIGHUP means to this process: to read its configuration again; or to end, if the terminal in which it was
-    started is gone. One that comes before `connect` is kept until then."""
+    """Handles SIGHUP: reloads the configuration, or ends the process if its terminal is gone. A signal that arrives
+    before `connect` is handled then."""
 
     def __init__(self) -> None:
-        """From here on it ends nothing. In the main thread."""
+        """Installs the handler: from now on SIGHUP does not kill the process. In the main thread only."""
         self._terminal = has_terminal()
         self._actions: tuple[Callable[[], None], Callable[[], None]] | None = None
         self._early = False
         signal.signal(signal.SIGHUP, self._on_signal)
 
     def connect(self, reload: Callable[[], None], stop: Callable[[], None]) -> None:
-        """Both are called as signal handlers are."""
+        """Sets what SIGHUP does. Both are called in the signal handler: they must not block."""
         self._actions = reload, stop
         if self._early:
             self._on_signal()
@@ -38,8 +38,8 @@ class Hangup:
 
 
 class Reloading:
-    """Does `work` in a thread of its own, once at a time; asked meanwhile, once more afterwards: what has changed
-    since it began must not be missed."""
+    """Runs `work` in a thread of its own, one run at a time. Requests during a run are coalesced into one more run
+    after it, so that no change is missed."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self._work = work

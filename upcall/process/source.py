@@ -1,4 +1,4 @@
-"""What faces a kernel interface, or asks for others: gives the router requests, and takes the outcome back."""
+"""Defines the interface of sources, which pass requests from a kernel interface or requesters to the router."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Source:
-    """Serves from its construction on (OSError, UsageError) until `close`. All of it in the loop's thread."""
+    """Serves from its construction (OSError, UsageError) until `close`. All methods run in the loop's thread."""
 
     name = ""
 
@@ -22,20 +22,19 @@ class Source:
         self.loop, self.router, self.log = loop, router, log
 
     def status(self, uid: int | None) -> dict[str, object]:
-        """For `upcall status`, of one uid or of all: what belongs into the whole, by name."""
+        """Returns entries for `upcall status` by name, as plain data: of one uid, or of all (None)."""
         return {}
 
     def follow(self, owners: Mapping[str, int]) -> None:
-        """The configuration was read again. `owners`: by service, the uid whose daemon answers if requests do not
-        say it."""
+        """Applies a reloaded configuration. `owners`: service -> uid whose daemon answers requests that name none."""
 
     @property
     def lives(self) -> bool:
-        """False if only a new process could serve this."""
+        """False if the source has failed and only a restart of the process can fix it: the watchdog then does that."""
         return True
 
     def close(self) -> None:
-        """What is owed has been refused already."""
+        """Closes the source. The router has settled all requests before."""
 
 
 # (loop, router, log, people); OSError, UsageError

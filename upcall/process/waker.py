@@ -1,4 +1,4 @@
-"""Waking a loop that waits: for signal handlers and other threads."""
+"""Wakes a waiting loop from signal handlers and other threads, through a socket pair."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 
 class Waker:
-    """Readable from `wake`, or a signal that is heeded, until `heard`."""
+    """Readable from `wake` or a signal until `heard`. `wake`: from any thread or signal handler."""
 
     def __init__(self) -> None:
         self._reader, self._writer = socket.socketpair()
@@ -24,12 +24,12 @@ class Waker:
             self._writer.send(b"x")
 
     def heard(self) -> None:
-        """Only when it is readable."""
+        """Makes it unreadable again. Blocks unless it is readable."""
         self._reader.recv(64)
 
     def heed_signals(self, stop: Callable[..., None]) -> None:
-        """SIGTERM and SIGINT call `stop`. In the main thread."""
-        # Python's handlers run when the loop wakes: a signal that comes just before it waits must wake it, too.
+        """Installs `stop` as the handler of SIGTERM and SIGINT. In the main thread only."""
+        # Python runs handlers when the loop wakes: a signal that arrives just before the wait must end it, too.
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)

@@ -1,4 +1,4 @@
-"""What everything that has to know all protocols iterates over: one record for each."""
+"""Defines the record that describes a protocol to the rest of upcall."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Given(NamedTuple):
-    """What a broker was told when it was started."""
+    """The broker's start-up options that sources need."""
 
     place: Place
     device: Path | None = None  # /dev/ecryptfs, if it is to be served
@@ -27,7 +27,7 @@ def _no_source(given: Given) -> None:
 
 
 class Protocol(NamedTuple):
-    """One kind of kernel upcall, or of requests that are served like one."""
+    """One kind of kernel upcall, or of requests that are handled in the same way."""
 
     name: str
     services: tuple[Service, ...] = ()  # what the broker is asked for, and by which rules

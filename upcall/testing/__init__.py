@@ -1,4 +1,4 @@
-"""What plugin authors inherit: a contract suite for key modules, a played kernel, and brokers and daemons to start.
+"""Provides plugin authors with a contract suite for key modules, a simulated kernel, and brokers and daemons to start.
 
 `contract` checks a key module, `pem_contract` its key files, `daemon_contract` the same in a daemon; `toy` is one that
 passes. `processes` starts a broker and daemons in folders of their

@@ -1,4 +1,4 @@
-"""`python -m upcall.testing.broker [system=FILE] ...`: a broker for a test, which may be several at once.
+"""`python -m upcall.testing.broker [system=FILE] ...`: runs a broker for a test; several may run at once.
 
 With `system=FILE` it has a system's configuration of its own. The process of a test may play a daemon and ask it, too;
 so nobody is anybody's child for this broker, unless it is told `related=yes`. `subuid=FILE` stands for /etc/subuid;

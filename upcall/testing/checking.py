@@ -1,4 +1,4 @@
-"""The contract's checks on an installed module, in a process of their own: what a module does to it ends one check.
+"""Runs the contract's checks on an installed module in a process of their own: a crash of the module ends one check.
 
 `check_module` starts `python -m upcall.testing.checking` and hears from it by lines of JSON on a pipe. A module that
 crashes the process, or stops it, fails the check that was being made; another process makes the rest.

@@ -1,4 +1,4 @@
-"""`python -m upcall.testing.daemon`: a daemon whose keyring is a folder."""
+"""`python -m upcall.testing.daemon`: runs a daemon whose keyring is a folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> None:
     handlers += [LazyHandler(*one.split("=", 2)[1:]) for one in arguments if one.startswith("lazy=")]
     hardened = of_daemon(arguments, user_folder())
     log, manager = EventLog("upcall-daemon"), Manager()
-    log("hardened", **hardened._asdict())
+    log("privileges-dropped", **hardened._asdict())
     modules = loaders(arguments, lambda: keys.asker().deadline, log)
     prompter = LazyPrompter(arguments, log)
     keys = KeyService(FolderKeyring(Path(settings["keys"])), modules, fetch, prompter=prompter)

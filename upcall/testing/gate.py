@@ -1,4 +1,4 @@
-"""A door in a key module: the test learns that a call has arrived, and decides when it may go on."""
+"""Blocks a key module's calls: the test learns that a call has arrived, and releases it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A played kernel: what fs/ecryptfs does on its side of /dev/ecryptfs, its habits included, without a privilege.
+"""Simulates the kernel's side of /dev/ecryptfs (fs/ecryptfs), including its quirks, without privileges.
 
 It has 32 message contexts and waits 3 s; it reuses a context once its waiter has gone, and turns an unread request
 into a stale frame of five bytes; it takes what fits on index and sequence, and EINVAL is all that it says to the rest.

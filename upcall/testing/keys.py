@@ -1,4 +1,4 @@
-"""A keyring in a folder: one file per auth token, so that no test touches the user's own keyring."""
+"""Implements a keyring in a folder, one file per auth token, so that tests do not change the user's keyring."""
 
 from __future__ import annotations
 

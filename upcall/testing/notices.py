@@ -1,4 +1,4 @@
-"""Quota notices for those who test a sink."""
+"""Provides quota notices for tests of sinks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A broker, a daemon and a requester that say whatever the test wants, in the test's process, over real sockets."""
+"""Simulates broker, daemon and requester, which send what a test wants, in its process, over real sockets."""
 
 from __future__ import annotations
 

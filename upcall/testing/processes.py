@@ -1,4 +1,4 @@
-"""Brokers and daemons as processes, in folders of their own, and ways to wait for them that end."""
+"""Starts brokers and daemons as processes in folders of their own, and waits for them with time-outs."""
 
 from __future__ import annotations
 

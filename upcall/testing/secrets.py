@@ -1,4 +1,4 @@
-"""What a key module asks for, told by the test instead of a person."""
+"""Supplies a key module with PINs and passphrases from the test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the contract's checks are made on: a key of the module under test, and ways to open it.
+"""Describes the subject of the contract's checks: a key of the module under test, and how to open it.
 
 Nothing here needs pytest: `upcall plugin check` makes the same checks as the class in `upcall.testing.contract`.
 """

@@ -1,6 +1,6 @@
-"""The messages between broker, daemon and requesters: eCryptfs's netlink transport, with an envelope.
+"""Packs and parses the messages between broker, daemon and requesters: eCryptfs's netlink transport plus an envelope.
 
-Written down in docs/protocol.md. Everything is in native byte order, as netlink is.
+Specified in docs/protocol.md. All integers are in native byte order, as in netlink. Pure.
 
     nlmsghdr                 len u32, type u16, flags u16, seq u32, pid u32
     struct ecryptfs_message  index u32, data_len u32, data           REQUEST, RESPONSE and NOTICE
@@ -51,7 +51,7 @@ class NetlinkMessage(NamedTuple):
 
 
 def pack_message(message: NetlinkMessage) -> bytes:
-    """The bytes of one message, nlmsghdr first."""
+    """Returns the bytes of one message, nlmsghdr first. struct.error if a number exceeds its field."""
     if message.data is None:
         return HEADER.pack(HEADER.size, message.type, message.flags, message.seq, message.pid)
     size = len(message.data)
@@ -65,7 +65,8 @@ def pack_message(message: NetlinkMessage) -> bytes:
 
 
 def take_message(data: bytes) -> NetlinkMessage:
-    """One message from exactly these bytes. The kernel validates nothing on this family: we do."""
+    """Parses one message that fills `data`. PeerError if it is malformed. The kernel validates nothing on AF_UNIX or
+    between user-space netlink sockets, so all lengths are checked here."""
     if len(data) < HEADER.size:
         raise PeerError("netlink message", f"{len(data)} bytes, at least {HEADER.size} are needed")
     length, kind, flags, seq, pid = HEADER.unpack_from(data)
@@ -86,12 +87,12 @@ def take_message(data: bytes) -> NetlinkMessage:
 
 
 def pack_control(kind: int, seq: int = 0) -> bytes:
-    """A HELO or QUIT."""
+    """Returns the bytes of a HELO or QUIT."""
     return HEADER.pack(HEADER.size, kind, 0, seq, 0)
 
 
 class Envelope(NamedTuple):
-    """A REQUEST or NOTICE, whole. `deadline_ns` counts on CLOCK_MONOTONIC; 0 says that there is none."""
+    """A REQUEST or NOTICE. `deadline_ns`: CLOCK_MONOTONIC in nanoseconds; 0: none. `body`: in the service's format."""
 
     seq: int
     index: int  # type: ignore[assignment]  # not tuple.index
@@ -108,7 +109,8 @@ class Envelope(NamedTuple):
 
 
 def pack_request(envelope: Envelope, kind: int = REQUEST) -> bytes:
-    """A whole REQUEST (or NOTICE). UsageError is for callers; sizes that the wire cannot say are PeerErrors."""
+    """Returns the bytes of a REQUEST or NOTICE (`kind`). PeerError if the name is not 1 to MAX_NAME bytes long or the
+    body is longer than MAX_BODY; UnicodeEncodeError if the name is not ASCII."""
     seq, index, service, (uid, pid), deadline_ns, body = envelope
     name = service.encode("ascii")
     if not 1 <= len(name) <= MAX_NAME or len(body) > MAX_BODY:
@@ -141,7 +143,8 @@ def take_request(data: bytes, kinds: Collection[int] = (REQUEST, NOTICE)) -> Env
 
 
 def pack_response(seq: int, index: int, outcome: Answer | Refusal) -> bytes:
-    """A whole RESPONSE: what was asked for, or why not."""
+    """Returns the bytes of a RESPONSE. PeerError if an answer's body is longer than MAX_BODY. A refusal's reason is
+    made printable ASCII and cut at MAX_REASON bytes."""
     if isinstance(outcome, Answer):
         status, code, body = STATUS_ANSWERED, 0, outcome.body
         if len(body) > MAX_BODY:
@@ -156,7 +159,7 @@ def pack_response(seq: int, index: int, outcome: Answer | Refusal) -> bytes:
 
 
 class Response(NamedTuple):
-    """A RESPONSE, whole."""
+    """A RESPONSE. `seq` and `index` are those of the REQUEST."""
 
     seq: int
     index: int  # type: ignore[assignment]  # not tuple.index
@@ -164,7 +167,8 @@ class Response(NamedTuple):
 
 
 def response_position(data: bytes) -> tuple[int, int]:
-    """(seq, index) of what claims to be a RESPONSE, before anything else of it is believed."""
+    """Returns (seq, index) of a RESPONSE without checking the rest, so that a malformed one can still be matched to
+    its request. PeerError if `data` is too short."""
     if len(data) < _BEFORE_DATA:
         raise PeerError("response", f"{len(data)} bytes, at least {_BEFORE_DATA} are needed")
     _, _, _, seq, _, index, _ = struct.unpack_from("=IHHII II", data)
@@ -172,7 +176,7 @@ def response_position(data: bytes) -> tuple[int, int]:
 
 
 def take_response(data: bytes) -> Response:
-    """A RESPONSE from exactly these bytes. A reason that is not known here is kept."""
+    """Parses a RESPONSE that fills `data`. PeerError if it is malformed. An unknown reason is kept."""
     if len(data) < RESPONSE_HEAD.size:
         raise PeerError("response", f"{len(data)} bytes, at least {RESPONSE_HEAD.size} are needed")
     length, kind, _, seq, _, index, size, version, status, code = RESPONSE_HEAD.unpack_from(data)
@@ -191,7 +195,7 @@ def take_response(data: bytes) -> Response:
 
 
 def refusal(reason: str, code: int | None = None) -> Refusal:
-    """A Refusal with the errno that belongs to its reason."""
+    """Returns a Refusal with `code`, by default the errno of its reason. KeyError if the reason is not in REASONS."""
     return Refusal(reason, REASONS[reason] if code is None else code)
 
 

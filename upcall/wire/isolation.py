@@ -1,23 +1,23 @@
-"""The messages between a daemon and a key module in a process of its own: one datagram each, native byte order.
+"""Packs and parses the messages between a daemon and an isolated key module: one datagram each, native byte order.
 
     version u8, kind u8, code u16, id u32, handle u32, text_len u32, text (UTF-8), data
 
     kind         from    text           data             code
-    OPEN         daemon  signature      blob             `handle` is what the key is called from now on
-    WRAP, UNWRAP daemon                 what to work on
+    OPEN         daemon  signature      blob             `handle`: number of the key from now on
+    WRAP, UNWRAP daemon                 input
     STALE, EXPORT, CLOSE daemon
     PASSPHRASE   child   source
     PIN, TOUCH   child   token          prompt (UTF-8)
     VERDICT      child   token                           1 if the PIN was good
-    ANSWER       both                   what was asked   of OPEN: the handle's powers; of STALE: 1 if it is
+    ANSWER       both                   result           of OPEN: optional members of the handle; of STALE: 1 if it is
     REFUSED      both    reason                          errno
     FAILED       both    why, for people                 EXHAUSTED if the child should be replaced
-    BROKE        both    what and where, for the log     the same
+    BROKE        both    exception and place, for logs   EXHAUSTED if the child should be replaced
 
-`id` is the daemon's for each of its requests. What the child asks bears the id of the request for which it asks, one
-question at a time; what is said on either side about a question or a request bears its id.
+The daemon numbers its requests with `id`. A question of the child carries the id of the request that needs it, one
+question at a time. An outcome carries the id of its request or question.
 
-The daemon and `upcall prompt` use some of them, too: see upcall.daemon.prompting.agent.
+The daemon and `upcall prompt` use some of these messages, too: see upcall.daemon.prompting.agent.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ REQUESTS: Final = frozenset({OPEN, WRAP, UNWRAP, STALE, EXPORT, CLOSE})
 OUTCOMES: Final = frozenset({ANSWER, REFUSED, FAILED, BROKE})
 QUESTIONS: Final = frozenset({PASSPHRASE, PIN, VERDICT, TOUCH})
 
-WATCHED, CLOSABLE, PUBLIC = 1, 2, 4  # powers of a handle
-EXHAUSTED: Final = 1  # no descriptors or no memory left: something leaks
+WATCHED, CLOSABLE, PUBLIC = 1, 2, 4  # optional members of a handle: a bit mask
+EXHAUSTED: Final = 1  # no descriptors or no memory left: the module leaks
 
 HEAD: Final = struct.Struct("=BBHIII")
 MAX_MESSAGE: Final = HEAD.size + MAX_TEXT + MAX_DATA
@@ -101,7 +101,7 @@ def take(data: bytes | bytearray | memoryview) -> ChildMessage:
 
 
 def _check(kind: int, handle: int, code: int, text: int, data: int) -> None:
-    """Only what the kind has a place for, and not too much of it."""
+    """Rejects fields that a message of this kind does not have, and those that are too long. PeerError."""
     if kind not in REQUESTS and kind not in OUTCOMES and kind not in QUESTIONS:
         raise PeerError("message", f"kind {kind} is unknown", 1)
     if (code and kind not in _WITH_CODE) or (handle and kind not in _WITH_HANDLE):
@@ -113,5 +113,5 @@ def _check(kind: int, handle: int, code: int, text: int, data: int) -> None:
 
 
 def fitting(text: str) -> str:
-    """The text of an error of others as the wire can say it: what is too long is cut off."""
+    """Returns an error text cut to MAX_TEXT bytes of UTF-8."""
     return text.encode("utf-8", "backslashreplace")[:MAX_TEXT].decode("utf-8", "ignore")

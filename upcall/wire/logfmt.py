@@ -1,9 +1,9 @@
-"""How a value stands in a line of the log. Pure."""
+"""Formats values for a line of the log. Pure."""
 
 from __future__ import annotations
 
 
 def shown(value: object) -> str:
-    """A value on one line: quoted when it has blanks, quotes or anything unprintable."""
+    """Returns a value on one line, quoted if it is empty or contains blanks, quotes or unprintable characters."""
     text = str(value)
     return text if text and text.isprintable() and not {" ", '"', "'"} & {*text} else ascii(text)

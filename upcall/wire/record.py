@@ -1,4 +1,4 @@
-"""What is written of a request once it is settled, as a line of a log and as fields of systemd's journal. Pure.
+"""Formats and parses the records of settled requests, as log lines and as fields of systemd's journal. Pure.
 
     upcall-broker[4711]: request at=2026-01-31T12:00:00.000000Z uid=1000 service=key outcome=answered \
 seconds=0.000062 seq=305419896 handler=''
@@ -18,7 +18,7 @@ from upcall.core.errors import PeerError
 from upcall.wire.logfmt import shown
 
 EVENT: Final = "request"
-MESSAGE_ID: Final = "6f1c7d7a0d5f4c2e9a3b8e5d41c0b796"  # of all records in the journal; made for this, and for good
+MESSAGE_ID: Final = "6f1c7d7a0d5f4c2e9a3b8e5d41c0b796"  # of all records in the journal; never changes
 MAX_LINE: Final = 4096  # bytes; a record is far shorter
 
 _PREFIX = re.compile(r"(?:^|\s)(upcall-[a-z]+)\[(\d+)\]: (\S+)(?: |$)", re.ASCII)
@@ -27,15 +27,15 @@ _INFO = 6  # syslog(3)
 
 
 class Record(NamedTuple):
-    """`uid`: whose daemon was asked. `outcome`: "answered", or the reason of the refusal. `seq`: the number under
-    which the broker asked the daemon, the same on both sides; 0 if it was not asked. `handler`: who answered in the
-    daemon, a key module's alias or what a handler is called; empty in the broker."""
+    """A settled request. `uid`: whose daemon was asked. `outcome`: "answered", or the reason of the refusal. `seq`:
+    the broker's sequence number, the same in broker and daemon; 0 if no daemon was asked. `handler`: what answered in
+    the daemon, such as a key module's alias; empty in the broker."""
 
     at: float  # seconds since 1970, when it was settled
     uid: int
     service: str
     outcome: str
-    seconds: float  # from the request's coming in here to its being settled
+    seconds: float  # from receipt in this process until it was settled
     seq: int
     handler: str = ""
 
@@ -48,13 +48,13 @@ class RecordSource(NamedTuple):
 
 
 def line_of(record: Record) -> str:
-    """The event and its fields, as an EventLog has them behind name and pid."""
+    """Returns the event and its fields, in the format of EventLog, without name and pid."""
     fields = {**record._asdict(), "at": _time(record.at), "seconds": f"{record.seconds:.6f}"}
     return " ".join([EVENT, *(f"{key}={shown(value)}" for key, value in fields.items())])
 
 
 def fields_of(record: Record, name: str) -> dict[str, object]:
-    """For the journal, which adds time and pid itself."""
+    """Returns the fields for the journal, which adds time and pid itself. `name`: SYSLOG_IDENTIFIER."""
     message = f"{record.service} {record.outcome} for uid {record.uid} after {record.seconds * 1e3:.3f} ms"
     told = {**record._asdict(), "seconds": f"{record.seconds:.6f}"}
     del told["at"]
@@ -90,13 +90,13 @@ def take_journal(entry: Mapping[str, object]) -> tuple[RecordSource, Record] | N
     try:
         at = _time(int(str(entry["__REALTIME_TIMESTAMP"])) / 1e6)
         pid = int(str(entry.get("_PID", 0)))
-    except (KeyError, ValueError, OverflowError, OSError):  # the last two of a time that no calendar has
+    except (KeyError, ValueError, OverflowError, OSError):  # the last two: the time is out of range
         raise PeerError("record", "the journal gives no time") from None
     return RecordSource(str(entry.get("SYSLOG_IDENTIFIER", "")), pid), _record({**fields, "at": at})
 
 
 def _record(fields: Mapping[str, str]) -> Record:
-    """A field that we do not know is a newer version's."""
+    """Makes a record. Unknown fields are ignored: a newer version wrote them. PeerError if one is missing."""
     try:
         return Record(
             datetime.fromisoformat(fields["at"]).timestamp(),

@@ -1,4 +1,4 @@
-"""/etc/subuid: which ranges of uids belong to whom. Pure.
+"""Parses /etc/subuid, which assigns ranges of subordinate uids to users. Pure.
 
 Source: subuid(5): `name-or-uid:first:count`, one range per line.
 """
@@ -16,11 +16,11 @@ _MOST = 65536  # ranges
 
 
 class Ranges:
-    """Which person a uid belongs to: the owner of its range, or the uid itself."""
+    """Maps a uid to a person: the owner of its range, or the uid itself."""
 
     def __init__(self, ranges: Iterable[tuple[int, int, int]] = ()) -> None:
-        """`ranges`: (first, past the last, owner). Where they overlap, the one that begins first holds. A range's
-        owner is never somebody else's uid."""
+        """`ranges`: (first, last + 1, owner). Where they overlap, the one that begins first applies. The uid of an
+        owner, and 0, always map to themselves."""
         self._firsts: list[int] = []
         self._ranges: list[tuple[int, int]] = []
         self._owners = {0}
@@ -37,7 +37,7 @@ class Ranges:
         return len(self._ranges)
 
     def of(self, uid: int) -> int:
-        """O(log n)."""
+        """Returns the person that a uid belongs to. O(log n)."""
         at = bisect_right(self._firsts, uid) - 1
         if at < 0 or uid in self._owners:
             return uid
@@ -51,7 +51,8 @@ class Taken(NamedTuple):
 
 
 def take_subuid(text: str, uid_of: Callable[[str], int | None]) -> Taken:
-    """`uid_of`: the uid of a user's name, None if there is none; asked once for each name."""
+    """Parses the text of /etc/subuid. Malformed lines are counted and skipped. `uid_of`: returns the uid of a user
+    name, None if there is none; called once per name."""
     uids: dict[str, int | None] = {}
     ranges: list[tuple[int, int, int]] = []
     skipped = 0

@@ -1,4 +1,4 @@
-"""Key modules in processes of their own, with the same face.
+"""Runs key modules in processes of their own, behind the same interface.
 
     KeyService -- IsolatedModule -- Child ===== socketpair ===== serving -- the module
                   module.py         child.py                     serving.py

@@ -1,16 +1,16 @@
-"""When a module that keeps breaking may be tried again. Pure: time is an argument, in seconds."""
+"""Circuit breaker: delays attempts with a failing module, with exponential back-off. Pure: time is an argument, s."""
 
 from __future__ import annotations
 
 from upcall.core.errors import Refused
 
-LIMIT = 3  # failures in a row after which nobody waits for another try
+LIMIT = 3  # failures in a row after which requests are refused instead of delayed
 _FIRST, _MOST = 0.1, 5.0
 
 
 class Breaker:
-    """Counts failures in a row. After one, the next try may follow at once; after a few, it is put off, a little
-    longer each time, up to 5 s; from the third on, requests are refused meanwhile and then one goes first."""
+    """Counts failures in a row. After the first, the next attempt follows at once; later ones are delayed with
+    back-off, up to 5 s. From the third on, requests are refused during the delay; after it, one is tried first."""
 
     def __init__(self) -> None:
         self.failures = 0
@@ -18,7 +18,8 @@ class Breaker:
         self._trial = 0.0  # until then, one request has gone first
 
     def admit(self, now: float, deadline: float) -> float:
-        """How long a request with this deadline has to wait for its try. Refused("module-off")."""
+        """Returns for how many seconds a request must wait before its attempt. `now`, `deadline`: seconds, monotonic.
+        Refused("module-off") if it must not be tried before its deadline."""
         wait = max(0.0, self._next - now)
         if now + wait > deadline:
             raise Refused("module-off")
@@ -37,11 +38,11 @@ class Breaker:
         self.failures, self._next, self._trial = 0, 0.0, 0.0
 
     def undecided(self) -> None:
-        """Whoever went first learned nothing: another may."""
+        """Ends a trial without a result: another request may be tried."""
         self._trial = 0.0
 
     def state(self, now: float) -> str:
-        """closed: all may pass; off: nobody; trial: one has gone first, or may."""
+        """Returns "closed": all requests pass; "off": none does; "trial": one is tried, or may be."""
         if self.failures < LIMIT:
             return "closed"
         return "off" if now < self._next else "trial"

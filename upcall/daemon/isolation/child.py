@@ -1,4 +1,4 @@
-"""The daemon's side of one child: the process, the socketpair, and the calls that are under way."""
+"""Manages one child process of the daemon: starts and kills it, sends calls over a socketpair, matches answers."""
 
 from __future__ import annotations
 

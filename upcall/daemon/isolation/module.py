@@ -1,4 +1,4 @@
-"""The key module that stands in for one in a process of its own."""
+"""Forwards a key module's calls to a child process that runs it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class IsolatedModule:
         self._broken: dict[str, Breaker] = {}  # signature -> of keys that broke it
 
     def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> KeyHandle:
-        """As the module's own. Refused("module-off") while it is left alone because it keeps breaking."""
+        """As the module's own. Refused("module-off") while the circuit breaker is open."""
         deadline = self.deadline()
         self._admit(signature, deadline)
         number = next(self._numbers)
@@ -133,7 +133,7 @@ class IsolatedModule:
             return child
 
     def give_back(self, child: Child, closed: bool) -> None:
-        """One key less. With the last one that is closed the child ends: nothing of the key stays in memory."""
+        """Releases a key. The child ends with its last key, so that no key material stays in memory."""
         with self._lock:
             self._handles[child] = left = self._handles.get(child, 1) - 1
             if left or not closed:
@@ -187,7 +187,7 @@ class IsolatedModule:
             return outcome
         if outcome.kind == REFUSED:
             if outcome.text == "own-request":
-                self._log("own-request", module=self.name, waiting="its process, for a file on eCryptfs")
+                self._log("deadlock-refused", module=self.name, waiting="its process, for a file on eCryptfs")
             raise Refused(outcome.text, outcome.code)
         if outcome.kind == FAILED:
             raise ModuleFailed(outcome.text)

@@ -1,4 +1,4 @@
-"""The child's side: a few threads that take requests from the socketpair and call the module."""
+"""Serves a key module in the child: a few threads receive requests from the socketpair and call the module."""
 
 from __future__ import annotations
 

@@ -26,11 +26,11 @@ _BUFFER = HEAD.size + 4096
 
 
 class _Gone(Exception):
-    """The terminal has closed the connection, or talks nonsense; the text says which."""
+    """The terminal has closed the connection or sent a malformed message; the text says which."""
 
 
 class Agent:
-    """The way that comes first. One terminal at a time: a newer one takes over, with the question that is open."""
+    """Prompts on a terminal that runs `upcall prompt`. One at a time: a newer one takes over the open prompt."""
 
     name = "agent"
 
@@ -41,7 +41,7 @@ class Agent:
         self._numbers = itertools.count(1)
 
     def attach(self, connection: socket.socket, welcome: bytes) -> None:
-        """Never waits. `welcome`: what the terminal is sent first."""
+        """Attaches a terminal; does not block. `welcome`: the first message that it is sent."""
         connection.setblocking(False)
         with self._lock:  # once the terminal knows, so do all others
             with contextlib.suppress(OSError):
@@ -58,7 +58,7 @@ class Agent:
             return self._alive() is not None
 
     def _alive(self) -> socket.socket | None:
-        """The connection, if there is somebody at its other end; the lock is held."""
+        """Returns the connection if its terminal still runs; the caller holds the lock."""
         if self._connection is not None:
             poll = select.poll()
             poll.register(self._connection, 0)

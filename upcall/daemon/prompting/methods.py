@@ -1,4 +1,4 @@
-"""By what a person is asked."""
+"""Chooses the methods of prompting: terminal, pinentry, systemd's password agents."""
 
 from __future__ import annotations
 

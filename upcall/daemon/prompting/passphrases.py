@@ -1,4 +1,4 @@
-"""Passphrases of keys: asked for when a key is first needed, and tried while the person is still there."""
+"""Prompts for the passphrases of keys when they are first needed, and tries them while the prompt is open."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Passphrases:
             self._change.notify_all()
 
     def unlock(self) -> None:
-        """A person is there: prompts may be shown again."""
+        """Allows prompts again: a person has unlocked a key."""
         with self._change:
             self._quiet.clear()
 
@@ -93,7 +93,7 @@ class Passphrases:
         if signature in self._quiet:
             raise Refused("locked")
         if not self._anybody():
-            self._log("nobody-to-ask", key=signature, hint=f"{HINT}; or `upcall unlock`")
+            self._log("prompt-unavailable", key=signature, hint=f"{HINT}; or `upcall unlock`")
             raise Refused("locked")
         if len(self._prompts) >= MAX_OPEN:
             raise Refused("busy")

@@ -1,4 +1,4 @@
-"""One token's PIN: kept for a while, tried by one request at a time, and not tried too often."""
+"""Keeps one token's PIN for a limited time; lets one request at a time try it; limits wrong PINs. Pure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Pin:
 
     @property
     def worn_out(self) -> bool:
-        """Whether nobody is to be asked any more."""
+        """Returns whether the budget of wrong PINs is used up: no more prompts."""
         return self._wrong >= self._budget
 
     @property
@@ -49,7 +49,7 @@ class Pin:
         self._secret, self._good, self._until = LockedMemory(secret), False, now + UNTRIED
 
     def take(self, who: int, now: float) -> bytearray | None:
-        """The PIN, to be tried; a verdict has to follow. None if there is none, or if somebody tries it."""
+        """Returns the PIN for a trial, which must end with a verdict. None without a PIN, or while one is running."""
         self.ended(who)
         self.expire(now)
         if self._secret is None or self._trial is not None:
@@ -64,7 +64,7 @@ class Pin:
 
     @property
     def tried_until(self) -> float | None:
-        """When the verdict of whoever tries the PIN is overdue; None if nobody does."""
+        """Returns when the running trial is overdue; None if none is running."""
         return None if self._trial is None else self._trial_until
 
     def verdict(self, who: int, good: bool, now: float, awaited: bool) -> None:
@@ -86,7 +86,7 @@ class Pin:
                 self.failures += 1
 
     def ended(self, who: int) -> None:
-        """Whoever tried it has stopped. Without a verdict the token may have counted it: so do we."""
+        """Ends a trial without a verdict. It counts as wrong, because the token may have counted it so."""
         self._counted.discard(who)
         if self._trial == who:
             self._trial = None
@@ -96,7 +96,7 @@ class Pin:
                 self.failures += 1
 
     def expire(self, now: float) -> None:
-        """What is over is over."""
+        """Ends an overdue trial; wipes an expired PIN."""
         if self._trial is not None and now >= self._trial_until:
             late, untried = self._trial, not self._good
             self.ended(late)
@@ -112,5 +112,5 @@ class Pin:
         self._trial = None  # a verdict that still comes is not about the next one
 
     def reset(self) -> None:
-        """A person is there and wants to try again."""
+        """Resets the budget of wrong PINs: a person has asked for another attempt."""
         self._wrong = 0

@@ -1,4 +1,4 @@
-"""The daemon's `Prompter`: prompts that outlive the requests that cause them."""
+"""Implements the daemon's `Prompter`: a prompt stays open after the request that caused it has timed out."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Prompts:
     # --- for modules ---------------------------------------------------------------------------------------
 
     def pin(self, token: str, prompt: str, asker: Asker, /) -> bytearray:
-        """Waits as long as the request can. Refused: "prompting" if that was not long enough, "locked" if nobody is
-        there or does not want to, "pin-refused" after too many wrong ones."""
+        """Returns the PIN; waits for a prompt until the request's deadline. Refused: "prompting" if it is still open
+        then, "locked" if no prompt is possible or the person cancels, "pin-refused" after too many wrong PINs."""
         me, joined = threading.get_ident(), None
         until = asker.deadline - MARGIN if asker.patient() else 0.0
         with self._change:
@@ -99,7 +99,7 @@ class Prompts:
             self._changed(state)
 
     def over(self) -> None:
-        """The calling thread's request is: what it got and gave no verdict on is used up."""
+        """Ends the calling thread's request. A PIN that it got without a verdict counts as wrong."""
         with self._change:
             for state in self._tokens.values():
                 state.pin.ended(threading.get_ident())
@@ -116,7 +116,7 @@ class Prompts:
     # --- for the user's commands ---------------------------------------------------------------------------
 
     def lock(self) -> None:
-        """Forgets every PIN, withdraws every prompt."""
+        """Wipes all PINs and withdraws all prompts."""
         self.passphrases.lock()
         with self._change:
             for state in self._tokens.values():
@@ -131,7 +131,7 @@ class Prompts:
                 self._changed(state)
 
     def unlock(self) -> None:
-        """A person is there: prompts may be shown again, after wrong PINs, too."""
+        """Allows prompts again, also after wrong PINs: a person has unlocked a key."""
         self.passphrases.unlock()
         with self._change:
             for state in self._tokens.values():
@@ -162,7 +162,7 @@ class Prompts:
         return state
 
     def _changed(self, state: _Token) -> None:
-        """Wakes who waits, and sees to it that the PIN is forgotten in time even if nobody asks. The lock is held."""
+        """Wakes waiting threads, and sets a timer that wipes the PIN when it expires. The caller holds the lock."""
         self._change.notify_all()
         if state.timer is not None:
             state.timer.cancel()
@@ -182,7 +182,7 @@ class Prompts:
         if time.monotonic() < state.quiet_until:
             raise Refused("locked")
         if not self.anybody():
-            self._log("nobody-to-ask", token=state.name, hint=HINT)
+            self._log("prompt-unavailable", token=state.name, hint=HINT)
             raise Refused("locked")
         if sum(one.prompt is not None for one in self._tokens.values()) >= MAX_OPEN:
             raise Refused("busy")
@@ -240,7 +240,7 @@ class Prompts:
         return (f"{wrong}: you are asked {pin.left} more time{'s' if pin.left > 1 else ''}.",)
 
     def anybody(self) -> bool:
-        """Whether there may be somebody to ask."""
+        """Returns whether any method may reach a person."""
         return any(way.available() for way in self._ways)
 
     def ask(self, question: Question, turn: Turn, **what: object) -> tuple[bytearray | None, str]:
@@ -249,18 +249,18 @@ class Prompts:
             try:
                 if not way.available():
                     continue
-                self._log("prompt", **what, way=way.name)
+                self._log("prompt-opened", **what, way=way.name)
                 return way.ask(question, turn), "answered"
             except (Cancelled, Unanswered, Withdrawn) as error:
                 return None, type(error).__name__.lower()
             except Unavailable as error:
-                self._log("cannot-ask", way=way.name, why=plain(str(error)))
+                self._log("prompt-failed", way=way.name, why=plain(str(error)))
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one way, another may do
-                self._log("cannot-ask", way=way.name, why=type(error).__name__)  # its text could hold the PIN
+                self._log("prompt-failed", way=way.name, why=type(error).__name__)  # its text could hold the PIN
         return None, "nobody"
 
     def _notify(self, state: _Token, prompt: str, asker: Asker) -> None:
-        """The thread of one notice: no module waits until somebody has seen it."""
+        """Shows one notice, in a thread of its own, so that the module does not wait for it."""
         who = describe(asker.service, asker.requester)
         question = Question(plain(prompt), (f"Token: {state.name}", *who))
         turn = Turn(TOUCH_SHOWN)
@@ -272,4 +272,4 @@ class Prompts:
             pass
         finally:
             turn.close()
-        self._log("touch", token=state.name, prompt=question.prompt)
+        self._log("touch-requested", token=state.name, prompt=question.prompt)

@@ -1,4 +1,4 @@
-"""What the ways of asking a person have in common: the question, how long it may take, and how it can end."""
+"""Defines the interface of prompting methods: the question, its time-out, and its outcomes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ MAX_PIN = 256  # bytes; tokens take far less. And of a passphrase that is typed 
 
 
 class Unavailable(UpcallError):
-    """Nobody can be asked this way now; another way may do. The text is logged: no secrets in it."""
+    """This method is not available now; another one may be. The text is logged: no secrets in it."""
 
 
 class Cancelled(UpcallError):
-    """The person does not want to answer."""
+    """The person has cancelled the prompt."""
 
 
 class Unanswered(UpcallError):
-    """Nobody has answered in time."""
+    """The prompt timed out."""
 
 
 class Withdrawn(UpcallError):
-    """Nobody wants to know any more."""
+    """The prompt was cancelled by the daemon."""
 
 
 class Question(NamedTuple):
@@ -82,7 +82,7 @@ class Way(Protocol):
     name: str
 
     def available(self) -> bool:
-        """Whether it is worth a try. Cheap, and never waits."""
+        """Returns whether this method may reach a person. Must not block."""
 
     def ask(self, question: Question, turn: Turn, /) -> bytearray:
         """The PIN, 1 to MAX_PIN bytes, for the caller to wipe. Unavailable, Cancelled, Unanswered, Withdrawn."""

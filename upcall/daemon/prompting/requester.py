@@ -1,4 +1,4 @@
-"""Who wants a PIN, in words for a person. Names of processes are chosen by those processes: none is trusted."""
+"""Describes the requester of a PIN to a person. Processes choose their own names, so names are not trusted."""
 
 from __future__ import annotations
 

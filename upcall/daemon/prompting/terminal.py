@@ -25,7 +25,7 @@ class Ended(UpcallError):
 
 
 class TerminalGone(Ended):
-    """The window was closed: what was open is answered by nobody."""
+    """The window was closed; an open prompt stays unanswered."""
 
 
 class Terminal:

@@ -1,4 +1,4 @@
-"""What no help text says: where things are, what the environment does, what exit codes mean, which page goes on."""
+"""Holds the parts of manual pages that no help text has: files, environment, exit codes, references."""
 
 from __future__ import annotations
 

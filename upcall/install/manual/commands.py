@@ -1,4 +1,4 @@
-"""A page for every command, made of what `--help` says."""
+"""Generates a page for each command from its `--help`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages about files, and about the program that the kernel's request-key starts."""
+"""Generates the pages about files, and about the program that request-key starts."""
 
 from __future__ import annotations
 

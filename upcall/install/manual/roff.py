@@ -1,4 +1,4 @@
-"""Pages as man(7) wants them. Whatever a text holds, it comes out as text: no character of it becomes an order.
+"""Formats pages for man(7). Text is escaped: none of its characters is interpreted as a request.
 
 Both groff and mandoc take what is written here without a warning; tests/test_manual.py has them try.
 """

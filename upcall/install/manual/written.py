@@ -1,4 +1,4 @@
-"""All pages as text, by the files that they are in."""
+"""Returns all pages as text, by file name."""
 
 from __future__ import annotations
 

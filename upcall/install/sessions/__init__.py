@@ -1,2 +1,2 @@
-"""Logins counted by PAM, for machines without systemd: a daemon starts with a user's first session and ends with the
+"""Starts and stops daemons by PAM, on machines without systemd: at a user's first session, and at the end of the
 last. docs/operations.md tells more."""

@@ -1,4 +1,4 @@
-"""Who is logged in, and which daemon was started for that: one file per uid, changed under one lock.
+"""Records the sessions of each uid and the daemon started for them: one file per uid, changed under one lock.
 
     daemon 4711 8812345
     session 4700 8812300

@@ -1,4 +1,4 @@
-"""A user's daemon, started by root for a login."""
+"""Starts a user's daemon as root, at a login."""
 
 from __future__ import annotations
 

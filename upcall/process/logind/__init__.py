@@ -1,4 +1,4 @@
-"""A small process beside a user's daemon that listens to logind and says when the keys are to be locked.
+"""Listens to logind in a small process beside a user's daemon, and reports when keys must be locked.
 
     logind -- D-Bus --> watching.py -- one word per datagram, and back --> upcall.protocols.ecryptfs.auto_lock
 

@@ -1,4 +1,4 @@
-"""What logind says of one user: sleep, screens that are locked, the last logout.
+"""Receives logind's signals about one user: sleep, locked screens, the last logout.
 
 Source: org.freedesktop.login1(5), https://systemd.io/INHIBITOR_LOCKS. A signal counts only if it comes from whoever
 owns the name org.freedesktop.login1 now: a match rule keeps no client of the bus from sending us one directly.

@@ -1,7 +1,7 @@
-"""`struct ecryptfs_auth_tok` for a private key: what stands in the user keyring under the key's signature.
+"""Packs and parses `struct ecryptfs_auth_tok` of a private key, the payload of a key in the user keyring. Pure.
 
 Source: include/linux/ecryptfs.h of Linux 6.1 and key modules' use of it in ecryptfs-utils 111. The struct is
-740 bytes; the key module's own data ("blob") begins at 670, inside the struct's tail, and runs on behind it.
+740 bytes. The key module's data ("blob") begins at 670, inside the struct's tail, and may extend beyond it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ KEY_SIZE = 16  # what mount.ecryptfs writes
 
 
 class AuthTok(NamedTuple):
-    """An auth token: which key, which key module, and what that module needs. `blob` may hold a passphrase."""
+    """An auth token. `signature`: of the key, 16 characters. `alias`: of the key module, 1 to 16 characters. `blob`:
+    the module's data, at most MAX_BLOB bytes; may hold a passphrase."""
 
     signature: str
     alias: str
@@ -36,7 +37,8 @@ class AuthTok(NamedTuple):
 
 
 def pack_auth_tok(token: AuthTok) -> bytes:
-    """740 bytes plus the blob, zero-padded the way mount.ecryptfs does it."""
+    """Returns 740 bytes plus the size of the blob, zero-padded as by mount.ecryptfs. PeerError if a field does not
+    fit."""
     signature, alias = token.signature.encode("ascii"), token.alias.encode("ascii")
     if len(signature) != SIGNATURE_LENGTH or not 1 <= len(alias) <= 16 or b"\0" in signature + alias:
         raise PeerError("auth token", "a signature has 16 characters, a module's alias 1 to 16")
@@ -50,7 +52,7 @@ def pack_auth_tok(token: AuthTok) -> bytes:
 
 
 def take_auth_tok(data: bytes) -> AuthTok:
-    """An auth token from a key's payload. A passphrase token is not ours, and is an error."""
+    """Parses a key's payload. PeerError if it is malformed, or a passphrase token."""
     if len(data) < STRUCT_SIZE:
         raise PeerError("auth token", f"{len(data)} bytes, at least {STRUCT_SIZE} are needed")
     version, kind = _VERSION_AND_TYPE.unpack_from(data, 0)

@@ -1,8 +1,7 @@
-"""The keys that are marked `auto`: their auth tokens go into the user keyring when the daemon starts, at login.
+"""Adds the auth tokens of keys that are marked `auto` to the user keyring when the daemon starts, at login.
 
-Nobody is asked for anything: an auth token says where the passphrase is to be found, and a key is opened when it is
-needed. No key module is loaded for it. In the process that becomes the daemon: what reads the entries would cost the
-daemon a megabyte.
+Opens no prompt and loads no key module: an auth token says where the passphrase is, and a key is opened when it is
+first used. Runs before the daemon's exec: the code that reads the entries would cost the daemon a megabyte.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ _MOST: Final = 100  # arguments
 
 
 def add_auto_keys() -> list[str]:
-    """What became of each, as the daemon's arguments: `added=SIGNATURE=NAME`, `not-added=FILE=WHY`.
+    """Adds the keys. Returns the results as arguments of the daemon: `added=SIGNATURE=NAME`, `not-added=FILE=WHY`.
 
-    One that cannot be added hurts no other. What stands in the user keyring already stays as it is."""
+    A failure does not affect other keys. Auth tokens that are in the user keyring are not replaced. Raises nothing."""
     store = KeyStore()
     try:
         names = store.names()
@@ -32,13 +31,13 @@ def add_auto_keys() -> list[str]:
             entry = store.load(name)
             if entry.auto and _add(entry):
                 told.append(f"added={entry.signature}={name}")
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with one, the others are added
+        except Exception as error:  # noqa: BLE001 - a failure must not affect other keys
             told.append(_failed(store.directory / f"{name}{SUFFIX}", error))
     return told[:_MOST]
 
 
 def _add(entry: Entry) -> bool:
-    """Whether it was to be added still."""
+    """Adds one auth token. False if it is in the keyring already."""
     check_auto(entry.source)
     if keyring.find(entry.signature) is not None:
         return False
@@ -47,6 +46,6 @@ def _add(entry: Entry) -> bool:
 
 
 def _failed(file: Path, error: Exception) -> str:
-    """An entry holds no secret, nor does what is wrong with it."""
+    """The argument for a failure. Entries and their errors contain no secret."""
     why = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return f"not-added={str(file).replace('=', '?')}={why}".replace("\0", "?")

@@ -72,7 +72,7 @@ class Locking:
             try:
                 self._once()
             except Exception as error:  # noqa: BLE001 - a thread that has ended locks nothing any more
-                self._log("locking-broke", error=type(error).__name__)
+                self._log("auto-lock-failed", error=type(error).__name__)
                 time.sleep(_RETRY_FIRST)
 
     def _once(self) -> None:
@@ -91,7 +91,7 @@ class Locking:
         """In how many seconds to look again."""
         expired, due = self._keys.expire()
         for signature in expired:
-            self._log("locked", key=signature, why="unused")
+            self._log("key-locked", key=signature, why="unused")
         if not self._keys.lock_after:
             return math.inf
         return max(0.0, self._keys.lock_after if due is None else due)
@@ -138,25 +138,25 @@ class Locking:
         if verb == "note":
             child.note = cause
             if child.heard:  # otherwise it is about to end, and its last word is why
-                self._log("logind", note=cause)
+                self._log("logind-warned", note=cause)
         elif verb in ("on", "off") and cause in self._causes:
             if not child.heard:
                 child.heard, self._why = True, ""
-                self._log("logind", note="listening", lock_on=",".join(self._causes))
+                self._log("logind-listening", lock_on=",".join(self._causes))
             self._turn(verb == "on", cause)
             child.done(word)
 
     def _turn(self, on: bool, cause: str) -> None:
         if on:
-            self._log("locked", why=cause, forgotten=self._keys.lock(None, cause))
+            self._log("keys-locked", why=cause, forgotten=self._keys.lock(None, cause))
         elif cause in self._keys.held():
             self._keys.unlock_all(cause)
-            self._log("unlocked", why=cause)
+            self._log("keys-unlocked", why=cause)
 
     def _not_listening(self, why: str) -> None:
         if why != self._why:
             self._why = why
-            self._log("no-logind", why=why, missed=",".join(self._causes))
+            self._log("logind-unavailable", why=why, missed=",".join(self._causes))
 
 
 class _Child:

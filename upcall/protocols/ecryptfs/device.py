@@ -1,4 +1,4 @@
-"""/dev/ecryptfs: the kernel's public-key requests for one uid.
+"""Opens, reads and writes /dev/ecryptfs, which carries the kernel's public-key requests for one uid.
 
 Source: fs/ecryptfs/miscdev.c of Linux 6.1. The kernel registers a daemon for the *euid* that opens the device, and
 routes a request by the euid of the process that opens the file. The device stays 0600 root.
@@ -18,7 +18,7 @@ from upcall.protocols.ecryptfs.packets import MAX_READ
 
 DEVICE = Path("/dev/ecryptfs")
 
-# Raw numbers, because glibc's wrappers change every thread of the process.
+# System call numbers, because glibc's wrappers change the credentials of all threads of the process.
 _SETRESUID, _SETFSUID = {
     "x86_64": (117, 122),
     "aarch64": (147, 151),
@@ -27,7 +27,8 @@ _SETRESUID, _SETFSUID = {
 
 
 class Miscdev:
-    """The device, open in one uid's name. One reader only; level-triggered readiness works, nothing else does."""
+    """The device, opened with one euid. Only one thread may read. Use level-triggered polling: edge-triggered polling
+    and O_NONBLOCK do not work."""
 
     def __init__(self, uid: int, path: Path = DEVICE) -> None:
         """OSError: ENOENT without the ecryptfs module, EINVAL while another daemon of this uid holds it."""
@@ -38,17 +39,17 @@ class Miscdev:
         return self.fd
 
     def readable(self) -> bool:
-        """Whether `read` returns at once. The device ignores O_NONBLOCK, so this must be asked before."""
+        """Returns whether `read` would not block. The device ignores O_NONBLOCK, so call this before."""
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)
         return bool(poll.poll(0))
 
     def read(self) -> bytes:
-        """One frame. Empty after a signal: neither an end nor an error."""
+        """Reads one frame; blocks if none is pending. Empty after a signal: neither end of file nor error."""
         return os.read(self.fd, MAX_READ)
 
     def write(self, frame: bytes) -> None:
-        """One answer. OSError EINVAL: its waiter has gone (late or duplicate); log it and live on."""
+        """Writes one answer. OSError EINVAL: the requester has gone (late or duplicate answer); not fatal."""
         os.write(self.fd, frame)
 
     def close(self) -> None:
@@ -58,9 +59,9 @@ class Miscdev:
 
 
 def _open_as(uid: int, path: Path) -> int:
-    """Opens with euid `uid`, so that the kernel registers that uid, and fsuid 0, so that 0600 root suffices.
+    """Opens with euid `uid`, so that the kernel registers that uid, and fsuid 0, so that mode 0600 root suffices.
 
-    In a thread of its own: credentials belong to threads, and no other thread may ever be seen with these.
+    Credentials belong to threads, so a thread of its own changes them: no other thread ever has them.
     """
     flags = os.O_RDWR | os.O_CLOEXEC
     if uid == os.geteuid():

@@ -1,4 +1,4 @@
-"""What stands at the beginning of an eCryptfs file's lower file: its size, and its key, wrapped once or more.
+"""Parses the header of an eCryptfs lower file: its size, and its key, wrapped once or more.
 
 Source: fs/ecryptfs/crypto.c (ecryptfs_write_headers_virt) and keystore.c (parse_tag_1_packet, parse_tag_3_packet,
 parse_tag_11_packet) of Linux 6.1. All numbers are big-endian.

@@ -1,7 +1,7 @@
-"""The handler of "ecryptfs" and "key": wraps and unwraps with the key that the user's keyring names.
+"""Handles requests of "ecryptfs" and "key": wraps and unwraps with keys whose auth tokens are in the user keyring.
 
-The auth token is looked up by signature on every request, as libecryptfs does: a key that was unlinked stops
-working at once. The opened key is kept, until its file or its auth token changes or it is locked.
+The auth token is looked up by signature on every request, as in libecryptfs: a key that was unlinked stops working at
+once. Opened keys are cached until their file or auth token changes, they are locked, or unused for `lock_after`.
 """
 
 from __future__ import annotations
@@ -48,22 +48,22 @@ class Keyring(Protocol):
 
 @runtime_checkable
 class Reporting(Protocol):
-    """A module with something to say in the status: one in a process of its own (upcall.daemon.isolation)."""
+    """A module that reports its status: one in a process of its own (upcall.daemon.isolation)."""
 
     def report(self) -> dict[str, object]: ...
 
 
 class _Serving(threading.local):
-    """What a thread is at work for."""
+    """The request that each thread serves."""
 
     asker: Asker | None = None
-    asked = False  # it got a PIN, or tried to
-    ahead = False  # the key is opened before anybody needs it: nobody is to be asked
+    asked = False  # it has asked for a PIN
+    ahead = False  # the key is opened before it is needed: no prompts
     typed: bytearray | None = None  # a passphrase that is being tried
 
 
 class _SecretsOf:
-    """`keymodule.Secrets` for one key. Which request is being served is known by the thread that serves it."""
+    """Implements `keymodule.Secrets` for one key. The current request is found by thread."""
 
     def __init__(self, service: KeyService, signature: str) -> None:
         self._service, self._signature = service, signature
@@ -85,7 +85,11 @@ class _SecretsOf:
 
 
 class KeyService:
-    """`modules`: what loads the key module of an alias. `fetch(signature, source)`: a passphrase kept elsewhere."""
+    """Implements upcall.handler.Handler; caches keys, passphrases and locks. Thread-safe.
+
+    `modules`: alias -> loads its key module. `fetch(signature, source)`: returns a passphrase that is kept elsewhere
+    than in this process. `prove_all`: verify each wrapped key by unwrapping it.
+    """
 
     services: tuple[str, ...] = ("ecryptfs", "key")
 
@@ -114,11 +118,11 @@ class KeyService:
     # --- the handler ---------------------------------------------------------------------------------------
 
     def lane(self, envelope: Envelope) -> str:
-        """The signature, as far as it takes to find the lane; `answer` looks at the whole packet. And the service:
-        requests of "key" may wait for a person, and eCryptfs must not wait behind them."""
+        """Returns signature and service. `answer` checks the whole packet. The service is included because requests of
+        "key" may wait for a prompt, and those of eCryptfs must not wait for them."""
         body = envelope.body
         if len(body) < 2 + SIGNATURE_LENGTH or body[1] != SIGNATURE_LENGTH:
-            return take_ask(body).signature  # says what is wrong with it
+            return take_ask(body).signature  # raises PeerError
         return body[2 : 2 + SIGNATURE_LENGTH].decode("latin-1") + envelope.service
 
     def answered_by(self, envelope: Envelope) -> str:
@@ -128,12 +132,12 @@ class KeyService:
 
     def answer(self, envelope: Envelope) -> bytes:
         if envelope.requester.uid not in self._requesters:
-            # The broker lets only this uid and root ask. Keys are not used for another one even if it says so.
+            # The broker admits only this uid and root. Do not trust it: no other uid may use the keys.
             why = f"uid {envelope.requester.uid} asks for a key of uid {os.getuid()}"
             raise Refused("not-permitted", why=why)
         ask = take_ask(envelope.body)
         if ask.tag != TAG_64:
-            take_file_key(ask.content)  # modules are promised its size, and nothing else could be unwrapped again
+            take_file_key(ask.content)  # modules rely on its size; another format could not be unwrapped
         self.serving.asker = Asker(envelope.service, envelope.requester, envelope.deadline_ns / 1e9)
         try:
             return self._answer(ask)
@@ -179,12 +183,13 @@ class KeyService:
         return self._keep(signature, opened, new, module, times)
 
     def _keep(self, signature: str, before: Opened | None, new: Opened, module: KeyModule, times: int) -> Opened:
-        """Puts a newly opened key in the place of what was there before, and closes what is not used."""
+        """Caches a newly opened key in place of `before`, and closes the one that is not used. `times`: Locks.times
+        when the opening began."""
         with self._lock:
             there = self._opened.get(signature)
             locked = times != self._locks.times or self._locks.refuses(signature)  # while it was being opened
             beaten = there is not None and there is not before and there.token == new.token  # by another thread
-            late = self._loaded.get(new.module) is not module  # it is no longer allowed, or another has its place
+            late = self._loaded.get(new.module) is not module  # a reload removed or replaced the module
             if not locked and not beaten and not late:
                 self._opened[signature] = new
                 self._used[signature] = now()
@@ -211,7 +216,7 @@ class KeyService:
         try:
             token = take_auth_tok(self._keyring.read(serial))
         except OSError:
-            raise Refused("no-key") from None  # it was revoked or unlinked a moment ago, or is not to be read
+            raise Refused("no-key") from None  # it was just revoked or unlinked, or is not readable
         except PeerError:
             raise Refused("bad-token") from None
         if token.signature != signature:
@@ -228,16 +233,16 @@ class KeyService:
                 raise Refused("no-module")
             loaded = load()
             with self._lock:
-                if self._modules.get(alias) is load:  # it is still to be loaded, and thus
-                    return self._loaded.setdefault(alias, loaded)  # another thread may have been faster
+                if self._modules.get(alias) is load:  # no reload has replaced it meanwhile
+                    return self._loaded.setdefault(alias, loaded)  # another thread may have loaded it
 
     def asker(self) -> Asker:
-        """For what this thread is at work; without a request (keys are opened ahead), nobody can wait."""
+        """Returns the request that this thread serves; without one (keys opened ahead), one with deadline 0."""
         return self.serving.asker or Asker("", Requester(os.geteuid(), os.getpid()), 0.0)
 
     def passphrase(self, signature: str, source: str) -> bytearray:
-        """What is kept in locked memory ("ask"), or elsewhere. One that is not there is asked for. Refused as
-        `keymodule.Secrets`."""
+        """Returns the passphrase from locked memory (`source` "ask") or elsewhere; prompts for one that is not in
+        memory. Refused as in `keymodule.Secrets`."""
         if source != "ask":
             return self._fetch(signature, source)
         if self.serving.typed is not None:
@@ -257,8 +262,8 @@ class KeyService:
             return None if kept is None else kept.copy()
 
     def _try(self, signature: str, typed: bytearray) -> bool:
-        """Whether a passphrase opens the key; then it is kept. Refused if that cannot be known. In the prompt's
-        thread: the requests that wait for it have no time to lose."""
+        """Opens the key with a typed passphrase and keeps it in locked memory. False if it is wrong; Refused if that
+        cannot be determined. Runs in the prompt's thread, so that waiting requests do not lose time."""
         times, self.serving.typed = self._locks.times, typed
         try:
             self._open(signature)
@@ -274,15 +279,15 @@ class KeyService:
         with self._lock:
             if times != self._locks.times or self._locks.refuses(signature):
                 raise Refused("locked")
-            if signature not in self._passphrases:  # as a command of the user's may have left it meanwhile
+            if signature not in self._passphrases:  # a command may have set one meanwhile
                 self._passphrases[signature] = LockedMemory(typed.copy())
         return True
 
     def warm(self, signatures: Iterable[str], ahead: bool = False) -> None:
-        """Opens keys before they are asked for: importing a key module can cost a slow machine a kernel's patience.
+        """Opens keys before they are needed: importing a key module can take longer than the kernel's time-out of 3 s.
 
-        What cannot be opened now is refused when it is asked for, with its reason. `ahead`: nobody needs them yet, so
-        nobody is asked for a PIN or a passphrase.
+        Failures are ignored: the request that needs the key is refused, with the reason. `ahead`: open no prompt for a
+        PIN or passphrase.
         """
         self.serving.ahead = ahead
         try:
@@ -296,7 +301,7 @@ class KeyService:
     # --- what the user's commands do -----------------------------------------------------------------------
 
     def unlock(self, signature: str, passphrase: bytearray) -> None:
-        """Keeps a passphrase (empty: there is none to keep) in locked memory; the key works from now on."""
+        """Unlocks a key and moves its passphrase (empty: none) to locked memory."""
         self.forget(signature)
         self.prompter.unlock()
         with self._lock:
@@ -306,17 +311,18 @@ class KeyService:
             self._locks.unlock(signature)
 
     def unlock_all(self, cause: str | None = None) -> None:
-        """Ends the lock for this cause; None: every lock, as a person has said. What was forgotten stays so."""
+        """Ends the lock for a cause; None: all locks, by a person's command. Wiped passphrases are not restored."""
         with self._lock:
             self._locks.unlock_all(cause)
         if cause is None:
             self.prompter.unlock()
 
     def lock(self, signature: str | None, cause: str = COMMAND) -> int:
-        """Forgets one key, or all, and refuses it until it is unlocked; gives how many were known.
+        """Closes one key, or all (None), wipes passphrases, and refuses requests until unlocked. Returns how many keys
+        were open or had a passphrase.
 
-        Every PIN goes, too: which token a key is in is not known here, and a PIN is soon typed again. What is being
-        opened meanwhile is not kept."""
+        All PINs are wiped, too: which token holds a key is not known here. A key that another thread is opening is not
+        cached."""
         with self._lock:
             known = set(self._opened) | set(self._passphrases)
             if signature is not None:
@@ -326,16 +332,16 @@ class KeyService:
                 self._locks.lock_all(cause)
                 if cause == COMMAND:
                     for one in known:
-                        self._locks.lock(one)  # by its name, too, for those who look
+                        self._locks.lock(one)  # individually, too, so that the status lists it
             closed = [self._drop(one) for one in known]
-        self.prompter.lock()  # behind the lock: who has got something by a prompt can keep it no more
+        self.prompter.lock()  # after the lock is set: a prompt that ends now cannot keep its secret
         for opened in filter(None, closed):
             opened.close()
         return len(known)
 
     def expire(self) -> tuple[list[str], float | None]:
-        """Forgets the keys that nobody has used for `lock_after` seconds: their signatures, and in how many seconds
-        the next one may be due, if any can be. They are not refused: who needs one has it opened anew."""
+        """Closes keys unused for `lock_after` seconds and wipes their passphrases. Returns their signatures, and in
+        how many seconds the next one may be due (None: never). They are not locked: a request opens them again."""
         if not self.lock_after:
             return [], None
         at = now()
@@ -350,8 +356,8 @@ class KeyService:
         return bool(self.lock_after) and at - self._used.get(signature, at) >= self.lock_after
 
     def use(self, modules: Mapping[str, Callable[[], KeyModule]], same: Collection[str]) -> None:
-        """Other modules from now on; those of the aliases in `same` stay as they are, with the keys that they have
-        opened. Of the others the keys are closed; requests that have them in hand come to their end."""
+        """Replaces the modules, except those of the aliases in `same`, which keep their opened keys. Keys of the
+        others are closed; calls that use them may fail."""
         with self._lock:
             self._modules = {alias: self._modules[alias] if alias in same else modules[alias] for alias in modules}
             for alias in [alias for alias in self._loaded if alias not in same]:
@@ -361,14 +367,15 @@ class KeyService:
             opened.close()
 
     def forget(self, signature: str) -> None:
-        """Drops the opened key and its passphrase."""
+        """Closes the key and wipes its passphrase."""
         with self._lock:
             opened = self._drop(signature)
         if opened is not None:
             opened.close()
 
     def _drop(self, signature: str) -> Opened | None:
-        """What is to be closed of it; the lock is held."""
+        """Removes a key from the cache and wipes its passphrase. Returns the key, for the caller to close after it has
+        released the lock, which it must hold."""
         self._used.pop(signature, None)
         kept = self._passphrases.pop(signature, None)
         if kept is not None:
@@ -376,7 +383,7 @@ class KeyService:
         return self._opened.pop(signature, None)
 
     def status(self) -> list[dict[str, object]]:
-        """The keys in use, and the modules in processes of their own, as plain data."""
+        """Returns opened and locked keys, and the modules in processes of their own, as plain data."""
         modules = [module.report() for module in list(self._loaded.values()) if isinstance(module, Reporting)]
         with self._lock:
             return (
@@ -389,11 +396,11 @@ class KeyService:
             )
 
     def held(self) -> list[str]:
-        """For what all keys are refused, if anything: words for the status."""
+        """Returns the causes for which all keys are locked."""
         with self._lock:
             return self._locks.causes
 
 
 def now() -> float:
-    """Seconds, those counted in which the machine was asleep."""
+    """Returns seconds of CLOCK_BOOTTIME, which includes time asleep."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

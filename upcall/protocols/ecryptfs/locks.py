@@ -1,26 +1,26 @@
-"""Which keys are refused because somebody locked them, or something did. Pure."""
+"""Keeps which keys are locked, by a command or an event such as suspend. Pure."""
 
 from __future__ import annotations
 
 from typing import Final
 
-COMMAND: Final = "command"  # the cause of what a person has locked; nothing but a person ends it
+COMMAND: Final = "command"  # the cause of a person's lock; only a person's unlock ends it
 
 
 class Locks:
-    """Not for several threads: its owner holds a lock.
+    """Not thread-safe: the owner must hold a lock, except for `refuses`.
 
-    A lock is on one key, or on all for some cause (a command, suspend, ...). A person who unlocks a key takes it out
-    of every lock that there is; a later one has it again.
+    A lock is on one key, or on all keys for a cause (a command, suspend, ...). Unlocking a key exempts it from all
+    present locks, not from later ones.
     """
 
     def __init__(self) -> None:
         self._single: set[str] = set()
         self._all: dict[str, set[str]] = {}  # cause -> the keys that were unlocked since
-        self.times = 0  # how often all keys were locked: what was begun before is not to be kept
+        self.times = 0  # how often all keys were locked; a key whose opening began before must not be kept
 
     def refuses(self, signature: str) -> bool:
-        """Of this alone no lock is needed: it is asked on every request."""
+        """Returns whether the key is locked. Needs no lock: it is called on every request."""
         return signature in self._single or any(signature not in but for but in [*self._all.values()])
 
     def lock(self, signature: str) -> None:
@@ -36,7 +36,7 @@ class Locks:
             but.add(signature)
 
     def unlock_all(self, cause: str | None = None) -> None:
-        """What was locked for this cause; None: whatever was locked."""
+        """Ends the lock for a cause; None: all locks."""
         if cause is None:
             self._single.clear()
             self._all.clear()
@@ -45,10 +45,10 @@ class Locks:
 
     @property
     def single(self) -> list[str]:
-        """The keys that are locked by themselves, sorted."""
+        """The signatures of keys that are locked individually, sorted."""
         return sorted(self._single)
 
     @property
     def causes(self) -> list[str]:
-        """For which all keys are locked, sorted."""
+        """The causes for which all keys are locked, sorted."""
         return sorted(self._all)

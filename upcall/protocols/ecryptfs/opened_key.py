@@ -1,4 +1,4 @@
-"""A key that its module has opened for the daemon."""
+"""Wraps and unwraps with an opened key, and verifies what its module returns."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from upcall.core.errors import Refused
 from upcall.keymodule import MAX_KEY, MAX_WRAPPED, Closable, KeyHandle, Watched
 from upcall.protocols.ecryptfs.authtok import AuthTok
 
-REREAD: Final = 1.0  # seconds after which an auth token that was replaced in its place is noticed
+REREAD: Final = 1.0  # seconds after which the auth token is read again: it can be replaced in place
 
 
 class Opened:
-    """A key in use. What it wraps is proved by unwrapping it, the first time for each size."""
+    """An opened key. Thread-safe if its handle is. A wrapped key is verified by unwrapping it, at the first of each
+    size; always if `prove_all`."""
 
     __slots__ = ("_handle", "_prove_all", "_proved", "_watched", "module", "reread", "serial", "token")
 
@@ -29,7 +30,7 @@ class Opened:
         return self._watched is not None and self._watched.stale()
 
     def close(self) -> None:
-        """Lets go of what the handle holds; a module that fails at that has nothing more to say."""
+        """Closes the handle. Exceptions of the module are ignored."""
         if isinstance(self._handle, Closable):
             with contextlib.suppress(Exception):
                 self._handle.close()
@@ -41,7 +42,9 @@ class Opened:
         return key
 
     def wrap(self, key: bytes) -> bytes:
-        """A wrapped key that can be unwrapped: the kernel would believe anything, and lose the file."""
+        """Returns a wrapped key that was verified. The kernel stores any answer, and the file would be lost.
+
+        Refused("module-broke") if the module returns a wrong type or size, or another key. Else as the module."""
         wrapped = self._handle.wrap(key)
         if not isinstance(wrapped, bytes) or not len(key) <= len(wrapped) <= MAX_WRAPPED:
             raise Refused("module-broke")

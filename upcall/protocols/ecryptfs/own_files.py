@@ -1,8 +1,8 @@
-"""A daemon opens no file that only it could let the kernel open: it would wait for itself.
+"""Prevents self-deadlocks: refuses to open files for which the kernel would ask this daemon.
 
-Such a file lies on an eCryptfs mount whose key is one that the daemon answers for, and to open it is to ask the
-daemon. Looking at it (stat) asks nobody. Python says what is about to be opened (sys.addaudithook), whoever opens it:
-our code, a key module, an import. C libraries do not; what they open is found when it waits (self_deadlock.py).
+Such a file is on an eCryptfs mount whose key the daemon answers for: opening it sends the daemon a request. stat does
+not. Python reports each open before it happens (sys.addaudithook), by upcall, a key module or an import. Opens of C
+libraries are not reported; self_deadlock.py detects them while they wait.
 """
 
 from __future__ import annotations
@@ -42,17 +42,18 @@ def answered_for(keyring: KeyringReader, signature: str) -> bool:
 
 
 class OwnMounts:
-    """The eCryptfs mounts, as this process sees them."""
+    """The eCryptfs mounts in this process's mount namespace, with the signatures of their keys. Thread-safe."""
 
     def __init__(self, keyring: KeyringReader, mountinfo: Path = MOUNTINFO) -> None:
         self._keyring, self._mountinfo = keyring, mountinfo
         self._changes = Changes(mountinfo)
-        self._lock = threading.RLock()  # reading the list opens a file, which is asked about here
+        self._lock = threading.RLock()  # reentrant: reading the list opens a file, which calls `key_of`
         self._signatures: dict[int, set[str]] = {}  # by device
         self._read()
 
     def key_of(self, path: str | bytes, creates: bool = False) -> str | None:
-        """The signature of the key that is needed to open a file, if it is one that the daemon answers for."""
+        """Returns the signature of the key needed to open a file, if the daemon answers for it; otherwise None.
+        `creates`: the file may not exist yet; then its folder counts."""
         with self._lock:
             if self._changes.seen():
                 self._read()
@@ -73,7 +74,7 @@ class OwnMounts:
 
 
 def _device_of(path: Path) -> int:
-    """0 if there is none."""
+    """Returns the device number of the file system; 0 if the path cannot be examined."""
     try:
         return path.stat().st_dev
     except (OSError, ValueError):
@@ -94,7 +95,7 @@ def refuse(keyring: KeyringReader, told: Callable[..., None]) -> None:
         key = own.key_of(path, bool(flags & os.O_CREAT))
         if key is not None:
             name = os.fsdecode(path)
-            told("own-file", file=name, key=key, thread=threading.current_thread().name)
+            told("own-file-refused", file=name, key=key, thread=threading.current_thread().name)
             raise OSError(errno.EDEADLK, f"{WHY}: move it elsewhere", name)
 
     sys.addaudithook(hook)

@@ -1,4 +1,4 @@
-"""eCryptfs public-key messaging: frames of /dev/ecryptfs, and the packets inside them.
+"""Packs and parses eCryptfs's public-key messages: frames of /dev/ecryptfs, and the packets inside them. Pure.
 
 Source: fs/ecryptfs/{ecryptfs_kernel.h, miscdev.c, keystore.c} of Linux 6.1; include/linux/ecryptfs.h.
 A frame is `type u8, seq u32 big-endian, length (1 or 2 bytes), struct ecryptfs_message`. HELO and QUIT end

@@ -1,4 +1,4 @@
-"""The record of this protocol."""
+"""Describes eCryptfs to the rest of upcall: its services, configuration and source."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""A daemon that waits for itself after all: a C library, or a child, has opened a file on the user's eCryptfs mount.
+"""Self-deadlock detection: refuses requests of eCryptfs that wait for the daemon itself.
 
-The kernel does not say who waits for a request of eCryptfs. So it is not asked whose a request is, but whether it can
-be answered: what could not be for a while, while somebody of ours waits for eCryptfs, is refused, and that lets go of
-them. What can be answered is, whoever asks.
+Cause: a C library in the daemon, or a child of the daemon, opens a file on the user's eCryptfs mount. (What Python
+opens is refused before, by own_files.py.) The kernel does not report the requester of an eCryptfs request. Therefore a
+request is refused if it has not been answered for PATIENCE seconds while a thread or child of the daemon waits in the
+kernel's eCryptfs code. That ends the wait. A request that can be answered is answered, also if it is the daemon's own.
 
-Who is let go of may go on, and open the next file: a request for the same key that comes while the worker of a refused
-one has not come back is refused at once. Otherwise each would have the next one wait, for ever.
+The thread whose wait has ended may open the next file. Therefore a request for the same key is refused at once until
+the worker of the refused one has returned; otherwise each file would wait for PATIENCE again, without end.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from upcall.kernel import procfs
 
 Job = TypeVar("Job")
 
-PATIENCE: Final = 0.5  # seconds that a request may take while one of ours waits
-_ASTRAY: Final = 5.0  # seconds, then a worker of a refused request does not count any more: the kernel waits for 3
-_REMEMBERED: Final = 60.0  # seconds more in which it is known, if it comes back after all, that it was refused
-_WAITS: Final = b"ecryptfs_"  # how the kernel's functions begin in which one waits (proc(5), wchan)
-_GENERATIONS: Final = 4
+PATIENCE: Final = 0.5  # seconds that a request may take while a thread or child of the daemon waits
+_ASTRAY: Final = 5.0  # seconds until the worker of a refused request is ignored: the kernel's time-out is 3 s
+_REMEMBERED: Final = 60.0  # seconds after that in which its late answer is still suppressed
+_WAITS: Final = b"ecryptfs_"  # prefix of the kernel functions that wait (proc(5), wchan)
+_GENERATIONS: Final = 4  # of descendants that are searched
 
 
 class OwnWaits(Generic[Job]):
-    """upcall.handler.Waits for eCryptfs. `refuse(job, by)` answers a request; `by`: who of ours waits, for people."""
+    """Implements upcall.handler.Waits for eCryptfs. Thread-safe.
+
+    `refuse(job, by)` refuses a request; `by`: the waiting threads and processes, for people. `waiting()` returns them.
+    """
 
     services: tuple[str, ...] = ("ecryptfs",)
 
@@ -38,14 +42,14 @@ class OwnWaits(Generic[Job]):
     ) -> None:
         self.refuse, self._waiting = refuse, waiting or waiting_for_ecryptfs
         self._lock = threading.Lock()
-        # by sequence number: since when, until when, for which key, what
+        # by sequence number: (time of receipt, deadline, key, job); seconds of CLOCK_MONOTONIC
         self._held: dict[int, tuple[float, float, str, Job]] = {}
-        # Refused, and somebody is at work on it still: until when, for which key.
+        # Refused while a worker still handles it: (until when requests for the key are refused at once, key)
         self._astray: dict[int, tuple[float, str]] = {}
 
     def hold(self, seq: int, deadline: float, key: str, job: Job) -> bool:
-        """A request has come, and is to be answered before `deadline` by whoever lets go of it. False: at once, with a
-        refusal."""
+        """Registers a request. `deadline`: seconds of CLOCK_MONOTONIC. False: the caller must refuse it at once, since
+        the worker of a refused request for the same `key` has not returned."""
         now = time.monotonic()
         with self._lock:
             if self._astray:
@@ -56,22 +60,24 @@ class OwnWaits(Generic[Job]):
         return True
 
     def let_go(self, seq: int) -> bool:
-        """Whether to answer it; not if it was refused meanwhile. What comes too late is the broker's to reject."""
+        """Unregisters a request. Returns whether to answer it: not if it was refused meanwhile. The broker rejects
+        answers after the deadline."""
         with self._lock:
             self._held.pop(seq, None)
             return self._astray.pop(seq, None) is None
 
     @property
     def held(self) -> int:
-        """How many are still to be answered."""
+        """How many requests are registered."""
         return len(self._held)
 
     def look(self) -> None:
-        """To be called now and then while requests are worked on."""
+        """Refuses registered requests that take longer than PATIENCE while a thread or child waits for eCryptfs. Call
+        it every few milliseconds while requests are handled; it reads /proc only when one is late."""
         now = time.monotonic()
         with self._lock:
             for seq in [seq for seq, (_, deadline, _, _) in self._held.items() if deadline <= now]:
-                del self._held[seq]  # the broker has answered
+                del self._held[seq]  # the broker has refused it
             late = [seq for seq, (since, _, _, _) in self._held.items() if now - since >= PATIENCE]
         if not late or not (waiting := self._waiting()):
             return

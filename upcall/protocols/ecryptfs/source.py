@@ -1,7 +1,7 @@
-"""The broker's side towards the kernel's eCryptfs: one open /dev/ecryptfs per registered uid.
+"""Reads the kernel's eCryptfs requests, one open /dev/ecryptfs per registered uid, and writes the answers.
 
-The kernel breaks when its requests are not read (facts in docs/architecture.md), so they are read at once, whatever
-becomes of them; and it believes any answer, so only checked ones and plain failures are written.
+The kernel breaks if its requests are not read in time (docs/architecture.md), so each is read at once, before it is
+routed. The kernel does not validate answers, so only checked answers and failure packets are written.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from upcall.wire.envelope import refusal
 
 _SERVICE = "ecryptfs"
 _RETRY = 2.0  # seconds until a device that could not be opened is tried again
-_HEARTBEAT = 0.25  # bounds how old a request can be without our knowing
-_LAST_READS = 64  # twice the kernel's contexts
+_HEARTBEAT = 0.25  # seconds between turns of the loop: bounds the unknown age of a request
+_LAST_READS = 64  # frames that are read when closing: twice the kernel's contexts
 
 
 class Device(Protocol):
-    """What is open in one uid's name: upcall.protocols.ecryptfs.device.Miscdev. `fd` is -1 once it is closed."""
+    """An open /dev/ecryptfs of one uid: upcall.protocols.ecryptfs.device.Miscdev. `fd` is -1 once it is closed."""
 
     uid: int
     fd: int
@@ -41,11 +41,11 @@ class Device(Protocol):
     def close(self) -> None: ...
 
 
-OpenDevice = Callable[[int], Device]  # in the name of a uid; OSError
+OpenDevice = Callable[[int], Device]  # opens the device with this euid; OSError
 
 
 class _FromKernel:
-    """A request of the kernel: takes the outcome and writes the frame for it."""
+    """The origin of a request from the kernel: writes its outcome to the device as a frame."""
 
     __slots__ = ("_asked", "_device", "_devices", "_index", "_seq")
 
@@ -59,7 +59,8 @@ class _FromKernel:
 
 
 class Devices(Source):
-    """All of them. Failing to open one is logged and tried again for as long as its daemon is there."""
+    """The devices of all registered uids. If one cannot be opened, it is logged, and retried every 2 seconds while its
+    daemon is registered."""
 
     name = "ecryptfs"
 
@@ -76,7 +77,7 @@ class Devices(Source):
         self._heartbeat = loop.timer(self._beat)
 
     def open(self, uid: int) -> None:
-        """In the name of `uid`, unless it is open already."""
+        """Opens the device with euid `uid`, unless it is open; schedules a retry if that fails."""
         if uid in self._open:
             return
         try:
@@ -84,7 +85,7 @@ class Devices(Source):
         except OSError as error:
             why = "another daemon of this uid has it" if error.errno == errno.EINVAL else str(error)
             if self._failed.get(uid) != why:
-                self.log("device-not-open", uid=uid, why=why)
+                self.log("device-open-failed", uid=uid, why=why)
             self._failed[uid] = why
             self._wanted[uid] = self.loop.now + _RETRY
             self._retrying.at(self._wanted[uid])
@@ -94,7 +95,7 @@ class Devices(Source):
         self._open[uid] = device
         schedule_as_batch()
         self.loop.add(device, lambda: self._on_readable(device), URGENT)
-        self.log("device-open", uid=uid)
+        self.log("device-opened", uid=uid)
         self._heartbeat.at(self.loop.now + _HEARTBEAT)
 
     def _retry(self, now: float) -> None:
@@ -107,7 +108,8 @@ class Devices(Source):
             self._heartbeat.at(now + _HEARTBEAT)
 
     def close_of(self, uid: int) -> None:
-        """Reads and refuses what is still there, then closes: what stays unread hangs for 3 s."""
+        """Reads and refuses the pending requests, then closes the device. The requester of an unread one would wait
+        for the kernel's time-out of 3 s."""
         self._wanted.pop(uid, None)
         self._failed.pop(uid, None)
         device = self._open.pop(uid, None)
@@ -129,27 +131,27 @@ class Devices(Source):
             self.close_of(uid)
 
     def write(self, device: Device, frame: Frame) -> None:
-        """An answer; that its waiter has gone is counted, nothing more."""
+        """Writes an answer. If its requester has gone (EINVAL) it is counted and logged."""
         if device.fd < 0:
             return
         try:
             device.write(pack_frame(frame))
         except OSError as error:
             self.counts["not taken"] += 1
-            self.log("kernel-did-not-take", uid=device.uid, seq=frame.seq, index=frame.index, why=error)
+            self.log("device-write-failed", uid=device.uid, seq=frame.seq, index=frame.index, why=error)
 
     def _on_readable(self, device: Device) -> None:
         frame = self._read(device)
         if frame is None:
             return
         if frame.data is None or frame.index is None:
-            self.counts["stale"] += 1  # its waiter has timed out: never to be answered
+            self.counts["stale"] += 1  # the kernel's time-out has passed: must not be answered
             return
         origin = _FromKernel(self, device, frame.seq, frame.index, frame.data)
         try:
             take_ask(frame.data)
         except PeerError as error:
-            self.log("bad-request", uid=device.uid, why=error)
+            self.log("request-rejected", uid=device.uid, why=error)
             origin.settle(refusal("bad-request"))
             return
         requester = Requester(device.uid, 0)
@@ -159,7 +161,7 @@ class Devices(Source):
         try:
             data = device.read()
         except OSError as error:
-            self.log("device-unreadable", uid=device.uid, why=error)
+            self.log("device-read-failed", uid=device.uid, why=error)
             return None
         if not data:
             return None
@@ -168,7 +170,7 @@ class Devices(Source):
             frame = take_frame(data)
         except PeerError as error:
             self.counts["nonsense"] += 1
-            self.log("kernel-nonsense", uid=device.uid, why=error)
+            self.log("frame-rejected", uid=device.uid, why=error)
             return None
         return frame if frame.type == REQUEST else None
 

@@ -1,4 +1,4 @@
-"""Requesters in user space: any process asks its own uid's daemon, root any uid's, over a local socket."""
+"""Accepts requests from user space over a local socket: of a process for its own uid's daemon, of root for any."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys of type "cifs.spnego": what the kernel's CIFS client writes into the description, and what it wants to have.
+"""Parses descriptions of "cifs.spnego" keys, which the kernel's CIFS client requests, and packs their payloads.
 
     ver=0x2;host=HOST;ip4=ADDRESS;sec=krb5;uid=0x0;creduid=0x3e9;user=NAME;pid=0x164;upcall_target=mount
     payload: version u32, flags u32, key length u32, blob length u32 (little-endian), session key, SPNEGO blob

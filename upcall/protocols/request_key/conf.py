@@ -1,12 +1,12 @@
-"""request-key's configuration, as request-key 1.6.3 reads it: which line of which file makes a key.
+"""Parses request-key's configuration as request-key 1.6.3 does, and chooses the line for a key. Pure.
 
     # operation  type         description  callout  program and arguments
     create       cifs.spnego  *            *        /usr/sbin/cifs.upcall %k
 
-A pattern holds at most one wildcard, its first `*`, and is the wilder the more characters that skips; one without is
-not wild at all. Lines are compared by the wildness of their operations, then types, descriptions and callouts; of
-equal ones the first that is read wins. A line that cannot be read makes request-key give up, whatever the other lines
-say; but none is read further than to the first column that does not fit.
+A pattern has at most one wildcard, its first `*`. Its wildness is the number of characters that the wildcard matches;
+0 without one. The line with the least wildness of operation, then type, description and callout applies; of equal
+ones the first that is read. A malformed line makes request-key fail, whatever the other lines are. But a line is read
+only up to the first column that does not match.
 Source: request-key.c of keyutils, and request-key.conf(5).
 """
 
@@ -21,7 +21,7 @@ OPERATION = b"create"
 MAX_LINE = 4095  # bytes, the newline included
 MAX_ARGUMENTS = 253
 
-_BUFFER = 4097  # what fgets() gets at once
+_BUFFER = 4097  # size of request-key's fgets() buffer
 _SPACE = b" \t\n\v\f\r"  # isspace() in the C locale
 _MACROS = b"oktdcugTPS"
 _COLUMNS = ("operation", "type", "description", "callout")
@@ -30,7 +30,7 @@ Wildness = tuple[int, ...]  # of the four columns
 
 
 class BadLine(UpcallError):
-    """A line on which request-key gives up; `why` is for people."""
+    """A malformed line, on which request-key fails; `why` is for people."""
 
     def __init__(self, path: str, number: int, why: str) -> None:
         self.path, self.number, self.why = path, number, why
@@ -46,25 +46,25 @@ class RequestedKey(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line with something to say. `columns`: those of the four that are there with a space behind them."""
+    """A line that is not blank or a comment. `columns`: those of the four that end with a space."""
 
     path: str
     number: int
     columns: tuple[bytes, ...]
     command: bytes
-    fault: str = ""  # why no line can be read here at all
+    fault: str = ""  # why request-key cannot parse the line; "" if it can
 
     def __str__(self) -> str:
         return f"{self.path}:{self.number}"
 
     @property
     def program(self) -> str:
-        """Its path as it stands there, for people and for looking at it; of a pipe, without the bar."""
+        """The path of the program as written; without the bar of a pipe."""
         return (self.command.removeprefix(b"|").split(None, 1) or [b""])[0].decode(errors="backslashreplace")
 
 
 def lines(path: str, data: bytes) -> Iterator[Line]:
-    """The lines of a file that are neither blank nor comments."""
+    """Yields the lines of a file that are neither blank nor comments. `path`: for messages only."""
     at = number = 0
     while at < len(data):
         end = data.find(b"\n", at, at + _BUFFER) + 1 or at + _BUFFER
@@ -91,7 +91,7 @@ def _split(text: bytes) -> tuple[tuple[bytes, ...], bytes]:
 
 
 def wildness_of(pattern: bytes, text: bytes) -> int | None:
-    """How many characters the pattern's wildcard skips; None if it does not match."""
+    """Returns how many characters the pattern's wildcard matches; None if the pattern does not match."""
     if b"*" not in pattern:
         return 0 if pattern == text else None
     head, tail = _ends(pattern)
@@ -100,9 +100,9 @@ def wildness_of(pattern: bytes, text: bytes) -> int | None:
 
 
 def _ends(pattern: bytes) -> tuple[bytes, bytes]:
-    """What a text must begin and end with to fit a pattern with a wildcard.
+    """Returns the prefix and suffix that a text must have to match a pattern with a wildcard.
 
-    If that is neither first nor last, request-key compares the text's end with the pattern's *beginning*.
+    If the wildcard is neither first nor last, request-key compares the text's end with the pattern's *beginning*.
     """
     head, _, tail = pattern.partition(b"*")
     return head, pattern[: len(tail)] if head else tail
@@ -139,7 +139,8 @@ def choose(read: Iterable[Line], key: RequestedKey) -> Line | None:
 
 
 def command_fault(command: bytes) -> str:
-    """Why request-key cannot run this, or "". Whether the key of a %{type:description} is there shows only then."""
+    """Returns why request-key cannot run this command, or "". Does not check that keys of %{type:description} exist:
+    request-key looks them up when it runs the command."""
     words = command.removeprefix(b"|").split()
     if command[1:2].isspace() or b"/" not in b"".join(words[:1]):
         return "the program has no path"
@@ -150,7 +151,7 @@ def command_fault(command: bytes) -> str:
 
 
 def _is_argument(word: bytes) -> bool:
-    """%k and its kin, %%... and %{type:description}. Anything else behind a % that is longer stands for itself."""
+    """Accepts %k and the like, %%..., and %{type:description}. Longer words after a % are literal."""
     if word[:1] != b"%" or word[:2] == b"%%":
         return True
     if len(word) <= 2:
@@ -162,7 +163,7 @@ def _is_argument(word: bytes) -> bool:
 
 
 def narrower(line: Line, kind: bytes, description: bytes) -> bool:
-    """Whether some keys of this type that fit the pattern `description` fit this line's, which is less wild."""
+    """Returns whether a key of this type can match both the pattern `description` and this line's less wild one."""
     if len(line.columns) < 3 or any(
         wildness_of(pattern, text) != 0 for pattern, text in zip(line.columns, (OPERATION, kind), strict=False)
     ):

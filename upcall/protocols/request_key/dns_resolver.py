@@ -1,4 +1,4 @@
-"""Keys of type "dns_resolver": what the kernel's CIFS, NFS, Ceph and AFS clients ask the DNS for, and what they take.
+"""Parses descriptions of "dns_resolver" keys, requested by CIFS, NFS, Ceph and AFS, and packs their payloads.
 
     description  "NAME" or "TYPE:NAME"; TYPE is a, aaaa or afsdb
     callout      options with blanks between: ipv4, ipv6, list, srv=1; none: one IPv4 address (of servers: all)

@@ -1,4 +1,4 @@
-"""What upcall has to know of one type of keys. Each is a file beside this one, and a line in key_types.py. Pure."""
+"""Defines the record that describes a type of keys. Each type is a file here, and a line in key_types.py. Pure."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ ROOT = 0
 
 
 class Wanted(NamedTuple):
-    """What a description says: whose daemon is to answer, and which process waits for it (None: it does not say)."""
+    """A parsed description: the uid whose daemon must answer, and the requesting process (None: not in it)."""
 
     uid: int
     pid: int | None
 
 
 class Option(NamedTuple):
-    """An option of `upcall explain`, "--NAME": what a key of this type would be asked for with."""
+    """An option of `upcall explain`, "--NAME": a part of the description of a key of this type."""
 
     name: str
     metavar: str
@@ -43,15 +43,15 @@ class KeyType(NamedTuple):
     options: tuple[Option, ...]  # of `upcall explain`
     described: Callable[[Mapping[str, str]], RequestedKey]  # of their values; PeerError
     kernel: tuple[str, str, str]  # what the kernel then can do, by which module, by which option
-    # A daemon of root's (the machine's, if it parses what comes from the network) answers unless the configuration
-    # names another user: its descriptions do not say whose.
+    # Its descriptions name no uid. Root's daemon answers (the machine's if `network`) unless the configuration names
+    # another user.
     of_the_system: bool = False
-    network: bool = True  # its handler parses what comes from the network
+    network: bool = True  # its handler parses network data
     machine: bool = False  # the machine's daemon may answer for a user who has none, if the configuration says so
 
     @property
     def service(self) -> Service:
-        """128: a machine that boots, or whose server comes back, asks for everybody at once."""
+        """The service of this type. 128 contexts: at boot, or when a server returns, all mounts ask at once."""
         return Service(
             self.name, self.patience, 128, 0, self.check_answer, self.check_request, local=False, network=self.network
         )

@@ -1,4 +1,4 @@
-"""The types of keys that upcall answers for. A new one is a file like these, and a line here. Pure."""
+"""Lists the key types that upcall answers. A new type is a file like these, and a line here. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What travels when the kernel wants a key (request_key(2)): from forwarder to broker, on to a daemon, and back.
+"""Packs and parses the messages of request_key(2): from forwarder to broker, to a daemon, and back. Pure.
 
 Bodies of the messages in upcall/wire/envelope.py, in native byte order:
 
@@ -6,7 +6,8 @@ Bodies of the messages in upcall/wire/envelope.py, in native byte order:
     Ask       len u16, len u16, description, callout                              broker to daemon
     Instance  expiry u32 (seconds, 0: none), payload                              the answer, all the way back
 
-`described` is what KEYCTL_DESCRIBE says: "type;uid;gid;permissions;description".
+`described` is the text of KEYCTL_DESCRIBE: "type;uid;gid;permissions;description".
+Parsers raise PeerError on malformed bytes; packers raise it on values that are out of bounds.
 Source: Documentation/security/keys/request-key.rst, keyctl(2), security/keys/request_key.c and keyctl.c.
 """
 
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 from upcall.core.errors import PeerError
 
-SERVICE = "request-key"  # what the forwarder asks the broker for
+SERVICE = "request-key"  # the service name that the forwarder uses
 MAX_DESCRIPTION = 4095  # KEY_MAX_DESC_SIZE less the NUL; the callout's limit is a page less the NUL, too
 MAX_CALLOUT = 4095
 MAX_DESCRIBED = MAX_DESCRIPTION + 64  # the type (31 at most), uid, gid and permissions come before
@@ -31,16 +32,16 @@ _DESCRIBED = re.compile(rb"([^;\0]{1,31});(\d{1,10});(-?\d{1,10});([0-9a-f]{8});
 
 
 class Upcall(NamedTuple):
-    """A key under construction, as the forwarder found it."""
+    """A key under construction, as the forwarder reports it."""
 
-    key: int
-    authorisation: int  # serial of the key that allows to instantiate it
-    described: bytes
-    callout: bytes
+    key: int  # its serial number
+    authorisation: int  # serial number of the key that allows instantiating it
+    described: bytes  # the text of KEYCTL_DESCRIBE, without NUL; at most MAX_DESCRIBED
+    callout: bytes  # at most MAX_CALLOUT
 
 
 class Described(NamedTuple):
-    """What KEYCTL_DESCRIBE says of a key. `permissions`: 8 bits each for possessor, user, group and others."""
+    """A parsed KEYCTL_DESCRIBE. `permissions`: 8 bits each for possessor (highest), user, group and others."""
 
     type: str
     uid: int
@@ -50,23 +51,25 @@ class Described(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """What a daemon is asked for; which type of key it is the service's name says."""
+    """The body of a request to a daemon. The key's type is the service's name."""
 
-    description: bytes
-    callout: bytes
+    description: bytes  # at most MAX_DESCRIPTION
+    callout: bytes  # at most MAX_CALLOUT
 
 
 class Instance(NamedTuple):
-    """What the key is to hold, and for how many seconds (0: for good)."""
+    """The body of an answer: the key's payload."""
 
-    expiry: int
-    payload: bytes
+    expiry: int  # seconds until the kernel expires the key; 0: never
+    payload: bytes  # 1 to MAX_PAYLOAD bytes, in the format of the key's type
 
     def __repr__(self) -> str:
         return f"Instance(expiry={self.expiry}, payload=<{len(self.payload)} bytes>)"
 
 
 def pack_upcall(upcall: Upcall) -> bytes:
+    """Returns the body of the forwarder's request. PeerError if `described` or `callout` is too long. Serial numbers
+    are i32; struct.error if one does not fit."""
     key, authorisation, described, callout = upcall
     if len(described) > MAX_DESCRIBED or len(callout) > MAX_CALLOUT:
         raise PeerError("upcall", f"{len(described)} and {len(callout)} bytes are out of bounds")
@@ -74,7 +77,7 @@ def pack_upcall(upcall: Upcall) -> bytes:
 
 
 def take_upcall(body: bytes) -> Upcall:
-    """An Upcall from exactly these bytes."""
+    """Parses an Upcall that fills `body`. PeerError, also if a serial number is not positive."""
     if len(body) < _UPCALL.size:
         raise PeerError("upcall", f"{len(body)} bytes, at least {_UPCALL.size} are needed")
     key, authorisation, size, rest = _UPCALL.unpack_from(body)
@@ -87,7 +90,7 @@ def take_upcall(body: bytes) -> Upcall:
 
 
 def take_described(text: bytes) -> Described:
-    """What KEYCTL_DESCRIBE says, without its NUL. A description may hold semicolons, nothing before it can."""
+    """Parses the text of KEYCTL_DESCRIBE, without its NUL. Only the description may contain semicolons. PeerError."""
     found = _DESCRIBED.fullmatch(text)
     if found is None:
         raise PeerError("key", "it is not described as type;uid;gid;permissions;description")
@@ -98,13 +101,14 @@ def take_described(text: bytes) -> Described:
 
 
 def pack_ask(ask: Ask) -> bytes:
+    """Returns the body of a request to a daemon. PeerError if description or callout is too long."""
     if len(ask.description) > MAX_DESCRIPTION or len(ask.callout) > MAX_CALLOUT:
         raise PeerError("key request", f"{len(ask.description)} and {len(ask.callout)} bytes are out of bounds")
     return _ASK.pack(len(ask.description), len(ask.callout)) + ask.description + ask.callout
 
 
 def take_ask(body: bytes) -> Ask:
-    """An Ask from exactly these bytes."""
+    """Parses an Ask that fills `body`. PeerError if it is malformed."""
     if len(body) < _ASK.size:
         raise PeerError("key request", f"{len(body)} bytes, at least {_ASK.size} are needed")
     size, rest = _ASK.unpack_from(body)
@@ -114,13 +118,15 @@ def take_ask(body: bytes) -> Ask:
 
 
 def pack_instance(instance: Instance) -> bytes:
+    """Returns the body of an answer. PeerError if the payload is not 1 to MAX_PAYLOAD bytes long or `expiry` (seconds)
+    is not an u32."""
     if not 1 <= len(instance.payload) <= MAX_PAYLOAD or not 0 <= instance.expiry < 1 << 32:
         raise PeerError("key", f"a payload of {len(instance.payload)} bytes for {instance.expiry} s is out of bounds")
     return _EXPIRY.pack(instance.expiry) + instance.payload
 
 
 def take_instance(body: bytes) -> Instance:
-    """An Instance from exactly these bytes. What the payload means is its type's affair."""
+    """Parses an Instance that fills `body`. PeerError if its size is wrong. The payload is checked by its type."""
     size = len(body) - _EXPIRY.size
     if not 1 <= size <= MAX_PAYLOAD:
         raise PeerError("key", f"a payload of {size} bytes, 1 to {MAX_PAYLOAD} are possible", _EXPIRY.size)

@@ -1,8 +1,8 @@
-"""The gate: whether an upcall of request_key is what it claims to be, and whose daemon is to answer it. Pure.
+"""Checks that the kernel made an upcall of request_key, and determines whose daemon must answer it. Pure.
 
-The description of a key is text that ordinary users can make, by request_key(2) on kernels that let them, or by names
-that they give to mount. So nothing in it is believed before these are right: the key is one that the kernel asked for
-with its own credentials, its authorisation is there, and the text is exactly what a kernel writes for that type.
+Ordinary users can choose a key's description, by request_key(2) on some kernels, or by names passed to mount.
+Therefore it is used only after these checks: the kernel requested the key with its own credentials, the authorisation
+key exists and belongs to it, and the description has exactly the format that the kernel writes for this type.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from upcall.protocols.request_key.messages import Described, Upcall
 
 AUTHORISATION = ".request_key_auth"
 
-# What the kernel gives a key that it makes itself (construct_alloc_key() in security/keys/request_key.c): the
-# possessor may do this and that, the owner may look, and nobody else anything.
+# Permissions of a key that the kernel makes (construct_alloc_key() in security/keys/request_key.c): some for the
+# possessor, view for the owner, none for group and others.
 _OWNER_AND_OTHERS, _ONLY_LOOKING = 0x00FFFFFF, 0x00010000
 
 
 class Who(NamedTuple):
-    """The process that the kernel was working for, as /proc knows it."""
+    """The process on whose behalf the kernel asks, from /proc."""
 
     pid: int  # of the process, where the kernel named a thread
     uid: int  # real
@@ -31,7 +31,8 @@ class Who(NamedTuple):
 
 
 def check_key(upcall: Upcall, key: Described, authorisation: Described) -> None:
-    """`key` and `authorisation` are the kernel's words about both. Refused if somebody made this up."""
+    """Checks that the kernel made this upcall. `key`, `authorisation`: the kernel's descriptions of both keys. Refused
+    with "unknown-type" or "forged"."""
     if key.type not in KEY_TYPES:
         raise Refused("unknown-type", why=f"keys of type {key.type!r} are nobody's here")
     if (key.uid, key.gid) != (ROOT, ROOT):
@@ -45,7 +46,7 @@ def check_key(upcall: Upcall, key: Described, authorisation: Described) -> None:
 
 
 def wanted(key: Described) -> Wanted:
-    """What the description of a checked key wants. Refused if it is not what a kernel writes."""
+    """Parses the description of a checked key. Refused ("forged") if the kernel would not write it so."""
     try:
         return KEY_TYPES[key.type].wanted(key.description)
     except PeerError as error:
@@ -53,11 +54,12 @@ def wanted(key: Described) -> Wanted:
 
 
 def check_requester(want: Wanted, who: Who, since: int) -> None:
-    """Whether the process can be the one that the kernel meant, and may ask for those credentials.
+    """Checks that the process is the one that the kernel named, and that it may use the credentials of `want.uid`.
 
-    `since`: when the kernel started the forwarder. Who asks for whom is the kernel's affair otherwise: the process
-    that finds a connection broken makes it anew for whoever mounted. Only a program that runs as root for somebody
-    else, as mount.cifs does, must not get the credentials of a third.
+    `since`: the forwarder's start time, in clock ticks since boot. A process that started later has reused the pid:
+    "requester-gone". Otherwise any process may cause a request for another uid: whichever process finds a connection
+    broken reconnects for the user who mounted. Exception, "not-permitted": a set-uid root program, such as
+    mount.cifs, started by a third user. Raises Refused with these reasons.
     """
     if who.started > since:
         raise Refused("requester-gone", why=f"pid {want.pid} is another process by now")

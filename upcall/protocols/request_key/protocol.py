@@ -1,4 +1,4 @@
-"""The record of this protocol."""
+"""Describes request_key to the rest of upcall: its services, configuration and source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def source(given: Given) -> MakeSource | None:
-    """Only root is told by the kernel what it may believe of a key."""
+    """Returns the source for forwarders; None unless root: only root can verify a key by KEYCTL_DESCRIBE."""
     if os.geteuid() != 0:
         return None
     from upcall.protocols.request_key import origin

@@ -1,7 +1,7 @@
-"""The broker's side towards request_key: the kernel starts a forwarder for each key that it wants, which asks here.
+"""Accepts requests from forwarders, which the kernel starts for request_key(2), and passes them to the router.
 
-The forwarder is trusted to be root's, and with nothing else: what it says of the key is compared with what the kernel
-says of it, and the gate decides. See upcall/protocols/request_key/origin_check.py.
+The forwarder must run as root, but is not trusted otherwise: its description of the key is compared with the kernel's,
+and then checked by upcall/protocols/request_key/origin_check.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from upcall.protocols.request_key.key_type import Wanted
 from upcall.protocols.request_key.messages import SERVICE, Ask, Described, Upcall, pack_ask, take_upcall
 from upcall.wire.envelope import Envelope, refusal
 
-_WAY_BACK = 0.25  # seconds that the forwarder needs for the rest
+_WAY_BACK = 0.25  # seconds before the forwarder's deadline, reserved for instantiating the key
 
 
 class Waiting(Protocol):
@@ -53,12 +53,12 @@ class Kernel(Protocol):
         ...
 
     def asked_by(self, authorisation: int, /) -> int:
-        """The process that waits for the key; 0 if the kernel does not say it."""
+        """Returns the pid of the process that waits for the key; 0 if the kernel does not report it."""
         ...
 
 
 class _Key:
-    """A key under construction: takes the outcome, for the one forwarder that has it in hand."""
+    """The origin of a request for one key: passes the outcome to the forwarder that instantiates it."""
 
     def __init__(self, forwarders: Forwarders, key: int, uid: int, process: Waiting | None, asked: Asked) -> None:
         self._forwarders, self._key, self._uid = forwarders, key, uid
@@ -74,7 +74,7 @@ class _Key:
 
 
 class Forwarders(Listener):
-    """The socket for forwarders; only root can reach it."""
+    """Listens for forwarders on a socket that only root can connect to."""
 
     name = "request_key"
     per_person = in_all = for_root = 512
@@ -85,7 +85,8 @@ class Forwarders(Listener):
         self, loop: Loop, router: Router, log: EventLog, people: People, path: Path, kernel: Kernel,
         owners: Mapping[str, int], me: int,
     ) -> None:  # fmt: skip
-        """`owners`: whose daemon answers for the types whose keys do not say it. `me`: whose forwarders these are."""
+        """`owners`: type -> uid whose daemon answers, for types whose descriptions name none. `me`: the only uid that
+        forwarders may have."""
         self._kernel, self.owners, self._me = kernel, owners, me
         self._pending: set[int] = set()
         self.counts: Counter[str] = Counter()
@@ -101,7 +102,7 @@ class Forwarders(Listener):
         return connection.uid == self._me and super().admits(connection)
 
     def owner(self, connection: Connection) -> int:
-        return URGENT  # it speaks for the kernel
+        return URGENT  # it acts for the kernel: no fair queueing
 
     def ask(self, connection: Connection, envelope: Envelope, origin: Asked) -> None:
         upcall = None
@@ -114,7 +115,7 @@ class Forwarders(Listener):
             self._deny(upcall, error, origin)
 
     def _ask(self, connection: Connection, envelope: Envelope, upcall: Upcall, origin: Asked) -> None:
-        """Refused, PeerError, if the gate is shut."""
+        """Checks an upcall and asks the daemon. Refused or PeerError if a check fails."""
         if upcall.key in self._pending:
             raise Refused("duplicate", why="it is being answered already")
         try:
@@ -142,7 +143,7 @@ class Forwarders(Listener):
         self.router.ask(uid, service.name, requester, body, answer_to, self.loop.now, deadline, line)
 
     def _process(self, want: Wanted, connection: Connection) -> Waiting | None:
-        """The process behind the request, if the description names one."""
+        """Returns the requesting process, checked, if the description names one. Refused."""
         if want.pid is None:
             return None
         try:
@@ -166,7 +167,7 @@ class Forwarders(Listener):
         self.log("upcall-denied", reason=denied.reason, why=why, key=upcall and upcall.key, described=told)
 
     def done(self, key: int, outcome: Answer | Refusal, uid: int) -> None:
-        """A key that was let in has its outcome."""
+        """Counts and logs the outcome for a key that passed the checks."""
         self._pending.discard(key)
         if isinstance(outcome, Refusal):
             self.counts[outcome.reason] += 1

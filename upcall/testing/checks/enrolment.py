@@ -1,4 +1,4 @@
-"""What a module says of itself, and the keys that it makes."""
+"""Checks a module's attributes, and the keys that it makes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A key's life after it was opened: changed, taken away, closed, and lived in another process."""
+"""Checks an opened key whose file changes or is removed, that is closed, or is in another process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening keys: wrong blobs, signatures, passphrases and PINs, and what may be seen of secrets."""
+"""Checks opening: wrong blobs, signatures, passphrases and PINs, and that no secrets leak."""
 
 from __future__ import annotations
 

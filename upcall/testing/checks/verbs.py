@@ -1,4 +1,4 @@
-"""The two verbs: every size, garbage, several callers at once."""
+"""Checks wrap and unwrap: all sizes, malformed input, several callers at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real Linux kernel in a virtual machine, with this very Python environment inside.
+"""Runs a real Linux kernel in a virtual machine, with this Python environment inside.
 
 `run` boots Debian's own kernel in QEMU (pure software emulation: no KVM, no root), runs one command as the
 guest's root and gives its exit code back. The guest sees the host's files through a scratch layer: it can

@@ -1,4 +1,4 @@
-"""Carries the guest's streams to whoever wants them, for as long as the machine lives.
+"""Forwards the guest's streams to their consumers while the machine runs.
 
 One readiness loop: the guest's ports are sockets, QEMU's own end shows on a pidfd, the time limit is the
 loop's."""

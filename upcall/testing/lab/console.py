@@ -1,4 +1,4 @@
-"""How the lab's demonstrations say what they see."""
+"""Prints the output of the lab's demonstrations."""
 
 from __future__ import annotations
 

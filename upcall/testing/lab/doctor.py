@@ -1,4 +1,4 @@
-"""What the lab needs of this machine, what is missing, and the remedy."""
+"""Checks what the lab needs on this machine, and names remedies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Knowing that a stream from the guest is complete.
+"""Detects that a stream from the guest is complete.
 
 The guest's ports are queues of their own: the exit code can arrive while output is still under way, and
 closing a port tells the host nothing. So the guest ends every stream with a mark that is new for each run,

@@ -1,4 +1,4 @@
-"""What can go wrong with the lab, each with the exit code the command line gives it."""
+"""Defines the lab's errors, with their exit codes."""
 
 from __future__ import annotations
 

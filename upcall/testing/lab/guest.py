@@ -1,4 +1,4 @@
-"""What the guest is told: the files that go into its initramfs beside busybox and the modules."""
+"""Makes the guest's configuration files in the initramfs."""
 
 from __future__ import annotations
 

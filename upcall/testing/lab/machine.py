@@ -1,4 +1,4 @@
-"""Runs one command in the guest: prepares the machine, starts it, and sees to its end."""
+"""Runs one command in the guest: prepares, starts and stops the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""QEMU's command line, and starting it so that it cannot outlive us."""
+"""Starts QEMU, so that it ends with this process."""
 
 from __future__ import annotations
 

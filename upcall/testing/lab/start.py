@@ -1,4 +1,4 @@
-"""What one start of a machine needs, whichever kernel it runs."""
+"""Describes one start of a machine, of either kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A person's terminal, lent to the guest."""
+"""Connects a person's terminal to the guest."""
 
 from __future__ import annotations
 

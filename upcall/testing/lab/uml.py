@@ -1,4 +1,4 @@
-"""Starting User-mode Linux, a kernel that is an ordinary program, so that nothing of it outlives us.
+"""Starts User-mode Linux, a kernel that is an ordinary program, so that all its processes end with this one.
 
 The program is several processes: the kernel, its helper threads, and one for each address space of the guest, which
 the kernel traces. Those that are traced would run on untraced, their system calls the host's, if only the kernel
