@@ -206,7 +206,7 @@ def test_serving_ends_as_asked_without_a_broker(folder: Path) -> None:
         source.logged("broker-not-connected")
         source.signal(signal.SIGTERM)
         assert source.wait() == 0
-    assert "hardened" in source.log and "closed" in source.log
+    assert "privileges-dropped" in source.log and "source-closed" in source.log
 
 
 def test_an_old_option_of_the_broker_says_where_it_went(folder: Path) -> None:

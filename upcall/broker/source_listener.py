@@ -72,7 +72,7 @@ class SourceConnection(Connection):
         except PeerError:
             self._reject(str(error))
             return
-        self._listener.log("bad-request", uid=self.uid, pid=self.pid, why=error)
+        self._listener.log("request-rejected", uid=self.uid, pid=self.pid, why=error)
         Asked(self, seq, index).settle(refusal("bad-request"))
 
     def _reject(self, why: str) -> None:

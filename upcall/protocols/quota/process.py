@@ -74,7 +74,7 @@ class SourceProcess:
         self._loop.remove(self._waker)
         self._waker.close()
         self._loop.close()
-        self.log("closed")
+        self.log("source-closed")
         self.log.flush()
 
 
@@ -90,6 +90,6 @@ def main(folder: Path | None = None) -> None:
     process = SourceProcess(place, setup, Manager())
     process.heed_signals()
     process.source.hardening = hardened._asdict()
-    process.log("hardened", **hardened._asdict())
+    process.log("privileges-dropped", **hardened._asdict())
     gc.freeze()
     process.run()
