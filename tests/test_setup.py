@@ -134,7 +134,7 @@ def test_a_user_that_is_gone_is_found_missing_and_made_again(monkeypatch: pytest
 
     monkeypatch.setattr(pwd, "getpwnam", nobody)
     monkeypatch.setattr(installing, "check", lambda system, plan: None)
-    monkeypatch.setattr(installing, "wanted", lambda kind, python: {})
+    monkeypatch.setattr(installing, "wanted", lambda kind, python, manual: {})
     assert "user upcall: is not there" in missing(System(), plan_of(SYSTEMD, PYTHON))
 
 
@@ -281,7 +281,7 @@ def test_another_manager_comes_after_undo(system: System, silent: SetupPlan) -> 
 
 @pytest.mark.parametrize("python", ["/home/alice/venv/bin/python", "/tmp/venv/bin/python", "/opt/my venv/bin/python"])
 def test_an_interpreter_that_services_cannot_rely_on(system: System, python: str) -> None:
-    with pytest.raises(ConfigError, match=r"elsewhere|spaces"):
+    with pytest.raises(ConfigError, match=r"cannot rely|spaces"):
         install(system, plan_of(PAM, python))
     assert not system.at("/etc").exists()
 
