@@ -49,9 +49,9 @@ def _status(pid: int) -> dict[str, str]:
 def test_the_broker_has_what_it_needs_and_no_more(broker: int, alice: Person) -> None:
     """docs/operations.md says what for. It opens the device in alice's name with that."""
     said = (broker_status() or {})["broker"]["hardening"]
-    assert said == {"seccomp": "yes", "landlock": str(ABI), "capabilities": "SETUID,SYS_ADMIN"}
+    assert said == {"seccomp": "yes", "landlock": str(ABI), "capabilities": "SETUID"}
     found = _status(broker)
-    kept = sum(1 << capabilities.NAMES.index(name) for name in ("SETUID", "SYS_ADMIN"))
+    kept = sum(1 << capabilities.NAMES.index(name) for name in ("SETUID",))
     assert {int(found[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")} == {kept}
     assert (found["NoNewPrivs"], found["Seccomp"], int(found["CapAmb"], 16)) == ("1", "2", 0)
     daemon = start_daemon(alice)
