@@ -38,10 +38,10 @@ from upcall.process.people import People
 from upcall.process.source import Source
 from upcall.wire.envelope import Envelope, pack_response, refusal, response_position, take_request
 
-_ACCEPTS_PER_TURN, _ACCEPTING, _ACCEPT_PAUSE = 64, 0.0002, 0.1  # connections; seconds
+_ACCEPTS_PER_TURN, _ACCEPTING, _ACCEPT_PAUSE = 64, 0.00002, 0.1  # connections; seconds
 # A new connection costs up to 0.2 ms, so each person has a rate limit. What is beyond it is closed as soon as it is
 # accepted, which costs 15 us: the backlog is shared by all, and has to be emptied for the others.
-_BURST, _PER_SECOND, _CREDITS = 256.0, 400.0, 4096  # connections of a person; persons whose credit is kept
+_BURST, _PER_SECOND, _CREDITS = 256.0, 200.0, 4096  # connections of a person; persons whose credit is kept
 _SLOW_CLOSE, _PAUSE = 0.002, 20  # seconds; a multiple of what it took
 _LOOKED_AT = 8  # connections whose queue is looked into before one is evicted
 _ROOT = 0
