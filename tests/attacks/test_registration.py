@@ -214,7 +214,8 @@ def test_descriptors_by_the_thousand_are_dropped(world: World) -> None:
         before = descriptors(broker.pid)
         play = partial(many_descriptors, folder=world.folder, path=fifo)
         with Attacker(ATTACKER, play, world.network.enter) as attacker:
-            assert attacker.heard(60) > 10_000
+            sent, refused = attacker.heard(60)
+            assert sent > 10_000 or (sent == 0 and refused > 10_000)
             serves(world, VICTIM)
             serves(world, 0)
         until(lambda: descriptors(broker.pid) <= before, f"{before} descriptors, as before", 30)
