@@ -154,10 +154,7 @@ class House:
         return self
 
     def turn(self, timeout: float = 0.005) -> None:
-        ready = self.loop.wait(timeout)
-        now = time.monotonic()
-        self.loop.run(ready, now)
-        self.loop.fire(now)
+        self.loop.turn(time.monotonic() + timeout)
 
     def until(self, true: Callable[[], object], what: str, timeout: float = 10.0) -> None:
         end = time.monotonic() + timeout

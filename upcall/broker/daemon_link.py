@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from upcall.core.registry import Association
@@ -75,16 +75,10 @@ class DaemonLink:
             # the link, a worker may have received it and not handled it yet.
             self._connection.tell(data)
         loop, person = self._loop, self._connection.person
-        if person in (loop.running, 0):
+        if loop.pays(person):
             return self.socket.send(data)
         # Caused by another one, or by the kernel: the daemon can make our send slow, and pays for it itself.
-        if loop.charged(person):
-            return False
-        began = time.thread_time()  # being preempted is nobody's fault
-        try:
-            return self.socket.send(data)
-        finally:
-            loop.charge(person, time.thread_time() - began)
+        return not loop.charged(person) and loop.measured(person, partial(self.socket.send, data))
 
     def connection_closed(self) -> None:
         """Handles the end of the daemon's connection. Answers that it sent before are still accepted."""

@@ -59,6 +59,10 @@ class Registration(Listener):
     in_all = 4096  # connections; registered daemons have a lower limit: see Router.refuses
     idle = 5.0  # seconds, the time-out for registering
 
+    def __init__(self, loop: Loop, router: Router, log: EventLog, people: People, path: Path) -> None:
+        super().__init__(loop, router, log, people, path)
+        self._junk: Counter[str] = Counter()
+
     def make(self, accepted: socket.socket) -> Connection:
         return DaemonConnection(self, accepted)
 
@@ -71,10 +75,6 @@ class Registration(Listener):
 
     def evictable(self, connection: Connection) -> bool:
         return not self.busy(connection)
-
-    def __init__(self, loop: Loop, router: Router, log: EventLog, people: People, path: Path) -> None:
-        super().__init__(loop, router, log, people, path)
-        self._junk: Counter[str] = Counter()
 
     def reject(self, on: str, uid: int, pid: int, by_uid: int = -1, by_pid: int = -1) -> None:
         """Counts a message that its sender had no right to send. `uid`, `pid`: whose connection or link it came on;

@@ -7,9 +7,7 @@ Ownership: each descriptor belongs to one object, which removes it from the loop
 from __future__ import annotations
 
 import gc
-import math
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -147,14 +145,13 @@ class Server:
         self.manager.ready(f"serving {self.place.folder}")
         try:
             while not self._stopping:
-                wake = min(router.next_wake(), loop.wake)
-                ready = loop.wait(-1 if wake == math.inf else max(0.0, wake - loop.now))
-                loop.since, loop.now = loop.now, time.monotonic()
+                wake = router.next_wake()
+                ready = loop.wait_until(wake)
                 router.now = loop.now
                 loop.run(ready, loop.now)
                 if loop.now >= wake:
                     router.expire(loop.now)
-                    loop.fire(loop.now)
+                loop.fire(loop.now)
         finally:
             self._close()
 

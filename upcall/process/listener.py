@@ -42,7 +42,6 @@ _ACCEPTS_PER_TURN, _ACCEPTING, _ACCEPT_PAUSE = 64, 0.00002, 0.1  # connections; 
 # A new connection costs up to 0.2 ms, so each person has a rate limit. What is beyond it is closed as soon as it is
 # accepted, which costs 15 us: the backlog is shared by all, and has to be emptied for the others.
 _BURST, _PER_SECOND, _CREDITS = 256.0, 200.0, 4096  # connections of a person; persons whose credit is kept
-_SLOW_CLOSE, _PAUSE = 0.002, 20  # seconds; a multiple of what it took
 _LOOKED_AT = 8  # connections whose queue is looked into before one is evicted
 _ROOT = 0
 _HEARD = attrgetter("heard")
@@ -103,7 +102,7 @@ class Connection:
         """To one request. Who does not read loses the connection: nobody waits for it."""
         self.pending -= 1
         self.heard = self._loop.now
-        if self.person in (self._loop.running, _ROOT):
+        if self._loop.pays(self.person):
             self._send(data)
         else:  # a deadline, or an end: the peer can make our send slow, and pays for it itself
             self._loop.defer(self.person, partial(self._send, data))
@@ -173,7 +172,6 @@ class Listener(Source):
         # Whether descriptors can be sent to us; root's own socket is reached by root alone.
         self.guarded = self.mode != 0o600 and not takes_no_rights(self._listener)
         self._closer = Closer()
-        self._no_eviction: dict[int, float] = {}  # by person: until when none of its connections is evicted
         loop.add(self._listener, self._on_connect, LISTENER)
 
     def ask(self, connection: Connection, envelope: Envelope, origin: Asked) -> None:
@@ -221,16 +219,13 @@ class Listener(Source):
                 self.log("connection-accept-failed", socket=self._path.name, why=error)
                 self.loop.mute(self._listener, self.loop.now + _ACCEPT_PAUSE)
                 return
-            pid, uid, _ = ucred.of_peer(accepted)
-            person = self.people.of(uid)
-            if self._has_credit(person, now):
+            connection = self.make(accepted)
+            if self._has_credit(connection.person, now) and self.admits(connection) and self._room_for(connection):
                 accepted.setblocking(False)
-                connection = self.make(accepted)
-                if self.admits(connection) and self._room_for(connection):
-                    self._keep(connection)
-                    continue
-            self.log("connection-refused", socket=self._path.name, uid=uid, pid=pid)
-            self.discard(accepted, person)
+                self._keep(connection)
+                continue
+            self.log("connection-refused", socket=self._path.name, uid=connection.uid, pid=connection.pid)
+            self.discard(accepted, connection.person)
 
     def _has_credit(self, person: int, now: float) -> bool:
         """Whether the person may make a connection now."""
@@ -266,7 +261,8 @@ class Listener(Source):
         if person == _ROOT:
             return mine < self.for_root
         if mine >= self.per_person:
-            return self.loop.now >= self._no_eviction.get(person, 0.0) and self._evict(person, idle_only=True)
+            # Watches on their ends make our closes slow: then its newcomers are refused, and nobody waits.
+            return not self.loop.charged(person) and self._evict(person, idle_only=True)
         if self._count < self.in_all:
             return True
         most = self._holds_most()
@@ -289,12 +285,7 @@ class Listener(Source):
         if victim is None:
             return False
         self.log("connection-evicted", socket=self._path.name, uid=victim.uid, pid=victim.pid)
-        began = time.thread_time()
-        victim.close()
-        used = time.thread_time() - began
-        if used > _SLOW_CLOSE:  # watches on its end make our close slow: the person's newcomers are refused meanwhile
-            self._no_eviction = {one: at for one, at in self._no_eviction.items() if at > self.loop.now}
-            self._no_eviction[victim.person] = self.loop.now + used * _PAUSE
+        self.loop.measured(victim.person, victim.close)
         return True
 
     def _least_needed(self, held: Iterable[Connection], idle_only: bool) -> Connection | None:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 URGENT = -1  # an owner who is served in every turn: the kernel, signals, and processes that end
 LISTENER = -2  # an owner that is nobody's
@@ -29,6 +29,9 @@ _COUNTED = 0.0003  # seconds
 _CHARGED = 0.002  # seconds of work in another one's callback
 _WATCHED = 1024  # owners
 _HALVED_EVERY = 0.05  # seconds until what an owner has used counts half
+
+
+T = TypeVar("T")
 
 
 class HasFileno(Protocol):
@@ -98,6 +101,8 @@ class Loop:
 
     def fire(self, now: float) -> None:
         """Calls the timers that are due."""
+        if now < self.wake:
+            return
         while self._timers and self._timers[0][0] <= now:
             when, _, timer = heapq.heappop(self._timers)
             if timer.when == when:  # otherwise it was called at an earlier time
@@ -131,6 +136,20 @@ class Loop:
             self._epoll.modify(fd, select.EPOLLIN)
         if self._muted:
             self._unmuting.at(min(self._muted.values()))
+
+    def wait_until(self, when: float) -> list[Pollable]:
+        """Waits until a source is ready, a timer is due, or `when`; gives what is ready, for `run`, and sets the
+        clock of this turn."""
+        wake = min(when, self.wake)
+        ready = self.wait(-1 if wake == math.inf else max(0.0, wake - time.monotonic()))
+        self.since, self.now = self.now, time.monotonic()
+        return ready
+
+    def turn(self, until: float = math.inf) -> None:
+        """Waits as `wait_until`, and calls back what is ready and the timers that are due."""
+        ready = self.wait_until(until)
+        self.run(ready, self.now)
+        self.fire(self.now)
 
     def wait(self, timeout: float) -> list[Pollable]:
         """Waits at most `timeout` seconds (negative: for ever); gives what is ready, for `run`."""
@@ -200,6 +219,18 @@ class Loop:
             self._paused[owner] = now + used * _PAUSE
         elif owner not in self._paused:
             self._watched.discard(owner)
+
+    def pays(self, owner: int) -> bool:
+        """Whether work for the owner keeps only the owner waiting: its own callback runs, or it is root's."""
+        return owner in (self.running, 0)
+
+    def measured(self, owner: int, work: Callable[[], T]) -> T:
+        """Does work for an owner in another one's callback, and charges it. What `work` gives, and raises."""
+        began = time.thread_time()  # being preempted is nobody's fault
+        try:
+            return work()
+        finally:
+            self.charge(owner, time.thread_time() - began)
 
     def charge(self, owner: int, seconds: float) -> None:
         """Work for an owner, in another one's callback, took so much processor time; much of it pauses the owner."""

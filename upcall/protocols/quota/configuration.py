@@ -21,6 +21,8 @@ from upcall.config.table import ANY, SYSTEM, USERS, Key, Table
 
 _WEEK: Final = 604800.0
 
+_CA_FILE: Final = Key("ca-file", PATH, USERS, "Certificates to check the server's against, PEM.", unset="the system's")
+
 TABLES: Final = (
     Table(
         "quota",
@@ -114,13 +116,7 @@ TABLES: Final = (
                 "How the connection is kept from others; the server's certificate is checked.",
                 "none",
             ),
-            Key(
-                "ca-file",
-                PATH,
-                USERS,
-                "Certificates to check the server's against, PEM.",
-                unset="the system's",
-            ),
+            _CA_FILE,
             Key(
                 "user",
                 PRINTABLE,
@@ -163,13 +159,7 @@ TABLES: Final = (
                 "A token for `Authorization: Bearer`, as `quota.mail.password-file`.",
                 unset="none",
             ),
-            Key(
-                "ca-file",
-                PATH,
-                USERS,
-                "Certificates to check the server's against, PEM.",
-                unset="the system's",
-            ),
+            _CA_FILE,
         ),
     ),
     Table(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import math
 import signal
-import time
 from pathlib import Path
 
 from upcall import config
@@ -53,11 +51,7 @@ class SourceProcess:
         self.manager.ready("listening to the kernel's quota warnings")
         try:
             while not self._stopping:
-                wake = self._loop.wake
-                ready = self._loop.wait(-1 if wake == math.inf else max(0.0, wake - time.monotonic()))
-                now = time.monotonic()
-                self._loop.run(ready, now)
-                self._loop.fire(now)
+                self._loop.turn()
                 if self.source.superfluous:
                     raise UsageError("the broker has a quota source already")
         finally:

@@ -356,11 +356,8 @@ class QuotaSource:
                 posted.listener.close()
         self._send()
         end = time.monotonic() + _LAST_WORDS
-        while self._deliveries and self.link.connected and (left := end - time.monotonic()) > 0:
-            ready = self._loop.wait(max(0.0, min(left, self._loop.wake - time.monotonic())))
-            now = time.monotonic()
-            self._loop.run(ready, now)
-            self._loop.fire(now)
+        while self._deliveries and self.link.connected and time.monotonic() < end:
+            self._loop.turn(end)
 
     def status(self) -> dict[str, object]:
         """For `upcall status`, by way of the broker. Counts since this process was started; `undelivered` is what
