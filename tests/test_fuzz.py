@@ -176,7 +176,7 @@ def test_every_decoder_has_a_target() -> None:
     plugins = [f"{path.parent.name}.{path.stem}" for path in ROOT.glob("plugins/*/upcall_*/*.py") if path.stem in pure]
     assert len(wire) > 3
     assert len(plugins) > 7
-    types = [key_type.wanted.__module__ for key_type in KEY_TYPES.values()]
+    types = [key_type.check_answer.__module__ for key_type in KEY_TYPES.values()]
     assert {*wire, *plugins, *types, *ELSEWHERE} <= imported()
 
 

@@ -10,13 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.test_broker_forwarders import KEY, ME, Forwarder, PlayedKeys
+from tests.played_key_type import goes_there_and_back, is_forged
 from upcall.core.errors import PeerError
-from upcall.core.messages import Answer
 from upcall.protocols.request_key import cifs_idmap
 from upcall.protocols.request_key.cifs_idmap import (
     MAX_EXPIRY,
-    MAX_ID,
     TYPE,
     Query,
     Sid,
@@ -29,9 +27,7 @@ from upcall.protocols.request_key.cifs_idmap import (
     take_sid,
 )
 from upcall.protocols.request_key.key_types import KEY_TYPES, OF_THE_SYSTEM
-from upcall.protocols.request_key.messages import Ask, Described, Instance, pack_ask, pack_instance, take_ask
-from upcall.testing.kernel import broker_below
-from upcall.testing.played import PlayedDaemon
+from upcall.protocols.request_key.messages import MAX_ID, Ask, Described, Instance, pack_ask, pack_instance
 
 DOMAIN_USER = Sid(5, (21, 1, 2, 4294967295, 1000))
 FULL = Sid(5, tuple(range(15)))
@@ -188,28 +184,9 @@ def test_whose_daemon_answers() -> None:
 def test_from_a_played_kernel_to_the_daemon_and_back(
     folder: Path, description: bytes, payload: bytes, reason: str
 ) -> None:
-    keys = PlayedKeys()
-    keys.keys[KEY] = Described(TYPE, 0, 0, 0x39010000, description)
-    with broker_below(None, folder, keys, owners={TYPE: ME}), PlayedDaemon(folder) as daemon:
-        forwarder = Forwarder(folder, keys)
-        forwarder.ask()
-        if reason != "forged":
-            request = daemon.request()
-            assert request.service == TYPE
-            assert take_ask(request.body) == Ask(description, b"")
-            daemon.answer(request, Answer(pack_instance(Instance(600, payload))))
-        outcome = forwarder.outcome()
-        assert getattr(outcome, "reason", "answered") == reason
-        if reason == "answered":
-            assert outcome == Answer(pack_instance(Instance(600, payload)))
+    goes_there_and_back(folder, Described(TYPE, 0, 0, 0x39010000, description), payload, reason)
 
 
 @pytest.mark.parametrize("key", [(1000, 0, 0x39010000), (0, 1000, 0x39010000), (0, 0, 0x393F0000)])
 def test_a_key_that_the_kernel_did_not_make_is_forged(folder: Path, key: tuple[int, int, int]) -> None:
-    keys = PlayedKeys()
-    keys.keys[KEY] = Described(TYPE, *key, b"os:S-1-5-18")
-    with broker_below(None, folder, keys, owners={TYPE: ME}), PlayedDaemon(folder) as daemon:
-        forwarder = Forwarder(folder, keys)
-        forwarder.ask()
-        assert forwarder.reason() == "forged"
-        assert daemon.silent()
+    is_forged(folder, Described(TYPE, *key, b"os:S-1-5-18"))

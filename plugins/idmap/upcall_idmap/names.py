@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from upcall.core.errors import Refused
-from upcall.protocols.request_key.id_resolver import MAX_ID
+from upcall.protocols.request_key.messages import MAX_ID
 from upcall_idmap.idmapd_conf import Settings
 
 PATIENCE: Final = 3.0  # seconds for a name service

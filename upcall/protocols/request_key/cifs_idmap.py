@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from upcall.core.errors import PeerError
 from upcall.protocols.request_key.conf import RequestedKey
-from upcall.protocols.request_key.key_type import ROOT, KeyType, Option, Wanted
-from upcall.protocols.request_key.messages import take_ask, take_instance
+from upcall.protocols.request_key.key_type import KeyType, Option, by_name, of_the_system
+from upcall.protocols.request_key.messages import MAX_ID, take_ask, take_id, take_limited, take_plain_ask
 
 TYPE: Final = "cifs.idmap"
-MAX_ID: Final = 0xFFFFFFFE  # (uid_t) -1 is no user
 MAX_SUB_AUTHORITIES: Final = 15
 MAX_EXPIRY: Final = 86400  # seconds: an account that gets another id is noticed within a day
 REVISION: Final = 1
@@ -32,7 +30,6 @@ REVISION: Final = 1
 _TO_ID: Final = {b"os": False, b"gs": True}
 _TO_SID: Final = {b"oi": False, b"gi": True}
 _U32 = rb"(?:0|[1-9][0-9]{0,9})"
-_ID = re.compile(_U32)
 _SID = re.compile(rb"S-1-(?P<authority>%b|0x[1-9a-f][0-9a-f]{8,11})(?P<rest>(?:-%b){0,15})" % (_U32, _U32))
 _HEAD = struct.Struct("<BB6s")
 _NUMBER = struct.Struct("=I")
@@ -64,7 +61,7 @@ def take_description(text: bytes) -> Query:
     if colon and kind in _TO_ID:
         return Query(_TO_ID[kind], take_sid(value))
     if colon and kind in _TO_SID:
-        return Query(_TO_SID[kind], _take_id(value))
+        return Query(_TO_SID[kind], take_id(TYPE, value))
     raise PeerError(TYPE, "the description does not begin with os:, gs:, oi: or gi:", 0)
 
 
@@ -130,49 +127,26 @@ def take_payload_id(payload: bytes) -> int:
 
 def check_request(body: bytes) -> None:
     """For the broker: what a daemon is asked."""
-    ask = take_ask(body)
-    take_description(ask.description)
-    if ask.callout:
-        raise PeerError(TYPE, f"a callout of {len(ask.callout)} bytes, the kernel gives none")
+    take_description(take_plain_ask(TYPE, body))
 
 
 def check_answer(asked: bytes, answer: bytes) -> None:
     """For the broker: an id for a SID, a SID for an id, and for a limited time."""
     query = take_description(take_ask(asked).description)
-    instance = take_instance(answer)
-    if not 1 <= instance.expiry <= MAX_EXPIRY:
-        raise PeerError(TYPE, f"an answer for {instance.expiry} s, 1 to {MAX_EXPIRY} are right")
+    instance = take_limited(TYPE, answer, MAX_EXPIRY)
     if isinstance(query.subject, Sid):
         take_payload_id(instance.payload)
     else:
         take_payload_sid(instance.payload)
 
 
-def _take_id(text: bytes) -> int:
-    if not _ID.fullmatch(text) or int(text) > MAX_ID:
-        raise PeerError(TYPE, f"an id of {len(text)} bytes that is not 0 to {MAX_ID} in decimal")
-    return int(text)
-
-
 # --- the type ------------------------------------------------------------------------------------------------
-
-
-def wanted(description: bytes) -> Wanted:
-    take_description(description)
-    return Wanted(ROOT, None)
-
-
-def described(told: Mapping[str, str]) -> RequestedKey:
-    """For a description as the kernel writes it."""
-    name = told["name"].encode()
-    take_description(name)
-    return RequestedKey(TYPE.encode(), name)
 
 
 KEY_TYPE = KeyType(
     TYPE,
     "SIDs and ids of users and groups that the kernel's CIFS client translates.",
-    wanted,
+    of_the_system(take_description),
     check_request,
     check_answer,
     patience=6.0,  # whoever looks at a file waits for it; the mount's own id is better than a folder that hangs
@@ -184,7 +158,7 @@ KEY_TYPE = KeyType(
         RequestedKey(b"cifs.idmap", b"gi:1000"),
     ),
     options=(Option("name", "NAME", "os:SID, gs:SID, oi:UID or gi:GID.", required=True),),
-    described=described,
+    described=by_name(TYPE, take_description),
     kernel=("CIFS can ask for SIDs and ids", "cifs", "CONFIG_CIFS_UPCALL"),
     of_the_system=True,
     network=True,  # winbind has what a domain controller says; and no right is needed to ask it

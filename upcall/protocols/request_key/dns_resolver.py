@@ -22,8 +22,8 @@ from typing import Final, NamedTuple
 
 from upcall.core.errors import PeerError
 from upcall.protocols.request_key.conf import RequestedKey
-from upcall.protocols.request_key.key_type import ROOT, KeyType, Option, Wanted
-from upcall.protocols.request_key.messages import take_ask, take_instance
+from upcall.protocols.request_key.key_type import KeyType, Option, of_the_system
+from upcall.protocols.request_key.messages import take_ask, take_limited
 
 TYPE: Final = "dns_resolver"
 IPV4, IPV6 = 4, 6
@@ -182,9 +182,7 @@ def check_answer(asked: bytes, answer: bytes) -> None:
     ask = take_ask(asked)
     query = take_description(ask.description)
     options = take_callout(ask.callout, query)
-    instance = take_instance(answer)
-    if not 1 <= instance.expiry <= MAX_EXPIRY:
-        raise PeerError(TYPE, f"an answer for {instance.expiry} s, 1 to {MAX_EXPIRY} are right")
+    instance = take_limited(TYPE, answer, MAX_EXPIRY)
     found = take_payload(instance.payload)
     cell = query.kind == "afsdb"
     if isinstance(found, ServerList):
@@ -266,11 +264,6 @@ def _span(payload: bytes, at: int, size: int) -> bytes:
 # --- the type ------------------------------------------------------------------------------------------------
 
 
-def wanted(description: bytes) -> Wanted:
-    take_description(description)
-    return Wanted(ROOT, None)
-
-
 def described(told: Mapping[str, str]) -> RequestedKey:
     """For a host by its name, or "afsdb:CELL"; `options` as the kernel gives them, with blanks between."""
     name, options = told["name"].encode(), told.get("options", "").encode()
@@ -281,7 +274,7 @@ def described(told: Mapping[str, str]) -> RequestedKey:
 KEY_TYPE = KeyType(
     TYPE,
     "Names that the kernel's CIFS, NFS, AFS and Ceph look up.",
-    wanted,
+    of_the_system(take_description),
     check_request,
     check_answer,
     patience=6.0,  # mounts and reconnections wait for it; a resolver gives up after some seconds, too

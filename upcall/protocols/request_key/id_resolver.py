@@ -15,24 +15,20 @@ Source: fs/nfs/nfs4idmap.c; nfsidmap(8).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from upcall.core.errors import PeerError
 from upcall.protocols.request_key.conf import RequestedKey
-from upcall.protocols.request_key.key_type import ROOT, KeyType, Option, Wanted
-from upcall.protocols.request_key.messages import take_ask, take_instance
+from upcall.protocols.request_key.key_type import KeyType, Option, by_name, of_the_system
+from upcall.protocols.request_key.messages import take_ask, take_id, take_limited, take_plain_ask
 
 TYPE: Final = "id_resolver"
-MAX_ID: Final = 0xFFFFFFFE  # (uid_t) -1 is no user
 MAX_NAME: Final = 128  # bytes of an answer: IDMAP_NAMESZ
 MAX_ASKED: Final = 1024  # bytes of a name that a server may send: XDR_MAX_NETOBJ
 MAX_EXPIRY: Final = 86400  # seconds: an account that was renamed is noticed within a day
 
 _TO_ID: Final = {b"uid": False, b"gid": True}
 _TO_NAME: Final = {b"user": False, b"group": True}
-_ID = re.compile(rb"0|[1-9][0-9]{0,9}")
 
 
 class Query(NamedTuple):
@@ -48,7 +44,7 @@ def take_description(text: bytes) -> Query:
     if colon and kind in _TO_ID:
         return Query(_TO_ID[kind], _take_name(value, MAX_ASKED))
     if colon and kind in _TO_NAME:
-        return Query(_TO_NAME[kind], _take_id(value))
+        return Query(_TO_NAME[kind], take_id(TYPE, value))
     raise PeerError(TYPE, "the description does not begin with uid:, gid:, user: or group:", 0)
 
 
@@ -65,7 +61,7 @@ def pack_description(query: Query) -> bytes:
 def pack_id(number: int) -> bytes:
     """The payload for a name. PeerError for a number that is no id."""
     payload = b"%d\0" % number
-    _take_id(payload[:-1])
+    take_id(TYPE, payload[:-1])
     return payload
 
 
@@ -78,24 +74,19 @@ def pack_name(name: str) -> bytes:
 
 def check_request(body: bytes) -> None:
     """For the broker: what a daemon is asked."""
-    ask = take_ask(body)
-    take_description(ask.description)
-    if ask.callout:
-        raise PeerError(TYPE, f"a callout of {len(ask.callout)} bytes, the kernel gives none")
+    take_description(take_plain_ask(TYPE, body))
 
 
 def check_answer(asked: bytes, answer: bytes) -> None:
     """For the broker: an id for a name, a name for an id, and for a limited time."""
     query = take_description(take_ask(asked).description)
-    instance = take_instance(answer)
-    if not 1 <= instance.expiry <= MAX_EXPIRY:
-        raise PeerError(TYPE, f"an answer for {instance.expiry} s, 1 to {MAX_EXPIRY} are right")
+    instance = take_limited(TYPE, answer, MAX_EXPIRY)
     if isinstance(query.subject, int):
         _check_answered_name(instance.payload)
     elif instance.payload[-1:] != b"\0":
         raise PeerError(TYPE, "an id without a NUL at its end", len(instance.payload))
     else:
-        _take_id(instance.payload[:-1])
+        take_id(TYPE, instance.payload[:-1])
 
 
 def _check_answered_name(payload: bytes) -> None:
@@ -117,31 +108,13 @@ def _take_name(text: bytes, most: int) -> str:
     return name
 
 
-def _take_id(text: bytes) -> int:
-    if not _ID.fullmatch(text) or int(text) > MAX_ID:
-        raise PeerError(TYPE, f"an id of {len(text)} bytes that is not 0 to {MAX_ID} in decimal")
-    return int(text)
-
-
 # --- the type ------------------------------------------------------------------------------------------------
-
-
-def wanted(description: bytes) -> Wanted:
-    take_description(description)
-    return Wanted(ROOT, None)
-
-
-def described(told: Mapping[str, str]) -> RequestedKey:
-    """For a description as the kernel writes it."""
-    name = told["name"].encode()
-    take_description(name)
-    return RequestedKey(TYPE.encode(), name)
 
 
 KEY_TYPE = KeyType(
     TYPE,
     "Names and ids of users and groups that the kernel's NFSv4 client translates.",
-    wanted,
+    of_the_system(take_description),
     check_request,
     check_answer,
     patience=6.0,  # whoever looks at a file waits for it; nobody's id is better than a folder that hangs
@@ -153,7 +126,7 @@ KEY_TYPE = KeyType(
         RequestedKey(b"id_resolver", b"group:1000"),
     ),
     options=(Option("name", "NAME", "uid:NAME@DOMAIN, gid:NAME@DOMAIN, user:ID or group:ID.", required=True),),
-    described=described,
+    described=by_name(TYPE, take_description),
     kernel=("NFSv4 can ask for names and ids", "nfsv4", "CONFIG_NFS_V4"),
     of_the_system=True,
     network=True,  # name services have what a directory in the network says; and no right is needed to ask them

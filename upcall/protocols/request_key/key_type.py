@@ -19,6 +19,16 @@ class Wanted(NamedTuple):
     pid: int | None
 
 
+def of_the_system(take_description: Callable[[bytes], object]) -> Callable[[bytes], Wanted]:
+    """`KeyType.wanted` of a type whose descriptions name no uid: root's daemon, or that of the configuration."""
+
+    def wanted(description: bytes) -> Wanted:
+        take_description(description)
+        return Wanted(ROOT, None)
+
+    return wanted
+
+
 class Option(NamedTuple):
     """An option of `upcall explain`, "--NAME": a part of the description of a key of this type."""
 
@@ -27,6 +37,17 @@ class Option(NamedTuple):
     help: str
     required: bool = False
     is_uid: bool = False  # a number; the caller's if it is not given
+
+
+def by_name(kind: str, take_description: Callable[[bytes], object]) -> Callable[[Mapping[str, str]], RequestedKey]:
+    """`KeyType.described` of a type with one option, "name": the description as the kernel writes it."""
+
+    def described(told: Mapping[str, str]) -> RequestedKey:
+        name = told["name"].encode()
+        take_description(name)
+        return RequestedKey(kind.encode(), name)
+
+    return described
 
 
 class KeyType(NamedTuple):

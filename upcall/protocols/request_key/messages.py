@@ -25,9 +25,12 @@ MAX_CALLOUT = 4095
 MAX_DESCRIBED = MAX_DESCRIPTION + 64  # the type (31 at most), uid, gid and permissions come before
 MAX_PAYLOAD = 32767  # user_preparse() in security/keys/user_defined.c
 
+MAX_ID = 0xFFFFFFFE  # (uid_t) -1 is no user
+
 _UPCALL = struct.Struct("=iiHH")
 _ASK = struct.Struct("=HH")
 _EXPIRY = struct.Struct("=I")
+_ID = re.compile(rb"0|[1-9][0-9]{0,9}")
 _DESCRIBED = re.compile(rb"([^;\0]{1,31});(\d{1,10});(-?\d{1,10});([0-9a-f]{8});([^\0]*)", re.DOTALL)
 
 
@@ -131,6 +134,29 @@ def take_instance(body: bytes) -> Instance:
     if not 1 <= size <= MAX_PAYLOAD:
         raise PeerError("key", f"a payload of {size} bytes, 1 to {MAX_PAYLOAD} are possible", _EXPIRY.size)
     return Instance(_EXPIRY.unpack_from(body)[0], body[_EXPIRY.size :])
+
+
+def take_plain_ask(kind: str, body: bytes) -> bytes:
+    """The description in an Ask of a type of keys for which the kernel gives no callout."""
+    ask = take_ask(body)
+    if ask.callout:
+        raise PeerError(kind, f"a callout of {len(ask.callout)} bytes, the kernel gives none")
+    return ask.description
+
+
+def take_limited(kind: str, body: bytes, most: int) -> Instance:
+    """An Instance of a type of keys that are believed for 1 to `most` seconds only."""
+    instance = take_instance(body)
+    if not 1 <= instance.expiry <= most:
+        raise PeerError(kind, f"an answer for {instance.expiry} s, 1 to {most} are right")
+    return instance
+
+
+def take_id(kind: str, text: bytes) -> int:
+    """A uid or gid in decimal, as the kernel writes it."""
+    if not _ID.fullmatch(text) or int(text) > MAX_ID:
+        raise PeerError(kind, f"an id of {len(text)} bytes that is not 0 to {MAX_ID} in decimal")
+    return int(text)
 
 
 def _two(body: bytes, start: int, first: int, second: int, what: str) -> tuple[bytes, bytes]:

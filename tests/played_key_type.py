@@ -1,0 +1,40 @@
+"""A key of a type of the system's, from a played kernel to the daemon and back, for the tests of each such type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.test_broker_forwarders import AUTHORISATION, KEY, ME, Forwarder, PlayedKeys
+from upcall.core.messages import Answer
+from upcall.protocols.request_key.messages import Ask, Described, Instance, pack_instance, take_ask
+from upcall.testing.kernel import broker_below
+from upcall.testing.played import PlayedDaemon
+
+
+def goes_there_and_back(folder: Path, described: Described, payload: bytes, reason: str) -> None:
+    """`reason`: what becomes of it, if a daemon answers with `payload`; "forged": the daemon is not asked."""
+    keys = PlayedKeys()
+    keys.keys[KEY] = described
+    with broker_below(None, folder, keys, owners={described.type: ME}), PlayedDaemon(folder) as daemon:
+        forwarder = Forwarder(folder, keys)
+        forwarder.ask()
+        if reason != "forged":
+            request = daemon.request()
+            assert request.service == described.type
+            assert take_ask(request.body) == Ask(described.description, b"")
+            daemon.answer(request, Answer(pack_instance(Instance(600, payload))))
+        outcome = forwarder.outcome()
+        assert getattr(outcome, "reason", "answered") == reason
+        if reason == "answered":
+            assert outcome == Answer(pack_instance(Instance(600, payload)))
+
+
+def is_forged(folder: Path, described: Described) -> None:
+    keys = PlayedKeys()
+    keys.keys[KEY] = described
+    assert AUTHORISATION in keys.keys
+    with broker_below(None, folder, keys, owners={described.type: ME}), PlayedDaemon(folder) as daemon:
+        forwarder = Forwarder(folder, keys)
+        forwarder.ask()
+        assert forwarder.reason() == "forged"
+        assert daemon.silent()
