@@ -13,6 +13,10 @@ from bench import files, flooding, footprint, hardening, isolation, library, mod
 from bench.rows import FULL, QUICK, Effort, Row, show, write_json
 from bench.stage import BenchError, Stage
 
+sys._xoptions["upcall-environment"] = (
+    True  # our no-op key module is in PYTHONPATH, root's, too: see process/start_python
+)
+
 GROUPS: dict[str, Callable[[Stage, Effort], Iterator[Row]]] = {
     "daemon": roundtrip.daemon_rows,
     "broker": roundtrip.broker_rows,

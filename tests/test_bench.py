@@ -31,6 +31,14 @@ def test_quickest_group_runs_and_its_json_has_the_agreed_fields(tmp_path: Path) 
     assert all(math.isfinite(row[name]) and row[name] > 0 for name in ("ours", "peer", "ratio"))
 
 
+def test_the_no_op_module_is_found_in_a_process_of_its_own() -> None:
+    """Root's children run with -I, and the module lies beside the benchmarks."""
+    command = [sys.executable, "-m", "bench", "--quick", "--only", "isolation"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "multiprocessing.Pipe" in ran.stdout
+
+
 def test_without_a_compiler_it_says_so(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench", "--quick", "--only", "pyroute2"],
