@@ -48,8 +48,8 @@ class Scene:
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
-    made = Scene(tmp_path)
+def scene(folder: Path) -> Iterator[Scene]:
+    made = Scene(folder.parent / "run")  # a short name: sockets are bound there
     yield made
     made.turn.close()
     assert list(made.place.iterdir()) == []
