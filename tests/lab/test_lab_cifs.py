@@ -13,6 +13,7 @@ from upcall.testing.lab.fileserver import missing
 
 pytestmark = [
     pytest.mark.lab,
+    pytest.mark.long,  # tests/kernel/test_cifs*.py see more of the same
     pytest.mark.skipif(bool(missing()), reason=f"not installed: {', '.join(missing())}"),
 ]
 
