@@ -6,6 +6,7 @@ import datetime
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -73,13 +74,17 @@ def login(who: Person, house: House, begin: Callable[[], None], gate: Path | Non
         pid = os.fork()
         if pid == 0:
             os._exit(daemon_main.run(arguments))
+        # Or the daemon would outlive the task, and register with the next test's broker.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         try:
-            wait_until(gate.exists, "the logout", 60)
+            wait_until(gate.exists, "the logout")
             keyring.revoke(keyring.SESSION_KEYRING)
             gate.with_name("over").touch()
-            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            while True:
+                signal.pause()
         finally:
             os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
     task = Task(who, work, output=house.folder / "login.log")
     house.others.append(task)  # type: ignore[arg-type]

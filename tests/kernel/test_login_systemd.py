@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.login_scene import (
+    NAMES,
     SLOW,
     Session,
     gone,
@@ -156,7 +157,7 @@ def test_a_daemon_is_started_for_a_request_of_the_kernel(private: Path) -> None:
     bob = person("bob")
     assert serving(bob.uid) is None
     # A manager and a daemon within the six seconds of these requests: an emulated processor may need the next one.
-    names = iter([f"name-{number}" for number in range(1, 9)])
+    names = iter(NAMES)
     wait_until(lambda: name_key(next(names)), "an answer", SLOW)
     assert f"/user@{bob.uid}.service/" in cgroup(registered(bob.uid))
 

@@ -20,7 +20,7 @@ from tests.kernel.nfs_scene import (
     Server,
     by_the_peer,
     by_us,
-    furnish,
+    furnished,
     is_running,
     missing,
     mounted,
@@ -40,8 +40,7 @@ WHOSE = {"peer": by_the_peer, "ours": by_us}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with tempfile.TemporaryDirectory() as folder:
-        furnish(Path(folder))
+    with tempfile.TemporaryDirectory() as folder, furnished(Path(folder)):
         made = Server(Path(folder))
         made.start()
         try:

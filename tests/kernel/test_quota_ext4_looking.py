@@ -30,9 +30,8 @@ from tests.kernel.quota_scene import (
 )
 from upcall.kernel import quotactl
 from upcall.kernel.mounts import mounts
-from upcall.testing.lab.stage import Person, do_as, person, wait_until
+from upcall.testing.lab.stage import PATIENCE, Person, do_as, person, wait_until
 
-PATIENCE = 60.0
 UPCALL = [sys.executable, "-P", "-m", "upcall"]
 
 

@@ -94,12 +94,12 @@ def systemd() -> Iterator[Systemd]:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content(SYSTEMD, path, sys.executable))
         if place.suffix == ".service":
-            (place.parent / f"{place.name}.d").mkdir()
+            (place.parent / f"{place.name}.d").mkdir(exist_ok=True)
             (place.parent / f"{place.name}.d" / "alone.conf").write_text(ALONE)
     values = {"name": alice.name, "uid": alice.uid, "home": alice.home, "init": INIT}
     (FOLDER / "manager.service").write_text(MANAGER.format(**values))
     (FOLDER / "try.target").write_text(TARGET)
-    Path("/var/log/units").touch(0o666)
+    Path("/var/log/units").write_bytes(b"")
     Path("/var/log/units").chmod(0o666)
     subprocess.run(["systemd-sysusers", "upcall.conf"], check=True, timeout=SLOW)
     running = Systemd()
