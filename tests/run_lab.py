@@ -40,8 +40,6 @@ def main() -> int:
     options, arguments = parser.parse_known_args()
     reasons = {kernel: why_not(kernel) for kernel in ("uml", "qemu")}
     uml = reasons["uml"] is None or reasons["qemu"] is not None
-    if not uml:
-        print(f"--- ring 3: QEMU instead of User-mode Linux ({reasons['uml']})", flush=True)
     chosen = {
         name: group
         for name, group in groups(options.file or FILES, uml).items()
@@ -50,6 +48,8 @@ def main() -> int:
         and not (options.core and name not in CORE)
         and not (options.others and name in CORE)
     }
+    if not uml and chosen.keys() - {*CORE}:
+        print(f"--- ring 3: QEMU instead of User-mode Linux ({reasons['uml']})", flush=True)
     codes = []
     for kernel, reason in reasons.items():
         left_out = [group for group in chosen.values() if group.kernel == kernel]
