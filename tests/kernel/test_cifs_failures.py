@@ -83,14 +83,14 @@ def _helped(who: Person) -> None:
 # --- tickets -------------------------------------------------------------------------------------------------
 
 
-def test_no_ticket(house: House, kerberos: Realm, alice: Person) -> None:
+def test_without_a_ticket_a_mount_is_refused(house: House, kerberos: Realm, alice: Person) -> None:
     house.daemon(alice, spnego)
     _refused(lambda: mounting(alice), "no-ticket")
     kerberos.login(alice)
     _helped(alice)
 
 
-def test_an_expired_ticket(house: House, kerberos: Realm, alice: Person) -> None:
+def test_with_an_expired_ticket_a_mount_is_refused(house: House, kerberos: Realm, alice: Person) -> None:
     house.daemon(alice, spnego)
     kerberos.login_for_a_moment(alice)
     _refused(lambda: mounting(alice), "ticket-expired")
@@ -101,7 +101,7 @@ def test_an_expired_ticket(house: House, kerberos: Realm, alice: Person) -> None
 # --- the KDC -------------------------------------------------------------------------------------------------
 
 
-def test_a_kdc_that_is_down(house: House, kerberos: Realm, alice: Person) -> None:
+def test_a_kdc_that_is_down_is_a_refusal(house: House, kerberos: Realm, alice: Person) -> None:
     """Who has a ticket for the server already does not notice; the others must wait until it is back."""
     house.daemon(alice, spnego)
     kerberos.login(alice)
@@ -117,7 +117,9 @@ def test_a_kdc_that_is_down(house: House, kerberos: Realm, alice: Person) -> Non
         kerberos.start()
 
 
-def test_a_kdc_that_says_nothing(house: House, kerberos: Realm, alice: Person, bob: Person) -> None:
+def test_a_kdc_that_says_nothing_times_out_and_holds_nobody_else_up(
+    house: House, kerberos: Realm, alice: Person, bob: Person
+) -> None:
     for who in (alice, bob):
         house.daemon(who, spnego)
         kerberos.login(who)
@@ -148,7 +150,7 @@ def test_a_server_of_a_realm_that_nobody_serves(house: House, kerberos: Realm, a
 # --- broker and daemon ---------------------------------------------------------------------------------------
 
 
-def test_no_broker(house: House, kerberos: Realm, alice: Person) -> None:
+def test_without_a_broker_a_mount_is_refused(house: House, kerberos: Realm, alice: Person) -> None:
     daemon = house.daemon(alice, spnego)
     kerberos.login(alice)
     assert house.broker is not None
@@ -159,7 +161,7 @@ def test_no_broker(house: House, kerberos: Realm, alice: Person) -> None:
     _helped(alice)
 
 
-def test_no_daemon(house: House, kerberos: Realm, alice: Person) -> None:
+def test_without_a_daemon_a_mount_is_refused(house: House, kerberos: Realm, alice: Person) -> None:
     kerberos.login(alice)
     _refused(lambda: mounting(alice), "no-daemon")
     house.daemon(alice, spnego)
@@ -208,7 +210,7 @@ def test_no_daemon_but_one_is_started(house: House, kerberos: Realm, alice: Pers
 
 
 @pytest.mark.parametrize("patience", [SERVICES[SERVICE].patience])
-def test_a_daemon_that_is_stopped(house: House, kerberos: Realm, alice: Person) -> None:
+def test_a_stopped_daemon_times_out_and_serves_again_afterwards(house: House, kerberos: Realm, alice: Person) -> None:
     daemon = house.daemon(alice, spnego)
     kerberos.login(alice)
     daemon.send_signal(signal.SIGSTOP)

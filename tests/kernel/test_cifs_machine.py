@@ -124,7 +124,7 @@ def person_root() -> Person:
     return Person("root", 0, 0, Path("/root"))
 
 
-def test_by_the_machines_daemon_which_reaches_nothing_of_roots(
+def test_the_machines_daemon_mounts_and_reaches_nothing_of_roots(
     house: House, kerberos: Realm, share: FileServer, upcall_user: Person
 ) -> None:
     roots_key = keyring.add_user_key("0123456789abcdef", b"secret")

@@ -60,7 +60,7 @@ def _served_again(house: House, who: Person, path: Path) -> None:
     assert attempt(who, creating(path.with_name("new"))).errno == 0
 
 
-def test_no_daemon(house: House, alice: Person) -> None:
+def test_without_a_daemon_files_are_refused_at_once(house: House, alice: Person) -> None:
     daemon = house.daemon(alice)
     with vault(alice, KEY.signature) as files:
         path = files.cold(1)[0]
@@ -69,7 +69,7 @@ def test_no_daemon(house: House, alice: Person) -> None:
         _served_again(house, alice, path)
 
 
-def test_killed_with_requests_taken(house: House, alice: Person) -> None:
+def test_a_daemon_killed_with_requests_taken_has_them_refused_at_once(house: House, alice: Person) -> None:
     house.daemon(alice)
     with vault(alice, KEY.signature) as files:
         paths = files.cold(4)
@@ -82,7 +82,7 @@ def test_killed_with_requests_taken(house: House, alice: Person) -> None:
         _served_again(house, alice, paths[0])
 
 
-def test_killed_with_requests_queued(house: House, alice: Person) -> None:
+def test_a_daemon_killed_with_requests_queued_has_them_refused_at_once(house: House, alice: Person) -> None:
     """Stopped first, so that nobody takes them out of its socket."""
     daemon = house.daemon(alice)
     with vault(alice, KEY.signature) as files:
@@ -95,7 +95,7 @@ def test_killed_with_requests_queued(house: House, alice: Person) -> None:
         _served_again(house, alice, paths[0])
 
 
-def test_replaced_with_requests_taken(house: House, alice: Person) -> None:
+def test_a_newer_daemon_answers_what_the_older_had_taken(house: House, alice: Person) -> None:
     """A newer daemon takes over what the older one holds: nobody notices."""
     house.daemon(alice)
     with vault(alice, KEY.signature) as files:
@@ -108,7 +108,9 @@ def test_replaced_with_requests_taken(house: House, alice: Person) -> None:
         wait_until(lambda: older.ended, "the older daemon")
 
 
-def test_stopped_while_eight_processes_open_files(house: House, alice: Person, bob: Person) -> None:
+def test_a_daemon_stopped_while_eight_processes_open_files_holds_up_nobody_else(
+    house: House, alice: Person, bob: Person
+) -> None:
     """The classic that breaks the kernel when the daemon itself has to read the device. Again and again."""
     daemon = house.daemon(alice)
     house.daemon(bob)
@@ -128,7 +130,7 @@ def test_stopped_while_eight_processes_open_files(house: House, alice: Person, b
                 assert attempt(alice, opening(path)).value == CONTENT
 
 
-def test_stopped_while_files_are_opened_one_after_the_other(house: House, alice: Person) -> None:
+def test_a_daemon_stopped_while_files_are_opened_in_turn_serves_again_afterwards(house: House, alice: Person) -> None:
     """Each of them takes a context that the one before has just left."""
     daemon = house.daemon(alice)
     with vault(alice, KEY.signature) as files:
@@ -141,7 +143,7 @@ def test_stopped_while_files_are_opened_one_after_the_other(house: House, alice:
             assert attempt(alice, opening(path)).value == CONTENT
 
 
-def test_stop_and_continue_under_load(house: House, alice: Person) -> None:
+def test_short_stops_under_load_lose_nothing(house: House, alice: Person) -> None:
     """Short stops cost time, and nothing else. ecryptfsd ends after nine of them."""
     daemon = house.daemon(alice)
     with vault(alice, KEY.signature) as files:
@@ -156,7 +158,7 @@ def test_stop_and_continue_under_load(house: House, alice: Person) -> None:
         assert cycles > 20
 
 
-def test_more_than_the_kernel_has_room_for(house: House, alice: Person) -> None:
+def test_requests_beyond_the_kernels_room_fail_and_the_others_are_served(house: House, alice: Person) -> None:
     """Forty at once, more than there are contexts: some fail at once, the others are served, nothing is stuck."""
     house.daemon(alice)
     gate = house.gate()

@@ -63,7 +63,7 @@ def _fail(device: Miscdev) -> None:
     device.write(_response(asked, wire.pack_failure(asked.data or b"")))
 
 
-def test_wrong_and_doubled_answers(empty_house: House, alice: Person, root: Person) -> None:
+def test_the_kernel_refuses_wrong_and_doubled_answers(empty_house: House, alice: Person, root: Person) -> None:
     def play(device: Miscdev) -> list[int]:
         asked = _take(device)
         failure = wire.pack_failure(asked.data or b"")
@@ -87,7 +87,7 @@ def test_wrong_and_doubled_answers(empty_house: House, alice: Person, root: Pers
         assert ended() == [errno.EINVAL] * 6 + [0, errno.EINVAL]
 
 
-def test_a_late_answer(empty_house: House, alice: Person, root: Person) -> None:
+def test_the_kernel_refuses_a_late_answer(empty_house: House, alice: Person, root: Person) -> None:
     """What the broker's patience of 2.5 s is for: after 3 s the kernel knows nothing of it."""
     late = empty_house.gate()
 
@@ -106,7 +106,7 @@ def test_a_late_answer(empty_house: House, alice: Person, root: Person) -> None:
         assert ended() == errno.EINVAL
 
 
-def test_a_request_that_nobody_read_in_time(empty_house: House, alice: Person, root: Person) -> None:
+def test_a_request_that_was_read_too_late_has_no_message(empty_house: House, alice: Person, root: Person) -> None:
     """It can be read later: five bytes without a message, which must not be answered."""
     late, drained = empty_house.gate(), empty_house.gate()
 
@@ -129,7 +129,7 @@ def test_a_request_that_nobody_read_in_time(empty_house: House, alice: Person, r
         assert wire.take_frame(stale).data is None
 
 
-def test_one_daemon_per_uid(house: House, alice: Person, bob: Person, root: Person) -> None:
+def test_the_kernel_takes_one_device_for_each_uid(house: House, alice: Person, bob: Person, root: Person) -> None:
     """Our broker holds alice's device: nobody else gets it; bob's is free."""
     house.daemon(alice)
 

@@ -238,7 +238,9 @@ def ask(who: Person, description: str, callout: str = "") -> Outcome:
         ("afsdb:old.test", "", 120),
     ],
 )
-def test_root_asks(answering: House, root: Person, description: str, callout: str, ttl: int) -> None:
+def test_a_key_of_roots_lives_as_long_as_its_record(
+    answering: House, root: Person, description: str, callout: str, ttl: int
+) -> None:
     """And the key lives as long as the record does, to the second that the kernel's clock is in."""
     outcome = ask(root, description, callout)
     assert outcome.errno == 0, answering.log()
@@ -280,6 +282,6 @@ def test_afs_finds_its_servers(answering: House, root: Person, afs: Path) -> Non
     assert re.search(r"db2\.afs\.test \[p=20 w=6 s=A,good\]:\n > 127\.0\.0\.5:7100\n", told), told
 
 
-def test_a_cell_that_is_not_there(answering: House, root: Person, afs: Path) -> None:
+def test_a_cell_that_is_not_there_is_not_found(answering: House, root: Person, afs: Path) -> None:
     assert attempt(root, lambda: os.listdir(afs / "nowhere.test")).errno == errno.ENOENT
     assert key("afsdb:nowhere.test")[1] == str(-errno.ENODATA)

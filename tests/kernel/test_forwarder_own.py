@@ -71,7 +71,7 @@ def house() -> Iterator[House]:
 
 
 @pytest.mark.parametrize("how", ["itself", "child"])
-def test_refused_at_once_and_named(house: House, root: Person, how: str) -> None:
+def test_a_daemon_that_asks_itself_is_refused_and_named(house: House, root: Person, how: str) -> None:
     daemon = house.daemon(root, Asking)
     asked = attempt(root, lambda: request_key(TYPE.encode(), b"asks-%b-" % how.encode() + name()))
     assert asked.errno == errno.EIO, house.log()

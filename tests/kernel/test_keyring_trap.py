@@ -93,7 +93,7 @@ def login(who: Person, house: House, begin: Callable[[], None], gate: Path | Non
 
 
 @pytest.mark.parametrize("session", SESSIONS)
-def test_a_mount_at_login(house: House, carol: Person, session: str) -> None:
+def test_a_mount_at_login_finds_the_daemons_key(house: House, carol: Person, session: str) -> None:
     """Daemon and mount helper know nothing of each other but the user keyring."""
     login(carol, house, SESSIONS[session])
     vault = Vault(carol, KEY.signature)
@@ -118,7 +118,7 @@ def test_a_mount_at_login(house: House, carol: Person, session: str) -> None:
     assert "key-added name=trap" in house.log("login")
 
 
-def test_the_login_ends_and_its_session_keyring_is_revoked(house: House, carol: Person) -> None:
+def test_files_are_read_after_the_daemons_login_ended_and_its_keyring_was_revoked(house: House, carol: Person) -> None:
     gate = house.folder / "logout"
     house.folder.chmod(0o1777)
 

@@ -80,7 +80,7 @@ UNWRAPS: dict[str, Verb] = {
 
 
 @pytest.mark.parametrize("how", list(WRAPS))
-def test_a_module_whose_wrap(shared: House, alice: Person, how: str) -> None:
+def test_a_wrap_that_fails_or_lies_is_refused_and_leaves_no_file(shared: House, alice: Person, how: str) -> None:
     shared.daemon(alice, lambda: key_service(lambda: HostileModule(wrap=WRAPS[how])))
     with vault(alice, SIGNATURE) as files:
         with nothing_given_up():
@@ -93,7 +93,7 @@ def test_a_module_whose_wrap(shared: House, alice: Person, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", list(UNWRAPS))
-def test_a_module_whose_unwrap(shared: House, alice: Person, how: str) -> None:
+def test_an_unwrap_that_fails_or_lies_is_refused_and_the_file_stays(shared: House, alice: Person, how: str) -> None:
     shared.daemon(alice)
     with vault(alice, SIGNATURE) as files:
         path = files.cold(1)[0]
@@ -123,7 +123,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("what", list(LIES))
-def test_a_daemon_that_answers_with(shared: House, alice: Person, what: str) -> None:
+def test_a_daemons_malformed_answer_is_refused(shared: House, alice: Person, what: str) -> None:
     """Without the daemon's own checks, the broker's stand before the kernel."""
     shared.daemon(alice, lambda: LyingDaemon(LIES[what]))
     with vault(alice, SIGNATURE) as files:
@@ -132,7 +132,7 @@ def test_a_daemon_that_answers_with(shared: House, alice: Person, what: str) -> 
         assert lower_names(files) == []
 
 
-def test_a_module_that_goes_bad_later(shared: House, alice: Person) -> None:
+def test_proving_all_refuses_a_module_that_goes_bad_later(shared: House, alice: Person) -> None:
     """With --prove-all every wrapped key is unwrapped before anybody sees it."""
     count = 0
 
@@ -148,7 +148,7 @@ def test_a_module_that_goes_bad_later(shared: House, alice: Person) -> None:
         assert lower_names(files) == ["file-0", "file-1"]
 
 
-def test_a_module_that_hangs(shared: House, alice: Person, bob: Person) -> None:
+def test_a_module_that_hangs_times_out_and_holds_nobody_else_up(shared: House, alice: Person, bob: Person) -> None:
     """Refused when the broker's patience ends, before the kernel's does; others do not notice."""
     gate = shared.gate()
 
@@ -171,7 +171,7 @@ def test_a_module_that_hangs(shared: House, alice: Person, bob: Person) -> None:
         gate.open()
 
 
-def test_a_module_that_answers_too_late(shared: House, alice: Person) -> None:
+def test_an_answer_after_the_refusal_is_dropped(shared: House, alice: Person) -> None:
     """What comes after the refusal is counted and dropped; the kernel never sees it."""
     gate = shared.gate()
     slow = [True]
@@ -193,7 +193,7 @@ def test_a_module_that_answers_too_late(shared: House, alice: Person) -> None:
         assert attempt(alice, opening(path)).value == CONTENT
 
 
-def test_what_the_broker_cannot_know(shared: House, alice: Person) -> None:
+def test_a_wrapped_key_of_the_right_size_is_taken_unseen(shared: House, alice: Person) -> None:
     """A daemon may harm its own user: a key of the right size that nobody can unwrap is taken for one."""
     shared.daemon(alice, lambda: LyingDaemon(lambda _asked: pack_reply(Reply(wire.TAG_67, 0, os.urandom(256)))))
     with vault(alice, SIGNATURE) as files:

@@ -65,7 +65,7 @@ def _key_file_at(path: Path) -> None:
     keyring.add_user_key(KEY.signature, pack_auth_tok(AuthTok(KEY.signature, "openssl", blob)))
 
 
-def test_a_key_file_on_the_mount_that_needs_it(alice: Person, tmp_path: Path) -> None:
+def test_a_key_file_on_the_mount_that_needs_it_is_refused_at_once(alice: Person, tmp_path: Path) -> None:
     with (tmp_path / "log").open("ab") as log:
         broker = start_broker(log.fileno())
         daemon = start_daemon(alice, log.fileno())
@@ -122,7 +122,7 @@ def _reading(read: Callable[[], object]) -> Verb:
 
 
 @pytest.mark.parametrize("verb", ["open", "unwrap"])
-def test_a_module_that_reads_a_cold_file(shared: House, alice: Person, verb: str) -> None:
+def test_a_module_that_reads_a_file_of_its_own_key_is_refused_at_once(shared: House, alice: Person, verb: str) -> None:
     shared.daemon(alice)
     with vault(alice, KEY.signature) as files:
         wanted, its = files.cold(2)
@@ -135,7 +135,7 @@ def test_a_module_that_reads_a_cold_file(shared: House, alice: Person, verb: str
         assert attempt(alice, opening(wanted)).value == attempt(alice, opening(its)).value == CONTENT
 
 
-def test_an_isolated_key_module_reads_its_cold_key_file(shared: House, alice: Person) -> None:
+def test_an_isolated_module_whose_key_file_needs_itself_is_refused_at_once(shared: House, alice: Person) -> None:
     """Its process opens none, either; what its C libraries open would be seen by nobody."""
     shared.daemon(alice)
     with vault(alice, KEY.signature) as files:
@@ -178,7 +178,9 @@ def _by_a_grandchild(path: Path) -> Callable[[], object]:
 
 
 @pytest.mark.parametrize("read", [_by_a_library, _by_a_child, _by_a_grandchild])
-def test_who_waits_is_found(shared: House, alice: Person, read: Callable[[Path], Callable[[], object]]) -> None:
+def test_a_file_that_a_library_or_child_opens_is_refused_and_other_keys_work(
+    shared: House, alice: Person, read: Callable[[Path], Callable[[], object]]
+) -> None:
     """And with another key of the same user everybody's files can be opened and made meanwhile."""
     enrol(alice, OTHER)
     shared.daemon(alice)
@@ -202,7 +204,9 @@ def test_who_waits_is_found(shared: House, alice: Person, read: Callable[[Path],
         assert attempt(alice, opening(wanted)).value == attempt(alice, opening(its)).value == CONTENT
 
 
-def test_a_c_library_in_an_isolated_key_module(shared: House, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_a_library_of_an_isolated_module_opens_is_refused(
+    shared: House, alice: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its process lets nobody look at it: it looks itself."""
     named = alice.home / "named"  # which is not there at first
     shared.daemon(alice)
@@ -235,7 +239,7 @@ def _refused_once_the_child_is_there(who: Person, path: Path, logged: Callable[[
     wait_until(refused, "a refusal that is none by the clock, and why in the log")
 
 
-def test_a_file_that_can_be_opened_is(shared: House, alice: Person) -> None:
+def test_a_module_may_read_a_file_of_another_key(shared: House, alice: Person) -> None:
     """Another key's: while one worker waits for it, another one answers, and nobody has to be refused."""
     enrol(alice, OTHER)
     shared.daemon(alice)

@@ -90,7 +90,7 @@ def resident(pid: int) -> int:
 
 
 @pytest.mark.time_limit(3 * FLOOD)
-def test_a_hundred_thousand(drive: Disk, place: QuotaHouse) -> None:
+def test_a_flood_of_warnings_is_received_whole_and_others_are_told(drive: Disk, place: QuotaHouse) -> None:
     alice, bob = person("alice"), person("bob")
     assert place.source is not None
     for who in (alice, bob):
@@ -123,7 +123,7 @@ def test_a_hundred_thousand(drive: Disk, place: QuotaHouse) -> None:
 
 
 @pytest.mark.time_limit(3 * FLOOD)
-def test_more_than_the_buffer_holds(drive: Disk, place: QuotaHouse) -> None:
+def test_warnings_beyond_the_buffer_are_counted_as_lost_and_made_up_for(drive: Disk, place: QuotaHouse) -> None:
     """The source is stopped meanwhile: what is lost is known to the message, and made up for."""
     alice, bob = person("alice"), person("bob")
     do_as(alice, (drive.point / "first").touch)

@@ -114,7 +114,7 @@ def status(systemd: Systemd) -> str:
     return systemd.say(sys.executable, "-I", "-m", "upcall", "status", "--json")
 
 
-def test_all_of_them_start(systemd: Systemd) -> None:
+def test_all_units_start(systemd: Systemd) -> None:
     try:
         wait_until(lambda: systemd.is_active(*SERVICES), "the services", SLOW)
         wait_until(lambda: '"uid": 5001' in status(systemd), "the daemon of alice", SLOW)
@@ -123,7 +123,7 @@ def test_all_of_them_start(systemd: Systemd) -> None:
     assert f'"uid": {pwd.getpwnam(machine.USER).pw_uid}' in status(systemd)
 
 
-def test_a_file_of_a_user_by_the_users_daemon(systemd: Systemd, alice: Person) -> None:
+def test_the_users_daemon_unit_serves_a_users_file(systemd: Systemd, alice: Person) -> None:
     with vault(alice, keys()["rsa2048"].signature) as made:
         (path,) = made.cold(1)
         assert attempt(alice, opening(path)).value == CONTENT

@@ -20,7 +20,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("kernel", ["uml", "qemu"])
-def test_the_demonstration(tmp_path: Path, kernel: str) -> None:
+def test_two_peoples_files_come_back_equal_and_a_stopped_daemons_mount_is_refused(tmp_path: Path, kernel: str) -> None:
     if reason := why_not(kernel):
         pytest.skip(f"the lab cannot run here: {reason}")
     command = [

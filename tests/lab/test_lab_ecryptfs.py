@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 
-def test_the_demonstration(tmp_path: Path) -> None:
+def test_three_peoples_files_come_back_equal_and_a_killed_daemons_requests_are_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "upcall", "lab", "ecryptfs", "--files=8"]
     command += [f"--timeout={TIME_LIMIT}", f"--results={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT + 60)
