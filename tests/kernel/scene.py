@@ -29,7 +29,6 @@ from upcall.testing.lab.stage import (
     Task,
     broker_status,
     do_as,
-    drop_caches,
     fork_broker,
     fork_daemon,
     mount,
@@ -168,8 +167,7 @@ class Vault:
 
     def remount(self, *signatures: str) -> None:
         """Everything that is opened now asks the daemon anew."""
-        self.unmount()
-        drop_caches()
+        self.unmount()  # eCryptfs's inodes, and the files' keys in them, are gone with it
         self.signatures = signatures or self.signatures
         self.mount()
 
