@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernel.groups import Group, groups
+from tests.kernel.groups import FILES, Group, groups
 from upcall.cli import main
 from upcall.testing.lab import LabUnavailable, cpio, doctor, guest, image, kernellog, packages, qemu, run, uml, why_not
 from upcall.testing.lab.doctor import checks
@@ -326,16 +326,25 @@ def test_user_mode_linux_has_one_processor_and_no_ecryptfs_messages() -> None:
 
 
 def test_files_of_ring_3_are_grouped_by_their_names() -> None:
-    names = ["test_files.py", "test_device.py", "test_cifs_failures.py", "test_cifs.py", "test_quota_ext4.py"]
-    names.append("test_login_systemd.py")
-    assert groups(names) == {
-        "files": Group("qemu", ("test_files.py",)),
-        "faults": Group("qemu", ("test_device.py",)),
-        "login-systemd-qemu": Group("qemu", ("test_login_systemd.py",), Path("/usr/lib/systemd/systemd")),
-        "cifs-uml": Group("uml", ("test_cifs.py", "test_cifs_failures.py")),
-        "cifs-qemu": Group("qemu", ("test_cifs.py", "test_cifs_failures.py")),
-        "quota-ext4-uml": Group("uml", ("test_quota_ext4.py",)),
+    names = ["test_files.py", "test_device.py", "test_plugin_new.py", "test_cifs_failures.py", "test_cifs.py"]
+    names += ["test_cifs_idmap.py", "test_quota_ext4.py", "test_login_systemd.py", "test_units.py", "test_link.py"]
+    common = {
+        "link": Group("qemu", ("test_link.py",)),
+        "ecryptfs": Group("qemu", ("test_device.py", "test_files.py", "test_plugin_new.py")),
+        "requests": Group("qemu", ("test_cifs.py", "test_cifs_failures.py", "test_cifs_idmap.py")),
+        "systemd": Group("qemu", ("test_login_systemd.py",), Path("/usr/lib/systemd/systemd")),
     }
+    assert groups(names) == common | {
+        "requests-uml": Group("uml", ("test_cifs.py", "test_cifs_failures.py")),
+        "machine": Group("qemu", ("test_units.py",)),
+        "machine-uml": Group("uml", ("test_quota_ext4.py",)),
+    }
+    assert groups(names, uml=False) == common | {"machine": Group("qemu", ("test_quota_ext4.py", "test_units.py"))}
+
+
+def test_where_user_mode_linux_cannot_run_no_file_of_ring_3_runs_twice_or_not_at_all() -> None:
+    found = [file for group in groups(FILES, uml=False).values() for file in group.files]
+    assert sorted(found) == FILES
 
 
 # --- results --------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def units(drive: Disk, request: pytest.FixtureRequest) -> Systemd:
 
 
 @pytest.mark.time_limit(5 * SLOW)
-def test_whose_quota_it_is_is_told(units: Systemd, drive: Disk) -> None:
+def test_the_quota_unit_tells_whose_quota_it_is_and_comes_again(units: Systemd, drive: Disk) -> None:
     alice = person("alice")
 
     def quota() -> dict[str, Any]:

@@ -30,4 +30,5 @@ def packagers_date() -> str:
 
 def written(main: click.Group, date: str = "") -> dict[str, str]:
     """`man1/upcall.1` and so on -> what is in it; without a date the same on every day."""
-    return {page.file: render(page, version("upcall"), date) for page in pages(main)}
+    ours = version("upcall")
+    return {page.file: render(page, ours, date) for page in pages(main)}
