@@ -41,7 +41,7 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
-def test_nothing_that_would_hurt_gets_through(fuzzer: Path, tmp_path: Path) -> None:
+def test_libfuzzer_finds_no_payload_that_violates_the_forwarders_checks(fuzzer: Path, tmp_path: Path) -> None:
     corpus, seeds, found = (tmp_path / name for name in ("corpus", "seeds", "found"))
     for folder in (corpus, seeds, found):
         folder.mkdir()
