@@ -31,7 +31,7 @@ def test_the_quickest_group_runs_and_its_json_has_the_agreed_fields(tmp_path: Pa
     assert all(math.isfinite(row[name]) and row[name] > 0 for name in ("ours", "peer", "ratio"))
 
 
-def test_the_no_op_module_is_found_in_a_process_of_its_own() -> None:
+def test_the_isolation_benchmark_finds_its_no_op_module_in_an_isolated_process() -> None:
     """Root's children run with -I, and the module lies beside the benchmarks."""
     command = [sys.executable, "-m", "bench", "--quick", "--only", "isolation"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)

@@ -1,4 +1,4 @@
-"""The broker's mind with played links and origins and a played clock: every origin is settled exactly once."""
+"""The router with played links, origins and clock: every origin is settled exactly once."""
 
 from __future__ import annotations
 

@@ -132,7 +132,11 @@ def test_a_malformed_frame_is_read_and_nothing_is_written(
     assert kernel.refused == []
 
 
-@pytest.mark.parametrize("packet", [b"", b"\x99", b"\x44junk", DECRYPT[:-1], DECRYPT + b"x", b"\x42\x01x\x00"])
+@pytest.mark.parametrize(
+    "packet",
+    [b"", b"\x99", b"\x44junk", DECRYPT[:-1], DECRYPT + b"x", b"\x42\x01x\x00"],
+    ids=["empty", "tag alone", "junk", "cut short", "a byte too many", "short signature"],
+)
 def test_a_malformed_packet_is_failed_at_once_without_asking_the_daemon(
     server: Server, kernel: PlayedKernel, daemon: PlayedDaemon, packet: bytes
 ) -> None:

@@ -1,4 +1,4 @@
-"""Those who lie to a broker: wrong sockets, wrong processes, wrong numbers, wrong bytes. Each is counted, and the
+"""Forged messages to a broker: wrong sockets, processes, numbers and bytes. Each is counted, and the
 right answer works afterwards."""
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Asked:
         until(lambda: self.broker.status()["rejected"] == counts, f"rejected {counts}")
 
     def junk(self, **counts: int) -> None:
-        """Of everybody: only root sees it; others see that the request is still pending."""
+        """Only root sees these counters; other users see that the request is still pending."""
         if os.geteuid() == 0:
             until(lambda: self.broker.status()["junk"] == counts, f"junk {counts}")
         self.broker.pending(1)
@@ -96,7 +96,7 @@ def test_both_portids_of_a_link_stay_taken_while_the_daemon_lives(broker: Runnin
         NetlinkSocket(portid).close()
 
 
-def test_another_socket_of_the_same_process_is_refused_by_the_kernel(asked: Asked) -> None:
+def test_an_answer_from_another_socket_of_the_process_is_refused_by_the_kernel(asked: Asked) -> None:
     forger = NetlinkSocket()
     with pytest.raises(ConnectionRefusedError):
         forger.send_to(pack_response(asked.request.seq, asked.request.index, GOOD), asked.daemon.broker)
@@ -104,7 +104,7 @@ def test_another_socket_of_the_same_process_is_refused_by_the_kernel(asked: Aske
     asked.still_works()
 
 
-def test_another_process_is_refused_by_the_kernel(asked: Asked) -> None:
+def test_an_answer_from_another_process_is_refused_by_the_kernel(asked: Asked) -> None:
     def forge() -> str:
         try:
             NetlinkSocket().send_to(pack_response(asked.request.seq, asked.request.index, GOOD), asked.daemon.broker)
@@ -188,7 +188,9 @@ def test_a_response_too_short_for_an_index_is_rejected(asked: Asked) -> None:
     asked.still_works()
 
 
-@pytest.mark.parametrize("body", [b"", b"\1\0\0\0", b"\1\0\0\0junk", b"\2\0\0\0"])
+@pytest.mark.parametrize(
+    "body", [b"", b"\1\0\0\0", b"\1\0\0\0junk", b"\2\0\0\0"], ids=["empty", "empty answer", "junk", "unknown version"]
+)
 def test_garbage_in_a_fitting_envelope_settles_as_bad_answer(asked: Asked, body: bytes) -> None:
     asked.daemon.send(pack_message(NetlinkMessage(RESPONSE, asked.request.seq, asked.request.index, body)))
     assert asked.requester.reason() == "bad-answer"

@@ -46,7 +46,7 @@ def as_root_of_a_namespace(function: Callable[[], Any]) -> Any:
 
 
 class Requester(PlayedRequester):
-    """It would believe any broker: in its namespace the real root is nobody."""
+    """It trusts a broker of any uid: in its namespace the real root has no uid."""
 
     def __init__(self, folder: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)

@@ -1,4 +1,4 @@
-"""A daemon never waits for itself: what it or a child of its asks is refused at once, everybody else is answered."""
+"""Self-deadlock detection: requests of a daemon or its descendants are refused at once, all others answered."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def test_a_request_is_refused_without_a_users_or_the_machines_daemon(broker: Rou
     assert ask(broker, "machine", uid=ROOT).reason == "no-daemon"
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(["helo", "expire", "given up"])))
+@pytest.mark.parametrize("order", list(itertools.permutations(["helo", "expire", "given up"])), ids="-".join)
 def test_a_parked_request_is_settled_once_in_any_order_of_events(broker: Router, order: tuple[str, ...]) -> None:
     origin = ask(broker, "started", deadline=2.0)
     for what in order:

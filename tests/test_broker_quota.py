@@ -77,7 +77,7 @@ class PlayedKernel:
         self.send(pack(warned, FAMILY, self.seq))
 
     def send(self, data: bytes) -> None:
-        """Unlike the kernel's, our messages wait for room; who turns the broker is the thread that sends."""
+        """Unlike the kernel's, our messages wait for room; the sending thread also runs the source's loop."""
         while True:
             try:
                 self.socket.sendto(data, socket.MSG_DONTWAIT, self.to)

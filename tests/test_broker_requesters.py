@@ -1,4 +1,4 @@
-"""The broker's local socket: who may ask what, and requesters that do not behave."""
+"""The broker's local socket: which requests are permitted, and requesters that misbehave."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def still_serves(broker: RunningBroker) -> None:
     assert broker.status()["broker"]["pid"] == broker.pid
 
 
-def test_answers_carry_the_requesters_own_numbers(broker: RunningBroker) -> None:
+def test_answers_carry_the_requesters_own_sequence_and_index(broker: RunningBroker) -> None:
     with PlayedDaemon(broker.folder) as daemon, PlayedRequester(broker.folder) as requester:
         sent = [requester.ask(PLEASE) for _ in range(5)]
         asked = [daemon.request() for _ in range(5)]
@@ -77,6 +77,17 @@ def test_two_requesters_with_equal_numbers_each_get_their_own_answer(broker: Run
         ("moon\0", PLEASE, "no-service"),
         ("daemon.status", b"", "no-service"),
     ],
+    ids=[
+        "empty",
+        "cut short",
+        "a byte too many",
+        "unknown tag",
+        "too long",
+        "service of the kernel",
+        "unknown service",
+        "NUL in the service",
+        "service of the daemon",
+    ],
 )
 def test_an_invalid_request_is_refused_without_asking_a_daemon(
     broker: RunningBroker, service: str, body: bytes, reason: str
@@ -88,7 +99,7 @@ def test_an_invalid_request_is_refused_without_asking_a_daemon(
 
 
 @pytest.mark.parametrize("at", [0, 4, 20, 24, 25], ids=["nlmsg_len", "type", "data_len", "version", "name_len"])
-def test_a_malformed_request_with_a_sequence_number_is_refused_by_it(broker: RunningBroker, at: int) -> None:
+def test_a_malformed_request_is_refused_under_its_sequence_number(broker: RunningBroker, at: int) -> None:
     data = bytearray(pack_request(Envelope(5, 6, "key", Requester(os.getuid(), 0), 0, PLEASE)))
     data[at] ^= 0x80
     with PlayedRequester(broker.folder) as requester:

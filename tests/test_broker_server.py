@@ -1,4 +1,4 @@
-"""A real broker and real daemons over real sockets: who registers, who takes over, who dies, and what becomes of
+"""A real broker and real daemons over real sockets: registration, take-over, death, and the outcome of
 requests meanwhile."""
 
 from __future__ import annotations
@@ -172,7 +172,11 @@ def test_a_link_without_a_helo_of_its_own_registers_no_daemon(broker: RunningBro
         assert broker.daemon() is None
 
 
-@pytest.mark.parametrize("data", [b"x", bytes(16), pack_control(QUIT), pack_control(HELO) + b"x", bytes(70_000)])
+@pytest.mark.parametrize(
+    "data",
+    [b"x", bytes(16), pack_control(QUIT), pack_control(HELO) + b"x", bytes(70_000)],
+    ids=["a byte", "zeros", "QUIT", "HELO and more", "too long"],
+)
 def test_anything_but_a_helo_ends_the_registration_connection(broker: RunningBroker, data: bytes) -> None:
     with PlayedDaemon(broker.folder, register=False) as daemon:
         daemon.connection = connect(Place(broker.folder).registration_socket, frozenset({os.geteuid()}))

@@ -191,6 +191,7 @@ def test_check_reports_a_drop_in_folder_with_unsafe_permissions(places: Places) 
         (("é", 1, 2.5, True), '["é", 1, 2.5, true]'),
         ({"a": {"b": (1,)}}, '{"a": {"b": [1]}}'),
     ],
+    ids=["set", "list", "table"],
 )
 def test_values_are_printed_as_toml(value: object, text: str) -> None:
     assert as_toml(value) == text

@@ -495,6 +495,17 @@ def test_a_note_says_that_the_kernel_keeps_the_passphrase_until_the_next_boot(
         (PermissionError(), os.EX_NOPERM),
         (IsADirectoryError(), os.EX_OSERR),
     ],
+    ids=[
+        "UsageError",
+        "PeerError",
+        "ModuleFailed",
+        "Refused",
+        "NoPassphrase",
+        "FileNotFoundError",
+        "FileExistsError",
+        "PermissionError",
+        "OSError",
+    ],
 )
 def test_each_error_has_its_exit_code(error: Exception, code: int) -> None:
     assert exit_code(error) == code

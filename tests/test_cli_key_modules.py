@@ -1,4 +1,4 @@
-"""`upcall key` with a key module that wants parameters, secrets and PINs, or that does not keep its word."""
+"""`upcall key` with a key module that needs parameters, secrets and PINs, or that breaks its contract."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def test_metrics_of_a_real_broker_are_printed(used: RunningBroker) -> None:
         assert 0 < found["upcall_request_duration_seconds_sum", ("key",)] < 5
 
 
-def test_a_text_file_for_node_exporter_is_replaced_atomically(used: RunningBroker, tmp_path: Path) -> None:
+def test_a_text_file_for_node_exporter_is_replaced_leaving_no_other_file(used: RunningBroker, tmp_path: Path) -> None:
     file = tmp_path / "upcall.prom"
     file.write_text("old")
     assert metrics("--runtime", str(used.folder), "--textfile", str(file)).exit_code == 0

@@ -178,7 +178,9 @@ def test_watch_shows_root_the_warnings_of_all_users(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    "figures", [Figures(200 * MB, 100 * MB, 200 * MB, 2_000_000_000), Figures(150 * MB, MB, 0, 5)]
+    "figures",
+    [Figures(200 * MB, 100 * MB, 200 * MB, 2_000_000_000), Figures(150 * MB, MB, 0, 5)],
+    ids=["at the hard limit", "past the grace date"],
 )
 def test_status_says_nothing_more_can_be_written_at_the_limit_or_past_grace(
     figures: Figures, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""`upcall quota test`: what each sink did, for people, programs and exit codes."""
+"""`upcall quota test`: the outcome of each sink as text, JSON and exit codes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = pytest.importorskip("upcall_quota.log", reason="the plugin upcall-quota is
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The system's configuration. There is no bus, and a journal that nobody reads."""
+    """The system's configuration. There is no bus, and a journal without a reader."""
     monkeypatch.setattr(config, "SYSTEM", tmp_path / "system.toml")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
     for name in ("DBUS_SESSION_BUS_ADDRESS", "DBUS_SYSTEM_BUS_ADDRESS"):

@@ -33,7 +33,7 @@ PATIENCE = 60  # seconds
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """A person who has the keys `work` and `worn`, and upcall in PATH."""
+    """The environment of a user with the keys `work` and `worn`, and upcall in PATH."""
     program = tmp_path / "bin/upcall"
     program.parent.mkdir()
     called = f"{sys.executable} -P -c \"from upcall.cli import main; main(prog_name='upcall')\""

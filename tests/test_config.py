@@ -75,6 +75,20 @@ def test_a_user_without_a_list_gets_the_systems_list(write: Write) -> None:
         (b"#\n#\xff", "2: is not UTF-8 at byte 3"),
         ("x = " + "[" * 9999, " is nested too deeply"),
     ],
+    ids=[
+        "misspelt table",
+        "unknown key",
+        "misspelt key",
+        "table is a number",
+        "list is a string",
+        "name is a number",
+        "invalid value",
+        "unfinished list",
+        "key twice",
+        "not UTF-8",
+        "not UTF-8 in line 2",
+        "nested too deeply",
+    ],
 )
 @pytest.mark.parametrize("user", [False, True])
 def test_an_invalid_file_is_refused_naming_file_line_and_reason(

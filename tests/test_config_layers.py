@@ -1,4 +1,4 @@
-"""Three places with drop-ins: which files count, who may write and set what, and how they are laid over each other."""
+"""Three places with drop-ins: which files count, permissions, which keys each may set, and how they are merged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Handlers in a real daemon: loaded when they are needed, and told what wants no answer."""
+"""Handlers in a real daemon: loaded when they are needed, and sent notices, which have no answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pool: a lane that hangs holds nobody else up, however quick it has always been; threads come and go."""
+"""The pool: a lane that hangs blocks no other lane, however quick it was before; threads start and end."""
 
 from __future__ import annotations
 

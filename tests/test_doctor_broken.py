@@ -1,4 +1,4 @@
-"""Broken installations: each is named, and the remedy that `upcall doctor` gives mends it."""
+"""Broken installations: `upcall doctor` reports each, and its remedy fixes it."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def started(finding: Finding) -> Iterator[None]:
 
 @contextlib.contextmanager
 def played(path: Path, status: dict[str, object] | None) -> Iterator[None]:
-    """Somebody who listens there and says this of himself; nothing at all for None."""
+    """A process that listens there and answers with this status; with None it never answers."""
     listener = listen(path, 0o600)
     listener.setblocking(True)
 

@@ -1,4 +1,4 @@
-"""`upcall doctor` as people and programs see it: the table of checks, what hangs, what breaks, exit codes."""
+"""The report of `upcall doctor`: the table of checks, checks that hang or raise, text, JSON, exit codes."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ def test_a_check_that_hangs_becomes_a_finding_after_its_earlier_ones() -> None:
         (PermissionError(13, "Permission denied", "/x"), "/x"),
         (ZeroDivisionError("oh"), "the check broke: ZeroDivisionError"),
     ],
+    ids=["UsageError", "PermissionError", "ZeroDivisionError"],
 )
 def test_a_check_that_raises_becomes_a_finding_after_its_earlier_ones(error: Exception, words: str) -> None:
     first, second = bounded(check(ok("so far"), error=error), Scene())

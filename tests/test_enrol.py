@@ -87,7 +87,7 @@ def test_a_key_is_closed_after_its_trial_whether_it_passed_or_not(fault: str) ->
 
 
 class Importer:
-    """Wants a passphrase, or does not."""
+    """Needs a passphrase, or does not."""
 
     import_parameters: tuple[Parameter, ...] = ()
 

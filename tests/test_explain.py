@@ -153,6 +153,7 @@ def report(result: Result) -> dict[str, Any]:
         Spnego("fs", "fe80::1", "mskrb5", 1, 0, "alice", 7, "mount"),
         Spnego("[fe80::1%eth0]", "fe80::1", "krb5", 0, 0, "", 7, None),
     ],
+    ids=["uid", "user and creduid", "IPv6 host"],
 )
 def test_a_packed_description_reads_back_the_same(told: Spnego) -> None:
     assert take_description(pack_description(told)) == told

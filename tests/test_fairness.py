@@ -1,4 +1,4 @@
-"""One person, with many uids and processes, against a stranger and root: connections, daemons, descriptors."""
+"""One person's many uids and processes against another user and root: connections, daemons, descriptors."""
 
 from __future__ import annotations
 
@@ -230,9 +230,7 @@ def _daemon(broker: RunningBroker, uid: int) -> int:
     return pid
 
 
-def test_ranges_are_read_again_when_the_file_changes_and_refused_if_others_can_write_it(
-    folder: Path, subuid: Path
-) -> None:
+def test_subuid_ranges_are_read_again_on_sighup_and_refused_if_others_can_write(folder: Path, subuid: Path) -> None:
     subuid.chmod(0o666)
     with running(folder, subuid) as broker:
         broker.logged("subuid-refused")

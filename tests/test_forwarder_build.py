@@ -1,4 +1,4 @@
-"""How the forwarder is built, found and named; and that C, Python and the package agree on who they are."""
+"""How the forwarder is built, found and named; C, Python and the package have one version."""
 
 from __future__ import annotations
 

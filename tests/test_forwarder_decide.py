@@ -38,7 +38,7 @@ def decided_in_c(cases: Sequence[Case]) -> list[tuple[int, int, bytes]]:
 
 
 def verdict(described: bytes, payload: bytes) -> bool:
-    """True if both accept the payload, False if both refuse it as nonsense."""
+    """True if both accept the payload, False if both refuse it with EPROTO."""
     case = described, answered(payload, 7)
     found = decided_in_python(case)
     if decider() is not None:

@@ -1,7 +1,7 @@
-"""libFuzzer, where there is clang, on what stands between the broker's answer and the kernel; for a few seconds.
+"""libFuzzer, where there is clang, on the forwarder's checks of the broker's answer; for a few seconds.
 
 For longer: `UPCALL_FUZZ_SECONDS=600 pytest -s tests/test_forwarder_fuzz.py`. The mutants of
-tests/test_forwarder_decide.py are for everybody.
+tests/test_forwarder_decide.py need no clang.
 """
 
 from __future__ import annotations

@@ -149,6 +149,7 @@ def test_a_key_that_cannot_be_read_is_rejected_with_the_errno(play: Play, call: 
 @pytest.mark.parametrize(
     ("described", "payload"),
     [(SPNEGO, spnego()), (SPNEGO, spnego(64, 32767 - 80)), (DNS, b"192.0.2.1,2001:db8::1\0"), (DNS, b"#dnserror=3\0")],
+    ids=["spnego", "longest spnego", "addresses", "error of DNS"],
 )
 def test_an_answer_instantiates_the_key(play: Play, described: bytes, payload: bytes) -> None:
     play.write("describe", described)

@@ -46,6 +46,16 @@ def test_an_unknown_key_type_is_refused() -> None:
         KEY._replace(permissions=0x39010001),
         KEY._replace(permissions=0x39000000),
     ],
+    ids=[
+        "owner and group",
+        "owner",
+        "group",
+        "no group",
+        "all rights",
+        "view for the group",
+        "view for others",
+        "no view for the user",
+    ],
 )
 def test_a_key_not_made_by_the_kernel_is_refused_as_forged(key: Described) -> None:
     assert reason(key) == "forged"
@@ -60,6 +70,7 @@ def test_a_key_not_made_by_the_kernel_is_refused_as_forged(key: Described) -> No
         AUTHORISATION._replace(description=b"2F5C"),
         AUTHORISATION._replace(description=b""),
     ],
+    ids=["type", "owner", "another serial", "upper case", "empty"],
 )
 def test_an_authorisation_for_another_key_is_refused_as_forged(authorisation: Described) -> None:
     assert reason(KEY, authorisation) == "forged"
@@ -84,6 +95,13 @@ WANT = Wanted(1001, 356)
         Who(356, 1001, 0, 100),  # mount.cifs, set-user-id, for the one who runs it
         Who(350, 0, 0, 200),  # in the same tick
     ],
+    ids=[
+        "root or a kernel thread",
+        "user of a multiuser mount",
+        "user of a broken connection",
+        "set-user-id mount",
+        "started in the same tick",
+    ],
 )
 def test_requesters_that_may_stand_behind_the_key_are_let_in(who: Who) -> None:
     check_requester(WANT, who, since=200)
@@ -92,6 +110,7 @@ def test_requesters_that_may_stand_behind_the_key_are_let_in(who: Who) -> None:
 @pytest.mark.parametrize(
     ("who", "reason"),
     [(Who(356, 0, 0, 201), "requester-gone"), (Who(356, 1002, 0, 100), "not-permitted")],
+    ids=["started later", "set-user-id for another"],
 )
 def test_a_later_process_or_another_user_behind_the_key_is_refused(who: Who, reason: str) -> None:
     with pytest.raises(Refused) as caught:

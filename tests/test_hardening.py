@@ -237,7 +237,7 @@ def test_the_configuration_becomes_hardening_arguments_of_the_daemon(
         _hardening()
 
 
-def test_status_prints_what_the_broker_has_given_up(folder: Path, broker: RunningBroker) -> None:
+def test_status_prints_the_brokers_hardening(folder: Path, broker: RunningBroker) -> None:
     command = [sys.executable, "-m", "upcall", "status", "--runtime", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "what it has given up: seccomp yes, landlock" in done.stdout

@@ -193,7 +193,7 @@ def test_only_a_start_command_other_than_systemctl_hands_on_hardening(
 
 
 @confined
-def test_a_broker_that_starts_daemons_itself_passes_on_no_restriction(tmp_path: Path, open_port: int) -> None:
+def test_a_start_command_inherits_no_restriction_that_would_stop_a_daemon(tmp_path: Path, open_port: int) -> None:
     def acts() -> dict[str, str]:
         return {
             "write": escaping.outcome((tmp_path / "daemon.sock").touch),

@@ -251,6 +251,7 @@ def test_a_prompt_is_answered_in_the_requests_thread_without_blocking_others(sce
         (ModuleFailed("no such file"), "ModuleFailed"),
         (OSError(SECRET), "module-broke"),
     ],
+    ids=["Refused", "ModuleFailed", "OSError"],
 )
 def test_a_prompt_that_fails_refuses_its_request_with_the_reason(scene: Scene, error: Exception, said: str) -> None:
     class Failing(GivenSecrets):

@@ -65,7 +65,7 @@ def scene(
 
 
 class Steady:
-    """Somebody who uses the other module all the time; `worst` is the longest that he had to wait."""
+    """A requester that uses the other module all the time; `worst` is its longest wait."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene

@@ -69,6 +69,18 @@ def test_garbage_is_refused_or_packs_to_the_same_bytes(data: bytes) -> None:
         ChildMessage(wire.WRAP, 1 << 32),
         ChildMessage(wire.REFUSED, 1, 0, 1 << 16, "x"),
     ],
+    ids=[
+        "unknown kind",
+        "code in WRAP",
+        "ANSWER without a handle",
+        "text in WRAP",
+        "data in FAILED",
+        "text too long",
+        "surrogate in text",
+        "data too long",
+        "number too large",
+        "code too large",
+    ],
 )
 def test_a_message_with_invalid_fields_is_not_packed(message: ChildMessage) -> None:
     with pytest.raises(PeerError):

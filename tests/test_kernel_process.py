@@ -112,7 +112,7 @@ def test_the_brokers_present_and_later_memory_is_locked() -> None:
     assert in_child(told)
 
 
-@pytest.mark.parametrize("separator", [b"\x0b", b"\x0c", b"\r", b"\x1c", b"\n"])
+@pytest.mark.parametrize("separator", [b"\x0b", b"\x0c", b"\r", b"\x1c", b"\n"], ids=["VT", "FF", "CR", "FS", "LF"])
 def test_a_process_name_that_imitates_a_uid_line_does_not_change_the_uid_read(separator: bytes) -> None:
     """prctl(2), PR_SET_NAME: 15 bytes that the process chooses precede its uids in /proc/PID/status."""
 

@@ -53,7 +53,9 @@ def test_a_pidfd_refers_to_the_process_of_a_thread() -> None:
     assert pid == os.getpid()
 
 
-@pytest.mark.parametrize("name", [b"a) S 1 (b", b"x\nUid:\t0\t0\t", b"\x0bPPid:\t1\n"])
+@pytest.mark.parametrize(
+    "name", [b"a) S 1 (b", b"x\nUid:\t0\t0\t", b"\x0bPPid:\t1\n"], ids=["stat", "status", "status after VT"]
+)
 def test_a_process_name_that_imitates_fields_does_not_change_them(name: bytes) -> None:
     def told() -> list[object]:
         ctypes.CDLL(None).prctl(15, name, 0, 0, 0)  # PR_SET_NAME

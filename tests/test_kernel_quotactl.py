@@ -38,7 +38,7 @@ class Played:
 
 @pytest.fixture
 def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Where somebody looked."""
+    """The mount points that were opened."""
     found: list[str] = []
 
     def opened(one: Mount) -> Played:

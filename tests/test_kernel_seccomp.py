@@ -50,7 +50,11 @@ def refused(code: int) -> int:
     return 0x00050000 | code
 
 
-@pytest.mark.parametrize("calls", [seccomp.OF_BROKER, seccomp.OF_DAEMON, {**seccomp.OF_DAEMON, **syscalls.IDS}])
+@pytest.mark.parametrize(
+    "calls",
+    [seccomp.OF_BROKER, seccomp.OF_DAEMON, {**seccomp.OF_DAEMON, **syscalls.IDS}],
+    ids=["broker", "daemon", "daemon with changes of ids"],
+)
 def test_the_filter_allows_the_listed_calls_only_in_few_steps(calls: dict[str, int]) -> None:
     filter_ = program(calls, AND_INTERNET, NETLINK)
     for number in {*range(700)} - ARGUED:

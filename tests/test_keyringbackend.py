@@ -91,7 +91,7 @@ class TestInTheUserKeyring(BackendBasicTests):
 
 @pytest.fixture
 def ordinary() -> Iterator[Callable[..., Any]]:
-    """Runs Python as an ordinary user, with all that this process can import; skips where nobody else can read it."""
+    """Runs Python as an ordinary user, with all that this process can import; skips where that user cannot read it."""
     home = Path("/tmp") / f"upcall-home-{os.urandom(6).hex()}"
     home.mkdir(0o700)
     os.chown(home, NOBODY, NOBODY)

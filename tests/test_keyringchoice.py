@@ -1,4 +1,4 @@
-"""Which backend the keyring library chooses, what people are told of it, and that it stays out of the daemon."""
+"""Which backend the keyring library chooses, how upcall describes it, and that the daemon does not import it."""
 
 from __future__ import annotations
 

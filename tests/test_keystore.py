@@ -63,6 +63,7 @@ def test_an_entry_is_saved_privately_loaded_found_and_removed(store: KeyStore) -
         ENTRY._replace(source="compat", blob=None),
         ENTRY._replace(source="file:/x", blob=b""),
     ],
+    ids=["path and parameters", "blob", "empty blob"],
 )
 def test_an_entry_with_optional_fields_missing_reads_back_the_same(store: KeyStore, entry: Entry) -> None:
     store.save(entry)

@@ -1,4 +1,4 @@
-"""The broker is killed, or told to end, while the victim's daemon answers: who gets the answers?"""
+"""The broker is killed, or told to end, while the victim's daemon answers: no attacker gets the answers."""
 
 from __future__ import annotations
 

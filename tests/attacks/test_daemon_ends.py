@@ -1,4 +1,4 @@
-"""The victim's daemon is killed while the broker asks it: who gets the requests, which hold clear keys?"""
+"""The victim's daemon is killed while the broker asks it: no attacker gets the requests, which hold clear keys."""
 
 from __future__ import annotations
 
