@@ -1,4 +1,4 @@
-"""The benchmarks run, and say what was agreed; the figures themselves are not looked at."""
+"""The benchmarks run and print rows with the agreed fields; the figures themselves are not checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The soak: its verdicts; and a short one, from end to end."""
+"""The soak test: its verdicts, and a short run from end to end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def taken(each_second: float, noise: float = 0.2, warming: float = 5.0) -> list[Sample]:
-    """Ten minutes of a process that grows by so many MB a second, after it has got its things together."""
+    """Ten minutes of a process that grows by so many MB a second, after its warm-up."""
     chance = random.Random(7)
     return [
         Sample(

@@ -341,7 +341,7 @@ def test_status_counts_rejections_before_there_is_any_outcome(played: Played) ->
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Two uids, daemons that come, go, lie and lag, in any order."""
+    """Two uids whose daemons register, end, answer wrongly or late, in any order."""
 
     uids = st.sampled_from([UID, OTHER])
     services = st.sampled_from(sorted(SERVICES))

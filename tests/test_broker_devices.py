@@ -191,7 +191,7 @@ def test_a_daemon_killed_with_a_request_in_hand_fails_the_caller_with_eio_at_onc
 def test_requests_of_a_stopped_daemon_are_failed_before_the_kernel_gives_up(
     server: Server, kernel: PlayedKernel, daemon: PlayedDaemon
 ) -> None:
-    """2.5 s after it could first have been there; everything is read at once, however many there are."""
+    """2.5 s after the earliest time at which the kernel may have sent them; the device is read until it is empty."""
     upcalls = [kernel.ask(ME, DECRYPT) for _ in range(ECRYPTFS.contexts)]
     assert error_of(kernel.ask(ME, DECRYPT)) == "ENOMEM"
     until(lambda: kernel.unread(ME) == 0, "all are read")

@@ -201,7 +201,7 @@ def test_garbage_in_a_fitting_envelope_settles_as_bad_answer(asked: Asked, body:
 
 @pytest.mark.parametrize("size", [MAX_MESSAGE + 1, 200_000])
 def test_an_answer_longer_than_the_protocol_allows_settles_as_bad_answer(asked: Asked, size: int) -> None:
-    """It comes cut short, but in time: refused at once, for the envelope is there and names the request."""
+    """It arrives truncated, but the envelope names the request, which is refused at once."""
     head = struct.pack("=IHHIIII", size, RESPONSE, 0, asked.request.seq, 0, asked.request.index, size - 24)
     asked.daemon.send(head.ljust(size, b"x"))
     assert asked.requester.reason() == "bad-answer"

@@ -1,4 +1,4 @@
-"""The machine's daemon has a uid of its own: what is asked of it in root's place, and what never is."""
+"""The machine's daemon has a uid of its own: which requests it gets in root's place, and which never."""
 
 from __future__ import annotations
 

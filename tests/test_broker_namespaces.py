@@ -1,4 +1,4 @@
-"""Root of a user namespace, which every user can be: for the broker it is the user that it is outside."""
+"""Root of a user namespace, which every user can be: the broker treats it as its uid outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The quota source over real sockets: a played kernel warns, a real clerk thinks, a real broker tells daemons.
+"""The quota source over real sockets: a played kernel warns, a real clerk folds warnings, a real broker delivers.
 
 The broker runs in a thread, the source is turned by the test. tests/test_quota_process.py has both as processes.
 """

@@ -1,4 +1,4 @@
-"""The configuration: what the system's file allows, the user's can only narrow; what is wrong is named."""
+"""The configuration: what the system's file allows, the user's can only narrow; errors name file, line and reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is locked, for what, and what ends it."""
+"""Locks: which keys are locked, by which cause, and what unlocks them."""
 
 from __future__ import annotations
 

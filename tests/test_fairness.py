@@ -278,7 +278,7 @@ def lingering(stack: contextlib.ExitStack) -> tuple[socket.socket, socket.socket
 
 
 def test_the_number_of_links_not_yet_taken_is_limited(folder: Path, subuid: Path) -> None:
-    """They are in flight while their connection is unread: it is neither ended nor evicted, and counts."""
+    """A link is in flight while its connection is unread; that connection is not ended or evicted, and counts."""
     with running(folder, subuid, "idle=0.05") as broker:
         held = [connected(broker.folder, STRANGER, "registration.sock") for _ in range(64)]
         for one in held:

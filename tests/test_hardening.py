@@ -1,4 +1,4 @@
-"""What broker and daemon cannot do: processes that try, and what the kernel says of those that run."""
+"""Privilege dropping in daemons: processes that try what is forbidden, and the state that the kernel reports."""
 
 from __future__ import annotations
 

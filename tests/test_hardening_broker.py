@@ -1,4 +1,4 @@
-"""What root's broker and others' cannot do, and what they keep for what they serve."""
+"""Privilege dropping in brokers and the quota source: what is forbidden, and what their sources keep."""
 
 from __future__ import annotations
 

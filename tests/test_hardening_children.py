@@ -1,4 +1,4 @@
-"""What broker and daemon start has given up as much as they have, and works all the same."""
+"""Child processes of broker and daemon inherit their dropped privileges, and still work."""
 
 from __future__ import annotations
 

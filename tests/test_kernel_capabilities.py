@@ -1,4 +1,4 @@
-"""Giving up capabilities, on the kernel that we run on."""
+"""Dropping capabilities, on the kernel that we run on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looking a family up, joining a group, and what a listener says when it may not."""
+"""Looking up a family, joining a group, and the error without permission."""
 
 from __future__ import annotations
 

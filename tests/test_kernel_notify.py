@@ -1,4 +1,4 @@
-"""What a broker and a daemon tell the service manager, with a socket in its place."""
+"""Notifications of broker and daemon to the service manager, with a socket in its place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODULES = {"toy": "upcall.testing.toy:TOY"}
 
 
 class Listening:
-    """What a service manager does: its socket, and the words that come."""
+    """Plays a service manager: its socket, and the messages received there."""
 
     def __init__(self, path: Path | str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

@@ -1,4 +1,4 @@
-"""What proc(5) says of processes that live, have ended, or choose their names with care."""
+"""What proc(5) says of processes that live, have ended, or choose names that imitate fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The key store: one file per key, and clear words for a wrong one."""
+"""The key store: one file per key, and clear errors for an invalid one."""
 
 from __future__ import annotations
 

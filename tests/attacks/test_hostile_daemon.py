@@ -19,7 +19,7 @@ ROUNDS = 3
 
 @pytest.fixture
 def listening(world: World) -> Iterator[Attacker]:
-    """A third uid, which takes what it can."""
+    """A process of a third uid, which receives whatever it can."""
     with Attacker(STRANGER, spin, world.network.enter) as made:
         yield made
 
