@@ -41,7 +41,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "system.toml"
 
 
-def test_all_of_it(system: Path) -> None:
+def test_a_complete_quota_table_is_read(system: Path) -> None:
     system.write_text(WHOLE)
     system.chmod(0o644)
     told = config.settings("quota", user=True)
@@ -51,7 +51,7 @@ def test_all_of_it(system: Path) -> None:
     assert told["sink"] == {"lamp": {"colour": "red"}}
 
 
-def test_what_is_the_daemons_is_not_the_brokers(system: Path) -> None:
+def test_the_brokers_rules_ignore_the_daemons_keys(system: Path) -> None:
     system.write_text(WHOLE.replace("[quota]", "[quota]\nsettle = 3"))
     system.chmod(0o644)
     assert rules() == Rules(settle=3)
@@ -90,7 +90,7 @@ def test_what_is_the_daemons_is_not_the_brokers(system: Path) -> None:
         ("sink.lamp = 1", "quota.sink.lamp: a table is wanted"),
     ],
 )
-def test_what_is_wrong(system: Path, text: str, why: str) -> None:
+def test_an_invalid_value_is_refused_naming_file_line_and_key(system: Path, text: str, why: str) -> None:
     system.write_text(f"[quota]\n{text}\n")
     system.chmod(0o644)
     with pytest.raises(ConfigError) as caught:
@@ -99,7 +99,7 @@ def test_what_is_wrong(system: Path, text: str, why: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8080/x", "http://[::1]/", "http://localhost/", "https://10.0.0.1/"])
-def test_urls_that_are_good(system: Path, url: str) -> None:
+def test_local_http_and_any_https_urls_are_accepted(system: Path, url: str) -> None:
     system.write_text(f"[quota.webhook]\nurl = '{url}'\n")
     system.chmod(0o644)
     assert config.settings("quota") == {"webhook": {"url": url}}
