@@ -24,6 +24,7 @@ from upcall.core.errors import ModuleFailed, PeerError, Refused, UsageError
 from upcall.core.messages import Requester
 from upcall.daemon.control import Control
 from upcall.daemon.passphrase_sources import fetch
+from upcall.daemon.secrets import NoPrompter
 from upcall.kernel import keyring
 from upcall.keys.keyring_backend import unusable
 from upcall.keys.passphrase import NoPassphrase
@@ -85,7 +86,7 @@ class Running:
 
     def __init__(self) -> None:
         self.keys = KeyService(keyring, {"openssl": lambda: load("upcall_rsa:module")}, fetch)
-        self._control = Control(daemon_socket(), self.keys)
+        self._control = Control(daemon_socket(), self.keys.cache, self.keys.warm, NoPrompter().attach)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()

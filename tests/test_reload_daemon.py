@@ -292,26 +292,26 @@ def test_a_module_that_is_denied_while_it_opens_a_key(keyring: FolderKeyring, si
 
     def open_it() -> None:
         try:
-            keys._open(signature)
+            keys.opener.open(signature)
         except ModuleFailed as error:
             errors.append(error)
 
     thread = threading.Thread(target=open_it)
     thread.start()
     assert module.begun.wait(PATIENCE)
-    keys.use({"toy": denied}, set())
+    keys.cache.use({"toy": denied}, set())
     module.go_on.set()
     thread.join(PATIENCE)
     assert [str(error) for error in errors] == ["it is not allowed"]
-    assert keys.status() == []
+    assert keys.cache.status() == []
 
 
 def test_what_stays_the_same_is_not_loaded_again(keyring: FolderKeyring, signature: str) -> None:
     count = iter(range(10))
     keys = key_service(keyring, {"toy": lambda: (next(count), TOY)[1]})
-    first = keys._open(signature)
-    keys.use(loaders([TOY_ARGUMENT], lambda: 0.0, EventLog("test")), {"toy"})
-    assert keys._open(signature) is first
-    keys.use(loaders([TOY_ARGUMENT], lambda: 0.0, EventLog("test")), set())
-    assert keys._open(signature) is not first
+    first = keys.opener.open(signature)
+    keys.cache.use(loaders([TOY_ARGUMENT], lambda: 0.0, EventLog("test")), {"toy"})
+    assert keys.opener.open(signature) is first
+    keys.cache.use(loaders([TOY_ARGUMENT], lambda: 0.0, EventLog("test")), set())
+    assert keys.opener.open(signature) is not first
     assert next(count) == 1

@@ -61,8 +61,8 @@ class Renewing:
         importlib.invalidate_caches()  # a plugin may have been installed since
         before, self._arguments = self._arguments, found
         same = {*before} & {*found}
-        self._keys.use(
-            loaders(found, lambda: self._keys.asker().deadline, self._log),
+        self._keys.cache.use(
+            loaders(found, self._keys.deadline, self._log),
             {_name(argument) for argument in same if not argument.startswith("handler=")},
         )
         gone = {_name(argument) for argument in _of(before, ("handler",)) if argument not in same}
