@@ -82,7 +82,8 @@ class KeyService:
         try:
             return self._answer(ask)
         finally:
-            self._serving.over(self._prompter)
+            if self._serving.asked:
+                self._serving.over(self._prompter)
 
     def _answer(self, ask: Ask) -> bytes:
         opened = self.opener.open(ask.signature)
