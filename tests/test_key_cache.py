@@ -14,7 +14,7 @@ from upcall.daemon.secrets import Asker, NoPrompter
 from upcall.keymodule import API, KeyModule, Secrets
 from upcall.protocols.ecryptfs import key_cache
 from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
-from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.key_handler import KeyHandler
 from upcall.protocols.ecryptfs.packets import TAG_66, Ask, FileKey, pack_ask, pack_file_key
 from upcall.protocols.ecryptfs.passphrases import Passphrases
 from upcall.testing.processes import PATIENCE
@@ -127,7 +127,7 @@ class StubPrompter(NoPrompter):
 class Scene:
     def __init__(self, source: str = "") -> None:
         self.keyring, self.module, self.prompter = StubKeyring(), StubModule(source), StubPrompter()
-        self.keys = KeyService(
+        self.keys = KeyHandler(
             self.keyring, {"toy": self.loader(self.module)}, lambda *_: bytearray(b"fetched"), prompter=self.prompter
         )
         self.cache, self.opener = self.keys.cache, self.keys.opener

@@ -23,7 +23,7 @@ from upcall.daemon.loading import loaders
 from upcall.keymodule import KeyModule
 from upcall.process.control import DaemonControl
 from upcall.process.log import EventLog
-from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.key_handler import KeyHandler
 from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_key
 from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
@@ -270,8 +270,8 @@ class Opening:
         return TOY.open(signature, blob, secrets)  # type: ignore[arg-type]
 
 
-def key_service(keyring: FolderKeyring, modules: Mapping[str, Callable[[], KeyModule]]) -> KeyService:
-    return KeyService(keyring, modules, lambda *_: bytearray())
+def key_service(keyring: FolderKeyring, modules: Mapping[str, Callable[[], KeyModule]]) -> KeyHandler:
+    return KeyHandler(keyring, modules, lambda *_: bytearray())
 
 
 def denied() -> KeyModule:

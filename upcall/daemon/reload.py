@@ -18,7 +18,7 @@ from upcall.process import start_python as startpython
 from upcall.process.log import EventLog
 from upcall.process.reload import Reloading
 from upcall.protocols.ecryptfs.auto_lock import ARGUMENTS, Locking
-from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.key_handler import KeyHandler
 
 PATIENCE: Final = 30.0  # seconds, the time-out of plugin discovery
 
@@ -32,7 +32,7 @@ class Renewing:
     def __init__(
         self,
         arguments: Iterable[str],
-        keys: KeyService,
+        keys: KeyHandler,
         daemon: Daemon,
         log: EventLog,
         find: Callable[[list[str]], list[str]] | None = None,

@@ -23,7 +23,7 @@ from upcall.process.log import EventLog
 from upcall.process.paths import daemon_socket, find_place, user_folder
 from upcall.process.reload import Hangup
 from upcall.protocols.ecryptfs.auto_lock import Locking
-from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.key_handler import KeyHandler
 from upcall.testing.keys import FolderKeyring
 
 
@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> None:
     log("privileges-dropped", **hardened._asdict())
     modules = loaders(arguments, lambda: keys.deadline(), log)
     prompter = LazyPrompter(arguments, log)
-    keys = KeyService(FolderKeyring(Path(settings["keys"])), modules, fetch, prompter=prompter)
+    keys = KeyHandler(FolderKeyring(Path(settings["keys"])), modules, fetch, prompter=prompter)
     control = None
     if "control" in settings:
         control = Control(daemon_socket(), keys.cache, keys.warm, prompter.attach)

@@ -30,7 +30,7 @@ from upcall.protocols.ecryptfs.self_deadlock import OwnWaits
 from upcall.wire.envelope import Envelope
 
 
-class KeyService:
+class KeyHandler:
     """Implements upcall.handler.Handler, with a cache of keys, which the user's commands lock. Thread-safe.
 
     `fetch(signature, source)`: returns a passphrase that is kept elsewhere than in this process. `prove_all`: verify
