@@ -433,6 +433,14 @@ def test_keys_expire_with_their_passphrases_after_a_time_without_use(asking: Sce
     assert asking.cache.status() == []
 
 
+def test_a_key_that_was_opened_ahead_expires_though_no_request_has_used_it(scene: Scene, clock: list[float]) -> None:
+    scene.cache.lock_after = 60.0
+    scene.keys.warm([KEY], ahead=True)
+    clock[0] += 60
+    assert scene.cache.expire() == ([KEY], None)
+    assert scene.closed == [1]
+
+
 def test_an_overdue_key_is_not_used_even_if_it_has_not_expired_yet(asking: Scene, clock: list[float]) -> None:
     asking.cache.lock_after = 60.0
     asking.cache.unlock(KEY, bytearray(b"of the command"))
