@@ -24,6 +24,7 @@ from upcall.core.errors import ModuleFailed, PeerError, Refused, UsageError
 from upcall.core.messages import Requester
 from upcall.daemon.control import Control
 from upcall.daemon.passphrase_sources import fetch
+from upcall.daemon.secrets import NoPrompter
 from upcall.kernel import keyring
 from upcall.keys.keyring_backend import unusable
 from upcall.keys.passphrase import NoPassphrase
@@ -31,7 +32,7 @@ from upcall.keys.plugins import load
 from upcall.process.paths import daemon_socket
 from upcall.protocols.ecryptfs import packets as wire
 from upcall.protocols.ecryptfs.authtok import take_auth_tok
-from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.key_handler import KeyHandler
 from upcall.wire.envelope import Envelope
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "ecryptfs.json").read_text())
@@ -84,8 +85,8 @@ class Running:
     """A daemon, as far as `upcall key` can tell: its socket and its keys, without a broker."""
 
     def __init__(self) -> None:
-        self.keys = KeyService(keyring, {"openssl": lambda: load("upcall_rsa:module")}, fetch)
-        self._control = Control(daemon_socket(), self.keys)
+        self.keys = KeyHandler(keyring, {"openssl": lambda: load("upcall_rsa:module")}, fetch)
+        self._control = Control(daemon_socket(), self.keys.cache, self.keys.warm, NoPrompter().attach)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()

@@ -23,7 +23,7 @@ from upcall.daemon.loading import loaders
 from upcall.keymodule import KeyModule
 from upcall.process.control import DaemonControl
 from upcall.process.log import EventLog
-from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.key_handler import KeyHandler
 from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_key
 from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
@@ -270,8 +270,8 @@ class Opening:
         return TOY.open(signature, blob, secrets)  # type: ignore[arg-type]
 
 
-def key_service(keyring: FolderKeyring, modules: Mapping[str, Callable[[], KeyModule]]) -> KeyService:
-    return KeyService(keyring, modules, lambda *_: bytearray())
+def key_service(keyring: FolderKeyring, modules: Mapping[str, Callable[[], KeyModule]]) -> KeyHandler:
+    return KeyHandler(keyring, modules, lambda *_: bytearray())
 
 
 def denied() -> KeyModule:
@@ -292,26 +292,26 @@ def test_a_module_that_is_denied_while_it_opens_a_key(keyring: FolderKeyring, si
 
     def open_it() -> None:
         try:
-            keys._open(signature)
+            keys.opener.open(signature)
         except ModuleFailed as error:
             errors.append(error)
 
     thread = threading.Thread(target=open_it)
     thread.start()
     assert module.begun.wait(PATIENCE)
-    keys.use({"toy": denied}, set())
+    keys.cache.use({"toy": denied}, set())
     module.go_on.set()
     thread.join(PATIENCE)
     assert [str(error) for error in errors] == ["it is not allowed"]
-    assert keys.status() == []
+    assert keys.cache.status() == []
 
 
 def test_what_stays_the_same_is_not_loaded_again(keyring: FolderKeyring, signature: str) -> None:
     count = iter(range(10))
     keys = key_service(keyring, {"toy": lambda: (next(count), TOY)[1]})
-    first = keys._open(signature)
-    keys.use(loaders([TOY_ARGUMENT], lambda: 0.0, EventLog("test")), {"toy"})
-    assert keys._open(signature) is first
-    keys.use(loaders([TOY_ARGUMENT], lambda: 0.0, EventLog("test")), set())
-    assert keys._open(signature) is not first
+    first = keys.opener.open(signature)
+    keys.cache.use(loaders([TOY_ARGUMENT], lambda: 0.0, EventLog("test")), {"toy"})
+    assert keys.opener.open(signature) is first
+    keys.cache.use(loaders([TOY_ARGUMENT], lambda: 0.0, EventLog("test")), set())
+    assert keys.opener.open(signature) is not first
     assert next(count) == 1

@@ -21,7 +21,7 @@ from upcall.handler import Handler
 from upcall.kernel import keyring
 from upcall.keymodule import KeyModule
 from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
-from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.key_handler import KeyHandler
 from upcall.testing.lab import stage
 from upcall.testing.lab.stage import (
     PATIENCE,
@@ -86,9 +86,9 @@ def strike_out(who: Person, key: Key) -> None:
     do_as(who, work)
 
 
-def key_service(module: Callable[[], KeyModule] = lambda: openssl, prove_all: bool = False) -> KeyService:
+def key_service(module: Callable[[], KeyModule] = lambda: openssl, prove_all: bool = False) -> KeyHandler:
     """The handler of a daemon whose one key module this is, under the alias that the auth tokens name."""
-    return KeyService(keyring, {"openssl": module}, fetch, prove_all)
+    return KeyHandler(keyring, {"openssl": module}, fetch, prove_all)
 
 
 # --- attempts ------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from tests.kernel.scene import (
     vault,
 )
 from upcall.keymodule import KeyHandle
-from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.key_handler import KeyHandler
 from upcall.protocols.ecryptfs.protocol import ECRYPTFS
 from upcall.testing.lab.stage import Person, Task, wait_until
 
@@ -35,7 +35,7 @@ KEY = keys()["rsa2048"]
 BOBS = keys()["captured"]
 
 
-def blocking(gate: Gate) -> Callable[[], KeyService]:
+def blocking(gate: Gate) -> Callable[[], KeyHandler]:
     """A daemon whose module unwraps once the gate is open."""
 
     def unwrap(handle: KeyHandle, wrapped: bytes) -> object:

@@ -36,7 +36,7 @@ from upcall.keymodule import KeyHandle, Secrets
 from upcall.process.log import EventLog
 from upcall.protocols.ecryptfs import own_files as ownfiles
 from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
-from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.key_handler import KeyHandler
 from upcall.testing.lab.stage import Person, do_as, end, start_broker, start_daemon, wait_until
 
 PROJECT = Path(__file__).parents[2]
@@ -91,10 +91,10 @@ def test_a_key_file_on_the_mount_that_needs_it_is_refused_at_once(alice: Person,
             end(broker)
 
 
-def _hooked(module: HostileModule) -> Callable[[], KeyService]:
+def _hooked(module: HostileModule) -> Callable[[], KeyHandler]:
     """A daemon with this module, whose process opens no such file."""
 
-    def handler() -> KeyService:
+    def handler() -> KeyHandler:
         ownfiles.refuse(keyring, EventLog("upcall-daemon"))
         return key_service(lambda: module)
 
@@ -145,7 +145,7 @@ def test_an_isolated_module_whose_key_file_needs_itself_is_refused_at_once(share
         files.remount()
         try:
             apart = {"openssl": lambda: IsolatedModule("openssl", "upcall_rsa:module", lambda: time.monotonic() + 20)}
-            shared.daemon(alice, lambda: KeyService(keyring, apart, fetch))
+            shared.daemon(alice, lambda: KeyHandler(keyring, apart, fetch))
             _refused_once_the_child_is_there(alice, wanted, lambda: f"{there}: {ownfiles.WHY}" in shared.log("alice"))
         finally:
             do_as(alice, lambda: _key_file_at(alice.home / "rsa2048.pem"))
@@ -216,7 +216,7 @@ def test_a_file_that_a_library_of_an_isolated_module_opens_is_refused(
         monkeypatch.setenv("PYTHONPATH", str(PROJECT))
         spec = "tests.kernel.hostile:reads_in_c"
         apart = {"openssl": lambda: IsolatedModule("openssl", spec, lambda: time.monotonic() + 20, EventLog("module"))}
-        shared.daemon(alice, lambda: KeyService(keyring, apart, fetch))
+        shared.daemon(alice, lambda: KeyHandler(keyring, apart, fetch))
         # To start it can take an emulated processor longer than the kernel waits: until then it opens nothing.
         wait_until(lambda: attempt(alice, opening(wanted)).errno == 0, "the key module's process")
         files.remount()

@@ -1,6 +1,6 @@
 """Runs key modules in processes of their own, behind the same interface.
 
-    KeyService -- IsolatedModule -- Child ===== socketpair ===== serving -- the module
+    KeyHandler -- IsolatedModule -- Child ===== socketpair ===== serving -- the module
                   module.py         child.py                     serving.py
 
 What foreign libraries do to a process (abort, hang, leak, scribble) they do to one that serves this module only: the

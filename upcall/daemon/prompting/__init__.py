@@ -1,7 +1,7 @@
 """How a person is asked for a PIN or a passphrase, and what becomes of it. Imported when the first is wanted, but for
 `settings`.
 
-    KeyService -- Prompts -- a thread per open prompt -- agent.py     a terminal that runs `upcall prompt`
+    KeyHandler -- Prompts -- a thread per open prompt -- agent.py     a terminal that runs `upcall prompt`
                   prompts.py                          -- pinentry.py  a dialog on the desktop
                   pins.py                             -- systemd.py   the password agents of systemd
                   passphrases.py
