@@ -412,7 +412,7 @@ def archive(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def quiet(text: str) -> None:
-    """Nobody is told."""
+    """Reports no progress."""
 
 
 def test_a_kernel_is_fetched_once(cache: Path, archive: list[str]) -> None:

@@ -134,7 +134,7 @@ def test_each_cause_locks_every_key_and_its_end_opens_those_without_passphrase(
 
 
 def found_in_memory(pid: int, word: bytes) -> bool:
-    """False for who may not look: only root reads the memory of a process that is not dumpable."""
+    """False without root, which alone reads the memory of a process that is not dumpable."""
     if os.geteuid() != 0:
         return False
     with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:

@@ -1,4 +1,4 @@
-"""Processes that act for the machine: as whom they run, what they are given, and when they stay away."""
+"""Processes that act for the machine: the uid that they have, what they are given, and how they end."""
 
 from __future__ import annotations
 

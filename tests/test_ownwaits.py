@@ -1,5 +1,5 @@
-"""Requests that are not answered while somebody of ours waits for eCryptfs. Who waits is played: see
-tests/kernel/test_ownrequests.py for the real wait."""
+"""Self-deadlock detection: requests that are not answered while a thread or child of the daemon waits for eCryptfs.
+The wait is played; tests/kernel/test_ownrequests.py has the real one."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_our_threads_children_and_grandchildren_are_searched_for_waits(monkeypat
 
 
 class Kernel:
-    """Asks a daemon as eCryptfs does: who opens a file waits for the answer."""
+    """Asks a daemon as eCryptfs does: a process that opens a file waits for the answer."""
 
     def __init__(self, folder: Path) -> None:
         self._broker = PlayedBroker(folder)

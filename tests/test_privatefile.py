@@ -1,4 +1,4 @@
-"""Files that are nobody else's business: reading only what is private, writing without ever replacing."""
+"""Private files: reading refuses what others can reach, writing never replaces a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A token's PIN: who may try it, how often, and for how long it is known."""
+"""A token's PIN: which request may try it, how often, and for how long it is kept."""
 
 from __future__ import annotations
 

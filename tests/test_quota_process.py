@@ -27,7 +27,7 @@ CAROL = 5003
 
 
 class Scene:
-    """A broker, a quota source, and the machine's daemon, which hears of those who have none."""
+    """A broker, a quota source, and the machine's daemon, which is told of users without a daemon of their own."""
 
     def __init__(self, folder: Path, kernel: Kernel) -> None:
         self.folder, self.kernel = folder, kernel
@@ -70,11 +70,11 @@ class Scene:
         return found
 
     def told(self) -> list[int]:
-        """Of whom, in ascending order."""
+        """The uids that it was told of, in ascending order."""
         return sorted(take(line).subject.id for line in self._told.read_bytes().splitlines())
 
     def tells(self, *uids: int) -> None:
-        """Waits until it was told of all of these, and checks that it was told of nobody else, and of none twice."""
+        """Waits until it was told of all of these uids, and checks that it was told of no other, and of none twice."""
         until(lambda: set(uids) <= set(self.told()), f"told of {uids}, not only {self.told()}")
         until(lambda: self.status()["undelivered"] == 0, "nothing waits")
         assert self.told() == sorted(uids)

@@ -1,4 +1,4 @@
-"""The table [quota] of the configuration, and who may serve quotas."""
+"""The table [quota] of the configuration, and that only root serves quotas."""
 
 from __future__ import annotations
 

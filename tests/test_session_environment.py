@@ -48,7 +48,7 @@ def program(tmp_path: Path) -> Path:
 
 
 def opened(folder: Path, line: str, environment: dict[str, str]) -> int:
-    """What pam_open_session gives for a service that runs this line by pam_exec, in whose environment that stands."""
+    """What pam_open_session returns for a service that runs this line by pam_exec with that environment."""
     pam = ctypes.CDLL(ctypes.util.find_library("pam") or "libpam.so.0")
     if not hasattr(pam, "pam_start_confdir"):
         pytest.skip("this PAM reads services from /etc/pam.d only (1.4 has pam_start_confdir)")

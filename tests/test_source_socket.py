@@ -1,4 +1,4 @@
-"""source.sock, where sources in processes of their own speak with the broker: who may, what is answered, who hears."""
+"""source.sock, where sources in processes of their own talk to the broker: access, answers and registrations."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_a_restarted_bus_is_found(tmp_path: Path) -> None:
 
 
 class Misbehaving:
-    """A bus that says this to whoever connects, and keeps the connection."""
+    """A bus that says this on each connection, and keeps it open."""
 
     def __init__(self, path: Path, *says: bytes) -> None:
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -1,4 +1,4 @@
-"""The handler: whom it tells, and sinks that hang, fail and break beside one that works."""
+"""The handler: which users it tells, and sinks that hang, fail and break beside one that works."""
 
 from __future__ import annotations
 

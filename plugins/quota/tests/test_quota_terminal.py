@@ -1,4 +1,4 @@
-"""Real terminals: who gets the text, and what cannot get in with it."""
+"""Real terminals: which of them get the text, and what cannot get in with it."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_only_ascii_reaches_a_terminal_without_utf8(terminal: Callable[..., Pty]
 
 
 def fill(one: Pty) -> None:
-    """Nobody reads there any more, and no more fits in."""
+    """Until no more fits in: no process reads there."""
     fd = os.open(one.path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         while True:

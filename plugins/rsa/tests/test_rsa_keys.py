@@ -122,7 +122,7 @@ def test_enrol_refuses_a_key_too_long_for_ecryptfs(tmp_path: Path) -> None:
 
 
 def test_enrol_refuses_a_key_whose_parts_do_not_belong_together(tmp_path: Path, small: rsa.RSAPrivateKey) -> None:
-    """A key whose parts do not belong together; `open`, which trusts, is kept from it by the signature."""
+    """`open` does not check the parts: the signature keeps such a key from it."""
     good = small.private_numbers()
     other = rsa.generate_private_key(65537, 2048).private_numbers()
     bad = rsa.RSAPrivateNumbers(

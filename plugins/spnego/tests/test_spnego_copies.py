@@ -31,7 +31,7 @@ def settled(handler: SpnegoHandler) -> SpnegoHandler:
 
 
 def client(realm: Realm, handler: SpnegoHandler) -> str:
-    """Whom the server takes us for."""
+    """The principal that the server takes us for."""
     _, blob = take_payload(take_instance(handler.answer(asking())).payload)
     return accept(blob, realm.keytab).client
 

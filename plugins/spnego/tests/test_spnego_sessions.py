@@ -151,7 +151,7 @@ def test_the_users_own_keytab_is_used_and_its_tickets_are_kept(
 def test_others_are_answered_by_the_machines_keytab_and_never_by_roots_tickets(
     realm: Realm, handler: SpnegoHandler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For root, and for people whom root's daemon answers for; these never get what root himself has."""
+    """For root itself, a ticket of root's comes before the keytab."""
     realm.administer("add_principal -randkey FS$")
     realm.client_keytab(tmp_path / "machine.keytab", "alice", f"host/{SERVER}", "FS$")
     assert proved(realm, handler.answer(asking())).client == "FS$@LAB.TEST"
@@ -168,7 +168,7 @@ def test_others_are_answered_by_the_machines_keytab_and_never_by_roots_tickets(
 def test_only_the_machines_daemon_answers_for_others_by_the_machines_keytab(
     realm: Realm, handler: SpnegoHandler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It answers for root and for others by the machine's keytab; no other daemon answers for anybody else."""
+    """It has a uid of its own; any other daemon answers for its own uid only."""
     (folder := Path(tempfile.mkdtemp(prefix="upcall-", dir="/tmp"))).chmod(0o755)
     try:
         realm.client_keytab(folder / "keytab", f"host/{SERVER}")

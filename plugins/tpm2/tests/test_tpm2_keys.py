@@ -58,7 +58,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def told(path: Path) -> GivenSecrets:
-    """Somebody who knows the PIN."""
+    """Gives the right PIN."""
     return GivenSecrets(pins={f"tpm2 {path}": PIN})
 
 
