@@ -81,6 +81,7 @@ def test_a_pin_typed_at_the_terminal_answers_the_question(scene: Scene) -> None:
         (lambda n: ChildMessage(FAILED, n, text="in the\nbackground"), Unavailable),
         (lambda n: ChildMessage(ANSWER, n, data=b"7" * (MAX_PIN + 1)), Unavailable),
     ],
+    ids=["refused", "empty", "failed", "too long"],
 )
 def test_a_refusal_or_a_bad_pin_fails_the_question_and_keeps_the_terminal(
     scene: Scene, said: Callable[[int], ChildMessage], error: type[UpcallError]
@@ -105,6 +106,7 @@ def test_a_refusal_or_a_bad_pin_fails_the_question_and_keeps_the_terminal(
         bytes(pack(ChildMessage(ANSWER, 1, data=b"7" * 5000))),
         b"many",
     ],
+    ids=["closed", "one byte", "zeros", "open", "close", "too long", "many answers"],
 )
 def test_a_terminal_that_breaks_the_protocol_is_disconnected(scene: Scene, said: bytes) -> None:
     """Afterwards no terminal is attached."""

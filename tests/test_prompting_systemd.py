@@ -90,6 +90,7 @@ def test_an_agents_pin_is_taken_and_malformed_answers_are_skipped(
         ([b"+\0"], Cancelled),
         ([b"+" + b"7" * (MAX_PIN + 1)], Unavailable),
     ],
+    ids=["cancelled", "empty", "only a NUL", "too long"],
 )
 def test_a_cancelled_empty_or_too_long_answer_fails_the_question(
     scene: Scene, pool: ThreadPoolExecutor, said: list[bytes], error: type[Exception]

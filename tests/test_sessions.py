@@ -251,6 +251,17 @@ def test_cron_and_at_jobs_are_not_counted_unless_configured() -> None:
         (["open"], {"PAM_USER": "a\nb"}),
         (["open"], {"PAM_USER": "x" * 257}),
     ],
+    ids=[
+        "no word",
+        "another word",
+        "the word of the other event",
+        "another type",
+        "no user",
+        "a path",
+        "a colon",
+        "a newline",
+        "a long user",
+    ],
 )
 def test_a_malformed_event_is_refused(arguments: list[str], change: dict[str, str]) -> None:
     with pytest.raises(ValueError):

@@ -311,6 +311,18 @@ NOTICED = pack_from_source(FromSource(NOTICE, ALICE, Envelope(7, 3, "quota", Req
         pack_status("quota", 0, {})[:-1],
         b"x" * (MAX_MESSAGE + 1),
     ],
+    ids=[
+        "one byte",
+        "zeros for a header",
+        "zeros",
+        "all bytes",
+        "another type",
+        "a notice first",
+        "a list as status",
+        "a deep status",
+        "cut short",
+        "too long",
+    ],
 )
 def test_a_source_that_begins_with_a_malformed_message_is_disconnected(
     broker: BrokerThread, folder: Path, data: bytes
@@ -338,6 +350,17 @@ def targetless(kind: int, size: int) -> bytes:
         NOTICED[:25] + b"\xff" + NOTICED[26:],  # a name longer than all
         NOTICED[:48] + b"\xff" + NOTICED[49:],  # a name that is not ASCII
     ],
+    ids=[
+        "no target",
+        "no body",
+        "cut short",
+        "a byte too many",
+        "another type",
+        "another version",
+        "no name",
+        "a long name",
+        "a name not ASCII",
+    ],
 )
 def test_a_malformed_message_with_a_number_is_refused_once(broker: BrokerThread, source: Source, data: bytes) -> None:
     source.socket.send(data)
@@ -353,6 +376,7 @@ def test_a_malformed_message_with_a_number_is_refused_once(broker: BrokerThread,
         pack_request(Envelope(0, 0, "quota", Requester(0, 0), 0, b"nonsense"), STATUS),
         b"x" * (MAX_MESSAGE + 1),
     ],
+    ids=["a short header", "another name", "a status that is no JSON", "too long"],
 )
 def test_a_malformed_message_without_a_number_ends_the_connection(
     broker: BrokerThread, source: Source, data: bytes

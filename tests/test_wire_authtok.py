@@ -87,6 +87,7 @@ def test_a_token_with_a_bad_field_is_a_peer_error(at: int, value: bytes) -> None
         AuthTok(SIGNATURE, "a\0b", b""),
         AuthTok(SIGNATURE, "toy", bytes(MAX_BLOB + 1)),
     ],
+    ids=["short signature", "no alias", "long alias", "NUL in the alias", "long blob"],
 )
 def test_a_token_that_could_not_be_read_back_is_not_written(token: AuthTok) -> None:
     with pytest.raises(PeerError):

@@ -152,6 +152,21 @@ def test_a_wrapped_key_that_the_kernel_has_no_room_for_is_refused() -> None:
         HEADER._replace(packets=(PASSPHRASE._replace(salt=b"short"),)),
         HEADER._replace(packets=(PASSPHRASE._replace(cipher=0x63),)),
     ],
+    ids=[
+        "size",
+        "flags",
+        "version",
+        "extents",
+        "no packets",
+        "short signature",
+        "signature not hexadecimal",
+        "algorithm",
+        "no wrapped key",
+        "long wrapped key",
+        "many packets",
+        "short salt",
+        "cipher",
+    ],
 )
 def test_a_header_that_could_not_be_read_back_is_not_written(header: Header) -> None:
     with pytest.raises(PeerError):

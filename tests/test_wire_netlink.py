@@ -156,6 +156,7 @@ def test_a_position_is_read_from_any_bytes_that_are_long_enough(data: bytes) -> 
         lambda: wire.pack_request(REQUEST._replace(body=bytes(wire.MAX_BODY + 1))),
         lambda: wire.pack_response(1, 1, Answer(bytes(wire.MAX_BODY + 1))),
     ],
+    ids=["no service", "a long service", "a long body", "a long answer"],
 )
 def test_names_and_bodies_out_of_bounds_are_not_packed(write: Callable[[], bytes]) -> None:
     with pytest.raises(PeerError):

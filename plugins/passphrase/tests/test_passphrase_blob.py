@@ -90,6 +90,7 @@ def test_a_bad_field_is_refused_with_its_position(data: bytes, why: str, where: 
         BLOBS[0]._replace(cost=Cost(257, 1)),
         BLOBS[0]._replace(cost=Cost(1, 9)),
     ],
+    ids=["source none", "source compat", "long source", "short salt", "no check", "memory", "passes"],
 )
 def test_a_blob_that_could_not_be_read_back_is_not_written(blob: Blob) -> None:
     with pytest.raises(UsageError):

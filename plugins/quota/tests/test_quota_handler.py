@@ -115,6 +115,16 @@ def test_the_text_depends_on_its_reader() -> None:
         (of_group(Cause(BOB, "bob")), False),
         (of_group(Cause()), True),  # of those that this user was told of before
     ],
+    ids=[
+        "own",
+        "another's",
+        "another's by this user",
+        "another's by the system",
+        "own by another",
+        "a group's by this user",
+        "a group's by another",
+        "a group's by the system",
+    ],
 )
 def test_a_users_daemon_refuses_notices_about_others(told: QuotaNotice, meant: bool) -> None:
     noted, system = Noted(), Noted()

@@ -205,6 +205,7 @@ def test_a_server_without_tls_gets_nothing(serve: Serve) -> None:
         ({"password-file": "/x"}, "one is set without the other"),
         ({"user": "a", "password-file": "/x", "host": "mail.example.org"}, "quota.mail.security: a password goes to"),
     ],
+    ids=["no password file", "no user", "no TLS"],
 )
 def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], why: str) -> None:
     with pytest.raises(UsageError, match=why):

@@ -90,6 +90,16 @@ def test_a_bad_field_is_refused_with_its_position(data: bytes, why: str, where: 
         Blob("/k", "elsewhere"),
         Blob("/k", "file:relative"),
     ],
+    ids=[
+        "relative path",
+        "NUL in the path",
+        "no source",
+        "NUL in the passphrase",
+        "long passphrase",
+        "long path",
+        "unknown source",
+        "relative source",
+    ],
 )
 def test_a_blob_that_could_not_be_read_back_is_not_written(blob: Blob) -> None:
     with pytest.raises(UsageError):

@@ -84,6 +84,15 @@ def test_a_bad_field_is_refused_with_its_position(data: bytes, why: str, where: 
         Blob("/k", "file:/" + "x" * 1024, 0x12),
         Blob("/k", "ask", 0x02),
     ],
+    ids=[
+        "relative path",
+        "NUL in the path",
+        "long path",
+        "unknown source",
+        "relative source",
+        "long source",
+        "unknown form",
+    ],
 )
 def test_a_blob_that_could_not_be_read_back_is_not_written(blob: Blob) -> None:
     with pytest.raises(UsageError):
