@@ -216,7 +216,7 @@ def test_the_guests_command_does_not_get_the_hosts_environment(
     assert "UPCALL_LAB_RESULTS=/results\n" in shown
 
 
-def test_only_paths_below_the_empty_folders_are_kept() -> None:
+def test_only_paths_below_folders_that_the_guest_empties_are_hidden() -> None:
     paths = [Path("/tmp/x/y"), Path("/tmp"), Path("/usr/lib"), Path("/home/u/venv"), Path("/home/u")]
     assert guest.hidden(paths) == [Path("/home/u"), Path("/home/u/venv"), Path("/tmp/x/y")]
 
@@ -538,7 +538,7 @@ def test_a_run_without_tools_names_what_is_missing() -> None:
         run(["true"])
 
 
-def test_a_cache_that_cannot_be_written_is_an_error_of_its_own(
+def test_a_cache_that_cannot_be_written_makes_the_lab_unavailable(
     tmp_path: Path, archive: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -547,7 +547,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_of_its_own(
         image.fetch(quiet)
 
 
-def test_apts_empty_lists_are_updated_by_root_only(
+def test_a_user_with_empty_lists_of_apt_is_told_to_update_them(
     cache: Path, archive: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packages, "kernel_package", lambda: None)

@@ -248,7 +248,7 @@ def test_a_request_is_refused_by_its_deadline(broker: BrokerThread, source: Sour
 # --- who may, and nonsense -----------------------------------------------------------------------------------
 
 
-def test_the_socket_is_its_owners_alone(broker: BrokerThread, folder: Path) -> None:
+def test_the_socket_has_mode_0600(broker: BrokerThread, folder: Path) -> None:
     assert (folder / "source.sock").stat().st_mode & 0o777 == 0o600
 
 
