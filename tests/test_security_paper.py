@@ -27,13 +27,13 @@ def known_in(file: str) -> set[str]:
 
 
 @pytest.mark.parametrize(("file", "test"), CITED)
-def test_it_is_there(file: str, test: str) -> None:
+def test_every_cited_test_exists(file: str, test: str) -> None:
     assert (ROOT / file).is_file(), file
     assert test in known_in(file), f"{file} has no {test}"
 
 
-def test_nothing_is_cited_in_another_way() -> None:
-    """A name that this file would pass over."""
+def test_every_citation_has_the_form_that_is_checked() -> None:
+    """A citation in another form would not be checked."""
     assert len(re.findall(r"::test_|::Test", TEXT)) == len(TESTS.findall(TEXT)) >= 100
 
 

@@ -139,7 +139,7 @@ class PlayedBroker:
         self.connection: socket.socket | None = None
 
     def fileno(self) -> int:
-        """Readable while somebody waits to be accepted."""
+        """Readable while a connection waits to be accepted."""
         return self._listening.fileno()
 
     def accept(self) -> socket.socket:
