@@ -433,12 +433,12 @@ def test_loss_is_known_to_the_message_and_made_up_for(house: House, monkeypatch:
     house.kernel.warn(ALICE)  # the buffer is empty again
     notices = house.wait_told(BOB)
     assert events(notices) == ["over-hard"]
-    house.until(lambda: house.logged("quota-lost"), "the loss is known")
+    house.until(lambda: house.logged("quota-warnings-lost"), "the loss is known")
     status = house.quota.status()
     assert status["overflows"] > 0
     assert 0 < status["received"] < 1000
     assert status["received"] + status["lost"] == 5003
-    logged = house.logged("quota-lost")
+    logged = house.logged("quota-warnings-lost")
     assert logged is not None
     assert logged["messages"] == status["lost"]
     house.kernel.warn(STAFF, kind=1, cause=BOB)
@@ -564,7 +564,7 @@ def test_a_damaged_state_file(house: House, content: str) -> None:
     house.setup.state.touch(0o600)
     house.setup.state.write_text(content)
     house.open().daemon(ALICE)
-    house.until(lambda: house.logged("quota-state-unreadable"), "logged")
+    house.until(lambda: house.logged("quota-state-read-failed"), "logged")
     house.kernel.warn(ALICE)
     house.settled()
     assert events(house.told(ALICE)) == ["over-hard"]
@@ -574,7 +574,7 @@ def test_a_state_file_that_others_can_write_is_not_believed(house: House) -> Non
     house.setup.state.write_text('{"version": 1}')
     house.setup.state.chmod(0o666)
     house.open()
-    house.until(lambda: house.logged("quota-state-unreadable"), "logged")
+    house.until(lambda: house.logged("quota-state-read-failed"), "logged")
 
 
 def test_a_state_file_that_cannot_be_written(house: House) -> None:
@@ -582,7 +582,7 @@ def test_a_state_file_that_cannot_be_written(house: House) -> None:
     house.open()
     house.quota.close()
     house.quota = None
-    assert house.logged("quota-state-not-written") is not None
+    assert house.logged("quota-state-write-failed") is not None
 
 
 def test_a_kernel_without_the_family(house: House) -> None:
@@ -591,7 +591,7 @@ def test_a_kernel_without_the_family(house: House) -> None:
 
     house.setup = house.setup._replace(listen=refuse)
     house.start()
-    house.until(lambda: house.logged("quota-off"), "logged")
+    house.until(lambda: house.logged("quota-listen-failed"), "logged")
     status = house.quota.status()
     assert not status["listening"]
     assert "VFS_DQUOT" in status["why"]
@@ -609,8 +609,8 @@ def test_a_kernel_that_cannot_be_asked_yet(house: House, monkeypatch: pytest.Mon
 
     house.setup = house.setup._replace(listen=listen)
     house.open().daemon(ALICE)
-    assert house.logged("quota-off") == {"why": "timed out"}
-    assert [event for event, _ in house.lines].count("quota-off") == 1
+    assert house.logged("quota-listen-failed") == {"why": "timed out"}
+    assert [event for event, _ in house.lines].count("quota-listen-failed") == 1
     house.kernel.warn(ALICE)
     house.settled()
     assert events(house.told(ALICE)) == ["over-hard"]
@@ -622,12 +622,12 @@ def test_an_end_while_the_kernel_cannot_be_asked(house: House) -> None:
 
     house.setup = house.setup._replace(listen=refuse)
     house.start()
-    house.until(lambda: house.logged("quota-off"), "logged")
+    house.until(lambda: house.logged("quota-listen-failed"), "logged")
     began = time.monotonic()
     house.quota.close()
     house.quota = None
     assert time.monotonic() - began < source._LAST_WORDS
-    assert house.logged("quota-clerk-waits") is None
+    assert house.logged("quota-worker-blocked") is None
 
 
 def test_a_clerk_that_hangs_does_not_hold_the_end_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -640,7 +640,7 @@ def test_a_clerk_that_hangs_does_not_hold_the_end_up(house: House, monkeypatch: 
     house.quota.close()
     house.world.go.set()
     house.quota = None
-    assert house.logged("quota-clerk-waits") is not None
+    assert house.logged("quota-worker-blocked") is not None
 
 
 # --- without a broker, with another one, with one that takes no more ------------------------------------------

@@ -203,7 +203,7 @@ def test_serving_ends_as_asked_without_a_broker(folder: Path) -> None:
     folder.mkdir()
     words = ["-m", "upcall", "quota", "serve", "--runtime", str(folder)]
     with Started(words, folder.parent / "log") as source:
-        source.logged("broker-not-connected")
+        source.logged("broker-connect-failed")
         source.signal(signal.SIGTERM)
         assert source.wait() == 0
     assert "privileges-dropped" in source.log and "source-closed" in source.log

@@ -164,6 +164,6 @@ def test_what_a_stopped_source_misses_is_known_to_the_message(scene: Scene, kern
     assert found["overflows"] > 0
     assert found["received"] > 40_000
     assert found["lost"] > 40_000
-    scene.source.logged(f"quota-lost messages={found['lost']}")
+    scene.source.logged(f"quota-warnings-lost messages={found['lost']}")
     until(lambda: len(scene.told()) >= 2, "both are told of")
     assert sorted(scene.told()) == [(ALICE, "over-hard"), (BOB, "over-hard")]

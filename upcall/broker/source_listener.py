@@ -180,7 +180,7 @@ class SourceListener(Listener):
     def leave(self, connection: SourceConnection) -> None:
         if self.connected.get(connection.name) is connection:
             del self.connected[connection.name]
-            self.log("source-gone", source=connection.name, pid=connection.pid)
+            self.log("source-disconnected", source=connection.name, pid=connection.pid)
 
     def follow(self, owners: Mapping[str, int]) -> None:
         """The machine's daemon may be another uid's from now on."""

@@ -121,7 +121,7 @@ class SourceLink:
         except BlockingIOError:
             self._telling.at(now + _STATUS_AFTER)
         except (OSError, PeerError) as error:
-            self._log("status-not-sent", why=error)
+            self._log("status-send-failed", why=error)
         else:
             self._said = status
 
@@ -200,7 +200,7 @@ class SourceLink:
 
     def _not_now(self, now: float, why: str) -> None:
         if why != self._why:
-            self._log("broker-not-connected", why=why)
+            self._log("broker-connect-failed", why=why)
         self._why = why
         self._connecting.at(now + self._again)
         self._again = min(2 * self._again, _LAST_AGAIN)

@@ -1,9 +1,9 @@
-"""What is remembered over a restart: which quotas are how bad, who was told, and what reached nobody. Pure.
+"""Saves and restores the state across a restart: levels, recipients, and undelivered notices. Pure.
 
     {"version": 1, "states": [[mount, kind, id, resource, level, since, stage, folded, figures, told], ...],
      "kept": [[uid, notice], ...]}
 
-Filesystems go by their mount points: device numbers may be others after a boot.
+Filesystems are identified by mount point, because device numbers may change at a boot.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _WHAT = "quota state"
 
 
 def dump(core: Core, kept: Iterable[tuple[int, QuotaNotice]], points: Mapping[int, str]) -> bytes:
-    """`kept`: whom for, and what. `points`: mount points by device number; what is on none of them is left out."""
+    """Returns the state as JSON. `kept`: undelivered notices with their uid. `points`: mount points by device number;
+    states of other devices are omitted."""
     states = [
         [
             points[key.device],
@@ -49,7 +50,8 @@ def _or_none(value: float) -> float | None:
 
 
 def load(data: bytes, core: Core, kept: Kept, devices: Mapping[str, int], now: float) -> int:
-    """Into these two; gives how many entries made no sense. PeerError if the whole does not."""
+    """Restores a saved state into `core` and `kept`; returns the number of malformed entries. `now`: unix seconds.
+    PeerError if the whole is malformed."""
     try:
         told = json.loads(data)
     except (ValueError, RecursionError):
