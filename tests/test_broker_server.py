@@ -274,5 +274,5 @@ def test_two_brokers_in_one_folder(broker: RunningBroker, signature: str, daemon
     second = Started(["-m", "upcall.broker", f"folder={broker.folder}"], broker.folder.parent / "second.log")
     with second:
         assert second.wait() == 69
-    assert "somebody listens there already" in second.log
+    assert "another process listens there already" in second.log
     assert works(broker, signature)

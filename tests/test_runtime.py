@@ -89,7 +89,7 @@ def test_listening_where_somebody_listens(tmp_path: Path) -> None:
     path = tmp_path / "sock"
     first = listen(path, 0o600)
     assert path.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(UsageError, match="somebody listens"):
+    with pytest.raises(UsageError, match="another process listens"):
         listen(path, 0o600)
     first.accept()[0].close()  # that was the one who asked whether somebody is there
     first.close()
