@@ -7,14 +7,14 @@ from typing import Any, Final, NamedTuple
 
 
 class Kind(NamedTuple):
-    """`take(value)` gives the value as the program has it, or raises ValueError: its text says what is wrong, if
-    `wanted` alone does not."""
+    """A kind of value. `wanted`: describes it. `take(value)`: returns the converted value, or raises ValueError, whose
+    text may be empty."""
 
     wanted: str
     take: Callable[[object], Any]
 
     def checked(self, value: object) -> Any:
-        """ValueError always says what is wrong."""
+        """Returns the converted value. ValueError, with a text that says what is expected."""
         try:
             return self.take(value)
         except ValueError as error:
@@ -96,13 +96,13 @@ def _yes_or_no(value: object) -> bool:
 
 
 def _url(value: object) -> str:
-    from urllib.parse import urlsplit  # only who has a webhook pays for it
+    from urllib.parse import urlsplit  # imported only for webhooks
 
     if not isinstance(value, str) or not value.isascii() or not value.isprintable() or " " in value:
         raise ValueError("a URL is wanted, in ASCII and without blanks")
     try:
         parts = urlsplit(value)
-        host, _ = parts.hostname or "", parts.port  # which is checked only when it is asked for
+        host, _ = parts.hostname or "", parts.port  # urlsplit checks the port only on access
     except ValueError as error:
         raise ValueError(f"is no URL: {error}") from None
     if parts.scheme not in ("http", "https") or not host:
@@ -115,7 +115,7 @@ def _url(value: object) -> str:
 
 
 def on_this_machine(host: str) -> bool:
-    """Whether what is said to this host stays here, whatever DNS says."""
+    """Returns whether this host is this machine without asking DNS: "localhost", or a loopback address."""
     from ipaddress import ip_address
 
     try:
@@ -139,6 +139,7 @@ ANYTHING: Final = Kind("whatever its reader knows", lambda value: value)
 
 
 def one_of(*choices: str) -> Kind:
+    """One of these texts."""
     wanted = f"one of {', '.join(choices)}"
 
     def take(value: object) -> str:
@@ -150,7 +151,7 @@ def one_of(*choices: str) -> Kind:
 
 
 def some_of(*choices: str) -> Kind:
-    """A list of them, none twice."""
+    """A list of some of these texts, none twice."""
     wanted = f"a list of some of {', '.join(choices)}"
 
     def take(value: object) -> tuple[str, ...]:
@@ -163,6 +164,8 @@ def some_of(*choices: str) -> Kind:
 
 
 def number(least: float, most: float) -> Kind:
+    """A number within these bounds."""
+
     def take(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise ValueError
@@ -172,6 +175,8 @@ def number(least: float, most: float) -> Kind:
 
 
 def whole(least: int, most: int) -> Kind:
+    """A whole number within these bounds."""
+
     def take(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise ValueError
@@ -181,7 +186,7 @@ def whole(least: int, most: int) -> Kind:
 
 
 def ascending(each: Kind, wanted: str) -> Kind:
-    """A list of numbers, in any order and more than once."""
+    """A list of numbers, returned sorted and without repetitions."""
 
     def take(value: object) -> tuple[int, ...]:
         if not isinstance(value, list):
