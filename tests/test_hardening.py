@@ -236,7 +236,7 @@ def test_what_the_command_line_hands_over(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_status_for_people(folder: Path, broker: RunningBroker) -> None:
     command = [sys.executable, "-m", "upcall", "status", "--runtime", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "what it has given up: seccomp yes, landlock" in done.stdout
+    assert "restrictions: seccomp yes, landlock" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Exports the broker's status as Prometheus metrics, by the client library, in a process of its own.
 
-Label values are words of the protocol, so there are never more than some hundred series; uids come in only if asked
-for. https://prometheus.io/docs/practices/naming/
+Label values are words of the protocol, so there are at most some hundred series; uids are labels only on demand.
+https://prometheus.io/docs/practices/naming/
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from upcall.core.errors import UpcallError
 from upcall.process.connection import BrokerConnection
 
 Status = Mapping[str, Any]
-PATIENCE: Final = 2.0  # seconds that a scrape waits for the broker
+PATIENCE: Final = 2.0  # seconds, the time-out of the broker's answer
 _QUOTA_COUNTS = ("received", "folded", "dropped", "lost", "nonsense", "overflows", "delivered")
 
 
 class Family(NamedTuple):
-    """A metric, with the name that it has in the output but for a counter's _total."""
+    """A metric. `name`: as in the output, without the suffix _total of counters."""
 
     name: str
     kind: type[Metric]
@@ -64,14 +64,15 @@ Samples = list[tuple[tuple[str, ...], float]]
 
 
 def registry(ask: Callable[[], Status | None], per_uid: bool = False) -> CollectorRegistry:
-    """Asks the broker anew for each collection."""
+    """Returns a registry that calls `ask` once per collection. `per_uid`: export metrics of each uid, too."""
     found = CollectorRegistry()
     found.register(_Broker(ask, per_uid))
     return found
 
 
 def asker(folder: Any = None) -> Callable[[], Status | None]:
-    """What `registry` wants: the status of the broker there, or None if it does not answer."""
+    """Returns a function for `registry`: it returns the status of the broker in `folder`, or None if it does not
+    answer."""
 
     def ask() -> Status | None:
         try:
@@ -88,10 +89,11 @@ class _Broker(Collector):
         self._ask, self._per_uid = ask, per_uid
 
     def describe(self) -> list[Metric]:
-        """Nothing: otherwise registering would ask the broker."""
+        """Returns nothing: otherwise registering would ask the broker."""
         return []
 
     def collect(self) -> Iterator[Metric]:
+        """Yields all metrics; only `upcall_up` 0 if the broker does not answer."""
         status = self._ask()
         if status is None:
             yield _family(UP, [((), 0.0)])
@@ -125,7 +127,7 @@ def _durations(described: Family, latencies: Mapping[str, Any]) -> Metric:
 
 
 def _samples(status: Status) -> dict[str, Samples]:
-    """By metric. What a status does not tell is left out: of others than root the broker tells less."""
+    """Returns samples by metric. Missing parts of the status are omitted: users other than root get less."""
     daemons = status["daemons"]
     contexts = [one["contexts"] for one in daemons]
     found: dict[str, Samples] = {

@@ -1,4 +1,4 @@
-"""What a broker says of itself, as tables for a terminal."""
+"""Formats a broker's status as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from upcall.protocols.quota.notice import printable
 
 
 def show(status: dict[str, Any], console: Console) -> None:
-    """A broker's status, for people."""
+    """Prints a broker's status for people."""
     broker = status["broker"]
     console.print(f"broker: pid {broker['pid']}, uid {broker['uid']}")
-    if hardening := broker.get("hardening"):  # of an older broker there is none
+    if hardening := broker.get("hardening"):  # missing from older brokers
         told = ", ".join(f"{name} {said}" for name, said in hardening.items())
-        console.print(f"what it has given up: {told}", highlight=False)
+        console.print(f"restrictions: {told}", highlight=False)
     if machine := broker.get("machine"):
         pids = [daemon["pid"] for daemon in status["daemons"] if daemon["uid"] == machine]
         about = f"pid {pids[0]}" if pids else "not registered"

@@ -1,4 +1,4 @@
-"""What is written down: our configuration, and request-key's."""
+"""Checks upcall's configuration, and request-key's."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from upcall.protocols.request_key.install.our_file import FILE
 from upcall.protocols.request_key.install.system import REQUEST_KEY
 from upcall.protocols.request_key.key_types import KEY_TYPES
 
-_DEFAULT = "cifs.spnego"  # what `upcall request-key install` is for if it is not told
+_DEFAULT = "cifs.spnego"  # the default type of `upcall request-key install`
 
 
 def ours(scene: Scene) -> Iterator[Finding]:
-    """/etc/upcall and the user's own, as the programs read them: the first error."""
+    """Checks /etc/upcall and the user's own configuration; reports the first error."""
     try:
         config.load()
     except ConfigError as error:
@@ -43,12 +43,12 @@ def _remedy(error: ConfigError) -> tuple[str, str]:
 
 
 def request_key(scene: Scene) -> Iterator[Finding]:
-    """Which line wins for the keys that are ours, and whether its program is safe."""
+    """Checks which line wins for the types of keys that upcall answers, and that its program is safe."""
     install = f"upcall request-key install{scene.root_option()}"
     try:
         installed = scene.system.ours()
     except OSError as error:
-        yield problem(f"{error.filename}: {error.strerror}", "then `upcall request-key install` makes it anew",
+        yield problem(f"{error.filename}: {error.strerror}", "then `upcall request-key install` writes it again",
                       f"mv {quote(str(scene.system.at(FILE)))} {quote(str(scene.system.at(FILE)))}.old")  # fmt: skip
         return
     if installed is None:
@@ -67,7 +67,7 @@ def request_key(scene: Scene) -> Iterator[Finding]:
             yield problem(why, f"narrow the description in that line, or remove it; then {install} --check")
             continue
         for why in found.problems:
-            yield problem(f"keys of type {name}: {why}", f"mend that, then {install}")
+            yield problem(f"keys of type {name}: {why}", f"fix that, then {install}")
         if not found.problems:
             yield ok(f"keys of type {name} come to upcall, by {found.line}")
 

@@ -1,4 +1,4 @@
-"""What the kernel can do: eCryptfs, keys, the upcalls of CIFS and DNS, quota warnings, netlink between processes."""
+"""Checks the kernel: eCryptfs, keys, the upcalls of CIFS, DNS and NFS, quota warnings, netlink between processes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ QUOTA_FAMILY, QUOTA_GROUP = "VFS_DQUOT", "events"
 
 
 def netlink(scene: Scene) -> Iterator[Finding]:
+    """Checks that NETLINK_USERSOCK is available."""
     try:
         NetlinkSocket().close()
     except OSError as error:
@@ -33,6 +34,7 @@ def netlink(scene: Scene) -> Iterator[Finding]:
 
 
 def keys(scene: Scene) -> Iterator[Finding]:
+    """Checks that keyrings are available."""
     try:
         keyring.describe_raw(keyring.USER_KEYRING)
     except OSError as error:
@@ -46,7 +48,7 @@ def keys(scene: Scene) -> Iterator[Finding]:
 
 
 def ecryptfs(scene: Scene) -> Iterator[Finding]:
-    """The module, its messaging, the node."""
+    """Checks the eCryptfs module, its messaging, and the device."""
     if "ecryptfs" not in scene.text("/proc/filesystems").split():
         if _installed(scene, "ecryptfs"):
             yield note("eCryptfs is not loaded", "load it, if it is to be served", "modprobe ecryptfs")
@@ -67,17 +69,17 @@ def ecryptfs(scene: Scene) -> Iterator[Finding]:
         yield problem(f"{path} is not there", "make it", f"mknod -m 0600 {path} c 10 {minors[0]}")
         return
     if not stat.S_ISCHR(found.st_mode):
-        yield problem(f"{path} is no device", "make it anew", f"rm {path} && mknod -m 0600 {path} c 10 {minors[0]}")
+        yield problem(f"{path} is no device", "create it again", f"rm {path} && mknod -m 0600 {path} c 10 {minors[0]}")
     elif found.st_mode & 0o077:
         mode = stat.S_IMODE(found.st_mode)
-        why = "whoever opens it can corrupt the kernel's lists: it is for the broker alone"
+        why = "a process that opens it can corrupt the kernel's lists: it is for the broker alone"
         yield problem(f"{path} has mode {mode:04o}", why, f"chmod 0600 {path}")
     else:
         yield ok(f"eCryptfs asks daemons, by {path}")
 
 
 def upcalls(scene: Scene) -> Iterator[Finding]:
-    """What the kernel may ask for, by protocol."""
+    """Checks which upcalls of each protocol the kernel can make."""
     for title, module, option in (one for protocol in PROTOCOLS for one in protocol.kernel):
         told = _built_with(scene, option)
         if told == "n" or (told == "" and not _installed(scene, module)):
@@ -88,6 +90,7 @@ def upcalls(scene: Scene) -> Iterator[Finding]:
 
 
 def quota(scene: Scene) -> Iterator[Finding]:
+    """Checks that the kernel reports quota warnings in this network namespace."""
     try:
         look_up(QUOTA_FAMILY, QUOTA_GROUP)
     except NoFamily as error:
@@ -99,7 +102,7 @@ def quota(scene: Scene) -> Iterator[Finding]:
 
 
 def _installed(scene: Scene, module: str) -> bool:
-    """Whether the module is loaded, built in, or there to be loaded."""
+    """Returns whether the module is loaded, built in, or can be loaded."""
     if scene.at(f"/sys/module/{module}").exists():
         return True
     folder = f"/lib/modules/{os.uname().release}"
@@ -109,7 +112,7 @@ def _installed(scene: Scene, module: str) -> bool:
 
 
 def _built_with(scene: Scene, option: str) -> str:
-    """ "y", "m" or "n" as the kernel's configuration says; "" if nobody can tell."""
+    """Returns the option of the kernel's configuration: "y", "m" or "n"; "" if unknown."""
     text = scene.text(f"/boot/config-{os.uname().release}")
     packed = scene.at("/proc/config.gz")
     if not text and packed.exists():

@@ -1,4 +1,4 @@
-"""Whether quota warnings are heard: by the quota source, which tells the broker how it is."""
+"""Checks that the quota source is connected to the broker and receives warnings."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ UNIT = "upcall-quota.service"
 
 
 def listening(scene: Scene) -> Iterator[Finding]:
+    """Checks the quota source by its status."""
     status = scene.broker.status
     if status is None or "quota" not in status:
-        return  # others than root are not told
+        return  # only root gets this part of the status
     quota = status.get("quota", {})
     if not quota:
         if status["broker"]["uid"] == 0:
@@ -22,7 +23,7 @@ def listening(scene: Scene) -> Iterator[Finding]:
             yield note("no quota source is connected to the broker", remedy, start_command(scene))
         return
     if not quota["listening"]:
-        yield problem(f"quota warnings are not heard: {quota['why']}", "start the quota source anew")
+        yield problem(f"quota warnings are not heard: {quota['why']}", "restart the quota source")
     elif quota["lost"]:
         yield note(f"quota warnings are heard, and {quota['lost']} were lost", "they come again in time")
     else:
@@ -32,7 +33,7 @@ def listening(scene: Scene) -> Iterator[Finding]:
 
 
 def start_command(scene: Scene) -> str:
-    """What starts the source of the broker that is looked at."""
+    """Returns the command that starts the source of the examined broker."""
     if scene.folder is None and scene.has_unit("system", UNIT):
         return f"systemctl start {UNIT}"
     return f"upcall quota serve{scene.runtime_option()} &"

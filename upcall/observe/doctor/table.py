@@ -1,4 +1,4 @@
-"""Every check there is, in the order in which findings should be seen to."""
+"""Lists every check, in the order in which findings should be fixed, and runs them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from upcall.observe.doctor import configuration as configured
 from upcall.observe.doctor.findings import Finding, problem
 from upcall.observe.doctor.system import Scene
 
-PATIENCE: Final = 10.0  # seconds for one check
+PATIENCE: Final = 10.0  # seconds, the time-out of a check
 
 
 class Check(NamedTuple):
-    """`about`: what is looked at, for docs/observing.md."""
+    """A check. `about`: its description for docs/observing.md. `patience`: seconds, its time-out."""
 
     name: str
     about: str
@@ -39,7 +39,7 @@ CHECKS: Final = (
     Check("daemon", "your daemon runs, is not stopped, answers within a second, is of this version", daemon.running),
     Check("registration", "your daemon is the one that the broker asks", daemon.registered),
     Check("machine-daemon", "the machine's daemon runs, as a user of its own, with the keytab", daemon.machines),
-    Check("hardening", "broker and daemon have taken from themselves what they can", hardening.held),
+    Check("hardening", "broker and daemon have dropped their privileges", hardening.held),
     Check("keyrings", "the user keyring can be reached, the session keyring is of use", keyrings.reachable),
     Check("key-quota", "there is room for more keys in the kernel", keyrings.room),
     Check("key-files", "what belongs to your keys is there, sound and private", keys.files),
@@ -54,14 +54,14 @@ CHECKS: Final = (
 
 
 def examine(scene: Scene) -> Iterator[tuple[Check, Finding]]:
-    """Every check's findings. One that hangs or breaks is a finding itself; its thread ends with the process."""
+    """Runs every check and yields its findings. A check that hangs or raises becomes a finding."""
     for check in CHECKS:
         for finding in bounded(check, scene):
             yield check, finding
 
 
 def bounded(check: Check, scene: Scene) -> list[Finding]:
-    """What the check finds in time; what it had found when it came to hang, it still says."""
+    """Runs one check in a thread and returns its findings; if it hangs, those made so far and one about that."""
     found: list[Finding] = []
 
     def look() -> None:
@@ -70,7 +70,7 @@ def bounded(check: Check, scene: Scene) -> list[Finding]:
                 found.append(finding)
         except (UpcallError, OSError) as error:
             found.append(problem(f"it cannot be looked at: {error}"))
-        except Exception as error:  # noqa: BLE001 - the other checks shall be made whatever this one meets
+        except Exception as error:  # noqa: BLE001 - the other checks must run
             found.append(problem(f"the check broke: {type(error).__name__}: {error}", "that is a fault of upcall's"))
 
     thread = threading.Thread(target=look, name=check.name, daemon=True)
