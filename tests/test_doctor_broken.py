@@ -143,7 +143,7 @@ def test_a_broker_that_is_stopped(broker: RunningBroker, folder: Path) -> None:
 def test_a_broker_that_hangs(folder: Path) -> None:
     folder.mkdir()
     with played(folder / "broker.sock", None):
-        the_problem("broker", Scene(folder), "does not answer: has said nothing within 1 s")
+        the_problem("broker", Scene(folder), "does not answer: no answer within 1 s")
 
 
 def test_a_broker_of_another_version(folder: Path) -> None:

@@ -168,7 +168,7 @@ class DaemonLink:
         except ConnectionError:
             heard = False
         if not heard:
-            self._log("registration-failed", uid=self.uid, pid=self.pid, why="its socket takes nothing")
+            self._log("registration-failed", uid=self.uid, pid=self.pid, why="its socket buffer is full or closed")
             self.close()
             return False
         self._log("daemon-registered", uid=self.uid, pid=self.pid)

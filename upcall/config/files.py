@@ -108,6 +108,6 @@ def _unreadable(file: Path, error: OSError) -> ConfigError:
 def _check_owner(file: Path, found: os.stat_result) -> None:
     """Checks the opened file, not its path, so that it cannot be swapped in between."""
     if found.st_uid not in (0, os.geteuid()):
-        raise ConfigError(file, f"belongs to uid {found.st_uid}, who is neither root nor you")
+        raise ConfigError(file, f"belongs to uid {found.st_uid}, not to root or to you")
     if found.st_mode & 0o022:
         raise ConfigError(file, f"mode {stat.S_IMODE(found.st_mode):04o} lets others write to it, chmod go-w it")

@@ -67,7 +67,7 @@ class Said:
             elif found is None:
                 self.problems.append(self.error(path, f"unknown; {_meant(path, known)}"))
             elif not isinstance(value, dict):
-                self.problems.append(self.error(path, "a table is wanted"))
+                self.problems.append(self.error(path, "must be a table"))
             else:
                 self.tables.append(path)
                 self._take(value, found, path)

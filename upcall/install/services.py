@@ -62,7 +62,7 @@ def check(system: System, plan: SetupPlan) -> None:
         raise ConfigError(Path(plan.python), f"services cannot rely on home folders, /run or /tmp: {_ELSEWHERE}")
     for word in (plan.python, str(Path(upcall.__file__)), *clears):
         if len(word.split()) != 1:
-            raise ConfigError(Path(word), "a path with spaces is not understood by all who would read it")
+            raise ConfigError(Path(word), "a path with spaces is not supported by all programs that read it")
         if why := system.distrust(word, may_miss=image):
             raise ConfigError(Path(word), f"root would run it, but {why}")
         _check_open(system.at(word))

@@ -112,7 +112,7 @@ def server(address: str, app: Callable[..., Any], group: int | None = None) -> W
         host, colon, port = address.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-            raise UsageError(f"{address!r}: unix:PATH or 127.0.0.1:PORT is wanted")
+            raise UsageError(f"{address!r}: must be unix:PATH or 127.0.0.1:PORT")
         if not on_this_machine(host):
             raise UsageError(f"{host!r} is not this machine's own address: put an authenticating proxy in front of it")
         made = (_Inet6 if ":" in host else _Server)((host, int(port)), _Handler)

@@ -116,7 +116,7 @@ def check_where(where: str) -> str:
     """Returns `where`; UsageError if it is neither "no", "stderr", "journal" nor an absolute path."""
     if where in (NO, STDERR, JOURNAL) or where.startswith("/"):
         return where
-    raise UsageError(f"{where!r}: no, stderr, journal or the whole path of a file is wanted")
+    raise UsageError(f"{where!r}: must be no, stderr, journal or the absolute path of a file")
 
 
 def recorder(name: str, where: str, log: EventLog) -> Recorder | None:

@@ -31,14 +31,14 @@ def show(status: dict[str, Any], console: Console) -> None:
     for title, counts in (
         ("replies rejected", status["rejected"]),
         ("messages rejected", status.get("junk")),
-        ("keys that the kernel wanted", status.get("request_key")),
+        ("keys that the kernel requested", status.get("request_key")),
     ):
         if counts:
             console.print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     if status.get("quota"):
         console.print(Text(_quota(status.get("quota", {}))))
     if missing := [one for one in status.get("devices", []) if not one["open"] and "[Errno 2]" in one["why"]]:
-        console.print("/dev/ecryptfs: not there; `modprobe ecryptfs` makes it, if it is wanted", highlight=False)
+        console.print("/dev/ecryptfs: not there; `modprobe ecryptfs` creates it, if needed", highlight=False)
     for device in status.get("devices", []):
         if device in missing:
             continue

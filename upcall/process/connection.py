@@ -119,7 +119,7 @@ class BrokerConnection:
         except TimeoutError as error:
             raise TimeoutError(f"the broker has not answered within {self.timeout} s") from error
         except (ConnectionError, FileNotFoundError, UsageError) as error:
-            raise NoBroker(f"the broker has gone: {error}") from error
+            raise NoBroker(f"the broker has ended: {error}") from error
 
     def status(self) -> dict[str, Any]:
         """Returns the broker's status: for root of all uids, for others of their own."""

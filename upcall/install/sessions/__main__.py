@@ -112,7 +112,7 @@ def run(arguments: list[str]) -> int:
     try:
         asked = take(arguments, os.environ)
         if os.geteuid() != 0:
-            raise ValueError("to be run by root; pam_exec wants the option seteuid")
+            raise ValueError("to be run by root; pam_exec needs the option seteuid")
     except ValueError as error:
         print(f"upcall session: {error}", file=sys.stderr)  # noqa: T201
         return os.EX_USAGE

@@ -33,7 +33,7 @@ def running(scene: Scene) -> Iterator[Finding]:
         who = "" if scene.uid == 0 or scene.folder else "start one of your own, or have root start the system's"
         yield problem(f"no broker at {path}: {said.why}", who or "start it", start_command(scene))
     elif procfs.state(said.pid) in ("T", "t"):
-        yield problem(f"the broker (pid {said.pid}) is stopped", "let it go on", f"kill -CONT {said.pid}")
+        yield problem(f"the broker (pid {said.pid}) is stopped", "continue it", f"kill -CONT {said.pid}")
     elif said.status is None:
         yield problem(f"the broker (pid {said.pid}) does not answer: {said.why}", "look at its log, and restart it")
     else:
@@ -63,7 +63,7 @@ def device(scene: Scene) -> Iterator[Finding]:
             what = f"eCryptfs is not served for uid {one['uid']}: {one['why']}"
             yield problem(what, who or "as root this shows who has it open", f"kill {holder}" if holder else "")
     if "ecryptfs" not in status["broker"]["sources"] and status["broker"]["uid"] == 0:
-        yield note("the broker does not serve eCryptfs", "start it with --ecryptfs, if it is to")
+        yield note("the broker does not serve eCryptfs", "start it with --ecryptfs, if it should")
 
 
 def _holder(scene: Scene, uid: int) -> int:
@@ -107,7 +107,7 @@ def _faults(path: Path, owner: int, mode: int, forbidden: int, needed: int) -> I
         return  # other checks report missing files
     if found.st_uid != owner:
         what = f"{path} belongs to uid {found.st_uid}, not to uid {owner}"
-        yield problem(what, "give it back", f"chown {owner} {quote(str(path))}")
+        yield problem(what, "change its owner", f"chown {owner} {quote(str(path))}")
     bits = stat.S_IMODE(found.st_mode)
     if bits & forbidden or bits & needed != needed:
         why = "others can get at it" if bits & forbidden else "others cannot reach it"

@@ -26,7 +26,7 @@ def ours(scene: Scene) -> Iterator[Finding]:
     except ConfigError as error:
         yield problem(str(error), *_remedy(error))
     else:
-        yield ok("the configuration can be followed")
+        yield ok("the configuration is valid")
 
 
 def _remedy(error: ConfigError) -> tuple[str, str]:
@@ -36,9 +36,9 @@ def _remedy(error: ConfigError) -> tuple[str, str]:
         return "see that it can be read", ""
     where = quote(str(error.file))
     if found.st_uid not in (0, os.geteuid()):
-        return "see who wrote it, and what", f"chown {os.geteuid()} {where}"
+        return "check what its owner has written", f"chown {os.geteuid()} {where}"
     if stat.S_ISREG(found.st_mode) and found.st_mode & 0o022:
-        return "see that nobody else has changed it", f"chmod go-w {where}"
+        return "check that no other user has changed it", f"chmod go-w {where}"
     return f"edit {error.file}, and see `upcall config check`; until then commands and daemons do not start", ""
 
 
@@ -55,7 +55,7 @@ def request_key(scene: Scene) -> Iterator[Finding]:
         for name in KEY_TYPES:
             types = "" if name == _DEFAULT else "".join(f" --type {one}" for one in KEY_TYPES)
             yield note(
-                _made(name, standing_of_type(scene.system, name)), "to have them come to upcall", install + types
+                _made(name, standing_of_type(scene.system, name)), "to have upcall answer them", install + types
             )
         return
     if why := scene.system.request_key():
@@ -73,5 +73,5 @@ def request_key(scene: Scene) -> Iterator[Finding]:
 
 
 def _made(name: str, found: Standing) -> str:
-    who = f"are made by {found.line.program} ({found.line})" if found.line else "are made by nobody"
+    who = f"are made by {found.line.program} ({found.line})" if found.line else "are made by no program"
     return f"keys of type {name} {who}"

@@ -31,7 +31,7 @@ def running(scene: Scene) -> Iterator[Finding]:
     elif not said.pid:
         yield problem(f"uid {scene.uid} has no daemon: {said.why}", "start it", start_command(scene))
     elif procfs.state(said.pid) in ("T", "t"):
-        yield problem(f"the daemon (pid {said.pid}) is stopped", "let it go on", f"kill -CONT {said.pid}")
+        yield problem(f"the daemon (pid {said.pid}) is stopped", "continue it", f"kill -CONT {said.pid}")
     elif said.status is None:
         what = f"the daemon (pid {said.pid}) does not answer: {said.why}"
         yield problem(what, "a new one takes over from it", start_command(scene))
@@ -56,7 +56,7 @@ def registered(scene: Scene) -> Iterator[Finding]:
         return
     pid = mine[0]["pid"]
     if procfs.state(pid) in ("T", "t") and pid != said.pid:
-        yield problem(f"the daemon that is registered (pid {pid}) is stopped", "let it go on", f"kill -CONT {pid}")
+        yield problem(f"the daemon that is registered (pid {pid}) is stopped", "continue it", f"kill -CONT {pid}")
     elif said.pid and said.pid != pid:
         what = f"pid {pid} is registered, and another daemon (pid {said.pid}) takes this user's commands"
         yield problem(what, "a new one takes over from both", start_command(scene))
@@ -78,7 +78,7 @@ def machines(scene: Scene) -> Iterator[Finding]:
         what = "root's daemon parses what KDCs, name servers and mail servers send: there is no system user upcall"
         yield note(what, "`upcall setup` makes one, and has the machine's daemon run as it")
     elif not pids:
-        what = f"the machine has no daemon (uid {uid}): nobody answers root's mounts and the kernel's names"
+        what = f"the machine has no daemon (uid {uid}): root's mounts and the kernel's name look-ups fail"
         yield problem(what, "start it", f"systemctl restart {machine.UNIT}" if _has_unit(scene) else "")
     else:
         yield ok(f"the machine's daemon (pid {pids[0]}) runs as uid {uid}")

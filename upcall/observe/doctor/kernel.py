@@ -26,11 +26,11 @@ def netlink(scene: Scene) -> Iterator[Finding]:
         NetlinkSocket().close()
     except OSError as error:
         yield problem(
-            f"NETLINK_USERSOCK cannot be had here: {error.strerror}",
-            "broker and daemon speak over it; a sandbox may forbid it: allow AF_NETLINK",
+            f"NETLINK_USERSOCK is not available here: {error.strerror}",
+            "broker and daemon need it; a sandbox may forbid it: allow AF_NETLINK",
         )
     else:
-        yield ok("processes can speak over NETLINK_USERSOCK")
+        yield ok("NETLINK_USERSOCK is available")
 
 
 def keys(scene: Scene) -> Iterator[Finding]:
@@ -40,11 +40,11 @@ def keys(scene: Scene) -> Iterator[Finding]:
     except OSError as error:
         if error.errno in (errno.ENOSYS, errno.EPERM):
             yield problem(
-                f"the kernel lets us have no keys: {error.strerror}",
+                f"keyrings are not available: {error.strerror}",
                 "it needs CONFIG_KEYS; containers often forbid keyctl(2): allow add_key, keyctl and request_key",
             )
             return
-    yield ok("the kernel keeps keys")
+    yield ok("keyrings are available")
 
 
 def ecryptfs(scene: Scene) -> Iterator[Finding]:
@@ -98,7 +98,7 @@ def quota(scene: Scene) -> Iterator[Finding]:
     except UsageError as error:
         yield note(str(error))
     else:
-        yield ok("the kernel tells of quotas over generic netlink")
+        yield ok("the kernel reports quota warnings over generic netlink")
 
 
 def _installed(scene: Scene, module: str) -> bool:

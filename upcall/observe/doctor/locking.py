@@ -29,10 +29,10 @@ def listened_to(scene: Scene) -> Iterator[Finding]:
     events = ", ".join(locking["lock_on"])
     if locking["lock_on"] and not locking["listening"]:
         why = locking["why"] or "not yet"
-        yield note(f"logind is not heard ({why}): {events} lock no keys", "`upcall lock`, or [keys] lock-after")
+        yield note(f"logind is not connected ({why}): {events} lock no keys", "`upcall lock`, or [keys] lock-after")
     elif events:
-        yield ok(f"logind is heard: {events} lock the keys")
+        yield ok(f"logind is connected: {events} lock the keys")
     else:
-        yield ok("the keys are locked by no event, as the configuration says")
+        yield ok("no event locks the keys, as configured")
     if status.get("held"):
         yield note(f"all keys are locked: {', '.join(status['held'])}", "if you need them now", "upcall unlock")

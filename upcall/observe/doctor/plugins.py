@@ -26,9 +26,9 @@ def trusted(scene: Scene) -> Iterator[Finding]:
     """Checks owners and modes of the interpreter, sys.path and the files below it; runs nothing of it."""
     finding = problem if scene.uid == 0 else note  # an ordinary user risks only that user's processes
     for fault in scene.faults:
-        yield finding(f"others could change what is run: {fault}", "see who has changed it, and what", fault.command)
+        yield finding(f"others could change what is run: {fault}", "check who changed it, and what", fault.command)
     if not scene.faults:
-        yield ok("nobody else can change what is run here")
+        yield ok("no other user can change what is run here")
 
 
 def importable(scene: Scene) -> Iterator[Finding]:
@@ -57,7 +57,7 @@ def _verdict(plugin: modules.Installed) -> Finding:
     name = f"the plugin {plugin.alias!r} ({plugin.distribution} {plugin.version})"
     if os.geteuid() == 0 and (faults := trust.of_package(plugin.spec.partition(":")[0])):
         told = f"{name} was not imported: others could change {faults[0].path}: it {faults[0].why}"
-        return problem(told, "see who has changed it, and what", faults[0].command)
+        return problem(told, "check who changed it, and what", faults[0].command)
     remedy = "fix it, install it again, or leave it out by [plugins] allow"
     command = startpython.command("upcall.observe.doctor.plugins", plugin.group, plugin.alias, plugin.spec)
     try:

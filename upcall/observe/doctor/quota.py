@@ -19,15 +19,15 @@ def listening(scene: Scene) -> Iterator[Finding]:
     quota = status.get("quota", {})
     if not quota:
         if status["broker"]["uid"] == 0:
-            remedy = "start it, if quota warnings are to be heard"
+            remedy = "start it, if quota warnings are to be delivered"
             yield note("no quota source is connected to the broker", remedy, start_command(scene))
         return
     if not quota["listening"]:
-        yield problem(f"quota warnings are not heard: {quota['why']}", "restart the quota source")
+        yield problem(f"quota warnings are not received: {quota['why']}", "restart the quota source")
     elif quota["lost"]:
-        yield note(f"quota warnings are heard, and {quota['lost']} were lost", "they come again in time")
+        yield note(f"quota warnings are received, and {quota['lost']} were lost", "the next reading replaces them")
     else:
-        yield ok("quota warnings are heard")
+        yield ok("quota warnings are received")
     if "hardening" in quota:
         yield from judged("the quota source", quota["hardening"])
 

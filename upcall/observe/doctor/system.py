@@ -91,7 +91,7 @@ def _asked(path: Path, owners: frozenset[int], service: str) -> StatusAnswer:
             # LocalConnection waits a second longer than the deadline that it sends.
             status = json.loads(connection.ask(service, os.geteuid(), b"", PATIENCE - 1))
         except TimeoutError:
-            return StatusAnswer(pid, uid, why=f"has said nothing within {PATIENCE:g} s")
+            return StatusAnswer(pid, uid, why=f"no answer within {PATIENCE:g} s")
         except (OSError, Refused, PeerError, ValueError) as error:
             return StatusAnswer(pid, uid, why=str(error))
     finally:

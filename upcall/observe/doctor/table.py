@@ -25,13 +25,13 @@ class Check(NamedTuple):
 
 
 CHECKS: Final = (
-    Check("trust", "nobody else can change what is run: interpreter, sys.path, .pth, plugins", plugins.trusted, 60),
-    Check("netlink", "sockets of NETLINK_USERSOCK can be had", kernel.netlink),
-    Check("kernel-keys", "the kernel keeps keys, and lets us have some", kernel.keys),
+    Check("trust", "no other user can change what is run: interpreter, sys.path, .pth, plugins", plugins.trusted, 60),
+    Check("netlink", "sockets of NETLINK_USERSOCK are available", kernel.netlink),
+    Check("kernel-keys", "the kernel's keyrings are available", kernel.keys),
     Check("ecryptfs", "eCryptfs is loaded, asks daemons, and its device is root's alone", kernel.ecryptfs),
     Check("kernel-upcalls", "the kernel's CIFS and DNS can ask by request_key", kernel.upcalls),
-    Check("quota-family", "the kernel tells of quotas in this network namespace", kernel.quota),
-    Check("configuration", "the configuration files can be followed, and are nobody else's", configured.ours),
+    Check("quota-family", "the kernel reports quota warnings in this network namespace", kernel.quota),
+    Check("configuration", "the configuration files are valid, and other users cannot write them", configured.ours),
     Check("folder", "the broker's folder and sockets: owners and modes", broker.folder),
     Check("broker", "the broker runs, is not stopped, answers within a second, is of this version", broker.running),
     Check("device", "the broker serves /dev/ecryptfs for each uid that is registered", broker.device),
@@ -40,16 +40,16 @@ CHECKS: Final = (
     Check("registration", "your daemon is the one that the broker asks", daemon.registered),
     Check("machine-daemon", "the machine's daemon runs, as a user of its own, with the keytab", daemon.machines),
     Check("hardening", "broker and daemon have dropped their privileges", hardening.held),
-    Check("keyrings", "the user keyring can be reached, the session keyring is of use", keyrings.reachable),
+    Check("keyrings", "the user keyring can be reached, the session keyring is usable", keyrings.reachable),
     Check("key-quota", "there is room for more keys in the kernel", keyrings.room),
-    Check("key-files", "what belongs to your keys is there, sound and private", keys.files),
+    Check("key-files", "the files of your keys exist, are valid and private", keys.files),
     Check("auth-tokens", "your keys have auth tokens, and those a key module that may be loaded", keys.tokens),
     Check("login-keys", "the keys that are marked auto were added when the daemon started", locking.added),
-    Check("locking", "what is to lock the keys is heard, and they are not locked", locking.listened_to),
-    Check("plugins", "each plugin that is allowed can be imported, and knows this contract", plugins.importable, 120),
+    Check("locking", "events lock the keys as configured, and they are not locked now", locking.listened_to),
+    Check("plugins", "each allowed plugin can be imported, and has this API version", plugins.importable, 120),
     Check("kerberos", "the Kerberos library is there, if cifs.spnego is answered", plugins.library),
-    Check("request-key", "our lines win, and only root can change what they start", configured.request_key),
-    Check("quota", "quota warnings are heard, and reach the broker", quota.listening),
+    Check("request-key", "upcall's lines win, and only root can change their program", configured.request_key),
+    Check("quota", "quota warnings are received, and the source is connected to the broker", quota.listening),
 )
 
 
@@ -77,5 +77,5 @@ def bounded(check: Check, scene: Scene) -> list[Finding]:
     thread.start()
     thread.join(check.patience)
     if thread.is_alive():
-        return [*found, problem(f"nothing is known after {check.patience:g} s", "something that is asked here hangs")]
+        return [*found, problem(f"no result within {check.patience:g} s", "something that it reads hangs")]
     return found
