@@ -138,7 +138,7 @@ def test_one_table_of_the_system_and_the_users_over_it(write: Write) -> None:
     [
         (
             '[request-key."cifs.spnego"]\nwithout-daemon = "hope"',
-            r"2: request-key\.\"cifs\.spnego\"\.without-daemon: 'hope'; one of refuse",
+            r"2: request-key\.\"cifs\.spnego\"\.without-daemon: 'hope'; must be one of refuse",
         ),
         ("[request-key.afs]", "request-key.afs: unknown"),
         ("[daemon]\nstart = []", "daemon.start: must be a program and its arguments"),

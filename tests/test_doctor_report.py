@@ -53,7 +53,7 @@ def test_a_check_that_hangs_is_a_finding_and_what_it_had_said_is_kept() -> None:
     try:
         first, second = bounded(Check("it", "", look, 0.05), Scene())
         assert first == ok("so far")
-        assert "nothing is known after 0.05 s" in second.what
+        assert "no result within 0.05 s" in second.what
     finally:
         release.set()
 

@@ -337,7 +337,7 @@ def test_what_the_configuration_says(tmp_path: Path, monkeypatch: pytest.MonkeyP
     user.write_text("[keys]\nlock-on = []\n")
     assert finding.locks() == ["lock-after=60", "lock-on="]
     user.write_text('[keys]\nlock-on = ["suspend", "sleep"]\n')
-    with pytest.raises(config.ConfigError, match=r"2: keys\.lock-on: 'sleep'; a list of some of suspend"):
+    with pytest.raises(config.ConfigError, match=r"2: keys\.lock-on: 'sleep'; must be a list of some of suspend"):
         finding.locks()
     user.write_text("")
     monkeypatch.setattr(finding, "is_machines", lambda: True)

@@ -230,13 +230,13 @@ def main(
         record.flush()
 
 
-def _where(told: str | None) -> str:
+def _where(option: str | None) -> str:
     """Returns where records are written; "no": nowhere."""
-    if told is None and not config.settings("log").get("requests", False):
+    if option is None and not config.settings("log").get("requests", False):
         return "no"
     from upcall.observe.recorder import wanted  # imported only if needed
 
-    return wanted(told, user=False)
+    return wanted(option, user=False)
 
 
 def _recorder(where: str, server: Server) -> Recorder | None:

@@ -50,17 +50,17 @@ class Said:
         self.there = text is not None
         self._text = text or ""
         try:
-            told = tomllib.loads(self._text)
+            table = tomllib.loads(self._text)
         except tomllib.TOMLDecodeError as error:
             raise _where(self.source, self._text, str(error)) from None
         except ValueError as error:  # from int(), for a number with more than 4300 digits
             raise ConfigError(self.source.file, str(error)) from None
         except RecursionError:
             raise ConfigError(self.source.file, "is nested too deeply") from None
-        self._take(told, tree(), ())
+        self._take(table, tree(), ())
 
-    def _take(self, told: Mapping[str, Any], known: Mapping[str, Any], above: Path) -> None:
-        for name, value in told.items():
+    def _take(self, table: Mapping[str, Any], known: Mapping[str, Any], above: Path) -> None:
+        for name, value in table.items():
             path, found = (*above, name), known.get(name, known.get(ANY))
             if isinstance(found, Key):
                 self._take_key(path, found, value)

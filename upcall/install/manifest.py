@@ -31,13 +31,13 @@ def digest(data: bytes) -> str:
 def read(path: Path) -> Manifest:
     """Reads the record; returns an empty one if there is none. ConfigError if it is malformed."""
     try:
-        told: Any = json.loads(path.read_bytes())
+        fields: Any = json.loads(path.read_bytes())
         found = Manifest(
-            str(told["kind"]),
-            {str(name): str(value) for name, value in told["files"].items()},
-            tuple(map(str, told["folders"])),
-            bool(told["request_key"]),
-            bool(told["settled"]),
+            str(fields["kind"]),
+            {str(name): str(value) for name, value in fields["files"].items()},
+            tuple(map(str, fields["folders"])),
+            bool(fields["request_key"]),
+            bool(fields["settled"]),
         )
     except FileNotFoundError:
         return Manifest()

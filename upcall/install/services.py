@@ -95,7 +95,7 @@ def missing(system: System, plan: SetupPlan) -> list[str]:
     check(system, plan)
     before, files = written.read(system.at(FILE)), wanted(plan.kind, plan.python, plan.manual)
     states = [(path, _state(system, path)) for path, file in files.items() if not _is_there(system, path, file)]
-    todo = _told([*states, *((path, "is no longer used") for path in before.files if path not in files)])
+    todo = _summary([*states, *((path, "is no longer used") for path in before.files if path not in files)])
     if system.ours() is None and plan.types:
         todo.append(f"{REQUEST_KEY_FILE}: is not there")
     if not _has_user(system):
@@ -130,7 +130,7 @@ def install(system: System, plan: SetupPlan) -> list[str]:
             state = state._replace(files={**state.files, path: digest(files[path].data)})
             _remember(system, state)
         replace(system.at(path), files[path].data, files[path].mode)
-    done = _told([(path, "written") for path in todo])
+    done = _summary([(path, "written") for path in todo])
     if unused := {path: known for path, known in state.files.items() if path not in files}:
         done += _removed(system, unused)
         state = state._replace(files={path: known for path, known in state.files.items() if path in files})
@@ -250,18 +250,18 @@ def _state(system: System, path: str) -> str:
 
 def _removed(system: System, known: Mapping[str, str]) -> list[str]:
     """Removes files, given their SHA-256; those edited since are kept. Returns what was done."""
-    told = []
+    results = []
     for path, known_digest in known.items():
         data = _content(system, path)
         if data is not None and digest(data) != known_digest:
-            told.append((path, "left there, for it is not as upcall made it"))
+            results.append((path, "left there, for it is not as upcall made it"))
         elif data is not None:
             system.at(path).unlink()
-            told.append((path, "removed"))
-    return _told(told)
+            results.append((path, "removed"))
+    return _summary(results)
 
 
-def _told(said: Sequence[tuple[str, str]]) -> list[str]:
+def _summary(said: Sequence[tuple[str, str]]) -> list[str]:
     """Returns a line per (path, what was done); pages of a folder with the same result share one."""
     lines: dict[tuple[str, str], list[str]] = {}
     for path, what in said:

@@ -86,8 +86,8 @@ def restrict(
     known &= ~((_REFER if version < 2 else 0) | (_TRUNCATE if version < 3 else 0))
     tcp = (0 if bind else _BIND_TCP) | (0 if connect else _CONNECT_TCP) if version >= 4 else 0
     scoped = (0 if signals else _SCOPE_SIGNAL) | (0 if abstract else _SCOPE_ABSTRACT) if version >= 6 else 0
-    told = struct.pack("=QQQ", known, tcp, scoped)  # struct landlock_ruleset_attr; 0 suits all versions
-    rules = libc.syscall(_CREATE_RULESET, told, len(told), 0)
+    attributes = struct.pack("=QQQ", known, tcp, scoped)  # struct landlock_ruleset_attr; 0 suits all versions
+    rules = libc.syscall(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
         for place in places:
             _allow(rules, place, known)

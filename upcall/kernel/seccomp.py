@@ -97,8 +97,8 @@ def refuse_listening() -> None:
 def _load(instructions: Collection[Instruction]) -> None:
     filter_ = b"".join(struct.pack("=HBBI", one.code, one.true, one.false, one.k) for one in instructions)
     code = ctypes.create_string_buffer(filter_, len(filter_))
-    told = struct.pack("@HP", len(filter_) // 8, ctypes.addressof(code))  # struct sock_fprog
-    found = libc.syscall(_SECCOMP, _SET_MODE_FILTER, _FLAGS, told)
+    sock_fprog = struct.pack("@HP", len(filter_) // 8, ctypes.addressof(code))
+    found = libc.syscall(_SECCOMP, _SET_MODE_FILTER, _FLAGS, sock_fprog)
     if found > 0:
         raise OSError(errno.EBUSY, f"thread {found} has a filter of its own")
 

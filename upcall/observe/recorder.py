@@ -86,8 +86,8 @@ class Recorder:
             self._outbox.put(Record(now, uid, service, outcome, max(0.0, seconds), seq, handler))
 
     def _send_line(self, record: Record, lost: int) -> None:
-        told = f"{self._prefix}{line_of(record)}\n" + (f"{self._prefix}lost records={lost}\n" if lost else "")
-        data = told.encode("utf-8", "backslashreplace")
+        text = f"{self._prefix}{line_of(record)}\n" + (f"{self._prefix}lost records={lost}\n" if lost else "")
+        data = text.encode("utf-8", "backslashreplace")
         if self._file is not None:
             self._file.write(data)
         else:
@@ -96,18 +96,18 @@ class Recorder:
     def _send_fields(self, record: Record, lost: int) -> None:
         journal.send(self._socket, fields_of(record, self._name).items())
         if lost:
-            told = {"MESSAGE": f"{lost} records of requests were lost", "PRIORITY": 4, "SYSLOG_IDENTIFIER": self._name}
-            journal.send(self._socket, told.items())
+            note = {"MESSAGE": f"{lost} records of requests were lost", "PRIORITY": 4, "SYSLOG_IDENTIFIER": self._name}
+            journal.send(self._socket, note.items())
 
     def flush(self) -> None:
         """Waits until all records are written, at most a second. Only when the process ends."""
         self._outbox.flush()
 
 
-def wanted(told: str | None, user: bool) -> str:
-    """Returns where records go: `told`, the command line's option, otherwise as configured. ConfigError."""
-    if told is not None:
-        return told
+def wanted(option: str | None, user: bool) -> str:
+    """Returns where records go: `option`, the command line's option, otherwise as configured. ConfigError."""
+    if option is not None:
+        return option
     settings = config.settings("log", user)
     return str(settings.get("to", STDERR)) if settings.get("requests", False) else NO
 

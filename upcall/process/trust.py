@@ -205,8 +205,8 @@ def refusal(fault: Fault) -> str:
     mends = f": {fault.command}" if fault.command else ""
     if "belongs to" in fault.why:
         mends += ", or install upcall where only root can write: python3 -m venv /opt/upcall"
-    told = "`upcall doctor` shows all there is; [trust] check = false in /etc/upcall/config.toml allows it"
-    return f"root would run it, but it {fault.why}{mends}; {told}"
+    hint = "`upcall doctor` shows all there is; [trust] check = false in /etc/upcall/config.toml allows it"
+    return f"root would run it, but it {fault.why}{mends}; {hint}"
 
 
 def _is_wanted() -> bool:

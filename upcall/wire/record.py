@@ -56,14 +56,14 @@ def line_of(record: Record) -> str:
 def fields_of(record: Record, name: str) -> dict[str, object]:
     """Returns the fields for the journal, which adds time and pid itself. `name`: SYSLOG_IDENTIFIER."""
     message = f"{record.service} {record.outcome} for uid {record.uid} after {record.seconds * 1e3:.3f} ms"
-    told = {**record._asdict(), "seconds": f"{record.seconds:.6f}"}
-    del told["at"]
+    values = {**record._asdict(), "seconds": f"{record.seconds:.6f}"}
+    del values["at"]
     return {
         "MESSAGE": message,
         "MESSAGE_ID": MESSAGE_ID,
         "PRIORITY": _INFO,
         "SYSLOG_IDENTIFIER": name,
-        **{f"UPCALL_{key.upper()}": value for key, value in told.items()},
+        **{f"UPCALL_{key.upper()}": value for key, value in values.items()},
     }
 
 

@@ -61,7 +61,7 @@ def page(ctx: click.Context, command: click.Command) -> Page:
     if not group or said.codes:
         body.append(("EXIT STATUS", _exits(said.codes)))
     word = _words(ctx)[1]
-    body += [(name, (_named(told),)) for name, told in _extra(word)]
+    body += [(name, (_named(terms),)) for name, terms in _extra(word)]
     if said.examples:
         body.append(("EXAMPLES", (Verbatim(said.examples),)))
     body.append(("SEE ALSO", (Paragraph(", ".join(_see(ctx, command, word))),)))
@@ -195,8 +195,8 @@ def _coded(codes: Sequence[tuple[str, str]]) -> Items:
     return Items(tuple(((bold(code),), _marked(text) or "It went well.") for code, text in codes))
 
 
-def _named(told: dict[str, str]) -> Items:
-    return Items(tuple(((bold(name),), text) for name, text in told.items()))
+def _named(terms: dict[str, str]) -> Items:
+    return Items(tuple(((bold(name),), text) for name, text in terms.items()))
 
 
 def _extra(word: str) -> Iterator[tuple[str, dict[str, str]]]:

@@ -81,9 +81,9 @@ def ecryptfs(scene: Scene) -> Iterator[Finding]:
 def upcalls(scene: Scene) -> Iterator[Finding]:
     """Checks which upcalls of each protocol the kernel can make."""
     for title, module, option in (one for protocol in PROTOCOLS for one in protocol.kernel):
-        told = _built_with(scene, option)
-        if told == "n" or (told == "" and not _installed(scene, module)):
-            what = f"this kernel has no {option}" if told else f"this kernel has no module {module}"
+        setting = _built_with(scene, option)
+        if setting == "n" or (setting == "" and not _installed(scene, module)):
+            what = f"this kernel has no {option}" if setting else f"this kernel has no module {module}"
             yield note(what)
         else:
             yield ok(title)

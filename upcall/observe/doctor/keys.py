@@ -85,14 +85,14 @@ def _private(path: Path, what: str) -> Iterator[Finding]:
 def tokens(scene: Scene) -> Iterator[Finding]:
     """Checks that each key has an auth token in the user keyring, and each auth token an allowed key module."""
     found, installed, allowed = _tokens(), modules.available(), config.load()
-    store, told = KeyStore(), False
+    store, faulty = KeyStore(), False
     for name in store.names():
         try:
             entry = store.load(name)
         except (UpcallError, OSError):
             continue  # reported by `files`
         if entry.signature not in found:
-            told = True
+            faulty = True
             yield _missing(entry)
     for signature, token in found.items():
         if isinstance(token, str):
@@ -104,8 +104,8 @@ def tokens(scene: Scene) -> Iterator[Finding]:
             yield problem(allowed.refusal(token.alias), "name it there, and restart the daemon")
         else:
             continue
-        told = True
-    if not told:
+        faulty = True
+    if not faulty:
         yield ok(f"{len(found)} auth tokens are there, and their key modules")
 
 

@@ -56,8 +56,8 @@ def importable(scene: Scene) -> Iterator[Finding]:
 def _verdict(plugin: modules.Installed) -> Finding:
     name = f"the plugin {plugin.alias!r} ({plugin.distribution} {plugin.version})"
     if os.geteuid() == 0 and (faults := trust.of_package(plugin.spec.partition(":")[0])):
-        told = f"{name} was not imported: others could change {faults[0].path}: it {faults[0].why}"
-        return problem(told, "check who changed it, and what", faults[0].command)
+        what = f"{name} was not imported: others could change {faults[0].path}: it {faults[0].why}"
+        return problem(what, "check who changed it, and what", faults[0].command)
     remedy = "fix it, install it again, or leave it out by [plugins] allow"
     command = startpython.command("upcall.observe.doctor.plugins", plugin.group, plugin.alias, plugin.spec)
     try:

@@ -22,26 +22,26 @@ def run(uid: int, causes: list[str]) -> int:
     die_with_parent(signal.SIGKILL)
     harden()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal; the daemon ends this process
-    told = socket.socket(fileno=os.dup(0))
+    daemon = socket.socket(fileno=os.dup(0))
     signal.alarm(_PATIENCE)
     try:
         from upcall.process.logind.signals import NoLogind, Watch
     except ImportError as error:
-        return _end(told, f"the Python package jeepney cannot be used: {error}", NO_LOGIND)
+        return _end(daemon, f"the Python package jeepney cannot be used: {error}", NO_LOGIND)
     try:
-        watch = Watch(told, uid, causes)
+        watch = Watch(daemon, uid, causes)
         signal.alarm(0)
         watch.run()
     except NoLogind as error:
-        return _end(told, str(error), NO_LOGIND)
+        return _end(daemon, str(error), NO_LOGIND)
     except Exception as error:  # noqa: BLE001 - a message may be malformed in any way; the daemon restarts the process
-        return _end(told, f"{type(error).__name__}: {error}", os.EX_TEMPFAIL)
+        return _end(daemon, f"{type(error).__name__}: {error}", os.EX_TEMPFAIL)
     return os.EX_OK
 
 
-def _end(told: socket.socket, why: str, status: int) -> int:
+def _end(daemon: socket.socket, why: str, status: int) -> int:
     with contextlib.suppress(OSError):  # the daemon has ended
-        told.send(f"note {why}".encode("utf-8", "backslashreplace")[:MAX_WORD])
+        daemon.send(f"note {why}".encode("utf-8", "backslashreplace")[:MAX_WORD])
     return status
 
 

@@ -57,11 +57,11 @@ class _Session:
 
 
 class Watch:
-    """Subscribes to logind's signals at once and reports them over `told`. NoLogind; OSError, and whatever jeepney
+    """Subscribes to logind's signals at once and reports them over `daemon`. NoLogind; OSError, and whatever jeepney
     raises if messages are malformed."""
 
-    def __init__(self, told: socket.socket, uid: int, causes: Collection[str]) -> None:
-        self._told, self._uid = told, uid
+    def __init__(self, daemon: socket.socket, uid: int, causes: Collection[str]) -> None:
+        self._daemon, self._uid = daemon, uid
         self._causes = frozenset(cause.removesuffix("!") for cause in causes)
         # Not every screen locker sets LockedHint. A lock that an earlier process received as a signal, and that this
         # one cannot read from logind, holds until a signal ends it.
@@ -120,8 +120,8 @@ class Watch:
         """Returns a session; None if it has ended, or is no person's. A session whose processes outlive it is
         `closing`."""
         try:
-            (told,) = self._call(Properties(self._at(path, _SESSION)).get_all())
-            about = {name: value for name, (_, value) in told.items()}
+            (properties,) = self._call(Properties(self._at(path, _SESSION)).get_all())
+            about = {name: value for name, (_, value) in properties.items()}
         except (DBusErrorResponse, ValueError, TypeError, AttributeError):
             return None  # it has ended meanwhile
         leader = known.leader if known is not None else _pidfd(about.get("Leader", 0))
@@ -211,9 +211,9 @@ class Watch:
     def _inhibit(self) -> None:
         """Takes an inhibitor lock: logind delays sleep until it is released, for a few seconds at most."""
         self._release()
-        told = ("sleep", "upcall", "Forgetting passphrases", "delay")
+        arguments = ("sleep", "upcall", "Forgetting passphrases", "delay")
         try:
-            (fd,) = self._call(new_method_call(self._at(_PATH, _MANAGER), "Inhibit", "ssss", told))
+            (fd,) = self._call(new_method_call(self._at(_PATH, _MANAGER), "Inhibit", "ssss", arguments))
             self._inhibitor = fd.to_raw_fd()
         except DBusErrorResponse as error:
             self._note(f"logind does not wait before it sleeps: {error.name}")
@@ -231,10 +231,10 @@ class Watch:
             return
         self._said[cause] = on
         word = f"{'on' if on else 'off'} {cause}".encode()
-        self._told.send(word)
+        self._daemon.send(word)
         until = time.monotonic() + LOCKING
-        while select.select([self._told], [], [], max(0.0, until - time.monotonic()))[0]:
-            if (heard := self._told.recv(MAX_WORD)) == word:
+        while select.select([self._daemon], [], [], max(0.0, until - time.monotonic()))[0]:
+            if (heard := self._daemon.recv(MAX_WORD)) == word:
                 return
             if not heard:
                 raise SystemExit(os.EX_OK)  # the daemon has ended
@@ -242,7 +242,7 @@ class Watch:
     def _note(self, words: str) -> None:
         if words not in self._noted:
             self._noted.add(words)
-            self._told.send(f"note {words}".encode("utf-8", "backslashreplace")[:MAX_WORD])
+            self._daemon.send(f"note {words}".encode("utf-8", "backslashreplace")[:MAX_WORD])
 
     # --- the bus -------------------------------------------------------------------------------------------
 
@@ -251,10 +251,10 @@ class Watch:
         (False)."""
         leaders = {session.leader: session for session in self._sessions.values() if session.leader >= 0}
         poll = select.poll()
-        for fd in (self._connection.sock.fileno(), self._told.fileno(), *leaders):
+        for fd in (self._connection.sock.fileno(), self._daemon.fileno(), *leaders):
             poll.register(fd, select.POLLIN)
         ready = {fd for fd, _ in poll.poll()}
-        if self._told.fileno() in ready and not self._told.recv(MAX_WORD):  # otherwise a late echo
+        if self._daemon.fileno() in ready and not self._daemon.recv(MAX_WORD):  # otherwise a late echo
             return False
         if ready & leaders.keys():
             self._look()

@@ -89,60 +89,60 @@ class QuotaNotice(NamedTuple):
 
 def pack(notice: QuotaNotice) -> bytes:
     """Returns the body. PeerError if `take` would reject it."""
-    told: dict[str, Any] = {"version": VERSION, **notice._asdict()}
+    fields: dict[str, Any] = {"version": VERSION, **notice._asdict()}
     for part in ("subject", "cause", "filesystem"):
-        told[part] = told[part]._asdict()
-    _taken(told)
-    return json.dumps(told, separators=(",", ":")).encode("ascii")
+        fields[part] = fields[part]._asdict()
+    _taken(fields)
+    return json.dumps(fields, separators=(",", ":")).encode("ascii")
 
 
 def take(body: bytes) -> QuotaNotice:
     """Parses a body. PeerError if it is malformed."""
     try:
-        told = json.loads(body, parse_constant=_refuse)
+        fields = json.loads(body, parse_constant=_refuse)
     except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise PeerError(_WHAT, "is not JSON as this notice uses it") from None
-    return _taken(told)
+    return _taken(fields)
 
 
 def _refuse(what: str) -> None:
     raise ValueError(what)
 
 
-def _taken(told: object) -> QuotaNotice:
-    if not isinstance(told, dict):
+def _taken(fields: object) -> QuotaNotice:
+    if not isinstance(fields, dict):
         raise PeerError(_WHAT, "is not a JSON object")
-    version = _number(told, "version")
+    version = _number(fields, "version")
     if version != VERSION:
         raise PeerError(_WHAT, f"version {version}, {VERSION} is known")
-    subject, cause, where = (_object(told, name) for name in ("subject", "cause", "filesystem"))
+    subject, cause, where = (_object(fields, name) for name in ("subject", "cause", "filesystem"))
     return QuotaNotice(
-        event=_text(told, "event", MAX_EVENT),
-        resource=_one_of(told, "resource", (SPACE, FILES)),
+        event=_text(fields, "event", MAX_EVENT),
+        resource=_one_of(fields, "resource", (SPACE, FILES)),
         subject=Subject(_one_of(subject, "kind", KINDS), _number(subject, "id", MAX_ID), _text(subject, "name")),
         cause=Cause(_number_or_none(cause, "uid", MAX_ID), _text_or_none(cause, "name")),
         filesystem=Filesystem(_text_or_none(where, "mount"), _text(where, "device"), _text(where, "type")),
-        used=_number(told, "used"),
-        soft=_number(told, "soft"),
-        hard=_number(told, "hard"),
-        grace_until=_number_or_none(told, "grace_until"),
-        percent=_number_or_none(told, "percent"),
-        at=_number(told, "at"),
-        count=_number(told, "count"),
-        lost=_number(told, "lost"),
-        raw=_raw(told.get("raw")),
+        used=_number(fields, "used"),
+        soft=_number(fields, "soft"),
+        hard=_number(fields, "hard"),
+        grace_until=_number_or_none(fields, "grace_until"),
+        percent=_number_or_none(fields, "percent"),
+        at=_number(fields, "at"),
+        count=_number(fields, "count"),
+        lost=_number(fields, "lost"),
+        raw=_raw(fields.get("raw")),
     )
 
 
-def _object(told: dict[str, Any], key: str) -> dict[str, Any]:
-    value = told.get(key)
+def _object(fields: dict[str, Any], key: str) -> dict[str, Any]:
+    value = fields.get(key)
     if not isinstance(value, dict):
         raise PeerError(_WHAT, f"{key} is not an object")
     return value
 
 
-def _number(told: dict[str, Any], key: str, most: int = MAX_NUMBER) -> int:
-    value = told.get(key)
+def _number(fields: dict[str, Any], key: str, most: int = MAX_NUMBER) -> int:
+    value = fields.get(key)
     if type(value) is not int or not 0 <= value <= most:
         raise PeerError(_WHAT, f"{key} is not a whole number from 0 to {most}")
     return value
@@ -158,23 +158,23 @@ def _raw(value: object) -> Raw | None:
     return Raw(*value)
 
 
-def _number_or_none(told: dict[str, Any], key: str, most: int = MAX_NUMBER) -> int | None:
-    return None if key in told and told[key] is None else _number(told, key, most)
+def _number_or_none(fields: dict[str, Any], key: str, most: int = MAX_NUMBER) -> int | None:
+    return None if key in fields and fields[key] is None else _number(fields, key, most)
 
 
-def _text(told: dict[str, Any], key: str, most: int = MAX_TEXT) -> str:
-    value = told.get(key)
+def _text(fields: dict[str, Any], key: str, most: int = MAX_TEXT) -> str:
+    value = fields.get(key)
     if not isinstance(value, str) or len(value) > most:
         raise PeerError(_WHAT, f"{key} is not a text of at most {most} characters")
     return value
 
 
-def _text_or_none(told: dict[str, Any], key: str) -> str | None:
-    return None if key in told and told[key] is None else _text(told, key)
+def _text_or_none(fields: dict[str, Any], key: str) -> str | None:
+    return None if key in fields and fields[key] is None else _text(fields, key)
 
 
-def _one_of(told: dict[str, Any], key: str, known: tuple[str, ...]) -> str:
-    value = told.get(key)
+def _one_of(fields: dict[str, Any], key: str, known: tuple[str, ...]) -> str:
+    value = fields.get(key)
     if not isinstance(value, str) or value not in known:
         raise PeerError(_WHAT, f"{key} is none of {', '.join(known)}")
     return value
@@ -247,9 +247,9 @@ def sentence(notice: QuotaNotice, now: float, reader: int | None = None) -> str:
     if event == NEAR:
         share = "" if notice.percent is None else f" ({notice.percent} %)"
         return f"{use}{allowed}{share}. {do} before the limit is reached."
-    told = f"There were {notice.count} quota warnings in a short time" if event == DIGEST else (
+    what = f"There were {notice.count} quota warnings in a short time" if event == DIGEST else (
         f"Quota event {printable(event)!r}")  # fmt: skip
-    return f"{told}. {use}{allowed}: look with `upcall quota status`."
+    return f"{what}. {use}{allowed}: look with `upcall quota status`."
 
 
 def _use(notice: QuotaNotice, reader: int | None) -> str:

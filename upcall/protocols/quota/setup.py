@@ -24,5 +24,5 @@ def configured(place: Place) -> QuotaSetup:
 
 def rules() -> Rules:
     """Reads the table [quota] of the system's configuration, without the keys of daemons (sinks). ConfigError."""
-    told = {key.replace("-", "_"): value for key, value in config.settings("quota").items()}
-    return Rules(**{key: value for key, value in told.items() if key in Rules._fields})
+    values = {key.replace("-", "_"): value for key, value in config.settings("quota").items()}
+    return Rules(**{key: value for key, value in values.items() if key in Rules._fields})

@@ -295,8 +295,8 @@ class QuotaSource:
             self._sends.appendleft((delivery, SYSTEM))
             return
         del self._deliveries[item.number]
-        told = {one for one, reason in outcomes.items() if not reason}
-        missed = [one for one in item.to if one not in told and not (one in without and SYSTEM in told)]
+        delivered = {one for one, reason in outcomes.items() if not reason}
+        missed = [one for one in item.to if one not in delivered and not (one in without and SYSTEM in delivered)]
         full = any(one not in without for one in missed) or outcomes.get(SYSTEM) == "daemon-full"
         self._answer(Delivered(item.number, tuple(missed), full))
         # A daemon may have registered after the broker answered "no-daemon" and before this: deliver to it now.

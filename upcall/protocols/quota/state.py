@@ -53,13 +53,13 @@ def load(data: bytes, core: Core, kept: Kept, devices: Mapping[str, int], now: f
     """Restores a saved state into `core` and `kept`; returns the number of malformed entries. `now`: unix seconds.
     PeerError if the whole is malformed."""
     try:
-        told = json.loads(data)
+        saved = json.loads(data)
     except (ValueError, RecursionError):
         raise PeerError(_WHAT, "is not JSON") from None
-    if not isinstance(told, dict) or told.get("version") != VERSION:
+    if not isinstance(saved, dict) or saved.get("version") != VERSION:
         raise PeerError(_WHAT, f"is not an object of version {VERSION}")
     damaged = 0
-    for take, entries in ((_take_state, told.get("states")), (_take_kept, told.get("kept"))):
+    for take, entries in ((_take_state, saved.get("states")), (_take_kept, saved.get("kept"))):
         for entry in entries if isinstance(entries, list) else ():
             try:
                 take(entry, core, kept, devices, now)
@@ -69,7 +69,7 @@ def load(data: bytes, core: Core, kept: Kept, devices: Mapping[str, int], now: f
 
 
 def _take_state(entry: Any, core: Core, _: Kept, devices: Mapping[str, int], now: float) -> None:
-    mount, kind, number, resource, level, since, stage, folded, figures, told = entry
+    mount, kind, number, resource, level, since, stage, folded, figures, recipients = entry
     if mount not in devices:
         return  # it is not mounted now
     if kind not in (0, 1, 2) or resource not in (quotanotice.SPACE, quotanotice.FILES) or not 0 < level <= LONG:
@@ -80,7 +80,7 @@ def _take_state(entry: Any, core: Core, _: Kept, devices: Mapping[str, int], now
     state.stage = -math.inf if stage is None else float(stage)
     state.folded = int(folded)
     state.figures = Figures(*(int(one) for one in figures))
-    state.told = {int(uid): (float(known), float(when)) for uid, known, when in told}
+    state.told = {int(uid): (float(known), float(when)) for uid, known, when in recipients}
     core.restore(Key(devices[mount], kind, int(number), resource), state, now)
 
 
