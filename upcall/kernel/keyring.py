@@ -105,7 +105,8 @@ def find(description: str) -> int | None:
 
 
 def read(serial: int) -> bytes:
-    """Returns the payload of a "user" key. The buffer is wiped; the caller must wipe the result. OSError."""
+    """Returns the payload of a "user" key. The buffer of the system call is wiped; the returned bytes are not.
+    OSError."""
     scratch = _scratch
     size: int = _keyctl(_KEYCTL, _READ, serial, scratch.address, scratch.size, 0)
     if size < 0:

@@ -77,9 +77,10 @@ def restrict(
 ) -> int:
     """Restricts this thread for good; returns the ABI version used. Paths that cannot be opened are skipped.
 
-    `programs`: only programs below a place with EXECUTE may be run. If the kernel supports it: `bind`, `connect`:
-    whether these TCP calls stay allowed; `signals`: whether to processes outside of this restriction; `abstract`:
-    whether connecting to their abstract sockets. Requires NO_NEW_PRIVS. OSError.
+    `programs`: only programs below a place with EXECUTE may be run. The rest applies if the kernel supports it.
+    `bind`, `connect`: whether these calls stay allowed for TCP. `signals`, `abstract`: whether signals to processes
+    outside of the restriction, and connections to their abstract sockets, stay allowed. Requires NO_NEW_PRIVS.
+    OSError.
     """
     version = abi()
     known = _ALL_WRITING | (EXECUTE if programs else 0)
