@@ -435,12 +435,12 @@ def test_lost_warnings_are_counted_exactly_and_made_up_for_by_a_scan(
     house.kernel.warn(ALICE)  # the buffer is empty again
     notices = house.wait_told(BOB)
     assert events(notices) == ["over-hard"]
-    house.until(lambda: house.logged("quota-lost"), "the loss is known")
+    house.until(lambda: house.logged("quota-warnings-lost"), "the loss is known")
     status = house.quota.status()
     assert status["overflows"] > 0
     assert 0 < status["received"] < 1000
     assert status["received"] + status["lost"] == 5003
-    logged = house.logged("quota-lost")
+    logged = house.logged("quota-warnings-lost")
     assert logged is not None
     assert logged["messages"] == status["lost"]
     house.kernel.warn(STAFF, kind=1, cause=BOB)
@@ -566,7 +566,7 @@ def test_a_damaged_state_file_is_logged_and_warnings_still_delivered(house: Hous
     house.setup.state.touch(0o600)
     house.setup.state.write_text(content)
     house.open().daemon(ALICE)
-    house.until(lambda: house.logged("quota-state-unreadable"), "logged")
+    house.until(lambda: house.logged("quota-state-read-failed"), "logged")
     house.kernel.warn(ALICE)
     house.settled()
     assert events(house.told(ALICE)) == ["over-hard"]
@@ -576,7 +576,7 @@ def test_a_state_file_that_others_can_write_is_not_read(house: House) -> None:
     house.setup.state.write_text('{"version": 1}')
     house.setup.state.chmod(0o666)
     house.open()
-    house.until(lambda: house.logged("quota-state-unreadable"), "logged")
+    house.until(lambda: house.logged("quota-state-read-failed"), "logged")
 
 
 def test_a_state_file_that_cannot_be_written_is_logged(house: House) -> None:
@@ -584,7 +584,7 @@ def test_a_state_file_that_cannot_be_written_is_logged(house: House) -> None:
     house.open()
     house.quota.close()
     house.quota = None
-    assert house.logged("quota-state-not-written") is not None
+    assert house.logged("quota-state-write-failed") is not None
 
 
 def test_a_kernel_without_the_netlink_family_switches_quota_off_with_a_reason(house: House) -> None:
@@ -593,7 +593,7 @@ def test_a_kernel_without_the_netlink_family_switches_quota_off_with_a_reason(ho
 
     house.setup = house.setup._replace(listen=refuse)
     house.start()
-    house.until(lambda: house.logged("quota-off"), "logged")
+    house.until(lambda: house.logged("quota-listen-failed"), "logged")
     status = house.quota.status()
     assert not status["listening"]
     assert "VFS_DQUOT" in status["why"]
@@ -613,8 +613,8 @@ def test_a_kernel_that_does_not_answer_yet_is_asked_again_and_logged_once(
 
     house.setup = house.setup._replace(listen=listen)
     house.open().daemon(ALICE)
-    assert house.logged("quota-off") == {"why": "timed out"}
-    assert [event for event, _ in house.lines].count("quota-off") == 1
+    assert house.logged("quota-listen-failed") == {"why": "timed out"}
+    assert [event for event, _ in house.lines].count("quota-listen-failed") == 1
     house.kernel.warn(ALICE)
     house.settled()
     assert events(house.told(ALICE)) == ["over-hard"]
@@ -626,12 +626,12 @@ def test_shutdown_does_not_wait_for_a_kernel_that_does_not_answer(house: House) 
 
     house.setup = house.setup._replace(listen=refuse)
     house.start()
-    house.until(lambda: house.logged("quota-off"), "logged")
+    house.until(lambda: house.logged("quota-listen-failed"), "logged")
     began = time.monotonic()
     house.quota.close()
     house.quota = None
     assert time.monotonic() - began < source._LAST_WORDS
-    assert house.logged("quota-clerk-waits") is None
+    assert house.logged("quota-worker-blocked") is None
 
 
 def test_shutdown_does_not_wait_for_a_clerk_that_hangs(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -644,7 +644,7 @@ def test_shutdown_does_not_wait_for_a_clerk_that_hangs(house: House, monkeypatch
     house.quota.close()
     house.world.go.set()
     house.quota = None
-    assert house.logged("quota-clerk-waits") is not None
+    assert house.logged("quota-worker-blocked") is not None
 
 
 # --- without a broker, with another one, with one that takes no more ------------------------------------------

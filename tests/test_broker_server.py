@@ -286,5 +286,5 @@ def test_a_second_broker_in_one_folder_exits_and_the_first_keeps_working(
     second = Started(["-m", "upcall.broker", f"folder={broker.folder}"], broker.folder.parent / "second.log")
     with second:
         assert second.wait() == 69
-    assert "somebody listens there already" in second.log
+    assert "another process listens there already" in second.log
     assert works(broker, signature)

@@ -102,7 +102,7 @@ def test_show_of_an_invalid_file_prints_the_error_and_no_values(places: Places) 
     file = places.put("system", "[quota]\nsettle = -1\n")
     done = run("show")
     assert done.exit_code == os.EX_CONFIG
-    assert f"{file}:2: quota.settle: a number" in done.stderr
+    assert f"{file}:2: quota.settle: must be a number" in done.stderr
     assert done.stdout == ""
 
 

@@ -209,7 +209,7 @@ def test_metrics_are_served_on_a_unix_socket_that_is_removed_at_the_end(listenin
                 head, body = get(connection)
             assert "200" in head
             assert samples(body)["upcall_requests_total", ("answered", "key")] == 1
-    with pytest.raises(OSError, match="somebody listens there already"):
+    with pytest.raises(OSError, match="another process listens there already"):
         server(f"unix:{path}", lambda *_: [])
     process.signal(signal.SIGTERM)
     assert process.wait() == 0

@@ -207,7 +207,7 @@ def test_serve_without_a_broker_ends_on_sigterm(folder: Path) -> None:
     folder.mkdir()
     words = ["-m", "upcall", "quota", "serve", "--runtime", str(folder)]
     with Started(words, folder.parent / "log") as source:
-        source.logged("broker-not-connected")
+        source.logged("broker-connect-failed")
         source.signal(signal.SIGTERM)
         assert source.wait() == 0
     assert "privileges-dropped" in source.log and "source-closed" in source.log

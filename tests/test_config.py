@@ -65,9 +65,9 @@ def test_a_user_without_a_list_gets_the_systems_list(write: Write) -> None:
         ('plugin.allow = ["x"]', r"1: plugin: unknown; is plugins meant\?"),
         ("x = 1", "1: x: unknown; plugins, .* can be set here"),
         ('[plugins]\nalow = ["x"]', r"2: plugins\.alow: unknown; is plugins\.allow meant\?"),
-        ("\nplugins = 1", "2: plugins: a table is wanted"),
-        ('[plugins]\nallow = "openssl"', r"2: plugins\.allow: a list of names is wanted"),
-        ("[plugins]\n# they\n\nallow = [1]", r"4: plugins\.allow: a list of names is wanted"),
+        ("\nplugins = 1", "2: plugins: must be a table"),
+        ('[plugins]\nallow = "openssl"', r"2: plugins\.allow: must be a list of names"),
+        ("[plugins]\n# they\n\nallow = [1]", r"4: plugins\.allow: must be a list of names"),
         ("[plugins]\nallow = nothing", "2: Invalid value in column 9"),
         ("[plugins]\nallow = [\n", "2: .* at the end"),
         ("[plugins]\nallow = []\nallow = []", "3: Cannot overwrite a value"),
@@ -154,11 +154,11 @@ def test_a_users_table_is_merged_over_the_systems(write: Write) -> None:
     [
         (
             '[request-key."cifs.spnego"]\nwithout-daemon = "hope"',
-            r"2: request-key\.\"cifs\.spnego\"\.without-daemon: 'hope'; one of refuse",
+            r"2: request-key\.\"cifs\.spnego\"\.without-daemon: 'hope'; must be one of refuse",
         ),
         ("[request-key.afs]", "request-key.afs: unknown"),
-        ("[daemon]\nstart = []", "daemon.start: a program and its arguments are wanted"),
-        ("[request-key.dns_resolver]\nuser = 0", "dns_resolver.user: the name of a user is wanted"),
+        ("[daemon]\nstart = []", "daemon.start: must be a program and its arguments"),
+        ("[request-key.dns_resolver]\nuser = 0", "dns_resolver.user: must be the name of a user"),
     ],
 )
 def test_an_invalid_value_in_a_table_is_refused_by_name(write: Write, text: str, why: str) -> None:

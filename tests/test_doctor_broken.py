@@ -143,7 +143,7 @@ def test_a_stopped_broker_is_reported_and_its_remedy_continues_it(broker: Runnin
 def test_a_broker_that_does_not_answer_is_reported(folder: Path) -> None:
     folder.mkdir()
     with played(folder / "broker.sock", None):
-        the_problem("broker", Scene(folder), "does not answer: has said nothing within 1 s")
+        the_problem("broker", Scene(folder), "does not answer: no answer within 1 s")
 
 
 def test_a_broker_of_another_version_is_reported(folder: Path) -> None:

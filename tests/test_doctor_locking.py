@@ -44,7 +44,7 @@ def test_with_logind_locking_is_well_and_locked_keys_are_reported(broker: Runnin
             broker.registered(daemon.pid)
             daemon.logged("logind-listening")
             (finding,) = found("locking", Scene(folder))
-            assert (finding.state, finding.what) == (OK, "logind is heard: suspend, logout lock the keys")
+            assert (finding.state, finding.what) == (OK, "logind is connected: suspend, logout lock the keys")
             with DaemonControl() as control:
                 control.lock(None)
                 locked = found("locking", Scene(folder))[1]

@@ -53,7 +53,7 @@ def test_a_check_that_hangs_becomes_a_finding_after_its_earlier_ones() -> None:
     try:
         first, second = bounded(Check("it", "", look, 0.05), Scene())
         assert first == ok("so far")
-        assert "nothing is known after 0.05 s" in second.what
+        assert "no result within 0.05 s" in second.what
     finally:
         release.set()
 

@@ -240,7 +240,7 @@ def test_the_configuration_becomes_hardening_arguments_of_the_daemon(
 def test_status_prints_the_brokers_hardening(folder: Path, broker: RunningBroker) -> None:
     command = [sys.executable, "-m", "upcall", "status", "--runtime", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "what it has given up: seccomp yes, landlock" in done.stdout
+    assert "restrictions: seccomp yes, landlock" in done.stdout
 
 
 @pytest.mark.parametrize(

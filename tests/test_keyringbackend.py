@@ -316,7 +316,7 @@ def test_the_configuration_sets_time_out_and_keyring(tmp_path: Path, monkeypatch
     made(timeout=60).set_password("service", "user", WORD)
     assert expiry(backend) in ("60s", "59s", "1m")
     file.write_text("[keyring]\ntimeout = -1\n")
-    with pytest.raises(KeyringError, match=r"keyring\.timeout: a whole number from 0 to 4294967295 is wanted"):
+    with pytest.raises(KeyringError, match=r"keyring\.timeout: must be a whole number from 0 to 4294967295"):
         backend.get_password("service", "user")
 
 

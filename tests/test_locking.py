@@ -341,7 +341,7 @@ def test_the_users_lock_settings_override_the_systems_and_bad_ones_are_named(
     user.write_text("[keys]\nlock-on = []\n")
     assert finding.locks() == ["lock-after=60", "lock-on="]
     user.write_text('[keys]\nlock-on = ["suspend", "sleep"]\n')
-    with pytest.raises(config.ConfigError, match=r"2: keys\.lock-on: 'sleep'; a list of some of suspend"):
+    with pytest.raises(config.ConfigError, match=r"2: keys\.lock-on: 'sleep'; must be a list of some of suspend"):
         finding.locks()
     user.write_text("")
     monkeypatch.setattr(finding, "is_machines", lambda: True)

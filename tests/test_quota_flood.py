@@ -164,6 +164,6 @@ def test_warnings_missed_by_a_stopped_source_are_counted_exactly(scene: Scene, k
     assert found["overflows"] > 0
     assert found["received"] > 40_000
     assert found["lost"] > 40_000
-    scene.source.logged(f"quota-lost messages={found['lost']}")
+    scene.source.logged(f"quota-warnings-lost messages={found['lost']}")
     until(lambda: len(scene.told()) >= 2, "both are told of")
     assert sorted(scene.told()) == [(ALICE, "over-hard"), (BOB, "over-hard")]

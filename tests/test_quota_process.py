@@ -154,7 +154,7 @@ def test_a_source_outlives_a_killed_broker_and_delivers_to_the_next(scene: Scene
     """The source goes on listening, and delivers when the next one has daemons."""
     source = scene.source.pid
     scene.broker.kill()
-    scene.source.logged("broker-not-connected")
+    scene.source.logged("broker-connect-failed")
     scene.over(ALICE, BOB)
     scene.warn()
     scene.start_broker()

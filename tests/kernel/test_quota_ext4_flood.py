@@ -156,7 +156,7 @@ def test_warnings_beyond_the_buffer_are_counted_as_lost_and_made_up_for(drive: D
     assert found["received"] > 40_000
     assert found["lost"] > 10_000
     assert found["overflows"] > 0
-    assert f"quota-lost messages={found['lost']}" in (place.folder / "source.log").read_text()
+    assert f"quota-warnings-lost messages={found['lost']}" in (place.folder / "source.log").read_text()
     remove(bob, drive.point / "bob")
     place.wait(bob, "below")
     assert fill(bob, drive.point / "bob", 2 * MB) in NO_ROOM

@@ -1,4 +1,6 @@
-"""All protocols: what has to know each of them iterates over these, and names none. A new one is a line here."""
+"""Lists all protocols, their services and notices. Code that needs all of them iterates over these. A new protocol is
+one line here.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Given(NamedTuple):
 
     place: Place
     device: Path | None = None  # /dev/ecryptfs, if it is to be served
-    owners: Mapping[str, int] = {}  # by service, whose daemon answers for requests that do not say it
+    owners: Mapping[str, int] = {}  # service -> uid whose daemon answers requests that name none
 
 
 def _no_source(given: Given) -> None:
@@ -27,14 +27,14 @@ def _no_source(given: Given) -> None:
 
 
 class Protocol(NamedTuple):
-    """One kind of kernel upcall, or of requests that are handled in the same way."""
+    """One kind of kernel upcall, or several that are handled in the same way."""
 
     name: str
-    services: tuple[Service, ...] = ()  # what the broker is asked for, and by which rules
-    tables: tuple[Table, ...] = ()  # of the configuration
-    # What doctor looks for in the kernel: (what it then can do, module, option of its configuration)
+    services: tuple[Service, ...] = ()  # the requests that the broker routes
+    tables: tuple[Table, ...] = ()  # its tables of the configuration
+    # Checks of the kernel for doctor: (description, module, option of the kernel's configuration).
     kernel: tuple[tuple[str, str, str], ...] = ()
-    # What faces the kernel in the broker's process, imported when it is wanted; None: not there.
+    # Returns the factory of the source that runs in the broker's process, imported on demand; None: no source.
     # UsageError, ConfigError.
     source: Callable[[Given], MakeSource | None] = _no_source
-    notices: tuple[Notice, ...] = ()  # what sources in processes of their own have it tell, by the source's name
+    notices: tuple[Notice, ...] = ()  # notices of its source in a process of its own, by the source's name
