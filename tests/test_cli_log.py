@@ -16,13 +16,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from upcall import config
+from upcall.broker.settings import BrokerSettings
 from upcall.cli import main
 from upcall.client import Client
 from upcall.config import ConfigError
 from upcall.core.errors import Refused, UsageError
+from upcall.daemon.settings import DaemonSettings
 from upcall.observe import recorder
 from upcall.observe.recorder import Recorder, RecordFile, check_where, wanted
 from upcall.observe.tail import lines
+from upcall.process.settings import dumps
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import RunningDaemon, Started, until
 from upcall.wire.record import MESSAGE_ID, Record, line_of, take_line
@@ -143,11 +146,11 @@ def records(path: Path) -> list[Record]:
 
 def test_broker_and_daemon_tell_the_same_of_a_request(folder: Path, keyring: FolderKeyring, signature: str) -> None:
     ours, theirs = folder.parent / "broker.requests", folder.parent / "daemon.requests"
-    arguments = ["-m", "upcall.broker", f"folder={folder}", f"records={ours}"]
+    arguments = ["-m", "upcall.broker", dumps(BrokerSettings(folder, records=str(ours)))]
     modules = {"toy": "upcall.testing.toy:TOY"}
     with (
         Started(arguments, folder.parent / "broker.log") as broker,
-        RunningDaemon(folder, folder.parent / "keys", modules, options=[f"records={theirs}"]),
+        RunningDaemon(folder, folder.parent / "keys", modules, settings=DaemonSettings(records=str(theirs))),
     ):
         until(lambda: "registered" in broker.log, "a daemon")
         with Client(folder) as client:
@@ -167,7 +170,7 @@ def test_broker_and_daemon_tell_the_same_of_a_request(folder: Path, keyring: Fol
 
 
 def test_without_being_told_to_nothing_is_written(folder: Path) -> None:
-    with Started(["-m", "upcall.broker", f"folder={folder}"], folder.parent / "broker.log") as broker:
+    with Started(["-m", "upcall.broker", dumps(BrokerSettings(folder))], folder.parent / "broker.log") as broker:
         broker.logged("broker-ready")
         with Client(folder) as client, pytest.raises(Refused):
             client.wrap("feedfeedfeedfeed", b"0123456789abcdef")
@@ -177,14 +180,14 @@ def test_without_being_told_to_nothing_is_written(folder: Path) -> None:
 
 
 def test_a_file_that_cannot_be_is_told_of_and_requests_are_served(folder: Path) -> None:
-    arguments = ["-m", "upcall.broker", f"folder={folder}", f"records={folder.parent}"]
+    arguments = ["-m", "upcall.broker", dumps(BrokerSettings(folder, records=str(folder.parent)))]
     with Started(arguments, folder.parent / "broker.log") as broker:
         broker.logged("record-failed")
         broker.logged("broker-ready")
 
 
 def test_stderr(folder: Path) -> None:
-    arguments = ["-m", "upcall.broker", f"folder={folder}", "records=stderr"]
+    arguments = ["-m", "upcall.broker", dumps(BrokerSettings(folder, records="stderr"))]
     with Started(arguments, folder.parent / "broker.log") as broker:
         broker.logged("broker-ready")
         with Client(folder) as client, pytest.raises(Refused):
@@ -207,7 +210,7 @@ def test_a_file_that_is_renamed_is_made_anew(tmp_path: Path) -> None:
 
 def test_a_hangup_while_the_file_is_rotated_ends_nobody(folder: Path) -> None:
     path = folder.parent / "requests"
-    arguments = ["-m", "upcall.broker", f"folder={folder}", f"records={path}"]
+    arguments = ["-m", "upcall.broker", dumps(BrokerSettings(folder, records=str(path)))]
     with Started(arguments, folder.parent / "broker.log") as broker:
         broker.logged("broker-ready")
         with Client(folder) as client:

@@ -13,7 +13,7 @@ from upcall.core.errors import Refused
 from upcall.kernel.local import connect
 from upcall.process.control import DaemonControl, NoDaemon
 from upcall.testing.keys import FolderKeyring
-from upcall.testing.processes import RunningBroker, RunningDaemon, StartDaemon, in_child, until
+from upcall.testing.processes import ONLY_AGENT, RunningBroker, RunningDaemon, StartDaemon, in_child, until
 from upcall.testing.toy import make_toy_key
 
 KEY = b"0123456789abcdef"
@@ -130,7 +130,7 @@ def test_a_daemon_that_waits_for_a_broker_leaves_commands_to_the_one_that_is_reg
     """Otherwise `lock` would say that keys are locked, and the daemon that is asked would use them."""
     registered = start_daemon(broker, control=True)
     nowhere = folder.with_name("nowhere")  # with the same runtime folder of the user
-    with RunningDaemon(nowhere, folder.parent / "keys", {}, control=True, options=("ask=agent",)) as waiting:
+    with RunningDaemon(nowhere, folder.parent / "keys", {}, control=True, settings=ONLY_AGENT) as waiting:
         until(lambda: "broker-unavailable" in waiting.log or None, "it waits")
         with DaemonControl() as control:
             assert control.status()["pid"] == registered.pid

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,9 +20,12 @@ from upcall.core.messages import Answer, Refusal
 from upcall.daemon import plugin_discovery as finding
 from upcall.daemon import reload as renewing
 from upcall.daemon.loading import loaders
+from upcall.daemon.plugins import Discovered, Module, Overrides, Plugins, ServiceHandler
+from upcall.daemon.settings import DaemonSettings
 from upcall.keymodule import KeyModule
 from upcall.process.control import DaemonControl
 from upcall.process.log import EventLog
+from upcall.process.settings import dumps
 from upcall.protocols.ecryptfs.key_handler import KeyService
 from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_key
 from upcall.testing.gate import Gate
@@ -33,7 +36,7 @@ from upcall.testing.toy import TOY
 
 HERE = Path(__file__).parent
 KEY = b"0123456789abcdef"
-TOY_ARGUMENT, BAD_ARGUMENT = "module=toy=upcall.testing.toy:TOY", "module=bad=misbehaving:BAD"
+TOY_MODULE, BAD_MODULE = Module("toy", "upcall.testing.toy:TOY"), Module("bad", "misbehaving:BAD")
 SLOW = "feedfeedfeedfeed"
 
 
@@ -47,11 +50,14 @@ class Scene:
     def __init__(self, broker: RunningBroker, daemon: RunningDaemon, found: Path) -> None:
         self.broker, self.daemon, self._found = broker, daemon, found
 
-    def reload(self, *arguments: str) -> None:
+    def reload(self, *modules: Module) -> None:
         before = self.daemon.log.count(" configuration-reloaded ")
-        self.write(json.dumps(arguments))
+        self.find(modules)
         self.daemon.signal(signal.SIGHUP)
         until(lambda: self.daemon.log.count(" configuration-reloaded ") > before, "the daemon has found it")
+
+    def find(self, modules: Sequence[Module]) -> None:
+        self.write(dumps(Discovered(Plugins(tuple(modules)))))
 
     def write(self, text: str) -> None:
         new = self._found.with_suffix(".new")
@@ -72,9 +78,9 @@ def scene(folder: Path, broker: RunningBroker, signature: str, monkeypatch: pyte
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder.parent / "run"))
     found = folder.parent / "found.json"
     modules = {"toy": "upcall.testing.toy:TOY", "bad": "misbehaving:BAD"}
-    options = [f"found={found}", "lazy=test.echo=answering:telling"]
-    path = [HERE, HERE.parent]
-    with RunningDaemon(folder, folder.parent / "keys", modules, path, control=True, options=options) as daemon:
+    settings = DaemonSettings(plugins=Plugins(handlers=(ServiceHandler("test.echo", "answering:telling"),)))
+    keys, path = folder.parent / "keys", [HERE, HERE.parent]
+    with RunningDaemon(folder, keys, modules, path, control=True, settings=settings, found=found) as daemon:
         broker.registered(daemon.pid)
         yield Scene(broker, daemon, found)
 
@@ -84,21 +90,21 @@ def test_what_is_denied_is_refused_from_then_on_and_works_again_when_it_is_allow
 ) -> None:
     keyring.add(SLOW, "bad", b"later")
     assert scene.wrap(signature) == scene.wrap(SLOW) == "answered"
-    scene.reload("denied=toy=it is not wanted", BAD_ARGUMENT)
+    scene.reload(TOY_MODULE._replace(denied="it is not wanted"), BAD_MODULE)
     assert scene.wrap(signature) == "module-failed"
     scene.daemon.logged("it is not wanted")
     with DaemonControl() as control:  # the other's key was left as it is
         assert control.status()["keys"] == [{"signature": SLOW, "module": "bad", "open": True}]
-    scene.reload(BAD_ARGUMENT)
+    scene.reload(BAD_MODULE)
     assert scene.wrap(signature) == "no-module"
-    scene.reload(TOY_ARGUMENT, BAD_ARGUMENT)
+    scene.reload(TOY_MODULE, BAD_MODULE)
     assert scene.wrap(signature) == "answered"
     assert "more=module=toy less=nothing" in scene.daemon.log
 
 
 def test_a_module_that_is_to_be_isolated_from_now_on(scene: Scene, signature: str) -> None:
     assert scene.wrap(signature) == "answered"
-    scene.reload(TOY_ARGUMENT.replace("module", "isolated", 1))
+    scene.reload(TOY_MODULE._replace(isolated=True))
     assert scene.wrap(signature) == "answered"
     with DaemonControl() as control:
         assert any(one.get("isolated") for one in control.status()["keys"])
@@ -113,11 +119,11 @@ def test_requests_under_way_come_to_their_end(
         visitor = gate.arrived()
         for number in range(200):
             if number % 20 == 0:  # the one that has it in hand is denied, and allowed again
-                scene.write(json.dumps([TOY_ARGUMENT, BAD_ARGUMENT][: 1 + number // 20 % 2]))
+                scene.find([TOY_MODULE, BAD_MODULE][: 1 + number // 20 % 2])
                 scene.daemon.signal(signal.SIGHUP)
             requester.ask(wrap_of(signature))
             assert requester.reason() == "answered"
-        scene.reload(TOY_ARGUMENT)
+        scene.reload(TOY_MODULE)
         visitor.release()
         assert held.reason() == "answered"
         requester.ask(wrap_of(SLOW))
@@ -131,16 +137,16 @@ def test_requests_under_way_come_to_their_end(
 def test_nothing_that_can_be_followed_changes_nothing(scene: Scene, signature: str) -> None:
     scene.write("?")
     scene.daemon.signal(signal.SIGHUP)
-    scene.daemon.logged("found.json:1: is no JSON")
+    scene.daemon.logged("found.json: settings: not JSON: ")
     assert scene.wrap(signature) == "answered"
-    scene.reload(TOY_ARGUMENT)
+    scene.reload(TOY_MODULE)
     assert scene.wrap(signature) == "answered"
 
 
 def test_the_users_command(scene: Scene, signature: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr(config, "SYSTEM", tmp_path / "system.toml")
-    scene.write(json.dumps([BAD_ARGUMENT]))
+    scene.find([BAD_MODULE])
     done = CliRunner().invoke(main, ["config", "reload"])
     assert (done.exit_code, done.output) == (0, "")
     scene.daemon.logged("configuration-reloaded")
@@ -229,15 +235,16 @@ def test_the_finder_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     file = config.user_file()
     file.parent.mkdir()
     file.write_text('[plugins]\nallow = ["x25519", "openssl"]\n')
-    found = renewing.find_in_child(["isolate=openssl"])
-    assert found == finding.found(["openssl"]) + finding.locks()
-    assert "isolated=openssl=upcall_rsa:module" in found
-    assert "isolate=openssl" in found
+    overrides = Overrides(isolate=("openssl",))
+    found = renewing.find_in_child(overrides)
+    assert found == Discovered(finding.found(overrides), finding.locks())
+    assert Module("openssl", "upcall_rsa:module", isolated=True) in found.plugins.modules
+    assert found.plugins.overrides == overrides
     with pytest.raises(ModuleFailed, match="no key module 'nothing'"):
-        renewing.find_in_child(["inline=nothing"])
+        renewing.find_in_child(Overrides(inline=("nothing",)))
     file.write_text("[plugins]\nallow = 1\n")
     with pytest.raises(ModuleFailed, match=f"{file}:2: plugins.allow: a list of names is wanted"):
-        renewing.find_in_child([])
+        renewing.find_in_child(Overrides())
 
 
 @pytest.mark.parametrize(
@@ -250,7 +257,7 @@ def test_a_finder_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, co
     monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.setattr(renewing, "PATIENCE", 1.0)
     with pytest.raises(ModuleFailed, match=why):
-        renewing.find_in_child([])
+        renewing.find_in_child(Overrides())
 
 
 # --- the key service -------------------------------------------------------------------------------------------
@@ -310,8 +317,8 @@ def test_what_stays_the_same_is_not_loaded_again(keyring: FolderKeyring, signatu
     count = iter(range(10))
     keys = key_service(keyring, {"toy": lambda: (next(count), TOY)[1]})
     first = keys._open(signature)
-    keys.use(loaders([TOY_ARGUMENT], lambda: 0.0, EventLog("test")), {"toy"})
+    keys.use(loaders([TOY_MODULE], lambda: 0.0, EventLog("test")), {"toy"})
     assert keys._open(signature) is first
-    keys.use(loaders([TOY_ARGUMENT], lambda: 0.0, EventLog("test")), set())
+    keys.use(loaders([TOY_MODULE], lambda: 0.0, EventLog("test")), set())
     assert keys._open(signature) is not first
     assert next(count) == 1

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from upcall.broker.settings import BrokerSettings
 from upcall.process import trust
+from upcall.process.settings import dumps
 from upcall.process.trust import Trust
 
 ROOT = Path(__file__).parents[1]
@@ -198,7 +200,7 @@ def run(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("command", ["broker", "daemon"])
 def test_broker_and_daemon_of_root_refuse_to_start(place: Path, folder: Path, command: str) -> None:
     place.chmod(0o777)
-    done = run(place, f"upcall.{command}", f"folder={folder}")
+    done = run(place, f"upcall.{command}", dumps(BrokerSettings(folder)))
     assert done.returncode == os.EX_CONFIG
     assert f"{place}: root would run it, but it has mode 0777" in done.stderr
     assert f"chmod go-w {place}" in done.stderr and "[trust] check = false" in done.stderr
@@ -210,7 +212,7 @@ def test_no_variable_turns_it_off(place: Path, folder: Path, monkeypatch: pytest
     config.mkdir(parents=True)
     (config / "config.toml").write_text("[trust]\ncheck = false\n")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(config.parent))
-    assert run(place, "upcall.broker", f"folder={folder}").returncode == os.EX_CONFIG
+    assert run(place, "upcall.broker", dumps(BrokerSettings(folder))).returncode == os.EX_CONFIG
 
 
 def test_roots_own_configuration_turns_it_off(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import contextlib
 import os
 import resource
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -55,19 +55,24 @@ class Hardening(NamedTuple):
     capabilities: str  # the remaining ones ("SETUID,SYS_ADMIN"), or "none"
 
 
-def of_daemon(arguments: Iterable[str], folder: Path | None) -> Hardening:
-    """`hardening=no`, if the configuration wants none; `network=no`: it serves keys only; `records=WHERE`
-    (recorder.py); `writable=PATH` for each place that plugins need besides. `folder`: this user's runtime folder."""
-    told = [argument.split("=", 1) for argument in arguments if "=" in argument]
-    settings = dict(told)
-    if settings.get("hardening") == "no":
+class DaemonHardening(NamedTuple):
+    """What the configuration says of a daemon."""
+
+    wanted: bool = True  # whether it drops privileges at all
+    network: bool = True  # False: it serves root's keys only, and gets no sockets of the Internet
+    writable: tuple[Path, ...] = ()  # places that plugins need besides
+
+
+def of_daemon(settings: DaemonHardening, records: str, folder: Path | None) -> Hardening:
+    """`records`: where records of requests are written (upcall/observe/recorder.py). `folder`: this user's runtime
+    folder."""
+    if not settings.wanted:
         return _nothing()
     root = os.geteuid() == 0
     if root:
         add_groups(_GROUPS)
     left = capabilities.keep_only(())
-    places = [*_for_everybody(root), *_recording(settings.get("records", "no")), *_caches(os.environ)]
-    places += [Place(Path(value)) for key, value in told if key == "writable"]
+    places = [*_for_everybody(root), *_recording(records), *_caches(os.environ), *map(Place, settings.writable)]
     if folder is not None:
         places += [Place(folder), Place(folder.parent / "systemd" / "ask-password"), Place(folder.parent / "krb5cc")]
     if root:
@@ -75,7 +80,7 @@ def of_daemon(arguments: Iterable[str], folder: Path | None) -> Hardening:
     # Programs and sockets are restricted only by the user's permissions: session buses and displays use abstract
     # sockets.
     confined = _confined(lambda: landlock.restrict(places))
-    families = seccomp.UNIX_AND_NETLINK if settings.get("network") == "no" else seccomp.AND_INTERNET
+    families = seccomp.AND_INTERNET if settings.network else seccomp.UNIX_AND_NETLINK
     return Hardening(_filtered(seccomp.OF_DAEMON, families, _DAEMONS_NETLINK), confined, _said(left))
 
 

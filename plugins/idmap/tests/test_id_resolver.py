@@ -17,7 +17,7 @@ from upcall.core.errors import PeerError, Refused
 from upcall.core.messages import Requester
 from upcall.kernel import seccomp
 from upcall.kernel.process import harden
-from upcall.process.hardening import of_daemon
+from upcall.process.hardening import DaemonHardening, of_daemon
 from upcall.protocols.request_key.id_resolver import TYPE, check_answer
 from upcall.protocols.request_key.messages import Ask, pack_ask, take_instance
 from upcall.testing.handlercontract import HandlerContract
@@ -236,7 +236,7 @@ def test_it_answers_with_what_the_machines_daemon_has_left(tmp_path: Path) -> No
 
     def work() -> list[str]:
         harden()
-        assert of_daemon([], None).seccomp == "yes"
+        assert of_daemon(DaemonHardening(), "no", None).seccomp == "yes"
         handler = IdResolver(tmp_path / "idmapd.conf")
         asked = ("uid:root@lab.test", "user:0", "gid:root@lab.test")
         return [take_instance(handler.answer(asking(one))).payload.decode() for one in asked]

@@ -1,7 +1,7 @@
-"""When the keys lock by themselves: after a time without use, and when logind says so (upcall.process.logind).
+"""Locks keys automatically: after a time without use, and on events of logind (upcall.process.logind).
 
-One thread, which starts the process that listens to logind, does what it says, and starts it again if it ends: it is
-started by this thread, and dies with it (PR_SET_PDEATHSIG). It looks for keys that nobody has used for long, too.
+One thread starts the process that listens to logind, applies what it reports, and restarts it if it ends. That process
+dies with the thread (PR_SET_PDEATHSIG). The thread also looks for keys that have not been used for long.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from upcall.process import start_python as startpython
 from upcall.process.log import EventLog
 from upcall.process.logind import CAUSES, MAX_WORD
 from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.settings import LockSettings
 
-ARGUMENTS: Final = ("lock-after", "lock-on")
 BUS: Final = Path("/run/dbus/system_bus_socket")
 _RETRY_FIRST, _RETRY_MOST = 1.0, 300.0  # seconds between two tries to listen
 _NO_BUS: Final = 60.0  # seconds until we look again whether there is a bus
@@ -31,9 +31,10 @@ _GOOD: Final = 60.0  # seconds after which one that ends was a good one: the nex
 
 
 class Locking:
-    """`arguments`: of the daemon, `lock-after=SECONDS` and `lock-on=CAUSE,...`; without them nothing locks."""
+    """Locks the keys of `keys` when its settings say so."""
 
-    def __init__(self, keys: KeyService, arguments: Iterable[str], log: EventLog) -> None:
+    def __init__(self, keys: KeyService, settings: LockSettings, log: EventLog) -> None:
+        """Starts a thread if there is anything to lock for."""
         self._keys, self._log = keys, log
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._causes: tuple[str, ...] = ()
@@ -42,13 +43,12 @@ class Locking:
         self._child: _Child | None = None
         self._retry, self._retry_at = _RETRY_FIRST, 0.0
         self._why = ""  # nobody listens
-        self.use(arguments)
+        self.use(settings)
 
-    def use(self, arguments: Iterable[str]) -> None:
-        """From now on; what was locked for a cause that no longer counts is unlocked. Waits for nothing."""
-        settings = dict(argument.split("=", 1) for argument in arguments if argument.startswith(ARGUMENTS))
-        self._keys.lock_after = float(settings.get("lock-after", 0))
-        self._wanted = tuple(cause for cause in CAUSES if cause in settings.get("lock-on", "").split(","))
+    def use(self, settings: LockSettings) -> None:
+        """Replaces the settings. Unlocks what was locked for a cause that no longer counts. Does not block."""
+        self._keys.lock_after = settings.after
+        self._wanted = tuple(cause for cause in CAUSES if cause in settings.causes)
         if self._thread is None and (self._wanted or self._keys.lock_after):
             self._thread = threading.Thread(target=self._run, name="locking", daemon=True)
             self._thread.start()
