@@ -4,7 +4,7 @@ Applies however they are started: in addition to the sandboxing of a systemd uni
 or a person has started them. Done before other threads start, because Landlock and capabilities are per thread, and
 before any peer can connect. Child processes cannot regain what was dropped.
 
-What the kernel has not got is left out, and said: in the log, by `upcall status` and by `upcall doctor`.
+What the kernel does not support is left out, and reported in the log, by `upcall status` and by `upcall doctor`.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def hands_on(start: Sequence[str]) -> bool:
 
 
 def _manager_is_abstract() -> bool:
-    """Whether the service manager listens at an abstract socket. Read before upcall.kernel.notify removes it."""
+    """Returns whether the service manager has an abstract socket. Read before upcall.kernel.notify removes it."""
     return os.environ.get("NOTIFY_SOCKET", "").startswith("@")
 
 
@@ -181,7 +181,7 @@ def _confined(restrict: Callable[[], int]) -> str:
 
 
 def _programs(*more: str) -> list[Place]:
-    """It may run programs, but none that it could have written."""
+    """Returns the places whose programs may be run: none that the process could have written."""
     roots = {*_PROGRAMS, sys.prefix, sys.base_prefix, *more}
     return [Place(Path(root), EXECUTE) for root in roots if root.startswith("/")]
 
@@ -208,8 +208,8 @@ def _for_everybody(root: bool) -> list[Place]:
 
 
 def _recording(where: str) -> list[Place]:
-    """The folder, because the file is made anew when it was rotated; only the file, if the folder holds more than
-    that."""
+    """Returns the folder, because the file is created again after rotation; only the file, if the folder contains the
+    home folder."""
     if not where.startswith("/"):
         return []
     file = Path(where)
@@ -218,12 +218,12 @@ def _recording(where: str) -> list[Place]:
     try:
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o640))
     except OSError:
-        return []  # and the recorder says so
+        return []  # the recorder reports it
     return [Place(file, WRITE_FILE)]
 
 
 def _caches(environment: Mapping[str, str]) -> list[Place]:
-    """The user's credential cache, for service tickets. If it is not writable, they are requested again each time."""
+    """Returns the user's credential cache, for service tickets. Otherwise each is requested again."""
     kind, colon, path = environment.get("KRB5CCNAME", "").partition(":")
     if not colon:
         kind, path = "FILE", kind

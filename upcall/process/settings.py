@@ -1,7 +1,7 @@
 """Passes a process's settings across exec as one argument: a typed tuple as JSON, checked by field and type.
 
 Fields that have their default are left out, so that `ps` shows what differs. The text is ASCII in every locale. All
-users can read the arguments of a process: settings contain no secrets.
+users can read the arguments of a process: put no secrets into settings.
 
 A settings class is a NamedTuple whose fields are bool, int, float, str, Path, `X | None`, `tuple[X, ...]`, or another
 such class.

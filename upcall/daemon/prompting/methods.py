@@ -15,20 +15,20 @@ from upcall.process.log import EventLog
 
 
 def ways(names: Sequence[str], pinentry: str | None, environment: Mapping[str, str], agent: Agent) -> list[Way]:
-    """Those that are named, in that order. The usual order, WAYS, and why:"""
+    """Returns the methods that are named, in that order. The default order is WAYS, for these reasons:"""
     known: dict[str, Way] = {
-        # A person has said, by starting it, that this is where they want to be asked; it works over ssh.
+        # Chosen by the person, who has started it in a terminal; works over ssh.
         "agent": agent,
-        # Needs a display or terminal in our environment; at once in front of whoever sits there.
+        # Needs a display or terminal in our environment; appears in front of the person at once.
         "pinentry": Pinentry(pinentry, environment),
-        # The only one that we cannot ask whether anybody is there: a prompt that nobody sees costs its whole time.
+        # Does not tell whether an agent is running: a prompt that nobody sees lasts until its time-out.
         "systemd": PasswordAgents(environment),
     }
     return [known[name] for name in names]
 
 
 def prompts(settings: PromptSettings, log: EventLog) -> Prompts:
-    """Returns what the daemon asks with, in this process's environment."""
+    """Returns the daemon's prompting, which uses this process's environment."""
     agent = Agent(log)
     methods = ways(settings.ways, settings.pinentry, os.environ, agent)
     return Prompts(methods, settings, log, agent if "agent" in settings.ways else None)

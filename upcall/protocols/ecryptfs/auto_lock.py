@@ -42,7 +42,7 @@ class Locking:
         self._thread: threading.Thread | None = None
         self._child: _Child | None = None
         self._retry, self._retry_at = _RETRY_FIRST, 0.0
-        self._why = ""  # nobody listens
+        self._why = ""  # not listening
         self.use(settings)
 
     def use(self, settings: LockSettings) -> None:
@@ -55,7 +55,7 @@ class Locking:
         os.eventfd_write(self._wake, 1)
 
     def report(self) -> dict[str, object]:
-        """For the daemon's status. `listening`: whether logind is heard; if not, `why`."""
+        """Returns an entry of the daemon's status. `listening`: whether logind's events arrive; if not, `why`."""
         child = self._child
         listening = child is not None and child.heard
         return {
@@ -88,7 +88,7 @@ class Locking:
             self._hear(self._child)
 
     def _expire(self) -> float:
-        """In how many seconds to look again."""
+        """Closes expired keys. Returns the seconds until the next call."""
         expired, due = self._keys.expire()
         for signature in expired:
             self._log("key-locked", key=signature, why="unused")
@@ -97,7 +97,8 @@ class Locking:
         return max(0.0, self._keys.lock_after if due is None else due)
 
     def _see_to_child(self) -> float:
-        """There is one that listens for what is wanted, if anything is. In how many seconds to look again."""
+        """Starts, replaces or ends the listening process, as the settings require. Returns the seconds until the next
+        call."""
         if self._causes != self._wanted:
             for cause in {*self._causes} - {*self._wanted}:
                 self._keys.unlock_all(cause)
@@ -124,7 +125,7 @@ class Locking:
         return math.inf
 
     def _hear(self, child: _Child) -> None:
-        """One word of it, or its end."""
+        """Handles one message of the listening process, or its end."""
         word = child.word()
         if not word:
             status = child.end()
@@ -160,7 +161,7 @@ class Locking:
 
 
 class _Child:
-    """The process that listens; in a group of its own, so that a terminal's signals are not for it. OSError."""
+    """The listening process; in a process group of its own, so that a terminal's signals do not reach it. OSError."""
 
     def __init__(self, causes: Iterable[str]) -> None:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -181,7 +182,7 @@ class _Child:
             raise
 
     def word(self) -> str:
-        """What it says next; "" at its end."""
+        """Returns its next message; "" at its end."""
         try:
             return self.socket.recv(MAX_WORD).decode("utf-8", "replace")
         except OSError:
@@ -192,7 +193,7 @@ class _Child:
             self.socket.send(word.encode())
 
     def end(self) -> int:
-        """Its exit status; -1 where nobody is told of that (SIGCHLD is ignored). It is killed if it goes on."""
+        """Ends it, by SIGKILL if necessary. Returns its exit status; -1 if that is unknown (SIGCHLD is ignored)."""
         self.socket.close()
         with contextlib.suppress(ProcessLookupError):
             if not _ends_soon(self._pid):
@@ -204,7 +205,7 @@ class _Child:
 
 
 def _ends_soon(pid: int) -> bool:
-    """Whether it ends by itself, having closed its socket or seen that ours is closed."""
+    """Returns whether it exits within a second, now that one of the sockets is closed."""
     watch = os.pidfd_open(pid)
     try:
         return bool(select.select([watch], [], [], 1.0)[0])
