@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import os
@@ -19,9 +20,11 @@ from upcall.core.errors import UpcallError, UsageError
 from upcall.daemon.plugins import Discovered, Module, Overrides, Plugins, ServiceHandler
 from upcall.daemon.prompting.settings import PromptSettings
 from upcall.daemon.settings import DaemonSettings
+from upcall.keys.store import Entry, KeyStore
 from upcall.process import entry, trust
 from upcall.process.hardening import DaemonHardening
 from upcall.process.settings import MAX, dumps, loads, of_arguments
+from upcall.protocols.ecryptfs import auto_add
 from upcall.protocols.ecryptfs.settings import AddedKey, FailedKey, LockSettings, LoginKeys
 from upcall.protocols.quota.settings import SourceSettings
 
@@ -152,6 +155,26 @@ def test_a_process_takes_one_argument_or_none() -> None:
     assert of_arguments(DaemonSettings, ['{"folder": "/x"}']) == DaemonSettings(Path("/x"))
     with pytest.raises(UsageError, match="2 arguments, at most one"):
         of_arguments(DaemonSettings, ["{}", "{}"])
+
+
+def test_results_of_any_number_of_keys_fit_into_the_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    store = KeyStore()
+    store.directory.mkdir(parents=True)
+    for number in range(300):
+        (store.directory / f"{number:064}.toml").touch()
+
+    def load(_: KeyStore, name: str) -> Entry:
+        if int(name) % 2:
+            raise UsageError("\udcff\0" * 1000)
+        return Entry(name, "toy", "0" * 16, "none", "", datetime.datetime.now(datetime.UTC), auto=True)
+
+    monkeypatch.setattr(KeyStore, "load", load)
+    monkeypatch.setattr(auto_add, "_add", lambda _: True)
+    keys = auto_add.add_auto_keys()
+    assert (len(keys.added), len(keys.failed)) == (100, 30)
+    assert keys.failed[0] == FailedKey(f"{1:064}.toml", "\udcff?" * 150)
+    assert len(dumps(keys)) < MAX / 2
 
 
 # --- processes -----------------------------------------------------------------------------------------------------

@@ -248,7 +248,13 @@ def test_the_finder_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("code", "why"), [("import time; time.sleep(60)", "within 1 s"), ("1/0", "ZeroDivisionError")]
+    ("code", "why"),
+    [
+        ("import time; time.sleep(60)", "within 1 s"),
+        ("1/0", "ZeroDivisionError"),
+        ("print(1)", "an object is wanted, not 1: restart the daemon"),
+        ("", "not JSON"),
+    ],
 )
 def test_a_finder_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, why: str) -> None:
     program = tmp_path / "python"

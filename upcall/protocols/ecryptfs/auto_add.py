@@ -13,7 +13,8 @@ from upcall.keys.store import SUFFIX, Entry, KeyStore, check_auto
 from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
 from upcall.protocols.ecryptfs.settings import AddedKey, FailedKey, LoginKeys
 
-_MOST: Final = 100  # keys of each result that are reported: they are passed in an argument
+# What is reported of more keys must fit into an argument (upcall/process/settings.py).
+_MOST_ADDED, _MOST_FAILED = 100, 30  # keys
 _MOST_WHY: Final = 300  # characters
 
 
@@ -34,7 +35,9 @@ def add_auto_keys() -> LoginKeys:
                 added.append(AddedKey(name, entry.signature))
         except Exception as error:  # noqa: BLE001 - a failure must not affect other keys
             failed.append(_failed(f"{name}{SUFFIX}", error))
-    return LoginKeys(store.directory, tuple(added[:_MOST]), tuple(failed[:_MOST])) if added or failed else LoginKeys()
+    if not added and not failed:
+        return LoginKeys()
+    return LoginKeys(store.directory, tuple(added[:_MOST_ADDED]), tuple(failed[:_MOST_FAILED]))
 
 
 def _add(entry: Entry) -> bool:
