@@ -9,25 +9,26 @@ from upcall.daemon.prompting.agent import Agent
 from upcall.daemon.prompting.pinentry import Pinentry
 from upcall.daemon.prompting.prompts import Prompts
 from upcall.daemon.prompting.question import Way
-from upcall.daemon.prompting.settings import Settings
+from upcall.daemon.prompting.settings import PromptSettings
 from upcall.daemon.prompting.systemd import PasswordAgents
 from upcall.process.log import EventLog
 
 
 def ways(names: Sequence[str], pinentry: str | None, environment: Mapping[str, str], agent: Agent) -> list[Way]:
-    """Those that are named, in that order. The usual order, upcall.daemon.prompter.WAYS, and why:"""
+    """Returns the methods that are named, in that order. The default order is WAYS, for these reasons:"""
     known: dict[str, Way] = {
-        # A person has said, by starting it, that this is where they want to be asked; it works over ssh.
+        # Chosen by the person, who has started it in a terminal; works over ssh.
         "agent": agent,
-        # Needs a display or terminal in our environment; at once in front of whoever sits there.
+        # Needs a display or terminal in our environment; appears in front of the person at once.
         "pinentry": Pinentry(pinentry, environment),
-        # The only one that we cannot ask whether anybody is there: a prompt that nobody sees costs its whole time.
+        # Does not tell whether an agent is running: a prompt that nobody sees lasts until its time-out.
         "systemd": PasswordAgents(environment),
     }
     return [known[name] for name in names]
 
 
-def prompts(names: Sequence[str], pinentry: str | None, settings: Settings, log: EventLog) -> Prompts:
-    """What the daemon asks with, in this process's environment."""
+def prompts(settings: PromptSettings, log: EventLog) -> Prompts:
+    """Returns the daemon's prompting, which uses this process's environment."""
     agent = Agent(log)
-    return Prompts(ways(names, pinentry, os.environ, agent), settings, log, agent if "agent" in names else None)
+    methods = ways(settings.ways, settings.pinentry, os.environ, agent)
+    return Prompts(methods, settings, log, agent if "agent" in settings.ways else None)

@@ -233,8 +233,9 @@ def _serves(who: Person, pid: int) -> bool:
 def fork_broker(output: Path | None = None) -> Task[None]:
     """The same broker, forked from this process: there at once."""
     from upcall.broker.server import main
+    from upcall.broker.settings import BrokerSettings
 
-    task = Task(person("root"), lambda: main(None, DEVICE), output=output)
+    task = Task(person("root"), lambda: main(BrokerSettings(device=DEVICE)), output=output)
     with _killed_unless_ready(task.end):
         wait_until(lambda: task.ended or broker_pid() == task.pid, "the broker")
     return task
