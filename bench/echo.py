@@ -18,7 +18,7 @@ from upcall.wire.envelope import REQUEST, RESPONSE, VERSION, pack_response, take
 def registered(folder: Path) -> BrokerLink:
     link = BrokerLink(Place(folder))
     link.take(20)
-    if not link.heard(20):
+    if not link.greet(20):
         raise SystemExit("no HELO came")
     return link
 

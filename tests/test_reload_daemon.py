@@ -245,7 +245,7 @@ def test_the_finder_in_a_child_reports_findings_and_errors(tmp_path: Path, monke
     with pytest.raises(ModuleFailed, match="no key module 'nothing'"):
         renewing.find_in_child(Overrides(inline=("nothing",)))
     file.write_text("[plugins]\nallow = 1\n")
-    with pytest.raises(ModuleFailed, match=f"{file}:2: plugins.allow: a list of names is wanted"):
+    with pytest.raises(ModuleFailed, match=f"{file}:2: plugins.allow: must be a list of names"):
         renewing.find_in_child(Overrides())
 
 

@@ -39,13 +39,13 @@ class BrokerLink:
     """
 
     def __init__(self, place: Place) -> None:
-        """Connects and requests a link. Call `take` next. OSError, UsageError."""
+        """Connects and requests a link. Call `take` next, then `greet`. OSError, UsageError."""
         self.connection = connect(place.registration_socket, place.owners())
         self.broker_pid, self._uid, _ = ucred.of_peer(self.connection)
         self.connection.send(pack_control(HELO))
 
     def take(self, timeout: float) -> None:
-        """Receives the requested link and sends HELO on it. `timeout`: seconds. TimeoutError, OSError, Refused."""
+        """Receives the requested link. `timeout`: seconds. TimeoutError, OSError, Refused."""
         self.connection.settimeout(timeout)
         message, far, mine = take_pair(self.connection)
         if mine is None or far is None:
@@ -53,12 +53,12 @@ class BrokerLink:
         self.socket, self._far = mine, far
         self.sender = Sender(self.broker_pid, self._uid, far.portid)
         self.socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
-        self.socket.send(pack_control(HELO))
 
-    def heard(self, timeout: float) -> bool:
-        """Returns whether the broker replies with HELO within `timeout` seconds, which completes the registration.
-        ConnectionError if it has closed the connection; Refused if it gives a reason."""
+    def greet(self, timeout: float) -> bool:
+        """Sends HELO on the link, upon which the broker registers this daemon and ends an older one. Returns whether
+        it replies with HELO within `timeout` seconds. OSError if it has closed the link; Refused gives its reason."""
         deadline = time.monotonic() + timeout
+        self.socket.send(pack_control(HELO))
         poll = select.poll()
         poll.register(self.socket, select.POLLIN)
         poll.register(self.connection, select.POLLIN)

@@ -129,29 +129,33 @@ class Daemon:
         """Registers with a broker; retries with back-off until that succeeds or the daemon is stopped."""
         pause, told = _RETRY_FIRST, ""
         while not (self._stopping or self._over or self._link):
-            try:
-                link = BrokerLink(self._place)
-                link.take(_HELLO_PATIENCE)
-                if self._control is not None:
-                    self._control.take()  # before HELO, which ends the daemon that has the socket now
-                if not link.heard(_HELLO_PATIENCE):
-                    raise TimeoutError("it does not answer HELO")
-            except (OSError, UsageError, Refused) as error:
-                why = (
-                    f"it refuses: {error.reason}{_KEY_OF.get(error.reason, '')}"
-                    if isinstance(error, Refused)
-                    else str(error)
-                )
-                if why != told:
-                    told = why
-                    self.log("broker-unavailable", folder=self._place.folder, why=why)
-                    self._manager.status(f"no broker: {why}")
-                self._pause(pause)
-                pause = min(_RETRY_MOST, pause * 2)
-            else:
-                with self._change:
-                    self._link = link
-                    self._change.notify_all()
+            why = self._failed_to_register()
+            if why is None:
+                return
+            if why != told:
+                told = why
+                self.log("broker-unavailable", folder=self._place.folder, why=why)
+                self._manager.status(f"no broker: {why}")
+            self._pause(pause)
+            pause = min(_RETRY_MOST, pause * 2)
+
+    def _failed_to_register(self) -> str | None:
+        """Tries once. Returns the reason if it fails; then nothing of the link is kept."""
+        try:
+            link = BrokerLink(self._place)
+            link.take(_HELLO_PATIENCE)
+            if self._control is not None:
+                self._control.take()  # before HELO, which ends the daemon that has the socket now
+            if not link.greet(_HELLO_PATIENCE):
+                return "it does not answer HELO"
+        except Refused as error:
+            return f"it refuses: {error.reason}{_KEY_OF.get(error.reason, '')}"
+        except (OSError, UsageError) as error:
+            return str(error)
+        with self._change:
+            self._link = link
+            self._change.notify_all()
+        return None
 
     def _watch(self, link: BrokerLink) -> None:
         """Serves until the broker or the daemon ends, or a newer daemon replaces this one."""
