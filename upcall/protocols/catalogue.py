@@ -1,4 +1,4 @@
-"""All protocols: what has to know each of them iterates over these, and names none. A new one is a line here."""
+"""Lists all protocols. Code that handles every protocol iterates over this list. A new protocol is one line here."""
 
 from __future__ import annotations
 

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Given(NamedTuple):
-    """The broker's start-up options that sources need."""
+    """The broker's start-up options that a source may need."""
 
     place: Place
-    device: Path | None = None  # /dev/ecryptfs, if it is to be served
-    owners: Mapping[str, int] = {}  # by service, whose daemon answers for requests that do not say it
+    device: Path | None = None  # path of /dev/ecryptfs; None: not served
+    owners: Mapping[str, int] = {}  # service -> uid whose daemon answers, for services whose requests name no uid
 
 
 def _no_source(given: Given) -> None:
@@ -27,14 +27,14 @@ def _no_source(given: Given) -> None:
 
 
 class Protocol(NamedTuple):
-    """One kind of kernel upcall, or of requests that are handled in the same way."""
+    """Describes one kind of kernel upcall: its services, configuration tables, source and notices."""
 
     name: str
-    services: tuple[Service, ...] = ()  # what the broker is asked for, and by which rules
+    services: tuple[Service, ...] = ()  # service names that the broker accepts, with their limits and checks
     tables: tuple[Table, ...] = ()  # of the configuration
-    # What doctor looks for in the kernel: (what it then can do, module, option of its configuration)
+    # Kernel support that `upcall doctor` checks: (capability for people, module, CONFIG_ option)
     kernel: tuple[tuple[str, str, str], ...] = ()
-    # What faces the kernel in the broker's process, imported when it is wanted; None: not there.
-    # UsageError, ConfigError.
+    # Returns the constructor of the source in the broker's process, or None if this broker has none. Imports the
+    # source only when called. UsageError, ConfigError.
     source: Callable[[Given], MakeSource | None] = _no_source
-    notices: tuple[Notice, ...] = ()  # what sources in processes of their own have it tell, by the source's name
+    notices: tuple[Notice, ...] = ()  # notices that sources in processes of their own may send through the broker
