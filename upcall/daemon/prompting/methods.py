@@ -15,19 +15,21 @@ from upcall.process.log import EventLog
 
 
 def ways(names: Sequence[str], pinentry: str | None, environment: Mapping[str, str], agent: Agent) -> list[Way]:
-    """Those that are named, in that order. The usual order, upcall.daemon.prompter.WAYS, and why:"""
+    """Returns the methods by their names, in that order. The default order is upcall.daemon.prompter.WAYS: the
+    comments give the reasons."""
     known: dict[str, Way] = {
-        # A person has said, by starting it, that this is where they want to be asked; it works over ssh.
+        # First: by starting `upcall prompt`, a person has chosen this terminal. It works over ssh.
         "agent": agent,
-        # Needs a display or terminal in our environment; at once in front of whoever sits there.
+        # Second: needs a display or terminal in the daemon's environment, and appears there at once.
         "pinentry": Pinentry(pinentry, environment),
-        # The only one that we cannot ask whether anybody is there: a prompt that nobody sees costs its whole time.
+        # Last: cannot tell whether a person is present. An unseen prompt takes its whole time-out.
         "systemd": PasswordAgents(environment),
     }
     return [known[name] for name in names]
 
 
 def prompts(names: Sequence[str], pinentry: str | None, settings: Settings, log: EventLog) -> Prompts:
-    """What the daemon asks with, in this process's environment."""
+    """Returns the daemon's `Prompts`, for this process's environment. `names`: the methods, in order. `pinentry`: path
+    of the program; None: from PATH."""
     agent = Agent(log)
     return Prompts(ways(names, pinentry, os.environ, agent), settings, log, agent if "agent" in names else None)

@@ -33,7 +33,7 @@
 enum { ANSWERED = 0, BAD_USAGE = 64, UNANSWERED = 70, NO_AUTHORITY = 77 }; /* as in sysexits.h */
 enum { MAX_DESCRIBED = 4095 + 64, MAX_CALLOUT = 4095 };                  /* 64: type, uid, gid, permissions */
 enum { REQUEST = 102, VERSION = 1, BEFORE_DATA = 24, REJECTED_FOR = 1 };   /* the last in seconds */
-enum { FIRST_REAL_TIME = 32 };                                           /* number of the first real-time signal; libc reserves two */
+enum { FIRST_REAL_TIME = 32 };                                           /* a signal's number; libc reserves two */
 static const char SERVICE[] = "request-key";
 static const int64_t SECOND = 1000000000;
 
