@@ -1,9 +1,9 @@
 """`python -m upcall.testing.broker [system=FILE] ...`: runs a broker for a test; several may run at once.
 
-With `system=FILE` it has a system's configuration of its own. The process of a test may play a daemon and ask it, too;
-so nobody is anybody's child for this broker, unless it is told `related=yes`. `subuid=FILE` stands for /etc/subuid;
-`idle=SECONDS`, `connections=N`: when idle connections end, and how many there may be in all. `rights=yes`: as on a
-kernel that lets others send descriptors to us (before Linux 6.16).
+`system=FILE`: replaces the system's configuration file. `related=yes`: determines which processes descend from a
+daemon, as the real broker does; by default no process does, so that a test's process can be daemon and requester at
+once. `subuid=FILE`: replaces /etc/subuid. `idle=SECONDS`: time-out of idle connections. `connections=N`: limit of
+connections. `rights=yes`: accepts descriptors from peers, as on kernels before Linux 6.16.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from upcall.process.listener import Listener
 
 
 def strangers(pid: int) -> Line:
-    """Of a process that descends from nobody."""
+    """Returns the ancestry of a process as if it descended from no daemon."""
     return NO_LINE
 
 

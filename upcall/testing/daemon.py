@@ -28,10 +28,13 @@ from upcall.testing.keys import FolderKeyring
 
 
 def run(arguments: list[str]) -> None:
-    """`folder=PATH`, `keys=PATH`, `control=yes`; repeatedly `handler=PACKAGE:NAME`, and `module=` or
-    `isolated=ALIAS=PACKAGE:NAME`, and `lazy=SERVICE=PACKAGE:NAME` for a handler that is loaded when it is needed;
+    """Runs the daemon. Arguments, each NAME=VALUE:
+
+    `folder=PATH`, `keys=PATH`, `control=yes`; repeatedly `handler=PACKAGE:NAME`, `module=` or
+    `isolated=ALIAS=PACKAGE:NAME`, and `lazy=SERVICE=PACKAGE:NAME` for a handler that is loaded on its first request;
     `records=`, `hardening=`, `writable=`, `ask=`, `pinentry=`, `pin-time=`, `prompt-time=`, `lock-after=` and
-    `lock-on=` as of upcall.daemon. `found=PATH`: a file with a JSON list of arguments, which are found at SIGHUP."""
+    `lock-on=` as of upcall.daemon. `found=PATH`: a file with a JSON list of arguments, which is read at SIGHUP.
+    """
     hangup = Hangup()
     harden()
     settings = dict(argument.split("=", 1) for argument in arguments)

@@ -18,16 +18,17 @@ from upcall.client import Client, NoBroker
 from upcall.core.errors import UpcallError
 from upcall.kernel import procfs
 
-PATIENCE = 60.0  # seconds that a test waits at most for what takes milliseconds on a quiet machine
+PATIENCE = 60.0  # seconds: time-out for events that take milliseconds on an idle machine
 T = TypeVar("T")
 
 
 class NotInTime(UpcallError):
-    """What a test waited for has not happened."""
+    """An event that a test waited for has not happened in time."""
 
 
 def until(look: Callable[[], T | None], what: str, timeout: float = PATIENCE) -> T:
-    """The first result of `look` that is not None or False; NotInTime after `timeout` seconds."""
+    """Polls `look` and returns its first result that is not None or False. NotInTime after `timeout` seconds. `what`:
+    the event, for the error."""
     deadline = time.monotonic() + timeout
     while True:
         found = look()
@@ -39,7 +40,7 @@ def until(look: Callable[[], T | None], what: str, timeout: float = PATIENCE) ->
 
 
 class Started:
-    """A process that we have started. Its log is a file; leaving the `with` block ends it."""
+    """A Python process with its stderr in a log file. A context manager: its end kills the process."""
 
     def __init__(
         self, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, stderr: int = -1
@@ -52,7 +53,7 @@ class Started:
                     "-X",
                     "upcall-environment",
                     *arguments,
-                ],  # plugins of tests are in PYTHONPATH, root's, too
+                ],  # tests find their plugins by PYTHONPATH, also as root
                 stdin=subprocess.DEVNULL,
                 stderr=file if stderr < 0 else stderr,
                 env={**os.environ, **(environment or {})},
@@ -64,14 +65,14 @@ class Started:
         return self._log.read_text("utf-8", "replace")
 
     def logged(self, words: str, timeout: float = PATIENCE) -> None:
-        """Waits until `words` stand in the log."""
+        """Waits until the log contains `words`. NotInTime."""
         until(lambda: words in self.log, f"{words!r} in the log", timeout)
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
     def stop(self) -> None:
-        """SIGSTOP, and waits until it has stopped."""
+        """Sends SIGSTOP and waits until the process has stopped."""
         self.signal(signal.SIGSTOP)
         until(lambda: procfs.state(self.pid) == "T", "stopped")
 
@@ -79,7 +80,7 @@ class Started:
         self.signal(signal.SIGCONT)
 
     def wait(self, timeout: float = PATIENCE) -> int:
-        """Its exit status; NotInTime."""
+        """Waits for the process's end. Returns its exit status; negative: minus the signal's number. NotInTime."""
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -98,7 +99,7 @@ class Started:
 
 
 class RunningBroker(Started):
-    """A broker that serves `folder`; ready when this returns."""
+    """A broker process that serves `folder`. Its constructor returns when it is ready."""
 
     def __init__(
         self,
@@ -108,9 +109,9 @@ class RunningBroker(Started):
         related: bool = False,
         options: Sequence[str] = (),
     ) -> None:
-        """`system`: the system's configuration file, if it is not to be that of this machine. `related`: it looks who
-        descends from whom, as the real one does: then nobody can play a daemon and ask it, too. `options`: others of
-        upcall.testing.broker's."""
+        """`system`: a file that replaces the system's configuration. `related`: determines which processes descend
+        from a daemon, as the real broker does; then one process cannot be daemon and requester at once. `options`:
+        further arguments of upcall.testing.broker. NotInTime."""
         self.folder = folder
         arguments = ["-m", "upcall.testing.broker", f"folder={folder}", f"related={'yes' if related else 'no'}"]
         if system is not None:
@@ -134,16 +135,16 @@ class RunningBroker(Started):
             return client.status()
 
     def daemon(self) -> dict[str, Any] | None:
-        """What the broker says of this user's daemon; None if there is none."""
+        """Returns the status of this user's daemon as the broker reports it; None without a daemon."""
         found = [one for one in self.status()["daemons"] if one["uid"] == os.getuid()]
         return found[0] if found else None
 
     def registered(self, pid: int) -> None:
-        """Waits until the daemon of this user is `pid`."""
+        """Waits until the registered daemon of this user has this pid. NotInTime."""
         until(lambda: (self.daemon() or {}).get("pid") == pid, f"daemon {pid} registered")
 
     def pending(self, count: int) -> None:
-        """Waits until this user's daemon has been asked exactly `count` things that it has not answered."""
+        """Waits until exactly `count` requests to this user's daemon are pending. NotInTime."""
         until(lambda: len((self.daemon() or {"pending": []})["pending"]) == count, f"{count} pending")
 
     def outcomes(self, service: str = "key") -> dict[str, int]:
@@ -152,7 +153,8 @@ class RunningBroker(Started):
 
 
 class RunningDaemon(Started):
-    """A daemon whose keyring is the folder `keys`. It may not be registered yet: see RunningBroker.registered."""
+    """A daemon process whose keyring is the folder `keys`. Its constructor does not wait until it is registered: see
+    RunningBroker.registered."""
 
     def __init__(
         self,
@@ -166,7 +168,8 @@ class RunningDaemon(Started):
         options: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`modules` and `handlers` are named "package:attribute", and found in `path`, too. `options`: of prompts."""
+        """`modules`: alias -> "package:attribute". `handlers`: each "package:attribute". `path`: folders in which they
+        are found, too. `control`: opens the control socket. `options`: settings of prompts."""
         run = folder.parent / "run"
         run.mkdir(mode=0o700, exist_ok=True)
         arguments = ["-m", "upcall.testing.daemon", f"folder={folder}", f"keys={keys}"]
@@ -183,7 +186,8 @@ StartDaemon = Callable[..., RunningDaemon]  # a fixture's: (broker to wait for, 
 
 
 def in_child(function: Callable[[], object], uid: int | None = None, timeout: float = PATIENCE) -> Any:
-    """What `function` gives in a forked child, as JSON says it; as another user, if we are root."""
+    """Calls `function` in a forked child and returns its result, which passes through JSON. `uid`: of the child; needs
+    root. NotInTime."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -203,7 +207,7 @@ def in_child(function: Callable[[], object], uid: int | None = None, timeout: fl
         return _result(reader, timeout)
     finally:
         os.close(reader)
-        os.kill(pid, signal.SIGKILL)  # it has ended, or must
+        os.kill(pid, signal.SIGKILL)  # it has ended, or hangs
         os.waitpid(pid, 0)
 
 
