@@ -120,7 +120,7 @@ def command(
 
 
 def _hardening() -> list[str]:
-    """What the configuration says of it, as the daemon's arguments. ConfigError."""
+    """Returns the configured hardening as arguments of the daemon. ConfigError."""
     told = config.settings("hardening", user=True)
     writable = sorted(f"writable={Path(place).expanduser()}" for place in told.get("writable", ()))
     return writable if told.get("daemon", True) else ["hardening=no"]

@@ -84,7 +84,7 @@ class SoftwareTpm:
 
 
 def _run(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    """It ends with us, however we end."""
+    """Starts swtpm, which ends with this process (PR_SET_PDEATHSIG)."""
     command = ["setpriv", "--pdeathsig", "KILL", "swtpm", "socket", "--tpm2", "--tpmstate", f"dir={folder}"]
     command += ["--server", f"type=tcp,port={port},bindaddr={_HOST}"]
     command += ["--ctrl", f"type=tcp,port={port + 1},bindaddr={_HOST}", "--flags", "not-need-init,startup-clear"]
