@@ -9,8 +9,8 @@ PLUGINS := $(wildcard plugins/*)
 help:
 	@echo "make demo    the broker, a daemon and a key at work; needs no privileges and no eCryptfs"
 	@echo "make test    tests of bytes, of real sockets, and of the link on the real kernel in a virtual machine"
-	@echo "make test-all   besides, attacks, and eCryptfs, CIFS, logins, units, quotas and names on the real kernel: an hour"
-	@echo "make check   lint, types, imports between layers, and the quick tests of bytes and sockets; a minute or two"
+	@echo "make test-all   besides, attacks, and eCryptfs, CIFS, logins, units, quotas and names on the real kernel"
+	@echo "make check   lint, types, imports between layers, and the quick tests of bytes and sockets: a minute"
 	@echo "make bench   measures us and our peers in one run, and prints the ratios"
 	@echo "make fuzz    an hour (FUZZ_SECONDS) of coverage-guided fuzzing of every decoder and of the broker's core"
 	@echo "make dist    wheels and sdists, the same bit for bit wherever they are built; make dist-check shows it"
@@ -20,21 +20,18 @@ demo: setup
 	$(BIN)/upcall demo
 
 test: setup test-tools fuzz-tools
-	$(BIN)/python -m pytest -q -m "not kernel and not attack" --cited tests --cited plugins
-	$(BIN)/python -m fuzz --seconds 60
-	$(BIN)/python -m tests.run_lab --core
+	$(BIN)/python -m tests.run_parts
 
-# Every boot of the lab: logins, units, quotas, names, forwarders, on each kernel that runs here.
-test-all: test
-	$(BIN)/python -m pytest -q -m attack --cited tests/attacks
-	$(BIN)/python -m tests.run_lab --others
+# Besides: the attacks, and every boot of the lab: logins, units, quotas, names, forwarders, on each kernel that runs here.
+test-all: setup test-tools fuzz-tools
+	$(BIN)/python -m tests.run_parts --all
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest -q -m "not lab and not kernel and not slow"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not lab and not kernel and not slow"
 
 bench: setup test-tools
 	$(BIN)/python -m bench

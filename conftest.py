@@ -16,24 +16,35 @@ sys._xoptions["upcall-environment"] = (
 SLOW = (
     "tests/attacks/",
     "tests/test_bench",
-    "tests/test_cli_plugin.py",
-    "tests/test_doctor_broken.py",
+    "tests/test_broker_forged.py",
+    "tests/test_broker_quota.py",
+    "tests/test_broker_requesters.py",
+    "tests/test_cli_",
+    "tests/test_completion.py",
+    "tests/test_doctor_",
     "tests/test_explain.py",
+    "tests/test_fairness.py",
     "tests/test_forwarder_",
+    "tests/test_fuzz.py",
+    "tests/test_hardening.py",
     "tests/test_isolation",
-    "tests/test_keyringbackend.py",
-    "tests/test_keyring_trap.py",
+    "tests/test_keyring",
     "tests/test_link_model.py",
     "tests/test_locking.py",
     "tests/test_logind.py",
+    "tests/test_manual.py",
     "tests/test_prompting",
     "tests/test_quota_flood.py",
     "tests/test_quota_process.py",
+    "tests/test_release.py",
     "tests/test_reload_",
     "tests/test_sessions.py",
     "tests/test_setup.py",
+    "tests/test_startpython.py",
     "tests/test_testing_checks.py",
     "tests/test_testing_contract.py",
+    "tests/test_trust.py",
+    "tests/test_wire_requestkeyconf.py",
     "plugins/",
 )
 
@@ -56,7 +67,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    if folders := config.getoption("--cited"):
+    folders = config.getoption("--cited")
+    if folders and not hasattr(config, "workerinput"):  # pytest-xdist's workers see only a part
         config.pluginmanager.register(_Cited(tuple(folders)))
 
 

@@ -90,7 +90,7 @@ def processes() -> str:
                 "root, CAP_SETUID; no network, no disk",
                 "contexts, routing, deadlines,",
                 "checks every answer",
-                "sees secrets pass, keeps none",
+                "secrets pass, none is kept",
             ),
         ),
         Box(350, 170, 220, 90, ROOT, "upcall-request-key", ("one for each key", "root, nothing else")),
@@ -101,7 +101,7 @@ def processes() -> str:
             110,
             ROOT,
             "quota source",
-            ("root, CAP_SYS_ADMIN", "reads warnings, keeps state,", "decides what people are told"),
+            ("root, CAP_SYS_ADMIN", "reads warnings, keeps state,", "decides who is notified"),
         ),
         Box(
             20,
@@ -128,7 +128,7 @@ def processes() -> str:
             85,
             USER,
             "machine's daemon",
-            ("user upcall, no capabilities", "keytab copy; parses the network"),
+            ("user upcall, no capabilities", "keytab copy; parses network data"),
         ),
         Arrow((170, 90), (170, 170), "frames of each uid", 2, True),
         Arrow((460, 90), (460, 170), "exec", 0),
@@ -146,8 +146,8 @@ def request() -> str:
     return drawing(
         980,
         250,
-        Box(20, row, 130, 170, KERNEL, "kernel", ("asks once,", "waits 3 s")),
-        Box(220, row, 150, 170, ROOT, "source", ("form of the", "request;", "an origin that", "is settled once")),
+        Box(20, row, 130, 170, KERNEL, "kernel", ("one request,", "waits 3 s")),
+        Box(220, row, 150, 170, ROOT, "source", ("checks the form;", "an origin that", "is settled once")),
         Box(
             430,
             row,

@@ -1,4 +1,4 @@
-"""The benchmarks run, and say what was agreed; the figures themselves are not looked at."""
+"""The benchmarks run and print rows with the agreed fields; the figures themselves are not checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIELDS = {"group", "name", "unit", "ours", "peer", "peer_is", "ratio", "goal", "
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (cc) for the peers")
-def test_quickest_group_runs_and_its_json_has_the_agreed_fields(tmp_path: Path) -> None:
+def test_the_quickest_group_runs_and_its_json_has_the_agreed_fields(tmp_path: Path) -> None:
     found = tmp_path / "rows.json"
     command = [sys.executable, "-m", "bench", "--quick", "--only", "pyroute2", "--json", str(found)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -31,7 +31,7 @@ def test_quickest_group_runs_and_its_json_has_the_agreed_fields(tmp_path: Path) 
     assert all(math.isfinite(row[name]) and row[name] > 0 for name in ("ours", "peer", "ratio"))
 
 
-def test_the_no_op_module_is_found_in_a_process_of_its_own() -> None:
+def test_the_isolation_benchmark_finds_its_no_op_module_in_an_isolated_process() -> None:
     """Root's children run with -I, and the module lies beside the benchmarks."""
     command = [sys.executable, "-m", "bench", "--quick", "--only", "isolation"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
@@ -39,7 +39,7 @@ def test_the_no_op_module_is_found_in_a_process_of_its_own() -> None:
     assert "multiprocessing.Pipe" in ran.stdout
 
 
-def test_without_a_compiler_it_says_so(tmp_path: Path) -> None:
+def test_without_a_c_compiler_the_benchmark_exits_with_a_plain_error(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench", "--quick", "--only", "pyroute2"],
         cwd=ROOT,

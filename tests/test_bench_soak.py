@@ -1,4 +1,4 @@
-"""The soak: its verdicts; and a short one, from end to end."""
+"""The soak test: its verdicts, and a short run from end to end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def taken(each_second: float, noise: float = 0.2, warming: float = 5.0) -> list[Sample]:
-    """Ten minutes of a process that grows by so many MB a second, after it has got its things together."""
+    """Ten minutes of a process that grows by so many MB a second, after its warm-up."""
     chance = random.Random(7)
     return [
         Sample(
@@ -34,14 +34,14 @@ def of(found: list[Growth], figure: str) -> Growth:
     return next(one for one in found if one.bound.figure == figure)
 
 
-def test_noise_and_warming_up_are_flat() -> None:
+def test_noise_and_warm_up_are_judged_flat() -> None:
     found = growth(taken(0))
     assert all(one.flat for one in found)
     assert abs(of(found, "rss").added) < 0.1
     assert of(found, "descriptors").middle == 12
 
 
-def test_a_leak_is_seen_through_the_noise() -> None:
+def test_a_leak_is_found_through_the_noise() -> None:
     """3 bytes for each of a million requests."""
     rss = of(growth(taken(3 / 600)), "rss")
     assert not rss.flat
@@ -49,11 +49,11 @@ def test_a_leak_is_seen_through_the_noise() -> None:
     assert rss.per_hour == pytest.approx(18, abs=1.5)
 
 
-def test_what_shrinks_is_flat() -> None:
+def test_memory_that_shrinks_is_judged_flat() -> None:
     assert of(growth(taken(-3 / 600)), "rss").flat
 
 
-def test_a_sample_of_this_process(tmp_path: Path) -> None:
+def test_a_sample_of_this_process_has_plausible_figures_and_a_line_of_csv(tmp_path: Path) -> None:
     found = sample(1.5, "us", os.getpid())
     assert 5 < found.private <= found.pss <= found.rss < 1000
     assert found.descriptors == len(os.listdir("/proc/self/fd"))
@@ -79,8 +79,8 @@ def test_a_plot_is_drawn_within_its_frame(most: float) -> None:
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="the clients are written in C")
-def test_a_short_one(tmp_path: Path) -> None:
-    """Nothing is lost; whether memory is flat cannot be told so soon."""
+def test_a_short_soak_run_loses_no_request(tmp_path: Path) -> None:
+    """Whether memory stays flat cannot be judged after so short a run."""
     command = [sys.executable, "-m", "bench.soak", "--minutes", "0.1", "--out", str(tmp_path)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode in (0, 1), ran.stdout + ran.stderr

@@ -1,4 +1,4 @@
-"""The broker's mind with played links and origins and a played clock: every origin is settled exactly once."""
+"""The router with played links, origins and clock: every origin is settled exactly once."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def right(request: Envelope) -> bytes:
     return pack_response(request.seq, request.index, Answer(b"re: " + request.body))
 
 
-def test_asked_and_answered(played: Played) -> None:
+def test_a_request_is_sent_and_settled_once_by_the_first_answer_that_fits(played: Played) -> None:
     broker, link, daemon, _ = played
     origin = ask(broker)
     (request,) = link.requests
@@ -122,7 +122,7 @@ def test_asked_and_answered(played: Played) -> None:
     assert broker.rejected[UID] == Counter({"state": 1})
 
 
-def test_what_was_settled_is_recorded_and_how_long_it_took(played: Played) -> None:
+def test_each_settled_request_is_recorded_with_its_outcome_and_latency(played: Played) -> None:
     broker, link, daemon, _ = played
     records: list[tuple[object, ...]] = []
     broker.record = lambda *record: records.append(record)
@@ -145,18 +145,18 @@ def test_what_was_settled_is_recorded_and_how_long_it_took(played: Played) -> No
     assert "latencies" not in broker.status(5.0, UID)
 
 
-def test_nobody_there(played: Played) -> None:
+def test_a_request_without_a_daemon_is_refused(played: Played) -> None:
     assert ask(played.broker, uid=OTHER).reason == "no-daemon"
 
 
-def test_more_than_there_are_contexts(played: Played) -> None:
+def test_requests_beyond_the_services_contexts_are_refused(played: Played) -> None:
     origins = [ask(played.broker) for _ in range(3)]
     assert origins[2].reason == "no-context"
     assert [origin.outcomes for origin in origins[:2]] == [[], []]
     assert ask(played.broker, "long").outcomes == []  # another service has contexts of its own
 
 
-def test_refusals_of_the_daemon_pass(played: Played) -> None:
+def test_a_daemons_refusal_reaches_the_requester(played: Played) -> None:
     broker, link, daemon, _ = played
     origin = ask(broker)
     broker.answered(daemon, pack_response(link.requests[0].seq, link.requests[0].index, Refusal("moon-phase", 999)))
@@ -166,15 +166,15 @@ def test_refusals_of_the_daemon_pass(played: Played) -> None:
 
 
 @pytest.mark.parametrize("cut", [24, 25, 27, 28])
-def test_the_envelope_comes_before_the_letter(played: Played, cut: int) -> None:
-    """Once index and sequence fit, an answer is owed, even if the rest is garbage."""
+def test_an_answer_with_garbage_behind_a_fitting_envelope_settles_as_bad_answer(played: Played, cut: int) -> None:
+    """Once index and sequence fit, the request is settled, even if the rest is garbage."""
     broker, link, daemon, _ = played
     origin = ask(broker)
     assert broker.answered(daemon, right(link.requests[0])[:cut])
     assert origin.outcomes == [refusal("bad-answer")]
 
 
-def test_shorter_than_an_envelope_fits_nothing(played: Played) -> None:
+def test_a_message_shorter_than_an_envelope_is_rejected_and_settles_nothing(played: Played) -> None:
     broker, link, daemon, _ = played
     origin = ask(broker)
     assert not broker.answered(daemon, right(link.requests[0])[:23])
@@ -184,7 +184,7 @@ def test_shorter_than_an_envelope_fits_nothing(played: Played) -> None:
     assert origin.reason == "answered"
 
 
-def test_the_check_of_the_service_stands_before_the_requester(played: Played) -> None:
+def test_an_answer_that_fails_the_services_check_settles_as_bad_answer(played: Played) -> None:
     broker, link, daemon, _ = played
     origin = ask(broker)
     request = link.requests[0]
@@ -192,7 +192,7 @@ def test_the_check_of_the_service_stands_before_the_requester(played: Played) ->
     assert origin.reason == "bad-answer"
 
 
-def test_deadlines(played: Played) -> None:
+def test_requests_time_out_in_order_of_their_deadlines_and_late_answers_are_rejected(played: Played) -> None:
     broker, link, daemon, _ = played
     assert broker.next_wake() == math.inf
     first, second = ask(broker, "long"), ask(broker, "short", now=1.0)
@@ -211,13 +211,13 @@ def test_deadlines(played: Played) -> None:
     assert first.reason == "answered"
 
 
-def test_an_origin_cannot_wait_longer_than_the_service_has_patience(played: Played) -> None:
+def test_a_requesters_deadline_is_capped_by_the_services_time_out(played: Played) -> None:
     origin = ask(played.broker, "short", deadline=1000.0)
     played.broker.expire(2.5)
     assert origin.reason == "timed-out"
 
 
-def test_a_successor_gets_what_is_pending(played: Played) -> None:
+def test_a_newer_daemon_is_sent_pending_requests_and_old_answers_are_rejected(played: Played) -> None:
     broker, link, daemon, _ = played
     origin = ask(broker)
     successor = Link()
@@ -231,8 +231,8 @@ def test_a_successor_gets_what_is_pending(played: Played) -> None:
     assert origin.reason == "answered"
 
 
-def test_a_successor_in_the_same_process(played: Played) -> None:
-    """Two sockets of one process have one pid: the number alone tells the replies apart."""
+def test_a_replacement_in_the_same_process_is_told_apart_by_the_sequence_number(played: Played) -> None:
+    """Two sockets of one process have one pid: only the sequence number tells the replies apart."""
     broker, link, _, _ = played
     origin = ask(broker)
     successor = Link()
@@ -243,14 +243,16 @@ def test_a_successor_in_the_same_process(played: Played) -> None:
 
 
 @pytest.mark.parametrize(("state", "reason"), [("full", "daemon-full"), ("gone", "daemon-gone")])
-def test_a_daemon_that_takes_nothing(played: Played, state: str, reason: str) -> None:
+def test_a_daemon_whose_link_is_full_or_gone_has_its_request_refused(played: Played, state: str, reason: str) -> None:
     played.link.state = state
     assert ask(played.broker).reason == reason
     assert (played.broker.registry.get(UID) is None) == (state == "gone")
 
 
 @pytest.mark.parametrize(("state", "reason"), [("full", "daemon-full"), ("gone", "daemon-gone")])
-def test_a_successor_that_takes_nothing(played: Played, state: str, reason: str) -> None:
+def test_a_newer_daemon_whose_link_is_full_or_gone_has_pending_requests_refused(
+    played: Played, state: str, reason: str
+) -> None:
     origins = [ask(played.broker), ask(played.broker, "long")]
     successor = Link()
     successor.state = state
@@ -258,7 +260,7 @@ def test_a_successor_that_takes_nothing(played: Played, state: str, reason: str)
     assert [origin.reason for origin in origins] == [reason, reason]
 
 
-def test_one_who_dies_takes_only_its_own_with_it(played: Played) -> None:
+def test_a_daemon_that_dies_settles_only_its_own_uids_requests(played: Played) -> None:
     broker, _, daemon, _ = played
     other = Link()
     broker.helo(OTHER, 8, 80, other, 0.0)
@@ -268,7 +270,7 @@ def test_one_who_dies_takes_only_its_own_with_it(played: Played) -> None:
     assert ask(broker).reason == "no-daemon"
 
 
-def test_quit_lets_it_answer_what_it_holds(played: Played) -> None:
+def test_a_quitting_daemon_may_answer_its_pending_requests_but_gets_no_new_ones(played: Played) -> None:
     broker, link, daemon, _ = played
     first, second = ask(broker), ask(broker)
     broker.quit(daemon)
@@ -281,25 +283,25 @@ def test_quit_lets_it_answer_what_it_holds(played: Played) -> None:
     assert broker.registry.get(UID) is None
 
 
-def test_quit_with_nothing_in_hand_is_at_once(played: Played) -> None:
+def test_a_daemon_that_quits_with_nothing_pending_is_released_at_once(played: Played) -> None:
     played.broker.quit(played.daemon)
     assert (played.link.quits, played.link.closed) == (1, 1)
 
 
-def test_quit_ends_with_the_last_deadline(played: Played) -> None:
+def test_a_quitting_daemon_is_released_when_its_last_request_times_out(played: Played) -> None:
     origin = ask(played.broker)
     played.broker.quit(played.daemon)
     played.broker.expire(2.5)
     assert (origin.reason, played.link.quits, len(played.broker.registry)) == ("timed-out", 1, 0)
 
 
-def test_quit_of_one_that_is_gone(played: Played) -> None:
+def test_quit_of_a_daemon_that_is_gone_closes_its_link_and_is_logged(played: Played) -> None:
     played.link.state = "gone"
     played.broker.quit(played.daemon)
     assert (played.link.closed, played.events) == (1, ["quit-failed"])
 
 
-def test_a_successor_of_one_that_is_leaving(played: Played) -> None:
+def test_a_newer_daemon_takes_over_the_requests_of_one_that_is_leaving(played: Played) -> None:
     origin = ask(played.broker)
     played.broker.quit(played.daemon)
     successor = Link()
@@ -309,7 +311,7 @@ def test_a_successor_of_one_that_is_leaving(played: Played) -> None:
     assert (origin.reason, successor.quits) == ("answered", 0)
 
 
-def test_exhausted_numbers_refuse(played: Played) -> None:
+def test_a_request_is_refused_when_sequence_numbers_are_exhausted(played: Played) -> None:
     contexts = played.broker.contexts_of(UID)
     assert contexts is not None
     contexts._used = 1 << 32
@@ -317,7 +319,7 @@ def test_exhausted_numbers_refuse(played: Played) -> None:
     assert contexts.in_use == 0
 
 
-def test_status_of_one_and_of_all(played: Played) -> None:
+def test_status_of_one_uid_shows_only_that_uid_and_no_request_bodies(played: Played) -> None:
     broker = played.broker
     broker.helo(OTHER, 8, 80, Link(), 0.0)
     ask(broker, now=1.0)
@@ -339,7 +341,7 @@ def test_status_counts_rejections_before_there_is_any_outcome(played: Played) ->
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Two uids, daemons that come, go, lie and lag, in any order."""
+    """Two uids whose daemons register, end, answer wrongly or late, in any order."""
 
     uids = st.sampled_from([UID, OTHER])
     services = st.sampled_from(sorted(SERVICES))
@@ -449,8 +451,8 @@ AnyOrder.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 TestAnyOrder = AnyOrder.TestCase
 
 
-def test_some_contexts_are_left_to_the_others() -> None:
-    """The kernel's are shared by all uids: while there is another, nobody gets the last ones."""
+def test_reserved_contexts_are_kept_for_another_uid_while_one_is_registered() -> None:
+    """All uids share the kernel's contexts: while another uid is registered, no uid gets the last ones."""
     services = {"short": SERVICES["short"]._replace(contexts=4, reserve=1)}
     broker = Router(services, lambda *_, **__: None)
     broker.helo(UID, 1, 1, Link(), 0.0)
@@ -467,7 +469,7 @@ def register(broker: Router, *uids: int) -> list[Association]:
     return [broker.helo(uid, uid, uid, Link(), 0.0) for uid in uids]
 
 
-def test_a_persons_daemons_are_limited_and_a_strangers_are_not() -> None:
+def test_daemons_per_person_are_limited_without_limiting_other_people() -> None:
     broker = Router(SERVICES, lambda *_, **__: None)
     broker.person_of = lambda uid: UID if uid >= 100_000 else uid
     broker.limits = Limits(daemons=100, daemons_per_person=3)
@@ -479,7 +481,7 @@ def test_a_persons_daemons_are_limited_and_a_strangers_are_not() -> None:
     assert broker.refuses(100_002) == ""
 
 
-def test_daemons_are_limited_in_all_but_for_roots() -> None:
+def test_daemons_are_limited_in_total_except_roots() -> None:
     broker = Router(SERVICES, lambda *_, **__: None)
     broker.limits = Limits(daemons=2, daemons_per_person=16)
     register(broker, UID, OTHER)

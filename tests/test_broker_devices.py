@@ -80,7 +80,7 @@ def counts(server: Server) -> dict[str, int]:
     return dict(source_of(server, Devices).counts)
 
 
-def test_two_keys_all_the_way(
+def test_two_keys_wrap_and_unwrap_through_the_device(
     server: Server, kernel: PlayedKernel, folder: Path, start_daemon: StartDaemon, keyring: FolderKeyring
 ) -> None:
     served(server, start_daemon().pid)
@@ -94,7 +94,9 @@ def test_two_keys_all_the_way(
     assert (kernel.refused, kernel.lost) == ([], [])
 
 
-def test_without_a_daemon_there_is_no_device(server: Server, kernel: PlayedKernel, folder: Path) -> None:
+def test_the_device_is_open_only_while_a_daemon_is_registered(
+    server: Server, kernel: PlayedKernel, folder: Path
+) -> None:
     assert error_of(kernel.ask(ME, DECRYPT)) == "ENOTCONN"
     with PlayedDaemon(folder) as daemon:
         until(lambda: kernel.is_open(ME), "the device is open")
@@ -120,7 +122,7 @@ def test_stale_frames_are_read_and_never_answered(server: Server, kernel: Played
      b"\x66\0\0\0\1\xff\xff" + bytes(20), bytes(547)],
     ids=["a signal", "1 byte", "4 bytes", "cut short", "a RESPONSE", "HELO", "a length of five bytes", "zeros"],
 )  # fmt: skip
-def test_what_makes_no_sense_is_read_and_nothing_is_written(
+def test_a_malformed_frame_is_read_and_nothing_is_written(
     server: Server, kernel: PlayedKernel, daemon: PlayedDaemon, data: bytes
 ) -> None:
     kernel.say(ME, data)
@@ -130,8 +132,12 @@ def test_what_makes_no_sense_is_read_and_nothing_is_written(
     assert kernel.refused == []
 
 
-@pytest.mark.parametrize("packet", [b"", b"\x99", b"\x44junk", DECRYPT[:-1], DECRYPT + b"x", b"\x42\x01x\x00"])
-def test_a_packet_that_nobody_understands_fails_at_once(
+@pytest.mark.parametrize(
+    "packet",
+    [b"", b"\x99", b"\x44junk", DECRYPT[:-1], DECRYPT + b"x", b"\x42\x01x\x00"],
+    ids=["empty", "tag alone", "junk", "cut short", "a byte too many", "short signature"],
+)
+def test_a_malformed_packet_is_failed_at_once_without_asking_the_daemon(
     server: Server, kernel: PlayedKernel, daemon: PlayedDaemon, packet: bytes
 ) -> None:
     upcall = kernel.ask(ME, packet)
@@ -157,7 +163,7 @@ def test_a_packet_that_nobody_understands_fails_at_once(
         pytest.param(DECRYPT, Refusal("moon", 1), id="a refusal that nobody knows"),
     ],
 )
-def test_a_daemon_that_lies_costs_the_caller_eio_at_once_and_nobody_a_file(
+def test_an_invalid_answer_of_the_daemon_fails_the_caller_with_eio_at_once(
     server: Server, kernel: PlayedKernel, daemon: PlayedDaemon, packet: bytes, outcome: Answer | Refusal
 ) -> None:
     upcall = kernel.ask(ME, packet)
@@ -167,7 +173,7 @@ def test_a_daemon_that_lies_costs_the_caller_eio_at_once_and_nobody_a_file(
     assert (kernel.refused, kernel.lost) == ([], [])
 
 
-def test_a_daemon_that_is_killed_with_it_in_hand(
+def test_a_daemon_killed_with_a_request_in_hand_fails_the_caller_with_eio_at_once(
     server: Server, kernel: PlayedKernel, start_daemon: StartDaemon, signature: str
 ) -> None:
     running = start_daemon()
@@ -182,10 +188,10 @@ def test_a_daemon_that_is_killed_with_it_in_hand(
     until(lambda: not kernel.is_open(ME), "the device is closed")
 
 
-def test_a_daemon_that_is_stopped_is_answered_for_before_the_kernel_gives_up(
+def test_requests_of_a_stopped_daemon_are_failed_before_the_kernel_gives_up(
     server: Server, kernel: PlayedKernel, daemon: PlayedDaemon
 ) -> None:
-    """2.5 s after it could first have been there; everything is read at once, however many there are."""
+    """2.5 s after the earliest time at which the kernel may have sent them; the device is read until it is empty."""
     upcalls = [kernel.ask(ME, DECRYPT) for _ in range(ECRYPTFS.contexts)]
     assert error_of(kernel.ask(ME, DECRYPT)) == "ENOMEM"
     until(lambda: kernel.unread(ME) == 0, "all are read")
@@ -203,7 +209,7 @@ def test_a_daemon_that_is_stopped_is_answered_for_before_the_kernel_gives_up(
     assert (kernel.refused, kernel.lost) == ([], [])
 
 
-def test_a_waiter_that_has_gone_is_einval_and_no_more(
+def test_an_answer_to_a_caller_that_has_gone_is_refused_and_counted_only(
     server: Server, kernel: PlayedKernel, daemon: PlayedDaemon
 ) -> None:
     upcall = kernel.ask(ME, DECRYPT)
@@ -217,7 +223,7 @@ def test_a_waiter_that_has_gone_is_einval_and_no_more(
     assert again.result() == FILE_KEY
 
 
-def test_a_successor_answers_what_the_kernel_has_asked(
+def test_a_newer_daemon_answers_the_kernels_pending_request(
     server: Server, kernel: PlayedKernel, daemon: PlayedDaemon, folder: Path
 ) -> None:
     upcall = kernel.ask(ME, DECRYPT)
@@ -228,7 +234,7 @@ def test_a_successor_answers_what_the_kernel_has_asked(
         assert kernel.is_open(ME)
 
 
-def test_a_broker_that_ends_owes_the_kernel_nothing(kernel: PlayedKernel, folder: Path) -> None:
+def test_a_broker_that_ends_fails_the_kernels_pending_requests(kernel: PlayedKernel, folder: Path) -> None:
     with broker_below(kernel, folder), PlayedDaemon(folder) as daemon:
         until(lambda: kernel.is_open(ME), "the device is open")
         held = [kernel.ask(ME, DECRYPT) for _ in range(3)]
@@ -238,7 +244,7 @@ def test_a_broker_that_ends_owes_the_kernel_nothing(kernel: PlayedKernel, folder
     assert not kernel.is_open(ME)
 
 
-def test_closing_reads_and_refuses_what_is_still_there(kernel: PlayedKernel, folder: Path) -> None:
+def test_closing_reads_and_fails_what_was_left_unread_in_the_device(kernel: PlayedKernel, folder: Path) -> None:
     """A loop that does not run has read nothing yet."""
     with (folder.parent / "log").open("wb") as log:
         place = own_place(folder)
@@ -254,7 +260,7 @@ def test_closing_reads_and_refuses_what_is_still_there(kernel: PlayedKernel, fol
     assert not kernel.is_open(ME)
 
 
-def test_a_flood_of_a_requester_leaves_the_kernels_contexts_alone(
+def test_a_requesters_flood_does_not_use_up_the_kernels_contexts(
     server: Server, kernel: PlayedKernel, daemon: PlayedDaemon, folder: Path
 ) -> None:
     with PlayedRequester(folder) as requester:

@@ -1,4 +1,4 @@
-"""Those who lie to a broker: wrong sockets, wrong processes, wrong numbers, wrong bytes. Each is counted, and the
+"""Forged messages to a broker: wrong sockets, processes, numbers and bytes. Each is counted, and the
 right answer works afterwards."""
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Asked:
         until(lambda: self.broker.status()["rejected"] == counts, f"rejected {counts}")
 
     def junk(self, **counts: int) -> None:
-        """Of everybody: only root sees it; others see that the request is still pending."""
+        """Only root sees these counters; other users see that the request is still pending."""
         if os.geteuid() == 0:
             until(lambda: self.broker.status()["junk"] == counts, f"junk {counts}")
         self.broker.pending(1)
@@ -75,8 +75,8 @@ def asked(broker: RunningBroker) -> Iterator[Asked]:
     held.requester.close()
 
 
-def test_neither_portid_of_a_link_is_free(asked: Asked) -> None:
-    """Not even when the daemon has closed its own copies: the broker keeps both."""
+def test_both_portids_of_a_link_stay_taken_after_the_daemon_closed_its_copies(asked: Asked) -> None:
+    """The broker keeps a copy of each socket."""
     ends = asked.daemon.socket.portid, asked.daemon.far.portid
     asked.daemon.far.close()
     for portid in ends:
@@ -85,7 +85,7 @@ def test_neither_portid_of_a_link_is_free(asked: Asked) -> None:
     asked.still_works()
 
 
-def test_both_portids_are_taken_while_the_daemon_lives(broker: RunningBroker) -> None:
+def test_both_portids_of_a_link_stay_taken_while_the_daemon_lives(broker: RunningBroker) -> None:
     daemon = PlayedDaemon(broker.folder)
     broker.kill()
     for portid in (daemon.socket.portid, daemon.far.portid):
@@ -96,7 +96,7 @@ def test_both_portids_are_taken_while_the_daemon_lives(broker: RunningBroker) ->
         NetlinkSocket(portid).close()
 
 
-def test_another_socket_of_the_same_process_is_refused_by_the_kernel(asked: Asked) -> None:
+def test_an_answer_from_another_socket_of_the_process_is_refused_by_the_kernel(asked: Asked) -> None:
     forger = NetlinkSocket()
     with pytest.raises(ConnectionRefusedError):
         forger.send_to(pack_response(asked.request.seq, asked.request.index, GOOD), asked.daemon.broker)
@@ -104,7 +104,7 @@ def test_another_socket_of_the_same_process_is_refused_by_the_kernel(asked: Aske
     asked.still_works()
 
 
-def test_another_process_is_refused_by_the_kernel(asked: Asked) -> None:
+def test_an_answer_from_another_process_is_refused_by_the_kernel(asked: Asked) -> None:
     def forge() -> str:
         try:
             NetlinkSocket().send_to(pack_response(asked.request.seq, asked.request.index, GOOD), asked.daemon.broker)
@@ -116,7 +116,7 @@ def test_another_process_is_refused_by_the_kernel(asked: Asked) -> None:
     asked.still_works()
 
 
-def test_a_child_that_inherited_the_socket_is_not_the_daemon(asked: Asked) -> None:
+def test_an_answer_from_a_child_that_inherited_the_socket_is_rejected(asked: Asked) -> None:
     def forge() -> str:
         asked.daemon.answer(asked.request, GOOD)
         return "sent"
@@ -127,7 +127,7 @@ def test_a_child_that_inherited_the_socket_is_not_the_daemon(asked: Asked) -> No
 
 
 @root_only
-def test_another_user_who_inherited_the_socket_is_not_the_daemon(asked: Asked) -> None:
+def test_an_answer_from_another_uid_that_inherited_the_socket_is_rejected(asked: Asked) -> None:
     def forge() -> str:
         asked.daemon.answer(asked.request, GOOD)
         return "sent"
@@ -137,7 +137,7 @@ def test_another_user_who_inherited_the_socket_is_not_the_daemon(asked: Asked) -
     asked.still_works()
 
 
-def test_wrong_numbers_then_the_right_ones(asked: Asked) -> None:
+def test_answers_with_wrong_numbers_are_rejected_and_the_right_one_still_counts(asked: Asked) -> None:
     seq, index = asked.request.seq, asked.request.index
     for wrong_seq, wrong_index in ((seq + 1 & 0xFFFFFFFF, index), (seq, index + 1), (seq, 1 << 31), (0, 0xFFFFFFFF)):
         asked.daemon.send(pack_response(wrong_seq, wrong_index, GOOD))
@@ -145,15 +145,15 @@ def test_wrong_numbers_then_the_right_ones(asked: Asked) -> None:
     asked.still_works()
 
 
-def test_duplicates(asked: Asked) -> None:
+def test_duplicate_answers_are_rejected(asked: Asked) -> None:
     asked.still_works()
     asked.daemon.answer(asked.request, GOOD)
     asked.daemon.answer(asked.request, Refusal("locked", 1))
     asked.rejected(state=2)
 
 
-def test_a_late_answer_after_the_context_is_used_again(asked: Asked) -> None:
-    """32 others, so that the first one's index comes round again."""
+def test_a_late_answer_is_rejected_after_its_context_was_reused(asked: Asked) -> None:
+    """32 other requests, so that the first one's index comes round again."""
     asked.still_works()
     for _ in range(32):
         asked.requester.ask(UNWRAP)
@@ -176,20 +176,22 @@ def test_a_late_answer_after_the_context_is_used_again(asked: Asked) -> None:
      pack_message(NetlinkMessage(REQUEST, 1, 0, b""))],
     ids=["a byte", "15", "16", "24", "ones", "type 99", "HELO and more", "a REQUEST"],
 )  # fmt: skip
-def test_what_is_no_message(asked: Asked, data: bytes) -> None:
+def test_junk_instead_of_a_message_is_counted_and_dropped(asked: Asked, data: bytes) -> None:
     asked.daemon.send(data)
     asked.junk(message=1)
     asked.still_works()
 
 
-def test_a_response_too_short_to_fit_anything(asked: Asked) -> None:
+def test_a_response_too_short_for_an_index_is_rejected(asked: Asked) -> None:
     asked.daemon.send(struct.pack("=IHHII", 16, RESPONSE, 0, asked.request.seq, 0))
     asked.rejected(length=1)
     asked.still_works()
 
 
-@pytest.mark.parametrize("body", [b"", b"\1\0\0\0", b"\1\0\0\0junk", b"\2\0\0\0"])
-def test_an_envelope_that_fits_with_garbage_in_it_settles(asked: Asked, body: bytes) -> None:
+@pytest.mark.parametrize(
+    "body", [b"", b"\1\0\0\0", b"\1\0\0\0junk", b"\2\0\0\0"], ids=["empty", "empty answer", "junk", "unknown version"]
+)
+def test_garbage_in_a_fitting_envelope_settles_as_bad_answer(asked: Asked, body: bytes) -> None:
     asked.daemon.send(pack_message(NetlinkMessage(RESPONSE, asked.request.seq, asked.request.index, body)))
     assert asked.requester.reason() == "bad-answer"
     asked.requester.ask(UNWRAP)
@@ -198,8 +200,8 @@ def test_an_envelope_that_fits_with_garbage_in_it_settles(asked: Asked, body: by
 
 
 @pytest.mark.parametrize("size", [MAX_MESSAGE + 1, 200_000])
-def test_longer_than_the_protocol_has(asked: Asked, size: int) -> None:
-    """It comes cut short, but in time: refused at once, for the envelope is there and names the request."""
+def test_an_answer_longer_than_the_protocol_allows_settles_as_bad_answer(asked: Asked, size: int) -> None:
+    """It arrives truncated, but the envelope names the request, which is refused at once."""
     head = struct.pack("=IHHIIII", size, RESPONSE, 0, asked.request.seq, 0, asked.request.index, size - 24)
     asked.daemon.send(head.ljust(size, b"x"))
     assert asked.requester.reason() == "bad-answer"
@@ -220,15 +222,17 @@ def test_longer_than_the_protocol_has(asked: Asked, size: int) -> None:
         pytest.param(UNWRAP, Reply(0x41, 0, b""), id="nothing"),
     ],
 )
-def test_answers_that_the_requester_must_not_see(broker: RunningBroker, asks: bytes, reply: Reply) -> None:
+def test_answers_that_the_service_does_not_allow_are_refused_as_bad_answer(
+    broker: RunningBroker, asks: bytes, reply: Reply
+) -> None:
     with PlayedDaemon(broker.folder) as daemon, PlayedRequester(broker.folder) as requester:
         requester.ask(asks)
         daemon.answer(daemon.request(), Answer(pack_reply(reply)))
         assert requester.reason() == "bad-answer"
 
 
-def test_a_flood_of_junk_from_a_daemon_slows_only_itself(asked: Asked) -> None:
-    """Its socket is read in pieces with pauses; the broker's other doors stay open."""
+def test_a_daemons_flood_of_junk_slows_only_that_daemon(asked: Asked) -> None:
+    """Its socket is read in batches with pauses; the broker's other sockets are served meanwhile."""
     forged = pack_response(asked.request.seq + 1 & 0xFFFFFFFF, asked.request.index, GOOD)
     stop = threading.Event()
 
@@ -254,8 +258,8 @@ def test_a_flood_of_junk_from_a_daemon_slows_only_itself(asked: Asked) -> None:
 # --- registration --------------------------------------------------------------------------------------------
 
 
-def test_helo_claiming_nonsense(broker: RunningBroker) -> None:
-    """What it says of itself (flags, seq, pid) is of no interest: the kernel says who it is."""
+def test_flags_sequence_and_pid_in_a_helo_are_ignored(broker: RunningBroker) -> None:
+    """Credentials come from the kernel, not from the message."""
     with PlayedDaemon(broker.folder, register=False) as daemon:
         daemon.hello()
         daemon.link_taken()
@@ -264,8 +268,8 @@ def test_helo_claiming_nonsense(broker: RunningBroker) -> None:
         broker.registered(os.getpid())
 
 
-def test_a_helo_by_a_child_registers_nobody(broker: RunningBroker) -> None:
-    """Its parent has asked for the link, and is to say so itself."""
+def test_a_helo_sent_by_a_child_registers_no_daemon(broker: RunningBroker) -> None:
+    """The parent asked for the link, and must send HELO itself."""
     with PlayedDaemon(broker.folder, register=False) as daemon:
         daemon.hello()
         daemon.link_taken()
@@ -276,8 +280,8 @@ def test_a_helo_by_a_child_registers_nobody(broker: RunningBroker) -> None:
         broker.registered(os.getpid())
 
 
-def test_a_process_that_has_ended_while_its_child_keeps_the_link(broker: RunningBroker) -> None:
-    """The child has both sockets and the connection, and registers nobody."""
+def test_a_daemons_registration_ends_with_it_although_its_child_keeps_the_link(broker: RunningBroker) -> None:
+    """The child has both sockets and the connection, but cannot register with them."""
     gone, ended = os.pipe(), os.pipe()  # closed by us: go on; closed by the child: it has
     parent = os.fork()
     if parent == 0:
@@ -302,8 +306,8 @@ def test_a_process_that_has_ended_while_its_child_keeps_the_link(broker: Running
 
 
 @root_only
-def test_others_do_not_register_with_a_users_own_broker(folder: Path) -> None:
-    """Not even root."""
+def test_another_uid_cannot_register_with_a_users_own_broker(folder: Path) -> None:
+    """Root cannot, either."""
     ready = os.pipe()
 
     def serve() -> int:
@@ -333,7 +337,7 @@ def test_others_do_not_register_with_a_users_own_broker(folder: Path) -> None:
 
 
 @root_only
-def test_another_user_registers_for_itself_only(asked: Asked) -> None:
+def test_another_user_is_registered_for_its_own_uid_only(asked: Asked) -> None:
     def register() -> bool:
         with PlayedDaemon(asked.broker.folder):
             found = asked.broker.status()

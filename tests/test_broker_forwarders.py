@@ -139,7 +139,9 @@ def counts(folder: Path) -> dict[str, int]:
         return found
 
 
-def test_all_the_way_and_back(daemon: PlayedDaemon, forwarder: Forwarder, keys: PlayedKeys) -> None:
+def test_a_forwarded_request_is_answered_and_its_process_released(
+    daemon: PlayedDaemon, forwarder: Forwarder, keys: PlayedKeys
+) -> None:
     forwarder.ask(callout=b"out")
     request = daemon.request()
     assert (request.service, request.requester) == ("cifs.spnego", Requester(0, 0x164))
@@ -149,7 +151,7 @@ def test_all_the_way_and_back(daemon: PlayedDaemon, forwarder: Forwarder, keys: 
     until(lambda: [one.closed for one in keys.waiting] == [1], "the process is let go")
 
 
-def test_a_refusal_all_the_way(daemon: PlayedDaemon, forwarder: Forwarder) -> None:
+def test_a_daemons_refusal_reaches_the_forwarder(daemon: PlayedDaemon, forwarder: Forwarder) -> None:
     forwarder.ask()
     daemon.answer(daemon.request(), Refusal("no-ticket", 126))
     assert forwarder.outcome() == Refusal("no-ticket", 126)
@@ -166,13 +168,15 @@ def test_a_refusal_all_the_way(daemon: PlayedDaemon, forwarder: Forwarder) -> No
     ],
     ids=["no key", "a blob beyond the end", "short", "long", "tiny"],
 )
-def test_a_lying_daemon_never_reaches_the_kernel(daemon: PlayedDaemon, forwarder: Forwarder, payload: bytes) -> None:
+def test_an_invalid_payload_of_a_daemon_is_refused_as_bad_answer(
+    daemon: PlayedDaemon, forwarder: Forwarder, payload: bytes
+) -> None:
     forwarder.ask()
     daemon.answer(daemon.request(), Answer(pack_instance(Instance(0, payload))))
     assert forwarder.reason() == "bad-answer"
 
 
-def test_a_replayed_answer_fits_nothing(
+def test_a_replayed_answer_is_rejected(
     daemon: PlayedDaemon, forwarder: Forwarder, folder: Path, keys: PlayedKeys
 ) -> None:
     forwarder.ask()
@@ -197,21 +201,25 @@ def test_what_the_gate_denies_reaches_no_daemon(
     until(lambda: "upcall-denied" in (folder.parent / "broker.log").read_text(), "a word in the log")
 
 
-def test_a_description_that_the_kernel_does_not_confirm(daemon: PlayedDaemon, forwarder: Forwarder) -> None:
+def test_a_description_that_the_kernel_does_not_confirm_is_refused_as_forged(
+    daemon: PlayedDaemon, forwarder: Forwarder
+) -> None:
     forwarder.ask(b"cifs.spnego;0;0;39010000;" + DESCRIPTION.replace(b"host=fs", b"host=gs"))
     assert forwarder.reason() == "forged"
     assert daemon.silent()
 
 
 @pytest.mark.parametrize("missing", [KEY, AUTHORISATION])
-def test_keys_that_are_gone(forwarder: Forwarder, keys: PlayedKeys, missing: int) -> None:
+def test_a_request_for_a_key_that_is_gone_is_refused_as_forged(
+    forwarder: Forwarder, keys: PlayedKeys, missing: int
+) -> None:
     described = b"cifs.spnego;0;0;39010000;" + DESCRIPTION
     del keys.keys[missing]
     forwarder.ask(described)
     assert forwarder.reason() == "forged"
 
 
-def test_the_same_key_twice_at_once(
+def test_a_second_request_for_a_key_in_hand_is_refused_as_duplicate(
     daemon: PlayedDaemon, forwarder: Forwarder, keys: PlayedKeys, folder: Path
 ) -> None:
     forwarder.ask()
@@ -232,7 +240,7 @@ def test_the_same_key_twice_at_once(
     [(None, "requester-gone"), (Who(0x164, 0, 0, 101), "requester-gone"), (Who(0x164, ME + 1, 0, 1), "not-permitted")],
     ids=["gone", "reused", "set-user-id for another"],
 )
-def test_the_process_behind_it(
+def test_a_requesting_process_that_is_gone_or_not_permitted_is_refused(
     daemon: PlayedDaemon, forwarder: Forwarder, keys: PlayedKeys, who: Who | None, reason: str
 ) -> None:
     keys.who = who
@@ -242,7 +250,9 @@ def test_the_process_behind_it(
     assert all(one.closed == 1 for one in keys.waiting)
 
 
-def test_the_process_ends_meanwhile(daemon: PlayedDaemon, forwarder: Forwarder, keys: PlayedKeys) -> None:
+def test_an_answer_is_dropped_if_the_requesting_process_ended_meanwhile(
+    daemon: PlayedDaemon, forwarder: Forwarder, keys: PlayedKeys
+) -> None:
     forwarder.ask()
     request = daemon.request()
     keys.waiting[0].lives = False
@@ -250,7 +260,7 @@ def test_the_process_ends_meanwhile(daemon: PlayedDaemon, forwarder: Forwarder, 
     assert forwarder.reason() == "requester-gone"
 
 
-def test_nonsense(server: Server, folder: Path, keys: PlayedKeys) -> None:
+def test_a_malformed_forwarder_body_is_refused_as_bad_request(server: Server, folder: Path, keys: PlayedKeys) -> None:
     whole = pack_upcall(Upcall(KEY, AUTHORISATION, b"cifs.spnego;0;0;39010000;x", b""))
     for body in (b"", whole[:-1], whole + b"x", bytes(12)):
         forwarder = Forwarder(folder, keys)
@@ -258,7 +268,9 @@ def test_nonsense(server: Server, folder: Path, keys: PlayedKeys) -> None:
         assert forwarder.reason() == "bad-request"
 
 
-def test_nobody_is_there(server: Server, forwarder: Forwarder, folder: Path) -> None:
+def test_a_forwarded_request_without_a_daemon_is_refused_and_counted(
+    server: Server, forwarder: Forwarder, folder: Path
+) -> None:
     forwarder.ask()
     assert forwarder.reason() == "no-daemon"
     assert counts(folder) == {"no-daemon": 1}
@@ -272,14 +284,14 @@ def test_the_forwarders_deadline_is_kept(daemon: PlayedDaemon, forwarder: Forwar
     assert time.monotonic() - begun < 0.5
 
 
-def test_processes_cannot_ask_for_it(server: Server, folder: Path) -> None:
+def test_a_local_requester_cannot_ask_for_a_key_type(server: Server, folder: Path) -> None:
     with PlayedRequester(folder) as requester:
         requester.ask(b"", "cifs.spnego")
         assert requester.reason() == "no-service"
 
 
 @pytest.mark.skipif(ME != 0, reason="only root can become somebody else")
-def test_others_are_not_let_in(server: Server, folder: Path, keys: PlayedKeys) -> None:
+def test_another_user_cannot_connect_to_the_forwarders_socket(server: Server, folder: Path, keys: PlayedKeys) -> None:
     def try_it() -> str:
         try:
             Forwarder(folder, keys)
@@ -301,7 +313,7 @@ def starting(folder: Path, keys: PlayedKeys, *command: str) -> Iterator[Forwarde
         yield Forwarder(folder, keys)
 
 
-def test_a_daemon_is_started_for_it(folder: Path, keys: PlayedKeys) -> None:
+def test_a_daemon_is_started_for_a_forwarded_request(folder: Path, keys: PlayedKeys) -> None:
     mark = folder.parent / "mark"
     for forwarder in starting(folder, keys, "sh", "-c", f"echo {{uid}} $HOME > {mark}"):
         forwarder.ask()
@@ -312,7 +324,9 @@ def test_a_daemon_is_started_for_it(folder: Path, keys: PlayedKeys) -> None:
 
 
 @pytest.mark.parametrize("command", [("false",), ("/nonexistent/command",)])
-def test_the_command_fails(folder: Path, keys: PlayedKeys, command: tuple[str, ...]) -> None:
+def test_a_failing_start_command_refuses_the_request_and_is_not_retried_at_once(
+    folder: Path, keys: PlayedKeys, command: tuple[str, ...]
+) -> None:
     for forwarder in starting(folder, keys, *command):
         forwarder.ask()
         assert forwarder.reason() == "no-daemon"
@@ -324,7 +338,7 @@ def test_the_command_fails(folder: Path, keys: PlayedKeys, command: tuple[str, .
         assert log.read_text().count("daemon-start-failed") == 1
 
 
-def test_nobody_registers_in_time(folder: Path, keys: PlayedKeys) -> None:
+def test_a_start_without_a_registration_in_time_refuses_the_request(folder: Path, keys: PlayedKeys) -> None:
     for forwarder in starting(folder, keys, "true"):
         forwarder.ask(timeout=0.75)
         assert forwarder.reason() == "no-daemon"
@@ -333,7 +347,7 @@ def test_nobody_registers_in_time(folder: Path, keys: PlayedKeys) -> None:
 # --- the real process --------------------------------------------------------------------------------------------
 
 
-def test_a_real_process_and_its_end() -> None:
+def test_a_real_process_is_described_and_its_end_noticed() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     process = real.Process(child.pid)
     assert process.who[:3] == (child.pid, ME, os.geteuid())
@@ -346,7 +360,7 @@ def test_a_real_process_and_its_end() -> None:
         real.Process(child.pid)
 
 
-def test_a_thread_of_a_process() -> None:
+def test_a_thread_id_resolves_to_its_process() -> None:
     code = "import threading; t = threading.Thread(target=input); t.start(); print(t.native_id, flush=True)"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
@@ -356,7 +370,7 @@ def test_a_thread_of_a_process() -> None:
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["by the description", "by /proc/keys"])
-def test_a_daemon_that_would_wait_for_itself(folder: Path, keys: PlayedKeys, named: bool) -> None:
+def test_a_daemons_own_upcall_is_refused_as_a_self_deadlock(folder: Path, keys: PlayedKeys, named: bool) -> None:
     """The process behind the key is the daemon's: here both are this one."""
     if named:
         keys.who = Who(os.getpid(), ME, ME, 1)

@@ -1,4 +1,4 @@
-"""The machine's daemon has a uid of its own: what is asked of it in root's place, and what never is."""
+"""The machine's daemon has a uid of its own: which requests it gets in root's place, and which never."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def reasons(origin: Origin) -> list[str]:
     return [getattr(outcome, "reason", "answered") for outcome in origin.outcomes]
 
 
-def test_the_services_that_parse_the_network() -> None:
+def test_the_services_that_parse_network_data_are_key_types() -> None:
     assert {"cifs.spnego", "dns_resolver"} <= {*NETWORK} <= {*KEY_TYPES}
     assert sorted(REST) == ["ecryptfs", "key"]
 
 
 @pytest.mark.parametrize("service", NETWORK)
-def test_in_roots_place(service: str) -> None:
+def test_the_machines_daemon_answers_network_services_in_roots_place(service: str) -> None:
     house = House(ROOT, MACHINE, ALICE)
     origin = house.ask(ROOT, service)
     assert house.asked() == [MACHINE]
@@ -81,14 +81,14 @@ def test_in_roots_place(service: str) -> None:
 
 
 @pytest.mark.parametrize("service", NETWORK)
-def test_roots_own_daemon_is_never_asked_what_comes_from_the_network(service: str) -> None:
+def test_roots_own_daemon_is_never_asked_about_network_services(service: str) -> None:
     house = House(ROOT)
     assert reasons(house.ask(ROOT, service)) == ["no-daemon"]
     assert house.asked() == []
 
 
 @pytest.mark.parametrize("service", REST)
-def test_the_machines_is_never_asked_for_roots_keys(service: str) -> None:
+def test_the_machines_daemon_is_never_asked_for_roots_keys(service: str) -> None:
     assert reasons(House(MACHINE).ask(ROOT, service)) == ["no-daemon"]
     house = House(MACHINE, ROOT)
     house.ask(ROOT, service)
@@ -96,7 +96,7 @@ def test_the_machines_is_never_asked_for_roots_keys(service: str) -> None:
 
 
 @pytest.mark.parametrize("service", REST)
-def test_the_machines_is_not_believed_about_roots_keys(service: str) -> None:
+def test_an_answer_of_the_machines_daemon_for_roots_keys_is_rejected(service: str) -> None:
     """An answer with the right numbers, from the wrong daemon."""
     house = House(MACHINE, ROOT)
     origin = house.ask(ROOT, service)
@@ -108,21 +108,21 @@ def test_the_machines_is_not_believed_about_roots_keys(service: str) -> None:
 
 
 @pytest.mark.parametrize("service", NETWORK)
-def test_for_people_without_a_daemon_if_the_configuration_says_so(service: str) -> None:
+def test_the_machines_daemon_serves_users_without_a_daemon_only_if_configured(service: str) -> None:
     house = House(ROOT, MACHINE, absent="machine")
     house.ask(ALICE, service)
     assert house.asked() == [MACHINE]
     assert reasons(House(ROOT, absent="machine").ask(ALICE, service)) == ["no-daemon"]
 
 
-def test_what_starts_peoples_daemons_does_not_start_the_machines() -> None:
+def test_daemons_are_started_on_demand_for_users_but_not_for_root() -> None:
     house = House(absent="start")
     house.ask(ROOT, "dns_resolver")
     house.ask(ALICE, "dns_resolver")
     assert house.started == [ALICE]
 
 
-def test_without_a_user_of_its_own_root_is_asked_as_before() -> None:
+def test_without_a_machine_user_roots_own_daemon_is_asked() -> None:
     house = House(ROOT)
     house.broker.machine = ROOT
     house.ask(ROOT, "cifs.spnego")
@@ -153,18 +153,18 @@ def configure(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
     monkeypatch.setattr(config, "SYSTEM", file)
 
 
-def test_as_the_system_user_of_that_name_and_else_as_root(accounts: dict[str, int]) -> None:
+def test_the_machine_user_is_the_system_user_upcall_or_else_root(accounts: dict[str, int]) -> None:
     assert machine.read() == ROOT
     accounts["upcall"] = MACHINE
     assert machine.read() == MACHINE
 
 
-def test_a_person_of_that_name_does_not_get_the_machines_requests(accounts: dict[str, int]) -> None:
+def test_an_account_upcall_that_is_no_system_user_is_not_the_machine_user(accounts: dict[str, int]) -> None:
     accounts["upcall"] = 1000
     assert machine.read() == ROOT
 
 
-def test_as_whom_the_configuration_says(
+def test_the_configuration_names_the_machine_user_and_an_unknown_one_is_an_error(
     accounts: dict[str, int], monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
     accounts |= {"upcall": MACHINE, "other": 2000, "root": 0}
@@ -177,7 +177,7 @@ def test_as_whom_the_configuration_says(
         machine.read()
 
 
-def test_roots_daemon_has_no_handlers_where_the_machines_has_a_user(
+def test_roots_daemon_has_no_handlers_if_there_is_a_machine_user(
     accounts: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: ROOT)
@@ -208,8 +208,8 @@ def server(keys: PlayedKeys, folder: Path) -> Iterator[Server]:
 
 
 @root_only
-def test_a_process_of_that_uid_answers_roots_mount(server: Server, keys: PlayedKeys, folder: Path) -> None:
-    """Root's own daemon is registered, too, and hears nothing of it."""
+def test_a_daemon_of_the_machine_user_answers_roots_mount(server: Server, keys: PlayedKeys, folder: Path) -> None:
+    """Root's own daemon is registered, too, and is not asked."""
 
     def serve() -> int:
         with PlayedDaemon(folder) as daemon:

@@ -1,4 +1,4 @@
-"""Root of a user namespace, which every user can be: for the broker it is the user that it is outside."""
+"""Root of a user namespace, which every user can be: the broker treats it as its uid outside."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def as_root_of_a_namespace(function: Callable[[], Any]) -> Any:
 
 
 class Requester(PlayedRequester):
-    """It would believe any broker: in its namespace the real root is nobody."""
+    """It trusts a broker of any uid: in its namespace the real root has no uid."""
 
     def __init__(self, folder: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
@@ -56,7 +56,7 @@ class Requester(PlayedRequester):
 
 
 @pytest.mark.parametrize(("uid", "reason"), [(0, "not-permitted"), (USER, "no-daemon"), (USER + 1, "not-permitted")])
-def test_it_asks_in_nobodys_name_but_its_own(broker: RunningBroker, uid: int, reason: str) -> None:
+def test_namespace_root_may_ask_only_for_its_outside_uid(broker: RunningBroker, uid: int, reason: str) -> None:
     def ask() -> str:
         with Requester(broker.folder) as requester:
             requester.ask(PLEASE, uid=uid)
@@ -65,8 +65,8 @@ def test_it_asks_in_nobodys_name_but_its_own(broker: RunningBroker, uid: int, re
     assert as_root_of_a_namespace(ask) == reason
 
 
-def test_it_registers_as_who_it_is_outside(broker: RunningBroker) -> None:
-    """Its HELO is answered as any HELO of that user: for that user's requests."""
+def test_namespace_root_is_registered_under_its_outside_uid(broker: RunningBroker) -> None:
+    """Its HELO is treated as any HELO of that user."""
 
     def register() -> bool:
         daemon = PlayedDaemon(broker.folder, register=False)
@@ -80,8 +80,8 @@ def test_it_registers_as_who_it_is_outside(broker: RunningBroker) -> None:
     broker.logged(f"daemon-registered uid={USER}")
 
 
-def test_our_own_programs_in_it_believe_no_broker(broker: RunningBroker) -> None:
-    """Whoever listens there is nobody whom they know: they fail, and tell nothing to anybody."""
+def test_a_client_inside_a_namespace_trusts_no_broker(broker: RunningBroker) -> None:
+    """The listener's uid is not mapped there: the client fails, and sends nothing."""
     if os.geteuid() == USER:
         pytest.skip("the broker is the user's own, who is in the namespace")
 

@@ -1,4 +1,4 @@
-"""A daemon never waits for itself: what it or a child of its asks is refused at once, everybody else is answered."""
+"""Self-deadlock detection: requests of a daemon or its descendants are refused at once, all others answered."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def broker(folder: Path) -> Iterator[RunningBroker]:
 
 
 @pytest.mark.parametrize("manner", ["itself", "child", "grandchild"])
-def test_refused_at_once_and_named(
+def test_a_request_of_the_daemon_or_its_descendants_is_refused_and_logged(
     broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring, signature: str, manner: str
 ) -> None:
-    """Also while all of the key's lane is taken: with such requests it would be full for ever."""
+    """Also while all workers of the key are busy: such requests would block them for ever."""
     keyring.add(ASKING, "asking", f"{manner} {broker.folder} {signature}".encode())
     with broker.client() as client:
         for _ in range(4):
@@ -49,14 +49,16 @@ def test_refused_at_once_and_named(
     assert broker.outcomes()["own-request"] == 4
 
 
-def test_everybody_else_is_answered(broker: RunningBroker, daemon: RunningDaemon, signature: str) -> None:
-    """The process that started the daemon, and a child of its that is the daemon's sister."""
+def test_a_request_of_the_daemons_parent_or_sibling_is_answered(
+    broker: RunningBroker, daemon: RunningDaemon, signature: str
+) -> None:
+    """The process that started the daemon, and another child of it."""
     assert ask(str(broker.folder), signature) == "answered"
     sister = [sys.executable, str(Path(__file__).with_name("selfasking.py")), "itself", str(broker.folder), signature]
     assert subprocess.run(sister, check=True, capture_output=True, timeout=10).stdout == b"answered\n"
 
 
-def test_a_line_ends_with_the_first_process() -> None:
+def test_a_process_line_holds_its_ancestors_and_is_empty_for_unknown_pids() -> None:
     line = line_of(os.getpid())
     assert {pid for pid, _ in line} >= {os.getpid(), os.getppid()}
     assert (os.getpid(), began(os.getpid())) in line
@@ -64,8 +66,8 @@ def test_a_line_ends_with_the_first_process() -> None:
     assert line_of(0) == line_of(1 << 30) == frozenset()
 
 
-def test_a_pid_that_is_anothers_by_now() -> None:
-    """The daemon of the same pid that began later is not the one from whom somebody descends."""
+def test_a_request_is_not_taken_for_a_daemons_own_if_the_pid_was_reused() -> None:
+    """A daemon with the same pid but a later start time is another process."""
     pid, when = os.getpid(), began(os.getpid())
     outcomes = [_outcome(pid, when), _outcome(pid, when + 1)]
     assert outcomes == [Refusal("own-request", errno.EDEADLK), None]
@@ -80,8 +82,10 @@ PROC_KEYS = """\
 """
 
 
-def test_whom_proc_keys_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the authorisation's serial number; a thread's process."""
+def test_the_requester_is_found_in_proc_keys_by_the_authorisation_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked up by serial number; a thread resolves to its process."""
     file = tmp_path / "keys"
     monkeypatch.setattr(origin, "KEYS", file)
     assert origin.asked_by(0x1F2E3D4C) == 0  # there is no such file
@@ -114,8 +118,8 @@ def _outcome(pid: int, when: int) -> Answer | Refusal | None:
     return origin.outcome
 
 
-def test_what_an_older_daemon_was_asked_is_not_handed_to_one_that_waits_for_it() -> None:
-    """A daemon that starts asks the one before it; when it has registered, that request would come to itself."""
+def test_a_pending_request_is_refused_to_a_newer_daemon_that_made_it() -> None:
+    """A starting daemon asks its predecessor; once it has registered, its own request would be sent to it."""
     broker, origin = Router(SERVICES, lambda event, **fields: None), _Origin()
     broker.helo(7, 1, 1, _Link(), 0.0, 1)
     broker.ask(7, "key", Requester(7, os.getpid()), b"", origin, 0.0, line=line_of(os.getpid()))

@@ -40,7 +40,7 @@ def register(broker: Router, uid: int = UID, now: float = 1.0) -> Link:
     return link
 
 
-def test_parked_until_the_daemon_is_there(broker: Router, starter: Starter) -> None:
+def test_parked_requests_are_sent_when_the_daemon_registers(broker: Router, starter: Starter) -> None:
     origins = [ask(broker, "started"), ask(broker, "started")]
     assert starter.asked == [UID, UID]
     assert [origin.outcomes for origin in origins] == [[], []]
@@ -54,7 +54,7 @@ def test_parked_until_the_daemon_is_there(broker: Router, starter: Starter) -> N
     assert [origin.outcomes for origin in origins] == [[Answer(b"re: body")]] * 2
 
 
-def test_parked_for_somebody_else(broker: Router) -> None:
+def test_a_request_parked_for_another_uid_stays_parked(broker: Router) -> None:
     origin = ask(broker, "started", uid=OTHER)
     register(broker)
     assert origin.outcomes == []
@@ -62,17 +62,17 @@ def test_parked_for_somebody_else(broker: Router) -> None:
     assert origin.outcomes == []
 
 
-def test_a_service_that_starts_nobody(broker: Router, starter: Starter) -> None:
+def test_a_service_without_start_on_demand_refuses_at_once(broker: Router, starter: Starter) -> None:
     assert ask(broker, "short").reason == "no-daemon"
     assert starter.asked == []
 
 
-def test_nothing_can_be_started(broker: Router, starter: Starter) -> None:
+def test_a_request_is_refused_if_no_daemon_can_be_started(broker: Router, starter: Starter) -> None:
     starter.possible = False
     assert ask(broker, "started").reason == "no-daemon"
 
 
-def test_starting_fails(broker: Router) -> None:
+def test_parked_requests_are_refused_if_the_start_fails(broker: Router) -> None:
     origin = ask(broker, "started")
     broker.given_up(UID)
     assert origin.reason == "no-daemon"
@@ -80,7 +80,7 @@ def test_starting_fails(broker: Router) -> None:
     assert not register(broker).requests
 
 
-def test_nobody_comes_in_time(broker: Router) -> None:
+def test_parked_requests_without_a_registration_are_refused_at_their_deadlines(broker: Router) -> None:
     first, second = ask(broker, "started", deadline=2.0), ask(broker, "started", now=1.0)
     broker.expire(2.0)
     assert (first.reason, second.outcomes) == ("no-daemon", [])
@@ -90,19 +90,19 @@ def test_nobody_comes_in_time(broker: Router) -> None:
     assert broker.next_wake() == math.inf
 
 
-def test_no_more_are_parked_than_could_be_asked(broker: Router) -> None:
+def test_no_more_requests_are_parked_than_the_service_has_contexts(broker: Router) -> None:
     origins = [ask(broker, "started") for _ in range(3)]
     assert [bool(origin.outcomes) for origin in origins] == [False, False, True]
     assert origins[2].reason == "no-context"
 
 
-def test_the_broker_ends(broker: Router) -> None:
+def test_parked_requests_are_refused_when_the_broker_ends(broker: Router) -> None:
     origin = ask(broker, "started")
     broker.close()
     assert origin.reason == "closing"
 
 
-def test_the_machine_answers_for_who_has_no_daemon(broker: Router) -> None:
+def test_the_machines_daemon_answers_for_a_uid_without_a_daemon(broker: Router) -> None:
     root, mine = register(broker, ROOT), None
     origin = Origin()
     broker.ask(UID, "machine", WHO, b"body", origin, 1.0)
@@ -116,13 +116,13 @@ def test_the_machine_answers_for_who_has_no_daemon(broker: Router) -> None:
     assert origin.reason == "answered"
 
 
-def test_no_machine_either(broker: Router) -> None:
+def test_a_request_is_refused_without_a_users_or_the_machines_daemon(broker: Router) -> None:
     assert ask(broker, "machine").reason == "no-daemon"
     assert ask(broker, "machine", uid=ROOT).reason == "no-daemon"
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(["helo", "expire", "given up"])))
-def test_settled_once_whatever_comes_first(broker: Router, order: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("order", list(itertools.permutations(["helo", "expire", "given up"])), ids="-".join)
+def test_a_parked_request_is_settled_once_in_any_order_of_events(broker: Router, order: tuple[str, ...]) -> None:
     origin = ask(broker, "started", deadline=2.0)
     for what in order:
         if what == "helo":

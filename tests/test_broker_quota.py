@@ -1,4 +1,4 @@
-"""The quota source over real sockets: a played kernel warns, a real clerk thinks, a real broker tells daemons.
+"""The quota source over real sockets: a played kernel warns, a real clerk folds warnings, a real broker delivers.
 
 The broker runs in a thread, the source is turned by the test. tests/test_quota_process.py has both as processes.
 """
@@ -77,7 +77,7 @@ class PlayedKernel:
         self.send(pack(warned, FAMILY, self.seq))
 
     def send(self, data: bytes) -> None:
-        """Unlike the kernel's, our messages wait for room; who turns the broker is the thread that sends."""
+        """Unlike the kernel's, our messages wait for room; the sending thread also runs the source's loop."""
         while True:
             try:
                 self.socket.sendto(data, socket.MSG_DONTWAIT, self.to)
@@ -245,7 +245,7 @@ def events(notices: list[QuotaNotice]) -> list[str]:
 # --- who is told ---------------------------------------------------------------------------------------------
 
 
-def test_a_warning_reaches_whom_it_is_for(house: House) -> None:
+def test_a_warning_reaches_only_the_daemon_of_its_subject(house: House) -> None:
     house.open()
     for uid in (ALICE, BOB, SYSTEM):
         house.daemon(uid)
@@ -262,8 +262,8 @@ def test_a_warning_reaches_whom_it_is_for(house: House) -> None:
     assert house.told(BOB) == house.told(SYSTEM) == []
 
 
-def test_a_date_that_the_filesystem_has_not_set_yet(house: House) -> None:
-    """XFS warns first. What is told is what it will be."""
+def test_a_grace_date_not_set_yet_is_computed_from_the_grace_period(house: House) -> None:
+    """XFS warns before it sets the date."""
     house.world.graces[0, "space"] = 604800
     house.open().daemon(ALICE)
     house.world.quotas[0, ALICE] = amounts(ALICE, 150)
@@ -273,7 +273,7 @@ def test_a_date_that_the_filesystem_has_not_set_yet(house: House) -> None:
     assert notice.grace_until == notice.at + 604800
 
 
-def test_without_a_daemon_the_systems_is_told(house: House) -> None:
+def test_a_warning_for_a_user_without_a_daemon_reaches_the_system_daemon(house: House) -> None:
     house.open().daemon(SYSTEM)
     house.kernel.warn(ALICE)
     house.settled()
@@ -283,7 +283,7 @@ def test_without_a_daemon_the_systems_is_told(house: House) -> None:
     assert house.told(ALICE) == []  # once
 
 
-def test_without_any_daemon_it_waits_for_its_person(house: House) -> None:
+def test_a_warning_without_any_daemon_is_kept_until_one_registers(house: House) -> None:
     house.open()
     house.kernel.warn(ALICE, BSOFTWARN)
     house.kernel.warn(ALICE, BHARDWARN)
@@ -302,7 +302,7 @@ def test_without_any_daemon_it_waits_for_its_person(house: House) -> None:
     assert house.quota.status()["undelivered"] == 0
 
 
-def test_a_groups_warning(house: House) -> None:
+def test_a_groups_warning_reaches_its_cause_and_the_system_daemon(house: House) -> None:
     house.open()
     for uid in (ALICE, BOB, SYSTEM):
         house.daemon(uid)
@@ -312,7 +312,7 @@ def test_a_groups_warning(house: House) -> None:
     assert house.told(BOB) == []
 
 
-def test_a_groups_warning_whose_cause_has_no_daemon_reaches_the_system_once(house: House) -> None:
+def test_a_groups_warning_without_its_causes_daemon_reaches_the_system_once(house: House) -> None:
     house.open().daemon(SYSTEM)
     house.kernel.warn(STAFF, kind=1, cause=ALICE)
     house.settled()
@@ -320,7 +320,7 @@ def test_a_groups_warning_whose_cause_has_no_daemon_reaches_the_system_once(hous
     assert house.quota.status()["undelivered"] == 0
 
 
-def test_administrators_get_copies_if_they_want(folder: Path, world: PlayedWorld) -> None:
+def test_the_system_daemon_gets_copies_if_configured(folder: Path, world: PlayedWorld) -> None:
     house = House(folder, world, RULES._replace(copy_to_system=True)).open()
     house.daemon(ALICE)
     house.daemon(SYSTEM)
@@ -330,7 +330,7 @@ def test_administrators_get_copies_if_they_want(folder: Path, world: PlayedWorld
     house.close()
 
 
-def test_a_daemon_that_is_full_is_told_the_latest_later(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_daemon_that_was_full_is_sent_the_latest_notice_later(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clerk, "_TRY_AGAIN", 0.05)
     house.open().daemon(ALICE)
     link = house.links[ALICE]
@@ -351,7 +351,7 @@ def test_a_daemon_that_is_full_is_told_the_latest_later(house: House, monkeypatc
 # --- early warnings ------------------------------------------------------------------------------------------
 
 
-def test_who_is_near_is_told_without_a_warning_of_the_kernel(house: House) -> None:
+def test_a_user_near_a_limit_is_notified_without_a_kernel_warning(house: House) -> None:
     house.world.quotas[0, ALICE] = amounts(ALICE, 92)
     house.world.quotas[0, 0] = amounts(0, 99)  # never held to its limits
     house.daemon(ALICE)
@@ -363,7 +363,7 @@ def test_who_is_near_is_told_without_a_warning_of_the_kernel(house: House) -> No
     assert house.told(SYSTEM) == []
 
 
-def test_more_quotas_than_a_turn_takes(house: House) -> None:
+def test_a_scan_of_more_quotas_than_one_turn_takes_finds_each_user_near_a_limit(house: House) -> None:
     house.world.quotas = {(0, uid): amounts(uid, 10) for uid in range(1, 1000)}
     house.world.quotas[0, 998] = amounts(998, 85)
     house.daemon(998)
@@ -375,7 +375,7 @@ def test_more_quotas_than_a_turn_takes(house: House) -> None:
 # --- floods and loss -----------------------------------------------------------------------------------------
 
 
-def test_a_flood_costs_a_counter_and_hides_nobody(house: House) -> None:
+def test_a_flood_of_warnings_is_folded_and_hides_no_other_user(house: House) -> None:
     house.open().daemon(ALICE)
     house.daemon(BOB)
     before, began = resident(), time.monotonic()
@@ -399,7 +399,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def test_while_the_clerk_waits_nothing_is_lost(house: House) -> None:
+def test_warnings_received_while_the_clerk_blocks_are_delivered(house: House) -> None:
     house.open().daemon(ALICE)
     house.daemon(BOB)
     house.world.go.clear()
@@ -415,7 +415,9 @@ def test_while_the_clerk_waits_nothing_is_lost(house: House) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may send to a group")
-def test_loss_is_known_to_the_message_and_made_up_for(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_warnings_are_counted_exactly_and_made_up_for_by_a_scan(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(source, "_SURE", 0.1)
     monkeypatch.setattr("upcall.protocols.quota.scan._SOON", 0.1)
     house.kernel.group, house.kernel.buffer = 31, 65536
@@ -433,12 +435,12 @@ def test_loss_is_known_to_the_message_and_made_up_for(house: House, monkeypatch:
     house.kernel.warn(ALICE)  # the buffer is empty again
     notices = house.wait_told(BOB)
     assert events(notices) == ["over-hard"]
-    house.until(lambda: house.logged("quota-lost"), "the loss is known")
+    house.until(lambda: house.logged("quota-warnings-lost"), "the loss is known")
     status = house.quota.status()
     assert status["overflows"] > 0
     assert 0 < status["received"] < 1000
     assert status["received"] + status["lost"] == 5003
-    logged = house.logged("quota-lost")
+    logged = house.logged("quota-warnings-lost")
     assert logged is not None
     assert logged["messages"] == status["lost"]
     house.kernel.warn(STAFF, kind=1, cause=BOB)
@@ -447,8 +449,8 @@ def test_loss_is_known_to_the_message_and_made_up_for(house: House, monkeypatch:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may send to a group")
-def test_a_loss_after_which_nothing_comes(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How much was lost nobody can know yet, but that something was is enough to look."""
+def test_a_loss_without_a_later_warning_still_starts_a_scan(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of lost warnings is not known yet; the overflow alone starts a scan."""
     monkeypatch.setattr("upcall.protocols.quota.scan._SOON", 0.1)
     house.kernel.group, house.kernel.buffer = 31, 65536
     house.open().daemon(BOB)
@@ -461,7 +463,7 @@ def test_a_loss_after_which_nothing_comes(house: House, monkeypatch: pytest.Monk
     assert (status["overflows"], status["lost"]) == (1, 0)
 
 
-def test_only_the_kernel_is_listened_to(house: House) -> None:
+def test_a_warning_from_another_process_is_counted_and_dropped(house: House) -> None:
     house.open().daemon(ALICE)
     other = PlayedKernel()
     other.to = house.kernel.to
@@ -470,7 +472,7 @@ def test_only_the_kernel_is_listened_to(house: House) -> None:
     assert house.quota.status()["received"] == 0
 
 
-def test_nonsense_of_the_kernel(house: House) -> None:
+def test_malformed_warnings_are_counted_and_later_ones_delivered(house: House) -> None:
     house.open().daemon(ALICE)
     house.kernel.send(b"x" * 76)
     house.kernel.send(pack(Warned(7, ALICE, 4, 7, 0, ALICE), FAMILY, 1))  # an unknown kind of quota
@@ -484,7 +486,7 @@ def test_nonsense_of_the_kernel(house: House) -> None:
     assert "over-hard" in events(house.told(ALICE))
 
 
-def test_a_filesystem_that_we_do_not_see(house: House) -> None:
+def test_a_warning_for_an_unseen_filesystem_is_delivered_without_figures(house: House) -> None:
     house.world.mounted = {}
     house.open().daemon(ALICE)
     house.kernel.warn(ALICE)
@@ -497,7 +499,7 @@ def test_a_filesystem_that_we_do_not_see(house: House) -> None:
 # --- the end, and the next beginning -------------------------------------------------------------------------
 
 
-def test_a_filesystem_that_has_just_been_mounted(house: House) -> None:
+def test_a_warning_for_a_newly_mounted_filesystem_carries_its_figures(house: House) -> None:
     disk = Mount(os.makedev(7, 9), "/", "/disk", "ext4", "/dev/loop9", frozenset())
     house.open().daemon(ALICE)
     house.world.mounted, house.world.new = {**house.world.mounted, disk: (0,)}, True
@@ -507,7 +509,7 @@ def test_a_filesystem_that_has_just_been_mounted(house: House) -> None:
     assert [(one.filesystem.mount, one.used) for one in house.told(ALICE)] == [("/disk", 11 * MB)]
 
 
-def test_a_restart_tells_nothing_twice_and_forgets_nothing(house: House, folder: Path) -> None:
+def test_a_restart_repeats_no_notice_and_forgets_no_undelivered_one(house: House, folder: Path) -> None:
     house.world.quotas[0, ALICE] = amounts(ALICE, 200)
     house.daemon(ALICE)
     house.open()
@@ -529,8 +531,8 @@ def test_a_restart_tells_nothing_twice_and_forgets_nothing(house: House, folder:
     assert events(house.told(BOB)) == ["over-hard"]
 
 
-def test_killed_while_it_writes_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was there is there, whole; and what was left behind is in nobody's way."""
+def test_the_old_state_survives_a_kill_during_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old file is there, complete; the next write removes the leftover temporary file."""
     state = tmp_path / "quota.json"
     write_state(state, b"before")
     pid = os.fork()
@@ -548,7 +550,7 @@ def test_killed_while_it_writes_its_state(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == [state]
 
 
-def test_what_comes_at_the_very_end_is_delivered(house: House) -> None:
+def test_warnings_that_arrive_at_shutdown_are_delivered_or_saved(house: House) -> None:
     house.open().daemon(ALICE)
     house.settled()
     house.kernel.warn(ALICE)
@@ -560,44 +562,46 @@ def test_what_comes_at_the_very_end_is_delivered(house: House) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"version": 3}'])
-def test_a_damaged_state_file(house: House, content: str) -> None:
+def test_a_damaged_state_file_is_logged_and_warnings_still_delivered(house: House, content: str) -> None:
     house.setup.state.touch(0o600)
     house.setup.state.write_text(content)
     house.open().daemon(ALICE)
-    house.until(lambda: house.logged("quota-state-unreadable"), "logged")
+    house.until(lambda: house.logged("quota-state-read-failed"), "logged")
     house.kernel.warn(ALICE)
     house.settled()
     assert events(house.told(ALICE)) == ["over-hard"]
 
 
-def test_a_state_file_that_others_can_write_is_not_believed(house: House) -> None:
+def test_a_state_file_that_others_can_write_is_not_read(house: House) -> None:
     house.setup.state.write_text('{"version": 1}')
     house.setup.state.chmod(0o666)
     house.open()
-    house.until(lambda: house.logged("quota-state-unreadable"), "logged")
+    house.until(lambda: house.logged("quota-state-read-failed"), "logged")
 
 
-def test_a_state_file_that_cannot_be_written(house: House) -> None:
+def test_a_state_file_that_cannot_be_written_is_logged(house: House) -> None:
     house.setup = house.setup._replace(state=Path("/proc/nowhere/quota.json"))
     house.open()
     house.quota.close()
     house.quota = None
-    assert house.logged("quota-state-not-written") is not None
+    assert house.logged("quota-state-write-failed") is not None
 
 
-def test_a_kernel_without_the_family(house: House) -> None:
+def test_a_kernel_without_the_netlink_family_switches_quota_off_with_a_reason(house: House) -> None:
     def refuse(_: Ids) -> Listener:
         raise NoFamily("there is no generic netlink family VFS_DQUOT here")
 
     house.setup = house.setup._replace(listen=refuse)
     house.start()
-    house.until(lambda: house.logged("quota-off"), "logged")
+    house.until(lambda: house.logged("quota-listen-failed"), "logged")
     status = house.quota.status()
     assert not status["listening"]
     assert "VFS_DQUOT" in status["why"]
 
 
-def test_a_kernel_that_cannot_be_asked_yet(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_does_not_answer_yet_is_asked_again_and_logged_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(source, "_ASK_AGAIN", 0.01)
     tries = []
 
@@ -609,28 +613,28 @@ def test_a_kernel_that_cannot_be_asked_yet(house: House, monkeypatch: pytest.Mon
 
     house.setup = house.setup._replace(listen=listen)
     house.open().daemon(ALICE)
-    assert house.logged("quota-off") == {"why": "timed out"}
-    assert [event for event, _ in house.lines].count("quota-off") == 1
+    assert house.logged("quota-listen-failed") == {"why": "timed out"}
+    assert [event for event, _ in house.lines].count("quota-listen-failed") == 1
     house.kernel.warn(ALICE)
     house.settled()
     assert events(house.told(ALICE)) == ["over-hard"]
 
 
-def test_an_end_while_the_kernel_cannot_be_asked(house: House) -> None:
+def test_shutdown_does_not_wait_for_a_kernel_that_does_not_answer(house: House) -> None:
     def refuse(_: Ids) -> Listener:
         raise OSError("not now")
 
     house.setup = house.setup._replace(listen=refuse)
     house.start()
-    house.until(lambda: house.logged("quota-off"), "logged")
+    house.until(lambda: house.logged("quota-listen-failed"), "logged")
     began = time.monotonic()
     house.quota.close()
     house.quota = None
     assert time.monotonic() - began < source._LAST_WORDS
-    assert house.logged("quota-clerk-waits") is None
+    assert house.logged("quota-worker-blocked") is None
 
 
-def test_a_clerk_that_hangs_does_not_hold_the_end_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shutdown_does_not_wait_for_a_clerk_that_hangs(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "_LAST_WORDS", 0.1)
     house.open()
     house.settled()
@@ -640,13 +644,13 @@ def test_a_clerk_that_hangs_does_not_hold_the_end_up(house: House, monkeypatch: 
     house.quota.close()
     house.world.go.set()
     house.quota = None
-    assert house.logged("quota-clerk-waits") is not None
+    assert house.logged("quota-worker-blocked") is not None
 
 
 # --- without a broker, with another one, with one that takes no more ------------------------------------------
 
 
-def test_what_the_kernel_says_while_there_is_no_broker(house: House) -> None:
+def test_a_warning_received_without_a_broker_is_delivered_once_by_the_next(house: House) -> None:
     house.open()
     house.end_broker()
     house.kernel.warn(ALICE)
@@ -661,7 +665,7 @@ def test_what_the_kernel_says_while_there_is_no_broker(house: House) -> None:
     assert house.told(ALICE) == []
 
 
-def test_a_copy_for_administrators_waits_for_a_broker_too(folder: Path, world: PlayedWorld) -> None:
+def test_the_system_daemons_copy_is_kept_until_a_broker_is_there(folder: Path, world: PlayedWorld) -> None:
     house = House(folder, world, RULES._replace(copy_to_system=True)).open()
     house.end_broker()
     house.kernel.warn(ALICE)
@@ -677,7 +681,7 @@ def test_a_copy_for_administrators_waits_for_a_broker_too(folder: Path, world: P
     house.close()
 
 
-def test_a_source_that_ends_without_a_broker_remembers(house: House) -> None:
+def test_a_source_that_ends_without_a_broker_saves_its_undelivered_notices(house: House) -> None:
     house.open()
     house.end_broker()
     house.kernel.warn(ALICE)
@@ -693,8 +697,8 @@ def test_a_source_that_ends_without_a_broker_remembers(house: House) -> None:
     assert events(house.told(ALICE)) == ["over-hard"]
 
 
-def test_what_is_on_its_way_is_written_down(house: House) -> None:
-    """Killed now, the source would find it in its state."""
+def test_notices_in_flight_are_part_of_the_saved_state(house: House) -> None:
+    """A source killed now would find the notice in its state after a restart."""
     house.open()
     house.end_broker()
     house.kernel.warn(ALICE)
@@ -704,7 +708,9 @@ def test_what_is_on_its_way_is_written_down(house: House) -> None:
     assert [uid for uid, _ in json.loads(house.setup.state.read_text())["kept"]] == [ALICE]
 
 
-def test_more_than_waits_for_a_broker_is_kept_by_quota(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notices_beyond_the_queue_to_the_broker_are_kept_and_delivered_later(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(source, "_WITHOUT_BROKER", 4)
     house.open()
     house.end_broker()
@@ -719,8 +725,8 @@ def test_more_than_waits_for_a_broker_is_kept_by_quota(house: House, monkeypatch
     assert house.quota.status()["undelivered"] == 0
 
 
-def test_a_broker_that_takes_no_more_is_told_the_rest_later(house: House) -> None:
-    """Its thread hangs, and the socket to it is small: nothing is lost, and nothing told twice."""
+def test_notices_to_a_broker_that_is_full_are_delivered_once_it_reads_again(house: House) -> None:
+    """Its thread hangs, and the socket to it is small: no notice is lost or repeated."""
     house.open().daemon(SYSTEM)
     gate, uids = threading.Event(), list(range(6001, 6101))
     assert house.broker is not None
@@ -735,7 +741,7 @@ def test_a_broker_that_takes_no_more_is_told_the_rest_later(house: House) -> Non
     assert sorted(one.subject.id for one in house.told(SYSTEM)) == uids
 
 
-def test_what_a_broker_has_not_read_when_it_ends_is_told_by_the_next(house: House) -> None:
+def test_notices_unread_when_a_broker_ends_are_delivered_by_the_next(house: House) -> None:
     house.open().daemon(SYSTEM)
     first, gate, uids = house.links[SYSTEM], threading.Event(), list(range(6001, 6041))
     assert house.broker is not None
@@ -754,8 +760,10 @@ def test_what_a_broker_has_not_read_when_it_ends_is_told_by_the_next(house: Hous
     assert sorted(one.subject.id for one in (*house.told(SYSTEM), *told)) == uids
 
 
-def test_a_daemon_that_registers_while_others_are_being_told(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes after the broker has said that there is none, and before the whole notice has its outcome."""
+def test_a_daemon_that_registers_during_a_delivery_gets_the_notice(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It registers after the broker answered that there is none, and before the notice has its outcome."""
     monkeypatch.setattr(clerk, "_TRY_AGAIN", 0.05)
     house.open()
     settle = house.quota._settle
@@ -773,7 +781,7 @@ def test_a_daemon_that_registers_while_others_are_being_told(house: House, monke
     assert events(house.wait_told(ALICE)) == ["over-hard"]
 
 
-def test_a_second_source_is_superfluous_and_leaves_the_state_alone(house: House) -> None:
+def test_a_second_source_is_refused_and_leaves_the_state_file_alone(house: House) -> None:
     house.open()
     house.settled()
     house.quota.clerk.save()
@@ -786,7 +794,7 @@ def test_a_second_source_is_superfluous_and_leaves_the_state_alone(house: House)
     assert house.setup.state.read_bytes() == before
 
 
-def test_the_brokers_status_has_the_sources(house: House) -> None:
+def test_the_brokers_status_shows_the_quota_source_to_root_only(house: House) -> None:
     house.open()
     assert house.broker is not None
     server = house.broker.server
@@ -806,7 +814,7 @@ def test_the_brokers_status_has_the_sources(house: House) -> None:
         pass
 
 
-def test_a_status_is_never_too_long(house: House) -> None:
+def test_a_long_list_of_filesystems_is_cut_to_fit_a_status_message(house: House) -> None:
     house.world.mounted = {HOME._replace(point=f"/{'x' * 200}/{n}", device=n): (0,) for n in range(100)}
     house.open()
     house.until(lambda: len(house.quota.clerk.filesystems) == 100, "they are known")

@@ -1,4 +1,4 @@
-"""The broker's local socket: who may ask what, and requesters that do not behave."""
+"""The broker's local socket: which requests are permitted, and requesters that misbehave."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def still_serves(broker: RunningBroker) -> None:
     assert broker.status()["broker"]["pid"] == broker.pid
 
 
-def test_answers_carry_the_requesters_own_numbers(broker: RunningBroker) -> None:
+def test_answers_carry_the_requesters_own_sequence_and_index(broker: RunningBroker) -> None:
     with PlayedDaemon(broker.folder) as daemon, PlayedRequester(broker.folder) as requester:
         sent = [requester.ask(PLEASE) for _ in range(5)]
         asked = [daemon.request() for _ in range(5)]
@@ -47,7 +47,7 @@ def test_answers_carry_the_requesters_own_numbers(broker: RunningBroker) -> None
     assert [one.index for one in got] == [seq * 3 for seq in sent[::-1]]
 
 
-def test_two_requesters_with_the_same_numbers(broker: RunningBroker) -> None:
+def test_two_requesters_with_equal_numbers_each_get_their_own_answer(broker: RunningBroker) -> None:
     with (
         PlayedDaemon(broker.folder) as daemon,
         PlayedRequester(broker.folder) as one,
@@ -77,8 +77,21 @@ def test_two_requesters_with_the_same_numbers(broker: RunningBroker) -> None:
         ("moon\0", PLEASE, "no-service"),
         ("daemon.status", b"", "no-service"),
     ],
+    ids=[
+        "empty",
+        "cut short",
+        "a byte too many",
+        "unknown tag",
+        "too long",
+        "service of the kernel",
+        "unknown service",
+        "NUL in the service",
+        "service of the daemon",
+    ],
 )
-def test_refused_without_asking_anybody(broker: RunningBroker, service: str, body: bytes, reason: str) -> None:
+def test_an_invalid_request_is_refused_without_asking_a_daemon(
+    broker: RunningBroker, service: str, body: bytes, reason: str
+) -> None:
     with PlayedDaemon(broker.folder) as daemon, PlayedRequester(broker.folder) as requester:
         requester.ask(body, service)
         assert requester.reason() == reason
@@ -86,7 +99,7 @@ def test_refused_without_asking_anybody(broker: RunningBroker, service: str, bod
 
 
 @pytest.mark.parametrize("at", [0, 4, 20, 24, 25], ids=["nlmsg_len", "type", "data_len", "version", "name_len"])
-def test_a_request_that_is_broken_behind_its_position_is_refused(broker: RunningBroker, at: int) -> None:
+def test_a_malformed_request_is_refused_under_its_sequence_number(broker: RunningBroker, at: int) -> None:
     data = bytearray(pack_request(Envelope(5, 6, "key", Requester(os.getuid(), 0), 0, PLEASE)))
     data[at] ^= 0x80
     with PlayedRequester(broker.folder) as requester:
@@ -97,21 +110,21 @@ def test_a_request_that_is_broken_behind_its_position_is_refused(broker: Running
 
 
 @pytest.mark.parametrize("data", [b"x", bytes(23), pack_control(REQUEST)], ids=["a byte", "23", "header"])
-def test_a_datagram_without_a_position_ends_the_connection(broker: RunningBroker, data: bytes) -> None:
+def test_a_datagram_without_a_sequence_number_ends_the_connection(broker: RunningBroker, data: bytes) -> None:
     with PlayedRequester(broker.folder) as requester:
         requester.send(data)
         assert requester.closed()
     still_serves(broker)
 
 
-def test_a_datagram_longer_than_the_protocol_has_ends_the_connection(broker: RunningBroker) -> None:
+def test_a_datagram_longer_than_the_protocol_allows_ends_the_connection(broker: RunningBroker) -> None:
     with PlayedRequester(broker.folder) as requester:
         requester.send(bytes(MAX_MESSAGE + 1))
         assert requester.closed()
     still_serves(broker)
 
 
-def test_descriptors_that_nobody_asked_for(broker: RunningBroker) -> None:
+def test_unexpected_file_descriptors_are_refused_and_not_kept(broker: RunningBroker) -> None:
     before = len(os.listdir(f"/proc/{broker.pid}/fd")) if os.geteuid() == 0 else 0
     with PlayedRequester(broker.folder) as requester:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=i", 0))]
@@ -127,7 +140,7 @@ def test_descriptors_that_nobody_asked_for(broker: RunningBroker) -> None:
         assert after <= before + 1  # the connection itself
 
 
-def test_a_requester_that_goes_with_requests_pending(broker: RunningBroker) -> None:
+def test_answers_to_a_requester_that_has_gone_are_dropped_and_others_served(broker: RunningBroker) -> None:
     with PlayedDaemon(broker.folder) as daemon:
         requester = PlayedRequester(broker.folder)
         requester.ask(PLEASE)
@@ -143,8 +156,8 @@ def test_a_requester_that_goes_with_requests_pending(broker: RunningBroker) -> N
             assert another.reason() == "answered"
 
 
-def test_a_requester_that_never_reads(broker: RunningBroker) -> None:
-    """Its answers pile up until its socket is full; then it has no connection, and the others have theirs."""
+def test_a_requester_that_never_reads_loses_its_connection(broker: RunningBroker) -> None:
+    """Its answers pile up until its socket is full; then its connection is closed. Others stay connected."""
     with PlayedRequester(broker.folder) as deaf, PlayedRequester(broker.folder) as other:
 
         def gone() -> bool:
@@ -160,7 +173,7 @@ def test_a_requester_that_never_reads(broker: RunningBroker) -> None:
 
 
 @root_only
-def test_another_uids_daemon_is_not_to_be_asked(broker: RunningBroker) -> None:
+def test_a_request_to_another_uids_daemon_is_not_permitted_except_for_root(broker: RunningBroker) -> None:
     def ask(uid: int) -> str:
         with PlayedRequester(broker.folder) as requester:
             requester.ask(PLEASE, uid=uid)
@@ -173,8 +186,8 @@ def test_another_uids_daemon_is_not_to_be_asked(broker: RunningBroker) -> None:
 
 
 @root_only
-def test_root_asks_another_uids_daemon(broker: RunningBroker) -> None:
-    """A daemon of another user answers root's request; the other user is told who asks."""
+def test_root_may_ask_another_uids_daemon_which_sees_the_requester(broker: RunningBroker) -> None:
+    """The envelope carries root's uid and pid."""
     ready, done = os.pipe(), os.pipe()
 
     def serve() -> list[int]:
@@ -206,7 +219,7 @@ def test_root_asks_another_uids_daemon(broker: RunningBroker) -> None:
         os.close(end)
 
 
-def test_status_of_all_is_for_root(broker: RunningBroker) -> None:
+def test_only_root_sees_the_status_of_all_uids(broker: RunningBroker) -> None:
     with PlayedDaemon(broker.folder) as daemon:
         found = broker.status()
         assert ("junk" in found) == (os.getuid() == 0)
@@ -230,7 +243,7 @@ def test_status_shows_what_is_pending_and_no_bodies(broker: RunningBroker) -> No
 
 
 @pytest.mark.parametrize("deadline", [1, 10**6, (1 << 64) - 1], ids=["long past", "a millisecond", "never"])
-def test_deadlines_of_a_requester(broker: RunningBroker, deadline: int) -> None:
+def test_a_requesters_deadline_is_kept_whether_past_near_or_absent(broker: RunningBroker, deadline: int) -> None:
     data = pack_request(Envelope(1, 0, "key", Requester(os.getuid(), 0), deadline, PLEASE))
     with PlayedDaemon(broker.folder) as daemon, PlayedRequester(broker.folder) as requester:
         requester.send(data)
@@ -241,7 +254,7 @@ def test_deadlines_of_a_requester(broker: RunningBroker, deadline: int) -> None:
             assert requester.reason() == "timed-out"
 
 
-def test_client_and_status_after_the_broker_has_gone(broker: RunningBroker) -> None:
+def test_a_client_raises_no_broker_after_the_broker_has_gone(broker: RunningBroker) -> None:
     with broker.client() as client:
         broker.kill()
         with pytest.raises(NoBroker):
@@ -250,7 +263,7 @@ def test_client_and_status_after_the_broker_has_gone(broker: RunningBroker) -> N
         broker.client()
 
 
-def test_a_client_says_what_it_was_refused_for(broker: RunningBroker) -> None:
+def test_a_refusal_raised_by_the_client_has_its_reason_and_errno(broker: RunningBroker) -> None:
     with broker.client() as client, pytest.raises(Refused) as caught:
         client.ask("moon", b"")
     assert (caught.value.reason, caught.value.errno) == ("no-service", 95)

@@ -1,4 +1,4 @@
-"""A real broker and real daemons over real sockets: who registers, who takes over, who dies, and what becomes of
+"""A real broker and real daemons over real sockets: registration, take-over, death, and the outcome of
 requests meanwhile."""
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def busy_key(keyring: FolderKeyring, gate: Gate) -> str:
 # --- HELO, QUIT, replacement ---------------------------------------------------------------------------------
 
 
-def test_one_request_all_the_way(broker: RunningBroker, daemon: RunningDaemon, signature: str) -> None:
+def test_a_real_daemon_answers_a_request_and_is_counted(
+    broker: RunningBroker, daemon: RunningDaemon, signature: str
+) -> None:
     assert works(broker, signature)
     assert broker.outcomes() == {"answered": 2}
     found = broker.daemon()
@@ -52,12 +54,12 @@ def test_one_request_all_the_way(broker: RunningBroker, daemon: RunningDaemon, s
     assert (found["pid"], found["answered"], found["pending"]) == (daemon.pid, 2, [])
 
 
-def test_without_a_daemon(broker: RunningBroker, signature: str) -> None:
+def test_a_request_without_a_daemon_is_refused(broker: RunningBroker, signature: str) -> None:
     with broker.client() as client, pytest.raises(Refused, match="no-daemon"):
         client.wrap(signature, KEY)
 
 
-def test_the_daemon_may_be_there_before_the_broker(
+def test_a_daemon_started_before_the_broker_registers_when_it_appears(
     folder: object, start_daemon: StartDaemon, signature: str, request: pytest.FixtureRequest
 ) -> None:
     daemon = start_daemon()
@@ -67,7 +69,7 @@ def test_the_daemon_may_be_there_before_the_broker(
     assert works(broker, signature)
 
 
-def test_a_newer_daemon_takes_over_and_nothing_is_lost(
+def test_a_newer_daemon_takes_over_a_pending_request_and_the_older_one_ends(
     broker: RunningBroker, daemon: RunningDaemon, start_daemon: StartDaemon, keyring: FolderKeyring, gate: Gate
 ) -> None:
     with PlayedRequester(broker.folder) as requester:
@@ -81,8 +83,8 @@ def test_a_newer_daemon_takes_over_and_nothing_is_lost(
     assert second.process.poll() is None
 
 
-def test_a_takeover_and_an_answer_of_the_older_in_one_turn(broker: RunningBroker) -> None:
-    """The broker wakes to find a HELO, and then what the replaced one has sent to a socket that is closed by now."""
+def test_a_take_over_and_the_older_daemons_answer_in_one_turn_settle_once(broker: RunningBroker) -> None:
+    """The broker wakes to a HELO, and then an answer of the replaced daemon to a socket that is closed by now."""
     with PlayedDaemon(broker.folder) as first, PlayedRequester(broker.folder) as requester:
         requester.ask(PLEASE)
         held = first.request()
@@ -100,7 +102,7 @@ def test_a_takeover_and_an_answer_of_the_older_in_one_turn(broker: RunningBroker
         second.close()
 
 
-def test_sigterm_answers_what_it_holds_and_is_asked_no_more(
+def test_a_daemon_answers_pending_requests_after_sigterm_but_gets_no_new_ones(
     broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring, gate: Gate
 ) -> None:
     with PlayedRequester(broker.folder) as requester:
@@ -116,7 +118,7 @@ def test_sigterm_answers_what_it_holds_and_is_asked_no_more(
     assert broker.daemon() is None
 
 
-def test_sigterm_of_an_idle_daemon_is_quick(broker: RunningBroker, daemon: RunningDaemon) -> None:
+def test_an_idle_daemon_ends_at_once_on_sigterm(broker: RunningBroker, daemon: RunningDaemon) -> None:
     began = time.monotonic()
     daemon.signal(signal.SIGTERM)
     assert daemon.wait() == 0
@@ -124,13 +126,15 @@ def test_sigterm_of_an_idle_daemon_is_quick(broker: RunningBroker, daemon: Runni
     assert "Traceback" not in daemon.log
 
 
-def test_two_daemons_by_turns(broker: RunningBroker, start_daemon: StartDaemon, signature: str) -> None:
+def test_requests_are_answered_after_each_of_several_take_overs(
+    broker: RunningBroker, start_daemon: StartDaemon, signature: str
+) -> None:
     for _ in range(3):
         start_daemon(broker)
         assert works(broker, signature)
 
 
-def test_helo_again_changes_nothing(broker: RunningBroker) -> None:
+def test_a_repeated_helo_on_the_link_changes_nothing(broker: RunningBroker) -> None:
     with PlayedDaemon(broker.folder) as daemon, PlayedRequester(broker.folder) as requester:
         daemon.send(pack_control(HELO))
         requester.ask(PLEASE)
@@ -138,7 +142,7 @@ def test_helo_again_changes_nothing(broker: RunningBroker) -> None:
         assert requester.reason() == "answered"
 
 
-def test_a_process_that_registers_again_replaces_itself(broker: RunningBroker) -> None:
+def test_a_process_that_registers_again_replaces_its_own_registration(broker: RunningBroker) -> None:
     with PlayedDaemon(broker.folder) as first, PlayedDaemon(broker.folder) as second:
         assert first.quit_heard()
         assert first.disconnected()
@@ -160,16 +164,20 @@ def test_a_connection_that_ends_ends_the_registration(broker: RunningBroker) -> 
         assert broker.daemon() is None
 
 
-def test_a_link_that_was_not_used_is_nobodys(broker: RunningBroker) -> None:
-    """HELO on the connection alone registers nobody."""
+def test_a_link_without_a_helo_of_its_own_registers_no_daemon(broker: RunningBroker) -> None:
+    """HELO on the connection alone does not register."""
     with PlayedDaemon(broker.folder, register=False) as daemon:
         daemon.hello()
         daemon.link_taken()
         assert broker.daemon() is None
 
 
-@pytest.mark.parametrize("data", [b"x", bytes(16), pack_control(QUIT), pack_control(HELO) + b"x", bytes(70_000)])
-def test_what_is_no_helo_ends_the_connection(broker: RunningBroker, data: bytes) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [b"x", bytes(16), pack_control(QUIT), pack_control(HELO) + b"x", bytes(70_000)],
+    ids=["a byte", "zeros", "QUIT", "HELO and more", "too long"],
+)
+def test_anything_but_a_helo_ends_the_registration_connection(broker: RunningBroker, data: bytes) -> None:
     with PlayedDaemon(broker.folder, register=False) as daemon:
         daemon.connection = connect(Place(broker.folder).registration_socket, frozenset({os.geteuid()}))
         daemon.connection.send(data)
@@ -178,7 +186,7 @@ def test_what_is_no_helo_ends_the_connection(broker: RunningBroker, data: bytes)
 
 
 def test_a_second_helo_on_the_connection_ends_it(broker: RunningBroker) -> None:
-    """One link for each connection: descriptors are not given out by the dozen."""
+    """One link for each connection limits the descriptors that a process can obtain."""
     with PlayedDaemon(broker.folder) as daemon:
         assert daemon.connection is not None
         daemon.connection.send(pack_control(HELO))
@@ -189,7 +197,7 @@ def test_a_second_helo_on_the_connection_ends_it(broker: RunningBroker) -> None:
 # --- daemons that die, stop, or hang -------------------------------------------------------------------------
 
 
-def test_killed_with_a_request_in_hand(
+def test_a_daemon_killed_with_a_request_in_hand_has_it_refused_at_once(
     broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring, gate: Gate
 ) -> None:
     with PlayedRequester(broker.folder) as requester:
@@ -203,7 +211,7 @@ def test_killed_with_a_request_in_hand(
         assert requester.reason() == "no-daemon"
 
 
-def test_stopped_it_times_out_and_later_goes_on(
+def test_requests_to_a_stopped_daemon_time_out_and_it_works_again_later(
     broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring, gate: Gate, signature: str
 ) -> None:
     with PlayedRequester(broker.folder) as requester:
@@ -221,7 +229,7 @@ def test_stopped_it_times_out_and_later_goes_on(
     assert broker.outcomes() == {"timed-out": 2, "answered": 2}
 
 
-def test_a_daemon_that_reads_nothing_is_full_at_last(broker: RunningBroker) -> None:
+def test_requests_to_a_daemon_that_never_reads_are_refused_once_its_link_is_full(broker: RunningBroker) -> None:
     with PlayedDaemon(broker.folder), PlayedRequester(broker.folder) as requester:
         big = pack_ask(Ask(0x40, "0123456789abcdef", bytes(8000)))
         reasons = []
@@ -232,7 +240,7 @@ def test_a_daemon_that_reads_nothing_is_full_at_last(broker: RunningBroker) -> N
         assert reasons[-1] == "daemon-full"
 
 
-def test_more_at_once_than_there_are_contexts(broker: RunningBroker) -> None:
+def test_requests_beyond_the_number_of_contexts_are_refused(broker: RunningBroker) -> None:
     with PlayedDaemon(broker.folder) as daemon, PlayedRequester(broker.folder) as requester:
         for _ in range(33):
             requester.ask(PLEASE)
@@ -248,7 +256,9 @@ def test_more_at_once_than_there_are_contexts(broker: RunningBroker) -> None:
 # --- brokers that die ----------------------------------------------------------------------------------------
 
 
-def test_a_broker_killed_and_started_again(broker: RunningBroker, daemon: RunningDaemon, signature: str) -> None:
+def test_a_daemon_registers_again_after_the_broker_was_killed_and_restarted(
+    broker: RunningBroker, daemon: RunningDaemon, signature: str
+) -> None:
     assert works(broker, signature)
     for _ in range(2):
         broker.kill()
@@ -258,7 +268,7 @@ def test_a_broker_killed_and_started_again(broker: RunningBroker, daemon: Runnin
             assert works(broker, signature)
 
 
-def test_a_broker_that_ends_refuses_what_it_owes(broker: RunningBroker) -> None:
+def test_a_broker_that_ends_refuses_pending_requests_and_leaves_no_files(broker: RunningBroker) -> None:
     with PlayedDaemon(broker.folder) as daemon, PlayedRequester(broker.folder) as requester:
         requester.ask(PLEASE)
         daemon.request()
@@ -270,9 +280,11 @@ def test_a_broker_that_ends_refuses_what_it_owes(broker: RunningBroker) -> None:
     assert "Traceback" not in broker.log
 
 
-def test_two_brokers_in_one_folder(broker: RunningBroker, signature: str, daemon: RunningDaemon) -> None:
+def test_a_second_broker_in_one_folder_exits_and_the_first_keeps_working(
+    broker: RunningBroker, signature: str, daemon: RunningDaemon
+) -> None:
     second = Started(["-m", "upcall.broker", f"folder={broker.folder}"], broker.folder.parent / "second.log")
     with second:
         assert second.wait() == 69
-    assert "somebody listens there already" in second.log
+    assert "another process listens there already" in second.log
     assert works(broker, signature)

@@ -9,7 +9,9 @@ import pytest
 from upcall.broker import launcher as starter
 
 
-def test_by_what_runs_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_start_command_is_systemds_if_systemd_runs_and_ours_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(starter, "_SYSTEMD_RUNS", tmp_path)
     assert starter.usual() == starter.COMMAND == ("systemctl", "start", "user@{uid}.service")
     monkeypatch.setattr(starter, "_SYSTEMD_RUNS", tmp_path / "not")

@@ -39,7 +39,7 @@ def shown(*arguments: str) -> dict[str, Any]:
 # --- show ------------------------------------------------------------------------------------------------------
 
 
-def test_without_files_the_defaults(places: Places) -> None:
+def test_without_files_the_defaults_are_shown(places: Places) -> None:
     found = shown()
     assert [*found] == [spelled(path) for path in keys() if ANY not in path]
     assert found["quota.thresholds"]["value"] == [80, 90]
@@ -50,7 +50,7 @@ def test_without_files_the_defaults(places: Places) -> None:
     assert done.stdout.count("default") >= len(found)
 
 
-def test_where_each_value_comes_from(places: Places) -> None:
+def test_each_value_is_shown_with_its_file_and_line(places: Places) -> None:
     vendor = places.put("vendor", "[quota]\n\nsettle = 1\nremind = 2\n")
     drop_in = places.put("system", settle(3), "5.toml")
     first = places.put("system", '[plugins]\nallow = ["b", "a"]\n')
@@ -79,7 +79,7 @@ def test_where_each_value_comes_from(places: Places) -> None:
         ('request-key."cifs.spnego".without-daemon', 1),
     ],
 )
-def test_one_table_or_key(places: Places, name: str, count: int) -> None:
+def test_show_of_a_table_or_key_lists_only_its_keys(places: Places, name: str, count: int) -> None:
     assert len(shown(name)) == count
 
 
@@ -87,22 +87,22 @@ def test_one_table_or_key(places: Places, name: str, count: int) -> None:
     ("name", "said"),
     [("quota.setle", "is quota.settle meant?"), ("x", "no key or table 'x'"), ("", "no key"), ("quota.", "no key")],
 )
-def test_a_name_that_is_none(places: Places, name: str, said: str) -> None:
+def test_show_of_an_unknown_key_is_a_usage_error_with_a_suggestion(places: Places, name: str, said: str) -> None:
     done = run("show", name)
     assert done.exit_code == os.EX_USAGE
     assert said in done.stderr
 
 
-def test_names_of_others_give_a_terminal_no_orders(places: Places) -> None:
+def test_control_characters_in_names_and_values_are_escaped(places: Places) -> None:
     places.put("user", '[quota.sink."\\u001b[31m"]\nx = "\\u001b[0m"\n')
     assert "\x1b" not in run("show", "--origin").stdout
 
 
-def test_a_wrong_file_is_not_shown(places: Places) -> None:
+def test_show_of_an_invalid_file_prints_the_error_and_no_values(places: Places) -> None:
     file = places.put("system", "[quota]\nsettle = -1\n")
     done = run("show")
     assert done.exit_code == os.EX_CONFIG
-    assert f"{file}:2: quota.settle: a number" in done.stderr
+    assert f"{file}:2: quota.settle: must be a number" in done.stderr
     assert done.stdout == ""
 
 
@@ -115,7 +115,7 @@ def checked(*arguments: str) -> tuple[int, dict[str, Any]]:
     return done.exit_code, found
 
 
-def test_all_is_right(places: Places) -> None:
+def test_check_of_valid_files_finds_no_problems_and_lists_masked_files(places: Places) -> None:
     places.put("vendor", settle(1), "1.toml")
     mask = places.put("system", settle(2), "1.toml")
     code, found = checked()
@@ -128,7 +128,7 @@ def test_all_is_right(places: Places) -> None:
     assert "masked by" in run("check").stdout
 
 
-def test_everything_that_is_wrong_is_told(places: Places) -> None:
+def test_check_lists_every_problem_with_its_file_line_and_key(places: Places) -> None:
     system = places.put("system", "[quota]\nsettle = -1\n\n[daemons]\nx = 1\n")
     drop_in = places.put("system", "[quota\n", "1.toml")
     theirs = places.put("system", "", "2.toml", mode=0o666)
@@ -151,14 +151,14 @@ def test_everything_that_is_wrong_is_told(places: Places) -> None:
     assert len(checked("--system")[1]["problems"]) == 4
 
 
-def test_a_user_who_is_not_there(places: Places) -> None:
+def test_check_reports_an_unknown_user_by_line(places: Places) -> None:
     file = places.put("system", '[request-key.dns_resolver]\nuser = "nobody-has-this-name"\n')
     done = run("check")
     assert done.exit_code == os.EX_CONFIG
     assert f"{file}:2: request-key.dns_resolver.user: there is no user" in done.stderr
 
 
-def test_files_that_are_given(places: Places, tmp_path: Path) -> None:
+def test_check_of_given_files_applies_the_rules_of_system_or_user_files(places: Places, tmp_path: Path) -> None:
     draft = tmp_path / "draft.toml"
     draft.write_text("[quota]\nsettle = 1\n")
     assert checked(str(draft))[0] == 0
@@ -173,7 +173,7 @@ def test_files_that_are_given(places: Places, tmp_path: Path) -> None:
         assert checked(str(own))[0] == os.EX_CONFIG
 
 
-def test_a_folder_that_cannot_be_looked_into(places: Places) -> None:
+def test_check_reports_a_drop_in_folder_with_unsafe_permissions(places: Places) -> None:
     folder = places.put("system", "", "1.toml").parent
     folder.chmod(0o777)
     code, found = checked()
@@ -191,8 +191,9 @@ def test_a_folder_that_cannot_be_looked_into(places: Places) -> None:
         (("é", 1, 2.5, True), '["é", 1, 2.5, true]'),
         ({"a": {"b": (1,)}}, '{"a": {"b": [1]}}'),
     ],
+    ids=["set", "list", "table"],
 )
-def test_values_as_toml_writes_them(value: object, text: str) -> None:
+def test_values_are_printed_as_toml(value: object, text: str) -> None:
     assert as_toml(value) == text
     assert json.loads(text) == plain(value)
 
@@ -200,12 +201,12 @@ def test_values_as_toml_writes_them(value: object, text: str) -> None:
 # --- the document ----------------------------------------------------------------------------------------------
 
 
-def test_the_document_is_current() -> None:
+def test_the_configuration_document_is_current() -> None:
     file = ROOT / "docs" / "configuration.md"
     assert reference.written(file.read_text()) == file.read_text(), "run `make docs`"
 
 
-def test_the_document_names_every_table_and_key(tmp_path: Path) -> None:
+def test_the_configuration_document_names_every_table_and_key_once(tmp_path: Path) -> None:
     file = tmp_path / "x.md"
     file.write_text(f"before\n{reference.BEGIN}was here\n{reference.END}after\n")
     reference.main([str(file)])
@@ -223,7 +224,7 @@ def test_the_document_names_every_table_and_key(tmp_path: Path) -> None:
         reference.written("nothing")
 
 
-def test_the_examples_in_the_document_are_right(places: Places) -> None:
+def test_the_examples_in_the_configuration_document_are_valid(places: Places) -> None:
     blocks = (ROOT / "docs" / "configuration.md").read_text().split("```toml\n")[1:]
     assert blocks
     for block in blocks:

@@ -65,7 +65,7 @@ def header(*packets: PublicKeyPacket | PassphrasePacket, flags: int = ENCRYPTED)
     return pack_header(Header(100, 0x12345678, 3, flags, 4096, 2, packets))
 
 
-def test_captured(captured: list[Path]) -> None:
+def test_captured_headers_are_reported_in_full(captured: list[Path]) -> None:
     reports = told(*captured)
     assert [report["file"] for report in reports] == [str(path) for path in captured]
     for report in reports:
@@ -98,7 +98,7 @@ def test_captured(captured: list[Path]) -> None:
     ]
 
 
-def test_a_passphrase_packet(home: Path) -> None:
+def test_a_passphrase_packet_is_reported_and_its_check_finds_no_key(home: Path) -> None:
     path = lower(home, "f", header(PASSPHRASE))
     (report,) = told(path)
     assert report["packets"] == [
@@ -120,7 +120,7 @@ def test_a_passphrase_packet(home: Path) -> None:
     assert report["check"] == "none of its keys is in your user keyring"
 
 
-def test_damaged_and_missing(home: Path, captured: list[Path]) -> None:
+def test_damaged_and_missing_files_are_reported_and_the_others_still_shown(home: Path, captured: list[Path]) -> None:
     bad = lower(home, "bad", header(PASSPHRASE).replace(b"\x8c", b"\x8d"))
     short = lower(home, "short", b"", 0)
     (home / "folder").mkdir()
@@ -139,13 +139,13 @@ def test_damaged_and_missing(home: Path, captured: list[Path]) -> None:
         assert "not a regular file" in inspect(home / name, code=os.EX_OSERR).stderr
 
 
-def test_a_lower_file_that_was_cut_off(home: Path) -> None:
+def test_missing_bytes_of_a_truncated_lower_file_are_reported(home: Path) -> None:
     path = lower(home, "f", header(PASSPHRASE), 8192 + 100)
     assert told(path)[0]["missing"] == 3996
     assert "3996 bytes of the lower file are missing" in inspect(path).stdout
 
 
-def test_a_header_in_an_attribute(home: Path) -> None:
+def test_a_header_in_an_extended_attribute_is_read(home: Path) -> None:
     path = lower(home, "f", b"", 4096)
     try:
         os.setxattr(path, XATTR, header(PASSPHRASE, flags=ENCRYPTED | IN_XATTR))
@@ -187,7 +187,7 @@ def scene(folder: Path, home: Path) -> Iterator[Scene]:
         yield found
 
 
-def test_a_key_that_is_at_hand(scene: Scene) -> None:
+def test_check_succeeds_if_the_key_is_available(scene: Scene) -> None:
     (report,) = told("--check", "--runtime", scene.broker, scene.lower)
     assert report["check"] == "ok"
     theirs, ours = report["packets"]
@@ -201,7 +201,7 @@ def test_a_key_that_is_at_hand(scene: Scene) -> None:
     assert "cipher" not in told(scene.lower)[0]["packets"][1]
 
 
-def test_a_key_that_is_refused(scene: Scene) -> None:
+def test_check_reports_a_locked_key_and_one_missing_from_the_keyring(scene: Scene) -> None:
     run_key("lock", "mine")
     (report,) = told("--check", "--runtime", scene.broker, scene.lower, code=os.EX_TEMPFAIL)
     assert report["check"] == f"{scene.signature}: refused: locked"
@@ -213,7 +213,7 @@ def test_a_key_that_is_refused(scene: Scene) -> None:
     assert "check        none of its keys is in your user keyring\n" in text
 
 
-def test_a_key_that_wrapped_something_else(scene: Scene, home: Path) -> None:
+def test_check_refuses_a_damaged_or_opaque_wrapped_key(scene: Scene, home: Path) -> None:
     good = scene.wrapped(wire.CIPHER_AES_256)
     bad = good._replace(wrapped=good.wrapped[:-1] + bytes((good.wrapped[-1] ^ 1,)))
     path = lower(home, "bad", header(bad))
@@ -226,12 +226,12 @@ def test_a_key_that_wrapped_something_else(scene: Scene, home: Path) -> None:
     assert "none of eCryptfs's" in report["check"]
 
 
-def test_without_a_broker(scene: Scene, home: Path) -> None:
+def test_check_without_a_broker_says_so(scene: Scene, home: Path) -> None:
     (report,) = told("--check", "--runtime", home / "nowhere", scene.lower, code=os.EX_UNAVAILABLE)
     assert "no broker" in report["check"]
 
 
-def test_a_passphrase_that_the_kernel_has(home: Path) -> None:
+def test_check_of_a_passphrase_in_the_keyring_says_the_kernel_unwraps_it(home: Path) -> None:
     signature = os.urandom(8).hex()
     serial = keyring.add_user_key(signature, b"stands for a passphrase token")
     try:
@@ -243,7 +243,7 @@ def test_a_passphrase_that_the_kernel_has(home: Path) -> None:
     assert "unwrapped by the kernel" in report["check"]
 
 
-def test_a_broken_entry_is_no_obstacle(home: Path, captured: list[Path]) -> None:
+def test_a_broken_key_entry_does_not_stop_inspection(home: Path, captured: list[Path]) -> None:
     keys = home / "DATA/upcall/keys"
     keys.mkdir(parents=True, mode=0o700)
     (keys / "broken.toml").touch(0o600)

@@ -24,6 +24,7 @@ from upcall.core.errors import ModuleFailed, PeerError, Refused, UsageError
 from upcall.core.messages import Requester
 from upcall.daemon.control import Control
 from upcall.daemon.passphrase_sources import fetch
+from upcall.daemon.secrets import NoPrompter
 from upcall.kernel import keyring
 from upcall.keys.keyring_backend import unusable
 from upcall.keys.passphrase import NoPassphrase
@@ -31,7 +32,7 @@ from upcall.keys.plugins import load
 from upcall.process.paths import daemon_socket
 from upcall.protocols.ecryptfs import packets as wire
 from upcall.protocols.ecryptfs.authtok import take_auth_tok
-from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.key_handler import KeyHandler
 from upcall.wire.envelope import Envelope
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "ecryptfs.json").read_text())
@@ -84,8 +85,8 @@ class Running:
     """A daemon, as far as `upcall key` can tell: its socket and its keys, without a broker."""
 
     def __init__(self) -> None:
-        self.keys = KeyService(keyring, {"openssl": lambda: load("upcall_rsa:module")}, fetch)
-        self._control = Control(daemon_socket(), self.keys)
+        self.keys = KeyHandler(keyring, {"openssl": lambda: load("upcall_rsa:module")}, fetch)
+        self._control = Control(daemon_socket(), self.keys.cache, self.keys.warm, NoPrompter().attach)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
@@ -167,7 +168,7 @@ def token_of(signature: str) -> bytes:
 # --- generate -----------------------------------------------------------------------------------------------
 
 
-def test_generate(home: Path, daemon: Running) -> None:
+def test_generate_prints_mount_options_and_enrols_a_working_key(home: Path, daemon: Running) -> None:
     result = run("generate", "--bits", "2048", word=WORD)
     told = shown("default")
     signature = told["signature"]
@@ -185,37 +186,37 @@ def test_generate(home: Path, daemon: Running) -> None:
     assert daemon.works(signature)
 
 
-def test_generate_without_a_daemon() -> None:
+def test_generate_without_a_daemon_succeeds_with_a_note() -> None:
     result = run("generate", "--bits", "2048", word=WORD)
     assert "note: nothing is decrypted until `upcall daemon` runs, and `upcall key unlock default`" in result.stderr
 
 
-def test_the_default_size() -> None:
+def test_generate_makes_rsa_3072_by_default() -> None:
     run("generate", "--no-add", word=WORD)
     assert shown("default")["description"] == "RSA-3072"
     assert shown("default")["in_keyring"] is False
 
 
-def test_generate_with_a_file(home: Path, daemon: Running) -> None:
+def test_generate_with_a_passphrase_file_records_it_as_the_source(home: Path, daemon: Running) -> None:
     run("generate", "filed", "--bits", "2048", "--passphrase-file", word_file(home))
     assert shown("filed")["source"] == f"file:{home}/word"
     assert daemon.works(shown("filed")["signature"])
 
 
-def test_generate_without_a_passphrase(daemon: Running) -> None:
+def test_a_key_generated_without_a_passphrase_works(daemon: Running) -> None:
     run("generate", "open", "--bits", "2048", "--no-passphrase")
     assert shown("open")["source"] == "none"
     assert daemon.works(shown("open")["signature"])
 
 
-def test_generate_elsewhere(home: Path) -> None:
+def test_a_key_file_at_a_chosen_path_survives_removal_of_its_entry(home: Path) -> None:
     run("generate", "--bits", "2048", "--path", home / "else.pem", word=WORD)
     assert shown("default")["path"] == f"{home}/else.pem"
     run("remove", "default", "--yes")
     assert (home / "else.pem").exists()
 
 
-def test_generate_refuses() -> None:
+def test_generate_refuses_invalid_names_options_and_existing_keys() -> None:
     assert "RSA" not in run("generate", "a/b", word=WORD, code=os.EX_USAGE).stdout
     wrong_size = run("generate", "--bits", "1024", word=WORD, code=os.EX_USAGE)
     assert "bits=1024: 2048, 3072, 4096 can be chosen" in wrong_size.stderr
@@ -227,7 +228,7 @@ def test_generate_refuses() -> None:
     assert "goes with no other" in both.stderr
 
 
-def test_a_passphrase_file_that_others_can_read(home: Path) -> None:
+def test_generate_refuses_a_passphrase_file_that_others_can_read(home: Path) -> None:
     path = word_file(home)
     path.chmod(0o644)
     result = run("generate", "--passphrase-file", path, code=os.EX_NOPERM)
@@ -238,7 +239,7 @@ def test_a_passphrase_file_that_others_can_read(home: Path) -> None:
 # --- add ----------------------------------------------------------------------------------------------------
 
 
-def test_add_after_a_login(daemon: Running) -> None:
+def test_add_restores_a_key_to_the_keyring_only_with_the_right_passphrase(daemon: Running) -> None:
     run("generate", "--bits", "2048", word=WORD)
     signature = shown("default")["signature"]
     run("remove", "default", "--keyring-only")
@@ -248,7 +249,7 @@ def test_add_after_a_login(daemon: Running) -> None:
     assert daemon.works(signature)
 
 
-def test_add_needs_no_passphrase_where_it_is_kept(home: Path, daemon: Running) -> None:
+def test_add_asks_for_no_passphrase_if_it_is_in_a_file_or_absent(home: Path, daemon: Running) -> None:
     run("generate", "filed", "--bits", "2048", "--no-add", "--passphrase-file", word_file(home))
     run("generate", "open", "--bits", "2048", "--no-add", "--no-passphrase")
     for name in ("filed", "open"):
@@ -256,7 +257,7 @@ def test_add_needs_no_passphrase_where_it_is_kept(home: Path, daemon: Running) -
         assert daemon.works(shown(name)["signature"])
 
 
-def test_add_a_key_of_ecryptfs_utils(home: Path, daemon: Running) -> None:
+def test_a_key_of_ecryptfs_utils_is_imported_and_works(home: Path, daemon: Running) -> None:
     run("import", "old", "--file", captured_pem(home), word=KEY["passphrase"])
     told = shown("old")
     assert (told["signature"], told["source"], told["path"]) == (KEY["sig"], "ask", f"{home}/key.pem")
@@ -264,7 +265,7 @@ def test_add_a_key_of_ecryptfs_utils(home: Path, daemon: Running) -> None:
     assert daemon.works(KEY["sig"])
 
 
-def test_add_for_ecryptfsd(home: Path, daemon: Running) -> None:
+def test_import_with_compat_makes_the_auth_token_of_mount_ecryptfs(home: Path, daemon: Running) -> None:
     """Byte for byte the auth token that mount.ecryptfs made, but for the path."""
     path = captured_pem(home)
     run("import", "old", "--file", path, "--compat", word=KEY["passphrase"])
@@ -282,7 +283,7 @@ def test_add_for_ecryptfsd(home: Path, daemon: Running) -> None:
     assert take_auth_tok(token_of(KEY["sig"])) == ours
 
 
-def test_add_refuses(home: Path) -> None:
+def test_add_and_import_refuse_missing_unsafe_and_existing_keys(home: Path) -> None:
     path = captured_pem(home)
     assert "no key 'default'" in run("add", code=os.EX_NOINPUT).stderr
     assert "No such file" in run("import", "x", "--file", home / "none", code=os.EX_NOINPUT).stderr
@@ -294,7 +295,7 @@ def test_add_refuses(home: Path) -> None:
     assert "already" in run("import", "old", "--file", path, word=KEY["passphrase"], code=os.EX_CANTCREAT).stderr
 
 
-def test_add_a_swapped_key_file() -> None:
+def test_add_refuses_a_key_file_that_holds_another_key() -> None:
     run("generate", "one", "--bits", "2048", "--no-add", "--no-passphrase")
     run("generate", "two", "--bits", "2048", "--no-add", "--no-passphrase")
     Path(shown("one")["path"]).replace(shown("two")["path"])
@@ -304,7 +305,7 @@ def test_add_a_swapped_key_file() -> None:
 # --- list, show, remove, lock -------------------------------------------------------------------------------
 
 
-def test_list(home: Path) -> None:
+def test_list_shows_enrolled_keys_and_keyring_tokens_without_an_entry(home: Path) -> None:
     run("generate", "open", "--bits", "2048", "--no-add", "--no-passphrase")
     run("import", "old", "--file", captured_pem(home), "--compat", word=KEY["passphrase"])
     result = run("list")
@@ -322,7 +323,7 @@ def test_list(home: Path) -> None:
     assert keyring.find(KEY["sig"]) is None
 
 
-def test_a_broken_entry_does_not_hide_the_others(home: Path) -> None:
+def test_list_reports_a_broken_entry_and_shows_the_others(home: Path) -> None:
     run("generate", "open", "--bits", "2048", "--no-add", "--no-passphrase")
     broken = home / "DATA/upcall/keys/broken.toml"
     broken.touch(0o600)
@@ -333,14 +334,14 @@ def test_a_broken_entry_does_not_hide_the_others(home: Path) -> None:
     assert "unknown key" in run("show", "broken", code=os.EX_DATAERR).stderr
 
 
-def test_show_for_people() -> None:
+def test_show_finds_a_key_by_name_or_signature() -> None:
     run("generate", "open", "--bits", "2048", "--no-add", "--no-passphrase")
     told = dict(line.split(maxsplit=1) for line in run("show", "open").stdout.splitlines())
     assert (told["name"], told["source"]) == ("open", "none")
     assert "in keyring     no" in run("show", told["signature"]).stdout
 
 
-def test_remove_asks(home: Path) -> None:
+def test_remove_deletes_the_key_file_only_after_confirmation(home: Path) -> None:
     run("generate", "open", "--bits", "2048", "--no-passphrase")
     signature = shown("open")["signature"]
     files = home / "DATA/upcall/keys"
@@ -352,7 +353,7 @@ def test_remove_asks(home: Path) -> None:
     run("remove", "open", "--yes", code=os.EX_NOINPUT)
 
 
-def test_lock(daemon: Running) -> None:
+def test_lock_stops_a_key_until_it_is_added_again(daemon: Running) -> None:
     run("generate", "--bits", "2048", word=WORD)
     signature = shown("default")["signature"]
     assert daemon.works(signature)
@@ -365,7 +366,7 @@ def test_lock(daemon: Running) -> None:
     assert "no key 'other'" in run("lock", "other", code=os.EX_NOINPUT).stderr
 
 
-def test_lock_and_add_a_key_without_a_passphrase(daemon: Running) -> None:
+def test_a_locked_key_without_a_passphrase_works_after_add(daemon: Running) -> None:
     run("generate", "open", "--bits", "2048", "--no-passphrase")
     run("lock", "open")
     assert not daemon.works(shown("open")["signature"])
@@ -373,7 +374,7 @@ def test_lock_and_add_a_key_without_a_passphrase(daemon: Running) -> None:
     assert daemon.works(shown("open")["signature"])
 
 
-def test_lock_without_a_daemon() -> None:
+def test_lock_without_a_daemon_is_an_error() -> None:
     assert "no daemon" in run("lock", code=os.EX_UNAVAILABLE).stderr
 
 
@@ -400,7 +401,7 @@ def on_a_terminal(arguments: list[str], answers: list[str]) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen.decode()
 
 
-def test_typing_the_passphrase(daemon: Running) -> None:
+def test_passphrases_are_asked_on_the_terminal_without_echo(daemon: Running) -> None:
     code, seen = on_a_terminal(["generate", "--bits", "2048"], [WORD, WORD])
     assert code == 0, seen
     assert "New passphrase for the key default: \r\nThe same once more: \r\n" in seen
@@ -411,7 +412,7 @@ def test_typing_the_passphrase(daemon: Running) -> None:
     assert "Passphrase for the key default: \r\n" in seen
 
 
-def test_typing_two_that_differ(home: Path) -> None:
+def test_two_passphrases_that_differ_are_refused_and_no_key_is_made(home: Path) -> None:
     code, seen = on_a_terminal(["generate"], [WORD, "other"])
     assert code == os.EX_USAGE
     assert "the two passphrases differ" in seen
@@ -433,7 +434,7 @@ def in_a_process(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, input=WORD, capture_output=True, text=True, timeout=60)
 
 
-def test_the_keyring_library(backend: Path) -> None:
+def test_a_passphrase_kept_by_the_keyring_library_is_found_by_add(backend: Path) -> None:
     done = in_a_process("generate", "kept", "--bits", "2048", "--passphrase-keyring")
     assert done.returncode == 0, done.stderr
     told = shown("kept")
@@ -448,7 +449,7 @@ def test_the_keyring_library(backend: Path) -> None:
         running.close()
 
 
-def test_the_keyring_library_will_not_keep_it(backend: Path) -> None:
+def test_generate_fails_without_a_key_if_the_keyring_library_refuses(backend: Path) -> None:
     (backend / "locked").touch()
     done = in_a_process("generate", "kept", "--bits", "2048", "--passphrase-keyring")
     assert done.returncode == os.EX_UNAVAILABLE
@@ -457,7 +458,7 @@ def test_the_keyring_library_will_not_keep_it(backend: Path) -> None:
 
 
 @pytest.mark.skipif(bool(unusable()), reason=unusable())
-def test_the_kernel_keeps_it_until_the_next_boot_and_people_are_told(
+def test_a_note_says_that_the_kernel_keeps_the_passphrase_until_the_next_boot(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     container = f"upcall-test-{os.urandom(6).hex()}"
@@ -495,12 +496,23 @@ def test_the_kernel_keeps_it_until_the_next_boot_and_people_are_told(
         (PermissionError(), os.EX_NOPERM),
         (IsADirectoryError(), os.EX_OSERR),
     ],
+    ids=[
+        "UsageError",
+        "PeerError",
+        "ModuleFailed",
+        "Refused",
+        "NoPassphrase",
+        "FileNotFoundError",
+        "FileExistsError",
+        "PermissionError",
+        "OSError",
+    ],
 )
-def test_exit_codes(error: Exception, code: int) -> None:
+def test_each_error_has_its_exit_code(error: Exception, code: int) -> None:
     assert exit_code(error) == code
 
 
-def test_the_clicks_own_errors() -> None:
+def test_a_missing_or_unknown_command_or_argument_is_a_usage_error() -> None:
     for arguments in ([], ["nix"]):
         run(*arguments, code=os.EX_USAGE)
     run("show", code=os.EX_USAGE)

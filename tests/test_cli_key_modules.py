@@ -1,4 +1,4 @@
-"""`upcall key` with a key module that wants parameters, secrets and PINs, or that does not keep its word."""
+"""`upcall key` with a key module that needs parameters, secrets and PINs, or that breaks its contract."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def typed(*arguments: str, pins: tuple[str, ...] = (PIN.decode(),)) -> str:
     return seen
 
 
-def test_the_life_of_a_key_without_a_passphrase(home: Path) -> None:
+def test_a_key_with_a_pin_is_generated_shown_added_and_removed(home: Path) -> None:
     seen = typed("generate", "card", *GIVEN, "--param", "size=16", "--param-file", f"admin={secret_file(home)}")
     assert "upcall: touch the card\r\nPIN of the card: \r\n" in seen
     assert "passphrase" not in seen
@@ -77,7 +77,7 @@ def test_the_life_of_a_key_without_a_passphrase(home: Path) -> None:
     assert not list((home / "DATA/upcall/keys").iterdir())
 
 
-def test_typing_a_secret_parameter() -> None:
+def test_a_secret_parameter_is_asked_on_the_terminal_without_echo() -> None:
     seen = typed("generate", "card", *GIVEN, "--no-add", pins=(ADMIN, PIN.decode()))
     assert "The administrator's word: \r\n" in seen
     assert ADMIN not in seen
@@ -85,7 +85,7 @@ def test_typing_a_secret_parameter() -> None:
     assert "The administrator's word: \r\n" in seen
 
 
-def test_a_secret_parameter_from_a_descriptor() -> None:
+def test_a_secret_parameter_is_read_from_a_descriptor() -> None:
     reader, writer = os.pipe()
     os.write(writer, ADMIN.encode())
     os.close(writer)
@@ -97,8 +97,8 @@ def test_a_secret_parameter_from_a_descriptor() -> None:
     assert "administrator" not in seen
 
 
-def test_without_a_terminal(home: Path) -> None:
-    """Whoever runs the tests may have one, a new session has none."""
+def test_without_a_terminal_secrets_that_are_not_given_are_an_error(home: Path) -> None:
+    """A new session has no terminal, even if the tests run on one."""
     command = [
         sys.executable,
         "-X",
@@ -120,7 +120,7 @@ def test_without_a_terminal(home: Path) -> None:
     assert not list((home / "DATA/upcall/keys").iterdir())
 
 
-def test_a_wrong_pin(home: Path) -> None:
+def test_a_wrong_pin_is_an_error_and_makes_no_key(home: Path) -> None:
     code, seen = on_a_terminal(["generate", "card", *GIVEN, "--param-file", f"admin={secret_file(home)}"], ["31415"])
     assert code == os.EX_DATAERR
     assert "a wrong PIN" in seen
@@ -144,7 +144,9 @@ def test_a_wrong_pin(home: Path) -> None:
         (["--no-passphrase", "--passphrase-keyring"], "goes with no other passphrase option"),
     ],
 )
-def test_parameters_that_are_wrong(home: Path, arguments: list[str], why: str) -> None:
+def test_invalid_parameters_are_refused_with_a_reason_and_no_secret_is_shown(
+    home: Path, arguments: list[str], why: str
+) -> None:
     admin = [] if any("admin" in one for one in arguments) else ["--param-file", f"admin={secret_file(home)}"]
     result = run("generate", "card", *GIVEN, *admin, *arguments, code=os.EX_USAGE)
     assert why in result.stderr
@@ -152,7 +154,7 @@ def test_parameters_that_are_wrong(home: Path, arguments: list[str], why: str) -
     assert not (home / "DATA/upcall/keys/card.toml").exists()
 
 
-def test_a_parameter_that_must_be_given() -> None:
+def test_a_missing_required_parameter_is_a_usage_error() -> None:
     for command in (["generate", "card", "--param", "admin"], ["import", "card"]):
         result = run(*command, "--module", "pinned", code=os.EX_USAGE)
         assert "the parameter 'label' must be given: What it is called." in result.stderr
@@ -169,7 +171,7 @@ def test_a_parameter_that_must_be_given() -> None:
         ("other", "it unwrapped something else"),
     ],
 )
-def test_a_key_that_is_not_fit_for_use_is_taken_away_again(home: Path, fault: str, why: str) -> None:
+def test_a_generated_key_that_fails_its_trial_is_removed(home: Path, fault: str, why: str) -> None:
     admin = f"admin={secret_file(home)}"
     arguments = ["generate", "card", *GIVEN, "--param-file", admin, "--param", f"fault={fault}"]
     code, seen = on_a_terminal(arguments, [PIN.decode()])
@@ -178,7 +180,7 @@ def test_a_key_that_is_not_fit_for_use_is_taken_away_again(home: Path, fault: st
     assert not list((home / "DATA/upcall/keys").iterdir())
 
 
-def test_import_without_a_file(home: Path) -> None:
+def test_a_module_without_key_files_imports_without_a_file_and_refuses_one(home: Path) -> None:
     typed("import", "card", *GIVEN)
     told = shown("card")
     try:
@@ -192,7 +194,7 @@ def test_import_without_a_file(home: Path) -> None:
     assert "a file is no use to me" in seen
 
 
-def test_what_a_module_does_not_do(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+def test_generate_and_import_refuse_a_module_that_cannot_do_it(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     info = home / "site" / "toy-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
@@ -204,7 +206,7 @@ def test_what_a_module_does_not_do(monkeypatch: pytest.MonkeyPatch, home: Path) 
 # --- with passphrases ------------------------------------------------------------------------------------------
 
 
-def test_unlock(home: Path) -> None:
+def test_unlock_makes_locked_keys_work_with_the_right_passphrase_only(home: Path) -> None:
     running = Running()
     try:
         run("generate", "--bits", "2048", word="correct horse")
@@ -235,11 +237,11 @@ def test_unlock(home: Path) -> None:
         running.close()
 
 
-def test_unlock_without_a_daemon() -> None:
+def test_unlock_without_a_daemon_is_an_error() -> None:
     assert "no daemon" in run("unlock", code=os.EX_UNAVAILABLE).stderr
 
 
-def test_export_public(home: Path) -> None:
+def test_export_public_prints_the_public_key_only_with_the_right_passphrase(home: Path) -> None:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     run("generate", "--bits", "2048", "--no-add", word="correct horse")
@@ -249,13 +251,13 @@ def test_export_public(home: Path) -> None:
     assert "wrong passphrase" in run("export-public", "default", word="x", code=os.EX_DATAERR).stderr
 
 
-def test_every_command_can_be_read_by_programs() -> None:
+def test_list_and_show_print_the_same_json() -> None:
     run("generate", "open", "--bits", "2048", "--no-add", "--no-passphrase")
     (row,) = (one for one in json.loads(run("list", "--json").stdout) if one["name"] == "open")
     assert row == shown("open")
     assert row["parameters"] == {"bits": "2048"}
 
 
-def test_the_entry_is_private(home: Path) -> None:
+def test_a_key_entry_is_readable_by_its_owner_only(home: Path) -> None:
     run("generate", "open", "--bits", "2048", "--no-add", "--no-passphrase")
     assert (home / "DATA/upcall/keys/open.toml").stat().st_mode & 0o777 == 0o600

@@ -47,7 +47,7 @@ def shown(*arguments: str) -> list[dict[str, object]]:
 # --- reading ---------------------------------------------------------------------------------------------------
 
 
-def test_a_table(tmp_path: Path) -> None:
+def test_log_prints_records_as_a_table(tmp_path: Path) -> None:
     result = log(str(written(tmp_path / "log", RECORD, REFUSED)))
     assert result.exit_code == 0
     head, first, second = result.stdout.splitlines()
@@ -57,12 +57,12 @@ def test_a_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("choice", [("--uid", "1001"), ("--service", "cifs.spnego"), ("--outcome", "no-ticket")])
-def test_choosing(tmp_path: Path, choice: tuple[str, str]) -> None:
+def test_log_filters_by_uid_service_or_outcome(tmp_path: Path, choice: tuple[str, str]) -> None:
     (found,) = shown(*choice, str(written(tmp_path / "log", RECORD, REFUSED)))
     assert found == {"who": "upcall-broker", "pid": 1, **REFUSED._asdict()}
 
 
-def test_damaged_lines_are_passed_over_and_counted(tmp_path: Path) -> None:
+def test_damaged_records_are_skipped_and_counted(tmp_path: Path) -> None:
     path = written(tmp_path / "log", RECORD, REFUSED)
     good = path.read_bytes()
     bad = b"upcall-broker[1]: request at=x\nupcall-broker[1]: request \xff\xfe\0\n" + b"x" * 100_000
@@ -72,22 +72,22 @@ def test_damaged_lines_are_passed_over_and_counted(tmp_path: Path) -> None:
     assert result.stderr == "3 damaged records passed over\n"
 
 
-def test_what_a_terminal_would_take_for_orders(tmp_path: Path) -> None:
+def test_log_escapes_control_characters_in_a_record(tmp_path: Path) -> None:
     assert "\x1b" not in log(str(written(tmp_path / "log", RECORD._replace(handler="\x1b[2J")))).stdout
 
 
-def test_standard_input(tmp_path: Path) -> None:
+def test_log_reads_records_from_standard_input(tmp_path: Path) -> None:
     text = written(tmp_path / "log", RECORD).read_text()
     assert CliRunner().invoke(main, ["log", "--json", "-"], input=text).stdout.count("\n") == 1
 
 
-def test_no_file() -> None:
+def test_log_of_a_missing_file_is_an_error() -> None:
     result = log("/nowhere/at/all")
     assert result.exit_code == os.EX_NOINPUT
     assert "/nowhere/at/all" in result.stderr
 
 
-def test_a_file_is_followed_across_its_being_rotated_and_emptied(tmp_path: Path) -> None:
+def test_a_file_is_followed_across_rotation_and_truncation(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("one\ntw")
     found = lines(path, follow=True, pause=0.001)
@@ -112,8 +112,10 @@ def test_a_file_is_followed_across_its_being_rotated_and_emptied(tmp_path: Path)
     assert following() == "5"
 
 
-def test_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A journalctl that is played: what it is asked, and what it says."""
+def test_log_reads_records_from_the_journal_and_reports_its_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """journalctl is a script that notes its arguments and prints prepared entries."""
     entry = {"MESSAGE_ID": MESSAGE_ID, "__REALTIME_TIMESTAMP": "1769860800250000", "_PID": "5", "UPCALL_UID": "1000"}
     entry |= {"SYSLOG_IDENTIFIER": "upcall-broker", "UPCALL_SERVICE": "key", "UPCALL_OUTCOME": "answered"}
     entry |= {"UPCALL_SECONDS": "0.000062", "UPCALL_SEQ": "7", "UPCALL_HANDLER": "toy"}
@@ -141,7 +143,7 @@ def records(path: Path) -> list[Record]:
     return [one[1] for one in found if one is not None]
 
 
-def test_broker_and_daemon_tell_the_same_of_a_request(folder: Path, keyring: FolderKeyring, signature: str) -> None:
+def test_broker_and_daemon_record_the_same_requests(folder: Path, keyring: FolderKeyring, signature: str) -> None:
     ours, theirs = folder.parent / "broker.requests", folder.parent / "daemon.requests"
     arguments = ["-m", "upcall.broker", f"folder={folder}", f"records={ours}"]
     modules = {"toy": "upcall.testing.toy:TOY"}
@@ -166,7 +168,7 @@ def test_broker_and_daemon_tell_the_same_of_a_request(folder: Path, keyring: Fol
     assert ours.stat().st_mode & 0o777 == 0o640
 
 
-def test_without_being_told_to_nothing_is_written(folder: Path) -> None:
+def test_no_records_are_written_by_default(folder: Path) -> None:
     with Started(["-m", "upcall.broker", f"folder={folder}"], folder.parent / "broker.log") as broker:
         broker.logged("broker-ready")
         with Client(folder) as client, pytest.raises(Refused):
@@ -176,14 +178,14 @@ def test_without_being_told_to_nothing_is_written(folder: Path) -> None:
         assert " request " not in broker.log
 
 
-def test_a_file_that_cannot_be_is_told_of_and_requests_are_served(folder: Path) -> None:
+def test_an_unwritable_record_file_is_logged_and_the_broker_still_starts(folder: Path) -> None:
     arguments = ["-m", "upcall.broker", f"folder={folder}", f"records={folder.parent}"]
     with Started(arguments, folder.parent / "broker.log") as broker:
         broker.logged("record-failed")
         broker.logged("broker-ready")
 
 
-def test_stderr(folder: Path) -> None:
+def test_records_go_to_stderr_if_so_configured(folder: Path) -> None:
     arguments = ["-m", "upcall.broker", f"folder={folder}", "records=stderr"]
     with Started(arguments, folder.parent / "broker.log") as broker:
         broker.logged("broker-ready")
@@ -194,7 +196,7 @@ def test_stderr(folder: Path) -> None:
     assert (record.uid, record.service, record.seq) == (os.getuid(), "key", 0)
 
 
-def test_a_file_that_is_renamed_is_made_anew(tmp_path: Path) -> None:
+def test_a_record_file_is_created_again_after_it_was_renamed_or_deleted(tmp_path: Path) -> None:
     file = RecordFile(tmp_path / "log")
     file.write(b"one\n")
     (tmp_path / "log").rename(tmp_path / "log.1")
@@ -205,7 +207,7 @@ def test_a_file_that_is_renamed_is_made_anew(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_bytes() == b"three\n"
 
 
-def test_a_hangup_while_the_file_is_rotated_ends_nobody(folder: Path) -> None:
+def test_sighup_after_a_rotation_does_not_end_the_broker(folder: Path) -> None:
     path = folder.parent / "requests"
     arguments = ["-m", "upcall.broker", f"folder={folder}", f"records={path}"]
     with Started(arguments, folder.parent / "broker.log") as broker:
@@ -219,7 +221,7 @@ def test_a_hangup_while_the_file_is_rotated_ends_nobody(folder: Path) -> None:
                 until(lambda: len(records(path)) == 1, "a record")
 
 
-def test_files_that_are_not_written_to(tmp_path: Path) -> None:
+def test_a_record_file_must_be_a_regular_file_of_the_process_own_user(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "aim")
     os.mkfifo(tmp_path / "fifo")
     for name in ("link", "fifo", ".", "no/such/folder"):
@@ -233,7 +235,7 @@ def test_files_that_are_not_written_to(tmp_path: Path) -> None:
             RecordFile(tmp_path / "theirs")
 
 
-def test_the_journal_gets_fields(tmp_path: Path) -> None:
+def test_a_record_is_sent_to_the_journal_as_fields(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.bind(str(tmp_path / "socket"))
         journal.settimeout(5)
@@ -244,8 +246,8 @@ def test_the_journal_gets_fields(tmp_path: Path) -> None:
     assert sent["MESSAGE_ID"] == MESSAGE_ID and sent["SYSLOG_IDENTIFIER"] == "upcall-broker"
 
 
-def test_a_journal_that_takes_nothing_holds_nobody_up(tmp_path: Path) -> None:
-    """What it did not take is told as soon as it does."""
+def test_records_lost_while_the_journal_is_away_are_counted_without_blocking(tmp_path: Path) -> None:
+    """The number of lost records is reported once the journal is back."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         record = Recorder("upcall-broker", "journal", tmp_path / "socket")
         record(1000, "key", "answered", 0.0, 1)
@@ -257,7 +259,9 @@ def test_a_journal_that_takes_nothing_holds_nobody_up(tmp_path: Path) -> None:
         assert b"MESSAGE=1 records of requests were lost\n" in journal.recv(4096)
 
 
-def test_too_many_in_a_second_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_beyond_the_rate_limit_are_dropped_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [100.0]
     monkeypatch.setattr(recorder, "_PER_SECOND", 3)
     monkeypatch.setattr(time, "time", lambda: now[0])
@@ -271,8 +275,8 @@ def test_too_many_in_a_second_are_counted(tmp_path: Path, monkeypatch: pytest.Mo
     assert "lost records=7" in (tmp_path / "log").read_text()
 
 
-def test_a_full_disk_costs_lines_and_no_more(tmp_path: Path) -> None:
-    """Behind half a line a new one begins."""
+def test_after_a_full_disk_records_begin_on_a_new_line(tmp_path: Path) -> None:
+    """A record cut short is ended before the next one is written."""
     code = """
 import resource, signal, sys
 from pathlib import Path
@@ -293,7 +297,7 @@ file.write(b"9\\n")
 # --- who says so -----------------------------------------------------------------------------------------------
 
 
-def test_the_configuration_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_configuration_chooses_where_records_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "config.toml"
     monkeypatch.setattr(config, "SYSTEM", file)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
@@ -312,7 +316,7 @@ def test_the_configuration_says_where(tmp_path: Path, monkeypatch: pytest.Monkey
         wanted(None, user=False)
 
 
-def test_where_records_cannot_go() -> None:
+def test_a_record_file_must_be_an_absolute_path() -> None:
     with pytest.raises(UsageError, match="somewhere"):
         check_where("somewhere")
     for name in ("broker", "daemon"):
@@ -320,7 +324,7 @@ def test_where_records_cannot_go() -> None:
         assert result.exit_code == os.EX_USAGE, result.output
 
 
-def test_threads_that_record_at_once_lose_nothing(tmp_path: Path) -> None:
+def test_records_written_by_several_threads_are_all_kept(tmp_path: Path) -> None:
     record = Recorder("upcall-daemon", str(tmp_path / "log"))
 
     def tell() -> None:

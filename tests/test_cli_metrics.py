@@ -69,7 +69,7 @@ def taken(status: dict[str, Any] | None, per_uid: bool = False) -> dict[tuple[st
     return samples(generate_latest(registry(lambda: status, per_uid)).decode())
 
 
-def test_every_figure_of_a_status() -> None:
+def test_every_figure_of_a_status_becomes_a_metric() -> None:
     found = taken(STATUS)
     assert found["upcall_up", ()] == 1
     assert found["upcall_requests_total", ("answered", "key")] == 10
@@ -95,7 +95,7 @@ def test_every_figure_of_a_status() -> None:
     assert not any("1000" in labels for _, labels in found)
 
 
-def test_uids_only_when_they_are_wanted() -> None:
+def test_metrics_per_uid_are_exported_only_on_request() -> None:
     found = taken(STATUS, per_uid=True)
     assert found["upcall_daemon_replies_total", ("refused", "1000")] == 2
     assert found["upcall_daemon_contexts_most", ("1001",)] == 3
@@ -103,7 +103,7 @@ def test_uids_only_when_they_are_wanted() -> None:
     assert found["upcall_daemon_registered_seconds", ("1000",)] == 12.5
 
 
-def test_names_are_as_prometheus_wants_them_and_stand_in_the_docs() -> None:
+def test_metric_names_follow_prometheus_rules_and_are_documented() -> None:
     docs = DOCS.read_text()
     written = {family.name for family in registry(lambda: STATUS, True).collect()}
     for one in METRICS + PER_UID:
@@ -115,8 +115,8 @@ def test_names_are_as_prometheus_wants_them_and_stand_in_the_docs() -> None:
         assert f"| `{name}` | {labels} | {one.help} |" in docs
 
 
-def test_what_a_user_is_told() -> None:
-    """The broker tells others than root less."""
+def test_a_users_reduced_status_becomes_fewer_metrics_without_an_error() -> None:
+    """The broker's status has fewer fields for users other than root."""
     less = {key: value for key, value in STATUS.items() if key not in ("junk", "kernel", "request_key", "quota")}
     del less["latencies"]
     found = taken(less)
@@ -124,12 +124,12 @@ def test_what_a_user_is_told() -> None:
     assert not any(name.startswith(("upcall_quota", "upcall_kernel")) for name, _ in found)
 
 
-def test_an_older_broker() -> None:
+def test_the_status_of_an_older_broker_is_exported() -> None:
     old = {**STATUS, "broker": {"pid": os.getpid(), "portid": 1, "uid": 0}, "quota": {}}
     assert taken(old)["upcall_info", ("", __version__)] == 1
 
 
-def test_no_broker(folder: Path) -> None:
+def test_without_a_broker_only_upcall_up_is_exported_as_0(folder: Path) -> None:
     assert taken(None) == {("upcall_up", ()): 0}
     result = metrics("--runtime", str(folder))
     assert result.exit_code == 0
@@ -152,7 +152,7 @@ def used(broker: RunningBroker, start_daemon: StartDaemon, signature: str) -> Ru
     return broker
 
 
-def test_printed(used: RunningBroker) -> None:
+def test_metrics_of_a_real_broker_are_printed(used: RunningBroker) -> None:
     found = samples(metrics("--runtime", str(used.folder), "--per-uid").output)
     assert found["upcall_requests_total", ("answered", "key")] == 1
     assert found["upcall_daemon_replies_total", ("answered", str(os.getuid()))] == 1
@@ -161,7 +161,7 @@ def test_printed(used: RunningBroker) -> None:
         assert 0 < found["upcall_request_duration_seconds_sum", ("key",)] < 5
 
 
-def test_a_file_for_node_exporter(used: RunningBroker, tmp_path: Path) -> None:
+def test_a_text_file_for_node_exporter_is_replaced_leaving_no_other_file(used: RunningBroker, tmp_path: Path) -> None:
     file = tmp_path / "upcall.prom"
     file.write_text("old")
     assert metrics("--runtime", str(used.folder), "--textfile", str(file)).exit_code == 0
@@ -198,7 +198,7 @@ def _listens(path: Path) -> bool:
         return probe.connect_ex(str(path)) == 0
 
 
-def test_a_socket_in_the_file_system(listening: tuple[Started, Path]) -> None:
+def test_metrics_are_served_on_a_unix_socket_that_is_removed_at_the_end(listening: tuple[Started, Path]) -> None:
     process, path = listening
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     with socket.socket(socket.AF_UNIX) as slow:  # who says nothing holds nobody up
@@ -209,7 +209,7 @@ def test_a_socket_in_the_file_system(listening: tuple[Started, Path]) -> None:
                 head, body = get(connection)
             assert "200" in head
             assert samples(body)["upcall_requests_total", ("answered", "key")] == 1
-    with pytest.raises(OSError, match="somebody listens there already"):
+    with pytest.raises(OSError, match="another process listens there already"):
         server(f"unix:{path}", lambda *_: [])
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
@@ -223,7 +223,7 @@ def ends(connection: socket.socket) -> bool:
         return True
 
 
-def test_slow_readers_block_nobody_and_keep_no_threads(listening: tuple[Started, Path]) -> None:
+def test_slow_readers_are_cut_off_and_block_no_other_reader(listening: tuple[Started, Path]) -> None:
     process, path = listening
     slow = [socket.socket(socket.AF_UNIX) for _ in range(100)]
     for one in slow:
@@ -244,7 +244,7 @@ def test_slow_readers_block_nobody_and_keep_no_threads(listening: tuple[Started,
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a socket to another group")
-def test_a_socket_is_its_groups_and_no_other_user_can_connect(used: RunningBroker) -> None:
+def test_a_socket_belongs_to_its_group_and_other_users_cannot_connect(used: RunningBroker) -> None:
     path = used.folder / "metrics.sock"
     arguments = ["-m", "upcall", "metrics", f"--runtime={used.folder}", "--group=64300", "--listen"]
     with Started(arguments, used.folder.parent / "metrics.log"):
@@ -260,7 +260,7 @@ def test_tcp_is_served_with_a_warning(used: RunningBroker) -> None:
     assert metrics("--group", "root", "--listen", "127.0.0.1:0").exit_code == os.EX_USAGE
 
 
-def test_a_port_of_this_machine() -> None:
+def test_metrics_are_served_on_a_local_tcp_port() -> None:
     with server("127.0.0.1:0", make_wsgi_app(registry(lambda: STATUS))) as serving:
         threading.Thread(target=serving.handle_request).start()
         with socket.create_connection(("127.0.0.1", serving.server_port), 10) as connection:
@@ -271,12 +271,12 @@ def test_a_port_of_this_machine() -> None:
 @pytest.mark.parametrize(
     "address", ["0.0.0.0:9", "example.org:9", "[::]:9", ":9", "127.0.0.1", "127.0.0.1:x", "", "127.0.0.1:65536"]
 )
-def test_addresses_that_are_refused(address: str) -> None:
+def test_a_listen_address_that_is_not_local_or_malformed_is_refused(address: str) -> None:
     with pytest.raises(UsageError):
         server(address, lambda *_: [])
 
 
-def test_both_at_once_and_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_refuses_two_outputs_at_once_and_a_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
     assert metrics("--textfile", "x", "--listen", "127.0.0.1:0").exit_code == os.EX_USAGE
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     result = metrics()
@@ -284,7 +284,7 @@ def test_both_at_once_and_without_the_library(monkeypatch: pytest.MonkeyPatch) -
     assert "upcall[metrics]" in result.stderr
 
 
-def test_the_broker_does_not_import_it(broker: RunningBroker) -> None:
+def test_broker_and_daemon_do_not_import_the_metrics_library(broker: RunningBroker) -> None:
     code = "import sys, upcall.broker.__main__, upcall.daemon.__main__; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert not {"prometheus_client", "datetime", "ast", "upcall.observe.recorder", "upcall.observe.doctor"} & set(

@@ -66,7 +66,7 @@ def site(tmp_path: Path) -> Site:
 # --- list and show -------------------------------------------------------------------------------------------
 
 
-def test_list_loads_nothing(site: Site) -> None:
+def test_list_shows_plugins_without_loading_them(site: Site) -> None:
     site.install("explosive", "explosive", "raise SystemExit('loaded')")
     site.install("explosive2", "hand", "raise SystemExit('loaded')", "upcall.handlers")
     rows = {row["name"]: row for row in site.json("list")}
@@ -83,7 +83,7 @@ def test_list_loads_nothing(site: Site) -> None:
     assert "of-explosive 1.2" in site.run("list").stdout
 
 
-def test_show(site: Site) -> None:
+def test_show_prints_what_a_key_module_can_do_and_its_parameters(site: Site) -> None:
     told = site.json("show", "openssl")
     assert (told["api"], told["powers"]) == (1, ["open", "generate", "import"])
     assert told["parameters"][0]["choices"] == ["2048", "3072", "4096"]
@@ -93,14 +93,14 @@ def test_show(site: Site) -> None:
     assert "passphrase   yes" in text
 
 
-def test_show_of_a_handler(site: Site) -> None:
+def test_show_prints_a_handlers_services_and_check_refuses_it(site: Site) -> None:
     site.install("hand", "hand", "class module:\n    services = ('quota',)\n", "upcall.handlers")
     assert site.json("show", "hand")["services"] == ["quota"]
     assert "is a handler" in site.run("check", "hand").stderr
 
 
 @pytest.mark.parametrize("what", ["show", "check"])
-def test_what_is_not_there_not_allowed_or_not_to_be_loaded(site: Site, what: str) -> None:
+def test_show_and_check_refuse_a_missing_broken_or_forbidden_plugin(site: Site, what: str) -> None:
     assert "there is no plugin 'nothing': " in site.run(what, "nothing").stderr
     site.install("explosive", "explosive", "raise RuntimeError('broken')")
     done = site.run(what, "explosive")
@@ -115,7 +115,7 @@ def test_what_is_not_there_not_allowed_or_not_to_be_loaded(site: Site, what: str
 # --- check ---------------------------------------------------------------------------------------------------
 
 
-def test_check_of_a_sound_module(site: Site) -> None:
+def test_check_of_a_sound_module_finds_nothing_broken(site: Site) -> None:
     site.install("tests.broken:BROKEN", "broken")
     done = site.run("check", "broken")
     assert done.returncode == 0, done.stdout
@@ -124,14 +124,14 @@ def test_check_of_a_sound_module(site: Site) -> None:
 
 
 @pytest.mark.parametrize("what", ["openssl --param bits=2048", "x25519 --isolated", "passphrase --param passes=1"])
-def test_check_of_the_plugins_here(site: Site, what: str) -> None:
+def test_check_of_our_own_plugins_finds_nothing_broken(site: Site, what: str) -> None:
     done = site.run("check", *what.split())
     assert done.returncode == 0, done.stdout
     apart = "in a process of its own it does the same: it is in one already" in done.stdout
     assert apart is ("--isolated" in what)
 
 
-def test_check_names_what_is_broken(site: Site) -> None:
+def test_check_names_the_broken_check_and_exits_with_1(site: Site) -> None:
     site.install("broken2", "broken", "from tests.broken import Module\nmodule = Module('never stale')\n")
     done = site.run("check", "broken")
     assert done.returncode == 1
@@ -159,7 +159,7 @@ module = Module()
         ("os.kill(os.getpid(), signal.SIGSTOP)", "it hangs with everything: not a word for 3 s"),
     ],
 )
-def test_a_crash_breaks_one_check(site: Site, what: str, why: str) -> None:
+def test_a_plugin_that_crashes_or_hangs_breaks_only_the_check_that_met_it(site: Site, what: str, why: str) -> None:
     site.install("crashing", "broken", CRASHES.format(what=what))
     verdicts = site.json("check", "broken", "--timeout", "1" if "STOP" in what else "20")
     assert {one["check"]: one["why"] for one in verdicts if one["outcome"] == "broken"} == {"garbage_is_refused": why}
@@ -181,15 +181,16 @@ def test_a_crash_breaks_one_check(site: Site, what: str, why: str) -> None:
         ),
     ],
 )
-def test_without_a_key_there_is_nothing_to_check(site: Site, code: str, check: str, why: str) -> None:
+def test_a_module_that_cannot_load_or_make_a_key_fails_that_check_only(
+    site: Site, code: str, check: str, why: str
+) -> None:
     site.install("hopeless", "broken", code)
     broken = site.broken("broken")
     assert list(broken) == [check]
     assert why in broken[check]
 
 
-def test_a_key_that_exists(site: Site, tmp_path: Path) -> None:
-    """It stays where it is, and as it is."""
+def test_check_with_an_existing_key_leaves_its_file_unchanged(site: Site, tmp_path: Path) -> None:
     key, word = tmp_path / "key.pem", tmp_path / "word"
     making = Making(key, {"cipher": "aes-256-gcm"}, bytearray(b"its own passphrase"), "ask", Limits(), GivenSecrets())
     x25519.generate(making)
@@ -203,7 +204,7 @@ def test_a_key_that_exists(site: Site, tmp_path: Path) -> None:
     assert "wrong passphrase" in site.broken("x25519", "--file", str(key))["a_key_can_be_made"]
 
 
-def test_a_module_that_makes_no_keys_is_given_one(site: Site, tmp_path: Path) -> None:
+def test_a_module_that_makes_no_keys_is_checked_with_a_given_one(site: Site, tmp_path: Path) -> None:
     site.install("upcall.testing.toy:TOY", "toy")
     assert "must be given" not in site.broken("toy")["a_key_can_be_made"]
     signature, blob = make_toy_key(tmp_path / "toy.key")
@@ -211,7 +212,7 @@ def test_a_module_that_makes_no_keys_is_given_one(site: Site, tmp_path: Path) ->
     assert done.returncode == 0, done.stdout
 
 
-def test_what_is_told_wrongly(site: Site) -> None:
+def test_check_refuses_unknown_parameters_and_missing_files(site: Site) -> None:
     assert "there is no parameter 'nothing'" in site.run("check", "openssl", "--param", "nothing=1").stderr
     assert "does not exist" in site.run("check", "openssl", "--file", "/nowhere").stderr
 
@@ -220,7 +221,7 @@ def test_what_is_told_wrongly(site: Site) -> None:
 
 
 def test_a_new_plugin_installs_and_keeps_the_contract(site: Site, tmp_path: Path) -> None:
-    """Offline, as it is."""
+    """Built and installed offline, without a change."""
     if tuple(map(int, version("setuptools").split(".")[:2])) < (70, 1):
         pytest.skip("needs setuptools 70.1 or newer, which builds wheels by itself")
     folder = tmp_path / "project"
@@ -241,20 +242,20 @@ def test_a_new_plugin_installs_and_keeps_the_contract(site: Site, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["", "1st", "Upper", "with-dash", "a b", "x" * 17, "../up", "naïve"])
-def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
+def test_an_invalid_plugin_name_is_refused_and_writes_nothing(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="1 to 16 of a-z"):
         write_plugin(name, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_a_new_plugin_does_not_overwrite_a_folder_that_holds_files(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     with pytest.raises(FileExistsError):
         write_plugin("mine", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_no_placeholder_is_left(tmp_path: Path) -> None:
+def test_a_new_plugin_has_no_placeholder_left_in_it(tmp_path: Path) -> None:
     written = write_plugin("x" * 16, tmp_path / "new")
     assert len(written) == 7
     assert not [path for path in written if "@" in path.name or "@" in path.read_text()]

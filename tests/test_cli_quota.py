@@ -69,7 +69,7 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_ones_own() -> None:
+def test_status_shows_the_users_own_usage_limits_and_grace() -> None:
     code, output = run("status")
     assert code == 0
     assert "150 MiB" in output
@@ -80,7 +80,7 @@ def test_ones_own() -> None:
     assert "/ho\\x1bme" in output
 
 
-def test_as_json() -> None:
+def test_status_prints_the_same_figures_as_json() -> None:
     code, output = run("status", "--json")
     assert code == 0
     space, files = json.loads(output)
@@ -94,34 +94,34 @@ def test_as_json() -> None:
     assert (files["resource"], files["used"], files["hard"], files["grace_until"]) == ("files", 5, 10, None)
 
 
-def test_of_everybody_who_has_a_limit() -> None:
+def test_status_of_all_lists_every_user_with_a_limit() -> None:
     code, output = run("status", "--all", "--json")
     assert code == 0
     assert {row["id"] for row in json.loads(output)} == {ME, 5002} - {0}
 
 
-def test_of_somebody() -> None:
+def test_status_of_one_user_lists_that_user_only() -> None:
     code, output = run("status", "--user", "5002", "--json")
     assert code == 0
     assert [row["id"] for row in json.loads(output)] == [5002]
 
 
-def test_no_limits() -> None:
+def test_status_without_any_limit_says_so() -> None:
     assert run("status", "--project", "5002") == (0, "no limits\n")
 
 
-def test_what_is_not_ones_business() -> None:
+def test_status_of_another_user_is_refused_except_to_root() -> None:
     code, output = run("status", "--user", "4999")
     assert (code, output) == (os.EX_NOPERM, "upcall: other people's quotas are for root to see\n")
 
 
 @pytest.mark.parametrize(("option", "what"), [("--user", "user"), ("--group", "group")])
-def test_nobody(option: str, what: str) -> None:
+def test_status_of_an_unknown_user_or_group_is_a_usage_error(option: str, what: str) -> None:
     assert run("status", option, "no-such-name") == (os.EX_USAGE, f"upcall: there is no {what} 'no-such-name'\n")
 
 
-def test_a_mount_point_that_is_no_name_for_a_terminal() -> None:
-    """`upcall status` of root, whose removable disks others have named."""
+def test_control_characters_and_markup_in_a_mount_point_are_escaped() -> None:
+    """Users choose the names of removable disks, which root sees in `upcall status`."""
     counts = dict.fromkeys(("received", "folded", "lost", "delivered", "undelivered"), 0)
     quota = {"listening": True, **counts, "filesystems": ["/media/[red]\x1b]0;x", "/media/[/b]"]}
     written = io.StringIO()
@@ -165,22 +165,26 @@ def watched(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
     return result.stdout.splitlines()
 
 
-def test_one_sees_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_shows_a_user_only_that_users_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 5001)
     (line,) = watched(monkeypatch)
     assert "device 7:0: user 5001: nothing more can be written (by 5001) x3" in line
 
 
-def test_root_sees_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_shows_root_the_warnings_of_all_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     rows = [json.loads(line) for line in watched(monkeypatch, "--json")]
     assert [(row["excess_id"], row["count"], row["kind"]) for row in rows] == [(5001, 3, "user"), (5002, 1, "user")]
 
 
 @pytest.mark.parametrize(
-    "figures", [Figures(200 * MB, 100 * MB, 200 * MB, 2_000_000_000), Figures(150 * MB, MB, 0, 5)]
+    "figures",
+    [Figures(200 * MB, 100 * MB, 200 * MB, 2_000_000_000), Figures(150 * MB, MB, 0, 5)],
+    ids=["at the hard limit", "past the grace date"],
 )
-def test_who_is_full_or_late(figures: Figures, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_says_nothing_more_can_be_written_at_the_limit_or_past_grace(
+    figures: Figures, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(Played.quotas, (0, ME), Quota(ME, figures, NOTHING))
     assert "nothing more can be written" in run("status")[1]
 
@@ -188,7 +192,7 @@ def test_who_is_full_or_late(figures: Figures, monkeypatch: pytest.MonkeyPatch) 
 # --- serve ---------------------------------------------------------------------------------------------------
 
 
-def test_serving_is_for_root(folder: Path) -> None:
+def test_serve_is_refused_except_to_root(folder: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may")
     words = [sys.executable, "-m", "upcall", "quota", "serve", "--runtime", str(folder)]
@@ -198,18 +202,18 @@ def test_serving_is_for_root(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_serving_ends_as_asked_without_a_broker(folder: Path) -> None:
-    """Whether this kernel has such warnings or not."""
+def test_serve_without_a_broker_ends_on_sigterm(folder: Path) -> None:
+    """On kernels with and without quota warnings."""
     folder.mkdir()
     words = ["-m", "upcall", "quota", "serve", "--runtime", str(folder)]
     with Started(words, folder.parent / "log") as source:
-        source.logged("broker-not-connected")
+        source.logged("broker-connect-failed")
         source.signal(signal.SIGTERM)
         assert source.wait() == 0
     assert "privileges-dropped" in source.log and "source-closed" in source.log
 
 
-def test_an_old_option_of_the_broker_says_where_it_went(folder: Path) -> None:
+def test_the_brokers_old_quota_option_names_the_new_command(folder: Path) -> None:
     words = ["-m", "upcall", "broker", "--quota", "--no-ecryptfs", "--runtime", str(folder)]
     with Started(words, folder.parent / "log") as broker:
         broker.logged("ready")

@@ -1,4 +1,4 @@
-"""`upcall quota test`: what each sink did, for people, programs and exit codes."""
+"""`upcall quota test`: the outcome of each sink as text, JSON and exit codes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = pytest.importorskip("upcall_quota.log", reason="the plugin upcall-quota is
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The system's configuration. There is no bus, and a journal that nobody reads."""
+    """The system's configuration. There is no bus, and a journal without a reader."""
     monkeypatch.setattr(config, "SYSTEM", tmp_path / "system.toml")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
     for name in ("DBUS_SESSION_BUS_ADDRESS", "DBUS_SYSTEM_BUS_ADDRESS"):
@@ -46,7 +46,7 @@ def outcomes(result: Result) -> dict[str, Any]:
     return {one["sink"]: one for one in json.loads(result.stdout)}
 
 
-def test_each_sink_of_the_configuration(write: Path) -> None:
+def test_each_configured_sink_is_tried_and_its_outcome_told(write: Path) -> None:
     write.write_text("[quota]\nsinks = ['log', 'webhook']\nsystem-sinks = ['log', 'webhook']\n")
     found = outcomes(run("--json"))
     assert list(found) == ["log", "webhook"]
@@ -54,14 +54,14 @@ def test_each_sink_of_the_configuration(write: Path) -> None:
     assert (found["webhook"]["outcome"], found["webhook"]["why"]) == ("failed", "quota.webhook.url: is needed")
 
 
-def test_only_some(write: Path) -> None:
+def test_only_the_chosen_sinks_are_tried(write: Path) -> None:
     found = outcomes(run("--json", "--sink", "dbus", "--sink", "log"))
     assert list(found) == ["dbus", "log"]
     assert found["dbus"]["why"].startswith("no message bus: ")
     assert found["log"]["outcome"] == "told"
 
 
-def test_for_people(write: Path) -> None:
+def test_outcomes_are_printed_as_text(write: Path) -> None:
     shown = run("--sink", "dbus").stdout
     assert "dbus" in shown
     assert "no message bus" in shown
@@ -76,14 +76,16 @@ def test_for_people(write: Path) -> None:
         ([], "[quota]\nsinks = 1\n", os.EX_CONFIG),
     ],
 )
-def test_exit_codes(write: Path, arguments: list[str], text: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exit_code_tells_success_failure_and_wrong_use(
+    write: Path, arguments: list[str], text: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write.write_text(text)
     monkeypatch.setitem(COMMANDS, "quotatest", ("quotatest", "A test."))
     done = CliRunner().invoke(main, ["quotatest", *arguments])
     assert done.exit_code == code, done.output
 
 
-def test_the_terminal_shows_it(write: Path) -> None:
+def test_the_terminal_sink_writes_to_the_users_terminal(write: Path) -> None:
     master, slave = pty.openpty()
     path = Path(os.ttyname(slave))
     try:
@@ -97,7 +99,7 @@ def test_the_terminal_shows_it(write: Path) -> None:
         os.close(fd)
 
 
-def test_a_sink_that_hangs_or_breaks_keeps_the_others_from_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sink_that_hangs_or_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quotatest, "PATIENCE", 0.3)
     closed = threading.Event()
 

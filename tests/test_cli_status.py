@@ -22,19 +22,22 @@ def run(folder: Path, patience: str) -> Result:
     return CliRunner().invoke(main, ["status", "--json", "--runtime", str(folder), "--wait", patience])
 
 
-def test_a_daemon_that_is_there_and_one_that_does_not_come(broker: RunningBroker, start_daemon: StartDaemon) -> None:
+def test_wait_succeeds_with_a_daemon_and_times_out_without_one(
+    broker: RunningBroker, start_daemon: StartDaemon
+) -> None:
     missing = run(broker.folder, "0.1")
     assert missing.exit_code == os.EX_TEMPFAIL and f"uid {ME} has no daemon" in missing.stderr
     start_daemon(broker)
     assert run(broker.folder, "0").exit_code == 0
 
 
-def test_no_broker(folder: Path) -> None:
+def test_wait_without_a_broker_is_an_error(folder: Path) -> None:
     assert run(folder, "0.1").exit_code == os.EX_UNAVAILABLE
 
 
-def test_what_comes_late_is_waited_for(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """A broker that is not there yet, and a daemon, and its device."""
+def test_wait_continues_until_broker_daemon_and_device_are_ready(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
     shown: list[dict[str, Any]] = [
         {"daemons": [], "devices": []},
         {"daemons": [{**DAEMON, "uid": ME + 1}], "devices": [{"uid": ME + 1, "open": True}]},
@@ -54,7 +57,7 @@ def test_what_comes_late_is_waited_for(monkeypatch: pytest.MonkeyPatch, folder: 
     assert shown == []
 
 
-def test_a_kernel_without_the_device(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_wait_ignores_a_device_that_this_kernel_does_not_have(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     found = {"daemons": [DAEMON], "devices": [{"uid": ME, "open": False, "why": "[Errno 2] No such file"}]}
     monkeypatch.setattr(status, "_status", lambda _: found)
     assert run(folder, "0").exit_code == 0

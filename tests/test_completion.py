@@ -33,7 +33,7 @@ PATIENCE = 60  # seconds
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """A person who has the keys `work` and `worn`, and upcall in PATH."""
+    """The environment of a user with the keys `work` and `worn`, and upcall in PATH."""
     program = tmp_path / "bin/upcall"
     program.parent.mkdir()
     called = f"{sys.executable} -P -c \"from upcall.cli import main; main(prog_name='upcall')\""
@@ -103,11 +103,15 @@ def offered(environment: dict[str, str], line: str) -> list[str]:
         ("upcall nonsense ", list(COMMANDS)),
     ],
 )
-def test_what_is_offered(environment: dict[str, str], line: str, wanted: list[str]) -> None:
+def test_a_partial_line_is_completed_with_the_right_words(
+    environment: dict[str, str], line: str, wanted: list[str]
+) -> None:
     assert offered(environment, line) == wanted
 
 
-def test_a_damaged_or_closed_folder_of_keys_is_no_noise(environment: dict[str, str], tmp_path: Path) -> None:
+def test_an_unreadable_key_folder_offers_nothing_and_prints_nothing(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
     folder = tmp_path / "data/upcall/keys"
     shutil.rmtree(folder)
     folder.write_text("no folder")
@@ -115,8 +119,8 @@ def test_a_damaged_or_closed_folder_of_keys_is_no_noise(environment: dict[str, s
 
 
 @pytest.mark.parametrize("line", ["upcall ", "upcall ke"])
-def test_commands_are_not_imported_for_their_names(environment: dict[str, str], line: str) -> None:
-    """It is the whole cost: a command may need what takes a second to import."""
+def test_completing_command_names_imports_no_command(environment: dict[str, str], line: str) -> None:
+    """Imports dominate the cost: some commands need libraries that take a second to import."""
     tell = "import atexit, sys; atexit.register(lambda: print(*sys.modules, sep='\\n', file=sys.stderr))"
     loaded = asked(environment, line, tell).stderr.split()
     assert "upcall.cli" in loaded
@@ -124,7 +128,7 @@ def test_commands_are_not_imported_for_their_names(environment: dict[str, str], 
 
 
 @pytest.mark.parametrize("line", ["upcall key add ", "upcall wrap ", "upcall log --service "])
-def test_names_are_found_without_what_is_heavy(environment: dict[str, str], line: str) -> None:
+def test_completing_key_names_imports_no_heavy_library(environment: dict[str, str], line: str) -> None:
     tell = "import atexit, sys; atexit.register(lambda: print(*sys.modules, sep='\\n', file=sys.stderr))"
     loaded = asked(environment, line, tell).stderr.split()
     assert {"rich", "cryptography", "keyring", "pyroute2"}.isdisjoint(loaded)
@@ -187,7 +191,7 @@ def shell(request: pytest.FixtureRequest, environment: dict[str, str]) -> Iterat
         ("upcall wrap 0123", f"upcall wrap {SIGNATURE} "),
     ],
 )
-def test_a_line_and_a_tab(shell: Shell, typed: str, completed: str) -> None:
+def test_tab_completes_a_line_in_the_shell(shell: Shell, typed: str, completed: str) -> None:
     shell.type(f"{typed}\t")
     shell.wait(completed)
 
@@ -197,7 +201,7 @@ def test_a_line_and_a_tab(shell: Shell, typed: str, completed: str) -> None:
     ("typed", "wanted"),
     [("upcall doc", ["doctor"]), ("upcall key add wo", ["work", "worn"]), ("upcall wrap 01", [SIGNATURE])],
 )
-def test_fish(environment: dict[str, str], typed: str, wanted: list[str]) -> None:
+def test_fish_is_offered_the_right_words(environment: dict[str, str], typed: str, wanted: list[str]) -> None:
     told = ["fish", "--no-config", "-c", f"source ~/fish; complete -C '{typed}'"]
     done = subprocess.run(told, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert [line.partition("\t")[0] for line in done.stdout.splitlines()] == wanted, done.stderr
@@ -210,5 +214,5 @@ def test_the_command_prints_what_setup_installs(shell: str) -> None:
     assert "_UPCALL_COMPLETE" in done.output
 
 
-def test_another_shell() -> None:
+def test_completion_for_an_unknown_shell_is_a_usage_error() -> None:
     assert CliRunner().invoke(main, ["completion", "csh"]).exit_code == os.EX_USAGE

@@ -1,4 +1,4 @@
-"""The configuration: what the system's file allows, the user's can only narrow; what is wrong is named."""
+"""The configuration: what the system's file allows, the user's can only narrow; errors name file, line and reason."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_user_narrows_the_systems_list_and_cannot_widen_it(write: Write) -> 
     assert str(user) in found.refusal("mine")
 
 
-def test_a_user_without_a_list_has_the_systems(write: Write) -> None:
+def test_a_user_without_a_list_gets_the_systems_list(write: Write) -> None:
     write("[plugins]\nallow = []\n")
     write("", user=True)
     assert config.load().allow == frozenset()
@@ -65,9 +65,9 @@ def test_a_user_without_a_list_has_the_systems(write: Write) -> None:
         ('plugin.allow = ["x"]', r"1: plugin: unknown; is plugins meant\?"),
         ("x = 1", "1: x: unknown; plugins, .* can be set here"),
         ('[plugins]\nalow = ["x"]', r"2: plugins\.alow: unknown; is plugins\.allow meant\?"),
-        ("\nplugins = 1", "2: plugins: a table is wanted"),
-        ('[plugins]\nallow = "openssl"', r"2: plugins\.allow: a list of names is wanted"),
-        ("[plugins]\n# they\n\nallow = [1]", r"4: plugins\.allow: a list of names is wanted"),
+        ("\nplugins = 1", "2: plugins: must be a table"),
+        ('[plugins]\nallow = "openssl"', r"2: plugins\.allow: must be a list of names"),
+        ("[plugins]\n# they\n\nallow = [1]", r"4: plugins\.allow: must be a list of names"),
         ("[plugins]\nallow = nothing", "2: Invalid value in column 9"),
         ("[plugins]\nallow = [\n", "2: .* at the end"),
         ("[plugins]\nallow = []\nallow = []", "3: Cannot overwrite a value"),
@@ -75,9 +75,25 @@ def test_a_user_without_a_list_has_the_systems(write: Write) -> None:
         (b"#\n#\xff", "2: is not UTF-8 at byte 3"),
         ("x = " + "[" * 9999, " is nested too deeply"),
     ],
+    ids=[
+        "misspelt table",
+        "unknown key",
+        "misspelt key",
+        "table is a number",
+        "list is a string",
+        "name is a number",
+        "invalid value",
+        "unfinished list",
+        "key twice",
+        "not UTF-8",
+        "not UTF-8 in line 2",
+        "nested too deeply",
+    ],
 )
 @pytest.mark.parametrize("user", [False, True])
-def test_what_is_wrong_is_named(write: Write, text: str | bytes, why: str, user: bool) -> None:
+def test_an_invalid_file_is_refused_naming_file_line_and_reason(
+    write: Write, text: str | bytes, why: str, user: bool
+) -> None:
     file = write(text, user)
     with pytest.raises(ConfigError, match=why) as caught:
         config.load()
@@ -92,7 +108,7 @@ def test_a_file_that_others_could_write_is_refused(write: Write, mode: int) -> N
         config.load()
 
 
-def test_a_file_of_somebody_else_is_refused(write: Write) -> None:
+def test_a_file_of_another_user_is_refused(write: Write) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give files away")
     os.chown(write(""), 65534, 65534)
@@ -100,7 +116,7 @@ def test_a_file_of_somebody_else_is_refused(write: Write) -> None:
         config.load()
 
 
-def test_what_is_no_file_is_refused(write: Write) -> None:
+def test_a_file_that_is_not_regular_is_refused(write: Write) -> None:
     file = write("")
     file.unlink()
     os.mkfifo(file, 0o644)
@@ -120,7 +136,7 @@ def test_commands_refuse_a_module_that_is_not_allowed(write: Write) -> None:
     assert "not allowed" in done.output
 
 
-def test_one_table_of_the_system_and_the_users_over_it(write: Write) -> None:
+def test_a_users_table_is_merged_over_the_systems(write: Write) -> None:
     assert config.settings("request-key") == {}
     write('[daemon]\nstart = ["a", "{uid}"]\n[request-key."cifs.spnego"]\nwithout-daemon = "start"\n')
     assert config.settings("daemon") == {"start": ("a", "{uid}")}
@@ -138,20 +154,20 @@ def test_one_table_of_the_system_and_the_users_over_it(write: Write) -> None:
     [
         (
             '[request-key."cifs.spnego"]\nwithout-daemon = "hope"',
-            r"2: request-key\.\"cifs\.spnego\"\.without-daemon: 'hope'; one of refuse",
+            r"2: request-key\.\"cifs\.spnego\"\.without-daemon: 'hope'; must be one of refuse",
         ),
         ("[request-key.afs]", "request-key.afs: unknown"),
-        ("[daemon]\nstart = []", "daemon.start: a program and its arguments are wanted"),
-        ("[request-key.dns_resolver]\nuser = 0", "dns_resolver.user: the name of a user is wanted"),
+        ("[daemon]\nstart = []", "daemon.start: must be a program and its arguments"),
+        ("[request-key.dns_resolver]\nuser = 0", "dns_resolver.user: must be the name of a user"),
     ],
 )
-def test_what_is_wrong_in_a_table(write: Write, text: str, why: str) -> None:
+def test_an_invalid_value_in_a_table_is_refused_by_name(write: Write, text: str, why: str) -> None:
     write(text)
     with pytest.raises(ConfigError, match=why):
         config.settings("plugins")
 
 
-def test_the_daemon_is_told_which_are_denied_and_why(write: Write) -> None:
+def test_the_daemon_refuses_a_denied_module_with_the_reason(write: Write) -> None:
     write('[plugins]\nallow = ["x25519"]\n')
     with pytest.raises(UsageError, match="not allowed"):
         found(["openssl"])

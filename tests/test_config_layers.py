@@ -1,4 +1,4 @@
-"""Three places with drop-ins: which files count, who may write and set what, and how they are laid over each other."""
+"""Three places with drop-ins: which files count, permissions, which keys each may set, and how they are merged."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def settle(seconds: int) -> str:
 # --- which files -----------------------------------------------------------------------------------------------
 
 
-def test_the_order(places: Places) -> None:
+def test_files_are_read_by_place_and_then_by_name(places: Places) -> None:
     for place in ("system", "user", "vendor"):
         for name in ("20.toml", "10.toml", "9.toml", "a.toml", ".hidden.toml", "b.toml~", "c.conf"):
             places.put(place, "", f"{name[:-5]}-{place}.toml" if name.endswith(".toml") else name)
@@ -76,7 +76,7 @@ def test_the_order(places: Places) -> None:
     assert places.names(user=False) == expected[:10]
 
 
-def test_each_file_wins_over_those_before_it(places: Places) -> None:
+def test_each_file_overrides_those_before_it(places: Places) -> None:
     order = [("vendor", ""), ("vendor", "50-a.toml"), ("system", ""), ("system", "10-b.toml"), ("system", "20-c.toml")]
     for seconds, (place, drop_in) in enumerate(order):
         places.put(place, settle(seconds), drop_in)
@@ -97,20 +97,20 @@ def test_a_drop_in_of_the_system_masks_the_vendors(places: Places) -> None:
     ]
 
 
-def test_what_is_masked_may_be_wrong(places: Places) -> None:
+def test_a_masked_file_is_not_checked(places: Places) -> None:
     places.put("vendor", "?", "50-a.toml", mode=0o666)
     places.put("system", settle(2), "50-a.toml")
     assert config.settings("quota") == {"settle": 2}
 
 
-def test_a_user_masks_nothing_of_the_systems(places: Places) -> None:
+def test_a_users_drop_in_does_not_mask_the_systems(places: Places) -> None:
     places.put("system", '[plugins]\nallow = ["x25519"]\n', "50-a.toml")
     places.put("user", "", "50-a.toml")
     (folder_of(places.user) / "60-a.toml").symlink_to("/dev/null")
     assert config.load().allow == frozenset({"x25519"})
 
 
-def test_a_link_to_another_file_is_followed(places: Places) -> None:
+def test_a_symlink_to_a_file_is_followed_and_a_dangling_one_skipped(places: Places) -> None:
     places.put("system", settle(3))
     target = places.put("vendor", settle(4), "elsewhere.conf")
     folder_of(places.system).mkdir(mode=0o755)
@@ -124,14 +124,14 @@ def test_a_link_to_another_file_is_followed(places: Places) -> None:
 
 
 @pytest.mark.parametrize("place", ["vendor", "system", "user"])
-def test_a_drop_in_that_others_can_write(places: Places, place: str) -> None:
+def test_a_drop_in_that_others_can_write_is_refused(places: Places, place: str) -> None:
     file = places.put(place, "", "a.toml", mode=0o664)
     with pytest.raises(ConfigError, match=f"{file}: mode 0664 lets others write"):
         config.settings("quota", user=True)
 
 
 @pytest.mark.parametrize("place", ["vendor", "system", "user"])
-def test_a_folder_that_others_can_write(places: Places, place: str) -> None:
+def test_a_drop_in_folder_that_others_can_write_is_refused(places: Places, place: str) -> None:
     folder = places.put(place, "", "a.toml").parent
     folder.chmod(0o775)
     with pytest.raises(ConfigError, match=f"{folder}: mode 0775 lets others write"):
@@ -139,7 +139,7 @@ def test_a_folder_that_others_can_write(places: Places, place: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_what_belongs_to_somebody_else(places: Places) -> None:
+def test_a_file_or_folder_of_another_user_is_refused(places: Places) -> None:
     file = places.put("system", "", "a.toml")
     os.chown(file, 65534, 65534)
     with pytest.raises(ConfigError, match=f"{file}: belongs to uid 65534"):
@@ -149,7 +149,7 @@ def test_what_belongs_to_somebody_else(places: Places) -> None:
         config.settings("quota")
 
 
-def test_what_is_no_folder_and_no_file(places: Places) -> None:
+def test_a_drop_in_folder_or_file_of_the_wrong_type_is_refused(places: Places) -> None:
     folder = folder_of(places.system)
     folder.parent.mkdir()
     folder.write_text("")
@@ -162,7 +162,7 @@ def test_what_is_no_folder_and_no_file(places: Places) -> None:
         config.settings("quota")
 
 
-def test_a_loop_of_links(places: Places) -> None:
+def test_a_symlink_loop_is_refused(places: Places) -> None:
     places.system.parent.mkdir()
     places.system.symlink_to("config.toml")
     with pytest.raises(ConfigError, match="cannot be read: Too many levels"):
@@ -176,7 +176,7 @@ def test_a_loop_of_links(places: Places) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path, key in keys().items() if key.scope == SYSTEM], ids=spelled)
-def test_what_only_the_system_may_set(path: tuple[str, ...]) -> None:
+def test_a_system_only_key_in_a_users_file_is_refused(path: tuple[str, ...]) -> None:
     text = f"\n{spelled(path)} = 1\n"
     said = Said(Source(Path("/x"), USERS), text)
     assert [str(problem) for problem in said.problems] == [
@@ -185,8 +185,8 @@ def test_what_only_the_system_may_set(path: tuple[str, ...]) -> None:
     assert said.values == {}
 
 
-def test_which_keys_a_user_may_set() -> None:
-    """A list to be read before it is made longer: a user's file must not change what the broker does."""
+def test_users_may_set_exactly_the_keys_of_this_list() -> None:
+    """Think before adding a key: a user's file must not change what the broker does."""
     users = {spelled(path[:2]) for path, key in keys().items() if key.scope == USERS}
     assert users == {
         "plugins.allow", "quota.sinks", "quota.system-sinks", "quota.terminal", "quota.mail", "quota.webhook",
@@ -195,7 +195,7 @@ def test_which_keys_a_user_may_set() -> None:
     }  # fmt: skip
 
 
-def test_users_narrow_the_list_whatever_their_files_say(places: Places) -> None:
+def test_a_users_files_can_only_narrow_the_list_of_plugins(places: Places) -> None:
     places.put("vendor", '[plugins]\nallow = ["a"]\n')
     places.put("system", '[plugins]\nallow = ["b", "c", "d"]\n')
     first = places.put("user", '[plugins]\nallow = ["b", "x"]\n')
@@ -209,14 +209,14 @@ def test_users_narrow_the_list_whatever_their_files_say(places: Places) -> None:
     assert config.load() == config.Config(frozenset({"c", "d", "x"}), (last,))
 
 
-def test_every_error_of_a_file(places: Places) -> None:
+def test_every_error_of_a_file_is_reported(places: Places) -> None:
     text = '[daemon]\nstart = []\n[quota]\nsettle = -1\nmail = 3\nwhat = 1\n"""' + "\n"
     said = Said(Source(Path("/x"), SYSTEM), text.replace('"""\n', ""))
     assert [problem.line for problem in said.problems] == [2, 4, 5, 6]
     assert [problem.key for problem in said.problems] == ["daemon.start", "quota.settle", "quota.mail", "quota.what"]
 
 
-def test_an_error_that_only_the_reader_finds(places: Places) -> None:
+def test_an_error_found_after_parsing_names_the_file_and_line_of_its_key(places: Places) -> None:
     path = ("request-key", "dns_resolver", "user")
     assert str(config.blame(path, "there is no such user")).startswith(f"{places.system}: request-key.dns_resolver")
     file = places.put("vendor", '\n[request-key.dns_resolver]\nuser = "x"\n', "1.toml")
@@ -268,7 +268,9 @@ def test_files_are_laid_over_each_other_key_by_key(files: list[dict[str, Any]]) 
 
 
 @given(st.lists(st.frozensets(NAMES), max_size=3), st.lists(st.frozensets(NAMES), max_size=3))
-def test_no_user_ever_widens(system: list[frozenset[str]], user: list[frozenset[str]]) -> None:
+def test_no_combination_of_user_files_widens_the_list_of_plugins(
+    system: list[frozenset[str]], user: list[frozenset[str]]
+) -> None:
     layers = [said({"plugins": {"allow": sorted(one)}}) for one in system]
     layers += [said({"plugins": {"allow": sorted(one)}}, USERS) for one in user]
     found = laid_over(layers).get(("plugins", "allow"))
@@ -279,7 +281,7 @@ def test_no_user_ever_widens(system: list[frozenset[str]], user: list[frozenset[
 # --- the registry ----------------------------------------------------------------------------------------------
 
 
-def test_every_key_is_described() -> None:
+def test_every_key_has_a_scope_a_description_and_a_valid_default() -> None:
     assert len({table.name for table in TABLES}) == len(TABLES)
     for path, key in keys().items():
         assert find(path) is key
@@ -294,7 +296,7 @@ def test_every_key_is_described() -> None:
     assert table_path(TABLES[-1]) == ("quota", "sink", ANY)
 
 
-def test_the_defaults_are_those_of_the_program() -> None:
+def test_documented_defaults_equal_those_of_the_program() -> None:
     known = {spelled(path): key.default for path, key in keys().items()}
     assert known['request-key."cifs.spnego".without-daemon'] == SERVICES["cifs.spnego"].absent
     assert known["request-key.dns_resolver.without-daemon"] == SERVICES["dns_resolver"].absent

@@ -72,7 +72,7 @@ FOUND = {
 }
 
 
-def test_every_way_to_write_a_key() -> None:
+def test_every_way_to_write_a_key_is_found_at_its_line() -> None:
     tomllib.loads(WHOLE)  # it is TOML
     assert lines(WHOLE) == FOUND
     assert lines(WHOLE.replace("\n", "\r\n")) == FOUND
@@ -81,11 +81,11 @@ def test_every_way_to_write_a_key() -> None:
 @pytest.mark.parametrize(
     "text", ["", "\n\n", "# only a comment", "a", "a =", "[", "[a", "a = [", "a = {b", '"', "= 1"]
 )
-def test_what_is_no_toml_does_no_harm(text: str) -> None:
+def test_invalid_toml_raises_nothing(text: str) -> None:
     lines(text)
 
 
-def test_what_comes_before_the_nonsense_is_found() -> None:
+def test_keys_before_invalid_toml_are_found() -> None:
     assert lines("a = 1\n?\nb = 2") == {("a",): 1}
     assert lines("a = 1\nb = " + "[" * 100_000)[("a",)] == 1
 
@@ -119,7 +119,7 @@ def marked(tree: Mapping[str, Any], count: Iterator[int]) -> dict[str, Any]:
 
 
 @given(TREES, st.booleans())
-def test_whatever_is_written_is_found(tree: dict[str, Any], multiline: bool) -> None:
+def test_every_key_that_tomli_w_writes_is_found_at_its_line(tree: dict[str, Any], multiline: bool) -> None:
     tree = marked(tree, iter(range(10**6, 10**7)))
     text = tomli_w.dumps(tree, multiline_strings=multiline)
     assert tomllib.loads(text) == tree
@@ -134,7 +134,7 @@ def test_whatever_is_written_is_found(tree: dict[str, Any], multiline: bool) -> 
 
 
 @given(st.lists(NAMES, min_size=1, max_size=4))
-def test_a_path_is_spelled_as_toml_reads_it(path: list[str]) -> None:
+def test_a_spelled_path_reads_back_as_the_same_toml_key(path: list[str]) -> None:
     assert dotted(spelled(tuple(path))) == tuple(path)
     found: Any = tomllib.loads(f"{spelled(tuple(path))} = 1")
     for name in path:
@@ -143,6 +143,6 @@ def test_a_path_is_spelled_as_toml_reads_it(path: list[str]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a.", ".a", "a b", "a = 1", '"a', "a..b", "é"])
-def test_what_is_no_path(text: str) -> None:
+def test_an_invalid_dotted_path_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"key"):
         dotted(text)

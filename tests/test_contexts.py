@@ -18,7 +18,7 @@ def one_pending(start: int = 0) -> tuple[Contexts, Context, int]:
     return contexts, context, contexts.send(context, 7)
 
 
-def test_a_reply_that_fits_fits_once() -> None:
+def test_a_matching_reply_is_accepted_once() -> None:
     contexts, context, seq = one_pending()
     assert contexts.match(context.index, seq, UID, 7) is context
     assert context.state is State.DONE
@@ -40,7 +40,9 @@ def test_a_reply_that_fits_fits_once() -> None:
         (0, 1, UID, 8, "pid"),
     ],
 )
-def test_a_reply_that_does_not_fit(index: int, seq: int, uid: int, pid: int, on: str) -> None:
+def test_a_reply_with_one_wrong_field_is_rejected_and_the_right_one_accepted(
+    index: int, seq: int, uid: int, pid: int, on: str
+) -> None:
     contexts, context, right = one_pending()
     with pytest.raises(Rejected) as caught:
         contexts.match(index, seq, uid, pid)
@@ -48,14 +50,14 @@ def test_a_reply_that_does_not_fit(index: int, seq: int, uid: int, pid: int, on:
     assert contexts.match(0, right, UID, 7) is context  # the right one works afterwards
 
 
-def test_a_reply_to_what_is_acquired_but_not_sent() -> None:
+def test_a_reply_to_a_context_that_was_not_sent_is_rejected() -> None:
     contexts = Contexts(UID, {"a": 1})
     context = contexts.acquire("a")
     with pytest.raises(Rejected, match="state"):
         contexts.match(context.index, 0, UID, 0)
 
 
-def test_sending_again_voids_the_earlier_number() -> None:
+def test_sending_again_voids_the_earlier_sequence_number() -> None:
     contexts, context, first = one_pending()
     second = contexts.send(context, 8)
     for seq, pid in ((first, 7), (first, 8), (second, 7)):
@@ -75,7 +77,7 @@ def test_one_service_cannot_starve_another() -> None:
         contexts.acquire("c")
 
 
-def test_what_is_free_is_wiped() -> None:
+def test_a_freed_context_is_wiped_and_cannot_be_freed_again() -> None:
     contexts, context, _ = one_pending()
     context.body = b"secret"
     contexts.free(context)
@@ -85,7 +87,7 @@ def test_what_is_free_is_wiped() -> None:
     assert "secret" not in repr(context)
 
 
-def test_every_number_once_and_then_no_more() -> None:
+def test_each_sequence_number_is_used_once_and_then_sending_is_refused() -> None:
     contexts = Contexts(UID, {"a": 1}, start=5)
     context = contexts.acquire("a")
     contexts._used = module.COUNTERS - 2
@@ -95,7 +97,7 @@ def test_every_number_once_and_then_no_more() -> None:
     assert contexts.match(context.index, 5, UID, 7) is context
 
 
-def test_numbers_wrap_and_are_not_reused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequence_numbers_wrap_and_are_not_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "COUNTERS", 8)
     contexts = Contexts(UID, {"a": 1}, start=6)
     context = contexts.acquire("a")
@@ -104,7 +106,7 @@ def test_numbers_wrap_and_are_not_reused(monkeypatch: pytest.MonkeyPatch) -> Non
         contexts.send(context, 7)
 
 
-def test_deadlines() -> None:
+def test_contexts_expire_once_in_order_of_their_deadlines() -> None:
     contexts = Contexts(UID, {"a": 3})
     assert contexts.next_deadline() is None
     first, second, unsent = (contexts.acquire("a") for _ in range(3))

@@ -39,7 +39,9 @@ def refusal_of(broker: RunningBroker, signature: str) -> str:
     return "answered"
 
 
-def test_unlock_and_lock(broker: RunningBroker, start_daemon: StartDaemon, protected: str) -> None:
+def test_a_key_is_refused_when_locked_and_answers_when_unlocked(
+    broker: RunningBroker, start_daemon: StartDaemon, protected: str
+) -> None:
     daemon = start_daemon(broker, control=True)
     with DaemonControl() as control:
         assert refusal_of(broker, protected) == "locked"
@@ -58,7 +60,7 @@ def test_unlock_and_lock(broker: RunningBroker, start_daemon: StartDaemon, prote
         assert secret not in daemon.log
 
 
-def test_a_module_that_raises_while_a_key_is_warmed_up(
+def test_a_module_that_raises_during_unlock_refuses_the_key_and_the_daemon_lives(
     broker: RunningBroker, start_daemon: StartDaemon, keyring: FolderKeyring
 ) -> None:
     keyring.add("feedfeedfeedfeed", "bad", b"open_raises")
@@ -80,7 +82,7 @@ def test_a_module_that_raises_while_a_key_is_warmed_up(
         ("moon", b"", "no-service"),
     ],
 )
-def test_commands_that_make_no_sense(
+def test_malformed_or_unknown_commands_are_refused(
     broker: RunningBroker, start_daemon: StartDaemon, service: str, body: bytes, reason: str
 ) -> None:
     start_daemon(broker, control=True)
@@ -88,7 +90,7 @@ def test_commands_that_make_no_sense(
         control._ask(service, body)
 
 
-def test_junk_and_silence_on_the_control_socket(
+def test_junk_ends_a_control_connection_and_a_silent_one_blocks_no_request(
     broker: RunningBroker, start_daemon: StartDaemon, runtime_folder: Path, signature: str
 ) -> None:
     start_daemon(broker, control=True)
@@ -105,12 +107,12 @@ def test_junk_and_silence_on_the_control_socket(
         assert control.status()["keys"]
 
 
-def test_no_daemon() -> None:
+def test_a_control_client_raises_no_daemon_without_one() -> None:
     with pytest.raises(NoDaemon):
         DaemonControl()
 
 
-def test_a_newer_daemon_takes_the_control_socket_over(
+def test_a_newer_daemon_takes_over_the_control_socket(
     broker: RunningBroker, start_daemon: StartDaemon, signature: str
 ) -> None:
     first = start_daemon(broker, control=True)
@@ -124,10 +126,10 @@ def test_a_newer_daemon_takes_the_control_socket_over(
         DaemonControl()
 
 
-def test_a_daemon_that_waits_for_a_broker_leaves_commands_to_the_one_that_is_registered(
+def test_an_unregistered_daemon_does_not_take_the_control_socket(
     broker: RunningBroker, start_daemon: StartDaemon, folder: Path
 ) -> None:
-    """Otherwise `lock` would say that keys are locked, and the daemon that is asked would use them."""
+    """Otherwise `lock` would report success, and the registered daemon would go on using the keys."""
     registered = start_daemon(broker, control=True)
     nowhere = folder.with_name("nowhere")  # with the same runtime folder of the user
     with RunningDaemon(nowhere, folder.parent / "keys", {}, control=True, options=("ask=agent",)) as waiting:
@@ -138,9 +140,7 @@ def test_a_daemon_that_waits_for_a_broker_leaves_commands_to_the_one_that_is_reg
         assert control.status()["pid"] == registered.pid
 
 
-def test_a_daemon_that_was_killed_leaves_a_socket_that_is_in_nobodys_way(
-    broker: RunningBroker, start_daemon: StartDaemon
-) -> None:
+def test_the_control_socket_of_a_killed_daemon_is_replaced(broker: RunningBroker, start_daemon: StartDaemon) -> None:
     start_daemon(broker, control=True).kill()
     until(lambda: broker.daemon() is None, "the broker knows")
     second = start_daemon(broker, control=True)
@@ -149,8 +149,10 @@ def test_a_daemon_that_was_killed_leaves_a_socket_that_is_in_nobodys_way(
 
 
 @root_only
-def test_another_users_command(broker: RunningBroker, start_daemon: StartDaemon, runtime_folder: Path) -> None:
-    """Even where the folder would let it in."""
+def test_another_users_command_is_refused(
+    broker: RunningBroker, start_daemon: StartDaemon, runtime_folder: Path
+) -> None:
+    """Even where the folder's mode would allow it."""
     start_daemon(broker, control=True)
     path = runtime_folder / "upcall" / "daemon.sock"
     for reachable in (runtime_folder, path.parent):

@@ -1,11 +1,11 @@
-"""What is locked, for what, and what ends it."""
+"""Locks: which keys are locked, by which cause, and what unlocks them."""
 
 from __future__ import annotations
 
 from upcall.protocols.ecryptfs.locks import COMMAND, Locks
 
 
-def test_one_key() -> None:
+def test_locking_one_key_refuses_only_that_key() -> None:
     locks = Locks()
     locks.lock("a")
     assert locks.refuses("a") and not locks.refuses("b")
@@ -14,7 +14,7 @@ def test_one_key() -> None:
     assert not locks.refuses("a")
 
 
-def test_all_keys_those_too_that_nobody_knows_yet() -> None:
+def test_locking_all_keys_refuses_unknown_keys_too() -> None:
     locks = Locks()
     locks.lock_all("suspend")
     assert locks.refuses("never seen")
@@ -22,7 +22,7 @@ def test_all_keys_those_too_that_nobody_knows_yet() -> None:
     assert not locks.refuses("never seen")
 
 
-def test_every_cause_has_to_end() -> None:
+def test_keys_stay_locked_until_every_cause_has_ended() -> None:
     locks = Locks()
     locks.lock_all("suspend")
     locks.lock_all("screen-lock")
@@ -33,7 +33,7 @@ def test_every_cause_has_to_end() -> None:
     locks.unlock_all("logout")  # which nobody had begun
 
 
-def test_no_event_ends_what_a_person_has_locked() -> None:
+def test_the_end_of_an_event_does_not_unlock_what_a_user_locked() -> None:
     locks = Locks()
     locks.lock_all(COMMAND)
     locks.lock("a")
@@ -44,7 +44,7 @@ def test_no_event_ends_what_a_person_has_locked() -> None:
     assert not locks.refuses("a") and not locks.refuses("b")
 
 
-def test_a_person_unlocks_one_whatever_it_was_locked_for() -> None:
+def test_a_user_unlocks_one_key_whatever_had_locked_it() -> None:
     locks = Locks()
     locks.lock_all(COMMAND)
     locks.lock_all("screen-lock")
@@ -56,8 +56,8 @@ def test_a_person_unlocks_one_whatever_it_was_locked_for() -> None:
     assert not locks.refuses("a") and locks.refuses("b")
 
 
-def test_how_often_is_counted() -> None:
-    """By which who was opening a key sees that all were locked meanwhile, even if they are no more."""
+def test_the_number_of_locks_of_all_keys_is_counted() -> None:
+    """A thread that opens a key compares it: the keys may have been locked and unlocked meanwhile."""
     locks = Locks()
     locks.lock_all("suspend")
     locks.unlock_all("suspend")

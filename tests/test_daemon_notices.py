@@ -1,4 +1,4 @@
-"""Handlers in a real daemon: loaded when they are needed, and told what wants no answer."""
+"""Handlers in a real daemon: loaded when they are needed, and sent notices, which have no answer."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def test_a_handler_is_loaded_at_its_first_request(broker: Told, daemon: RunningD
 
 
 @pytest.mark.parametrize(("service", "why"), [("test.gone", "ModuleNotFoundError"), ("test.none", "do not name")])
-def test_a_handler_that_cannot_be_loaded(broker: Told, daemon: RunningDaemon, service: str, why: str) -> None:
+def test_a_handler_that_cannot_be_loaded_refuses_its_requests_only(
+    broker: Told, daemon: RunningDaemon, service: str, why: str
+) -> None:
     for seq in (1, 2):
         broker.ask(seq, b"hello", service)
         outcome = broker.response().outcome
@@ -68,7 +70,7 @@ def test_a_handler_that_cannot_be_loaded(broker: Told, daemon: RunningDaemon, se
     assert broker.response().outcome == Answer(b"hello")
 
 
-def test_notices_are_told_and_never_answered(broker: Told, daemon: RunningDaemon) -> None:
+def test_notices_reach_the_handler_and_are_not_answered(broker: Told, daemon: RunningDaemon) -> None:
     broker.tell(b"one")
     broker.tell(b"two")
     broker.told(b"one", b"two")
@@ -76,7 +78,7 @@ def test_notices_are_told_and_never_answered(broker: Told, daemon: RunningDaemon
     assert broker.response().seq == 7
 
 
-def test_notices_that_go_wrong_harm_nothing(broker: Told, daemon: RunningDaemon) -> None:
+def test_a_notice_that_fails_is_logged_and_later_ones_are_delivered(broker: Told, daemon: RunningDaemon) -> None:
     broker.tell(b"fail")
     daemon.logged("cannot be told")
     broker.tell(b"anything", "test.unknown")
@@ -87,7 +89,7 @@ def test_notices_that_go_wrong_harm_nothing(broker: Told, daemon: RunningDaemon)
     broker.told(b"three")
 
 
-def test_what_is_no_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_handler_refuses_invalid_specs_and_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(HERE))
     for spec, why in (("answering", "not of the form"), ("answering:os", "do not name"), ("nowhere:x", "nowhere")):
         with pytest.raises(ModuleFailed, match=why):

@@ -86,7 +86,9 @@ def test_a_module_that_misbehaves_is_refused_and_the_daemon_lives(
     assert SECRET not in daemon.log
 
 
-def test_a_module_that_goes_bad_later(broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring) -> None:
+def test_a_module_that_fails_after_its_trial_is_refused(
+    broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring
+) -> None:
     keyring.add(BAD, "bad", b"later")
     with broker.client() as client:
         assert client.unwrap(BAD, client.wrap(BAD, KEY)) == KEY
@@ -94,10 +96,10 @@ def test_a_module_that_goes_bad_later(broker: RunningBroker, daemon: RunningDaem
             client.wrap(BAD, KEY)
 
 
-def test_a_module_that_gives_the_key_away_later(
+def test_a_module_that_returns_the_key_in_clear_later_is_refused_by_the_broker(
     broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring
 ) -> None:
-    """The daemon has proved a key of this size already; the broker looks into each."""
+    """The daemon has tried a key of this size already; the broker checks every answer."""
     keyring.add(BAD, "bad", b"clear_later")
     with broker.client() as client:
         client.wrap(BAD, KEY)
@@ -105,7 +107,7 @@ def test_a_module_that_gives_the_key_away_later(
             client.wrap(BAD, KEY)
 
 
-def test_a_key_whose_staleness_cannot_be_told(
+def test_a_key_whose_staleness_check_raises_is_refused(
     broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring
 ) -> None:
     keyring.add(BAD, "bad", b"stale_raises")
@@ -116,7 +118,7 @@ def test_a_key_whose_staleness_cannot_be_told(
     assert SECRET not in daemon.log
 
 
-def test_a_key_that_hangs_holds_up_nobody_else(
+def test_a_key_that_hangs_does_not_delay_other_keys(
     broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring, gate: Gate, signature: str
 ) -> None:
     keyring.add(BAD, "bad", f"gate {gate.path}".encode())
@@ -131,7 +133,7 @@ def test_a_key_that_hangs_holds_up_nobody_else(
         assert {requester.reason() for _ in range(20)} == {"answered"}
 
 
-def test_a_lane_whose_work_is_all_overdue_is_busy(
+def test_a_key_whose_jobs_are_all_overdue_refuses_as_busy(
     broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring, gate: Gate, signature: str
 ) -> None:
     keyring.add(BAD, "bad", f"gate {gate.path}".encode())
@@ -150,17 +152,19 @@ def test_a_lane_whose_work_is_all_overdue_is_busy(
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 68, 200, 8000])
-def test_what_is_no_file_key_never_reaches_a_module(
+def test_a_malformed_file_key_is_refused_before_it_reaches_a_module(
     broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring, size: int
 ) -> None:
-    """A module is promised 1 to 67 bytes; and what is no file key could not be unwrapped again."""
+    """Modules are promised 1 to 67 bytes; a malformed file key could not be unwrapped again."""
     keyring.add(BAD, "bad", b"raise")
     with PlayedRequester(broker.folder) as requester:
         requester.ask(pack_ask(Ask(0x42, BAD, bytes(size))))
         assert requester.reason() == "bad-request"
 
 
-def test_keys_that_are_not_there(broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring) -> None:
+def test_an_unknown_key_or_module_is_refused(
+    broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring
+) -> None:
     keyring.add(BAD, "moon", b"")
     with broker.client() as client:
         with pytest.raises(Refused, match="no-key"):
@@ -169,7 +173,9 @@ def test_keys_that_are_not_there(broker: RunningBroker, daemon: RunningDaemon, k
             client.wrap(BAD, KEY)
 
 
-def test_a_key_that_another_one_wrapped(broker: RunningBroker, daemon: RunningDaemon, signature: str) -> None:
+def test_data_that_this_key_did_not_wrap_is_refused(
+    broker: RunningBroker, daemon: RunningDaemon, signature: str
+) -> None:
     with broker.client() as client, pytest.raises(Refused, match="module-failed"):
         client.unwrap(signature, bytes(100))
 
@@ -182,7 +188,9 @@ def refused(response: Response) -> tuple[int, str]:
     return response.seq, response.outcome.reason
 
 
-def test_a_broker_that_talks_nonsense(folder: Path, start_daemon: StartDaemon, signature: str) -> None:
+def test_malformed_requests_of_a_broker_are_refused_and_junk_is_dropped(
+    folder: Path, start_daemon: StartDaemon, signature: str
+) -> None:
     broker = PlayedBroker(folder)
     daemon = start_daemon()
     broker.register()
@@ -226,7 +234,7 @@ def test_a_request_past_its_deadline_is_dropped(folder: Path, start_daemon: Star
     assert broker.response().seq == 2
 
 
-def test_strangers_are_refused_by_the_kernel_once_there_is_a_broker(
+def test_other_sockets_cannot_send_to_a_registered_daemons_link(
     folder: Path, start_daemon: StartDaemon, signature: str
 ) -> None:
     broker = PlayedBroker(folder)
@@ -239,7 +247,9 @@ def test_strangers_are_refused_by_the_kernel_once_there_is_a_broker(
 
 
 @root_only
-def test_a_listener_of_another_user_is_not_believed(folder: Path, start_daemon: StartDaemon, signature: str) -> None:
+def test_a_registration_socket_of_another_user_is_not_trusted(
+    folder: Path, start_daemon: StartDaemon, signature: str
+) -> None:
     """The path is right, the uid is not: nothing is sent there."""
     folder.mkdir()
     path = Place(folder).registration_socket
@@ -300,18 +310,23 @@ NONSENSE: dict[str, Callable[[socket.socket], object]] = {
 
 
 @pytest.mark.parametrize("what", NONSENSE)
-def test_a_broker_that_gives_no_link(folder: Path, start_daemon: StartDaemon, signature: str, what: str) -> None:
-    """The daemon says so, keeps nothing of it, and tries again."""
+def test_a_broker_that_gives_no_valid_link_is_logged_and_retried(
+    folder: Path, start_daemon: StartDaemon, signature: str, what: str
+) -> None:
+    """The daemon keeps no descriptor of the failed try."""
     played = PlayedBroker(folder)
     daemon = start_daemon()
-    connection, _ = played.listener.accept()
-    assert is_control(connection.recv(64), HELO)
-    descriptors = set(os.listdir(f"/proc/{daemon.pid}/fd"))
-    NONSENSE[what](connection)
-    connection.close()
+    descriptors = []
+    for nonsense in (NONSENSE["nothing"], NONSENSE[what]):
+        connection, _ = played.listener.accept()
+        assert is_control(connection.recv(64), HELO)
+        descriptors.append(len(os.listdir(f"/proc/{daemon.pid}/fd")))
+        nonsense(connection)
+        connection.close()
     daemon.logged("broker-unavailable")
     connection, _ = played.listener.accept()
-    assert len(os.listdir(f"/proc/{daemon.pid}/fd")) <= len(descriptors)
+    assert is_control(connection.recv(64), HELO)
+    assert len(os.listdir(f"/proc/{daemon.pid}/fd")) <= descriptors[-1]
     connection.close()
     played.register()
     played.ask(1, wrap_of(signature))
@@ -330,8 +345,10 @@ def test_a_broker_that_refuses_is_asked_again(folder: Path, start_daemon: StartD
     daemon.logged("daemon-registered")
 
 
-def test_links_of_brokers_that_have_ended_are_closed(folder: Path, start_daemon: StartDaemon, signature: str) -> None:
-    """Each worker lets go of it, one that blocks in it included."""
+def test_a_daemon_closes_the_links_of_brokers_that_have_ended(
+    folder: Path, start_daemon: StartDaemon, signature: str
+) -> None:
+    """Every worker gives up its link, even one that blocks in it."""
     daemon = start_daemon()
     counts = []
     for _ in range(8):
@@ -354,7 +371,7 @@ def _free(portid: int) -> bool:
     return True
 
 
-def test_a_link_that_is_full_when_its_broker_ends(folder: Path, start_daemon: StartDaemon, signature: str) -> None:
+def test_a_full_link_is_closed_when_its_broker_ends(folder: Path, start_daemon: StartDaemon, signature: str) -> None:
     played = PlayedBroker(folder)
     daemon = start_daemon()
     played.register()
@@ -371,8 +388,8 @@ def test_a_link_that_is_full_when_its_broker_ends(folder: Path, start_daemon: St
         broker.registered(daemon.pid)
 
 
-def test_replaced_and_the_broker_gone_at_once(folder: Path, start_daemon: StartDaemon) -> None:
-    """QUIT counts, though the connection's end is there to be read, too: it would otherwise fight its successor."""
+def test_a_daemon_replaced_just_before_its_broker_ended_exits(folder: Path, start_daemon: StartDaemon) -> None:
+    """QUIT takes precedence over the connection's end: otherwise the daemon would replace its successor."""
     played = PlayedBroker(folder)
     daemon = start_daemon()
     played.register()
@@ -401,15 +418,16 @@ def test_a_requester_of_another_uid_is_refused_whatever_the_broker_says(
         assert isinstance(played.response().outcome, Answer)
 
 
-def test_sigterm_without_a_broker(folder: Path, start_daemon: StartDaemon) -> None:
+def test_sigterm_ends_a_daemon_that_waits_for_a_broker(folder: Path, start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     daemon.logged("broker-unavailable")
     daemon.signal(signal.SIGTERM)
     assert daemon.wait() == 0
 
 
-def test_a_broker_that_never_says_quit(folder: Path, start_daemon: StartDaemon) -> None:
-    """The daemon ends nevertheless, soon."""
+def test_a_daemon_exits_after_sigterm_although_the_broker_never_sends_quit(
+    folder: Path, start_daemon: StartDaemon
+) -> None:
     broker = PlayedBroker(folder)
     daemon = start_daemon()
     broker.register()

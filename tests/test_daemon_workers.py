@@ -1,4 +1,4 @@
-"""The pool: a lane that hangs holds nobody else up, however quick it has always been; threads come and go."""
+"""The pool: a lane that hangs blocks no other lane, however quick it was before; threads start and end."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def behind(gate: threading.Event) -> Job:
     return job
 
 
-def test_a_lane_that_was_quick_and_hangs() -> None:
-    """All workers are in it when it begins to, and none is at the socket."""
+def test_a_lane_that_starts_to_hang_does_not_block_other_lanes() -> None:
+    """All workers are busy in it at that time, and none reads the socket."""
     pool, gate = Pool(), threading.Event()
     for _ in range(50):
         pool.served("quick")
@@ -58,7 +58,7 @@ def test_a_lane_that_was_quick_and_hangs() -> None:
     until(lambda: pool.workers.running == 0, "all jobs")
 
 
-def test_lanes_that_hang_leave_somebody_at_the_socket() -> None:
+def test_lanes_that_hang_leave_a_worker_at_the_socket() -> None:
     pool, gate = Pool(), threading.Event()
     for number in range(8):
         pool.put(behind(gate), f"slow{number}")
@@ -90,8 +90,8 @@ def test_a_full_lane_queues_and_an_overdue_one_refuses() -> None:
     gate.set()
 
 
-def test_no_more_threads_are_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever has work does it; and as soon as there are threads again, somebody is at the socket again."""
+def test_without_new_threads_a_worker_keeps_serving_other_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Busy workers finish their jobs; once threads can be started again, a worker reads the socket again."""
     pool, gate = Pool(), threading.Event()
     tried = threading.Event()
 

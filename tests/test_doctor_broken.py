@@ -1,4 +1,4 @@
-"""Broken installations: each is named, and the remedy that `upcall doctor` gives mends it."""
+"""Broken installations: `upcall doctor` reports each, and its remedy fixes it."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def started(finding: Finding) -> Iterator[None]:
 
 @contextlib.contextmanager
 def played(path: Path, status: dict[str, object] | None) -> Iterator[None]:
-    """Somebody who listens there and says this of himself; nothing at all for None."""
+    """A process that listens there and answers with this status; with None it never answers."""
     listener = listen(path, 0o600)
     listener.setblocking(True)
 
@@ -120,33 +120,33 @@ def played(path: Path, status: dict[str, object] | None) -> Iterator[None]:
 # --- the broker ------------------------------------------------------------------------------------------------
 
 
-def test_no_broker(folder: Path) -> None:
+def test_a_missing_broker_is_reported_and_its_remedy_starts_one(folder: Path) -> None:
     finding = the_problem("broker", Scene(folder), "no broker at")
     with started(finding):
         until(lambda: not problems("broker", Scene(folder)), "a broker that is well")
 
 
-def test_a_socket_that_a_broker_has_left_behind(broker: RunningBroker, folder: Path) -> None:
+def test_a_stale_broker_socket_is_reported_and_its_remedy_starts_a_broker(broker: RunningBroker, folder: Path) -> None:
     broker.kill()
     finding = the_problem("broker", Scene(folder), "Connection refused")
     with started(finding):
         until(lambda: not problems("broker", Scene(folder)), "a broker that is well")
 
 
-def test_a_broker_that_is_stopped(broker: RunningBroker, folder: Path) -> None:
+def test_a_stopped_broker_is_reported_and_its_remedy_continues_it(broker: RunningBroker, folder: Path) -> None:
     assert found("broker", Scene(folder))[0].state == OK
     broker.stop()
     mend(the_problem("broker", Scene(folder), f"pid {broker.pid}) is stopped"))
     assert not problems("broker", Scene(folder))
 
 
-def test_a_broker_that_hangs(folder: Path) -> None:
+def test_a_broker_that_does_not_answer_is_reported(folder: Path) -> None:
     folder.mkdir()
     with played(folder / "broker.sock", None):
-        the_problem("broker", Scene(folder), "does not answer: has said nothing within 1 s")
+        the_problem("broker", Scene(folder), "does not answer: no answer within 1 s")
 
 
-def test_a_broker_of_another_version(folder: Path) -> None:
+def test_a_broker_of_another_version_is_reported(folder: Path) -> None:
     folder.mkdir()
     with played(folder / "broker.sock", {"broker": {"version": "0.0.1"}}):
         the_problem("broker", Scene(folder), f"is of version 0.0.1, this is {__version__}")
@@ -160,7 +160,9 @@ def test_a_broker_of_another_version(folder: Path) -> None:
         ("registration.sock", 0o000, "others cannot reach it"),
     ],
 )
-def test_a_mode_that_is_wrong(broker: RunningBroker, folder: Path, name: str, mode: int, words: str) -> None:
+def test_a_wrong_mode_in_the_runtime_folder_is_reported_and_fixed(
+    broker: RunningBroker, folder: Path, name: str, mode: int, words: str
+) -> None:
     assert not problems("folder", Scene(folder))
     scene = Scene(folder)
     assert scene.broker.pid  # asked before others cannot reach it
@@ -171,21 +173,23 @@ def test_a_mode_that_is_wrong(broker: RunningBroker, folder: Path, name: str, mo
 
 @root_only
 @pytest.mark.parametrize("name", ["registration.sock", "broker.sock"])
-def test_an_owner_that_is_wrong(broker: RunningBroker, folder: Path, name: str) -> None:
+def test_a_wrong_owner_in_the_runtime_folder_is_reported_and_fixed(
+    broker: RunningBroker, folder: Path, name: str
+) -> None:
     os.chown(folder / name, NOBODY, 0)
     mend(the_problem("folder", Scene(folder), "belongs to uid 65534"))
     assert not problems("folder", Scene(folder))
 
 
 @root_only
-def test_a_forwarders_socket_that_is_open_to_others(broker: RunningBroker, folder: Path) -> None:
+def test_a_forwarders_socket_open_to_others_is_reported_and_fixed(broker: RunningBroker, folder: Path) -> None:
     (folder / "request-key.sock").chmod(0o666)
     mend(the_problem("folder", Scene(folder), "others can get at it"))
     assert not problems("folder", Scene(folder))
 
 
-def test_a_device_that_somebody_else_has(folder: Path, home: Path) -> None:
-    """A broker's word for it; the other one holds a file of that name below a played /proc."""
+def test_a_device_held_by_another_process_is_reported_and_freed(folder: Path, home: Path) -> None:
+    """The broker's status and /proc are played; the other process has /dev/ecryptfs open there."""
     made = machine(home)
     (made / "dev" / "ecryptfs").touch()
     with subprocess.Popen(["sleep", "30"]) as other:
@@ -207,7 +211,7 @@ def test_a_device_that_somebody_else_has(folder: Path, home: Path) -> None:
 
 
 @pytest.mark.parametrize("listening", [True, False])
-def test_a_broker_that_hears_no_quota_warnings(folder: Path, listening: bool) -> None:
+def test_a_quota_source_that_does_not_listen_is_reported(folder: Path, listening: bool) -> None:
     folder.mkdir()
     quota = {"listening": listening, "why": "the kernel said no", "lost": 0}
     with played(folder / "broker.sock", {"broker": {"uid": 0}, "quota": quota}):
@@ -215,7 +219,7 @@ def test_a_broker_that_hears_no_quota_warnings(folder: Path, listening: bool) ->
     assert ["the kernel said no" in one.what for one in found_ones] == ([] if listening else [True])
 
 
-def test_what_starts_them_where_systemd_has_units(folder: Path, home: Path) -> None:
+def test_the_start_command_is_systemctl_if_our_units_are_installed(folder: Path, home: Path) -> None:
     made = machine(home)
     scene = Scene(machine=made)
     assert (broker_checks.start_command(scene), daemon_checks.start_command(scene)) == (
@@ -240,14 +244,16 @@ def test_what_starts_them_where_systemd_has_units(folder: Path, home: Path) -> N
 # --- the daemon ------------------------------------------------------------------------------------------------
 
 
-def test_no_daemon(broker: RunningBroker, folder: Path) -> None:
+def test_a_missing_daemon_is_reported_and_its_remedy_starts_one(broker: RunningBroker, folder: Path) -> None:
     finding = the_problem("daemon", Scene(folder), "has no daemon")
     with started(finding):
         until(lambda: well("registration", Scene(folder)), "it is registered")
         until(lambda: well("daemon", Scene(folder)), "it answers")
 
 
-def test_a_daemon_that_is_stopped(broker: RunningBroker, folder: Path, start_daemon: StartDaemon) -> None:
+def test_a_stopped_daemon_is_reported_and_its_remedy_continues_it(
+    broker: RunningBroker, folder: Path, start_daemon: StartDaemon
+) -> None:
     daemon = start_daemon(broker, control=True)
     assert not problems("daemon", Scene(folder))
     daemon.stop()
@@ -255,7 +261,7 @@ def test_a_daemon_that_is_stopped(broker: RunningBroker, folder: Path, start_dae
     assert not problems("daemon", Scene(folder))
 
 
-def test_a_daemon_without_commands_that_is_stopped(
+def test_a_stopped_daemon_without_a_control_socket_is_found_by_registration(
     broker: RunningBroker, folder: Path, start_daemon: StartDaemon
 ) -> None:
     daemon = start_daemon(broker)
@@ -264,7 +270,9 @@ def test_a_daemon_without_commands_that_is_stopped(
     assert not problems("registration", Scene(folder))
 
 
-def test_a_daemon_that_hangs_and_is_replaced(broker: RunningBroker, folder: Path, home: Path) -> None:
+def test_a_daemon_that_does_not_answer_is_reported_and_replaced(
+    broker: RunningBroker, folder: Path, home: Path
+) -> None:
     (home / "run" / "upcall").mkdir(mode=0o700)
     with played(home / "run" / "upcall" / "daemon.sock", None):
         finding = the_problem("daemon", Scene(folder), "does not answer")
@@ -272,7 +280,9 @@ def test_a_daemon_that_hangs_and_is_replaced(broker: RunningBroker, folder: Path
             until(lambda: not problems("daemon", Scene(folder)), "a daemon that is well")
 
 
-def test_a_daemon_of_another_version_that_is_not_registered(broker: RunningBroker, folder: Path, home: Path) -> None:
+def test_an_unregistered_daemon_of_another_version_is_reported_and_replaced(
+    broker: RunningBroker, folder: Path, home: Path
+) -> None:
     (home / "run" / "upcall").mkdir(mode=0o700)
     with played(home / "run" / "upcall" / "daemon.sock", {"pid": 1, "version": "0.0.1", "keys": []}):
         the_problem("registration", Scene(folder), "is not registered with this broker")
@@ -303,39 +313,39 @@ def _entry(home: Path) -> str:
     return (home / "data" / "upcall" / "keys" / "work.toml").read_text()
 
 
-def test_a_key_file_that_others_can_read(key: Path, folder: Path) -> None:
+def test_a_key_file_that_others_can_read_is_reported_and_fixed(key: Path, folder: Path) -> None:
     assert not problems("key-files", Scene(folder))
     key.chmod(0o644)
     mend(the_problem("key-files", Scene(folder), "has mode 0644: others can get at it"))
     assert not problems("key-files", Scene(folder))
 
 
-def test_an_entry_that_others_can_read(key: Path, folder: Path) -> None:
+def test_a_key_entry_that_others_can_read_is_reported_and_fixed(key: Path, folder: Path) -> None:
     key.with_suffix(".toml").chmod(0o640)
     mend(the_problem("key-files", Scene(folder), "has mode 0640"))
     assert not problems("key-files", Scene(folder))
 
 
-def test_a_store_that_others_can_write_to(key: Path, folder: Path) -> None:
+def test_a_key_store_that_others_can_write_to_is_reported_and_fixed(key: Path, folder: Path) -> None:
     key.parent.chmod(0o777)
     mend(the_problem("key-files", Scene(folder), "has mode 0777"))
     assert not problems("key-files", Scene(folder))
 
 
 @root_only
-def test_a_key_file_of_somebody_else(key: Path, folder: Path) -> None:
+def test_a_key_file_of_another_user_is_reported_and_fixed(key: Path, folder: Path) -> None:
     os.chown(key, NOBODY, 0)
     mend(the_problem("key-files", Scene(folder), "belongs to uid 65534"))
     assert not problems("key-files", Scene(folder))
 
 
-def test_a_key_file_that_is_lost(key: Path, folder: Path) -> None:
+def test_a_lost_key_file_is_reported_with_advice_about_backups(key: Path, folder: Path) -> None:
     key.unlink()
     assert "backup" in the_problem("key-files", Scene(folder), "is not there").remedy
 
 
-def test_a_key_file_that_only_the_daemon_could_open(key: Path, folder: Path, home: Path) -> None:
-    """The list of mounts is played: it says that the keys lie on an eCryptfs mount that one of them opens."""
+def test_a_key_file_on_a_mount_that_needs_its_key_is_reported(key: Path, folder: Path, home: Path) -> None:
+    """The played mountinfo says that the keys lie on an eCryptfs mount that one of them opens."""
     signature = _entry(home).split('signature = "')[1][:16]
     device = key.stat().st_dev
     mountinfo = home / "machine/proc/self/mountinfo"
@@ -349,12 +359,12 @@ def test_a_key_file_that_only_the_daemon_could_open(key: Path, folder: Path, hom
     assert "copy it" in found.remedy
 
 
-def test_an_entry_that_is_damaged(key: Path, folder: Path) -> None:
+def test_a_damaged_key_entry_is_reported(key: Path, folder: Path) -> None:
     key.with_suffix(".toml").write_text("module = 5\n")
     the_problem("key-files", Scene(folder), "work.toml")
 
 
-def test_an_auth_token_that_is_missing(key: Path, folder: Path, home: Path) -> None:
+def test_a_missing_auth_token_is_reported_and_added(key: Path, folder: Path, home: Path) -> None:
     signature = _entry(home).split('signature = "')[1][:16]
     keyring.ensure_user_keyring_linked()
     serial = keyring.find(signature)
@@ -365,7 +375,7 @@ def test_an_auth_token_that_is_missing(key: Path, folder: Path, home: Path) -> N
     assert not any("work" in one.what for one in found("auth-tokens", Scene(folder)))
 
 
-def test_an_auth_token_whose_key_module_is_not_installed(folder: Path) -> None:
+def test_an_auth_token_of_a_missing_key_module_is_reported(folder: Path) -> None:
     signature = os.urandom(8).hex()
     serial = keyring.add_user_key(signature, pack_auth_tok(AuthTok(signature, "moonbeam", b"")))
     try:
@@ -374,7 +384,7 @@ def test_an_auth_token_whose_key_module_is_not_installed(folder: Path) -> None:
         keyring.unlink(serial)
 
 
-def test_an_auth_token_that_is_none(folder: Path) -> None:
+def test_a_malformed_auth_token_is_reported(folder: Path) -> None:
     signature = os.urandom(8).hex()
     serial = keyring.add_user_key(signature, b"short")
     try:
@@ -383,7 +393,7 @@ def test_an_auth_token_that_is_none(folder: Path) -> None:
         keyring.unlink(serial)
 
 
-def test_a_session_keyring_that_does_not_lead_to_the_user_keyring(folder: Path) -> None:
+def test_a_session_keyring_without_a_link_to_the_user_keyring_is_reported_and_fixed(folder: Path) -> None:
     def look() -> list[object]:
         keyring.join_session_and_link_user_keyring()
         keyring._call("KEYCTL_JOIN_SESSION_KEYRING", 1, 0)  # a new one, with nothing in it
@@ -394,7 +404,7 @@ def test_a_session_keyring_that_does_not_lead_to_the_user_keyring(folder: Path) 
     assert in_child(look) == []
 
 
-def test_a_session_keyring_that_is_revoked(folder: Path) -> None:
+def test_a_revoked_session_keyring_is_reported(folder: Path) -> None:
     def look() -> list[object]:
         keyring._call("KEYCTL_JOIN_SESSION_KEYRING", 1, 0)
         keyring.revoke(keyring.SESSION_KEYRING)
@@ -405,7 +415,7 @@ def test_a_session_keyring_that_is_revoked(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("figures", ["3/3 190/200 28/20000", "3/3 3/200 19000/20000"])
-def test_hardly_any_room_for_keys(folder: Path, home: Path, figures: str) -> None:
+def test_a_nearly_used_up_key_quota_is_reported(folder: Path, home: Path, figures: str) -> None:
     machine = home / "machine"
     (machine / "proc").mkdir(parents=True)
     users = machine / "proc" / "key-users"
@@ -419,7 +429,7 @@ def test_hardly_any_room_for_keys(folder: Path, home: Path, figures: str) -> Non
 # --- what is installed and written down -----------------------------------------------------------------------
 
 
-def test_a_configuration_that_others_can_write_to(folder: Path) -> None:
+def test_a_configuration_that_others_can_write_to_is_reported_and_fixed(folder: Path) -> None:
     file = config.user_file()
     file.parent.mkdir(parents=True)
     file.write_text('[plugins]\nallow = ["openssl"]\n')
@@ -429,7 +439,7 @@ def test_a_configuration_that_others_can_write_to(folder: Path) -> None:
 
 
 @root_only
-def test_a_configuration_of_somebody_else(folder: Path) -> None:
+def test_a_configuration_of_another_user_is_reported_and_fixed(folder: Path) -> None:
     file = config.user_file()
     file.parent.mkdir(parents=True)
     file.write_text("")
@@ -438,7 +448,7 @@ def test_a_configuration_of_somebody_else(folder: Path) -> None:
     assert not problems("configuration", Scene(folder))
 
 
-def test_a_configuration_that_cannot_be_followed(folder: Path) -> None:
+def test_an_invalid_configuration_is_reported_by_file_and_key(folder: Path) -> None:
     file = config.user_file()
     file.parent.mkdir(parents=True)
     file.write_text("[plugins]\nalow = []\n")
@@ -446,7 +456,7 @@ def test_a_configuration_that_cannot_be_followed(folder: Path) -> None:
     assert str(file) in finding.remedy
 
 
-def test_our_lines_are_missing(folder: Path, home: Path) -> None:
+def test_missing_edited_or_shadowed_request_key_lines_are_reported_and_fixed(folder: Path, home: Path) -> None:
     if not forwarder.PROGRAM.exists():
         pytest.skip("the forwarder is not built")
     image = home / "image"
@@ -479,7 +489,7 @@ def test_our_lines_are_missing(folder: Path, home: Path) -> None:
         ("import os; os.abort()", "ended its process with -6"),
     ],
 )
-def test_a_plugin_that_cannot_be_loaded(
+def test_a_plugin_that_cannot_be_loaded_is_reported_with_the_reason(
     folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str
 ) -> None:
     (home / "broken.py").write_text(text)
@@ -489,7 +499,7 @@ def test_a_plugin_that_cannot_be_loaded(
     the_problem("plugins", Scene(folder), words)
 
 
-def test_a_plugin_that_hangs(folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_whose_import_hangs_is_reported(folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "broken.py").write_text("import signal; signal.pause()")
     monkeypatch.setenv("PYTHONPATH", str(home))
     monkeypatch.setattr("upcall.observe.doctor.plugins.PATIENCE", 0.5)
@@ -498,7 +508,9 @@ def test_a_plugin_that_hangs(folder: Path, home: Path, monkeypatch: pytest.Monke
     the_problem("plugins", Scene(folder), "is not imported within")
 
 
-def test_no_kerberos_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_kerberos_library_is_reported_with_its_package(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(modules, "handlers", lambda: {"cifs.spnego": "upcall_spnego:handler"})
     monkeypatch.setattr("upcall.observe.doctor.plugins.LIBRARY", "libgssapi_of_nobody.so.2")
     finding = the_problem("kerberos", Scene(folder), "has no Kerberos library")
@@ -519,7 +531,7 @@ def machine(home: Path, **files: str) -> Path:
     return made
 
 
-def test_ecryptfs_that_is_not_loaded(folder: Path, home: Path) -> None:
+def test_ecryptfs_that_is_not_loaded_or_missing_is_reported(folder: Path, home: Path) -> None:
     made = machine(home)
     modules_of = made / "lib" / "modules" / os.uname().release
     modules_of.mkdir(parents=True)
@@ -531,13 +543,13 @@ def test_ecryptfs_that_is_not_loaded(folder: Path, home: Path) -> None:
     assert finding.what == "this kernel has no eCryptfs"
 
 
-def test_ecryptfs_without_messaging(folder: Path, home: Path) -> None:
+def test_an_ecryptfs_without_messaging_is_reported(folder: Path, home: Path) -> None:
     made = machine(home, filesystems="nodev\tecryptfs\n", misc="200 tun\n")
     the_problem("ecryptfs", Scene(folder, machine=made), "asks no daemons")
 
 
 @root_only
-def test_ecryptfs_without_its_device_or_with_one_open_to_all(folder: Path, home: Path) -> None:
+def test_a_missing_or_open_ecryptfs_device_is_reported_and_fixed(folder: Path, home: Path) -> None:
     made = machine(home, filesystems="nodev\tecryptfs\n", misc=" 61 ecryptfs\n")
     try:
         mend(the_problem("ecryptfs", Scene(folder, machine=made), "is not there"))
@@ -549,7 +561,7 @@ def test_ecryptfs_without_its_device_or_with_one_open_to_all(folder: Path, home:
     assert not problems("ecryptfs", Scene(folder, machine=made))
 
 
-def test_a_kernel_whose_cifs_cannot_ask(folder: Path, home: Path) -> None:
+def test_a_kernel_without_cifs_upcalls_is_reported(folder: Path, home: Path) -> None:
     made = machine(home)
     (made / "boot").mkdir()
     (made / "boot" / f"config-{os.uname().release}").write_text("CONFIG_DNS_RESOLVER=m\n")

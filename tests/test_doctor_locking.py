@@ -25,7 +25,7 @@ def start(folder: Path, bus: str) -> Started:
     return Started(arguments, folder.parent / "daemon.log", {"DBUS_SYSTEM_BUS_ADDRESS": bus})
 
 
-def test_without_logind_and_with_a_key_that_was_not_added(broker: RunningBroker, folder: Path) -> None:
+def test_a_missing_logind_and_a_key_not_added_at_login_are_reported(broker: RunningBroker, folder: Path) -> None:
     with start(folder, "unix:path=/nowhere") as daemon:
         broker.registered(daemon.pid)
         daemon.logged("logind-unavailable")
@@ -37,14 +37,14 @@ def test_without_logind_and_with_a_key_that_was_not_added(broker: RunningBroker,
 
 
 @pytest.mark.skipif(bool(MISSING), reason=MISSING or "-")
-def test_with_logind(broker: RunningBroker, folder: Path) -> None:
+def test_with_logind_locking_is_well_and_locked_keys_are_reported(broker: RunningBroker, folder: Path) -> None:
     with system_bus(folder.parent) as bus:
         logind = Logind(bus, os.getuid())
         with start(folder, bus.address) as daemon:
             broker.registered(daemon.pid)
             daemon.logged("logind-listening")
             (finding,) = found("locking", Scene(folder))
-            assert (finding.state, finding.what) == (OK, "logind is heard: suspend, logout lock the keys")
+            assert (finding.state, finding.what) == (OK, "logind is connected: suspend, logout lock the keys")
             with DaemonControl() as control:
                 control.lock(None)
                 locked = found("locking", Scene(folder))[1]
@@ -63,7 +63,7 @@ def work(home: Path) -> Iterator[str]:  # noqa: F811
         keyring.unlink(serial)
 
 
-def test_an_auto_key_that_is_not_in_the_user_keyring(work: str, folder: Path) -> None:
+def test_an_auto_key_missing_from_the_user_keyring_is_reported_and_added(work: str, folder: Path) -> None:
     (finding,) = [one for one in problems("auth-tokens", Scene(folder)) if "key work" in one.what]
     assert "although it is marked auto" in finding.what
     mend(finding)

@@ -1,4 +1,4 @@
-"""`upcall doctor` as people and programs see it: the table of checks, what hangs, what breaks, exit codes."""
+"""The report of `upcall doctor`: the table of checks, checks that hang or raise, text, JSON, exit codes."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def run(monkeypatch: pytest.MonkeyPatch, checks: list[Check], *arguments: str) -
     return result.exit_code, result.output
 
 
-def test_every_check_stands_in_the_docs() -> None:
+def test_every_check_is_documented_and_has_a_name_of_its_own() -> None:
     rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| `")]
     for one in CHECKS:
         assert f"| `{one.name}` | {one.about} |" in rows
     assert len({one.name for one in CHECKS}) == len(CHECKS)
 
 
-def test_a_check_that_hangs_is_a_finding_and_what_it_had_said_is_kept() -> None:
+def test_a_check_that_hangs_becomes_a_finding_after_its_earlier_ones() -> None:
     release = threading.Event()
 
     def look(scene: Scene) -> Iterator[Finding]:
@@ -53,7 +53,7 @@ def test_a_check_that_hangs_is_a_finding_and_what_it_had_said_is_kept() -> None:
     try:
         first, second = bounded(Check("it", "", look, 0.05), Scene())
         assert first == ok("so far")
-        assert "nothing is known after 0.05 s" in second.what
+        assert "no result within 0.05 s" in second.what
     finally:
         release.set()
 
@@ -65,30 +65,31 @@ def test_a_check_that_hangs_is_a_finding_and_what_it_had_said_is_kept() -> None:
         (PermissionError(13, "Permission denied", "/x"), "/x"),
         (ZeroDivisionError("oh"), "the check broke: ZeroDivisionError"),
     ],
+    ids=["UsageError", "PermissionError", "ZeroDivisionError"],
 )
-def test_a_check_that_breaks_is_a_finding(error: Exception, words: str) -> None:
+def test_a_check_that_raises_becomes_a_finding_after_its_earlier_ones(error: Exception, words: str) -> None:
     first, second = bounded(check(ok("so far"), error=error), Scene())
     assert first.state == OK
     assert words in second.what
 
 
-def test_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_problems_the_report_ends_with_exit_code_0(monkeypatch: pytest.MonkeyPatch) -> None:
     code, text = run(monkeypatch, [check(ok("good"), note("a note", "think", "true"))])
     assert code == 0
     assert text.splitlines() == ["✓ it: good", "- it: a note", "    think", "    $ true", "no problems"]
 
 
-def test_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_problem_is_printed_with_its_remedy_and_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
     code, text = run(monkeypatch, [check(ok("good"), problem("bad\x1b[2J", "do", "rm 'a\nb'"))], "--quiet")
     assert code == 1
     assert text.splitlines() == ["✗ it: bad\\x1b[2J", "    do", "    $ rm 'a\\nb'"]
 
 
-def test_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_are_printed_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     code, text = run(monkeypatch, [check(note("a note", "think")), check(problem("bad"))], "--json")
     assert code == 1
     assert json.loads(text)[0] == {"check": "it", "state": NOTE, "what": "a note", "remedy": "think", "command": ""}
 
 
-def test_the_lab_has_a_doctor_of_its_own() -> None:
+def test_doctors_help_names_the_labs_doctor() -> None:
     assert "upcall lab doctor" in (upcall.cli.doctor.command.help or "")

@@ -21,7 +21,7 @@ PARAMETERS = (
 )
 
 
-def test_defaults_are_filled_in() -> None:
+def test_parameters_not_given_get_their_defaults() -> None:
     assert chosen(PARAMETERS, {"label": "l"}) == {"bits": "3072", "label": "l", "kind": "", "word": ""}
     assert chosen((), {}) == {}
 
@@ -36,38 +36,38 @@ def test_defaults_are_filled_in() -> None:
         ({"label": "l", "word": "hush"}, "^word: x can be chosen"),
     ],
 )
-def test_wrong_choices(given: dict[str, str], why: str) -> None:
+def test_invalid_parameters_are_refused_without_showing_secrets(given: dict[str, str], why: str) -> None:
     with pytest.raises(UsageError, match=why) as caught:
         chosen(PARAMETERS, given)
     assert "hush" not in str(caught.value)
 
 
-def test_a_module_without_parameters() -> None:
+def test_a_module_without_parameters_refuses_any() -> None:
     with pytest.raises(UsageError, match="no parameter 'bits': none can be given"):
         chosen((), {"bits": "1"})
 
 
-def test_a_good_key(tmp_path: Path) -> None:
+def test_a_sound_key_passes_its_trial(tmp_path: Path) -> None:
     signature, blob = make_toy_key(tmp_path / "key")
     handle = TOY.open(signature, blob, GivenSecrets())
     prove(handle, Limits())
     prove(handle, Limits(key=1, wrapped=49))
 
 
-def test_limits_are_kept(tmp_path: Path) -> None:
+def test_a_key_that_wraps_beyond_the_limits_fails_its_trial(tmp_path: Path) -> None:
     signature, blob = make_toy_key(tmp_path / "key")
     with pytest.raises(ModuleFailed, match="of 67 bytes it made 115, 67 to 114 are possible"):
         prove(TOY.open(signature, blob, GivenSecrets()), Limits(67, 114))
 
 
 @pytest.mark.parametrize("fault", FAULTS[1:])
-def test_bad_keys(fault: str) -> None:
+def test_a_faulty_key_fails_its_trial(fault: str) -> None:
     with pytest.raises(ModuleFailed):
         prove(PinnedKey(b"s", fault), Limits())
 
 
 @pytest.mark.parametrize("fault", ["none", "garbage"])
-def test_what_was_opened_is_closed(fault: str) -> None:
+def test_a_key_is_closed_after_its_trial_whether_it_passed_or_not(fault: str) -> None:
     opened: list[PinnedKey] = []
 
     class Module:
@@ -87,7 +87,7 @@ def test_what_was_opened_is_closed(fault: str) -> None:
 
 
 class Importer:
-    """Wants a passphrase, or does not."""
+    """Needs a passphrase, or does not."""
 
     import_parameters: tuple[Parameter, ...] = ()
 
@@ -105,7 +105,7 @@ def making(secrets: GivenSecrets) -> Making:
     return Making(Path("/x"), {}, bytearray(), "keyring", Limits(), secrets)
 
 
-def test_a_passphrase_is_asked_for_only_if_one_is_needed() -> None:
+def test_import_asks_for_a_passphrase_only_if_the_module_needs_one() -> None:
     importer, secrets = Importer(None), GivenSecrets(b"word")
     take_in(importer, making(secrets))
     assert importer.seen == [(b"", "none")]

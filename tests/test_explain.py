@@ -153,8 +153,9 @@ def report(result: Result) -> dict[str, Any]:
         Spnego("fs", "fe80::1", "mskrb5", 1, 0, "alice", 7, "mount"),
         Spnego("[fe80::1%eth0]", "fe80::1", "krb5", 0, 0, "", 7, None),
     ],
+    ids=["uid", "user and creduid", "IPv6 host"],
 )
-def test_descriptions_both_ways(told: Spnego) -> None:
+def test_a_packed_description_reads_back_the_same(told: Spnego) -> None:
     assert take_description(pack_description(told)) == told
 
 
@@ -166,17 +167,17 @@ def test_descriptions_both_ways(told: Spnego) -> None:
         ("fs", -1, "krb5", None),
     ],
 )  # fmt: skip
-def test_what_no_kernel_would_ask_for(host: str, uid: int, sec: str, user: str | None) -> None:
+def test_a_description_that_no_kernel_would_send_is_refused(host: str, uid: int, sec: str, user: str | None) -> None:
     with pytest.raises(UsageError, match="no kernel would ask for this"):
         spnego(host, uid, sec, user)
 
 
-def test_addresses_of_hosts() -> None:
+def test_a_hosts_address_fills_ip4_or_ip6_in_the_description() -> None:
     for host, ip in (("fs", b";ip4=0.0.0.0;"), ("192.0.2.7", b";ip4=192.0.2.7;"), ("fe80::1", b";ip6=fe80::1;")):
         assert ip in spnego(host, 1).description
 
 
-def test_names() -> None:
+def test_a_dns_name_and_its_options_become_a_requested_key() -> None:
     assert dns("fs.lab.test", "ipv6") == RequestedKey(b"dns_resolver", b"fs.lab.test", b"ipv6")
     assert dns("afsdb:cell.test", "srv=1").description == b"afsdb:cell.test"
 
@@ -184,7 +185,9 @@ def test_names() -> None:
 # --- the steps -------------------------------------------------------------------------------------------------
 
 
-def test_all_is_well(explain: Explain, daemon: PlayedDaemon, system: System) -> None:
+def test_explain_with_everything_in_place_reports_would_answer(
+    explain: Explain, daemon: PlayedDaemon, system: System
+) -> None:
     result = explain("--host", "fs.lab.test", "--user", "alice", "--contact", "--json")
     found = report(result)
     assert (result.exit_code, found["answer"], found["why"]) == (0, "would answer", "")
@@ -197,7 +200,7 @@ def test_all_is_well(explain: Explain, daemon: PlayedDaemon, system: System) -> 
     assert handler["secret"] == "<bytes>" and "not to be shown" not in result.output
 
 
-def test_for_people(explain: Explain, daemon: PlayedDaemon) -> None:
+def test_explain_prints_text_with_control_characters_escaped(explain: Explain, daemon: PlayedDaemon) -> None:
     result = explain("--host", "fs.lab.test")
     lines = [line.split(None, 1) for line in result.output.splitlines()]
     assert ["daemon", f"of uid {os.getuid()}: pid {os.getpid()}"] in lines
@@ -216,7 +219,7 @@ def test_for_people(explain: Explain, daemon: PlayedDaemon) -> None:
         ("deep", "module-broke", None), ("garbage", "module-broke", None),
     ],
 )  # fmt: skip
-def test_handlers_that_would_not(
+def test_a_handler_that_refuses_or_fails_is_reported_with_the_reason(
     explain: Explain, daemon: PlayedDaemon, host: str, answer: str, why: str | None
 ) -> None:
     result = explain("--host", host, "--json")
@@ -225,12 +228,16 @@ def test_handlers_that_would_not(
     assert why is None or found["why"] == why
 
 
-def test_a_handler_that_hangs(explain: Explain, daemon: PlayedDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_handler_that_hangs_is_reported_as_broken(
+    explain: Explain, daemon: PlayedDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(child, "PATIENCE", 1.5)
     assert report(explain("--host", "hang", "--json"))["answer"] == "module-broke"
 
 
-def test_no_handler_and_one_that_cannot_explain(explain: Explain, daemon: PlayedDaemon, site: Path) -> None:
+def test_a_missing_handler_and_one_that_cannot_explain_are_reported(
+    explain: Explain, daemon: PlayedDaemon, site: Path
+) -> None:
     points = site / "played-1.dist-info" / "entry_points.txt"
     points.write_text("[upcall.handlers]\ncifs.spnego = played:silent\n")
     result = explain("--host", "fs")
@@ -239,7 +246,9 @@ def test_no_handler_and_one_that_cannot_explain(explain: Explain, daemon: Played
     assert "answer       module-failed: handler played:absent" in explain("--host", "fs").output
 
 
-def test_a_handler_that_is_not_allowed(explain: Explain, daemon: PlayedDaemon, folder: Path) -> None:
+def test_a_handler_that_is_not_allowed_is_reported_as_no_service(
+    explain: Explain, daemon: PlayedDaemon, folder: Path
+) -> None:
     config = folder.parent / "config" / "upcall" / "config.toml"
     config.parent.mkdir(parents=True)
     config.write_text('[plugins]\nallow = ["openssl"]\n')
@@ -247,20 +256,22 @@ def test_a_handler_that_is_not_allowed(explain: Explain, daemon: PlayedDaemon, f
     assert found["answer"] == "no-service" and "is installed, but not allowed" in found["why"]
 
 
-def test_nobody_is_there(explain: Explain) -> None:
+def test_without_a_broker_the_other_steps_are_still_reported(explain: Explain) -> None:
     found = report(explain("--host", "fs", "--json"))
     assert found["answer"] == "no-broker"
     assert found["handler"]["answer"] == "would answer", "the other steps are told, too"
 
 
-def test_a_broker_without_a_daemon(explain: Explain, broker: RunningBroker, folder: Path) -> None:
+def test_a_broker_without_a_daemon_is_reported_as_no_daemon(
+    explain: Explain, broker: RunningBroker, folder: Path
+) -> None:
     listening(folder)
     found = report(explain("--host", "fs", "--json"))
     assert (found["answer"], found["why"]) == ("no-daemon", f"no daemon of uid {os.getuid()} is registered")
 
 
 @pytest.mark.parametrize(("without", "answer"), [("start", "would answer"), ("refuse", "no-daemon")])
-def test_what_the_configuration_says(
+def test_the_configuration_decides_what_is_reported_without_a_daemon(
     explain: Explain,
     broker: RunningBroker,
     folder: Path,
@@ -276,7 +287,9 @@ def test_what_the_configuration_says(
     assert (found["daemon"]["without"], found["answer"]) == (without, answer)
 
 
-def test_another_line_wins(explain: Explain, daemon: PlayedDaemon, system: System) -> None:
+def test_a_line_for_another_program_or_a_missing_forwarder_is_reported(
+    explain: Explain, daemon: PlayedDaemon, system: System
+) -> None:
     system.at(f"{FOLDER}/cifs.conf").write_bytes(b"create cifs.spnego ver=0x2;host=old.* * /usr/sbin/cifs.upcall %k\n")
     found = report(explain("--host", "old.lab.test", "--json"))
     assert (found["answer"], found["why"]) == ("not-asked", f"{FOLDER}/cifs.conf:1 gives it to /usr/sbin/cifs.upcall")
@@ -298,7 +311,9 @@ def test_another_line_wins(explain: Explain, daemon: PlayedDaemon, system: Syste
         ("cifs.spnego", ("--host", "a b"), "no kernel would ask for this"),
     ],
 )
-def test_bad_usage(explain: Explain, kind: str, arguments: tuple[str, ...], said: str) -> None:
+def test_missing_or_meaningless_arguments_are_usage_errors(
+    explain: Explain, kind: str, arguments: tuple[str, ...], said: str
+) -> None:
     result = explain(*arguments, kind=kind)
     assert result.exit_code == os.EX_USAGE and said in result.output
 
@@ -306,7 +321,7 @@ def test_bad_usage(explain: Explain, kind: str, arguments: tuple[str, ...], said
 # --- as another user -------------------------------------------------------------------------------------------
 
 
-def test_only_root_may_look_at_others(explain: Explain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_for_another_uid_is_refused_except_to_root(explain: Explain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 5001)
     result = explain("--host", "fs", "--uid", "5002")
     assert result.exit_code == os.EX_NOPERM and "only root may" in result.output
@@ -315,7 +330,9 @@ def test_only_root_may_look_at_others(explain: Explain, monkeypatch: pytest.Monk
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which(SYSTEM_PYTHON), reason="needs root, and a Python that everybody can read"
 )
-def test_as_another_user(site: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_handler_runs_with_the_users_ids_and_a_clean_environment(
+    site: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     python = folder.parent / "python"  # the environment of the other user does not say where things are
     python.write_text(f'#!/bin/sh\nPYTHONPATH={site}:{PROJECT} exec {SYSTEM_PYTHON} "$@"\n')
     python.chmod(0o755)
@@ -329,7 +346,9 @@ def test_as_another_user(site: Path, folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_users_who_cannot_be_asked(site: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unknown_uid_and_a_failing_interpreter_are_reported(
+    site: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="there is no user with uid 3999999999"):
         child.explained_as(3_999_999_999, "cifs.spnego", BODY, False)
     python = tmp_path / "python"
@@ -343,7 +362,7 @@ def test_users_who_cannot_be_asked(site: Path, monkeypatch: pytest.MonkeyPatch, 
 # --- the real handler ------------------------------------------------------------------------------------------
 
 
-def test_the_real_handler_without_a_ticket(
+def test_the_real_handler_without_a_ticket_reports_no_ticket(
     system: System, daemon: PlayedDaemon, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("upcall_spnego")

@@ -1,4 +1,4 @@
-"""One person, with many uids and processes, against a stranger and root: connections, daemons, descriptors."""
+"""One person's many uids and processes against another user and root: connections, daemons, descriptors."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def holding(broker: RunningBroker, each: int) -> Iterator[None]:
         os.waitpid(pid, 0)
 
 
-def test_sixteen_subuids_of_one_person_lock_out_neither_a_stranger_nor_root(folder: Path, subuid: Path) -> None:
+def test_sixteen_subuids_of_one_person_lock_out_neither_another_user_nor_root(folder: Path, subuid: Path) -> None:
     with running(folder, subuid) as broker:
         before = len(os.listdir(f"/proc/{broker.pid}/fd"))
         with holding(broker, 60):
@@ -102,7 +102,9 @@ def test_sixteen_subuids_of_one_person_lock_out_neither_a_stranger_nor_root(fold
             assert serves(broker, PERSON), "the person's own uid gets in, too"
 
 
-def test_without_ranges_a_full_broker_evicts_for_who_has_fewer(folder: Path, tmp_path: Path) -> None:
+def test_without_subuid_ranges_a_full_broker_evicts_the_uid_with_most_connections(
+    folder: Path, tmp_path: Path
+) -> None:
     with running(folder, tmp_path / "none", "connections=64") as broker:
         held = flood(broker, 4)
         assert serves(broker, STRANGER)
@@ -186,7 +188,7 @@ def test_a_client_never_sends_a_request_again_that_may_have_been_taken(tmp_path:
     listener.close()
 
 
-def test_a_broker_without_free_descriptors_serves_root_and_strangers(folder: Path, subuid: Path) -> None:
+def test_a_broker_without_free_descriptors_serves_root_and_other_users(folder: Path, subuid: Path) -> None:
     with running(folder, subuid) as broker:
         used = len(os.listdir(f"/proc/{broker.pid}/fd"))
         resource.prlimit(broker.pid, resource.RLIMIT_NOFILE, (used + 8, used + 8))
@@ -228,9 +230,7 @@ def _daemon(broker: RunningBroker, uid: int) -> int:
     return pid
 
 
-def test_ranges_are_read_again_when_the_file_changes_and_refused_if_others_can_write_it(
-    folder: Path, subuid: Path
-) -> None:
+def test_subuid_ranges_are_read_again_on_sighup_and_refused_if_others_can_write(folder: Path, subuid: Path) -> None:
     subuid.chmod(0o666)
     with running(folder, subuid) as broker:
         broker.logged("subuid-refused")
@@ -246,10 +246,10 @@ def test_ranges_are_read_again_when_the_file_changes_and_refused_if_others_can_w
 
 @pytest.mark.parametrize("where", ["broker.sock", "registration.sock"])
 @pytest.mark.parametrize("read", [True, False], ids=["is read", "is still queued at the end"])
-def test_a_descriptor_whose_close_takes_long_keeps_nobody_waiting(
+def test_a_descriptor_whose_close_blocks_delays_no_other_request(
     folder: Path, subuid: Path, where: str, read: bool
 ) -> None:
-    """A TCP socket with unsent data that lingers: whoever drops the last reference waits for it in close(2)."""
+    """A TCP socket with unsent data that lingers: the process that drops the last reference blocks in close(2)."""
     with running(folder, subuid, "rights=yes") as broker, contextlib.ExitStack() as stack:
         sending, _ = lingering(stack)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=i", sending.fileno()))]
@@ -277,8 +277,8 @@ def lingering(stack: contextlib.ExitStack) -> tuple[socket.socket, socket.socket
     return sending, other
 
 
-def test_links_that_are_not_taken_stay_bounded(folder: Path, subuid: Path) -> None:
-    """They are in flight while their connection is unread: it is neither ended nor evicted, and counts."""
+def test_the_number_of_links_not_yet_taken_is_limited(folder: Path, subuid: Path) -> None:
+    """A link is in flight while its connection is unread; that connection is not ended or evicted, and counts."""
     with running(folder, subuid, "idle=0.05") as broker:
         held = [connected(broker.folder, STRANGER, "registration.sock") for _ in range(64)]
         for one in held:

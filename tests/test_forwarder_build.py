@@ -1,4 +1,4 @@
-"""How the forwarder is built, found and named; and that C, Python and the package agree on who they are."""
+"""How the forwarder is built, found and named; C, Python and the package have one version."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_every_variant_compiles_without_a_warning_and_runs(tmp_path: Path, flags
     assert told == f"upcall-request-key {version()}\n"
 
 
-def test_the_stand_in_has_the_same_version() -> None:
+def test_the_python_stand_in_has_the_version_of_the_c_program() -> None:
     assert version() == standin.RELEASE
     assert f'#define RELEASE "{version()}"' in (SOURCES / "forward.c").read_text()
 
@@ -68,7 +68,9 @@ def test_a_build_without_a_compiler_says_so_and_goes_on(
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
-def test_a_program_of_another_machine_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_of_another_machine_is_skipped_for_the_stand_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     foreign = tmp_path / "upcall-request-key"
     foreign.write_bytes(b"\x7fELF nonsense")
     foreign.chmod(0o755)
@@ -79,14 +81,14 @@ def test_a_program_of_another_machine_is_passed_over(tmp_path: Path, monkeypatch
     assert rest == ["-I", "-S", str(forwarder.STANDIN)]
 
 
-def test_no_system_python_leaves_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_system_python_the_stand_in_runs_with_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forwarder, "PROGRAM", tmp_path / "none")
     monkeypatch.setattr(forwarder, "SYSTEM_PYTHON", tmp_path / "python3")
     assert forwarder.command()[0] == os.path.realpath(sys.executable)
 
 
-def test_the_words_for_the_line_work() -> None:
-    """By hand there is no authority, and nothing happens."""
+def test_the_forwarders_command_runs_and_exits_without_authority() -> None:
+    """Started by hand, it has no authorisation key."""
     words = forwarder.command()
     assert all(re.fullmatch(r"[!-~]+", word) for word in words)
     ended = subprocess.run([*words, "1"], capture_output=True, timeout=20)

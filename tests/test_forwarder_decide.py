@@ -38,7 +38,7 @@ def decided_in_c(cases: Sequence[Case]) -> list[tuple[int, int, bytes]]:
 
 
 def verdict(described: bytes, payload: bytes) -> bool:
-    """True if both accept the payload, False if both refuse it as nonsense."""
+    """True if both accept the payload, False if both refuse it with EPROTO."""
     case = described, answered(payload, 7)
     found = decided_in_python(case)
     if decider() is not None:
@@ -52,7 +52,7 @@ def spnego_head(version: int, flags: int, key: int, blob: int, rest: int) -> byt
 
 
 @pytest.mark.parametrize(("key", "blob"), [(16, 16), (16, 4000), (64, 16), (33, 32767 - 49)])
-def test_spnego(key: int, blob: int) -> None:
+def test_a_sound_spnego_payload_is_accepted(key: int, blob: int) -> None:
     assert verdict(SPNEGO, spnego(key, blob))
 
 
@@ -69,13 +69,13 @@ def test_spnego(key: int, blob: int) -> None:
     ],
     ids=range(21),
 )  # fmt: skip
-def test_bad_spnego(payload: bytes) -> None:
+def test_a_malformed_spnego_payload_is_refused(payload: bytes) -> None:
     assert not verdict(SPNEGO, payload)
 
 
 @pytest.mark.parametrize("described", [b"id_new;0;0;39010000;x", DNS, b"cifs.spneg;", b"cifs.spnego", b""])
 @pytest.mark.parametrize("payload", [b"\0", b"#dnserror=0", spnego()[:15], bytes(32767)], ids=range(4))
-def test_a_type_without_a_rule_here_is_the_brokers_to_judge(described: bytes, payload: bytes) -> None:
+def test_a_payload_of_a_type_without_a_rule_is_accepted(described: bytes, payload: bytes) -> None:
     assert verdict(described, payload)
 
 
@@ -144,7 +144,7 @@ def test_c_and_python_decide_alike_on_many_mutants(seed: int) -> None:
 
 
 def test_the_broker_judges_payloads_of_cifs_spnego_alike() -> None:
-    """It has the whole rule; decide.c repeats it, for what it would cost the kernel."""
+    """The broker has the whole rule; decide.c repeats it, because a malformed payload would harm the kernel."""
     chance = random.Random(9)
     seeds = [payload for described, payload in SEEDS if described == SPNEGO]
     seen = set()

@@ -1,7 +1,7 @@
-"""libFuzzer, where there is clang, on what stands between the broker's answer and the kernel; for a few seconds.
+"""libFuzzer, where there is clang, on the forwarder's checks of the broker's answer; for a few seconds.
 
 For longer: `UPCALL_FUZZ_SECONDS=600 pytest -s tests/test_forwarder_fuzz.py`. The mutants of
-tests/test_forwarder_decide.py are for everybody.
+tests/test_forwarder_decide.py need no clang.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
-def test_nothing_that_would_hurt_gets_through(fuzzer: Path, tmp_path: Path) -> None:
+def test_libfuzzer_finds_no_payload_that_violates_the_forwarders_checks(fuzzer: Path, tmp_path: Path) -> None:
     corpus, seeds, found = (tmp_path / name for name in ("corpus", "seeds", "found"))
     for folder in (corpus, seeds, found):
         folder.mkdir()

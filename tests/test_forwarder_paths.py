@@ -80,13 +80,13 @@ def test_bad_usage_touches_no_key(play: Play, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("option", "says"), [("--help", "usage: "), ("--version", "upcall-request-key 0.")])
-def test_help_and_version(play: Play, option: str, says: str) -> None:
+def test_help_and_version_are_printed_without_touching_a_key(play: Play, option: str, says: str) -> None:
     ended = play.run(option)
     assert (ended.code, ended.calls, ended.err) == (0, [], "")
     assert ended.out.startswith(says)
 
 
-def test_the_greatest_serial_and_path(play: Play) -> None:
+def test_the_largest_serial_and_longest_path_are_accepted(play: Play) -> None:
     path = "/" + 106 * "x"
     ended = play.run("-t", 60, 2147483647, "-s", path)
     assert ended.code == 0
@@ -103,7 +103,7 @@ def test_without_authority_nothing_else_is_done(play: Play) -> None:
 # --- the request ---------------------------------------------------------------------------------------------
 
 
-def test_what_the_broker_is_told(play: Play) -> None:
+def test_the_request_to_the_broker_carries_key_requester_deadline_and_texts(play: Play) -> None:
     play.write("callout", b"callout \xff\0 text")
     before = time.monotonic_ns()
     with playing(play.socket) as broker:
@@ -118,7 +118,7 @@ def test_what_the_broker_is_told(play: Play) -> None:
     assert take_upcall(envelope.body) == (KEY, 4242, SPNEGO, b"callout \xff\0 text")
 
 
-def test_the_longest_texts(play: Play) -> None:
+def test_the_longest_description_and_callout_reach_the_broker(play: Play) -> None:
     described, callout = SPNEGO[:25] + b"d" * (MAX_DESCRIBED - 25), b"c" * 4095
     play.write("describe", described)
     play.write("callout", callout)
@@ -137,7 +137,7 @@ def test_a_text_too_long_is_rejected_without_asking(play: Play, name: str, size:
 
 
 @pytest.mark.parametrize("call", ["describe", "authorisation", "callout"])
-def test_what_cannot_be_read_is_rejected_with_the_reason(play: Play, call: str) -> None:
+def test_a_key_that_cannot_be_read_is_rejected_with_the_errno(play: Play, call: str) -> None:
     play.fail(call, errno.EKEYREVOKED)
     ended = play.run()
     assert (ended.code, ended.answer) == (0, rejection(errno.EKEYREVOKED))
@@ -149,8 +149,9 @@ def test_what_cannot_be_read_is_rejected_with_the_reason(play: Play, call: str) 
 @pytest.mark.parametrize(
     ("described", "payload"),
     [(SPNEGO, spnego()), (SPNEGO, spnego(64, 32767 - 80)), (DNS, b"192.0.2.1,2001:db8::1\0"), (DNS, b"#dnserror=3\0")],
+    ids=["spnego", "longest spnego", "addresses", "error of DNS"],
 )
-def test_an_answer_goes_into_the_key(play: Play, described: bytes, payload: bytes) -> None:
+def test_an_answer_instantiates_the_key(play: Play, described: bytes, payload: bytes) -> None:
     play.write("describe", described)
     ended = exchange(play, answered(payload))
     assert ended == (0, "", "", [*READING, f"instantiate {KEY} {payload.hex()}"])
@@ -173,27 +174,27 @@ def test_the_expiry_is_set_while_there_is_authority(play: Play, expiry: int) -> 
     ],
     ids=["refused", "expires", "expires-last"],
 )
-def test_a_second_is_never_over_at_once(
+def test_a_time_out_is_rounded_up_late_in_a_second(
     play: Play, message: bytes, call: Callable[[int], str], gone: int, more: int
 ) -> None:
-    """The kernel counts the second that it is in: the less is left of that, the sooner it would forget."""
+    """The kernel counts the current second as a whole one: late in it, the key would expire early."""
     play.write("gone", str(gone).encode())
     assert call(more) in exchange(play, message).calls
 
 
-def test_a_key_whose_expiry_cannot_be_set_is_not_made(play: Play) -> None:
+def test_a_key_whose_expiry_cannot_be_set_is_rejected(play: Play) -> None:
     play.fail("set_timeout", errno.EACCES)
     ended = exchange(play, answered(spnego(), 5))
     assert (ended.code, ended.calls[4:]) == (0, [f"set_timeout {KEY} 5", rejection(errno.EACCES)])
 
 
-def test_what_the_kernel_does_not_take_is_rejected(play: Play) -> None:
+def test_a_key_is_rejected_if_the_kernel_refuses_its_payload(play: Play) -> None:
     play.fail("instantiate", errno.EINVAL)
     ended = exchange(play, answered(spnego()))
     assert (ended.code, ended.answer) == (0, rejection(errno.EKEYREJECTED))
 
 
-def test_a_rejection_that_fails_is_said(play: Play) -> None:
+def test_a_rejection_that_fails_is_reported_by_exit_code_and_stderr(play: Play) -> None:
     play.fail("reject", errno.EPERM)
     ended = exchange(play, refused(errno.ENOKEY))
     assert (ended.code, ended.answer) == (70, rejection(errno.ENOKEY))
@@ -223,13 +224,13 @@ GOOD = answered(spnego())
     ],
     ids=range(15),
 )  # fmt: skip
-def test_nonsense_from_the_broker(play: Play, message: bytes) -> None:
+def test_a_malformed_answer_of_the_broker_rejects_the_key_with_eproto(play: Play, message: bytes) -> None:
     ended = exchange(play, message)
     assert ended == (0, "", "", [*READING, rejection(errno.EPROTO)])
 
 
 @pytest.mark.parametrize("described", [b"id_new;0;0;39010000;x", b"cifs.spneg;0;0;39010000;x"])
-def test_a_type_without_a_rule_here_is_the_brokers_to_judge(play: Play, described: bytes) -> None:
+def test_an_answer_for_a_type_without_a_rule_instantiates_the_key(play: Play, described: bytes) -> None:
     play.write("describe", described)
     ended = exchange(play, answered(b"\1"))
     assert (ended.code, ended.answer) == (0, f"instantiate {KEY} 01")
@@ -245,7 +246,7 @@ def listening_log(play: Play) -> socket.socket:
     return log
 
 
-def test_no_broker(play: Play) -> None:
+def test_without_a_broker_the_key_is_rejected_and_logged(play: Play) -> None:
     with listening_log(play) as log:
         ended = play.run()
         line = log.recv(500).decode()
@@ -255,11 +256,11 @@ def test_no_broker(play: Play) -> None:
     assert "spnego" not in line
 
 
-def test_no_broker_and_nobody_who_logs(play: Play) -> None:
+def test_without_a_broker_or_a_log_the_key_is_rejected(play: Play) -> None:
     assert play.run().answer == rejection(errno.ENOTCONN)
 
 
-def test_a_log_that_is_full_keeps_nobody_waiting(play: Play) -> None:
+def test_a_full_log_socket_does_not_delay_the_rejection(play: Play) -> None:
     with listening_log(play), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:
         filler.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -268,13 +269,13 @@ def test_a_log_that_is_full_keeps_nobody_waiting(play: Play) -> None:
         assert play.run().answer == rejection(errno.ENOTCONN)
 
 
-def test_a_socket_that_nobody_listens_on(play: Play) -> None:
+def test_a_socket_without_a_listener_rejects_the_key(play: Play) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dead:
         dead.bind(str(play.socket))
         assert play.run().answer == rejection(errno.ENOTCONN)
 
 
-def test_a_socket_of_somebody_else_is_told_nothing(play: Play) -> None:
+def test_a_socket_of_another_user_is_sent_nothing(play: Play) -> None:
     play.write("uid", str(os.getuid() + 1).encode())
     with listening_log(play) as log, playing(play.socket) as broker:
         ended = play.run()
@@ -283,7 +284,7 @@ def test_a_socket_of_somebody_else_is_told_nothing(play: Play) -> None:
     assert ended.answer == rejection(errno.EPERM)
 
 
-def test_a_broker_that_hangs_up(play: Play) -> None:
+def test_a_broker_that_closes_the_connection_rejects_the_key(play: Play) -> None:
     with listening_log(play) as log, playing(play.socket) as broker:
         process = play.start()
         broker.request()
@@ -293,7 +294,7 @@ def test_a_broker_that_hangs_up(play: Play) -> None:
     assert ended.answer == rejection(errno.ECONNRESET)
 
 
-def test_a_broker_that_hangs_up_without_listening(play: Play) -> None:
+def test_a_connection_closed_before_the_request_rejects_the_key(play: Play) -> None:
     with playing(play.socket) as broker:
         process = play.start()
         broker.accept().close()
@@ -302,7 +303,7 @@ def test_a_broker_that_hangs_up_without_listening(play: Play) -> None:
 
 
 @pytest.mark.slow
-def test_a_silent_broker_costs_the_deadline(play: Play) -> None:
+def test_a_silent_broker_rejects_the_key_at_the_deadline(play: Play) -> None:
     with playing(play.socket) as broker:
         start = time.monotonic()
         process = play.start("-s", play.socket, "-t", 1, KEY)
@@ -312,7 +313,7 @@ def test_a_silent_broker_costs_the_deadline(play: Play) -> None:
     assert 1.0 <= time.monotonic() - start < 5
 
 
-def test_a_broker_that_is_busy_is_waited_for(play: Play) -> None:
+def test_the_forwarder_waits_for_a_busy_broker(play: Play) -> None:
     with playing(play.socket, backlog=0) as broker, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
         other.connect(str(play.socket))
         process = play.start()
@@ -324,14 +325,14 @@ def test_a_broker_that_is_busy_is_waited_for(play: Play) -> None:
 
 
 @pytest.mark.slow
-def test_a_broker_that_takes_nobody_costs_the_deadline(play: Play) -> None:
+def test_a_broker_that_accepts_no_connection_rejects_the_key_at_the_deadline(play: Play) -> None:
     with playing(play.socket, backlog=0), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
         other.connect(str(play.socket))
         assert play.run("-s", play.socket, "-t", 1, KEY).answer == rejection(errno.ETIMEDOUT)
 
 
 @pytest.mark.slow
-def test_the_timer_ends_what_has_no_deadline_of_its_own(play: Play) -> None:
+def test_a_blocking_system_call_is_ended_by_the_timer(play: Play) -> None:
     (play.folder / "describe").unlink()
     os.mkfifo(play.folder / "describe")  # nobody ever writes
     assert play.run("-t", 1, KEY).answer == rejection(errno.ETIMEDOUT)
@@ -343,7 +344,7 @@ ENDING = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.S
 
 
 @pytest.mark.parametrize("number", ENDING)
-def test_a_signal_answers_first(play: Play, number: int) -> None:
+def test_an_ending_signal_rejects_the_key_before_exit(play: Play, number: int) -> None:
     with playing(play.socket) as broker:
         process = play.start()
         broker.request()
@@ -352,7 +353,7 @@ def test_a_signal_answers_first(play: Play, number: int) -> None:
     assert ended == (0, "", "", [*READING, rejection(errno.ECANCELED)])
 
 
-def test_sigalrm_means_the_deadline(play: Play) -> None:
+def test_sigalrm_rejects_the_key_as_timed_out(play: Play) -> None:
     with playing(play.socket) as broker:
         process = play.start()
         broker.request()
@@ -362,7 +363,7 @@ def test_sigalrm_means_the_deadline(play: Play) -> None:
 
 @pytest.mark.parametrize("kind", ["c"], indirect=True)
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS])
-def test_a_fault_answers_first(play: Play, number: int) -> None:
+def test_a_fault_signal_rejects_the_key_before_exit(play: Play, number: int) -> None:
     with playing(play.socket) as broker:
         process = play.start()
         broker.request()
@@ -370,7 +371,7 @@ def test_a_fault_answers_first(play: Play, number: int) -> None:
         assert play.end(process).answer == rejection(errno.EIO)
 
 
-def test_a_signal_while_the_kernel_is_asked(play: Play) -> None:
+def test_a_signal_while_the_key_is_read_rejects_the_key(play: Play) -> None:
     (play.folder / "describe").unlink()
     os.mkfifo(play.folder / "describe")
     process = play.start()
@@ -381,7 +382,7 @@ def test_a_signal_while_the_kernel_is_asked(play: Play) -> None:
     assert (ended.code, ended.answer) == (0, rejection(errno.ECANCELED))
 
 
-def test_signals_that_were_ignored_and_held_before(play: Play) -> None:
+def test_signals_ignored_or_blocked_by_the_parent_still_reject_the_key(play: Play) -> None:
     def harden_against() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGALRM, signal.SIG_IGN)
@@ -409,7 +410,7 @@ def test_harmless_signals_change_nothing(play: Play, number: int) -> None:
 
 @pytest.mark.parametrize("kind", ["c"], indirect=True)
 @pytest.mark.parametrize("number", [32, 33])
-def test_signals_that_libc_hides(play: Play, number: int) -> None:
+def test_signals_that_libc_hides_change_nothing(play: Play, number: int) -> None:
     with playing(play.socket) as broker:
         process = play.start()
         broker.request()
@@ -421,7 +422,7 @@ def test_signals_that_libc_hides(play: Play, number: int) -> None:
 # --- the process ---------------------------------------------------------------------------------------------
 
 
-def test_without_standard_descriptors(play: Play) -> None:
+def test_without_standard_descriptors_the_key_is_instantiated(play: Play) -> None:
     with playing(play.socket) as broker:
         process = play.start(before=lambda: os.closerange(0, 3))
         broker.request()
@@ -429,7 +430,7 @@ def test_without_standard_descriptors(play: Play) -> None:
         assert play.end(process).answer.startswith("instantiate ")
 
 
-def test_what_it_inherits_is_closed_and_no_core_is_left(play: Play) -> None:
+def test_inherited_descriptors_are_closed_and_core_dumps_disabled(play: Play) -> None:
     def allow_cores() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
 

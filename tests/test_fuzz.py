@@ -31,13 +31,13 @@ def target(request: pytest.FixtureRequest) -> Target:
     return load(name)
 
 
-def test_the_whole_corpus(target: Target) -> None:
+def test_every_input_of_the_corpus_keeps_the_invariants(target: Target) -> None:
     for data in target.inputs():
         target.run(data)
 
 
-def test_inputs_that_were_changed_a_little(target: Target) -> None:
-    """The same ones each time: what coverage finds beyond them is for `make fuzz`."""
+def test_slightly_changed_inputs_keep_the_invariants(target: Target) -> None:
+    """The changes are the same each time; `make fuzz` looks further, guided by coverage."""
     chance = random.Random(target.name)
     for data in target.inputs():
         for _ in range(CHANGED):
@@ -63,7 +63,7 @@ def changed(data: bytes, chance: random.Random) -> bytes:
 
 
 def test_steps_and_memory_are_bounded_by_the_size(target: Target) -> None:
-    """Counted, not timed. The longest inputs, and each of the seeds grown to the most that is taken."""
+    """Lines are counted, not timed. Inputs: the corpus, and each seed repeated up to the longest length allowed."""
     inputs = target.inputs()
     for data in inputs:
         target.run(data)  # what is imported or cached once counts for nobody
@@ -204,7 +204,7 @@ def test_a_finding_is_kept_with_the_command_that_shows_it_again(
         moved.unlink()
 
 
-def test_without_atheris_it_says_what_is_missing(tmp_path: Path) -> None:
+def test_the_fuzzer_without_atheris_exits_with_a_plain_error(tmp_path: Path) -> None:
     program = "import sys; sys.modules['atheris'] = None; from fuzz.one import main; sys.exit(main(sys.argv[1:]))"
     words = [sys.executable, "-c", program, "netlink", "--seconds", "1", str(tmp_path), str(tmp_path)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)

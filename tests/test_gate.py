@@ -25,12 +25,12 @@ def reason(key: Described = KEY, authorisation: Described = AUTHORISATION) -> st
     return caught.value.reason
 
 
-def test_what_the_kernel_asks_for() -> None:
+def test_a_key_made_by_the_kernel_is_let_in() -> None:
     check_key(UPCALL, KEY, AUTHORISATION)
     assert wanted(KEY) == Wanted(0x3E9, 0x164)
 
 
-def test_a_type_that_nobody_knows() -> None:
+def test_an_unknown_key_type_is_refused() -> None:
     assert reason(KEY._replace(type="user")) == "unknown-type"
 
 
@@ -46,8 +46,18 @@ def test_a_type_that_nobody_knows() -> None:
         KEY._replace(permissions=0x39010001),
         KEY._replace(permissions=0x39000000),
     ],
+    ids=[
+        "owner and group",
+        "owner",
+        "group",
+        "no group",
+        "all rights",
+        "view for the group",
+        "view for others",
+        "no view for the user",
+    ],
 )
-def test_keys_that_are_not_the_kernels(key: Described) -> None:
+def test_a_key_not_made_by_the_kernel_is_refused_as_forged(key: Described) -> None:
     assert reason(key) == "forged"
 
 
@@ -60,13 +70,14 @@ def test_keys_that_are_not_the_kernels(key: Described) -> None:
         AUTHORISATION._replace(description=b"2F5C"),
         AUTHORISATION._replace(description=b""),
     ],
+    ids=["type", "owner", "another serial", "upper case", "empty"],
 )
-def test_authorisations_for_something_else(authorisation: Described) -> None:
+def test_an_authorisation_for_another_key_is_refused_as_forged(authorisation: Described) -> None:
     assert reason(KEY, authorisation) == "forged"
 
 
 @pytest.mark.parametrize("user", [b"a;creduid=0x3ea", b"a;pid=0x1", b"a;creduid=0x0;user=root"])
-def test_a_name_that_brings_fields_of_its_own(user: bytes) -> None:
+def test_a_user_name_that_injects_fields_is_refused_as_forged(user: bytes) -> None:
     with pytest.raises(Refused) as caught:
         wanted(KEY._replace(description=DESCRIPTION.replace(b"alice", user)))
     assert caught.value.reason == "forged"
@@ -84,23 +95,31 @@ WANT = Wanted(1001, 356)
         Who(356, 1001, 0, 100),  # mount.cifs, set-user-id, for the one who runs it
         Who(350, 0, 0, 200),  # in the same tick
     ],
+    ids=[
+        "root or a kernel thread",
+        "user of a multiuser mount",
+        "user of a broken connection",
+        "set-user-id mount",
+        "started in the same tick",
+    ],
 )
-def test_requesters(who: Who) -> None:
+def test_requesters_that_may_stand_behind_the_key_are_let_in(who: Who) -> None:
     check_requester(WANT, who, since=200)
 
 
 @pytest.mark.parametrize(
     ("who", "reason"),
     [(Who(356, 0, 0, 201), "requester-gone"), (Who(356, 1002, 0, 100), "not-permitted")],
+    ids=["started later", "set-user-id for another"],
 )
-def test_requesters_that_cannot_be(who: Who, reason: str) -> None:
+def test_a_later_process_or_another_user_behind_the_key_is_refused(who: Who, reason: str) -> None:
     with pytest.raises(Refused) as caught:
         check_requester(WANT, who, since=200)
     assert caught.value.reason == reason
 
 
-def test_names_are_nobodys() -> None:
-    """The configuration says whose daemon looks them up, and no process is named that could be compared."""
+def test_dns_keys_name_no_requester_and_are_checked_by_prefix() -> None:
+    """The configuration says which daemon looks names up; the key names no process to compare."""
     assert "dns_resolver" in OF_THE_SYSTEM
     assert "cifs.spnego" not in OF_THE_SYSTEM
     key = Described("dns_resolver", 0, 0, 0x3B010000, b"afsdb:lab.test")
@@ -109,7 +128,7 @@ def test_names_are_nobodys() -> None:
         gate.wanted(key._replace(description=b"mx:lab.test"))
 
 
-def test_every_type_has_a_service_that_no_process_can_ask_for() -> None:
+def test_every_key_type_has_a_service_closed_to_local_requesters() -> None:
     for kind in KEY_TYPES:
         assert not SERVICES[kind].local
     assert KEY_TYPES.keys() >= OF_THE_SYSTEM

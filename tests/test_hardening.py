@@ -1,4 +1,4 @@
-"""What broker and daemon cannot do: processes that try, and what the kernel says of those that run."""
+"""Privilege dropping in daemons: processes that try what is forbidden, and the state that the kernel reports."""
 
 from __future__ import annotations
 
@@ -106,16 +106,16 @@ def _check(report: dict[str, Any], home: Path) -> None:
 
 
 @pytest.mark.parametrize("isolated", [False, True], ids=["inline", "isolated"])
-def test_what_a_key_module_cannot_do(scene: Scene, isolated: bool) -> None:
+def test_a_key_module_cannot_do_what_hardening_forbids(scene: Scene, isolated: bool) -> None:
     _check(scene.report(isolated), scene.home)
 
 
-def test_what_it_cannot_do_in_the_daemon_of_a_user(scene: Scene) -> None:
+def test_a_key_module_in_a_users_daemon_cannot_do_what_hardening_forbids(scene: Scene) -> None:
     _check(scene.report_of_the_users_own(), scene.home)
 
 
-def test_without_hardening_it_could(scene: Scene) -> None:
-    """What is refused above is not refused by something else."""
+def test_without_hardening_a_key_module_can_do_the_forbidden_things(scene: Scene) -> None:
+    """Shows that hardening, and nothing else, refuses them above."""
     report = scene.report(False, "hardening=no")
     files = [*escaping.forbidden(scene.home, 0)][:7]
     assert {report["forbidden"][name] for name in files} - {"ENOENT"} == {"done"}  # .bashrc has gone by then
@@ -129,15 +129,17 @@ def test_without_hardening_it_could(scene: Scene) -> None:
 
 
 @confined
-def test_more_places_can_be_opened(scene: Scene) -> None:
+def test_writable_in_the_configuration_opens_that_folder_only(scene: Scene) -> None:
     report = scene.report(False, f"writable={scene.home}/.ssh")
     assert report["forbidden"]["append to authorized_keys"] == "done"
     assert report["forbidden"]["make .profile"] == "EACCES"
 
 
 @confined
-def test_records_go_to_their_file_and_it_may_be_rotated(scene: Scene, folder: Path, closed_home: Path) -> None:
-    """Right in the home folder nothing but the file itself is opened; in a folder of its own it is made anew."""
+def test_the_record_file_stays_writable_and_its_own_folder_allows_rotation(
+    scene: Scene, folder: Path, closed_home: Path
+) -> None:
+    """Directly in the home folder only the file itself is writable; a folder of its own allows a new file."""
     right, own = closed_home / "requests", closed_home / "log" / "requests"
     own.parent.mkdir()
     for where in (right, own):
@@ -157,7 +159,7 @@ def test_records_go_to_their_file_and_it_may_be_rotated(scene: Scene, folder: Pa
         os.environ["HOME"] = before
 
 
-def test_the_daemon_says_it(
+def test_the_daemon_reports_its_hardening_in_status_and_log(
     folder: Path, broker: RunningBroker, keyring: FolderKeyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder.parent / "run"))
@@ -181,8 +183,8 @@ def status_of(pid: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("hardened", "seen"), [(False, {"done"}), (True, {"EPERM", "EACCES"})])
-def test_the_same_user_cannot_look_into_it(hardened: bool, seen: set[str]) -> None:
-    """A child's parent may trace it, whatever Yama says; but not if it wants no dumps."""
+def test_a_process_of_the_same_user_cannot_read_or_trace_a_hardened_one(hardened: bool, seen: set[str]) -> None:
+    """A parent may trace its child, whatever Yama says, unless the child is not dumpable."""
 
     def tried() -> list[str]:
         reader, writer = os.pipe()
@@ -209,7 +211,9 @@ def test_the_same_user_cannot_look_into_it(hardened: bool, seen: set[str]) -> No
 # --- where it is told -----------------------------------------------------------------------------------------
 
 
-def test_what_the_command_line_hands_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_configuration_becomes_hardening_arguments_of_the_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from upcall import config
     from upcall.cli.daemon import _hardening
 
@@ -233,10 +237,10 @@ def test_what_the_command_line_hands_over(tmp_path: Path, monkeypatch: pytest.Mo
         _hardening()
 
 
-def test_the_status_for_people(folder: Path, broker: RunningBroker) -> None:
+def test_status_prints_the_brokers_hardening(folder: Path, broker: RunningBroker) -> None:
     command = [sys.executable, "-m", "upcall", "status", "--runtime", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "what it has given up: seccomp yes, landlock" in done.stdout
+    assert "restrictions: seccomp yes, landlock" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -247,7 +251,7 @@ def test_the_status_for_people(folder: Path, broker: RunningBroker) -> None:
         ({"seccomp": f"no: {hardening.OFF}", "landlock": f"no: {hardening.OFF}", "capabilities": "none"}, ["problem"]),
     ],
 )
-def test_the_doctors_word(said: dict[str, str], states: list[str]) -> None:
+def test_doctor_rates_missing_hardening_as_note_or_problem(said: dict[str, str], states: list[str]) -> None:
     from upcall.observe.doctor.hardening import judged
 
     assert [finding.state for finding in judged("the broker", said)] == states
@@ -268,12 +272,14 @@ def test_the_doctors_word(said: dict[str, str], states: list[str]) -> None:
         ("DIR:/home/ada", []),
     ],
 )
-def test_where_tickets_are_kept(name: str, opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_the_ticket_cache_is_opened_but_never_the_home(
+    name: str, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     assert [str(place.path) for place in hardening._caches({"KRB5CCNAME": name})] == opened
 
 
-def test_what_opens_the_home_is_too_broad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writable_place_that_includes_the_home_is_too_broad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home, link = tmp_path / "home" / "ada", tmp_path / "link"
     home.mkdir(parents=True)
     link.symlink_to(home)
@@ -282,8 +288,8 @@ def test_what_opens_the_home_is_too_broad(tmp_path: Path, monkeypatch: pytest.Mo
     assert not any(map(hardening._broad, (home / "log", tmp_path / "other", Path("/var/log"))))
 
 
-def test_roots_devices_are_not_all_of_them() -> None:
-    """As root, whoever may write to all of /dev may write to disks."""
+def test_roots_daemon_may_write_to_chosen_devices_only() -> None:
+    """Root with write access to all of /dev could write to disks."""
     places = {str(place.path): place.rights for place in hardening._for_everybody(root=True)}
     assert "/dev" not in places and "/dev/null" in places
     assert {rights for path, rights in places.items() if path.startswith("/dev/") and path != "/dev/shm"} == {2}

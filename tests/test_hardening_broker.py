@@ -1,4 +1,4 @@
-"""What root's broker and others' cannot do, and what they keep for what they serve."""
+"""Privilege dropping in brokers and the quota source: what is forbidden, and what their sources keep."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from upcall.testing.processes import RunningBroker, RunningDaemon, in_child
 pytestmark = pytest.mark.skipif(bool(seccomp.why_not()), reason=f"seccomp: {seccomp.why_not()}")
 
 
-def test_every_thread_of_both_has_the_filter(broker: RunningBroker, daemon: RunningDaemon) -> None:
+def test_every_thread_of_broker_and_daemon_has_the_seccomp_filter(
+    broker: RunningBroker, daemon: RunningDaemon
+) -> None:
     for pid in (broker.pid, daemon.pid):
         threads = [path.name for path in Path(f"/proc/{pid}/task").iterdir()]
         assert len(threads) > 1
@@ -39,8 +41,10 @@ KEPT = [
 
 @pytest.mark.skipif(not ROOT, reason="only root has any")
 @pytest.mark.parametrize(("options", "kept"), KEPT)
-def test_the_capabilities_that_a_broker_keeps(options: dict[str, Any], kept: str, tmp_path: Path) -> None:
-    """docs/operations.md has them in a table."""
+def test_a_broker_keeps_only_the_capabilities_that_its_sources_need(
+    options: dict[str, Any], kept: str, tmp_path: Path
+) -> None:
+    """The table in docs/operations.md lists them."""
 
     def tried() -> list[str]:
         process.harden()
@@ -80,12 +84,16 @@ def _of_quota_source(folder: Path) -> object:
 
 
 @confined
-def test_what_a_broker_cannot_do(tmp_path: Path, closed_home: Path, neighbour: int, open_port: int) -> None:
+def test_a_broker_cannot_do_what_hardening_forbids(
+    tmp_path: Path, closed_home: Path, neighbour: int, open_port: int
+) -> None:
     _cannot(_of_broker, tmp_path, closed_home, neighbour, open_port)
 
 
 @confined
-def test_what_a_quota_source_cannot_do(tmp_path: Path, closed_home: Path, neighbour: int, open_port: int) -> None:
+def test_a_quota_source_cannot_do_what_hardening_forbids(
+    tmp_path: Path, closed_home: Path, neighbour: int, open_port: int
+) -> None:
     _cannot(_of_quota_source, tmp_path, closed_home, neighbour, open_port)
 
 
@@ -127,7 +135,7 @@ def _cannot(
 
 
 @pytest.mark.skipif(not ROOT, reason="only root may be asked for others")
-def test_what_a_broker_of_everything_still_can(tmp_path: Path) -> None:
+def test_a_broker_of_all_sources_keeps_what_its_device_needs(tmp_path: Path) -> None:
     def acts() -> dict[str, str]:
         return {
             "device": escaping.outcome(lambda: escaping._by_name("setresuid", -1, -1, -1)),
@@ -141,7 +149,7 @@ def test_what_a_broker_of_everything_still_can(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not ROOT, reason="only root hears of quotas")
-def test_what_a_quota_source_keeps(tmp_path: Path) -> None:
+def test_a_quota_source_keeps_quotactl_and_generic_netlink_only(tmp_path: Path) -> None:
     def acts() -> dict[str, str]:
         def made(protocol: int) -> Callable[[], object]:
             return lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
@@ -176,16 +184,16 @@ def test_what_a_quota_source_keeps(tmp_path: Path) -> None:
         ("start", ["sh", "x"], ["sh", "x"]),
     ],
 )
-def test_which_command_counts(absent: str, start: Sequence[str], command: Sequence[str] | None) -> None:
+def test_only_a_start_command_other_than_systemctl_hands_on_hardening(
+    absent: str, start: Sequence[str], command: Sequence[str] | None
+) -> None:
     services = {"cifs.spnego": SERVICES["cifs.spnego"]._replace(absent=absent)}
     assert Configured(services, {}, start).command == command
     assert hardening.hands_on(start) == (start[0] != "systemctl")
 
 
 @confined
-def test_a_command_that_starts_daemons_itself_hands_nothing_on_that_they_could_not_live_with(
-    tmp_path: Path, open_port: int
-) -> None:
+def test_a_start_command_inherits_no_restriction_that_would_stop_a_daemon(tmp_path: Path, open_port: int) -> None:
     def acts() -> dict[str, str]:
         return {
             "write": escaping.outcome((tmp_path / "daemon.sock").touch),
@@ -201,7 +209,7 @@ def test_a_command_that_starts_daemons_itself_hands_nothing_on_that_they_could_n
     assert set(_in_broker(folder, acts, start=["sh", "-c", "x"]).values()) == {"done"}
 
 
-def test_a_restricted_broker_does_not_follow_such_a_command(folder: Path) -> None:
+def test_a_restricted_broker_ignores_a_start_command_set_by_reload(folder: Path) -> None:
     system = folder.parent / "config.toml"
     system.write_text("")
     with RunningBroker(folder, system=system) as broker:
@@ -213,7 +221,7 @@ def test_a_restricted_broker_does_not_follow_such_a_command(folder: Path) -> Non
         assert broker.status()["broker"]["hardening"]["seccomp"] == "yes"
 
 
-def test_the_configuration_can_turn_it_off(folder: Path) -> None:
+def test_the_configuration_can_turn_the_brokers_hardening_off(folder: Path) -> None:
     system = folder.parent / "config.toml"
     system.write_text("[hardening]\nbroker = false\n")
     with RunningBroker(folder, system=system) as broker:

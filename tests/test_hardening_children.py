@@ -1,4 +1,4 @@
-"""What broker and daemon start has given up as much as they have, and works all the same."""
+"""Child processes of broker and daemon inherit their dropped privileges, and still work."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def in_daemon(act: Callable[[], object]) -> Any:
     return in_child(work, timeout=4 * PATIENCE)
 
 
-def test_the_child_that_looks_for_plugins() -> None:
+def test_plugin_discovery_works_in_a_hardened_daemon() -> None:
     assert any(one.startswith("module=openssl=") for one in in_daemon(lambda: find_in_child([])))
 
 
-def test_the_child_that_asks_the_keyring_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_keyring_library_answers_a_hardened_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "python_keyring").mkdir()
     told = f"[backend]\ndefault-keyring=ours.Backend\nkeyring-path={tmp_path}\n"
     (tmp_path / "python_keyring" / "keyringrc.cfg").write_text(told)
@@ -60,7 +60,7 @@ def test_the_child_that_asks_the_keyring_library(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("program", ["pinentry-tty", "pinentry-curses"])
-def test_a_real_pinentry(program: str) -> None:
+def test_a_real_pinentry_works_in_a_hardened_daemon(program: str) -> None:
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed (Debian: {program})")
 
@@ -73,7 +73,7 @@ def test_a_real_pinentry(program: str) -> None:
     assert in_daemon(asked) == "271828"
 
 
-def test_the_quota_sources_child_that_asks_for_the_family(tmp_path: Path) -> None:
+def test_a_hardened_quota_source_can_look_up_the_netlink_family(tmp_path: Path) -> None:
     def looked_up() -> str:
         process.harden()
         hardening.of_quota_source(tmp_path / "quota.json")
@@ -87,8 +87,8 @@ def test_the_quota_sources_child_that_asks_for_the_family(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("command", [["systemctl", "x"], None])
-def test_the_brokers_own_commands_can_be_ended(command: list[str] | None, tmp_path: Path) -> None:
-    """A command that starts a daemon and hangs is killed, with what it has started: signals to children are free."""
+def test_a_hardened_broker_can_kill_the_commands_that_it_started(command: list[str] | None, tmp_path: Path) -> None:
+    """A start command that hangs is killed with its children: signals to children stay allowed."""
 
     def ended() -> int:
         process.harden()

@@ -121,7 +121,7 @@ class TestTheContract(KeyModuleContract):
         return Made(self.module, *make_toy_key(path), file=path)
 
 
-def test_keys_come_back(toy: KeyModule, tmp_path: Path) -> None:
+def test_a_toy_key_in_a_child_unwraps_what_it_wrapped_and_refuses_garbage(toy: KeyModule, tmp_path: Path) -> None:
     signature, blob = make_toy_key(tmp_path / "key")
     handle = toy.open(signature, blob, GivenSecrets())
     for size in (1, 16, 67):
@@ -135,7 +135,7 @@ def test_keys_come_back(toy: KeyModule, tmp_path: Path) -> None:
     assert not isinstance(handle, Public)
 
 
-def test_passphrases(toy: KeyModule, tmp_path: Path) -> None:
+def test_a_passphrase_reaches_the_child_and_is_wiped_right_or_wrong(toy: KeyModule, tmp_path: Path) -> None:
     signature, blob = make_toy_key(tmp_path / "key", b"right")
     told = GivenSecrets(b"right")
     assert toy.open(signature, blob, told).wrap(b"x")
@@ -149,7 +149,7 @@ def test_passphrases(toy: KeyModule, tmp_path: Path) -> None:
         toy.open(signature, blob, GivenSecrets())
 
 
-def test_errors_keep_their_kinds(toy: KeyModule, tmp_path: Path) -> None:
+def test_errors_from_the_child_keep_their_kind(toy: KeyModule, tmp_path: Path) -> None:
     signature, blob = make_toy_key(tmp_path / "key")
     with pytest.raises(ModuleFailed, match=f"is not the key {SIGNATURE}"):
         toy.open(SIGNATURE, blob, GivenSecrets())
@@ -158,7 +158,7 @@ def test_errors_keep_their_kinds(toy: KeyModule, tmp_path: Path) -> None:
             toy.open(signature, nonsense, GivenSecrets())
 
 
-def test_staleness(toy: KeyModule, tmp_path: Path) -> None:
+def test_a_key_is_stale_once_its_file_is_gone(toy: KeyModule, tmp_path: Path) -> None:
     signature, blob = make_toy_key(tmp_path / "key")
     handle = toy.open(signature, blob, GivenSecrets())
     assert isinstance(handle, Watched)
@@ -167,7 +167,7 @@ def test_staleness(toy: KeyModule, tmp_path: Path) -> None:
     assert handle.stale() is True
 
 
-def test_a_hundred_at_once(toy: KeyModule, tmp_path: Path) -> None:
+def test_a_hundred_threads_share_one_key(toy: KeyModule, tmp_path: Path) -> None:
     signature, blob = make_toy_key(tmp_path / "key")
     handle = toy.open(signature, blob, GivenSecrets())
 
@@ -179,7 +179,7 @@ def test_a_hundred_at_once(toy: KeyModule, tmp_path: Path) -> None:
         assert all(pool.map(turn, range(300)))
 
 
-def test_powers(scene: Scene, tmp_path: Path) -> None:
+def test_a_key_in_a_child_has_the_optional_methods_of_its_module(scene: Scene, tmp_path: Path) -> None:
     handle = scene.open("peace")
     assert isinstance(handle, Public)
     assert isinstance(handle, Closable)
@@ -193,7 +193,7 @@ def test_powers(scene: Scene, tmp_path: Path) -> None:
     assert not handle.stale()
 
 
-def test_the_last_key_that_is_closed_ends_the_process(scene: Scene, tmp_path: Path) -> None:
+def test_closing_the_last_key_ends_the_process(scene: Scene, tmp_path: Path) -> None:
     one, two = scene.open(f"close_marks {tmp_path / 'closed'}"), scene.open("peace")
     pid = scene.pid
     assert pid
@@ -211,7 +211,7 @@ def test_the_last_key_that_is_closed_ends_the_process(scene: Scene, tmp_path: Pa
 # --- what the daemon is asked --------------------------------------------------------------------------------
 
 
-def test_a_pin(scene: Scene) -> None:
+def test_a_pin_asked_for_by_the_child_is_delivered_and_wiped(scene: Scene) -> None:
     told = GivenSecrets(pins={"token": b"1234"})
     assert scene.open("pin", told).wrap(KEY) == b"1234"
     assert told.wiped()
@@ -221,8 +221,8 @@ def test_a_pin(scene: Scene) -> None:
     assert outcome(lambda: scene.open("pin_elsewhere", told).wrap(KEY)) == "done"
 
 
-def test_questions_are_answered_in_the_thread_that_asked_and_others_do_not_wait(scene: Scene) -> None:
-    """A person who thinks about a PIN keeps nobody else waiting."""
+def test_a_prompt_is_answered_in_the_requests_thread_without_blocking_others(scene: Scene) -> None:
+    """A user who thinks about a PIN delays no other request."""
     asked, leave, threads = threading.Event(), threading.Event(), []
 
     class Slow(GivenSecrets):
@@ -251,8 +251,9 @@ def test_questions_are_answered_in_the_thread_that_asked_and_others_do_not_wait(
         (ModuleFailed("no such file"), "ModuleFailed"),
         (OSError(SECRET), "module-broke"),
     ],
+    ids=["Refused", "ModuleFailed", "OSError"],
 )
-def test_a_question_without_an_answer(scene: Scene, error: Exception, said: str) -> None:
+def test_a_prompt_that_fails_refuses_its_request_with_the_reason(scene: Scene, error: Exception, said: str) -> None:
     class Failing(GivenSecrets):
         def passphrase(self, source: str, /) -> bytearray:
             assert source == "ask"
@@ -275,7 +276,7 @@ def test_a_question_without_an_answer(scene: Scene, error: Exception, said: str)
         ("refuse", "locked"),
     ],
 )
-def test_errors_cost_a_request_but_no_process(make: Make, verb: str, said: str) -> None:
+def test_an_error_in_the_module_fails_its_request_and_keeps_the_process(make: Make, verb: str, said: str) -> None:
     scene = make(memory=200 << 20)
     handle, other = scene.open(verb), scene.open("peace")
     pid = scene.pid
@@ -287,18 +288,18 @@ def test_errors_cost_a_request_but_no_process(make: Make, verb: str, said: str) 
 
 
 @pytest.mark.parametrize("verb", ["open_raise", "open_none"])
-def test_errors_when_a_key_is_opened(scene: Scene, verb: str) -> None:
+def test_an_error_in_open_is_refused_and_other_keys_work(scene: Scene, verb: str) -> None:
     assert outcome(lambda: scene.open(verb)) == "module-broke"
     assert scene.open("peace").wrap(KEY)
 
 
-def test_a_module_that_is_not_there(make: Make) -> None:
+def test_a_missing_module_is_refused_by_name(make: Make) -> None:
     with pytest.raises(ModuleFailed, match="No module named 'nowhere'"):
         make("nowhere:module").open("")
 
 
 @pytest.mark.parametrize("verb", ["abort", "segv", "exit_now", "scribble"])
-def test_a_crash_costs_a_request(scene: Scene, verb: str) -> None:
+def test_a_crash_fails_its_request_at_once_and_a_new_process_serves_the_next(scene: Scene, verb: str) -> None:
     handle, other = scene.open(verb), scene.open("peace")
     assert not other.stale()
     start = time.monotonic()
@@ -311,7 +312,7 @@ def test_a_crash_costs_a_request(scene: Scene, verb: str) -> None:
     scene.failed(1)
 
 
-def test_a_crash_refuses_all_that_was_in_its_hands(scene: Scene, tmp_path: Path) -> None:
+def test_a_crash_refuses_all_requests_in_the_process(scene: Scene, tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
         doors = [Gate(tmp_path / str(number)) for number in range(3)]
         verbs = ("abort_at_gate", "gate", "gate")
@@ -324,7 +325,7 @@ def test_a_crash_refuses_all_that_was_in_its_hands(scene: Scene, tmp_path: Path)
             door.close()
 
 
-def test_descriptors_that_leak_are_the_childs_own(scene: Scene) -> None:
+def test_leaked_descriptors_exhaust_only_the_child(scene: Scene) -> None:
     handle, other = scene.open("leak_descriptors"), scene.open("peace")
     before = len(os.listdir("/proc/self/fd"))
     assert outcome(lambda: handle.wrap(KEY)) == "module-broke"  # OSError: too many open files
@@ -334,7 +335,7 @@ def test_descriptors_that_leak_are_the_childs_own(scene: Scene) -> None:
     assert scene.open("peace").wrap(KEY)
 
 
-def test_memory_that_leaks_is_the_childs_own(make: Make) -> None:
+def test_leaked_memory_exhausts_only_the_child(make: Make) -> None:
     scene = make(memory=200 << 20)
     handle = scene.open("leak_memory")
     assert outcome(lambda: handle.wrap(KEY)) == "module-broke"  # MemoryError
@@ -342,18 +343,18 @@ def test_memory_that_leaks_is_the_childs_own(make: Make) -> None:
     assert scene.open("peace").wrap(KEY)
 
 
-def test_what_it_prints_goes_nowhere(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_of_a_module_is_discarded(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
     assert scene.open("shout").wrap(KEY)
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_fork_serves_nobody(scene: Scene) -> None:
+def test_a_forked_child_of_a_module_answers_no_request(scene: Scene) -> None:
     handle = scene.open("fork")
     assert [outcome(lambda: handle.wrap(KEY)) for _ in range(3)] == ["done"] * 3
     assert scene.failures() == 0
 
 
-def test_what_it_forked_ends_with_it(scene: Scene, tmp_path: Path) -> None:
+def test_processes_forked_by_a_module_end_with_it(scene: Scene, tmp_path: Path) -> None:
     start = time.monotonic()
     assert outcome(lambda: scene.open(f"fork_and_stay {tmp_path / 'pid'}").wrap(KEY)) == "module-broke"
     assert time.monotonic() - start < PATIENCE / 2  # although the socket is still open there
@@ -361,7 +362,7 @@ def test_what_it_forked_ends_with_it(scene: Scene, tmp_path: Path) -> None:
     until(lambda: gone(left) or ") Z" in Path(f"/proc/{left}/stat").read_text(), "what was left behind ended")
 
 
-def test_killed_between_two_requests(scene: Scene) -> None:
+def test_a_process_killed_between_two_requests_is_restarted(scene: Scene) -> None:
     handle = scene.open("peace")
     pid = scene.pid
     assert pid
@@ -373,7 +374,7 @@ def test_killed_between_two_requests(scene: Scene) -> None:
     assert scene.module.report()["restarts"] == 1
 
 
-def test_its_surroundings(scene: Scene) -> None:
+def test_the_child_runs_with_limits_no_new_privileges_and_null_streams(scene: Scene) -> None:
     found = scene.open("environment").wrap(KEY).decode().splitlines()
     assert "NoNewPrivs:\t1" in found
     assert "Max core file size 0 0 bytes" in found
@@ -387,7 +388,7 @@ def test_its_surroundings(scene: Scene) -> None:
 
 @pytest.mark.parametrize("verb", ["hang", "hang_with_everything", "stop"])
 @pytest.mark.usefixtures("impatient")
-def test_a_hang_costs_its_request_and_is_ended(scene: Scene, verb: str) -> None:
+def test_a_hanging_request_times_out_and_its_process_is_killed(scene: Scene, verb: str) -> None:
     handle = scene.open(verb)
     pid = scene.pid
     assert pid
@@ -402,7 +403,7 @@ def test_a_hang_costs_its_request_and_is_ended(scene: Scene, verb: str) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_hang_does_not_cost_what_else_is_under_way(scene: Scene, gate: Gate) -> None:
+def test_a_hang_does_not_fail_the_other_requests_in_its_process(scene: Scene, gate: Gate) -> None:
     hanging, waiting = scene.open("hang"), scene.open(f"gate {gate.path}")
     pid = scene.pid
     assert pid
@@ -421,7 +422,7 @@ def test_a_hang_does_not_cost_what_else_is_under_way(scene: Scene, gate: Gate) -
     until(lambda: gone(pid), "the process that hangs was killed")
 
 
-def test_a_late_answer_saves_the_process(scene: Scene, gate: Gate) -> None:
+def test_a_late_answer_stops_the_watch_and_keeps_the_process(scene: Scene, gate: Gate) -> None:
     before = set(threading.enumerate())
     handle = scene.open(f"gate {gate.path}")
     scene.patience = 0.05
@@ -437,7 +438,7 @@ def test_a_late_answer_saves_the_process(scene: Scene, gate: Gate) -> None:
     assert scene.failures() == 0
 
 
-def test_more_than_it_takes_at_a_time(scene: Scene, gate: Gate) -> None:
+def test_requests_beyond_the_childs_concurrency_are_refused_as_busy(scene: Scene, gate: Gate) -> None:
     handle = scene.open(f"gate {gate.path}")
     with ThreadPoolExecutor(CONCURRENT) as pool:
         calls = [pool.submit(outcome, lambda: handle.wrap(KEY)) for _ in range(CONCURRENT)]
@@ -449,7 +450,7 @@ def test_more_than_it_takes_at_a_time(scene: Scene, gate: Gate) -> None:
         assert {call.result(PATIENCE) for call in calls} == {"done"}
 
 
-def test_one_that_keeps_breaking_is_left_alone_and_tried_again(scene: Scene, tmp_path: Path) -> None:
+def test_a_module_that_keeps_crashing_is_turned_off_and_retried_later(scene: Scene, tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     bad.touch()
 
@@ -465,7 +466,7 @@ def test_one_that_keeps_breaking_is_left_alone_and_tried_again(scene: Scene, tmp
     assert [request() for _ in range(3)] == ["done"] * 3
 
 
-def test_a_key_that_breaks_it_does_not_turn_off_the_others(scene: Scene) -> None:
+def test_a_key_that_keeps_crashing_does_not_turn_off_other_keys(scene: Scene) -> None:
     said: list[str] = []
 
     def turned_off() -> bool:
@@ -477,6 +478,6 @@ def test_a_key_that_breaks_it_does_not_turn_off_the_others(scene: Scene) -> None
     assert said[:3] == ["module-broke"] * 3
 
 
-def test_a_module_that_breaks_when_a_key_is_opened(scene: Scene) -> None:
+def test_a_module_that_keeps_crashing_in_open_is_turned_off(scene: Scene) -> None:
     assert [outcome(lambda: scene.open("open_abort")) for _ in range(3)] == ["module-broke"] * 3
     until(lambda: outcome(lambda: scene.open("open_abort")) == "module-off", "it is left alone")

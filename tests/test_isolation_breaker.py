@@ -24,11 +24,11 @@ def refused(breaker: Breaker, now: float, deadline: float = 1000.0) -> bool:
     return False
 
 
-def test_a_sound_one_lets_all_pass() -> None:
+def test_a_closed_breaker_admits_every_request_at_once() -> None:
     assert [Breaker().admit(0.0, 1.0) for _ in range(3)] == [0.0] * 3
 
 
-def test_after_one_failure_at_once_after_two_a_little_later() -> None:
+def test_after_one_failure_requests_pass_at_once_and_after_two_with_a_delay() -> None:
     assert broken(1).admit(100.0, 110.0) == 0.0
     assert broken(2).admit(100.0, 110.0) == pytest.approx(0.1)
     assert broken(2).admit(100.06, 110.0) == pytest.approx(0.04)
@@ -36,7 +36,7 @@ def test_after_one_failure_at_once_after_two_a_little_later() -> None:
 
 
 @pytest.mark.parametrize(("times", "pause"), [(3, 0.2), (4, 0.4), (7, 3.2), (8, 5.0), (500, 5.0)])
-def test_then_nobody_waits_and_one_goes_first(times: int, pause: float) -> None:
+def test_an_open_breaker_refuses_all_until_its_pause_ends_then_admits_one_trial(times: int, pause: float) -> None:
     breaker = broken(times)
     assert breaker.state(100.0) == "off"
     assert refused(breaker, 100.0)
@@ -48,7 +48,7 @@ def test_then_nobody_waits_and_one_goes_first(times: int, pause: float) -> None:
     assert not refused(breaker, now + 2)  # nothing has been heard of it
 
 
-def test_success_ends_it() -> None:
+def test_a_successful_trial_closes_the_breaker() -> None:
     breaker = broken(LIMIT)
     breaker.admit(101.0, 110.0)
     breaker.succeeded()
@@ -56,7 +56,7 @@ def test_success_ends_it() -> None:
     assert [breaker.admit(101.0, 110.0) for _ in range(3)] == [0.0] * 3
 
 
-def test_an_undecided_trial_leaves_its_place_to_another() -> None:
+def test_an_undecided_trial_lets_the_next_request_be_the_trial() -> None:
     breaker = broken(LIMIT)
     breaker.admit(101.0, 110.0)
     breaker.undecided()

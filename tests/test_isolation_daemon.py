@@ -65,7 +65,7 @@ def scene(
 
 
 class Steady:
-    """Somebody who uses the other module all the time; `worst` is the longest that he had to wait."""
+    """A requester that uses the other module all the time; `worst` is its longest wait."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
@@ -90,7 +90,7 @@ class Steady:
 
 
 @pytest.mark.parametrize("verb", ["abort", "segv", "scribble", "leak_descriptors", "raise", "text", "open_abort"])
-def test_crashes_cost_their_own_requests(scene: Scene, verb: str) -> None:
+def test_a_crash_fails_only_its_own_requests(scene: Scene, verb: str) -> None:
     good, bad = scene.key("peace"), scene.key(verb)
     assert scene.wrap(good) == "answered"
     with Steady(scene) as steady:
@@ -103,7 +103,7 @@ def test_crashes_cost_their_own_requests(scene: Scene, verb: str) -> None:
     assert SECRET not in scene.daemon.log
 
 
-def test_hangs_cost_their_own_requests(scene: Scene) -> None:
+def test_a_hang_times_out_only_its_own_request(scene: Scene) -> None:
     good, bad = scene.key("peace"), scene.key("hang_with_everything")
     assert scene.wrap(good) == "answered"  # its process runs: what takes long now is the hang
     with Steady(scene) as steady:
@@ -115,7 +115,7 @@ def test_hangs_cost_their_own_requests(scene: Scene) -> None:
     assert scene.status()["restarts"] == 1
 
 
-def test_a_daemon_without_its_isolated_process_goes_on(scene: Scene) -> None:
+def test_a_killed_isolated_process_is_restarted_by_the_next_request(scene: Scene) -> None:
     good = scene.key("peace")
     assert scene.wrap(good) == "answered"
     pid = scene.status()["pid"]
@@ -127,7 +127,7 @@ def test_a_daemon_without_its_isolated_process_goes_on(scene: Scene) -> None:
     assert found["pid"] != pid
 
 
-def test_one_that_keeps_breaking_is_refused_at_once(scene: Scene) -> None:
+def test_a_module_that_keeps_crashing_is_refused_at_once(scene: Scene) -> None:
     bad = scene.key("open_abort")
     assert [scene.wrap(bad) for _ in range(3)] == ["module-broke"] * 3
     until(lambda: scene.wrap(bad) == "module-off", "it is left alone")
@@ -135,8 +135,8 @@ def test_one_that_keeps_breaking_is_refused_at_once(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_the_process_ends_with_its_daemon(scene: Scene, how: signal.Signals) -> None:
-    """Also when it hangs so that it notices nothing itself: with a daemon that is killed, the kernel sees to it."""
+def test_the_isolated_process_ends_with_its_daemon(scene: Scene, how: signal.Signals) -> None:
+    """Also when it hangs: the kernel kills it when the daemon is killed."""
     assert scene.wrap(scene.key("peace")) == "answered"
     pid = scene.status()["pid"]
     if how == signal.SIGKILL:
@@ -158,7 +158,7 @@ def test_locking_the_last_key_ends_the_process(scene: Scene) -> None:
 # --- what nobody pays for who has no isolated modules --------------------------------------------------------
 
 
-def test_nothing_is_imported_for_modules_that_run_inline() -> None:
+def test_a_daemon_with_inline_modules_only_imports_no_isolation_code() -> None:
     code = (
         "import sys, upcall.daemon.__main__\n"
         "print([name for name in sys.modules if 'isolation' in name or name in ('subprocess', 'multiprocessing')])"
@@ -167,7 +167,7 @@ def test_nothing_is_imported_for_modules_that_run_inline() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_who_says_what_is_isolated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugins_and_options_decide_which_modules_are_isolated(monkeypatch: pytest.MonkeyPatch) -> None:
     from upcall.daemon import plugin_discovery as finding
     from upcall.keymodule import GROUP
     from upcall.keys.plugins import Installed

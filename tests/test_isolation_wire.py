@@ -21,7 +21,7 @@ GOLDEN = [
 
 
 @pytest.mark.parametrize(("message", "data"), GOLDEN)
-def test_byte_for_byte(message: ChildMessage, data: str) -> None:
+def test_messages_have_exactly_these_bytes_and_a_cut_one_is_refused(message: ChildMessage, data: str) -> None:
     whole = bytes.fromhex(data)
     assert bytes(wire.pack(message)) == whole
     assert wire.take(whole) == message
@@ -31,7 +31,7 @@ def test_byte_for_byte(message: ChildMessage, data: str) -> None:
 
 
 @given(st.sampled_from(KINDS), U32, U32, U16, st.text(max_size=80), st.binary(max_size=80))
-def test_what_can_be_written_can_be_read(
+def test_every_message_that_packs_reads_back_the_same(
     kind: int, number: int, handle: int, code: int, text: str, data: bytes
 ) -> None:
     message = ChildMessage(kind, number, handle, code, text, data)
@@ -47,7 +47,7 @@ def test_what_can_be_written_can_be_read(
     | st.builds(lambda kind, rest: bytes([1, kind]) + rest, st.sampled_from(KINDS), st.binary())
 )
 @example(b"\x01\x12" + bytes(2 + 4 + 4) + b"\xff\xff\xff\xff")
-def test_garbage_is_a_peer_error_or_means_itself(data: bytes) -> None:
+def test_garbage_is_refused_or_packs_to_the_same_bytes(data: bytes) -> None:
     try:
         message = wire.take(data)
     except PeerError:
@@ -69,24 +69,36 @@ def test_garbage_is_a_peer_error_or_means_itself(data: bytes) -> None:
         ChildMessage(wire.WRAP, 1 << 32),
         ChildMessage(wire.REFUSED, 1, 0, 1 << 16, "x"),
     ],
+    ids=[
+        "unknown kind",
+        "code in WRAP",
+        "ANSWER without a handle",
+        "text in WRAP",
+        "data in FAILED",
+        "text too long",
+        "surrogate in text",
+        "data too long",
+        "number too large",
+        "code too large",
+    ],
 )
-def test_what_the_wire_cannot_say(message: ChildMessage) -> None:
+def test_a_message_with_invalid_fields_is_not_packed(message: ChildMessage) -> None:
     with pytest.raises(PeerError):
         wire.pack(message)
 
 
-def test_the_longest_of_all() -> None:
+def test_the_longest_message_packs_and_reads_back() -> None:
     message = ChildMessage(wire.OPEN, 1, 1, 0, "x" * wire.MAX_TEXT, bytes(wire.MAX_DATA))
     packed = wire.pack(message)
     assert len(packed) == wire.MAX_MESSAGE
     assert wire.take(packed) == message
 
 
-def test_no_secret_is_shown() -> None:
+def test_repr_of_a_message_hides_its_data() -> None:
     assert "hunter2" not in repr(ChildMessage(wire.ANSWER, 1, 0, 0, "", b"hunter2"))
 
 
 @given(st.text())
 @example("\ud800" + "\u20ac" * wire.MAX_TEXT)
-def test_any_text_can_be_made_to_fit(text: str) -> None:
+def test_any_text_is_cut_to_fit_a_message(text: str) -> None:
     wire.pack(ChildMessage(wire.FAILED, 1, 0, 0, wire.fitting(text)))

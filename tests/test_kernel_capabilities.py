@@ -1,4 +1,4 @@
-"""Giving up capabilities, on the kernel that we run on."""
+"""Dropping capabilities, on the kernel that we run on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def of(pid: int | str) -> dict[str, int]:
     return {line.split(":")[0]: int(line.split()[1], 16) for line in lines if line.startswith("Cap")}
 
 
-def test_the_names_are_the_kernels() -> None:
+def test_capability_names_match_the_kernels_header() -> None:
     if not HEADER.exists():
         pytest.skip(f"there is no {HEADER} here")
     known = re.findall(r"#define CAP_(\w+)\s+(\d+)\n", HEADER.read_text())
@@ -29,7 +29,7 @@ def test_the_names_are_the_kernels() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has any")
-def test_what_is_not_kept_is_gone(tmp_path: Path) -> None:
+def test_capabilities_that_are_not_kept_are_dropped_for_good(tmp_path: Path) -> None:
     def tried() -> list[object]:
         process.harden()
         left = capabilities.keep_only({"SETUID", "KILL"})
@@ -48,5 +48,5 @@ def test_what_is_not_kept_is_gone(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root has some")
-def test_who_has_none_keeps_none() -> None:
+def test_a_process_without_capabilities_keeps_none() -> None:
     assert in_child(lambda: sorted(capabilities.keep_only({"SETUID"}))) == []

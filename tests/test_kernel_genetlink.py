@@ -1,4 +1,4 @@
-"""Looking a family up, joining a group, and what a listener says when it may not."""
+"""Looking up a family, joining a group, and the error without permission."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def here() -> Ids:
         pytest.skip(str(error))
 
 
-def test_every_kernel_has_the_controller() -> None:
+def test_the_netlink_controller_is_found_on_every_kernel() -> None:
     assert look_up("nlctrl", "notify") == Ids(16, 16)
 
 
-def test_no_such_family() -> None:
+def test_an_unknown_family_is_refused_by_name() -> None:
     with pytest.raises(NoFamily, match="no generic netlink family UPCALL_NONE here: the kernel was"):
         look_up("UPCALL_NONE", "events")
 
 
-def test_no_such_group() -> None:
+def test_an_unknown_group_is_refused_by_name() -> None:
     with pytest.raises(NoFamily, match="nlctrl has no group events"):
         look_up("nlctrl", "events")
 
 
-def test_a_child_that_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_look_up_whose_child_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(UsageError, match="exit code 1"):
         look_up("nlctrl", "notify")
@@ -48,19 +48,19 @@ def test_a_child_that_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
         look_up("nlctrl", "notify")
 
 
-def test_a_child_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_look_up_whose_child_hangs_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(genetlink, "_LOOK_UP", 0.0)
     with pytest.raises(UsageError, match="timed out"):
         look_up("nlctrl", "notify")
 
 
-def test_this_process_does_not_pay_for_pyroute2() -> None:
+def test_a_look_up_does_not_import_pyroute2_into_this_process() -> None:
     code = "import sys; from upcall.kernel.genetlink import look_up; look_up('nlctrl', 'notify'); "
     code += "sys.exit('pyroute2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 0
 
 
-def test_a_listener_is_in_its_group() -> None:
+def test_a_listener_joins_its_group_with_a_large_buffer() -> None:
     ids = here()
     listener = Listener(ids.group)
     assert memberships(listener.socket) == {ids.group}
@@ -70,7 +70,7 @@ def test_a_listener_is_in_its_group() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may join every group")
-def test_a_group_that_one_may_not_join() -> None:
+def test_joining_a_group_without_permission_is_an_error() -> None:
     with pytest.raises(PermissionError):
         Listener(5, protocol=USERSOCK)
 
@@ -81,7 +81,7 @@ def send(sender: socket.socket) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may join and send there")
-def test_overflow_heals() -> None:
+def test_an_overflow_is_counted_once_and_later_messages_are_received() -> None:
     sender = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, USERSOCK)
     sender.bind((0, 0))
     listener = Listener(29, 4096, USERSOCK, sender.getsockname()[0])

@@ -19,7 +19,7 @@ here = pytest.mark.skipif(not ABI, reason=f"Landlock: {landlock.why_not()}")
 
 
 @here
-def test_beneath_places_and_nowhere_else(tmp_path: Path) -> None:
+def test_a_restricted_process_writes_beneath_its_places_only(tmp_path: Path) -> None:
     ours, other, file = tmp_path / "ours", tmp_path / "other", tmp_path / "file"
     for folder in (ours / "below", other):
         folder.mkdir(parents=True)
@@ -58,10 +58,10 @@ def test_beneath_places_and_nowhere_else(tmp_path: Path) -> None:
 
 @here
 @pytest.mark.parametrize("version", range(1, 9))
-def test_each_version_is_asked_for_what_it_knows(
+def test_each_version_of_landlock_restricts_what_it_knows(
     version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A newer kernel takes what an older one would; what is beyond that is not refused, and the rest is."""
+    """A newer kernel plays an older one: rights that the older version does not know are not restricted."""
     if version > ABI:
         pytest.skip(f"this kernel has version {ABI}")
     monkeypatch.setattr(landlock, "abi", lambda: version)
@@ -87,7 +87,7 @@ def test_each_version_is_asked_for_what_it_knows(
 
 
 @here
-def test_only_programs_of_places_are_run(tmp_path: Path) -> None:
+def test_only_programs_beneath_the_places_can_be_run(tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -105,7 +105,7 @@ def test_only_programs_of_places_are_run(tmp_path: Path) -> None:
 
 
 @here
-def test_only_files_of_a_device_folder(tmp_path: Path) -> None:
+def test_files_of_a_place_with_write_only_can_be_written_but_not_created(tmp_path: Path) -> None:
     (tmp_path / "there").touch()
 
     def tried() -> list[str]:
@@ -117,7 +117,7 @@ def test_only_files_of_a_device_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(ABI < 6, reason="needs version 6 of Landlock")
-def test_abstract_sockets_of_others() -> None:
+def test_abstract_sockets_of_other_processes_are_refused_unless_allowed() -> None:
     name = f"\0upcall-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(name)
@@ -136,7 +136,9 @@ def test_abstract_sockets_of_others() -> None:
     ("code", "why"),
     [(errno.ENOSYS, "this kernel has none"), (errno.EOPNOTSUPP, "turned off when the machine"), (1, "Op")],
 )
-def test_where_there_is_none(code: int, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_landlock_the_version_is_0_and_the_reason_is_told(
+    code: int, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def none(*_: object) -> int:
         raise OSError(code, os.strerror(code))
 

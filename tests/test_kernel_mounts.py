@@ -18,7 +18,7 @@ TEXT = rb"""21 1 254:3 / / rw,relatime shared:1 - ext4 /dev/vda3 rw,prjquota
 """
 
 
-def test_what_the_kernel_writes() -> None:
+def test_mountinfo_lines_are_parsed_with_escapes_and_options() -> None:
     root, disk, bind = take_mounts(TEXT)
     assert root == Mount(os.makedev(254, 3), "/", "/", "ext4", "/dev/vda3", frozenset({"rw", "relatime", "prjquota"}))
     assert (disk.point, disk.type, disk.source) == ("/tmp/x y\\\tz", "xfs", "/dev/loop1")
@@ -29,20 +29,20 @@ def test_what_the_kernel_writes() -> None:
     "line",
     [b"", b"x", b"1 2 3 / / rw - ext4 /dev/x rw", b"1 2 a:b / / rw - ext4 /dev/x rw", b"1 2 7:0 / / rw ext4", b" - "],
 )
-def test_lines_that_make_no_sense_are_left_out(line: bytes) -> None:
+def test_a_malformed_mountinfo_line_is_skipped(line: bytes) -> None:
     assert len(take_mounts(line + b"\n" + TEXT)) == 3
 
 
-def test_a_mount_point_that_is_not_text() -> None:
+def test_a_mount_point_that_is_not_utf8_keeps_its_bytes() -> None:
     (found,) = take_mounts(b"1 2 7:0 / /\xff rw - ext4 /dev/x rw")
     assert os.fsencode(found.point) == b"/\xff"
 
 
-def test_our_own() -> None:
+def test_the_mounts_of_this_process_include_the_root() -> None:
     assert "/" in {mount.point for mount in mounts()}
 
 
-def test_names(tmp_path: Path) -> None:
+def test_names_of_users_groups_and_projects_are_looked_up_and_cached(tmp_path: Path) -> None:
     projects = tmp_path / "projid"
     names = Names(projects)
     assert names.user(0) == names.subject(0, 0) == "root"
@@ -59,7 +59,7 @@ def test_names(tmp_path: Path) -> None:
             project_number(name, projects)
 
 
-def test_names_are_kept_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_names_is_bounded_and_ages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def look(uid: int) -> str:
@@ -80,7 +80,7 @@ def test_names_are_kept_within_bounds(tmp_path: Path, monkeypatch: pytest.Monkey
     assert asked[-1] == 1999
 
 
-def test_what_is_mounted_later_is_noticed() -> None:
+def test_a_later_mount_is_noticed_once() -> None:
     """In a mount namespace of its own."""
     code = (
         "from upcall.kernel.mounts import Changes\n"

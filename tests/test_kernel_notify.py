@@ -1,4 +1,4 @@
-"""What a broker and a daemon tell the service manager, with a socket in its place."""
+"""Notifications of broker and daemon to the service manager, with a socket in its place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODULES = {"toy": "upcall.testing.toy:TOY"}
 
 
 class Listening:
-    """What a service manager does: its socket, and the words that come."""
+    """Plays a service manager: its socket, and the messages received there."""
 
     def __init__(self, path: Path | str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -54,7 +54,7 @@ class Notifying(Started):
 # --- the words -----------------------------------------------------------------------------------------------------
 
 
-def test_each_word(manager: Listening) -> None:
+def test_each_state_is_sent_in_the_service_managers_format(manager: Listening) -> None:
     told = Manager(dict(manager.environment))
     told.ready("serving")
     assert manager.hear("READY") == "READY=1\nSTATUS=serving"
@@ -68,33 +68,33 @@ def test_each_word(manager: Listening) -> None:
     told.ready("too late")
 
 
-def test_an_abstract_socket() -> None:
+def test_notifications_reach_an_abstract_socket() -> None:
     listening = Listening(f"\0upcall-test-{os.getpid()}")
     with listening.socket:
         Manager(dict(listening.environment)).stopping()
         assert listening.hear("STOPPING")
 
 
-def test_the_variables_are_for_us_alone(manager: Listening) -> None:
+def test_notify_and_watchdog_variables_are_removed_from_the_environment(manager: Listening) -> None:
     environment = {**manager.environment, "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1", "PATH": "/bin"}
     Manager(environment)
     assert environment == {"PATH": "/bin"}
 
 
 @pytest.mark.parametrize("address", ["", "relative", "vsock:2:1", "/nobody/listens"])
-def test_nobody_listens(address: str) -> None:
+def test_an_unusable_notify_socket_is_ignored(address: str) -> None:
     told = Manager({"NOTIFY_SOCKET": address})
     told.ready("serving")
     assert told.next_wake() == float("inf")
 
 
-def test_a_manager_that_does_not_read_keeps_nobody_waiting(manager: Listening) -> None:
+def test_a_service_manager_that_does_not_read_blocks_no_notification(manager: Listening) -> None:
     told = Manager(dict(manager.environment))
     for _ in range(5000):
         told.stopping()
 
 
-def test_alive_is_told_when_it_is_due(manager: Listening) -> None:
+def test_the_watchdog_message_is_sent_when_it_is_due(manager: Listening) -> None:
     told = Manager({**manager.environment, "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())})
     for now in (100.0, 100.5, 101.0, 101.9):
         told.alive(now)
@@ -106,7 +106,7 @@ def test_alive_is_told_when_it_is_due(manager: Listening) -> None:
 
 
 @pytest.mark.parametrize(("interval", "whose"), [("", ""), ("0", ""), ("soon", ""), ("-1", ""), ("3000000", "1")])
-def test_no_watchdog(manager: Listening, interval: str, whose: str) -> None:
+def test_an_invalid_or_foreign_watchdog_interval_is_ignored(manager: Listening, interval: str, whose: str) -> None:
     told = Manager({**manager.environment, "WATCHDOG_USEC": interval, "WATCHDOG_PID": whose})
     assert told.next_wake() == float("inf")
 
@@ -114,7 +114,7 @@ def test_no_watchdog(manager: Listening, interval: str, whose: str) -> None:
 # --- processes -----------------------------------------------------------------------------------------------------
 
 
-def test_a_broker_from_start_to_end(folder: Path, manager: Listening) -> None:
+def test_a_broker_notifies_ready_reloading_and_stopping(folder: Path, manager: Listening) -> None:
     with Notifying(folder, manager) as broker:
         assert str(folder) in manager.hear("READY=1")
         broker.signal(signal.SIGHUP)
@@ -125,7 +125,9 @@ def test_a_broker_from_start_to_end(folder: Path, manager: Listening) -> None:
         assert broker.wait() == 0
 
 
-def test_a_broker_that_cannot_serve_is_never_ready(broker: RunningBroker, folder: Path, manager: Listening) -> None:
+def test_a_broker_that_cannot_serve_never_notifies_ready(
+    broker: RunningBroker, folder: Path, manager: Listening
+) -> None:
     with Notifying(folder, manager) as second:
         assert second.wait() == os.EX_UNAVAILABLE
     manager.socket.setblocking(False)
@@ -133,7 +135,7 @@ def test_a_broker_that_cannot_serve_is_never_ready(broker: RunningBroker, folder
         manager.hear("READY")
 
 
-def test_an_idle_broker_is_alive_and_a_stopped_one_is_not(folder: Path, manager: Listening) -> None:
+def test_an_idle_broker_feeds_the_watchdog_and_a_stopped_one_does_not(folder: Path, manager: Listening) -> None:
     with Notifying(folder, manager, WATCHDOG_USEC="60000") as broker:
         manager.hear("READY=1")
         for _ in range(5):
@@ -151,7 +153,9 @@ def test_an_idle_broker_is_alive_and_a_stopped_one_is_not(folder: Path, manager:
         manager.hear("WATCHDOG=1")
 
 
-def test_a_daemon_is_ready_when_it_is_registered(folder: Path, keyring: FolderKeyring, manager: Listening) -> None:
+def test_a_daemon_notifies_ready_when_it_is_registered(
+    folder: Path, keyring: FolderKeyring, manager: Listening
+) -> None:
     environment = {**manager.environment, "WATCHDOG_USEC": "60000"}
     with RunningDaemon(folder, folder.parent / "keys", MODULES, environment=environment) as daemon:
         manager.hear("STATUS=no broker")

@@ -65,7 +65,7 @@ def test_a_locked_secret_cannot_be_paged_out() -> None:
     assert in_child(told) == [allowed, errno.EINVAL if allowed else 0]
 
 
-def test_a_limit_that_allows_none_is_no_failure() -> None:
+def test_a_secret_is_kept_unlocked_if_the_limit_allows_no_locked_memory() -> None:
     def told() -> list[object]:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
         if os.geteuid() == 0:
@@ -78,7 +78,7 @@ def test_a_limit_that_allows_none_is_no_failure() -> None:
     assert in_child(told) == [False, True]
 
 
-def test_a_forked_child_has_none_of_it() -> None:
+def test_a_forked_child_sees_zeros_instead_of_the_secret() -> None:
     memory = LockedMemory(bytearray(SECRET))
     assert in_child(lambda: bytes(memory.copy()).hex()) == bytes(len(SECRET)).hex()
     assert memory.copy() == SECRET
@@ -86,7 +86,7 @@ def test_a_forked_child_has_none_of_it() -> None:
     assert not memory.copy() and not any(memory._pages[:])
 
 
-def test_harden() -> None:
+def test_harden_forbids_core_dumps_new_privileges_and_tracing() -> None:
     def told() -> list[int]:
         process.harden()
         no_new_privs, dumpable = (libc.call("prctl", what, 0, 0, 0, 0) for what in (39, 3))
@@ -96,8 +96,8 @@ def test_harden() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root's right")
-def test_the_brokers_memory_stays() -> None:
-    """What is there, and what comes: without CAP_IPC_LOCK, too, or with it where the limit cannot be lifted."""
+def test_the_brokers_present_and_later_memory_is_locked() -> None:
+    """Without CAP_IPC_LOCK, or with it where the limit cannot be lifted."""
     from upcall.process import hardening
 
     def told() -> bool:
@@ -112,9 +112,9 @@ def test_the_brokers_memory_stays() -> None:
     assert in_child(told)
 
 
-@pytest.mark.parametrize("separator", [b"\x0b", b"\x0c", b"\r", b"\x1c", b"\n"])
-def test_a_name_of_a_process_never_makes_its_uid_another(separator: bytes) -> None:
-    """prctl(2), PR_SET_NAME: 15 bytes of the process's own choice stand in front of its uids."""
+@pytest.mark.parametrize("separator", [b"\x0b", b"\x0c", b"\r", b"\x1c", b"\n"], ids=["VT", "FF", "CR", "FS", "LF"])
+def test_a_process_name_that_imitates_a_uid_line_does_not_change_the_uid_read(separator: bytes) -> None:
+    """prctl(2), PR_SET_NAME: 15 bytes that the process chooses precede its uids in /proc/PID/status."""
 
     def told() -> int | None:
         ctypes.CDLL(None).prctl(15, separator + b"Uid:\t4242\t", 0, 0, 0)

@@ -1,4 +1,4 @@
-"""What proc(5) says of processes that live, have ended, or choose their names with care."""
+"""What proc(5) says of processes that live, have ended, or choose names that imitate fields."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
         started.kill()
 
 
-def test_the_fields_of_a_process_that_lives(child: subprocess.Popen[bytes]) -> None:
+def test_the_fields_of_a_running_process_are_read(child: subprocess.Popen[bytes]) -> None:
     assert procfs.ids(child.pid) == (child.pid, os.getuid(), os.geteuid())
     assert procfs.started_at(child.pid) >= procfs.started_at(os.getpid())
     assert int(procfs.stat(child.pid)[procfs.PARENT]) == os.getpid()
@@ -47,14 +47,16 @@ def test_a_process_that_has_ended_is_not_found(child: subprocess.Popen[bytes]) -
     assert procfs.task_text(pid, "comm", pid) == b""
 
 
-def test_a_pidfd_is_of_the_process_that_a_thread_belongs_to() -> None:
+def test_a_pidfd_refers_to_the_process_of_a_thread() -> None:
     fd, pid = procfs.hold(os.getpid())
     os.close(fd)
     assert pid == os.getpid()
 
 
-@pytest.mark.parametrize("name", [b"a) S 1 (b", b"x\nUid:\t0\t0\t", b"\x0bPPid:\t1\n"])
-def test_a_name_that_imitates_fields_changes_none(name: bytes) -> None:
+@pytest.mark.parametrize(
+    "name", [b"a) S 1 (b", b"x\nUid:\t0\t0\t", b"\x0bPPid:\t1\n"], ids=["stat", "status", "status after VT"]
+)
+def test_a_process_name_that_imitates_fields_does_not_change_them(name: bytes) -> None:
     def told() -> list[object]:
         ctypes.CDLL(None).prctl(15, name, 0, 0, 0)  # PR_SET_NAME
         status = procfs.read(os.getpid(), "status")
@@ -64,7 +66,7 @@ def test_a_name_that_imitates_fields_changes_none(name: bytes) -> None:
     assert in_child(told) == [os.getuid(), os.getpid(), os.getpid()]
 
 
-def test_texts_that_no_kernel_writes() -> None:
+def test_malformed_texts_give_empty_values() -> None:
     assert procfs.real_uid_in(b"") is None
     assert procfs.parent_in(b"PPid:\tx\n") == 0
     assert procfs.stat_in(b"") == []

@@ -38,7 +38,7 @@ class Played:
 
 @pytest.fixture
 def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Where somebody looked."""
+    """The mount points that were opened."""
     found: list[str] = []
 
     def opened(one: Mount) -> Played:
@@ -51,14 +51,14 @@ def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_what_may_hang_is_not_touched(touched: list[str]) -> None:
+def test_network_and_pseudo_filesystems_are_not_opened(touched: list[str]) -> None:
     others = ("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "fuse", "fuse.sshfs", "autofs", "overlay", "afs", "proc")
     table = [mount(f"/{kind}", kind, os.makedev(0, number)) for number, kind in enumerate(others)]
     assert quotactl.with_quotas([*table, mount("/home")]) == {mount("/home"): (0, 1)}
     assert touched == ["/home"]
 
 
-def test_each_filesystem_once_and_its_root_before_a_part_of_it(touched: list[str]) -> None:
+def test_each_filesystem_is_asked_once_at_its_root_if_mounted(touched: list[str]) -> None:
     part, whole, again = mount("/part", root="/folder"), mount("/whole"), mount("/again")
     other = mount("/other", "xfs", OTHER, "/container")
     assert list(quotactl.with_quotas([part, whole, again, other])) == [whole, other]
@@ -66,12 +66,12 @@ def test_each_filesystem_once_and_its_root_before_a_part_of_it(touched: list[str
 
 
 @pytest.mark.parametrize("first", ["/hidden", "/off"])
-def test_what_cannot_be_seen_there_is_looked_for_elsewhere(touched: list[str], first: str) -> None:
+def test_a_filesystem_hidden_at_one_mount_is_asked_at_another(touched: list[str], first: str) -> None:
     part = mount("/part", root="/folder")
     assert list(quotactl.with_quotas([mount(first), part])) == [part]
 
 
-def test_what_lies_above_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_another_filesystem_mounted_above_is_refused_as_stale(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="something else is mounted above it") as caught:
         quotactl.opened(mount(str(tmp_path), device=os.makedev(250, 77)))
     assert caught.value.errno == errno.ESTALE

@@ -50,8 +50,12 @@ def refused(code: int) -> int:
     return 0x00050000 | code
 
 
-@pytest.mark.parametrize("calls", [seccomp.OF_BROKER, seccomp.OF_DAEMON, {**seccomp.OF_DAEMON, **syscalls.IDS}])
-def test_what_is_listed_is_allowed_and_nothing_else(calls: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "calls",
+    [seccomp.OF_BROKER, seccomp.OF_DAEMON, {**seccomp.OF_DAEMON, **syscalls.IDS}],
+    ids=["broker", "daemon", "daemon with changes of ids"],
+)
+def test_the_filter_allows_the_listed_calls_only_in_few_steps(calls: dict[str, int]) -> None:
     filter_ = program(calls, AND_INTERNET, NETLINK)
     for number in {*range(700)} - ARGUED:
         found, steps = result(filter_, number)
@@ -61,13 +65,13 @@ def test_what_is_listed_is_allowed_and_nothing_else(calls: dict[str, int]) -> No
     assert all(max(one.true, one.false) < 256 for one in filter_)  # a jump is a byte
 
 
-def test_what_is_refused_is_in_no_list() -> None:
+def test_no_list_contains_a_call_that_must_be_refused() -> None:
     names = {name for group in (seccomp.OF_BROKER, seccomp.OF_DAEMON) for name in group}
     assert not names & {*escaping.REFUSED, *escaping.UNKNOWN}
     assert not {*syscalls.IDS, *syscalls.QUOTA, *syscalls.OWNERS} & names
 
 
-def test_what_depends_on_arguments() -> None:
+def test_clone_ioctl_and_prctl_are_filtered_by_their_arguments() -> None:
     filter_ = program(seccomp.OF_DAEMON, AND_INTERNET, NETLINK)
 
     def said(*call: int) -> int:
@@ -84,7 +88,7 @@ def test_what_depends_on_arguments() -> None:
     assert said(157, 4, 1) == said(157, 4, 2) == said(157, 35) == said(157, 0x59616D61) == refused(errno.EPERM)
 
 
-def test_which_sockets() -> None:
+def test_sockets_are_filtered_by_family_type_and_protocol() -> None:
     filter_ = program(seccomp.OF_DAEMON, AND_INTERNET, NETLINK)
 
     def said(family: int, kind: int, protocol: int = 0) -> int:
@@ -102,14 +106,14 @@ def test_which_sockets() -> None:
     assert {result(local, 41, family, 1)[0] for family in (2, 10)} == {refused(errno.EAFNOSUPPORT)}
 
 
-def test_other_numbers_are_refused() -> None:
+def test_calls_of_other_architectures_are_refused() -> None:
     filter_ = program(seccomp.OF_DAEMON, AND_INTERNET, NETLINK)
     for arch in (0x40000003, 0x40000028, 0xC00000B7):  # i386, arm, aarch64
         assert result(filter_, 1, arch=arch)[0] == refused(errno.EPERM)
     assert result(filter_, 0x40000001)[0] == refused(errno.EPERM)
 
 
-def test_the_numbers_are_the_kernels() -> None:
+def test_system_call_numbers_match_the_kernels_header() -> None:
     if not HEADER.exists():
         pytest.skip(f"there is no {HEADER} here")
     known = {name: int(number) for name, number in re.findall(r"#define __NR_(\w+)\s+(\d+)", HEADER.read_text())}
@@ -120,7 +124,7 @@ def test_the_numbers_are_the_kernels() -> None:
 
 
 @here
-def test_the_kernel_refuses_it() -> None:
+def test_the_kernel_refuses_calls_that_the_filter_forbids() -> None:
     def tried() -> dict[str, Any]:
         process.harden()
         seccomp.install(seccomp.OF_DAEMON, AND_INTERNET, NETLINK)
@@ -134,7 +138,7 @@ def test_the_kernel_refuses_it() -> None:
 
 @here
 @pytest.mark.parametrize("name", escaping.HOLES)
-def test_holes_are_there_without_it_and_closed_with_it(name: str) -> None:
+def test_known_holes_are_open_without_the_filter_and_closed_with_it(name: str) -> None:
     act, refusal = escaping.HOLES[name]
 
     def tried() -> str:
@@ -150,7 +154,7 @@ def test_holes_are_there_without_it_and_closed_with_it(name: str) -> None:
 
 
 @here
-def test_threads_that_are_there_already_are_held_too() -> None:
+def test_the_filter_applies_to_threads_that_run_already() -> None:
     def tried() -> list[str]:
         found: list[str] = []
         go = threading.Event()
@@ -170,7 +174,7 @@ def test_threads_that_are_there_already_are_held_too() -> None:
     assert in_child(tried) == ["EPERM"]
 
 
-def test_another_machine_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_another_architecture_the_filter_is_unavailable_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     for machine in ("riscv64", "aarch64"):
         monkeypatch.setattr(seccomp, "_THIS", machine)
         assert seccomp.why_not() == f"not known on {machine}"

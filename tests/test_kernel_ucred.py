@@ -10,13 +10,13 @@ from upcall.kernel import ucred
 MINE = (os.getpid(), os.geteuid(), os.getegid())
 
 
-def test_the_credentials_of_a_peer() -> None:
+def test_the_credentials_of_a_connections_peer_are_read() -> None:
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with one, other:
         assert ucred.of_peer(one) == MINE
 
 
-def test_the_credentials_of_a_sender() -> None:
+def test_the_credentials_of_a_messages_sender_are_read() -> None:
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with one, other:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)

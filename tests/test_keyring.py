@@ -33,7 +33,7 @@ def in_a_child(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_add_find_read_replace_unlink(name: str) -> None:
+def test_a_key_is_added_found_read_replaced_and_unlinked(name: str) -> None:
     assert keyring.find(name) is None
     serial = keyring.add_user_key(name, b"\0first\0")
     assert keyring.find(name) == serial
@@ -44,7 +44,7 @@ def test_add_find_read_replace_unlink(name: str) -> None:
     assert keyring.find(name) is None
 
 
-def test_the_longest_payload(name: str) -> None:
+def test_the_longest_payload_is_kept_and_a_longer_one_refused(name: str) -> None:
     payload = os.urandom(keyring.MAX_PAYLOAD)
     assert keyring.read(keyring.add_user_key(name, payload)) == payload
     with pytest.raises(OSError, match="add_key") as caught:
@@ -52,12 +52,12 @@ def test_the_longest_payload(name: str) -> None:
     assert caught.value.errno == errno.EINVAL
 
 
-def test_the_buffer_is_wiped(name: str) -> None:
+def test_the_read_buffer_is_wiped(name: str) -> None:
     keyring.read(keyring.add_user_key(name, b"a passphrase"))
     assert not any(ctypes.string_at(keyring._scratch.address, 64))
 
 
-def test_describe_and_permissions(name: str) -> None:
+def test_describe_tells_owner_permissions_and_name_of_a_key(name: str) -> None:
     serial = keyring.add_user_key(name, b"x")
     key = keyring.describe(serial)
     assert key == (serial, "user", os.getuid(), os.getgid(), keyring.PERMISSIONS, name)
@@ -109,7 +109,7 @@ def test_errors_name_the_operation() -> None:
         assert caught.value.errno == errno.ENOKEY
 
 
-def test_many_keys_make_the_list_grow() -> None:
+def test_a_user_keyring_of_many_keys_is_listed_in_full() -> None:
     names = {f"upcall-{os.urandom(8).hex()}" for _ in range(100)}
     serials = [keyring.add_user_key(name, b"x") for name in names]
     try:
@@ -133,7 +133,7 @@ def test_a_key_added_without_the_user_keyring_in_the_session_is_readable(name: s
 
 
 def test_a_foreign_key_with_default_permissions_needs_possession(name: str) -> None:
-    """As ecryptfs-manager leaves it: nobody but possessors may read. Linking makes us one."""
+    """As ecryptfs-manager adds it: only possessors may read. A link in the session makes us one."""
     try:
         in_a_child(f"k._add_key(k._ADD_KEY, b'user', {name!r}.encode(), b'secret', 6, k.USER_KEYRING)")
         read = f"s = k.find({name!r}); print(k.read(s).decode())"
@@ -145,7 +145,7 @@ def test_a_foreign_key_with_default_permissions_needs_possession(name: str) -> N
         keyring.ensure_user_keyring_linked()
 
 
-def test_threads_do_not_share_a_buffer(name: str) -> None:
+def test_threads_that_read_at_once_get_their_own_payloads(name: str) -> None:
     names = [f"{name}-{number}" for number in range(4)]
     wrong: list[str] = []
 
@@ -180,7 +180,7 @@ def inner(name: str) -> Iterator[int]:
     keyring.unlink(serial)
 
 
-def test_a_keyring_in_a_keyring(inner: int, name: str) -> None:
+def test_a_nested_keyring_is_found_listed_and_searched(inner: int, name: str) -> None:
     assert keyring.search(keyring.USER_KEYRING, "keyring", name) == inner
     assert keyring.search(keyring.USER_KEYRING, "user", name) is None
     assert keyring.list_keyring(inner) == []
@@ -190,7 +190,7 @@ def test_a_keyring_in_a_keyring(inner: int, name: str) -> None:
     assert keyring.describe(inner).permissions == keyring.PERMISSIONS
 
 
-def test_moving_displaces_unless_told_not_to(inner: int) -> None:
+def test_moving_a_key_displaces_one_of_its_name_unless_exclusive(inner: int) -> None:
     keyring.add_user_key("one", b"old", inner)
     serial = keyring.add_user_key("one", b"new", keyring.PROCESS_KEYRING)
     with pytest.raises(FileExistsError, match="KEYCTL_MOVE"):
@@ -201,7 +201,7 @@ def test_moving_displaces_unless_told_not_to(inner: int) -> None:
     assert serial not in [key.serial for key in keyring.list_keyring(keyring.PROCESS_KEYRING)]
 
 
-def test_the_persistent_keyring() -> None:
+def test_the_persistent_keyring_is_linked_to_the_process_keyring() -> None:
     if not keyring.capabilities() & keyring.PERSISTENT_KEYRINGS:
         pytest.skip("this kernel has none")
 
@@ -216,7 +216,7 @@ def test_the_persistent_keyring() -> None:
     assert in_child(linked) == [True] * 3
 
 
-def test_a_search_in_what_is_no_keyring(name: str) -> None:
+def test_a_search_in_a_key_that_is_no_keyring_is_an_error(name: str) -> None:
     serial = keyring.add_user_key(name, b"x")
     with pytest.raises(NotADirectoryError, match="KEYCTL_SEARCH"):
         keyring.search(serial, "user", name)

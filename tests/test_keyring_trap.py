@@ -78,7 +78,7 @@ def works(broker: RunningBroker, signature: str) -> bool:
 
 @pytest.mark.parametrize("theirs", SESSIONS)
 @pytest.mark.parametrize("ours", SESSIONS)
-def test_a_key_that_was_added_in_another_session(
+def test_a_key_added_in_another_session_is_used_until_removed(
     broker: RunningBroker, start: StartReal, ours: str, theirs: str
 ) -> None:
     start(ours)
@@ -96,8 +96,10 @@ def test_a_key_that_was_added_in_another_session(
 
 
 @pytest.mark.parametrize("ours", SESSIONS)
-def test_a_key_that_others_have_put_there(broker: RunningBroker, start: StartReal, ours: str) -> None:
-    """ecryptfs-utils leaves the kernel's own permissions: only who possesses such a key reads it."""
+def test_a_key_that_only_its_possessors_may_read_works_in_the_daemon(
+    broker: RunningBroker, start: StartReal, ours: str
+) -> None:
+    """ecryptfs-utils leaves the kernel's default permissions: only a possessor may read the key."""
     signature = make("default", "--no-passphrase")
     again = f"""if True:
         from upcall.kernel import keyring as k
@@ -120,8 +122,10 @@ def test_a_key_that_others_have_put_there(broker: RunningBroker, start: StartRea
     assert works(broker, signature)
 
 
-def test_the_login_session_ends_and_its_keyring_is_revoked(broker: RunningBroker, folder: Path, home: Path) -> None:
-    """The daemon was started from it, and goes on; and so do the processes that it starts afterwards."""
+def test_a_daemon_works_after_its_login_sessions_keyring_was_revoked(
+    broker: RunningBroker, folder: Path, home: Path
+) -> None:
+    """The daemon was started from that session; isolated processes started later work, too."""
     signature = make("default", "--no-passphrase")
     login = """if True:
         import subprocess, sys
@@ -172,7 +176,9 @@ def file_of(name: str) -> Path:
 
 
 @pytest.mark.parametrize("session", SESSIONS)
-def test_keys_at_login(broker: RunningBroker, start: StartReal, home: Path, session: str) -> None:
+def test_keys_marked_auto_are_added_when_the_daemon_starts(
+    broker: RunningBroker, start: StartReal, home: Path, session: str
+) -> None:
     word = home / "word"
     word.write_text("correct horse\n")
     word.chmod(0o600)
@@ -201,7 +207,7 @@ def listed() -> list[dict[str, Any]]:
     return [one for one in found if one["name"] is not None]
 
 
-def test_a_passphrase_that_is_typed_is_asked_for_when_it_is_needed(
+def test_an_auto_keys_typed_passphrase_is_asked_for_at_first_use(
     broker: RunningBroker, start: StartReal, home: Path
 ) -> None:
     from tests.test_prompting_daemon import terminal
@@ -229,7 +235,9 @@ def test_a_passphrase_that_is_typed_is_asked_for_when_it_is_needed(
     assert "correct horse" not in daemon.log
 
 
-def test_one_that_is_damaged_hurts_no_other(broker: RunningBroker, start: StartReal, home: Path) -> None:
+def test_damaged_auto_keys_are_reported_and_a_good_one_is_added(
+    broker: RunningBroker, start: StartReal, home: Path
+) -> None:
     good = make("z-good", "--no-passphrase", "--no-add", "--auto")
     text = file_of("z-good").read_text()
     bad = {
@@ -265,13 +273,13 @@ def test_one_that_is_damaged_hurts_no_other(broker: RunningBroker, start: StartR
     assert told >= reasons.keys()
 
 
-def test_a_folder_of_keys_that_cannot_be_read(broker: RunningBroker, start: StartReal, home: Path) -> None:
+def test_an_unreadable_key_folder_is_logged_at_start(broker: RunningBroker, start: StartReal, home: Path) -> None:
     (home / "data/upcall").mkdir()
     (home / "data/upcall/keys").write_text("no folder")
     start().logged("key-add-failed")
 
 
-def test_compat_keys_cannot_be_auto(home: Path) -> None:
+def test_a_compat_key_cannot_be_marked_auto(home: Path) -> None:
     make("mine", "--no-passphrase", "--no-add")
     path = file_of("mine")
     text = path.read_text().replace('source = "none"', 'source = "compat"')

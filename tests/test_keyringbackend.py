@@ -91,7 +91,7 @@ class TestInTheUserKeyring(BackendBasicTests):
 
 @pytest.fixture
 def ordinary() -> Iterator[Callable[..., Any]]:
-    """Runs Python as an ordinary user, with all that this process can import; skips where nobody else can read it."""
+    """Runs Python as an ordinary user, with all that this process can import; skips where that user cannot read it."""
     home = Path("/tmp") / f"upcall-home-{os.urandom(6).hex()}"
     home.mkdir(0o700)
     os.chown(home, NOBODY, NOBODY)
@@ -135,7 +135,7 @@ def ordinary() -> Iterator[Callable[..., Any]]:
 
 
 @root_only
-def test_all_of_this_as_an_ordinary_user(ordinary: Callable[..., Any]) -> None:
+def test_the_tests_of_this_file_pass_as_an_ordinary_user(ordinary: Callable[..., Any]) -> None:
     done = ordinary("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout.rsplit(" passed", 1)[0].split()[-1]) > 60, done.stdout
@@ -144,7 +144,7 @@ def test_all_of_this_as_an_ordinary_user(ordinary: Callable[..., Any]) -> None:
 # --- what the library makes of it ------------------------------------------------------------------------------
 
 
-def test_the_library_finds_it() -> None:
+def test_the_keyring_library_lists_the_backend() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "keyring", "--list-backends"], capture_output=True, text=True, timeout=20, check=True
     )
@@ -153,7 +153,7 @@ def test_the_library_finds_it() -> None:
     assert f"{NAME} (priority: 0.9)" in done.stdout
 
 
-def test_the_command_keyring(container: str) -> None:
+def test_the_keyring_command_sets_gets_and_deletes_a_password(container: str) -> None:
     def run(*words: str, word: str = "", code: int = 0) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "keyring", "-b", NAME, *words],
@@ -173,7 +173,7 @@ def test_the_command_keyring(container: str) -> None:
     assert run("get", "service", "user", code=1) == ""
 
 
-def test_no_password_is_shown(backend: KernelKeyring, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_repr_or_log_shows_a_password(backend: KernelKeyring, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(0)
     backend.set_password("service", "user", WORD)
     credential = backend.get_credential("service", "user")
@@ -185,7 +185,9 @@ def test_no_password_is_shown(backend: KernelKeyring, caplog: pytest.LogCaptureF
 # --- keys ------------------------------------------------------------------------------------------------------
 
 
-def test_what_stands_in_the_kernel(backend: KernelKeyring, container: str) -> None:
+def test_a_password_is_a_user_key_with_quoted_description_and_safe_permissions(
+    backend: KernelKeyring, container: str
+) -> None:
     backend.set_password("imap://a:b%", "jürgen;x y\n", WORD)
     key = key_of(backend)
     assert key.description == "upcall:imap%3A//a%3Ab%25:j%C3%BCrgen%3Bx%20y%0A"
@@ -195,7 +197,7 @@ def test_what_stands_in_the_kernel(backend: KernelKeyring, container: str) -> No
     assert credential is not None and credential.username == "jürgen;x y\n"
 
 
-def test_names_that_could_be_taken_for_each_other(backend: KernelKeyring) -> None:
+def test_similar_service_and_user_names_are_kept_apart(backend: KernelKeyring) -> None:
     pairs = [("a", "b:c"), ("a:b", "c"), ("a%3Ab", "c"), ("", "a:b:c"), ("a:b:c", ""), ("a\udcff", "b"), ("aÿ", "b")]
     for number, (service, user) in enumerate(pairs):
         if user:
@@ -205,7 +207,7 @@ def test_names_that_could_be_taken_for_each_other(backend: KernelKeyring) -> Non
 
 
 @pytest.mark.parametrize("word", ["", "\0", "\0\0", "\0a", "a\0", "\ud800", "x" * kernel.MAX_PAYLOAD], ids=ascii)
-def test_odd_passwords(word: str) -> None:
+def test_unusual_passwords_come_back_unchanged(word: str) -> None:
     if len(word) > 1000 and os.geteuid() != 0:
         pytest.skip("more than an ordinary user's quota")
     backend = made()
@@ -213,7 +215,7 @@ def test_odd_passwords(word: str) -> None:
     assert backend.get_password("service", "user") == word
 
 
-def test_too_long(backend: KernelKeyring) -> None:
+def test_a_password_or_name_that_is_too_long_is_refused(backend: KernelKeyring) -> None:
     with pytest.raises(PasswordSetError, match="the password is 32768 bytes, at most 32767 fit"):
         backend.set_password("service", "user", "x" * 32768)
     long = "n" * (4095 - len("upcall:service:"))
@@ -233,7 +235,7 @@ def test_a_new_password_displaces_the_old_one(backend: KernelKeyring) -> None:
     key_of(backend)
 
 
-def test_the_first_user_name_in_alphabetical_order(backend: KernelKeyring) -> None:
+def test_get_credential_returns_the_first_user_name_in_alphabetical_order(backend: KernelKeyring) -> None:
     for user in ("c", "a", "b"):
         backend.set_password("service", user, user * 3)
     backend.set_password("service2", "0", "other")
@@ -241,7 +243,7 @@ def test_the_first_user_name_in_alphabetical_order(backend: KernelKeyring) -> No
     assert credential is not None and (credential.username, credential.password) == ("a", "aaa")
 
 
-def test_what_somebody_else_wrote_there(backend: KernelKeyring) -> None:
+def test_a_password_that_is_not_utf8_is_an_error_without_its_bytes(backend: KernelKeyring) -> None:
     backend.set_password("service", "user", WORD)
     held = backend._held()
     assert held is not None
@@ -269,7 +271,7 @@ def gone(backend: KernelKeyring) -> None:
     until(lambda: backend.get_password("service", "user") is None, "the password has expired", 5)
 
 
-def test_an_expired_password_is_none(backend: KernelKeyring) -> None:
+def test_an_expired_password_is_not_found(backend: KernelKeyring) -> None:
     short, long = backend.with_properties(timeout="1"), backend.with_properties(timeout=1000)
     short.set_password("service", "user", WORD)
     long.set_password("service", "other", WORD)
@@ -291,7 +293,7 @@ def expiry(backend: KernelKeyring) -> str:
     return line.split()[3]
 
 
-def test_a_time_out_is_set_anew_with_each_password(backend: KernelKeyring, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_set_password_sets_the_time_out_again(backend: KernelKeyring, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYRING_PROPERTY_TIMEOUT", "1000")
     limited = made(where=backend.where)
     limited.set_password("service", "user", WORD)
@@ -300,7 +302,7 @@ def test_a_time_out_is_set_anew_with_each_password(backend: KernelKeyring, monke
     assert expiry(backend) == "perm"
 
 
-def test_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_configuration_sets_time_out_and_keyring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     file = config.user_file()
     file.parent.mkdir(mode=0o755)
@@ -314,17 +316,17 @@ def test_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     made(timeout=60).set_password("service", "user", WORD)
     assert expiry(backend) in ("60s", "59s", "1m")
     file.write_text("[keyring]\ntimeout = -1\n")
-    with pytest.raises(KeyringError, match=r"keyring\.timeout: a whole number from 0 to 4294967295 is wanted"):
+    with pytest.raises(KeyringError, match=r"keyring\.timeout: must be a whole number from 0 to 4294967295"):
         backend.get_password("service", "user")
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "1.5", "", 4294967296, "²", True])
-def test_a_bad_time_out(value: object) -> None:
+def test_an_invalid_time_out_property_is_refused(value: object) -> None:
     with pytest.raises(KeyringError, match=r"the property timeout is .*; seconds from 0 to 4294967295 are wanted"):
         made(timeout=value).set_password("service", "user", WORD)
 
 
-def test_a_bad_place() -> None:
+def test_an_invalid_where_property_is_refused() -> None:
     with pytest.raises(KeyringError, match="the property where is 'here'; persistent or user is wanted"):
         made(where="here").get_password("service", "user")
 
@@ -332,7 +334,7 @@ def test_a_bad_place() -> None:
 # --- possession ------------------------------------------------------------------------------------------------
 
 
-def test_a_process_without_a_session_keyring_of_its_users(backend: KernelKeyring) -> None:
+def test_passwords_work_in_a_process_with_an_empty_session_keyring(backend: KernelKeyring) -> None:
     backend.set_password("service", "user", WORD)
 
     def tried() -> list[str | None]:
@@ -345,7 +347,7 @@ def test_a_process_without_a_session_keyring_of_its_users(backend: KernelKeyring
     assert backend.get_password("service", "user") == "from there"
 
 
-def test_a_process_whose_session_keyring_was_revoked(backend: KernelKeyring) -> None:
+def test_passwords_work_in_a_process_with_a_revoked_session_keyring(backend: KernelKeyring) -> None:
     backend.set_password("service", "user", WORD)
 
     def tried() -> list[str | None]:
@@ -358,8 +360,8 @@ def test_a_process_whose_session_keyring_was_revoked(backend: KernelKeyring) -> 
     assert in_child(tried) == [WORD, None]
 
 
-def test_threads_that_run_already(backend: KernelKeyring) -> None:
-    """They do not get the process keyring that another thread makes."""
+def test_passwords_work_in_threads_that_run_already(backend: KernelKeyring) -> None:
+    """They do not inherit a process keyring that another thread creates."""
     start, wrong = threading.Event(), list[str]()
 
     def work(mine: str) -> None:
@@ -386,7 +388,7 @@ def test_threads_that_run_already(backend: KernelKeyring) -> None:
     assert backend.get_password("service", "user3") == "user3 49"
 
 
-def test_processes_that_begin_at_once_share_one_keyring(backend: KernelKeyring) -> None:
+def test_processes_that_start_at_once_share_one_keyring(backend: KernelKeyring) -> None:
     """None of them may replace the keyring that another has just filled."""
     code = (
         "import sys; from upcall.keys.keyring_backend import KernelKeyring; sys.stdin.read(); "
@@ -401,8 +403,10 @@ def test_processes_that_begin_at_once_share_one_keyring(backend: KernelKeyring) 
     assert [backend.get_password("service", str(number)) for number in range(6)] == ["x"] * 6
 
 
-def test_a_quicker_process(backend: KernelKeyring, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It makes the keyring between our look and our own."""
+def test_a_keyring_created_by_another_process_meanwhile_is_used(
+    backend: KernelKeyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process creates it between our look-up and our creation."""
     backend.set_password("service", "other", WORD)
     found, looks = KernelKeyring._found, iter([True])
     monkeypatch.setattr(
@@ -412,7 +416,7 @@ def test_a_quicker_process(backend: KernelKeyring, monkeypatch: pytest.MonkeyPat
     assert [backend.get_password("service", user) for user in ("user", "other")] == [WORD, WORD]
 
 
-def test_our_keyring_was_revoked(backend: KernelKeyring) -> None:
+def test_a_revoked_keyring_is_replaced_by_the_next_password(backend: KernelKeyring) -> None:
     backend.set_password("service", "user", WORD)
     held = backend._held()
     assert held is not None
@@ -423,7 +427,7 @@ def test_our_keyring_was_revoked(backend: KernelKeyring) -> None:
 
 
 @root_only
-def test_another_user_cannot_read_it(backend: KernelKeyring) -> None:
+def test_another_user_cannot_read_the_passwords(backend: KernelKeyring) -> None:
     backend.set_password("service", "user", WORD)
     held, serial = backend._held() or 0, key_of(backend).serial
 
@@ -443,7 +447,7 @@ def test_another_user_cannot_read_it(backend: KernelKeyring) -> None:
 
 
 @user_only
-def test_the_quota_of_keys(container: str) -> None:
+def test_a_full_quota_of_keys_is_an_error_until_keys_are_deleted(container: str) -> None:
     backend = made()
     with pytest.raises(PasswordSetError, match="the kernel holds no more keys for this user: /proc/key-users"):
         for number in range(1000):
@@ -463,7 +467,7 @@ def test_the_quota_of_keys(container: str) -> None:
 
 
 @user_only
-def test_the_quota_of_bytes() -> None:
+def test_a_full_quota_of_bytes_is_an_error() -> None:
     with pytest.raises(PasswordSetError, match="the kernel holds no more keys for this user"):
         made().set_password("service", "user", "x" * 32000)
 
@@ -491,7 +495,9 @@ def forbid(code: int, *numbers: int) -> None:
         (errno.EOPNOTSUPP, [kernel._KEYCTL], "Linux 5.3 or newer is needed"),
     ],
 )
-def test_a_kernel_that_does_not_let_us(code: int, numbers: list[int], why: str) -> None:
+def test_a_kernel_that_refuses_keyrings_makes_the_backend_not_viable_with_a_reason(
+    code: int, numbers: list[int], why: str
+) -> None:
     def tried() -> list[object]:
         forbid(code, *numbers)
         said: list[object] = [KernelKeyring.viable]
@@ -511,12 +517,12 @@ def test_a_kernel_that_does_not_let_us(code: int, numbers: list[int], why: str) 
     assert os.strerror(code) in failed
 
 
-def test_a_kernel_without_persistent_keyrings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_persistent_keyrings_the_user_keyring_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "capabilities", lambda: kernel.MOVE)
     made().set_password("service", "user", WORD)
     assert made(where="user").get_password("service", "user") == WORD
 
 
-def test_a_kernel_that_cannot_move_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_cannot_move_keys_is_unusable_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "capabilities", lambda: kernel.PERSISTENT_KEYRINGS)
     assert unusable() == "Linux 5.3 or newer is needed"

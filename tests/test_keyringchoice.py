@@ -1,4 +1,4 @@
-"""Which backend the keyring library chooses, what people are told of it, and that it stays out of the daemon."""
+"""Which backend the keyring library chooses, how upcall describes it, and that the daemon does not import it."""
 
 from __future__ import annotations
 
@@ -48,28 +48,28 @@ def chosen(code: str = "") -> keyringchoice.Choice:
 
 
 @needs_keyrings
-def test_ours() -> None:
+def test_our_backend_passes_its_trial_and_is_described() -> None:
     assert chosen() == (OURS, 0.9, True, False, "the kernel keeps it, at most until the next boot")
     backend = KernelKeyring()
     assert backend.get_credential("upcall:trial", None) is None  # nothing is left of it
 
 
 @needs_keyrings
-def test_ours_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_backend_is_chosen_where_there_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHON_KEYRING_BACKEND")
     found = chosen("import upcall.keys.keyring_backend")  # the entry point does that once upcall is installed
     assert found.backend == OURS and found.headless
 
 
 @needs_keyrings
-def test_ours_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_backend_is_reported_as_failing_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYRING_PROPERTY_TIMEOUT", "soon")
     found = chosen()
     assert found[:4] == (OURS, 0.9, False, False)
     assert found.why.startswith("does not work: the property timeout is 'soon'")
 
 
-def test_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_backend_the_reason_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")
     forbidden = (
         "import upcall.keys.keyring_backend as b; from upcall.kernel import keyring as k; k.capabilities = lambda: 0"
@@ -83,8 +83,8 @@ def test_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_the_first_of_the_chainer_is_what_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a desktop's keyring beside ours, that one gets the password."""
+def test_of_chained_backends_the_first_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a desktop's keyring beside ours, the desktop's receives the password."""
     monkeypatch.delenv("PYTHON_KEYRING_BACKEND")
     desktop = (
         "import upcall.keys.keyring_backend\n"
@@ -102,7 +102,7 @@ def test_the_first_of_the_chainer_is_what_counts(monkeypatch: pytest.MonkeyPatch
     )
 
 
-def test_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_backend_is_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHON_KEYRING_BACKEND")
     theirs = (
         "import keyring\n"
@@ -117,7 +117,7 @@ def test_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["nobody.has.this", "keyring.backends.fail.Missing"])
-def test_a_backend_that_is_not_there(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_missing_backend_is_reported_as_an_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", name)
     found = chosen()
     assert (found.backend, found.headless) == ("", False)
@@ -125,7 +125,7 @@ def test_a_backend_that_is_not_there(monkeypatch: pytest.MonkeyPatch, name: str)
 
 
 @needs_keyrings
-def test_a_trial_that_fails_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_cannot_set_or_return_a_password_fails_its_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise PasswordSetError("the kernel holds no more keys")
 
@@ -140,12 +140,12 @@ def test_a_trial_that_fails_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_keyrings
-def test_a_passphrase_is_fetched_from_it() -> None:
+def test_a_passphrase_is_fetched_from_our_backend() -> None:
     KernelKeyring().set_password("upcall", "0123456789abcdef", WORD)
     assert fetch_from_keyring("0123456789abcdef", 20) == WORD.encode()
 
 
-def test_the_daemon_starts_without_the_library() -> None:
+def test_the_daemon_starts_without_importing_the_keyring_library() -> None:
     code = (
         "import sys, upcall.daemon.__main__\n"
         "heavy = ('keyring', 'jaraco', 'secretstorage', 'upcall.keys.passphrase', 'upcall.keys.keyring_backend')\n"
@@ -156,8 +156,10 @@ def test_the_daemon_starts_without_the_library() -> None:
 
 
 @needs_keyrings
-def test_the_daemon_stays_without_the_library(broker: RunningBroker, folder: Path, keyring: FolderKeyring) -> None:
-    """tests/lean.py looks, in the daemon, when the passphrase has been fetched."""
+def test_fetching_a_passphrase_imports_no_keyring_library_into_the_daemon(
+    broker: RunningBroker, folder: Path, keyring: FolderKeyring
+) -> None:
+    """tests/lean.py checks, in the daemon, once the passphrase has been fetched."""
     signature, blob = make_toy_key(folder.parent / "toy.key", WORD.encode())
     keyring.add(signature, "lean", blob.removesuffix(b"ask") + b"keyring")
     KernelKeyring().set_password("upcall", signature, WORD)

@@ -18,7 +18,7 @@ LIMIT = 4096
 
 
 @pytest.mark.parametrize("word", [WORD, b""])
-def test_what_was_written_is_read(tmp_path: Path, word: bytes) -> None:
+def test_a_written_pem_key_reads_back_the_same(tmp_path: Path, word: bytes) -> None:
     path, key = tmp_path / "key.pem", X25519PrivateKey.generate()
     write_pem(path, key, bytearray(word))
     with PemFile(str(path), LIMIT) as file:
@@ -28,7 +28,7 @@ def test_what_was_written_is_read(tmp_path: Path, word: bytes) -> None:
         assert loaded.private_bytes_raw() == key.private_bytes_raw()
 
 
-def test_the_text_is_wiped_at_the_end(tmp_path: Path) -> None:
+def test_the_pem_text_is_wiped_when_the_file_is_closed(tmp_path: Path) -> None:
     path = write_key(tmp_path / "key.pem", X25519PrivateKey.generate(), None)
     with PemFile(str(path), LIMIT) as file:
         text = file._pem
@@ -49,7 +49,7 @@ def test_the_passphrase_comes_from_its_source_if_one_is_needed(tmp_path: Path) -
         assert file.passphrase("none", GivenSecrets()) == b""
 
 
-def test_the_encryption_of_openssl_itself_is_seen(tmp_path: Path) -> None:
+def test_openssls_traditional_encryption_is_recognised(tmp_path: Path) -> None:
     key = generate_private_key(SECP256R1())
     path = write_key(tmp_path / "key.pem", key, WORD, PrivateFormat.TraditionalOpenSSL)
     with PemFile(str(path), LIMIT) as file:
@@ -63,7 +63,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         PemFile(str(tmp_path / "no.pem"), LIMIT)
 
 
-def test_what_openssl_says_of_a_bad_text_stays_inside() -> None:
+def test_openssls_error_about_an_invalid_pem_text_is_not_shown() -> None:
     for text in (b"", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"):
         with pytest.raises(ModuleFailed, match=r"^/k: not a sound private key in PEM$") as caught:
             load_pem(bytearray(text), bytearray(), "/k")

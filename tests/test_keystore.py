@@ -1,4 +1,4 @@
-"""The key store: one file per key, and clear words for a wrong one."""
+"""The key store: one file per key, and clear errors for an invalid one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write(store: KeyStore, text: str, name: str = "home") -> None:
     path.write_text(text)
 
 
-def test_there_and_back(store: KeyStore) -> None:
+def test_an_entry_is_saved_privately_loaded_found_and_removed(store: KeyStore) -> None:
     assert store.names() == []
     store.save(ENTRY)
     assert store.names() == ["home"]
@@ -63,26 +63,27 @@ def test_there_and_back(store: KeyStore) -> None:
         ENTRY._replace(source="compat", blob=None),
         ENTRY._replace(source="file:/x", blob=b""),
     ],
+    ids=["path and parameters", "blob", "empty blob"],
 )
-def test_what_may_be_missing(store: KeyStore, entry: Entry) -> None:
+def test_an_entry_with_optional_fields_missing_reads_back_the_same(store: KeyStore, entry: Entry) -> None:
     store.save(entry)
     assert store.load("home") == entry
 
 
-def test_the_blob_of_a_compat_key_is_not_written(store: KeyStore) -> None:
+def test_saving_the_blob_of_a_compat_key_is_refused(store: KeyStore) -> None:
     with pytest.raises(UsageError, match="secret"):
         store.save(ENTRY._replace(source="compat"))
     assert store.names() == []
 
 
-def test_no_such_key(store: KeyStore) -> None:
+def test_an_unknown_key_is_a_usage_error(store: KeyStore) -> None:
     for name in ("home", "80f0e50e8a936f95"):
         with pytest.raises(UsageError, match=f"no key '{name}'"):
             store.find(name)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", ".hidden", "-x", "a\n", "ä", "x" * 65, "x.toml"])
-def test_names_that_are_none(store: KeyStore, name: str) -> None:
+def test_an_invalid_key_name_is_refused(store: KeyStore, name: str) -> None:
     with pytest.raises(UsageError, match="cannot be the name"):
         store.load(name)
 
@@ -109,7 +110,7 @@ def test_names_that_are_none(store: KeyStore, name: str) -> None:
         ("module", "[module]\nmodule", "unknown|missing|string"),
     ],
 )
-def test_wrong_files(store: KeyStore, old: str, new: str, why: str) -> None:
+def test_an_invalid_entry_file_is_refused_naming_file_and_field(store: KeyStore, old: str, new: str, why: str) -> None:
     write(store, SOUND)
     assert store.load("home").created == WHEN
     (store.directory / "home.toml").write_text(SOUND.replace(old, new))
@@ -118,33 +119,33 @@ def test_wrong_files(store: KeyStore, old: str, new: str, why: str) -> None:
     assert "home.toml" in str(caught.value)
 
 
-def test_a_file_that_is_not_utf8(store: KeyStore) -> None:
+def test_an_entry_file_that_is_not_utf8_is_refused(store: KeyStore) -> None:
     write(store, SOUND)
     (store.directory / "home.toml").write_bytes(b"\xff")
     with pytest.raises(PeerError, match="codec"):
         store.load("home")
 
 
-def test_a_file_that_others_can_write(store: KeyStore) -> None:
+def test_an_entry_file_that_others_can_write_is_refused(store: KeyStore) -> None:
     write(store, SOUND)
     (store.directory / "home.toml").chmod(0o622)
     with pytest.raises(PermissionError, match="lets others in"):
         store.load("home")
 
 
-def test_a_directory_that_others_can_write(store: KeyStore) -> None:
+def test_a_key_directory_that_others_can_write_is_refused(store: KeyStore) -> None:
     store.prepare()
     store.directory.chmod(0o777)
     with pytest.raises(PermissionError, match="others can write here"):
         store.save(ENTRY)
 
 
-def test_a_path_that_toml_cannot_say(store: KeyStore) -> None:
+def test_a_path_that_is_not_utf8_is_refused(store: KeyStore) -> None:
     with pytest.raises(UsageError, match="not UTF-8"):
         store.save(ENTRY._replace(path="/\udcff"))
 
 
-def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_directory_follows_xdg_data_home_if_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
     assert default_directory() == Path("/data/upcall/keys")
     for ignored in ("", "relative"):

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernel.groups import Group, groups
+from tests.kernel.groups import FILES, Group, groups
 from upcall.cli import main
 from upcall.testing.lab import LabUnavailable, cpio, doctor, guest, image, kernellog, packages, qemu, run, uml, why_not
 from upcall.testing.lab.doctor import checks
@@ -72,7 +72,7 @@ def test_cpio_archives_in_a_row_stay_aligned(contents: list[tuple[str, bytes]]) 
 
 
 @pytest.mark.skipif(shutil.which("cpio") is None, reason="there is no cpio to compare with")
-def test_cpio_reads_it_too() -> None:
+def test_the_cpio_command_reads_our_archive() -> None:
     made = cpio.archive([cpio.file("a/one", b"1"), cpio.link("b", "a")])
     listed = subprocess.run(["cpio", "-it", "--quiet"], input=made, capture_output=True, check=True).stdout
     assert listed.decode().split() == ["a", "a/one", "b"]
@@ -122,7 +122,7 @@ KMSG = b"""\
 4,343,63"""
 
 
-def test_faults_are_the_kernels_own_words_only() -> None:
+def test_only_lines_of_the_kernel_itself_count_as_faults() -> None:
     assert kernellog.faults(KMSG) == [
         "kernel BUG at lib/list_debug.c:26!",
         "list_add corruption. next->prev should be prev",
@@ -147,7 +147,7 @@ def test_the_log_reads_as_dmesg_prints_it() -> None:
         "Kernel panic - not syncing: sysrq triggered crash",
     ],
 )
-def test_what_counts_as_a_fault(text: str) -> None:
+def test_an_oops_a_bug_and_a_panic_count_as_faults(text: str) -> None:
     assert kernellog.faults(b"1,1,1,-;" + text.encode()) == [text]
     assert kernellog.console_faults(f"[    1.0] {text}\r\n[    1.1] all is well\r\n") == [f"[    1.0] {text}"]
 
@@ -205,7 +205,9 @@ def test_odd_arguments_and_folders_arrive_as_they_are(tmp_path: Path) -> None:
     assert done.stdout.split(b"\0") == [os.fsencode(text) for text in [str(cwd), *ODD]]
 
 
-def test_the_environment_is_not_the_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guests_command_does_not_get_the_hosts_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SECRET", "hunter2")
     script = guest.command_script(session(["/usr/bin/env"], tmp_path, EXTRA="a b"))
     shown = subprocess.run(["/bin/sh", "-c", script], capture_output=True, check=True, text=True).stdout
@@ -214,12 +216,12 @@ def test_the_environment_is_not_the_hosts(tmp_path: Path, monkeypatch: pytest.Mo
     assert "UPCALL_LAB_RESULTS=/results\n" in shown
 
 
-def test_only_paths_below_the_empty_folders_are_kept() -> None:
+def test_only_paths_below_folders_that_the_guest_empties_are_hidden() -> None:
     paths = [Path("/tmp/x/y"), Path("/tmp"), Path("/usr/lib"), Path("/home/u/venv"), Path("/home/u")]
     assert guest.hidden(paths) == [Path("/home/u"), Path("/home/u/venv"), Path("/tmp/x/y")]
 
 
-def test_closed_folders_above_are_found(tmp_path: Path) -> None:
+def test_parent_folders_that_others_cannot_enter_are_found(tmp_path: Path) -> None:
     inner = tmp_path / "private" / "open"
     inner.mkdir(parents=True)
     inner.chmod(0o755)
@@ -326,16 +328,25 @@ def test_user_mode_linux_has_one_processor_and_no_ecryptfs_messages() -> None:
 
 
 def test_files_of_ring_3_are_grouped_by_their_names() -> None:
-    names = ["test_files.py", "test_device.py", "test_cifs_failures.py", "test_cifs.py", "test_quota_ext4.py"]
-    names.append("test_login_systemd.py")
-    assert groups(names) == {
-        "files": Group("qemu", ("test_files.py",)),
-        "faults": Group("qemu", ("test_device.py",)),
-        "login-systemd-qemu": Group("qemu", ("test_login_systemd.py",), Path("/usr/lib/systemd/systemd")),
-        "cifs-uml": Group("uml", ("test_cifs.py", "test_cifs_failures.py")),
-        "cifs-qemu": Group("qemu", ("test_cifs.py", "test_cifs_failures.py")),
-        "quota-ext4-uml": Group("uml", ("test_quota_ext4.py",)),
+    names = ["test_files.py", "test_device.py", "test_plugin_new.py", "test_cifs_failures.py", "test_cifs.py"]
+    names += ["test_cifs_idmap.py", "test_quota_ext4.py", "test_login_systemd.py", "test_units.py", "test_link.py"]
+    common = {
+        "link": Group("qemu", ("test_link.py",)),
+        "ecryptfs": Group("qemu", ("test_device.py", "test_files.py", "test_plugin_new.py")),
+        "requests": Group("qemu", ("test_cifs.py", "test_cifs_failures.py", "test_cifs_idmap.py")),
+        "systemd": Group("qemu", ("test_login_systemd.py",), Path("/usr/lib/systemd/systemd")),
     }
+    assert groups(names) == common | {
+        "requests-uml": Group("uml", ("test_cifs.py", "test_cifs_failures.py")),
+        "machine": Group("qemu", ("test_units.py",)),
+        "machine-uml": Group("uml", ("test_quota_ext4.py",)),
+    }
+    assert groups(names, uml=False) == common | {"machine": Group("qemu", ("test_quota_ext4.py", "test_units.py"))}
+
+
+def test_where_user_mode_linux_cannot_run_no_file_of_ring_3_runs_twice_or_not_at_all() -> None:
+    found = [file for group in groups(FILES, uml=False).values() for file in group.files]
+    assert sorted(found) == FILES
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -410,7 +421,7 @@ def archive(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def quiet(text: str) -> None:
-    """Nobody is told."""
+    """Reports no progress."""
 
 
 def test_a_kernel_is_fetched_once(cache: Path, archive: list[str]) -> None:
@@ -434,7 +445,7 @@ def test_first_runs_at_the_same_time_leave_one_complete_image(cache: Path, archi
     assert sorted(path.name for path in cache.iterdir()) == ["current", fetched[0].folder.name]
 
 
-def test_an_older_kernel_goes_when_nobody_uses_it(
+def test_an_older_kernel_is_removed_once_it_is_no_longer_in_use(
     cache: Path, archive: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = image.fetch(quiet)
@@ -482,7 +493,7 @@ def test_the_doctor_names_every_remedy() -> None:
 
 
 @pytest.mark.usefixtures("nothing_installed")
-def test_the_doctor_speaks_to_programs() -> None:
+def test_the_doctor_reports_missing_tools_and_remedies_as_json() -> None:
     found = CliRunner().invoke(main, ["lab", "doctor", "--json"])
     assert found.exit_code == os.EX_UNAVAILABLE
     missing = {check["name"] for check in json.loads(found.output) if not check["met"]}
@@ -501,7 +512,7 @@ def test_why_not_is_one_line_with_the_remedy() -> None:
 
 
 @pytest.mark.parametrize(("flags", "told"), [("fpu avx512f", False), ("fpu amx_bf16 amx_tile", True)])
-def test_user_mode_linux_is_not_for_processors_whose_state_it_cannot_keep(
+def test_user_mode_linux_is_refused_on_processors_whose_state_it_cannot_keep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, told: bool
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
@@ -528,7 +539,7 @@ def test_a_system_that_forbids_tracing_cannot_run_user_mode_linux(
 
 
 @pytest.mark.usefixtures("nothing_installed")
-def test_a_run_without_tools_says_so() -> None:
+def test_a_run_without_tools_names_what_is_missing() -> None:
     done = CliRunner().invoke(main, ["lab", "run", "--", "true"])
     assert done.exit_code == os.EX_UNAVAILABLE
     assert "not found" in done.output
@@ -536,7 +547,7 @@ def test_a_run_without_tools_says_so() -> None:
         run(["true"])
 
 
-def test_a_cache_that_cannot_be_written_is_an_error_of_its_own(
+def test_a_cache_that_cannot_be_written_makes_the_lab_unavailable(
     tmp_path: Path, archive: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -545,7 +556,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_of_its_own(
         image.fetch(quiet)
 
 
-def test_apts_empty_lists_are_updated_by_root_only(
+def test_a_user_with_empty_lists_of_apt_is_told_to_update_them(
     cache: Path, archive: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packages, "kernel_package", lambda: None)
@@ -576,5 +587,5 @@ def test_options_after_the_command_are_the_commands(monkeypatch: pytest.MonkeyPa
     assert seen == [("ls", "--timeout", "-x")] * 3
 
 
-def test_the_shell_wants_a_terminal() -> None:
+def test_the_shell_without_a_terminal_is_a_usage_error() -> None:
     assert CliRunner().invoke(main, ["lab", "shell"]).exit_code == os.EX_USAGE

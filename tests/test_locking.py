@@ -99,7 +99,7 @@ EVERY = "lock-on=suspend,screen-lock,logout"
 
 @needs_a_bus
 @pytest.mark.parametrize("isolated", [False, True])
-def test_what_locks_and_what_ends_it(
+def test_each_cause_locks_every_key_and_its_end_opens_those_without_passphrase(
     broker: RunningBroker, start: Start, bus: SystemBus, logind: Logind, signature: str, protected: str, isolated: bool
 ) -> None:
     path = logind.session("c1", tell=False)
@@ -134,7 +134,7 @@ def test_what_locks_and_what_ends_it(
 
 
 def found_in_memory(pid: int, word: bytes) -> bool:
-    """False for who may not look: only root reads the memory of a process that is not dumpable."""
+    """False without root, which alone reads the memory of a process that is not dumpable."""
     if os.geteuid() != 0:
         return False
     with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
@@ -162,10 +162,10 @@ def test_the_machine_sleeps_only_when_the_keys_are_closed(
 
 
 @needs_a_bus
-def test_a_person_unlocks_behind_a_locked_screen(
+def test_unlock_opens_keys_behind_a_locked_screen_until_it_locks_again(
     broker: RunningBroker, start: Start, bus: SystemBus, logind: Logind, signature: str, protected: str
 ) -> None:
-    """Somebody who has come by ssh, say."""
+    """Over ssh, for example."""
     path = logind.session("c1", tell=False)
     start(EVERY, bus=bus.address)
     until(listening, "logind is heard")
@@ -184,7 +184,7 @@ def test_a_person_unlocks_behind_a_locked_screen(
 
 
 @needs_a_bus
-def test_what_a_person_has_locked_only_a_person_unlocks(
+def test_a_lock_by_command_outlasts_a_screen_lock(
     broker: RunningBroker, start: Start, bus: SystemBus, logind: Logind, signature: str
 ) -> None:
     path = logind.session("c1", tell=False)
@@ -203,7 +203,7 @@ def test_what_a_person_has_locked_only_a_person_unlocks(
 
 
 @needs_a_bus
-def test_the_listener_is_killed_and_the_bus_goes(
+def test_a_killed_listener_is_replaced_and_a_bus_that_returns_is_heard_again(
     broker: RunningBroker, start: Start, bus: SystemBus, logind: Logind, signature: str
 ) -> None:
     path = logind.session("c1", tell=False)
@@ -250,7 +250,7 @@ def children(pid: int) -> list[int]:
 
 
 @needs_a_bus
-def test_a_key_that_is_being_opened_when_all_are_locked(
+def test_a_key_that_opens_during_a_lock_is_refused_as_locked(
     broker: RunningBroker, start: Start, bus: SystemBus, logind: Logind, keyring: FolderKeyring, gate: Gate
 ) -> None:
     """The lock wins, even if it is over by the time that the key is open."""
@@ -271,7 +271,7 @@ def test_a_key_that_is_being_opened_when_all_are_locked(
     assert asked(broker, name) == "answered"
 
 
-def test_without_a_bus_there_is_one_line(start: Start) -> None:
+def test_without_a_bus_one_log_line_and_the_status_say_so(start: Start) -> None:
     daemon = start(EVERY)
     daemon.logged(
         "logind-unavailable why='no system bus: /nowhere: No such file or directory' missed=suspend,screen-lock,"
@@ -280,7 +280,9 @@ def test_without_a_bus_there_is_one_line(start: Start) -> None:
     assert daemon.log.count("logind-unavailable") == 1
 
 
-def test_after_a_time_without_use(broker: RunningBroker, start: Start, signature: str, protected: str) -> None:
+def test_keys_are_locked_after_a_time_without_use(
+    broker: RunningBroker, start: Start, signature: str, protected: str
+) -> None:
     daemon = start("lock-after=1.5")
     with DaemonControl() as control:
         control.unlock(protected, bytearray(PASSPHRASE))
@@ -293,7 +295,7 @@ def test_after_a_time_without_use(broker: RunningBroker, start: Start, signature
         assert not found_in_memory(daemon.pid, PASSPHRASE)
 
 
-def test_use_puts_it_off(broker: RunningBroker, start: Start, signature: str) -> None:
+def test_use_of_a_key_postpones_its_lock(broker: RunningBroker, start: Start, signature: str) -> None:
     daemon = start("lock-after=2")
     never = threading.Event()
     for _ in range(8):
@@ -304,7 +306,7 @@ def test_use_puts_it_off(broker: RunningBroker, start: Start, signature: str) ->
 
 
 @needs_a_bus
-def test_a_reload_follows_the_configuration(
+def test_a_reload_applies_a_changed_lock_on(
     broker: RunningBroker, start: Start, bus: SystemBus, logind: Logind, folder: Path, signature: str
 ) -> None:
     found, modules = folder.parent / "found.json", ["module=toy=upcall.testing.toy:TOY"]
@@ -324,7 +326,9 @@ def test_a_reload_follows_the_configuration(
     until(listening, "logind is heard")
 
 
-def test_what_the_configuration_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_lock_settings_override_the_systems_and_bad_ones_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     system, user = tmp_path / "system.toml", tmp_path / "user" / "upcall" / "config.toml"
     user.parent.mkdir(parents=True)
     monkeypatch.setattr(config, "SYSTEM", system)
@@ -337,20 +341,20 @@ def test_what_the_configuration_says(tmp_path: Path, monkeypatch: pytest.MonkeyP
     user.write_text("[keys]\nlock-on = []\n")
     assert finding.locks() == ["lock-after=60", "lock-on="]
     user.write_text('[keys]\nlock-on = ["suspend", "sleep"]\n')
-    with pytest.raises(config.ConfigError, match=r"2: keys\.lock-on: 'sleep'; a list of some of suspend"):
+    with pytest.raises(config.ConfigError, match=r"2: keys\.lock-on: 'sleep'; must be a list of some of suspend"):
         finding.locks()
     user.write_text("")
     monkeypatch.setattr(finding, "is_machines", lambda: True)
     assert finding.locks() == ["lock-after=60", "lock-on=suspend"]
 
 
-def test_nothing_of_it_costs_a_daemon_that_wants_none(start: Start) -> None:
+def test_a_daemon_without_lock_settings_has_neither_thread_nor_listener(start: Start) -> None:
     daemon = start()
     assert "locking" not in [path.read_text().strip() for path in Path(f"/proc/{daemon.pid}/task").glob("*/comm")]
     assert children(daemon.pid) == []
 
 
-def test_the_daemon_imports_no_bus() -> None:
+def test_the_daemon_starts_without_importing_jeepney_or_subprocess() -> None:
     program = (
         "import sys; from upcall.daemon import __main__; "
         "print([name for name in sys.modules if name.split('.')[0] in ('jeepney', 'tomllib', 'subprocess')])"

@@ -28,7 +28,7 @@ def lines(reader: int, log: EventLog) -> list[str]:
     return os.read(reader, 1 << 20).decode().splitlines()
 
 
-def test_one_line_per_event(pipe: tuple[int, int]) -> None:
+def test_an_event_is_one_line_with_odd_values_quoted(pipe: tuple[int, int]) -> None:
     log = EventLog("name", pipe[1])
     log("plain", number=5, text="word")
     log("odd", blank="two words", quote='a"b', none="", lines="a\nb", bad="\udcff", path=Path("/x"))
@@ -103,7 +103,7 @@ def test_all_uids_of_a_person_share_one_limit(pipe: tuple[int, int], monkeypatch
     assert found[-1].endswith(f"flood uid=1001 suppressed={1000 - module._PER_SECOND}")
 
 
-def test_a_reader_that_does_not_read_blocks_nobody_and_what_is_lost_is_counted(
+def test_a_reader_that_stalls_does_not_block_and_lost_lines_are_counted(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_PER_SECOND", 1 << 30)
@@ -131,7 +131,7 @@ def test_a_reader_that_does_not_read_blocks_nobody_and_what_is_lost_is_counted(
     until(lost, "what was lost is told")
 
 
-def test_a_reader_that_has_gone(pipe: tuple[int, int]) -> None:
+def test_logging_without_a_reader_raises_nothing(pipe: tuple[int, int]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     log = EventLog("name", writer)
@@ -156,7 +156,7 @@ def test_a_broker_with_a_full_log_serves_and_ends(folder: Path) -> None:
     os.close(writer)
 
 
-def test_a_broker_without_stderr(folder: Path) -> None:
+def test_a_broker_whose_stderr_is_closed_starts(folder: Path) -> None:
     """A service manager may close it."""
     broker_of = f"[sys.executable, '-m', 'upcall.broker', 'folder={folder}']"
     code = f"import os, sys; os.close(2); os.execv(sys.executable, {broker_of})"

@@ -100,7 +100,7 @@ def test_a_daemon_that_hangs_does_not_keep_the_machine_awake(bus: SystemBus, log
         assert 3.0 < time.monotonic() - began < 5.0 + 3
 
 
-def test_without_the_right_to_delay_sleep(bus: SystemBus, logind: Logind) -> None:
+def test_a_refused_sleep_inhibitor_is_noted_and_suspend_is_still_reported(bus: SystemBus, logind: Logind) -> None:
     logind.refuse_inhibit = True
     with Listener(bus.address, ["suspend"]) as listener:
         assert "does not wait before it sleeps: org.freedesktop.DBus.Error.AccessDenied" in listener.hear()
@@ -109,7 +109,7 @@ def test_without_the_right_to_delay_sleep(bus: SystemBus, logind: Logind) -> Non
         listener.says("on suspend")
 
 
-def test_the_screen(bus: SystemBus, logind: Logind) -> None:
+def test_the_screen_counts_as_locked_while_any_session_of_the_user_is(bus: SystemBus, logind: Logind) -> None:
     one, two = logind.session("c1", tell=False), logind.session("c2", tell=False)
     other = logind.session("c3", tell=False, uid=UID + 1)
     greeter = logind.session("c4", kind="greeter", tell=False)
@@ -131,7 +131,7 @@ def test_the_screen(bus: SystemBus, logind: Logind) -> None:
         listener.says("off screen-lock")
 
 
-def test_one_that_was_locked_before_we_came(bus: SystemBus, logind: Logind) -> None:
+def test_locks_from_before_the_start_are_reported_at_the_start(bus: SystemBus, logind: Logind) -> None:
     path = logind.session("c1", tell=False)
     logind.hint(path, True)
     logind.asleep = True
@@ -139,7 +139,7 @@ def test_one_that_was_locked_before_we_came(bus: SystemBus, logind: Logind) -> N
         listener.says("on suspend", "on screen-lock", "off logout")
 
 
-def test_one_that_takes_another_s_place(bus: SystemBus, logind: Logind) -> None:
+def test_a_replacement_listener_keeps_a_held_lock_until_an_unlock_is_seen(bus: SystemBus, logind: Logind) -> None:
     path = logind.session("c1", tell=False)
     with Listener(bus.address, ["screen-lock!"]) as listener:
         listener.says("on screen-lock")
@@ -148,7 +148,7 @@ def test_one_that_takes_another_s_place(bus: SystemBus, logind: Logind) -> None:
         listener.says("off screen-lock")
 
 
-def test_the_last_logout(bus: SystemBus, logind: Logind) -> None:
+def test_logout_is_reported_when_the_last_login_session_ends(bus: SystemBus, logind: Logind) -> None:
     with Listener(bus.address, ["logout"]) as listener:
         assert listener.hear(QUIET + 1) == "(nothing)"  # nobody has logged in, and so nobody out
         one = logind.session("1")
@@ -164,7 +164,7 @@ def test_the_last_logout(bus: SystemBus, logind: Logind) -> None:
         listener.says("off logout")
 
 
-def test_a_logout_that_leaves_something_behind(bus: SystemBus, logind: Logind) -> None:
+def test_a_session_that_stays_closing_counts_as_logged_out(bus: SystemBus, logind: Logind) -> None:
     """logind says nothing then: the session is `closing` for as long as there is a process in it."""
     leader = subprocess.Popen(["sleep", "60"])
     path = logind.session("1", leader=leader.pid, tell=False)
@@ -176,7 +176,7 @@ def test_a_logout_that_leaves_something_behind(bus: SystemBus, logind: Logind) -
         listener.says("on logout")
 
 
-def test_signals_of_others_are_ignored(bus: SystemBus, logind: Logind) -> None:
+def test_signals_that_logind_did_not_send_are_ignored_with_a_note(bus: SystemBus, logind: Logind) -> None:
     path = logind.session("c1", tell=False)
     forger = bus.connect()
     with Listener(bus.address) as listener:
@@ -208,7 +208,7 @@ def names(connection: object) -> list[str]:
     return [name for name in listed if name.startswith(":")]
 
 
-def test_a_logind_that_starts_again(bus: SystemBus, logind: Logind) -> None:
+def test_a_restarted_logind_is_asked_to_delay_sleep_again(bus: SystemBus, logind: Logind) -> None:
     with Listener(bus.address, ["suspend"]) as listener:
         listener.says("off suspend")
         logind.close()
@@ -221,7 +221,7 @@ def test_a_logind_that_starts_again(bus: SystemBus, logind: Logind) -> None:
         again.close()
 
 
-def test_the_bus_goes(bus: SystemBus, logind: Logind) -> None:
+def test_a_lost_bus_ends_the_listener_with_a_temporary_failure(bus: SystemBus, logind: Logind) -> None:
     with Listener(bus.address, ["suspend"]) as listener:
         listener.says("off suspend")
         bus.stop()
@@ -230,7 +230,7 @@ def test_the_bus_goes(bus: SystemBus, logind: Logind) -> None:
         assert listener.process.wait(PATIENCE) == os.EX_TEMPFAIL
 
 
-def test_no_bus_and_no_logind(bus: SystemBus, tmp_path: Path) -> None:
+def test_without_a_bus_or_logind_the_listener_notes_why_and_ends(bus: SystemBus, tmp_path: Path) -> None:
     for address, why in (
         (f"unix:path={tmp_path}/nowhere", "no system bus: "),
         ("tcp:host=localhost", "no system bus: "),
@@ -241,7 +241,9 @@ def test_no_bus_and_no_logind(bus: SystemBus, tmp_path: Path) -> None:
             assert listener.process.wait(PATIENCE) == NO_LOGIND
 
 
-def test_without_jeepney(bus: SystemBus, logind: Logind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_jeepney_the_listener_notes_it_and_ends(
+    bus: SystemBus, logind: Logind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "jeepney.py").write_text("raise ImportError('there is none')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with Listener(bus.address) as listener:
@@ -249,7 +251,7 @@ def test_without_jeepney(bus: SystemBus, logind: Logind, tmp_path: Path, monkeyp
         assert listener.process.wait(PATIENCE) == NO_LOGIND
 
 
-def test_a_bus_that_says_nothing(tmp_path: Path) -> None:
+def test_a_silent_bus_ends_the_listener_with_a_note(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(os.fspath(tmp_path / "bus"))
         silent.listen(1)
@@ -258,7 +260,7 @@ def test_a_bus_that_says_nothing(tmp_path: Path) -> None:
             assert listener.process.wait(PATIENCE) != 0
 
 
-def test_it_ends_with_the_daemon(bus: SystemBus, logind: Logind) -> None:
+def test_the_listener_ends_with_the_daemon(bus: SystemBus, logind: Logind) -> None:
     with Listener(bus.address, ["suspend"]) as listener:
         listener.says("off suspend")
         listener.socket.close()

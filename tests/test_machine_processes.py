@@ -1,4 +1,4 @@
-"""Processes that act for the machine: as whom they run, what they are given, and when they stay away."""
+"""Processes that act for the machine: the uid that they have, what they are given, and how they end."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def the_real_one(folder: Path, name: str, surroundings: dict[str, str]) -> Start
     return Started(["-m", "upcall.daemon", f"folder={folder}"], folder.parent / name, surroundings)
 
 
-def test_a_daemon_that_was_replaced_says_so_to_its_manager(
+def test_a_replaced_daemon_ends_with_an_exit_code_of_its_own(
     broker: RunningBroker, folder: Path, surroundings: dict[str, str]
 ) -> None:
     with the_real_one(folder, "older.log", surroundings) as older:
@@ -57,10 +57,10 @@ def test_a_daemon_that_was_replaced_says_so_to_its_manager(
             assert older.wait() == REPLACED
 
 
-def test_one_that_is_told_to_go_and_has_no_successor_is_to_be_started_again(
+def test_a_daemon_told_to_quit_without_a_successor_exits_0_to_be_restarted(
     folder: Path, surroundings: dict[str, str]
 ) -> None:
-    """It ends well, which `Restart=always` does not take for an answer."""
+    """`Restart=always` of its unit starts it again after exit status 0."""
     broker = PlayedBroker(folder)
     with the_real_one(folder, "daemon.log", surroundings) as daemon:
         broker.register()
@@ -73,7 +73,7 @@ def test_one_that_is_told_to_go_and_has_no_successor_is_to_be_started_again(
 
 
 @pytest.mark.skipif(bool(seccomp.why_not()), reason=f"seccomp: {seccomp.why_not()}")
-def test_a_daemon_of_keys_only_has_no_way_to_the_network() -> None:
+def test_a_daemon_with_network_no_cannot_make_internet_sockets() -> None:
     def tried() -> list[int]:
         harden()
         assert of_daemon(["network=no"], None).seccomp == "yes"
@@ -91,7 +91,7 @@ def _making(family: int) -> int:
 
 
 @root_only
-def test_root_tries_the_sinks_as_the_machines_user(as_nobody: None) -> None:
+def test_root_tests_quota_sinks_as_the_machines_user(as_nobody: None) -> None:
     def become() -> list[object]:
         become_machines()
         try:
@@ -104,7 +104,7 @@ def test_root_tries_the_sinks_as_the_machines_user(as_nobody: None) -> None:
     assert in_child(become) == [*[NOBODY] * 3, *[user.pw_gid] * 3, False, errno.EACCES, str(machine.FOLDER)]
 
 
-def test_whoever_is_not_root_stays_who_they_are(as_nobody: None) -> None:
+def test_a_caller_that_is_not_root_tests_quota_sinks_under_its_own_uid(as_nobody: None) -> None:
     def become() -> int:
         become_machines()
         return os.getuid()
@@ -114,7 +114,7 @@ def test_whoever_is_not_root_stays_who_they_are(as_nobody: None) -> None:
 
 
 @root_only
-def test_what_explains_the_machines_answer_is_given_what_its_daemon_has(
+def test_explain_for_the_machine_runs_with_its_uid_and_its_keytab(
     as_nobody: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A handler that tells its surroundings; the credentials are played."""
@@ -148,7 +148,7 @@ def findings(root: Path, told: int, *registered: int) -> list[Finding]:
     return list(checks.machines(scene))
 
 
-def test_the_doctor_finds_it_missing_and_well(as_nobody: None, tmp_path: Path) -> None:
+def test_the_doctor_reports_a_missing_and_a_running_machines_daemon(as_nobody: None, tmp_path: Path) -> None:
     (unit := tmp_path / "etc/systemd/system" / machine.UNIT).parent.mkdir(parents=True)
     unit.touch()
     (finding,) = findings(tmp_path, NOBODY)
@@ -157,7 +157,7 @@ def test_the_doctor_finds_it_missing_and_well(as_nobody: None, tmp_path: Path) -
     assert (finding.state, f"runs as uid {NOBODY}" in finding.what) == ("ok", True)
 
 
-def test_the_doctor_compares_the_keytab_with_its_copy(as_nobody: None, tmp_path: Path) -> None:
+def test_the_doctor_reports_a_missing_keytab_and_an_older_copy(as_nobody: None, tmp_path: Path) -> None:
     copy = tmp_path / "run/credentials" / machine.UNIT / machine.KEYTAB
     copy.parent.mkdir(parents=True)
     copy.write_bytes(b"\x05\x02")
@@ -172,12 +172,12 @@ def test_the_doctor_compares_the_keytab_with_its_copy(as_nobody: None, tmp_path:
     assert finding.state == "ok"
 
 
-def test_the_doctor_says_that_root_parses_the_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_doctor_notes_a_machines_daemon_that_runs_as_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "uid", lambda: 0)
     (finding,) = findings(tmp_path, 0, 0)
     assert finding.state == "note" and "no system user upcall" in finding.what
 
 
-def test_the_doctor_finds_a_broker_that_knows_another(as_nobody: None, tmp_path: Path) -> None:
+def test_the_doctor_suggests_a_reload_of_a_broker_with_another_machines_uid(as_nobody: None, tmp_path: Path) -> None:
     (finding,) = findings(tmp_path, 0, 0)
     assert finding.command == "systemctl reload upcall-broker.service"

@@ -79,7 +79,7 @@ def test_every_command_has_a_page_with_each_of_its_options(path: str) -> None:
 
 
 @everywhere
-def test_every_help_has_a_sentence_and_speaks_of_its_arguments(path: str) -> None:
+def test_every_help_begins_with_a_sentence_and_mentions_its_arguments(path: str) -> None:
     _, command = TREE[path]
     text = command.help or ""
     assert re.match(r"[A-Z][^\n]*", text), path
@@ -90,7 +90,7 @@ def test_every_help_has_a_sentence_and_speaks_of_its_arguments(path: str) -> Non
 
 
 @everywhere
-def test_lists_of_commands_are_not_cut_short(path: str) -> None:
+def test_short_helps_fit_into_the_lists_of_commands(path: str) -> None:
     ctx, command = TREE[path]
     if len(path.split()) == 2:
         assert len(COMMANDS[path.split()[1]][1]) <= LISTED + 5
@@ -98,7 +98,7 @@ def test_lists_of_commands_are_not_cut_short(path: str) -> None:
         assert len(command.get_short_help_str(1000)) <= LISTED, path
 
 
-def test_options_of_one_name_say_what_they_want_in_one_way() -> None:
+def test_options_of_one_name_have_the_same_help_and_metavar() -> None:
     json = {str(param.help) for _, command in TREE.values() for param in options(command, "--json")}
     assert all(help.startswith("As JSON, for programs") for help in json), json
     for name, metavar in (("--runtime", None), ("--timeout", "SECONDS"), ("--uid", "UID")):
@@ -125,18 +125,18 @@ def options(command: click.Command, name: str) -> list[click.Option]:
         ),
     ],
 )
-def test_whatever_shows_something_shows_it_to_programs(path: str) -> None:
+def test_every_command_that_shows_something_has_json(path: str) -> None:
     assert options(TREE[f"upcall {path}"][1], "--json")
 
 
-def test_pages_are_where_the_field_looks_for_them() -> None:
+def test_pages_are_in_the_sections_where_man_expects_them() -> None:
     names = written(main).keys()
     assert {"man1/upcall.1", "man1/upcall-key-generate.1", "man8/upcall-broker.8", "man8/upcall-setup.8"} <= names
     assert {"man5/upcall-config.5", "man5/upcall-key.5", "man8/upcall-request-key.8"} <= names
     assert len(names) == len(pages(main)) == len(TREE) + len(files.pages())
 
 
-def test_what_a_page_refers_to_is_there() -> None:
+def test_every_page_that_is_referred_to_exists() -> None:
     known = {f"{page.name}({page.section})" for page in pages(main)}
     for file, text in written(main).items():
         for name in re.findall(r"\bupcall[\w.-]*\(\d\)", plain(text)):
@@ -162,7 +162,7 @@ def called(line: str) -> str | None:
     return f"there is no {unknown[0]}" if unknown else None
 
 
-def test_examples_call_what_there_is() -> None:
+def test_examples_call_existing_commands_and_options() -> None:
     for path, (_, command) in TREE.items():
         for line in take(command.help or "").examples.splitlines():
             assert line[:2] in ("$ ", "# ") and "upcall " in line, f"{path}: {line}"
@@ -173,8 +173,8 @@ DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/
 
 
 @pytest.mark.parametrize("document", [file for file in DOCUMENTS if file.name != "CHANGELOG.md"], ids=lambda f: f.stem)
-def test_documents_call_what_there_is(document: Path) -> None:
-    """In consoles, and between backticks; there are labels of derived keys, too, which begin alike."""
+def test_documents_call_existing_commands_and_options(document: Path) -> None:
+    """In consoles and between backticks; labels of derived keys begin alike and are left out."""
     text = document.read_text()
     lines = [line for line in text.splitlines() if re.match(r"(\s*[$#] |    upcall ).*upcall ", line)]
     spans = [span for span in re.findall(r"`([^`\n]+)`", text) if re.match(r"upcall (?!\w+ 1: )", span)]
@@ -186,7 +186,7 @@ def test_every_exit_code_that_an_error_has_is_explained() -> None:
     assert set(cli._CODES.values()) <= about.EXITS.keys()
 
 
-def test_variables_that_are_read_are_told() -> None:
+def test_every_environment_variable_that_is_read_is_documented() -> None:
     read = set()
     for file in ("keys/store.py", "process/paths.py", "config/__init__.py", "daemon/prompting/pinentry.py"):
         read |= set(re.findall(r'environ(?:ment)?\.get\("([A-Z_]+)"', (ROOT / "upcall" / file).read_text()))
@@ -230,7 +230,7 @@ def test_the_forwarders_page_says_what_the_program_and_the_document_say() -> Non
         assert f"| `{name}` | {said} |" in text
 
 
-def test_the_forwarder_itself_says_so() -> None:
+def test_the_forwarders_help_is_the_usage_of_its_page() -> None:
     program = ROOT / "upcall/protocols/request_key/forwarder/upcall-request-key"
     if not program.exists():
         pytest.skip("the forwarder is not compiled: there was no C compiler")
@@ -256,7 +256,7 @@ NASTY = [
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_no_text_becomes_an_order(text: str) -> None:
+def test_no_text_becomes_a_roff_request(text: str) -> None:
     made = words(text)
     assert "\n" not in made and made.isascii()
     assert not made.startswith((".", "'"))
@@ -264,7 +264,7 @@ def test_no_text_becomes_an_order(text: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("mandoc") is None, reason="mandoc is not installed (Debian: mandoc)")
-def test_nasty_text_comes_out_as_it_went_in() -> None:
+def test_mandoc_shows_nasty_text_unchanged() -> None:
     texts = [text for text in NASTY if text.strip() and "\n" not in text and "\u2028" not in text and "\t" not in text]
     items = Items(tuple(((bold(text),), text) for text in texts))
     page = Page("nasty", 1, texts[0], (("NASTY", (Paragraph(texts[0]), items, Verbatim("\n".join(texts)))),))
@@ -293,7 +293,9 @@ CHECKERS = {
 
 
 @pytest.mark.parametrize("checker", CHECKERS)
-def test_man_takes_every_page_without_a_word(checker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checkers_accept_every_page_without_a_warning(
+    checker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if shutil.which(checker) is None:
         pytest.skip(f"{checker} is not installed (Debian: {checker})")
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1760000000")  # mandoc wants a date
@@ -322,12 +324,12 @@ def test_a_page_is_found_by_its_words_and_by_its_name(arguments: list[str], titl
     assert done.exit_code == 0 and done.output.startswith(title + " ")
 
 
-def test_a_page_that_is_not_there() -> None:
+def test_an_unknown_page_is_a_usage_error_with_a_suggestion() -> None:
     done = CliRunner().invoke(main, ["manual", "kye"])
     assert done.exit_code == os.EX_USAGE and "is key meant?" in done.output
 
 
-def test_a_list_of_pages() -> None:
+def test_manual_list_shows_every_page_with_its_summary() -> None:
     listed = CliRunner().invoke(main, ["manual", "--list"]).output.splitlines()
     assert (
         len(listed) == len(pages(main))

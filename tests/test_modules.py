@@ -24,13 +24,13 @@ def install(folder: Path, package: str, code: str, alias: str) -> None:
     (info / "entry_points.txt").write_text(f"[upcall.key_modules]\n{alias} = {package}:module\n")
 
 
-def test_what_is_installed() -> None:
+def test_an_installed_key_module_is_found_and_loaded() -> None:
     found = modules.available()
     assert found["openssl"] == ("upcall_rsa:module", False)
     assert modules.load(found["openssl"].spec).name == "openssl"
 
 
-def test_an_outsider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outsiders_module_is_found_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "outsider", GOOD, "good")
     install(tmp_path, "long", GOOD, "an-alias-of-more-than-16")
     monkeypatch.syspath_prepend(tmp_path)
@@ -40,7 +40,7 @@ def test_an_outsider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("start", [["-c"], ["-m"]])
-def test_not_in_the_working_directory(tmp_path: Path, start: list[str]) -> None:
+def test_a_module_in_the_working_directory_is_neither_found_nor_loaded(tmp_path: Path, start: list[str]) -> None:
     install(tmp_path, "planted", GOOD, "planted")
     code = (
         "from upcall.keys import plugins as modules\n"
@@ -65,7 +65,9 @@ def test_not_in_the_working_directory(tmp_path: Path, start: list[str]) -> None:
         ("raise RuntimeError('broken')\n", "RuntimeError: broken"),
     ],
 )
-def test_bad_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, why: str) -> None:
+def test_a_module_that_breaks_the_protocol_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, why: str
+) -> None:
     name = f"bad{abs(hash(code))}"
     install(tmp_path, name, code, "bad")
     monkeypatch.syspath_prepend(tmp_path)
@@ -74,12 +76,12 @@ def test_bad_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str,
 
 
 @pytest.mark.parametrize("spec", ["", "x", "x:", ":y", "x:y z", "nowhere:module", "upcall:nothing"])
-def test_bad_specs(spec: str) -> None:
+def test_a_malformed_or_unknown_module_spec_is_refused(spec: str) -> None:
     with pytest.raises(ModuleFailed, match="key module"):
         modules.load(spec)
 
 
-def test_the_path_is_left_alone() -> None:
+def test_finding_and_loading_modules_leave_sys_path_alone() -> None:
     before = sys.path[:]
     modules.available()
     with pytest.raises(ModuleFailed):

@@ -47,8 +47,10 @@ def mountinfo(folder: Path, signature: str, kind: str = "ecryptfs") -> Path:
     ],
     ids=["our key", "a passphrase's", "a key that we have not", "another filesystem"],
 )
-def test_which_files(tmp_path: Path, keyring: FolderKeyring, signature: str, kind: str, refused: bool) -> None:
-    """A home that is encrypted with a passphrase asks nobody: there key files may lie."""
+def test_only_files_below_mounts_with_one_of_our_keys_are_found(
+    tmp_path: Path, keyring: FolderKeyring, signature: str, kind: str, refused: bool
+) -> None:
+    """A mount with a passphrase makes no requests: key files may lie below it."""
     own = OwnMounts(keyring, mountinfo(tmp_path, signature, kind))
     key = OURS if refused else None
     (tmp_path / "file").touch()
@@ -88,8 +90,8 @@ for opens in (lambda: open(file), lambda: os.open(file, os.O_RDONLY), file.read_
 """
 
 
-def test_in_a_process(tmp_path: Path) -> None:
-    """By whatever means it is opened; looking at it, and at folders, is free."""
+def test_a_process_is_refused_its_own_files_however_it_opens_them(tmp_path: Path) -> None:
+    """By every call that opens a file; stat and folders are allowed."""
     file = tmp_path / "file"
     file.touch()
     mountinfo(tmp_path, OURS)

@@ -1,5 +1,5 @@
-"""Requests that are not answered while somebody of ours waits for eCryptfs. Who waits is played: see
-tests/kernel/test_ownrequests.py for the real wait."""
+"""Self-deadlock detection: requests that are not answered while a thread or child of the daemon waits for eCryptfs.
+The wait is played; tests/kernel/test_ownrequests.py has the real one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Scene:
         return bool(self.refused)
 
 
-def test_what_cannot_be_answered_is_refused_once() -> None:
+def test_a_request_in_a_self_deadlock_is_refused_once() -> None:
     scene = Scene()
     scene.waiting = ["thread worker-1", "pid 7 (cat)"]
     scene.own.hold(1, math.inf, "key", "one")
@@ -67,8 +67,8 @@ def test_what_cannot_be_answered_is_refused_once() -> None:
     assert len(scene.refused) == 1
 
 
-def test_the_same_key_is_refused_at_once_until_the_worker_comes_back() -> None:
-    """Who was let go of opens the next file, and would wait for whoever answers for that."""
+def test_a_key_in_a_self_deadlock_is_refused_at_once_until_its_worker_returns() -> None:
+    """The refused process opens its next file, and would wait for the next worker."""
     scene = Scene()
     scene.waiting = ["thread worker-1"]
     assert scene.own.hold(1, math.inf, "key", "one")
@@ -81,8 +81,8 @@ def test_the_same_key_is_refused_at_once_until_the_worker_comes_back() -> None:
     assert scene.own.let_go(4)
 
 
-def test_a_worker_that_never_comes_back_does_not_count_for_ever() -> None:
-    """As one whose request waited in a lane, and was dropped there."""
+def test_a_key_is_served_again_after_the_deadline_of_a_worker_that_never_returns() -> None:
+    """For example when its request was dropped from a lane."""
     scene = Scene()
     scene.waiting = ["thread worker-1"]
     assert scene.own.hold(1, time.monotonic() + PATIENCE + 0.3, "key", "one")
@@ -91,7 +91,7 @@ def test_a_worker_that_never_comes_back_does_not_count_for_ever() -> None:
     until(lambda: scene.own.hold(3, math.inf, "key", "three"), "the key is served again")
 
 
-def test_slow_requests_are_left_alone_while_nobody_waits() -> None:
+def test_slow_requests_are_not_refused_while_nothing_waits_for_ecryptfs() -> None:
     scene = Scene()
     scene.own.hold(1, math.inf, "key", "slow")
     while scene.looked < 3:
@@ -101,7 +101,7 @@ def test_slow_requests_are_left_alone_while_nobody_waits() -> None:
     assert scene.own.let_go(1)
 
 
-def test_what_the_broker_has_answered_is_refused_by_nobody() -> None:
+def test_a_request_past_its_deadline_is_not_refused_again() -> None:
     scene = Scene()
     scene.waiting = ["thread worker-1"]
     scene.own.hold(1, time.monotonic() - 1, "key", "late")
@@ -111,7 +111,7 @@ def test_what_the_broker_has_answered_is_refused_by_nobody() -> None:
     assert not scene.refused
 
 
-def test_a_worker_that_comes_back_late_does_not_answer_again() -> None:
+def test_a_worker_that_returns_late_does_not_answer_again() -> None:
     scene = Scene()
     scene.waiting = ["thread worker-1"]
     assert scene.own.hold(1, time.monotonic() + PATIENCE + 0.3, "key", "one")
@@ -120,8 +120,8 @@ def test_a_worker_that_comes_back_late_does_not_answer_again() -> None:
     assert not scene.own.let_go(1)
 
 
-def test_who_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our threads, a child and a grandchild: here for those who wait in poll(2) instead."""
+def test_our_threads_children_and_grandchildren_are_searched_for_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any wait counts here, so that poll(2) stands in for eCryptfs."""
     monkeypatch.setattr(ownwaits, "_WAITS", b"")  # whatever it is in which they wait
     sleeps = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"
     child = subprocess.Popen([sys.executable, "-c", sleeps], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -142,7 +142,7 @@ def test_who_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Kernel:
-    """Asks a daemon as eCryptfs does: who opens a file waits for the answer."""
+    """Asks a daemon as eCryptfs does: a process that opens a file waits for the answer."""
 
     def __init__(self, folder: Path) -> None:
         self._broker = PlayedBroker(folder)
@@ -204,8 +204,8 @@ class Needing:
             self.at_work -= 1
 
 
-def test_it_comes_to_an_end(folder: Path) -> None:
-    """Nobody asks for ever what nobody can answer, and afterwards all is as if nothing had been."""
+def test_a_module_that_needs_a_file_of_its_own_key_is_refused_and_recovers(folder: Path) -> None:
+    """Requests do not multiply without end; once the file can be read, the key is served as before."""
     kernel = Kernel(folder)
     handler = Needing(kernel)
     daemon = Daemon(Place(folder), [handler], log=EventLog("daemon", os.open(folder.parent / "log", os.O_CREAT | 1)))

@@ -57,22 +57,22 @@ def piped(content: bytes) -> bytearray:
     ("content", "secret"),
     [(b"word", b"word"), (b"word\n", b"word"), (b"word\n\n", b"word\n"), (b"\xff\0 ", b"\xff\0 "), (b"x" * 1024,) * 2],
 )
-def test_from_a_descriptor(content: bytes, secret: bytes) -> None:
+def test_a_passphrase_from_a_descriptor_loses_one_newline(content: bytes, secret: bytes) -> None:
     assert piped(content) == secret
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"x" * 1025, b"x" * 1024 + b"\n\n", b"x" * 5000])
-def test_too_short_or_too_long(content: bytes) -> None:
+def test_a_passphrase_of_a_bad_length_is_refused_and_not_shown(content: bytes) -> None:
     with pytest.raises(UsageError, match="a passphrase has 1 to 1024 bytes") as caught:
         piped(content)
     assert "xxx" not in str(caught.value)
 
 
-def test_the_longest_with_its_newline() -> None:
+def test_the_longest_passphrase_may_end_in_a_newline() -> None:
     assert piped(b"x" * 1024 + b"\n") == b"x" * 1024
 
 
-def test_from_a_file(tmp_path: Path) -> None:
+def test_a_passphrase_is_read_from_a_private_file_only(tmp_path: Path) -> None:
     path = tmp_path / "word"
     path.touch(0o600)
     path.write_bytes(b"word\n")
@@ -82,7 +82,7 @@ def test_from_a_file(tmp_path: Path) -> None:
         from_file(path)
 
 
-def test_wipe() -> None:
+def test_wipe_zeroes_the_buffer() -> None:
     secret = bytearray(b"word")
     wipe(secret)
     assert secret == bytes(4)
@@ -141,13 +141,13 @@ def _all(fd: int) -> bytes:
     return data
 
 
-def test_typed_once_and_not_shown() -> None:
+def test_a_typed_passphrase_is_not_shown() -> None:
     report, seen = typed([b"correct horse\n"])
     assert report == b"correct horse"
     assert seen == b"Word: \r\n"
 
 
-def test_typed_twice() -> None:
+def test_a_repeated_passphrase_must_be_the_same() -> None:
     assert typed([b"horse\n", b"horse\n"], "Again: ") == (b"horse", b"Word: \r\nAgain: \r\n")
     report, seen = typed([b"horse\n", b"house\n"], "Again: ")
     assert report == b"UsageError: the two passphrases differ"
@@ -155,12 +155,12 @@ def test_typed_twice() -> None:
 
 
 @pytest.mark.parametrize("answer", [b"\n", b"\x04", b"x" * 1100 + b"\n"])
-def test_typed_badly(answer: bytes) -> None:
+def test_a_typed_passphrase_of_a_bad_length_is_refused(answer: bytes) -> None:
     report, _ = typed([answer])
     assert report.startswith(b"UsageError: the passphrase: ")
 
 
-def test_no_terminal() -> None:
+def test_without_a_terminal_the_error_names_passphrase_fd() -> None:
     pid = os.fork()
     if pid == 0:
         os.setsid()  # a new session has no terminal
@@ -187,7 +187,9 @@ def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("backend")
-def test_the_keyring_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_keyring_child_imports_nothing_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("keyring.py", "upcall.py", "subprocess.py"):
         (tmp_path / name).write_text("raise SystemExit('planted in the working directory')\n")
     monkeypatch.chdir(tmp_path)
@@ -202,32 +204,32 @@ def test_the_keyring_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("locked", "could not give the passphrase for locked"),
     ],
 )
-def test_the_keyring_library_has_none(user: str, why: str) -> None:
+def test_a_missing_or_locked_keyring_entry_is_no_passphrase(user: str, why: str) -> None:
     with pytest.raises(NoPassphrase, match=why):
         fetch_from_keyring(user, 20)
 
 
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("user", ["long", "empty"])
-def test_the_keyring_library_gives_something_odd(user: str) -> None:
+def test_a_keyring_entry_of_a_bad_length_is_refused(user: str) -> None:
     with pytest.raises(UsageError, match="a passphrase has 1 to 1024 bytes"):
         fetch_from_keyring(user, 20)
 
 
 @pytest.mark.usefixtures("backend")
-def test_the_keyring_library_is_slow() -> None:
+def test_a_keyring_that_does_not_answer_is_given_up_after_the_time_out() -> None:
     begun = time.monotonic()
     with pytest.raises(NoPassphrase, match="no answer within 2 s"):
         fetch_from_keyring("slow", 2)
     assert time.monotonic() - begun < 5
 
 
-def test_no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_keyring_without_a_backend_gives_no_passphrase(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")
     with pytest.raises(NoPassphrase, match="no backend"):
         fetch_from_keyring("known", 20)
 
 
-def test_storing_what_is_not_text() -> None:
+def test_a_passphrase_that_is_not_utf_8_is_not_stored_in_the_keyring() -> None:
     with pytest.raises(UsageError, match="not UTF-8"):
         store_in_keyring("known", bytearray(b"\xff"))

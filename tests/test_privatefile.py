@@ -1,4 +1,4 @@
-"""Files that are nobody else's business: reading only what is private, writing without ever replacing."""
+"""Private files: reading refuses what others can reach, writing never replaces a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_reading(file: Path) -> None:
+def test_a_private_file_is_read_with_its_fingerprint(file: Path) -> None:
     data, found = read_private(file, 7)
     assert data == b"content"
     assert found == fingerprint(file.stat())
@@ -32,17 +32,17 @@ def refused(path: Path, code: int, limit: int = 100) -> None:
     assert caught.value.errno == code
 
 
-def test_reading_what_is_too_long(file: Path) -> None:
+def test_a_file_longer_than_the_limit_is_refused(file: Path) -> None:
     refused(file, errno.EFBIG, 6)
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o640, 0o620])
-def test_reading_what_others_can_reach(file: Path, mode: int) -> None:
+def test_a_file_that_others_can_read_or_write_is_refused(file: Path, mode: int) -> None:
     file.chmod(mode)
     refused(file, errno.EPERM)
 
 
-def test_reading_other_things(tmp_path: Path) -> None:
+def test_missing_files_folders_and_fifos_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "none", errno.ENOENT)
     (tmp_path / "folder").mkdir(0o700)
     refused(tmp_path / "folder", errno.EISDIR)
@@ -50,7 +50,7 @@ def test_reading_other_things(tmp_path: Path) -> None:
     refused(tmp_path / "fifo", errno.EINVAL)
 
 
-def test_reading_somebody_elses(file: Path) -> None:
+def test_a_file_of_another_user_is_refused(file: Path) -> None:
     if os.geteuid():
         pytest.skip("only root can give files away")
     os.chown(file, 12345, -1)
@@ -58,7 +58,7 @@ def test_reading_somebody_elses(file: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
-def test_writing(tmp_path: Path, umask: int) -> None:
+def test_a_new_file_has_mode_0600_whatever_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         write_new(tmp_path / "new", b"content" * 1000)
@@ -69,7 +69,7 @@ def test_writing(tmp_path: Path, umask: int) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
-def test_writing_never_replaces(file: Path) -> None:
+def test_writing_never_replaces_a_file_or_a_link(file: Path) -> None:
     link = file.with_name("link")
     link.symlink_to("nowhere")
     for path in (file, link):

@@ -62,7 +62,7 @@ def heard(connection: socket.socket) -> ChildMessage:
     return take(connection.recv(MAX_MESSAGE))
 
 
-def test_a_pin(scene: Scene) -> None:
+def test_a_pin_typed_at_the_terminal_answers_the_question(scene: Scene) -> None:
     terminal = scene.attach()
     answer = scene.ask()
     asked = heard(terminal)
@@ -81,8 +81,11 @@ def test_a_pin(scene: Scene) -> None:
         (lambda n: ChildMessage(FAILED, n, text="in the\nbackground"), Unavailable),
         (lambda n: ChildMessage(ANSWER, n, data=b"7" * (MAX_PIN + 1)), Unavailable),
     ],
+    ids=["refused", "empty", "failed", "too long"],
 )
-def test_no_pin(scene: Scene, said: Callable[[int], ChildMessage], error: type[UpcallError]) -> None:
+def test_a_refusal_or_a_bad_pin_fails_the_question_and_keeps_the_terminal(
+    scene: Scene, said: Callable[[int], ChildMessage], error: type[UpcallError]
+) -> None:
     terminal = scene.attach()
     answer = scene.ask()
     terminal.send(pack(said(heard(terminal).id)))
@@ -103,9 +106,10 @@ def test_no_pin(scene: Scene, said: Callable[[int], ChildMessage], error: type[U
         bytes(pack(ChildMessage(ANSWER, 1, data=b"7" * 5000))),
         b"many",
     ],
+    ids=["closed", "one byte", "zeros", "open", "close", "too long", "many answers"],
 )
-def test_one_that_talks_nonsense(scene: Scene, said: bytes) -> None:
-    """Is let go of; there is none any more."""
+def test_a_terminal_that_breaks_the_protocol_is_disconnected(scene: Scene, said: bytes) -> None:
+    """Afterwards no terminal is attached."""
     terminal = scene.attach()
     answer = scene.ask()
     heard(terminal)
@@ -121,7 +125,7 @@ def test_one_that_talks_nonsense(scene: Scene, said: bytes) -> None:
     assert not scene.agent.available()
 
 
-def test_an_older_one_hands_over(scene: Scene) -> None:
+def test_a_newer_terminal_takes_over_the_pending_question(scene: Scene) -> None:
     older = scene.attach()
     answer = scene.ask()
     heard(older)
@@ -133,7 +137,7 @@ def test_an_older_one_hands_over(scene: Scene) -> None:
     assert answer.result(PATIENCE) == b"1234"
 
 
-def test_one_that_went_while_nobody_asked(scene: Scene) -> None:
+def test_a_terminal_that_closed_between_questions_is_unavailable(scene: Scene) -> None:
     scene.attach().close()
     assert not scene.agent.available()
     assert not scene.agent.notify(QUESTION, scene.turn)
@@ -141,8 +145,8 @@ def test_one_that_went_while_nobody_asked(scene: Scene) -> None:
         scene.agent.ask(QUESTION, scene.turn)
 
 
-def test_one_that_reads_nothing(scene: Scene) -> None:
-    """Its queue is full one day: nobody waits for that."""
+def test_a_terminal_that_reads_nothing_is_not_waited_for(scene: Scene) -> None:
+    """Its queue fills up; the next question fails at once."""
     terminal = scene.attach()
     while scene.agent.notify(QUESTION, scene.turn):
         pass
@@ -151,7 +155,7 @@ def test_one_that_reads_nothing(scene: Scene) -> None:
     terminal.close()
 
 
-def test_a_question_in_time(scene: Scene) -> None:
+def test_an_overdue_question_is_withdrawn_from_the_terminal(scene: Scene) -> None:
     terminal = scene.attach()
     short = Turn(0.1)
     with pytest.raises(Unanswered):
@@ -161,7 +165,7 @@ def test_a_question_in_time(scene: Scene) -> None:
     assert heard(terminal) == ChildMessage(CLOSE, asked.id, data=bytearray())
 
 
-def test_a_notice(scene: Scene) -> None:
+def test_a_notice_reaches_the_terminal_as_a_request_for_touch(scene: Scene) -> None:
     terminal = scene.attach()
     assert scene.agent.notify(QUESTION, scene.turn)
     assert heard(terminal).kind == TOUCH

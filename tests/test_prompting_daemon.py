@@ -103,7 +103,9 @@ def asking(broker: RunningBroker) -> Iterator[Callable[[str], Future[str]]]:
 Asking = Callable[[str], "Future[str]"]
 
 
-def test_a_request_that_can_wait(broker: RunningBroker, start: Start, card: Card, asking: Asking, manner: str) -> None:
+def test_a_request_that_can_wait_is_answered_once_the_pin_is_typed(
+    broker: RunningBroker, start: Start, card: Card, asking: Asking, manner: str
+) -> None:
     daemon = start(manner)
     with terminal() as typist:
         answer = asking(card.key())
@@ -121,7 +123,7 @@ def test_a_request_that_can_wait(broker: RunningBroker, start: Start, card: Card
     assert PIN.decode() not in daemon.log
 
 
-def test_one_that_cannot_wait_finds_the_pin_when_it_comes_again(
+def test_a_short_request_is_refused_as_prompting_and_answered_when_repeated(
     broker: RunningBroker, start: Start, card: Card, manner: str
 ) -> None:
     daemon, key = start(manner), card.key()
@@ -138,7 +140,9 @@ def test_one_that_cannot_wait_finds_the_pin_when_it_comes_again(
     assert card.tries == ["good"]
 
 
-def test_requests_join(broker: RunningBroker, start: Start, card: Card, asking: Asking, manner: str) -> None:
+def test_requests_for_one_token_share_one_prompt_and_one_try(
+    broker: RunningBroker, start: Start, card: Card, asking: Asking, manner: str
+) -> None:
     start(manner)
     keys = [card.key("one"), card.key("two")]
     with terminal() as typist:
@@ -154,7 +158,7 @@ def test_requests_join(broker: RunningBroker, start: Start, card: Card, asking: 
     assert card.tries == ["wrong", "good"]
 
 
-def test_ecryptfs_does_not_queue_behind_those_that_wait(
+def test_ecryptfs_does_not_queue_behind_requests_that_wait_for_a_pin(
     broker: RunningBroker, start: Start, card: Card, asking: Asking
 ) -> None:
     start()
@@ -167,7 +171,9 @@ def test_ecryptfs_does_not_queue_behind_those_that_wait(
         assert answer.result() == "answered"
 
 
-def test_wrong_pins(broker: RunningBroker, start: Start, card: Card, asking: Asking, manner: str) -> None:
+def test_after_two_wrong_pins_requests_are_refused_until_an_unlock(
+    broker: RunningBroker, start: Start, card: Card, asking: Asking, manner: str
+) -> None:
     daemon, key = start(manner), card.key(manner="again")
     with terminal() as typist:
         answer = asking(key)
@@ -190,7 +196,7 @@ def test_wrong_pins(broker: RunningBroker, start: Start, card: Card, asking: Ask
     assert "31415" not in daemon.log + typist.seen
 
 
-def test_no_verdict_counts_as_a_wrong_one(
+def test_a_try_without_a_verdict_counts_as_a_wrong_pin(
     broker: RunningBroker, start: Start, card: Card, asking: Asking, manner: str
 ) -> None:
     """A token that was taken out, or a module that crashed, may have counted it."""
@@ -205,7 +211,9 @@ def test_no_verdict_counts_as_a_wrong_one(
         assert asked(broker, key) == "pin-refused"
 
 
-def test_no_means_no_for_a_while(broker: RunningBroker, start: Start, card: Card, asking: Asking) -> None:
+def test_after_a_cancelled_prompt_requests_are_refused_without_asking(
+    broker: RunningBroker, start: Start, card: Card, asking: Asking
+) -> None:
     start()
     key = card.key()
     with terminal() as typist:
@@ -222,7 +230,9 @@ def test_no_means_no_for_a_while(broker: RunningBroker, start: Start, card: Card
     assert card.tries == []
 
 
-def test_lock_forgets(broker: RunningBroker, start: Start, card: Card, asking: Asking, manner: str) -> None:
+def test_lock_forgets_the_pin_and_withdraws_the_prompt(
+    broker: RunningBroker, start: Start, card: Card, asking: Asking, manner: str
+) -> None:
     start(manner)
     key = card.key()
     with terminal() as typist:
@@ -273,7 +283,7 @@ def found_in_memory(pid: int, word: bytes) -> bool:
 
 
 @pytest.mark.parametrize("option", ["pin-time=0", "pin-time=0.2", "lock-after=0.2"])
-def test_a_pin_is_kept_for_its_time(
+def test_a_pin_is_asked_for_again_after_its_time(
     broker: RunningBroker, start: Start, card: Card, asking: Asking, option: str
 ) -> None:
     start("inline", "ask=agent", option)
@@ -299,7 +309,9 @@ def test_a_pin_that_is_not_kept_serves_all_that_waited_for_it(start: Start, card
     assert typist.seen.count("PIN: ") == 1
 
 
-def test_an_ignored_prompt_goes_away(broker: RunningBroker, start: Start, card: Card) -> None:
+def test_an_ignored_prompt_is_withdrawn_and_the_request_refused(
+    broker: RunningBroker, start: Start, card: Card
+) -> None:
     daemon = start("inline", "ask=agent", "prompt-time=0.3")
     with terminal() as typist:
         assert asked(broker, card.key()) == "locked"
@@ -307,7 +319,9 @@ def test_an_ignored_prompt_goes_away(broker: RunningBroker, start: Start, card: 
     daemon.logged("outcome=unanswered")
 
 
-def test_nobody_to_ask(broker: RunningBroker, start: Start, card: Card, asking: Asking) -> None:
+def test_without_a_terminal_requests_are_refused_and_the_log_names_upcall_prompt(
+    broker: RunningBroker, start: Start, card: Card, asking: Asking
+) -> None:
     daemon, key = start(), card.key()
     assert asked(broker, key) == "locked"
     daemon.logged("run `upcall prompt` in a terminal")
@@ -318,7 +332,9 @@ def test_nobody_to_ask(broker: RunningBroker, start: Start, card: Card, asking: 
         assert answer.result() == "answered"
 
 
-def test_the_window_closes_in_the_middle(broker: RunningBroker, start: Start, card: Card, asking: Asking) -> None:
+def test_a_terminal_closed_during_a_prompt_does_not_count_as_cancelled(
+    broker: RunningBroker, start: Start, card: Card, asking: Asking
+) -> None:
     daemon, key = start(), card.key()
     with terminal() as typist:
         answer = asking(key)
@@ -349,7 +365,9 @@ def test_a_newer_terminal_takes_over_with_the_question(start: Start, card: Card,
             assert second.ended() == 0
 
 
-def test_a_touch(broker: RunningBroker, start: Start, card: Card, asking: Asking, manner: str) -> None:
+def test_a_touch_is_asked_for_once_within_a_few_seconds(
+    broker: RunningBroker, start: Start, card: Card, asking: Asking, manner: str
+) -> None:
     start(manner)
     with terminal() as typist:
         answer = asking(card.key(manner="touch"))
@@ -385,7 +403,7 @@ def test_prompting_is_not_imported_before_it_is_needed() -> None:
     assert done.stdout == "upcall.daemon.prompting.settings\n"  # a few numbers
 
 
-def test_by_pinentry_and_then_by_a_password_agent(
+def test_a_failing_pinentry_falls_back_to_password_agents(
     start: Start, card: Card, asking: Asking, folder: Path, runtime_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next way is tried where one cannot."""
@@ -410,7 +428,7 @@ def test_by_pinentry_and_then_by_a_password_agent(
     assert PIN.decode() not in daemon.log
 
 
-def test_the_daemon_ends(start: Start) -> None:
+def test_upcall_prompt_ends_with_the_daemon(start: Start) -> None:
     daemon = start()
     with terminal() as typist:
         daemon.kill()
@@ -418,12 +436,12 @@ def test_the_daemon_ends(start: Start) -> None:
         assert typist.ended() == os.EX_UNAVAILABLE
 
 
-def test_a_way_that_there_is_not() -> None:
+def test_an_unknown_way_of_asking_is_a_usage_error() -> None:
     done = subprocess.run([sys.executable, "-m", "upcall", "daemon", "--ask", "moon"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (64, "upcall: --ask moon: there are agent, pinentry, systemd\n")
 
 
-def test_a_terminal_where_none_is_wanted(start: Start) -> None:
+def test_a_daemon_that_asks_by_pinentry_only_refuses_a_terminal(start: Start) -> None:
     start("inline", "ask=pinentry")
     with Typist(["-m", "upcall", "prompt"]) as typist:
         typist.expect("no-service")

@@ -60,7 +60,9 @@ def asking(broker: RunningBroker) -> Iterator[Asking]:
         yield lambda signature: pool.submit(asked, broker, signature)
 
 
-def test_asked_once_and_kept(broker: RunningBroker, daemon: RunningDaemon, key: str, asking: Asking) -> None:
+def test_a_passphrase_is_asked_for_once_and_the_key_stays_open(
+    broker: RunningBroker, daemon: RunningDaemon, key: str, asking: Asking
+) -> None:
     when = datetime.datetime.now(datetime.UTC)
     KeyStore().save(Entry("mail", "toy", key, "ask", "toy", when, None, b"x"))
     (KeyStore().directory / "a-broken.toml").write_text("not = [")
@@ -78,7 +80,9 @@ def test_asked_once_and_kept(broker: RunningBroker, daemon: RunningDaemon, key: 
     assert asked(broker, key) == "answered"  # with nobody there
 
 
-def test_ecryptfs_finds_it_when_it_comes_again(broker: RunningBroker, daemon: RunningDaemon, key: str) -> None:
+def test_a_short_request_is_refused_as_prompting_and_answered_when_repeated(
+    broker: RunningBroker, daemon: RunningDaemon, key: str
+) -> None:
     with terminal() as typist:
         began = time.monotonic()
         assert asked(broker, key, IMPATIENT) == "prompting"
@@ -93,7 +97,7 @@ def test_ecryptfs_finds_it_when_it_comes_again(broker: RunningBroker, daemon: Ru
     assert typist.seen.count("Passphrase: ") == 1
 
 
-def test_a_wrong_one_is_told_and_tried_again(
+def test_a_wrong_passphrase_is_reported_and_asked_for_again(
     broker: RunningBroker, daemon: RunningDaemon, key: str, asking: Asking
 ) -> None:
     with terminal() as typist:
@@ -108,7 +112,9 @@ def test_a_wrong_one_is_told_and_tried_again(
     assert "hunter2" not in typist.seen + daemon.log
 
 
-def test_three_wrong_ones(broker: RunningBroker, daemon: RunningDaemon, key: str, asking: Asking) -> None:
+def test_after_three_wrong_passphrases_requests_are_refused_until_an_unlock(
+    broker: RunningBroker, daemon: RunningDaemon, key: str, asking: Asking
+) -> None:
     with terminal() as typist:
         answer = asking(key)
         for _ in range(3):
@@ -125,7 +131,9 @@ def test_three_wrong_ones(broker: RunningBroker, daemon: RunningDaemon, key: str
         assert answer.result() == "answered"
 
 
-def test_no_is_no(broker: RunningBroker, daemon: RunningDaemon, key: str, asking: Asking) -> None:
+def test_after_a_cancelled_prompt_requests_are_refused_without_asking(
+    broker: RunningBroker, daemon: RunningDaemon, key: str, asking: Asking
+) -> None:
     with terminal() as typist:
         answer = asking(key)
         typist.expect("Passphrase: ")
@@ -135,7 +143,7 @@ def test_no_is_no(broker: RunningBroker, daemon: RunningDaemon, key: str, asking
     assert typist.seen.count("Passphrase: ") == 1
 
 
-def test_locking_takes_the_question_back(
+def test_lock_withdraws_the_prompt_and_refuses_the_request(
     broker: RunningBroker, daemon: RunningDaemon, key: str, asking: Asking
 ) -> None:
     with terminal() as typist:
@@ -149,13 +157,17 @@ def test_locking_takes_the_question_back(
         assert typist.seen.count("Passphrase: ") == 1
 
 
-def test_nobody_to_ask(broker: RunningBroker, daemon: RunningDaemon, key: str) -> None:
+def test_without_a_terminal_requests_are_refused_and_the_log_names_upcall_prompt(
+    broker: RunningBroker, daemon: RunningDaemon, key: str
+) -> None:
     assert asked(broker, key) == "locked"
     daemon.logged("run `upcall prompt` in a terminal")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root reads the memory of a process that is not dumpable")
-def test_nothing_of_it_is_left(broker: RunningBroker, daemon: RunningDaemon, key: str, asking: Asking) -> None:
+def test_no_passphrase_is_left_in_the_daemons_memory_after_a_lock(
+    broker: RunningBroker, daemon: RunningDaemon, key: str, asking: Asking
+) -> None:
     wrong = os.urandom(6).hex()
     with terminal() as typist:
         answer = asking(key)
@@ -170,7 +182,7 @@ def test_nothing_of_it_is_left(broker: RunningBroker, daemon: RunningDaemon, key
     assert not found_in_memory(daemon.pid, PASSPHRASE.encode())
 
 
-def test_a_key_that_vanishes_while_somebody_types(
+def test_a_key_removed_during_its_prompt_is_refused_as_no_key(
     broker: RunningBroker, daemon: RunningDaemon, key: str, asking: Asking, keyring: FolderKeyring
 ) -> None:
     with terminal() as typist:
@@ -183,7 +195,9 @@ def test_a_key_that_vanishes_while_somebody_types(
         assert asked(broker, key) == "no-key"
 
 
-def test_the_commands(broker: RunningBroker, daemon: RunningDaemon, signature: str) -> None:
+def test_the_commands_lock_and_unlock_close_and_open_keys(
+    broker: RunningBroker, daemon: RunningDaemon, signature: str
+) -> None:
     def run(*arguments: str, code: int = 0) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "upcall", *arguments], capture_output=True, text=True, check=False

@@ -83,7 +83,7 @@ def asked(way: Pinentry, seconds: float = PATIENCE) -> bytearray:
         (f"echo 'D {'7' * MAX_PIN}'; echo OK", b"7" * MAX_PIN),
     ],
 )
-def test_a_pin(played: Played, script: str, pin: bytes) -> None:
+def test_the_pin_that_pinentry_returns_is_decoded(played: Played, script: str, pin: bytes) -> None:
     assert asked(played.on_getpin(script)) == pin
     assert "SETDESC PIN of the 100%25 card%0AToken: card%0AFor: cat (pid 1)" in played.heard
     assert "SETTITLE upcall" in played.heard
@@ -116,7 +116,7 @@ def test_a_pin(played: Played, script: str, pin: bytes) -> None:
         ("while echo 'D 7'; do :; done", Unavailable),
     ],
 )
-def test_no_pin(played: Played, script: str, error: type[Exception]) -> None:
+def test_each_failure_of_pinentry_has_its_error(played: Played, script: str, error: type[Exception]) -> None:
     began = time.monotonic()
     with pytest.raises(error) as caught:
         asked(played.on_getpin(script))
@@ -126,14 +126,14 @@ def test_no_pin(played: Played, script: str, error: type[Exception]) -> None:
 
 
 @pytest.mark.parametrize("script", ["exit 1", "echo ERR 1 no", "kill -9 $$", "cat /dev/zero", "exec true"])
-def test_one_that_cannot_even_begin(played: Played, script: str) -> None:
+def test_a_pinentry_that_fails_at_its_start_is_unavailable(played: Played, script: str) -> None:
     with pytest.raises(Unavailable):
         asked(played.way(script))
     until(played.gone, "its processes are gone")
 
 
 @pytest.mark.parametrize("script", ["sleep 100", "trap '' TERM; sleep 100", "echo OK; sleep 100 & sleep 100"])
-def test_one_that_hangs(played: Played, script: str) -> None:
+def test_a_pinentry_that_hangs_is_killed_with_its_children(played: Played, script: str) -> None:
     """It is killed with all that it has started."""
     began = time.monotonic()
     with pytest.raises(Unanswered):
@@ -142,7 +142,7 @@ def test_one_that_hangs(played: Played, script: str) -> None:
     until(played.gone, "its processes are gone")
 
 
-def test_one_that_hangs_when_it_is_asked_for_a_pin_and_is_not_needed_any_more(played: Played) -> None:
+def test_a_pinentry_that_hangs_is_killed_when_the_question_is_withdrawn(played: Played) -> None:
     way = played.on_getpin("sleep 100")
     with turn() as one, ThreadPoolExecutor() as pool:
         answer = pool.submit(way.ask, QUESTION, one)
@@ -153,7 +153,7 @@ def test_one_that_hangs_when_it_is_asked_for_a_pin_and_is_not_needed_any_more(pl
     until(played.gone, "its processes are gone")
 
 
-def test_a_long_text_is_cut_where_it_hurts_nobody(played: Played) -> None:
+def test_a_long_text_is_cut_between_characters_and_between_escapes(played: Played) -> None:
     way = played.on_getpin("echo 'D 1234'; echo OK")
     with turn() as one:
         assert way.ask(Question("ä%" * 2000, ()), one) == b"1234"
@@ -163,7 +163,7 @@ def test_a_long_text_is_cut_where_it_hurts_nobody(played: Played) -> None:
     assert escaped("a\r\n%", 100) == b"a%0D%0A%25"
 
 
-def test_what_is_needed(tmp_path: Path, played: Played) -> None:
+def test_pinentry_is_available_only_with_a_program_and_a_screen_or_terminal(tmp_path: Path, played: Played) -> None:
     path = {"PATH": os.environ["PATH"]}
     there = str(tmp_path / "pinentry")
     played.way("exit")
@@ -177,7 +177,7 @@ def test_what_is_needed(tmp_path: Path, played: Played) -> None:
     assert not Pinentry(None, {"PATH": str(tmp_path / "other"), "DISPLAY": ":0"}).available()
 
 
-def test_a_notice(played: Played) -> None:
+def test_a_notice_is_shown_without_asking_for_a_pin(played: Played) -> None:
     way = played.on_getpin("exit 1")
     with turn() as one:
         assert way.notify(QUESTION, one)
@@ -235,7 +235,7 @@ def real(request: pytest.FixtureRequest) -> Iterator[OnTerminal]:
     there.close()
 
 
-def test_a_real_one(real: OnTerminal) -> None:
+def test_a_real_pinentry_returns_the_pin_typed_unseen(real: OnTerminal) -> None:
     real.expect(b"PIN:")
     real.type(b"27%1828\r")
     assert real.answer.result(PATIENCE) == b"27%1828"
@@ -243,14 +243,14 @@ def test_a_real_one(real: OnTerminal) -> None:
     assert b"27%1828" not in real.seen
 
 
-def test_a_real_one_says_no(real: OnTerminal) -> None:
+def test_a_cancelled_real_pinentry_cancels_the_question(real: OnTerminal) -> None:
     real.expect(b"PIN:")
     real.type(b"\x03" if "tty" in str(real.way._path) else b"\t\t\r")
     with pytest.raises(Cancelled):
         real.answer.result(PATIENCE)
 
 
-def test_a_real_one_is_taken_away(real: OnTerminal) -> None:
+def test_a_withdrawn_question_ends_a_real_pinentry(real: OnTerminal) -> None:
     real.expect(b"PIN:")
     before = threading.active_count()
     real.turn.withdraw()

@@ -1,4 +1,4 @@
-"""A token's PIN: who may try it, how often, and for how long it is known."""
+"""A token's PIN: which request may try it, how often, and for how long it is kept."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def pin() -> Pin:
     return made
 
 
-def test_what_was_typed_is_wiped() -> None:
+def test_the_buffer_of_a_typed_pin_is_wiped() -> None:
     assert typed(Pin(2, 1)) == bytes(4)
 
 
-def test_one_tries_it_at_a_time(pin: Pin) -> None:
+def test_one_request_at_a_time_tries_an_untried_pin(pin: Pin) -> None:
     assert pin.take(A, 0) == bytearray(b"1234")
     assert pin.take(B, 1) is None
     pin.verdict(A, True, 1, False)
@@ -34,7 +34,7 @@ def test_one_tries_it_at_a_time(pin: Pin) -> None:
     assert pin.take(A, 2) is None  # known to be good, it may have been changed elsewhere since
 
 
-def test_it_is_kept_from_its_first_good_verdict_on(pin: Pin) -> None:
+def test_a_pin_is_kept_from_its_first_good_verdict_on(pin: Pin) -> None:
     pin.take(A, 0)
     pin.verdict(A, True, 10, False)
     assert pin.due == 910
@@ -45,12 +45,12 @@ def test_it_is_kept_from_its_first_good_verdict_on(pin: Pin) -> None:
     assert pin.due is None
 
 
-def test_one_that_nobody_tries_is_forgotten(pin: Pin) -> None:
+def test_an_untried_pin_is_forgotten(pin: Pin) -> None:
     assert pin.due == UNTRIED
     assert pin.take(A, UNTRIED) is None
 
 
-def test_wrong_ones(pin: Pin) -> None:
+def test_wrong_pins_use_up_the_tries_until_a_reset(pin: Pin) -> None:
     pin.take(A, 0)
     pin.verdict(A, False, 1, True)
     assert pin.take(B, 1) is None
@@ -67,7 +67,7 @@ def test_wrong_ones(pin: Pin) -> None:
     assert (pin.left, pin.failures) == (2, 0)
 
 
-def test_no_verdict_counts_as_wrong(pin: Pin) -> None:
+def test_a_try_without_a_verdict_counts_as_wrong(pin: Pin) -> None:
     pin.take(A, 0)
     pin.ended(B)
     assert pin.failures == 0
@@ -80,7 +80,7 @@ def test_no_verdict_counts_as_wrong(pin: Pin) -> None:
     assert pin.worn_out
 
 
-def test_a_good_one_needs_no_second_verdict(pin: Pin) -> None:
+def test_a_pin_known_to_be_good_needs_no_second_verdict(pin: Pin) -> None:
     pin.take(A, 0)
     pin.verdict(A, True, 0, False)
     pin.take(A, 1)
@@ -90,7 +90,7 @@ def test_a_good_one_needs_no_second_verdict(pin: Pin) -> None:
 
 
 @pytest.mark.parametrize(("good", "failures"), [(False, 1), (True, 0)])
-def test_a_late_verdict(pin: Pin, good: bool, failures: int) -> None:
+def test_a_late_verdict_corrects_the_count_of_failures(pin: Pin, good: bool, failures: int) -> None:
     pin.take(A, 0)
     assert pin.take(B, TRIAL) is None
     assert pin.failures == 1
@@ -98,7 +98,7 @@ def test_a_late_verdict(pin: Pin, good: bool, failures: int) -> None:
     assert pin.failures == failures
 
 
-def test_one_that_is_not_to_be_kept() -> None:
+def test_a_pin_that_is_not_kept_is_shared_with_waiting_requests_only() -> None:
     pin = Pin(2, 0)
     typed(pin)
     pin.take(A, 0)
@@ -112,7 +112,7 @@ def test_one_that_is_not_to_be_kept() -> None:
     assert pin.take(A, SHARED) is None
 
 
-def test_a_verdict_on_what_was_forgotten(pin: Pin) -> None:
+def test_a_verdict_on_a_forgotten_pin_does_not_count_for_the_next(pin: Pin) -> None:
     pin.take(A, 0)
     pin.forget()
     typed(pin, b"5678", 1)
@@ -121,7 +121,7 @@ def test_a_verdict_on_what_was_forgotten(pin: Pin) -> None:
     assert pin.take(B, 2) == bytearray(b"5678")
 
 
-def test_when_it_is_idle(pin: Pin) -> None:
+def test_a_pin_is_idle_once_it_is_forgotten(pin: Pin) -> None:
     assert not pin.idle
     pin.forget()
     assert pin.idle

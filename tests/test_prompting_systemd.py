@@ -48,8 +48,8 @@ class Scene:
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
-    made = Scene(tmp_path)
+def scene(folder: Path) -> Iterator[Scene]:
+    made = Scene(folder.parent / "run")  # a short name: sockets are bound there
     yield made
     made.turn.close()
     assert list(made.place.iterdir()) == []
@@ -61,7 +61,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield made
 
 
-def test_the_question(scene: Scene, pool: ThreadPoolExecutor) -> None:
+def test_the_question_file_tells_agents_message_time_and_socket(scene: Scene, pool: ThreadPoolExecutor) -> None:
     answer = scene.ask(pool)
     asked = scene.asked()
     assert asked["Message"] == "PIN of the card; Token: card = 1; For: cat (pid 1)"
@@ -74,7 +74,9 @@ def test_the_question(scene: Scene, pool: ThreadPoolExecutor) -> None:
 
 
 @pytest.mark.parametrize("said", [b"+271828", b"+271828\0", b"+271828\0other\0"])
-def test_a_pin(scene: Scene, pool: ThreadPoolExecutor, said: bytes) -> None:
+def test_an_agents_pin_is_taken_and_malformed_answers_are_skipped(
+    scene: Scene, pool: ThreadPoolExecutor, said: bytes
+) -> None:
     answer = scene.ask(pool)
     scene.send(b"", b"?", b"+" + b"x" * 5000, said)  # what makes no sense is passed over
     assert answer.result(PATIENCE) == b"271828"
@@ -88,8 +90,11 @@ def test_a_pin(scene: Scene, pool: ThreadPoolExecutor, said: bytes) -> None:
         ([b"+\0"], Cancelled),
         ([b"+" + b"7" * (MAX_PIN + 1)], Unavailable),
     ],
+    ids=["cancelled", "empty", "only a NUL", "too long"],
 )
-def test_no_pin(scene: Scene, pool: ThreadPoolExecutor, said: list[bytes], error: type[Exception]) -> None:
+def test_a_cancelled_empty_or_too_long_answer_fails_the_question(
+    scene: Scene, pool: ThreadPoolExecutor, said: list[bytes], error: type[Exception]
+) -> None:
     answer = scene.ask(pool)
     scene.send(*said)
     with pytest.raises(error):
@@ -97,7 +102,7 @@ def test_no_pin(scene: Scene, pool: ThreadPoolExecutor, said: list[bytes], error
 
 
 @root_only
-def test_somebody_elses_answer(pool: ThreadPoolExecutor, folder: Path) -> None:
+def test_an_answer_from_another_uid_is_ignored(pool: ThreadPoolExecutor, folder: Path) -> None:
     """Even where the folder and the socket would let it in."""
     scene = Scene(folder.parent)
     for path in (scene.place.parent, scene.place):
@@ -116,14 +121,14 @@ def test_somebody_elses_answer(pool: ThreadPoolExecutor, folder: Path) -> None:
     scene.turn.close()
 
 
-def test_nobody_answers(scene: Scene) -> None:
+def test_a_question_without_an_answer_in_time_is_unanswered(scene: Scene) -> None:
     short = Turn(0.1)
     with pytest.raises(Unanswered):
         scene.way.ask(QUESTION, short)
     short.close()
 
 
-def test_it_is_not_needed_any_more(scene: Scene, pool: ThreadPoolExecutor) -> None:
+def test_a_withdrawn_question_stops_waiting(scene: Scene, pool: ThreadPoolExecutor) -> None:
     answer = scene.ask(pool)
     scene.asked()
     scene.turn.withdraw()
@@ -131,7 +136,7 @@ def test_it_is_not_needed_any_more(scene: Scene, pool: ThreadPoolExecutor) -> No
         answer.result(PATIENCE)
 
 
-def test_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_folder_that_others_cannot_write_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", _ordinary(os.geteuid()))
     there = {"XDG_RUNTIME_DIR": str(tmp_path)}
     place = tmp_path / "systemd" / "ask-password"
@@ -151,5 +156,5 @@ def _ordinary(uid: int) -> Callable[[], int]:
     return lambda: uid or 12345  # so that the system's own folder stays out of it
 
 
-def test_a_notice_is_not_theirs(scene: Scene) -> None:
+def test_a_notice_is_not_given_to_password_agents(scene: Scene) -> None:
     assert not scene.way.notify(QUESTION, scene.turn)

@@ -12,6 +12,6 @@ def test_each_public_name_can_be_imported(name: str) -> None:
     assert getattr(upcall, name)
 
 
-def test_another_name_is_no_attribute() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="'nonsense'"):
         upcall.__getattr__("nonsense")

@@ -55,7 +55,7 @@ def look(core: Core, now: float, now_are: Figures) -> list[Told]:
 # --- the kernel's warnings -----------------------------------------------------------------------------------
 
 
-def test_a_warning_is_told_at_once_to_whose_quota_it_is() -> None:
+def test_a_warning_is_told_at_once_to_the_owner_of_the_quota() -> None:
     (told,) = warn(core(), SPACE, BSOFTWARN, NOW, figures(101, NOW + 7 * DAY), cause=BOB)
     assert told == Told((ALICE,), SPACE, "over-soft", figures(101, NOW + 7 * DAY), BOB, 1, BSOFTWARN)
 
@@ -69,7 +69,7 @@ def test_repeats_are_folded_and_counted() -> None:
     assert (told.event, told.count) == ("over-hard", 100_001)
 
 
-def test_worse_is_told_at_once_and_better_is_not() -> None:
+def test_a_worse_state_is_told_at_once_and_a_better_one_is_not() -> None:
     mind = core()
     found = []
     for kind in (BSOFTWARN, BHARDWARN, BSOFTWARN, BSOFTLONGWARN, BHARDWARN):
@@ -77,23 +77,23 @@ def test_worse_is_told_at_once_and_better_is_not() -> None:
     assert found == [("over-soft", (ALICE,)), ("over-hard", (ALICE,)), ("over-soft-long", (ALICE,))]
 
 
-def test_without_figures_it_is_told_all_the_same() -> None:
+def test_a_warning_without_figures_is_told_all_the_same() -> None:
     (told,) = warn(core(), SPACE, BHARDWARN, NOW, None)
     assert told.figures == NOTHING
 
 
-def test_a_warning_of_a_newer_kernel() -> None:
+def test_an_unknown_warning_is_told_with_its_number() -> None:
     (told,) = warn(core(), SPACE, 42, NOW, figures(1))
     assert told.event == "kernel-42"
 
 
-def test_below_without_a_limit_is_dropped() -> None:
+def test_a_below_warning_without_a_limit_is_dropped() -> None:
     mind = core()
     assert not warn(mind, SPACE, ISOFTBELOW, NOW, NOTHING)
     assert len(mind) == 0
 
 
-def test_below_without_a_warning_before_is_dropped() -> None:
+def test_a_below_warning_without_an_earlier_warning_is_dropped() -> None:
     mind = core()
     assert not warn(mind, SPACE, BHARDBELOW, NOW, figures(150))
     assert len(mind) == 0
@@ -102,7 +102,7 @@ def test_below_without_a_warning_before_is_dropped() -> None:
 # --- groups and projects -------------------------------------------------------------------------------------
 
 
-def test_a_groups_warning_goes_to_who_wrote_and_to_the_system() -> None:
+def test_a_groups_warning_goes_to_the_user_who_wrote_and_to_the_system() -> None:
     mind = core()
     assert events(warn(mind, GROUP, BSOFTWARN, NOW, figures(101), cause=ALICE)) == [("over-soft", (ALICE, 0))]
     assert events(warn(mind, GROUP, BSOFTWARN, NOW, figures(101), cause=BOB)) == [("over-soft", (BOB,))]
@@ -149,25 +149,25 @@ def test_between_two_thresholds_the_higher_one_is_armed_again() -> None:
     assert told == [True, False, False, True, False, False]
 
 
-def test_what_the_kernel_failed_to_say_is_seen() -> None:
+def test_an_excess_that_the_kernel_did_not_report_is_found_in_the_figures() -> None:
     for used, event in ((101, "over-soft"), (200, "over-hard"), (250, "over-hard")):
         assert events(core().seen(SPACE, figures(used, NOW + 9), NOW)) == [(event, (ALICE,))]
     assert events(core().seen(SPACE, figures(101, NOW), NOW)) == [("over-soft-long", (ALICE,))]
 
 
-def test_what_was_seen_is_not_told_again_by_the_kernel() -> None:
+def test_a_kernels_warning_of_an_excess_already_told_is_not_told_again() -> None:
     mind = core()
     mind.seen(SPACE, figures(200), NOW)
     assert not warn(mind, SPACE, BHARDWARN, NOW + 1, figures(200))
 
 
-def test_sitting_over_a_limit_is_told_once() -> None:
+def test_staying_over_a_limit_is_told_once() -> None:
     mind = core()
     told = [mind.seen(SPACE, figures(200), NOW + 300 * n) for n in range(1000)]
     assert sum(map(len, told)) == 1
 
 
-def test_no_limit_is_never_near() -> None:
+def test_usage_without_a_limit_is_never_told() -> None:
     mind = core()
     assert not mind.seen(SPACE, Figures(1 << 50, 0, 0, 0), NOW)
     assert not mind.seen(SPACE, NOTHING, NOW)
@@ -193,7 +193,7 @@ def told_over_time(mind: Core, grace: float, until: float) -> list[tuple[str, fl
     return found
 
 
-def test_escalation_while_the_grace_runs_out() -> None:
+def test_warnings_escalate_while_the_grace_runs_out() -> None:
     mind = core()
     until = NOW + 7 * DAY
     assert events(warn(mind, SPACE, BSOFTWARN, NOW, figures(101, until))) == [("over-soft", (ALICE,))]
@@ -206,19 +206,19 @@ def test_escalation_while_the_grace_runs_out() -> None:
     ]
 
 
-def test_escalation_of_a_short_grace() -> None:
+def test_a_short_grace_is_warned_of_once_before_its_end() -> None:
     mind = core()
     warn(mind, SPACE, BSOFTWARN, NOW, figures(101, NOW + 30))
     assert told_over_time(mind, NOW + 30, NOW + 60) == [("grace", 15), ("over-soft-long", 30)]
 
 
-def test_stages_that_were_slept_through_are_one() -> None:
+def test_stages_missed_during_sleep_are_told_as_one() -> None:
     mind = core()
     warn(mind, SPACE, BSOFTWARN, NOW, figures(101, NOW + 7 * DAY))
     assert events(mind.seen(SPACE, figures(101, NOW + 7 * DAY), NOW + 7 * DAY - 5)) == [("grace", (ALICE,))]
 
 
-def test_a_grace_runs_on_for_who_is_at_the_hard_limit_too() -> None:
+def test_a_grace_runs_on_at_the_hard_limit() -> None:
     mind = core()
     mind.seen(SPACE, figures(200, NOW + 60), NOW)
     assert events(mind.seen(SPACE, figures(200, NOW + 60), NOW + 31)) == [("grace", (ALICE,))]
@@ -228,7 +228,7 @@ def test_a_grace_runs_on_for_who_is_at_the_hard_limit_too() -> None:
 # --- all-clear -----------------------------------------------------------------------------------------------
 
 
-def test_all_clear_after_a_while() -> None:
+def test_the_all_clear_is_told_after_the_settle_time() -> None:
     mind = core(settle=10)
     warn(mind, SPACE, BSOFTWARN, NOW, figures(101))
     assert not warn(mind, SPACE, BSOFTBELOW, NOW + 5, figures(50))
@@ -239,15 +239,15 @@ def test_all_clear_after_a_while() -> None:
     assert warn(mind, SPACE, BSOFTWARN, NOW + 30, figures(101))
 
 
-def test_a_little_below_is_not_below() -> None:
+def test_usage_just_below_the_limit_is_no_all_clear() -> None:
     mind = core(settle=0)
     warn(mind, SPACE, BSOFTWARN, NOW, figures(101))
     assert not mind.seen(SPACE, figures(99), NOW + 1)
     assert not warn(mind, SPACE, BSOFTWARN, NOW + 2, figures(101))
 
 
-def test_all_of_the_while_is_spent_below() -> None:
-    """Near the limit again meanwhile: it begins anew."""
+def test_the_settle_time_starts_again_after_a_rise() -> None:
+    """Near the limit again meanwhile: the time starts again."""
     mind = core(settle=10)
     warn(mind, SPACE, BSOFTWARN, NOW, figures(101))
     assert not mind.seen(SPACE, figures(50), NOW + 1)
@@ -256,7 +256,7 @@ def test_all_of_the_while_is_spent_below() -> None:
     assert events(mind.seen(SPACE, figures(50), NOW + 22)) == [("below", (ALICE,))]
 
 
-def test_going_to_and_fro_is_neither_told_nor_cleared() -> None:
+def test_oscillation_around_a_limit_is_told_once_and_never_cleared() -> None:
     mind = core(settle=10)
     found = warn(mind, SPACE, BSOFTWARN, NOW, figures(101))
     for step in range(200):
@@ -268,7 +268,7 @@ def test_going_to_and_fro_is_neither_told_nor_cleared() -> None:
     assert events(found) == [("over-soft", (ALICE,))]
 
 
-def test_after_an_all_clear_nobody_is_told_that_he_is_near() -> None:
+def test_after_an_all_clear_thresholds_below_the_limit_are_not_told() -> None:
     mind = core(settle=0)
     warn(mind, SPACE, BSOFTWARN, NOW, figures(101))
     assert events(mind.seen(SPACE, figures(92), NOW + 1)) == [("below", (ALICE,))]
@@ -280,14 +280,14 @@ def test_after_an_all_clear_nobody_is_told_that_he_is_near() -> None:
 # --- bounds --------------------------------------------------------------------------------------------------
 
 
-def test_states_are_bounded() -> None:
+def test_the_number_of_states_is_bounded() -> None:
     mind = core()
     for number in range(MOST_STATES + 10):
         mind.seen(SPACE._replace(id=number), figures(200), NOW)
     assert len(mind) == MOST_STATES
 
 
-def test_a_flood_does_not_fill_the_times() -> None:
+def test_a_flood_of_warnings_does_not_fill_the_timer_queue() -> None:
     mind = core()
     for number in range(10_000):
         warn(mind, SPACE, BSOFTWARN, NOW + number / 100, figures(101, NOW + DAY))
@@ -295,7 +295,7 @@ def test_a_flood_does_not_fill_the_times() -> None:
     assert len(mind._times) < 100
 
 
-def test_due_is_bounded() -> None:
+def test_due_returns_at_most_the_number_asked_for() -> None:
     mind = core()
     for number in range(1, 101):
         mind.seen(SPACE._replace(id=number), figures(85), NOW)
@@ -304,7 +304,7 @@ def test_due_is_bounded() -> None:
     assert not list(mind.due(NOW + 31, 100))
 
 
-def test_figures_that_cannot_be_had_are_asked_for_later() -> None:
+def test_figures_that_cannot_be_read_are_asked_for_later() -> None:
     mind = core()
     mind.seen(SPACE, figures(85), NOW)
     (key,) = mind.due(NOW + 30, 9)

@@ -122,7 +122,7 @@ def scene(folder: Path, signature: str, kernel: Kernel) -> Iterator[Scene]:
     made.close()
 
 
-def test_a_hundred_thousand_in_ten_seconds(scene: Scene, kernel: Kernel) -> None:
+def test_a_flood_of_warnings_is_folded_without_loss_and_told_once_per_user(scene: Scene, kernel: Kernel) -> None:
     memory, ratios, took = scene.resident(), [], 0.0
     for _ in range(ROUNDS):
         kernel.begin(NOBODYS)  # whoever sends needs a processor, too
@@ -142,7 +142,7 @@ def test_a_hundred_thousand_in_ten_seconds(scene: Scene, kernel: Kernel) -> None
     assert sorted(scene.told()) == [(ALICE, "over-hard"), (BOB, "over-hard")]
 
 
-def test_what_a_stopped_source_misses_is_known_to_the_message(scene: Scene, kernel: Kernel) -> None:
+def test_warnings_missed_by_a_stopped_source_are_counted_exactly(scene: Scene, kernel: Kernel) -> None:
     scene.source.stop()
     kernel.begin(OURS, 100_000, 10_000_000)
     until(lambda: kernel.done(0.1), "sent", 60)
@@ -164,6 +164,6 @@ def test_what_a_stopped_source_misses_is_known_to_the_message(scene: Scene, kern
     assert found["overflows"] > 0
     assert found["received"] > 40_000
     assert found["lost"] > 40_000
-    scene.source.logged(f"quota-lost messages={found['lost']}")
+    scene.source.logged(f"quota-warnings-lost messages={found['lost']}")
     until(lambda: len(scene.told()) >= 2, "both are told of")
     assert sorted(scene.told()) == [(ALICE, "over-hard"), (BOB, "over-hard")]

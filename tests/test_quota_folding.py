@@ -41,13 +41,13 @@ def test_equal_warnings_are_one_with_a_count() -> None:
     assert folding.take() == {}
 
 
-def test_a_gap_is_lost() -> None:
+def test_a_gap_in_the_numbers_counts_as_lost() -> None:
     folding = Folding(FAMILY)
     folding.add([message(1), message(5), message(3)])
     assert folding.sequence.lost == 2
 
 
-def test_one_user_fills_only_his_share_of_the_table() -> None:
+def test_one_user_fills_no_more_than_a_share_of_the_table() -> None:
     folding = Folding(FAMILY)
     folding.add([message(n, excess=n) for n in range(1000)] + [message(1000, 5002)])
     assert (len(folding), folding.dropped) == (PER_CAUSE + 1, 1000 - PER_CAUSE)
@@ -62,7 +62,7 @@ def test_the_table_is_bounded() -> None:
     assert (len(folding), folding.dropped) == (IN_ALL, 5)
 
 
-def test_several_messages_in_a_datagram_and_longer_ones() -> None:
+def test_several_and_longer_messages_in_a_datagram_are_taken() -> None:
     folding = Folding(FAMILY)
     longer = message(3) + struct.pack("=HHI", 8, 99, 1)
     longer = struct.pack("=I", len(longer)) + longer[4:]
@@ -70,7 +70,7 @@ def test_several_messages_in_a_datagram_and_longer_ones() -> None:
     assert (folding.received, folding.nonsense, sorted(folding.take().values())) == (3, 0, [1, 2])
 
 
-def test_nonsense_is_counted() -> None:
+def test_malformed_messages_are_counted_and_dropped() -> None:
     folding = Folding(FAMILY)
     folding.add([b"", b"x", message(1)[:70], bytes(76), pack(Warned(0, 1, 1, 1, 1, 1), FAMILY + 1, 1)])
     assert (folding.received, folding.nonsense, len(folding)) == (0, 4, 0)
@@ -85,13 +85,13 @@ def told(to: tuple[int, ...] = (5001,), number: int = 0) -> Told:
     return Told(to, Key(1, 0, number, "space"), "near", FIGURES, None, 1)
 
 
-def test_few_notices_pass() -> None:
+def test_notices_below_the_rate_limit_pass() -> None:
     digests = Digests(RULES)
     assert all(digests.pass_on(told(), NOW + 30 * n) for n in range(100))
     assert not list(digests.due(NOW + 3001))
 
 
-def test_a_storm_becomes_a_digest() -> None:
+def test_notices_above_the_rate_limit_become_one_digest() -> None:
     digests = Digests(RULES)
     passed = [digests.pass_on(told(number=n), NOW + n / 100) for n in range(1000)]
     assert [one is not None for one in passed] == [True] * 3 + [False] * 997
@@ -102,7 +102,7 @@ def test_a_storm_becomes_a_digest() -> None:
     assert digests.pass_on(told(), NOW + 60.01)
 
 
-def test_a_storm_that_goes_on_becomes_few_digests() -> None:
+def test_a_lasting_flood_of_notices_becomes_few_digests() -> None:
     digests = Digests(RULES)
     out = 0
     for n in range(60_000):
@@ -111,7 +111,7 @@ def test_a_storm_that_goes_on_becomes_few_digests() -> None:
     assert out <= 3 * 11
 
 
-def test_somebody_elses_storm_is_not_mine() -> None:
+def test_one_users_digest_does_not_hold_back_another_users_notice() -> None:
     digests = Digests(RULES)
     for _ in range(10):
         digests.pass_on(told(), NOW)
@@ -120,7 +120,7 @@ def test_somebody_elses_storm_is_not_mine() -> None:
     assert passed.to == (5002,)
 
 
-def test_people_are_forgotten() -> None:
+def test_users_without_recent_notices_are_forgotten() -> None:
     digests = Digests(RULES)
     for uid in range(1000):
         digests.pass_on(told((uid,)), NOW)
@@ -138,7 +138,7 @@ def notice(number: int = 0, event: str = "near", at: int = 5, count: int = 1) ->
     )  # fmt: skip
 
 
-def test_of_each_quota_the_latest_is_kept_with_what_it_stands_for() -> None:
+def test_the_latest_notice_of_a_quota_is_kept_with_the_sum_of_counts() -> None:
     kept = Kept()
     for at, event in enumerate(("near", "over-soft", "over-hard")):
         kept.put(5001, notice(event=event, at=at, count=2))
@@ -152,7 +152,7 @@ def test_of_each_quota_the_latest_is_kept_with_what_it_stands_for() -> None:
     assert len(kept) == 0
 
 
-def test_what_is_kept_is_bounded() -> None:
+def test_kept_notices_are_bounded_per_person_and_in_all() -> None:
     kept = Kept()
     for number in range(PER_PERSON + 3):
         kept.put(5001, notice(number))
@@ -190,7 +190,7 @@ def test_a_walk_goes_over_everything_and_begins_again() -> None:
     assert walk.at == 402
 
 
-def test_a_walk_over_nothing() -> None:
+def test_a_walk_over_nothing_ends_at_once() -> None:
     walk: Walk[str] = Walk(300)
     assert walk.begins(0.0)
     assert walk.where() is None
@@ -214,7 +214,7 @@ def remembered() -> bytes:
     return memory.dump(core, kept, POINTS)
 
 
-def test_a_state_is_remembered() -> None:
+def test_a_saved_state_is_loaded_and_nothing_is_told_again() -> None:
     core, kept = Core(Rules()), Kept()
     assert memory.load(remembered(), core, kept, DEVICES, NOW + 5) == 0
     assert kept.take(5002) == [notice()]
@@ -225,19 +225,19 @@ def test_a_state_is_remembered() -> None:
     assert (again.event, again.count) == ("over-hard", 4)
 
 
-def test_what_is_not_mounted_any_more_is_forgotten() -> None:
+def test_states_of_unmounted_filesystems_are_forgotten() -> None:
     core = Core(Rules())
     assert memory.load(remembered(), core, Kept(), {}, NOW) == 0
     assert len(core) == 0
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"version":2}', b"\xff", b"[" * 100_000])
-def test_a_damaged_file(data: bytes) -> None:
+def test_a_damaged_state_file_is_a_peer_error(data: bytes) -> None:
     with pytest.raises(PeerError):
         memory.load(data, Core(Rules()), Kept(), DEVICES, NOW)
 
 
-def test_damaged_entries_are_left_out() -> None:
+def test_damaged_entries_are_skipped_and_counted() -> None:
     whole = json.loads(remembered())
     (state,) = whole["states"]
     bad = [None, [], "x", state[:-1], [*state[:4], 9, *state[5:]], [*state[:1], 5, *state[2:]], [*state[:9], [[1]]]]
@@ -248,5 +248,5 @@ def test_damaged_entries_are_left_out() -> None:
     assert (len(core), len(kept)) == (1, 1)
 
 
-def test_a_file_of_another_shape() -> None:
+def test_states_that_are_not_a_list_are_ignored() -> None:
     assert memory.load(b'{"version":1,"states":5}', Core(Rules()), Kept(), DEVICES, NOW) == 0

@@ -27,7 +27,7 @@ CAROL = 5003
 
 
 class Scene:
-    """A broker, a quota source, and the machine's daemon, which hears of those who have none."""
+    """A broker, a quota source, and the machine's daemon, which is told of users without a daemon of their own."""
 
     def __init__(self, folder: Path, kernel: Kernel) -> None:
         self.folder, self.kernel = folder, kernel
@@ -70,11 +70,11 @@ class Scene:
         return found
 
     def told(self) -> list[int]:
-        """Of whom, in ascending order."""
+        """The uids that it was told of, in ascending order."""
         return sorted(take(line).subject.id for line in self._told.read_bytes().splitlines())
 
     def tells(self, *uids: int) -> None:
-        """Waits until it was told of all of these, and checks that it was told of nobody else, and of none twice."""
+        """Waits until it was told of all of these uids, and checks that it was told of no other, and of none twice."""
         until(lambda: set(uids) <= set(self.told()), f"told of {uids}, not only {self.told()}")
         until(lambda: self.status()["undelivered"] == 0, "nothing waits")
         assert self.told() == sorted(uids)
@@ -129,7 +129,7 @@ def test_a_source_that_is_killed_loses_nothing_and_tells_nothing_twice(scene: Sc
 
 
 def test_a_source_that_is_killed_with_notices_in_hand_has_written_them_down(scene: Scene) -> None:
-    """Nobody is there to be told; and the state says so."""
+    """No daemon is registered, and the state holds the notices."""
     scene.daemon.kill()
     until(lambda: not scene.broker.status()["daemons"], "no daemon")
     scene.over(ALICE, BOB)
@@ -150,11 +150,11 @@ def test_a_source_that_is_killed_with_notices_in_hand_has_written_them_down(scen
     scene.tells(ALICE, BOB)
 
 
-def test_a_broker_that_is_killed_under_its_source(scene: Scene) -> None:
+def test_a_source_outlives_a_killed_broker_and_delivers_to_the_next(scene: Scene) -> None:
     """The source goes on listening, and delivers when the next one has daemons."""
     source = scene.source.pid
     scene.broker.kill()
-    scene.source.logged("broker-not-connected")
+    scene.source.logged("broker-connect-failed")
     scene.over(ALICE, BOB)
     scene.warn()
     scene.start_broker()
@@ -186,13 +186,13 @@ def test_a_source_that_is_asked_to_end_delivers_first(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_signals_end_it_in_order(scene: Scene, number: int) -> None:
+def test_sigterm_sigint_and_sighup_end_the_source_with_status_0(scene: Scene, number: int) -> None:
     scene.source.signal(number)
     assert scene.source.wait() == 0
     assert "closed" in scene.source.log
 
 
-def test_a_second_source_ends(scene: Scene) -> None:
+def test_a_second_source_is_refused_by_the_broker_and_ends(scene: Scene) -> None:
     """Two would tell everything twice."""
     first = scene.source
     words = [str(HERE / "quotasource.py"), str(scene.folder), str(GROUP), str(scene.kernel.portid)]

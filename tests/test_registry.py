@@ -25,7 +25,7 @@ def test_a_newer_daemon_replaces_the_older() -> None:
     assert list(registry) == [second]
 
 
-def test_the_replaced_one_takes_nobody_with_it() -> None:
+def test_removing_a_replaced_daemon_leaves_its_successor() -> None:
     registry = Registry()
     first, second = daemon(1000, 1), daemon(1000, 2)
     registry.helo(first)
@@ -37,7 +37,7 @@ def test_the_replaced_one_takes_nobody_with_it() -> None:
     assert (registry.get(1000), len(registry)) == (None, 0)
 
 
-def test_uids_have_nothing_to_do_with_each_other() -> None:
+def test_daemons_of_different_uids_do_not_replace_each_other() -> None:
     registry = Registry()
     one, other = daemon(1000, 1), daemon(1001, 2)
     assert registry.helo(one) is None
@@ -47,5 +47,5 @@ def test_uids_have_nothing_to_do_with_each_other() -> None:
     assert len(registry) == 0
 
 
-def test_the_repr_names_who() -> None:
+def test_the_repr_names_uid_pid_and_portid() -> None:
     assert repr(daemon(1000, 7)) == "<Association uid=1000 pid=7 portid=7>"

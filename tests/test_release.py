@@ -70,7 +70,7 @@ def sdist(mtime: int, mode: int, owner: str, names: list[str]) -> bytes:
     return out.getvalue()
 
 
-def test_an_sdist_does_not_tell_by_whom_when_and_under_which_umask_it_was_made() -> None:
+def test_an_sdist_is_the_same_whatever_its_makers_user_clock_and_umask() -> None:
     one = packed_anew(sdist(1, 0o600, "ada", ["b", "a"]), 1_700_000_000)
     other = packed_anew(sdist(2, 0o664, "bob", ["a", "b"]), 1_700_000_000)
     assert one == other
@@ -80,7 +80,7 @@ def test_an_sdist_does_not_tell_by_whom_when_and_under_which_umask_it_was_made()
     assert gzip.decompress(one) != gzip.decompress(packed_anew(sdist(1, 0o700, "ada", ["a", "b"]), 1_700_000_000))
 
 
-def test_a_time_before_zip_files_is_moved_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_date_before_1980_becomes_1980(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
     assert epoch() == 315532800
 

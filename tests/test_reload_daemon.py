@@ -23,7 +23,7 @@ from upcall.daemon.loading import loaders
 from upcall.keymodule import KeyModule
 from upcall.process.control import DaemonControl
 from upcall.process.log import EventLog
-from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.key_handler import KeyHandler
 from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_key
 from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
@@ -79,7 +79,7 @@ def scene(folder: Path, broker: RunningBroker, signature: str, monkeypatch: pyte
         yield Scene(broker, daemon, found)
 
 
-def test_what_is_denied_is_refused_from_then_on_and_works_again_when_it_is_allowed(
+def test_a_denied_module_is_refused_until_a_reload_allows_it_again(
     scene: Scene, signature: str, keyring: FolderKeyring
 ) -> None:
     keyring.add(SLOW, "bad", b"later")
@@ -96,7 +96,7 @@ def test_what_is_denied_is_refused_from_then_on_and_works_again_when_it_is_allow
     assert "more=module=toy less=nothing" in scene.daemon.log
 
 
-def test_a_module_that_is_to_be_isolated_from_now_on(scene: Scene, signature: str) -> None:
+def test_a_reload_moves_a_module_into_a_process_of_its_own(scene: Scene, signature: str) -> None:
     assert scene.wrap(signature) == "answered"
     scene.reload(TOY_ARGUMENT.replace("module", "isolated", 1))
     assert scene.wrap(signature) == "answered"
@@ -104,7 +104,7 @@ def test_a_module_that_is_to_be_isolated_from_now_on(scene: Scene, signature: st
         assert any(one.get("isolated") for one in control.status()["keys"])
 
 
-def test_requests_under_way_come_to_their_end(
+def test_requests_in_progress_are_answered_across_reloads(
     scene: Scene, signature: str, keyring: FolderKeyring, gate: Gate
 ) -> None:
     keyring.add(SLOW, "bad", f"gate {gate.path}".encode())
@@ -128,7 +128,7 @@ def test_requests_under_way_come_to_their_end(
     assert scene.daemon.wait() == 0
 
 
-def test_nothing_that_can_be_followed_changes_nothing(scene: Scene, signature: str) -> None:
+def test_a_reload_with_malformed_findings_changes_nothing(scene: Scene, signature: str) -> None:
     scene.write("?")
     scene.daemon.signal(signal.SIGHUP)
     scene.daemon.logged("found.json:1: is no JSON")
@@ -137,7 +137,9 @@ def test_nothing_that_can_be_followed_changes_nothing(scene: Scene, signature: s
     assert scene.wrap(signature) == "answered"
 
 
-def test_the_users_command(scene: Scene, signature: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_config_reload_reloads_the_daemon_and_refuses_a_bad_file(
+    scene: Scene, signature: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr(config, "SYSTEM", tmp_path / "system.toml")
     scene.write(json.dumps([BAD_ARGUMENT]))
@@ -190,7 +192,7 @@ class Place:
         self.config.chmod(0o644)
 
 
-def test_handlers_come_and_go_as_the_configuration_says(folder: Path) -> None:
+def test_a_reload_adds_and_removes_handlers(folder: Path) -> None:
     place, broker = Place(folder), PlayedBroker(folder)
     (folder.parent / "run").mkdir(mode=0o700)
     arguments = ["-m", "upcall", "daemon", "--runtime", str(folder)]
@@ -224,7 +226,7 @@ def test_handlers_come_and_go_as_the_configuration_says(folder: Path) -> None:
         assert outcome("test.echo") == Answer(b"hello")
 
 
-def test_the_finder_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_finder_in_a_child_reports_findings_and_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     file = config.user_file()
     file.parent.mkdir()
@@ -236,14 +238,16 @@ def test_the_finder_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ModuleFailed, match="no key module 'nothing'"):
         renewing.find_in_child(["inline=nothing"])
     file.write_text("[plugins]\nallow = 1\n")
-    with pytest.raises(ModuleFailed, match=f"{file}:2: plugins.allow: a list of names is wanted"):
+    with pytest.raises(ModuleFailed, match=f"{file}:2: plugins.allow: must be a list of names"):
         renewing.find_in_child([])
 
 
 @pytest.mark.parametrize(
     ("code", "why"), [("import time; time.sleep(60)", "within 1 s"), ("1/0", "ZeroDivisionError")]
 )
-def test_a_finder_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, why: str) -> None:
+def test_a_finder_that_hangs_or_crashes_is_a_module_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, why: str
+) -> None:
     program = tmp_path / "python"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}"\n')
     program.chmod(0o755)
@@ -270,8 +274,8 @@ class Opening:
         return TOY.open(signature, blob, secrets)  # type: ignore[arg-type]
 
 
-def key_service(keyring: FolderKeyring, modules: Mapping[str, Callable[[], KeyModule]]) -> KeyService:
-    return KeyService(keyring, modules, lambda *_: bytearray())
+def key_service(keyring: FolderKeyring, modules: Mapping[str, Callable[[], KeyModule]]) -> KeyHandler:
+    return KeyHandler(keyring, modules, lambda *_: bytearray())
 
 
 def denied() -> KeyModule:
@@ -279,7 +283,9 @@ def denied() -> KeyModule:
 
 
 @pytest.mark.parametrize("held", ["open", "load"])
-def test_a_module_that_is_denied_while_it_opens_a_key(keyring: FolderKeyring, signature: str, held: str) -> None:
+def test_a_key_that_was_opening_when_its_module_was_denied_is_refused(
+    keyring: FolderKeyring, signature: str, held: str
+) -> None:
     module = Opening()
 
     def load() -> KeyModule:
@@ -292,26 +298,26 @@ def test_a_module_that_is_denied_while_it_opens_a_key(keyring: FolderKeyring, si
 
     def open_it() -> None:
         try:
-            keys._open(signature)
+            keys.opener.open(signature)
         except ModuleFailed as error:
             errors.append(error)
 
     thread = threading.Thread(target=open_it)
     thread.start()
     assert module.begun.wait(PATIENCE)
-    keys.use({"toy": denied}, set())
+    keys.cache.use({"toy": denied}, set())
     module.go_on.set()
     thread.join(PATIENCE)
     assert [str(error) for error in errors] == ["it is not allowed"]
-    assert keys.status() == []
+    assert keys.cache.status() == []
 
 
-def test_what_stays_the_same_is_not_loaded_again(keyring: FolderKeyring, signature: str) -> None:
+def test_a_module_that_stays_the_same_is_not_loaded_again(keyring: FolderKeyring, signature: str) -> None:
     count = iter(range(10))
     keys = key_service(keyring, {"toy": lambda: (next(count), TOY)[1]})
-    first = keys._open(signature)
-    keys.use(loaders([TOY_ARGUMENT], lambda: 0.0, EventLog("test")), {"toy"})
-    assert keys._open(signature) is first
-    keys.use(loaders([TOY_ARGUMENT], lambda: 0.0, EventLog("test")), set())
-    assert keys._open(signature) is not first
+    first = keys.opener.open(signature)
+    keys.cache.use(loaders([TOY_ARGUMENT], lambda: 0.0, EventLog("test")), {"toy"})
+    assert keys.opener.open(signature) is first
+    keys.cache.use(loaders([TOY_ARGUMENT], lambda: 0.0, EventLog("test")), set())
+    assert keys.opener.open(signature) is not first
     assert next(count) == 1

@@ -66,12 +66,12 @@ def content(system: System) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("types", [BOTH, BOTH[:1], BOTH[1:]])
 @pytest.mark.parametrize("copied", [None, "ab" * 32])
-def test_the_file_both_ways(types: tuple[str, ...], copied: str | None) -> None:
+def test_a_rendered_file_is_read_back_as_written(types: tuple[str, ...], copied: str | None) -> None:
     ours = Ours(types, ("/usr/bin/python3", "-I", "-S", "/x/standin.py"), copied)
     assert take(render(ours)) == ours
 
 
-def test_an_edited_file_is_known_as_such() -> None:
+def test_an_edited_file_is_recognised_as_ours_but_not_taken() -> None:
     data = render(Ours(BOTH, (PROGRAM,), "ab" * 32))
     for edited in (data + b"\n", data[:-1], data.replace(b" %k", b""), data.replace(b"ab", b"cd"), data[:99]):
         assert is_ours(edited) and take(edited) is None
@@ -81,7 +81,7 @@ def test_an_edited_file_is_known_as_such() -> None:
 # --- installing --------------------------------------------------------------------------------------------------
 
 
-def test_installed_it_wins_and_uninstalled_all_is_as_before(system: System) -> None:
+def test_installed_lines_win_and_uninstalling_restores_everything(system: System) -> None:
     before = content(system)
     assert [str(standing_of_type(system, name).line) for name in BOTH] == [f"{CIFS_FILE}:1", f"{LAST}:2"]
     assert install(system, planned(system, *BOTH)) == [f"{FILE}: written"]
@@ -96,7 +96,7 @@ def test_installed_it_wins_and_uninstalled_all_is_as_before(system: System) -> N
     assert uninstall(system) == []
 
 
-def test_one_type_leaves_the_other_alone(system: System) -> None:
+def test_installing_one_type_leaves_the_lines_of_others_alone(system: System) -> None:
     install(system, planned(system))
     assert standing_of_type(system, "cifs.spnego").ours
     assert not standing_of_type(system, "dns_resolver").ours
@@ -119,7 +119,7 @@ def test_a_type_with_several_patterns_has_a_line_for_each(system: System, monkey
     assert any(keeps for _, _, keeps in others(system, ["dns_resolver"]))
 
 
-def test_without_any_other_configuration(tmp_path: Path) -> None:
+def test_installing_without_other_configuration_makes_folder_and_file(tmp_path: Path) -> None:
     system = System(tmp_path)
     write(system, PROGRAM, b"", 0o755)
     before = os.umask(0o077)
@@ -133,7 +133,7 @@ def test_without_any_other_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [CIFS, b"", b"# nothing\n"])
-def test_a_file_of_somebody_else_is_left(system: System, data: bytes) -> None:
+def test_a_file_not_made_by_upcall_is_neither_replaced_nor_removed(system: System, data: bytes) -> None:
     write(system, FILE, data)
     with pytest.raises(FileExistsError, match="was not made by upcall"):
         install(system, planned(system))
@@ -142,7 +142,7 @@ def test_a_file_of_somebody_else_is_left(system: System, data: bytes) -> None:
     assert system.at(FILE).read_bytes() == data
 
 
-def test_a_symbolic_link_is_nobody_of_ours(system: System) -> None:
+def test_a_symbolic_link_is_not_taken_for_our_file(system: System) -> None:
     write(system, "/elsewhere", render(planned(system).ours))
     system.at(FILE).symlink_to(system.at("/elsewhere"))
     with pytest.raises(FileExistsError, match="was not made by upcall"):
@@ -151,7 +151,7 @@ def test_a_symbolic_link_is_nobody_of_ours(system: System) -> None:
     assert not standing_of_type(system, "cifs.spnego").ours, "request-key passes links over"
 
 
-def test_our_file_edited_is_left(system: System) -> None:
+def test_an_edited_file_is_neither_replaced_nor_removed(system: System) -> None:
     install(system, planned(system))
     edited = system.at(FILE).read_bytes() + b"create user debug:* * /bin/cat\n"
     system.at(FILE).write_bytes(edited)
@@ -171,21 +171,23 @@ def test_our_file_edited_is_left(system: System) -> None:
         ("dns_resolver", CIFS_FILE, b"create dns_resolver * * /x %k\n"),
     ],
 )
-def test_a_line_that_would_win_is_named(system: System, types: str, path: str, line: bytes) -> None:
+def test_a_line_that_would_win_over_ours_is_refused_by_its_number(
+    system: System, types: str, path: str, line: bytes
+) -> None:
     write(system, path, b"# this one\n" + line)
     with pytest.raises(ConfigError, match=f"{path}: line 2 wins over ours for {types}"):
         install(system, planned(system, types))
     assert not system.at(FILE).exists()
 
 
-def test_lines_that_only_look_as_if_they_would_win(system: System) -> None:
+def test_lines_that_would_not_win_do_not_prevent_the_installation(system: System) -> None:
     write(system, CIFS_FILE, b"create cifs.* ver=0x2;host=any.* * /x %k\nnegate cifs.spnego ver=0x2;host=* * /x %k\n")
     write(system, LAST, b"create cifs.spnego ver=0x2;host=* * /x %k\ncreate dns_resolver * * /x\n")
     install(system, planned(system, *BOTH))
     assert standing_of_type(system, "cifs.spnego").ours and standing_of_type(system, "dns_resolver").ours
 
 
-def test_a_line_that_stops_request_key_is_named(system: System) -> None:
+def test_a_line_that_stops_request_key_is_refused_by_its_number(system: System) -> None:
     write(system, CIFS_FILE, CIFS + b"create\n")
     with pytest.raises(BadLine, match=f"{CIFS_FILE}: line 2: ends at its operation"):
         install(system, planned(system))
@@ -196,7 +198,7 @@ def test_a_line_that_stops_request_key_is_named(system: System) -> None:
 # --- the program -------------------------------------------------------------------------------------------------
 
 
-def test_a_program_that_others_could_change(system: System) -> None:
+def test_a_program_that_others_can_change_or_that_is_missing_is_refused(system: System) -> None:
     system.at("/usr/lib").chmod(0o775)
     with pytest.raises(ConfigError, match=r"/usr/lib has mode 0775: others can write to it; --copy"):
         planned(system)
@@ -206,7 +208,7 @@ def test_a_program_that_others_could_change(system: System) -> None:
         planned(system)
 
 
-def test_paths_that_request_key_cannot_be_given(system: System) -> None:
+def test_paths_and_macros_that_request_key_cannot_take_are_refused(system: System) -> None:
     for path in ("/with space/x", "/with\ttab", "/with\u00a0space", ""):
         with pytest.raises(ConfigError):
             planned(system, command=(path,))
@@ -215,7 +217,7 @@ def test_paths_that_request_key_cannot_be_given(system: System) -> None:
         planned(system, command=("/x", "%x"))
 
 
-def test_a_copy(system: System, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_copy_is_installed_updated_and_uninstalled(system: System, tmp_path_factory: pytest.TempPathFactory) -> None:
     theirs = tmp_path_factory.mktemp("user") / "upcall-request-key"
     theirs.write_bytes(b"#!/bin/sh\nexit 1\n")
     theirs.chmod(0o777)
@@ -233,13 +235,13 @@ def test_a_copy(system: System, tmp_path_factory: pytest.TempPathFactory) -> Non
     assert not system.at(COPY).parent.exists()
 
 
-def test_a_copy_goes_when_it_is_no_longer_used(system: System) -> None:
+def test_a_copy_is_removed_when_it_is_no_longer_used(system: System) -> None:
     install(system, planned(system, copy=True, command=(str(system.at(PROGRAM)),)))
     assert install(system, planned(system)) == [f"{FILE}: written", f"{COPY}: removed"]
     assert not system.at(COPY).exists()
 
 
-def test_a_copy_that_is_not_ours_is_left(system: System) -> None:
+def test_a_copy_that_is_not_ours_is_neither_replaced_nor_removed(system: System) -> None:
     write(system, COPY, b"somebody's")
     wanted = planned(system, copy=True, command=(str(system.at(PROGRAM)),))
     with pytest.raises(FileExistsError, match="is there, and not as upcall made it"):
@@ -251,7 +253,7 @@ def test_a_copy_that_is_not_ours_is_left(system: System) -> None:
     assert uninstall(system) == [f"{FILE}: removed", f"{COPY}: left there, for it is not as upcall made it"]
 
 
-def test_a_copy_into_a_folder_of_others(system: System) -> None:
+def test_a_copy_into_a_folder_that_others_can_write_is_refused(system: System) -> None:
     write(system, "/usr/local/libexec/x", b"").parent.chmod(0o777)
     with pytest.raises(ConfigError, match=r"/usr/local/libexec has mode 0777"):
         planned(system, copy=True, command=(str(system.at(PROGRAM)),))
@@ -273,7 +275,7 @@ def test_a_write_that_fails_leaves_what_was_there(system: System, monkeypatch: p
 # --- who can change a file ---------------------------------------------------------------------------------------
 
 
-def test_who_can_change_a_file(tmp_path: Path) -> None:
+def test_distrust_names_what_lets_others_change_a_file(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     file = tmp_path / "a" / "b" / "file"
     file.write_bytes(b"")
@@ -299,7 +301,7 @@ def test_who_can_change_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who can give files away")
-def test_a_link_of_somebody_else(tmp_path: Path) -> None:
+def test_a_link_of_another_user_is_distrusted(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     (tmp_path / "file").touch(0o755)
     (tmp_path / "link").symlink_to("file")
@@ -330,7 +332,7 @@ def command(system: System, monkeypatch: pytest.MonkeyPatch) -> Command:
     return Command(system)
 
 
-def test_install_check_status_uninstall(command: Command, system: System) -> None:
+def test_the_commands_report_the_state_before_and_after_installation(command: Command, system: System) -> None:
     said = command("install", "--check")
     assert (said.exit_code, said.output) == (1, f"{FILE}: is not there\n")
     assert command("status").exit_code == 1
@@ -373,7 +375,7 @@ def test_types_and_copy_stay_as_they_were_installed(command: Command, system: Sy
     assert found is not None and found.types == BOTH
 
 
-def test_a_narrower_line_of_the_administrator_is_told(command: Command, system: System) -> None:
+def test_a_narrower_line_of_the_administrator_is_reported_and_kept(command: Command, system: System) -> None:
     write(system, CIFS_FILE, CIFS + b"create cifs.spnego ver=0x2;host=old\xff.* * /usr/sbin/cifs.upcall %k\n")
     said = command("install")
     assert said.exit_code == 0
@@ -388,7 +390,9 @@ def test_a_narrower_line_of_the_administrator_is_told(command: Command, system: 
         (CIFS_FILE, b"create cifs.spnego ver=0x2;host=a* * /x\n", os.EX_CONFIG, f"upcall: {CIFS_FILE}: line 1 wins"),
     ],
 )
-def test_what_is_in_the_way(command: Command, system: System, path: str, data: bytes, code: int, said: str) -> None:
+def test_an_obstacle_stops_the_installation_and_is_reported(
+    command: Command, system: System, path: str, data: bytes, code: int, said: str
+) -> None:
     write(system, path, data)
     found = command("install")
     assert found.exit_code == code and found.output.startswith(said)
@@ -397,7 +401,7 @@ def test_what_is_in_the_way(command: Command, system: System, path: str, data: b
     assert command("status").exit_code == 1
 
 
-def test_status_of_one_key(command: Command) -> None:
+def test_status_of_one_key_names_the_line_that_fits(command: Command) -> None:
     command("install")
     said = command("status", "--key", "cifs.spnego", "ver=0x1;host=a", "--json")
     assert said.exit_code == 1
@@ -417,7 +421,7 @@ def test_status_names_a_program_that_has_gone(command: Command, system: System) 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root becomes somebody else")
-def test_only_root_may(command: Command, system: System) -> None:
+def test_a_user_who_is_not_root_cannot_install(command: Command, system: System) -> None:
     os.seteuid(5001)
     try:
         found = command("install")
@@ -433,7 +437,7 @@ REQUEST_KEY = shutil.which("request-key", path="/sbin:/usr/sbin")
 
 @pytest.mark.skipif(REQUEST_KEY is None, reason="needs keyutils")
 @pytest.mark.parametrize("name", BOTH)
-def test_the_real_one_runs_our_program(system: System, name: str) -> None:
+def test_the_real_request_key_runs_our_program(system: System, name: str) -> None:
     def run(key: RequestedKey) -> str:
         """The command that request-key would run."""
         describe = f"{name};0;0;39010000;{key.description.decode()}"
@@ -449,7 +453,7 @@ def test_the_real_one_runs_our_program(system: System, name: str) -> None:
         uninstall(system)
 
 
-def test_planning_and_winning_change_nothing(system: System) -> None:
+def test_planning_and_checking_change_nothing(system: System) -> None:
     before = content(system)
     check_winning(system, planned(system, *BOTH))
     assert content(system) == before

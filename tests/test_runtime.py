@@ -41,14 +41,14 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
             own_place(tmp_path / "open")
 
 
-def test_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises((UsageError, FileExistsError)):
         own_place(tmp_path / "file")
 
 
 @root_only
-def test_anothers_folder_is_refused(tmp_path: Path) -> None:
+def test_a_folder_of_another_uid_is_refused(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     os.chown(tmp_path / "theirs", 65534, 65534)
     with pytest.raises(UsageError):
@@ -58,13 +58,15 @@ def test_anothers_folder_is_refused(tmp_path: Path) -> None:
         assert "not a folder of our own" in broker.log
 
 
-def test_who_may_be_the_broker_of_a_folder(tmp_path: Path) -> None:
+def test_a_broker_is_roots_or_outside_the_systems_folder_the_users_own(tmp_path: Path) -> None:
     """The system's is root's; elsewhere it may be the user's own."""
     assert Place(runtime.SYSTEM_FOLDER).owners() == frozenset({0})
     assert Place(tmp_path).owners() == frozenset({0, ME})
 
 
-def test_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_folder_is_private_and_its_broker_is_found_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert user_folder() == tmp_path / "upcall"
     assert user_folder().stat().st_mode & 0o777 == 0o700
@@ -78,18 +80,18 @@ def test_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @root_only
-def test_a_runtime_folder_of_another_user_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after su(1)."""
     os.chown(tmp_path, 65534, 65534)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert user_folder().parent != tmp_path
 
 
-def test_listening_where_somebody_listens(tmp_path: Path) -> None:
+def test_listening_on_a_socket_in_use_is_refused_and_on_a_stale_one_works(tmp_path: Path) -> None:
     path = tmp_path / "sock"
     first = listen(path, 0o600)
     assert path.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(UsageError, match="somebody listens"):
+    with pytest.raises(UsageError, match="another process listens"):
         listen(path, 0o600)
     first.accept()[0].close()  # that was the one who asked whether somebody is there
     first.close()
@@ -97,7 +99,7 @@ def test_listening_where_somebody_listens(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["sock"]
 
 
-def test_a_listener_that_is_somebody_elses(tmp_path: Path) -> None:
+def test_connecting_to_a_listener_of_another_uid_is_refused(tmp_path: Path) -> None:
     listener = listen(tmp_path / "sock", 0o600)
     with pytest.raises(UsageError, match="listens there"):
         connect(tmp_path / "sock", frozenset({ME + 1}))
@@ -105,7 +107,7 @@ def test_a_listener_that_is_somebody_elses(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's daemon is the machine's")
-def test_roots_folder_is_there_without_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_has_a_folder_without_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "SYSTEM_FOLDER", tmp_path)
     for told in ("/run/user/0", ""):
         monkeypatch.setenv("XDG_RUNTIME_DIR", told)

@@ -48,7 +48,7 @@ def program(tmp_path: Path) -> Path:
 
 
 def opened(folder: Path, line: str, environment: dict[str, str]) -> int:
-    """What pam_open_session gives for a service that runs this line by pam_exec, in whose environment that stands."""
+    """What pam_open_session returns for a service that runs this line by pam_exec with that environment."""
     pam = ctypes.CDLL(ctypes.util.find_library("pam") or "libpam.so.0")
     if not hasattr(pam, "pam_start_confdir"):
         pytest.skip("this PAM reads services from /etc/pam.d only (1.4 has pam_start_confdir)")
@@ -67,7 +67,7 @@ def opened(folder: Path, line: str, environment: dict[str, str]) -> int:
     return result
 
 
-def test_nothing_of_pams_environment_is_loaded(tmp_path: Path, program: Path) -> None:
+def test_nothing_of_pams_environment_reaches_the_loader_or_the_program(tmp_path: Path, program: Path) -> None:
     mark, library, source, said = (tmp_path / name for name in ("mark", "planted.so", "planted.c", "said"))
     source.write_text(PRELOADED)
     words = [*(build.compiler() or []), "-shared", "-fPIC", f'-DMARK="{mark}"', "-o", str(library), str(source)]
@@ -89,7 +89,7 @@ def test_nothing_of_pams_environment_is_loaded(tmp_path: Path, program: Path) ->
     assert names - {"PWD", "_", "SHLVL", "OLDPWD"} == {"PATH", "LANG", "PAM_TYPE", "PAM_USER", "PAM_SERVICE"}
 
 
-def test_the_line_that_setup_writes(tmp_path: Path, program: Path) -> None:
+def test_the_line_that_setup_writes_runs_under_pam_exec(tmp_path: Path, program: Path) -> None:
     """upcall.install.sessions hears from PAM what it needs: this service is one that it does not count."""
     words = [str(program), sys.executable, "-I", "-m", "upcall.install.sessions", "open"]
     assert in_child(lambda: opened(tmp_path, shlex.join(words), {"PYTHONSTARTUP": "/x"}), timeout=30) in (0, 14)
@@ -97,14 +97,14 @@ def test_the_line_that_setup_writes(tmp_path: Path, program: Path) -> None:
     assert subprocess.run(words, env=environment, timeout=30).returncode == 0
 
 
-def test_it_is_linked_statically(program: Path) -> None:
+def test_the_session_program_is_static_and_does_not_search_path(program: Path) -> None:
     assert stat.S_IMODE(program.stat().st_mode) == 0o755
     assert b"/ld-linux" not in program.read_bytes()[:4096]
     assert subprocess.run([program, "true"], timeout=20).returncode == os.EX_USAGE  # nothing is looked for in PATH
     assert subprocess.run([program, "/nowhere"], timeout=20).returncode == os.EX_UNAVAILABLE
 
 
-def test_setup_of_pam_is_refused_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setup_of_pam_is_refused_without_the_session_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from upcall.config import ConfigError
     from upcall.install.services import SetupPlan, check
     from upcall.install.wanted import PAM

@@ -73,7 +73,7 @@ def test_two_sessions_share_a_daemon_and_the_last_ends_it(records: Records, star
         assert records.read(UID) == SessionRecord()
 
 
-def test_one_program_with_two_sessions(records: Records, start: Start) -> None:
+def test_two_sessions_of_one_program_count_as_two(records: Records, start: Start) -> None:
     who, daemon = start(), start()
     with records.held():
         records.opened(UID, of(who), lambda: daemon.pid)
@@ -84,8 +84,8 @@ def test_one_program_with_two_sessions(records: Records, start: Start) -> None:
         assert terminated(daemon)
 
 
-def test_who_asks_twice_for_a_daemon_counts_once(records: Records, start: Start) -> None:
-    """The broker, for requests: its daemon outlives sessions, and ends with whoever is left."""
+def test_a_broker_that_asks_twice_for_a_daemon_counts_once(records: Records, start: Start) -> None:
+    """A daemon started for requests outlives sessions, and ends with the broker."""
     broker, who, daemon, next_one = start(), start(), start(), start()
     with records.held():
         records.opened(UID, of(broker), lambda: daemon.pid, once=True)
@@ -103,7 +103,7 @@ def test_who_asks_twice_for_a_daemon_counts_once(records: Records, start: Start)
         assert terminated(next_one)
 
 
-def test_uids_are_apart(records: Records, start: Start) -> None:
+def test_the_last_session_of_one_uid_leaves_another_uids_daemon_alone(records: Records, start: Start) -> None:
     who, daemon, others = start(), start(), start()
     with records.held():
         records.opened(UID, of(who), lambda: daemon.pid)
@@ -122,7 +122,7 @@ def test_a_daemon_that_was_killed_starts_again_with_the_next_session(records: Re
         assert records.read(UID).daemon == of(next_one)
 
 
-def test_a_login_that_was_killed_is_swept_away(records: Records, start: Start) -> None:
+def test_a_killed_login_is_swept_and_its_daemon_ended(records: Records, start: Start) -> None:
     who, daemon = start(), start()
     with records.held():
         records.opened(UID, of(who), lambda: daemon.pid)
@@ -145,7 +145,7 @@ def test_a_killed_login_does_not_keep_the_daemon_from_ending(records: Records, s
         assert terminated(daemon)
 
 
-def test_a_pid_that_is_somebody_elses_by_now_is_left_alone(records: Records, start: Start, folder: Path) -> None:
+def test_a_reused_pid_is_neither_counted_nor_ended(records: Records, start: Start, folder: Path) -> None:
     bystander = start()
     with records.held():
         written = f"daemon {bystander.pid} 1\nsession {bystander.pid} 1\n"
@@ -157,7 +157,7 @@ def test_a_pid_that_is_somebody_elses_by_now_is_left_alone(records: Records, sta
     assert not (folder / "sessions" / str(UID)).exists()
 
 
-def test_a_session_that_was_not_counted(records: Records, start: Start) -> None:
+def test_the_end_of_a_session_that_was_not_counted_is_ignored(records: Records, start: Start) -> None:
     who, stranger, daemon = start(), start(), start()
     with records.held():
         records.opened(UID, of(who), lambda: daemon.pid)
@@ -181,7 +181,7 @@ def test_a_daemon_that_cannot_be_started_does_not_uncount_the_session(records: R
 @pytest.mark.parametrize(
     "data", [b"", b"daemon", b"daemon x y\n", b"session 1\n\xff\xff", b"\0" * 99, b"daemon -1 0\n"]
 )
-def test_a_broken_file_counts_for_nothing(records: Records, start: Start, folder: Path, data: bytes) -> None:
+def test_a_broken_record_counts_as_empty(records: Records, start: Start, folder: Path, data: bytes) -> None:
     who, daemon = start(), start()
     with records.held():
         (folder / "sessions" / str(UID)).write_bytes(data)
@@ -189,7 +189,7 @@ def test_a_broken_file_counts_for_nothing(records: Records, start: Start, folder
         assert records.read(UID) == SessionRecord(of(daemon), (of(who),))
 
 
-def test_whoever_was_killed_with_the_lock_holds_up_nobody(records: Records, folder: Path, start: Start) -> None:
+def test_the_lock_of_a_killed_process_is_released(records: Records, folder: Path, start: Start) -> None:
     holder = f"""
 import pathlib, signal
 from upcall.install.sessions.records import Records
@@ -226,13 +226,13 @@ def test_a_folder_that_others_can_write_to_is_refused(records: Records, folder: 
 PAM = {"PAM_TYPE": "open_session", "PAM_USER": "alice", "PAM_SERVICE": "login"}
 
 
-def test_what_pam_says() -> None:
+def test_pams_environment_gives_event_user_and_service() -> None:
     assert take(["open"], PAM) == SessionEvent("open", "alice", "login")
     assert take(["close"], {**PAM, "PAM_TYPE": "close_session"}) == SessionEvent("close", "alice", "login")
     assert take(["open"], {**PAM, "PAM_SERVICE": "sshd"}) == SessionEvent("open", "alice", "sshd")
 
 
-def test_jobs_at_night_are_no_logins_unless_they_are_to_be() -> None:
+def test_cron_and_at_jobs_are_not_counted_unless_configured() -> None:
     assert take(["open"], {**PAM, "PAM_SERVICE": "cron"}) is None
     assert take(["open", "also=cron"], {**PAM, "PAM_SERVICE": "cron"}) == SessionEvent("open", "alice", "cron")
     assert take(["open", "also=cron"], {**PAM, "PAM_SERVICE": "atd"}) is None
@@ -251,8 +251,19 @@ def test_jobs_at_night_are_no_logins_unless_they_are_to_be() -> None:
         (["open"], {"PAM_USER": "a\nb"}),
         (["open"], {"PAM_USER": "x" * 257}),
     ],
+    ids=[
+        "no word",
+        "another word",
+        "the word of the other event",
+        "another type",
+        "no user",
+        "a path",
+        "a colon",
+        "a newline",
+        "a long user",
+    ],
 )
-def test_what_is_not_pams(arguments: list[str], change: dict[str, str]) -> None:
+def test_a_malformed_event_is_refused(arguments: list[str], change: dict[str, str]) -> None:
     with pytest.raises(ValueError):
         take(arguments, {**PAM, **change})
 
@@ -263,19 +274,19 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
 
 
-def test_the_command_without_pam() -> None:
+def test_without_pam_the_command_is_a_usage_error() -> None:
     done = run()
     assert done.returncode == os.EX_USAGE and "pam_exec" in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="it would count a session")
-def test_the_command_without_root() -> None:
+def test_without_root_the_command_is_a_usage_error() -> None:
     done = run(**PAM)
     assert done.returncode == os.EX_USAGE and "root" in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="others are told to be root")
-def test_a_user_who_is_not_there_fails_no_login() -> None:
+def test_an_unknown_user_does_not_fail_the_login() -> None:
     done = run(**{**PAM, "PAM_USER": "nobody-of-that-name"})
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -315,18 +326,18 @@ sys.exit(sessions.run(["open"]))
 
 
 @pytest.mark.parametrize("uid", ["0", "4294967290"])
-def test_whose_daemon_is_not_started_for_a_request(uid: str) -> None:
+def test_no_daemon_is_started_on_request_for_root_or_an_unknown_uid(uid: str) -> None:
     done = run("start", uid)
     assert done.returncode == os.EX_UNAVAILABLE and done.stderr.startswith(f"upcall session: uid {uid}: ")
 
 
 @pytest.mark.parametrize("arguments", [("start",), ("start", "-1"), ("start", "alice"), ("start", "1", "2")])
-def test_what_is_no_uid(arguments: tuple[str, ...]) -> None:
+def test_a_malformed_uid_is_a_usage_error(arguments: tuple[str, ...]) -> None:
     assert run(*arguments).returncode == os.EX_USAGE
 
 
 @pytest.mark.parametrize("user", ["", "nobody-of-that-name", "../etc", ".", "a/b", "$(id)", "-x"])
-def test_the_documented_hook_passes_over_who_has_no_private_folder(user: str) -> None:
+def test_the_documented_hook_does_nothing_for_users_without_a_private_folder(user: str) -> None:
     script = Path(__file__).parents[1] / "docs" / "private" / "private"
     environment = {"PAM_USER": user, "PAM_TYPE": "open_session"}
     done = subprocess.run(["sh", script], env=environment, capture_output=True, timeout=20, check=False)
@@ -336,7 +347,7 @@ def test_the_documented_hook_passes_over_who_has_no_private_folder(user: str) ->
 # --- the daemon ----------------------------------------------------------------------------------------------------
 
 
-def test_what_the_daemon_is_given() -> None:
+def test_a_started_daemon_gets_home_and_runtime_folder_and_inherits_nothing() -> None:
     import pwd
 
     found = starting.environment(pwd.getpwuid(os.getuid()), Path("/run/user/4711"))

@@ -79,7 +79,7 @@ def put(system: System, path: str, data: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["pam", pytest.param("systemd", marks=systemctl)])
-def test_set_up_twice_and_undone_all_is_as_before(system: System, name: str) -> None:
+def test_setup_is_idempotent_and_undo_restores_everything(system: System, name: str) -> None:
     put(system, "/etc/passwd", "root:x:0:0::/root:/bin/sh\n")
     before, plan = everything(system), plan_of(KINDS[name], PYTHON)
     said = install(system, plan)
@@ -121,14 +121,14 @@ def test_the_machines_daemon_has_a_user_who_may_write_to_terminals(system: Syste
     assert [line[3] for line in groups if line[0] == "tty"] == ["upcall"]
 
 
-def test_a_person_of_that_name_is_not_made_the_machines_daemon(system: System, silent: SetupPlan) -> None:
+def test_a_persons_account_named_upcall_is_refused(system: System, silent: SetupPlan) -> None:
     put(system, "/etc/passwd", "upcall:x:1000:1000::/home/upcall:/bin/sh\n")
     with pytest.raises(ConfigError, match="is a person's account"):
         install(system, silent)
     assert not system.at(BROKER).exists()
 
 
-def test_a_user_that_is_gone_is_found_missing_and_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removed_system_user_is_reported_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody(name: str) -> None:
         raise KeyError(name)
 
@@ -138,7 +138,7 @@ def test_a_user_that_is_gone_is_found_missing_and_made_again(monkeypatch: pytest
     assert "user upcall: is not there" in missing(System(), plan_of(SYSTEMD, PYTHON))
 
 
-def test_an_umask_changes_nothing(system: System, silent: SetupPlan) -> None:
+def test_modes_do_not_depend_on_the_umask(system: System, silent: SetupPlan) -> None:
     before = os.umask(0o077)
     try:
         install(system, silent)
@@ -148,7 +148,7 @@ def test_an_umask_changes_nothing(system: System, silent: SetupPlan) -> None:
     assert stat.S_IMODE(system.at(BROKER).parent.stat().st_mode) == 0o755
 
 
-def test_another_interpreter_and_a_lost_file_are_put_right(system: System, silent: SetupPlan) -> None:
+def test_setup_restores_a_lost_file_and_follows_another_interpreter(system: System, silent: SetupPlan) -> None:
     install(system, silent)
     system.at(BROKER).unlink()
     assert missing(system, silent) == [f"{BROKER}: is not there"]
@@ -161,7 +161,7 @@ def test_another_interpreter_and_a_lost_file_are_put_right(system: System, silen
     assert not system.at("/etc").exists()
 
 
-def test_folders_of_others_stay(system: System, silent: SetupPlan) -> None:
+def test_undo_keeps_folders_that_hold_files_of_others(system: System, silent: SetupPlan) -> None:
     install(system, silent)
     other = put(system, "/etc/systemd/system/other.service", "")
     undo(system)
@@ -173,7 +173,7 @@ def test_folders_of_others_stay(system: System, silent: SetupPlan) -> None:
 PAGE = f"{MAN}/man1/upcall-status.1"
 
 
-def test_man_and_the_shells_find_them(system: System, silent: SetupPlan) -> None:
+def test_pages_and_completions_are_where_man_and_the_shells_look(system: System, silent: SetupPlan) -> None:
     install(system, silent)
     assert system.at(PAGE).read_text().startswith(".TH UPCALL")
     assert "bash_complete" in system.at("/usr/local/share/bash-completion/completions/upcall").read_text()
@@ -181,7 +181,7 @@ def test_man_and_the_shells_find_them(system: System, silent: SetupPlan) -> None
     assert system.at("/usr/local/share/fish/vendor_completions.d/upcall.fish").exists()
 
 
-def test_a_page_of_an_older_version_is_brought_up_to_date_and_nothing_is_started_again(system: System) -> None:
+def test_an_outdated_page_is_rewritten_without_restarting_services(system: System) -> None:
     kind = SYSTEMD._replace(image=Orders())
     install(system, plan_of(kind, PYTHON))
     older = b".TH OLDER 1\n"
@@ -201,7 +201,7 @@ def test_a_page_of_an_older_version_is_brought_up_to_date_and_nothing_is_started
     assert missing(system, plan) == [] and not system.at(gone).exists()
 
 
-def test_a_page_of_somebody_else_is_left(system: System, silent: SetupPlan) -> None:
+def test_a_page_not_made_by_upcall_is_neither_replaced_nor_removed(system: System, silent: SetupPlan) -> None:
     put(system, PAGE, "mine")
     with pytest.raises(FileExistsError, match="not made by upcall"):
         install(system, silent)
@@ -212,8 +212,10 @@ def test_a_page_of_somebody_else_is_left(system: System, silent: SetupPlan) -> N
     assert [path.name for path in system.at("/usr").rglob("*") if path.is_file()] == ["upcall-status.1"]
 
 
-def test_undo_needs_no_command(system: System, silent: SetupPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is broken in what is installed, it can be taken away."""
+def test_undo_does_not_depend_on_what_would_be_installed(
+    system: System, silent: SetupPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken installation can be removed."""
     install(system, silent)
     monkeypatch.setattr(installing, "wanted", None)
     undo(system)
@@ -223,7 +225,7 @@ def test_undo_needs_no_command(system: System, silent: SetupPlan, monkeypatch: p
 # --- what is not ours ----------------------------------------------------------------------------------------------
 
 
-def test_a_file_of_somebody_else_is_left_and_nothing_is_done(system: System, silent: SetupPlan) -> None:
+def test_a_file_not_made_by_upcall_stops_setup_before_any_change(system: System, silent: SetupPlan) -> None:
     put(system, BROKER, "[Service]\nExecStart=/bin/other\n")
     before = everything(system)
     with pytest.raises(FileExistsError, match="not made by upcall") as caught:
@@ -252,7 +254,7 @@ def test_a_symbolic_link_is_not_followed(system: System, silent: SetupPlan) -> N
 
 
 @pytest.mark.parametrize("data", ["", "{}", "[]", '{"kind": "pam"}', "nonsense"])
-def test_a_broken_manifest_stops_everything(system: System, silent: SetupPlan, data: str) -> None:
+def test_a_broken_manifest_stops_setup_and_undo(system: System, silent: SetupPlan, data: str) -> None:
     put(system, FILE, data)
     with pytest.raises(ConfigError, match=re.escape(FILE)):
         install(system, silent)
@@ -261,14 +263,14 @@ def test_a_broken_manifest_stops_everything(system: System, silent: SetupPlan, d
 
 
 @pytest.mark.parametrize("path", ["etc/passwd", "/etc/../home/x"])
-def test_a_manifest_that_names_what_we_would_not_write(system: System, path: str) -> None:
+def test_a_manifest_with_a_path_that_setup_never_writes_is_refused(system: System, path: str) -> None:
     told = Manifest("systemd", {path: manifest.digest(b"")}, (), False, True)
     put(system, FILE, manifest.shown(told).decode())
     with pytest.raises(ConfigError, match="would not write"):
         undo(system)
 
 
-def test_another_manager_comes_after_undo(system: System, silent: SetupPlan) -> None:
+def test_another_manager_is_refused_until_undo(system: System, silent: SetupPlan) -> None:
     install(system, silent)
     with pytest.raises(ConfigError, match=r"--undo. comes first"):
         install(system, plan_of(PAM, PYTHON))
@@ -280,20 +282,20 @@ def test_another_manager_comes_after_undo(system: System, silent: SetupPlan) -> 
 
 
 @pytest.mark.parametrize("python", ["/home/alice/venv/bin/python", "/tmp/venv/bin/python", "/opt/my venv/bin/python"])
-def test_an_interpreter_that_services_cannot_rely_on(system: System, python: str) -> None:
+def test_an_interpreter_below_home_or_tmp_or_with_spaces_is_refused(system: System, python: str) -> None:
     with pytest.raises(ConfigError, match=r"cannot rely|spaces"):
         install(system, plan_of(PAM, python))
     assert not system.at("/etc").exists()
 
 
-def test_an_interpreter_that_others_can_change(system: System) -> None:
+def test_an_interpreter_that_others_can_change_is_refused(system: System) -> None:
     program = put(system, "/opt/python3", "")
     program.chmod(0o777)
     with pytest.raises(ConfigError, match="root would run it"):
         install(system, plan_of(PAM, "/opt/python3"))
 
 
-def test_an_interpreter_that_users_cannot_come_to(system: System) -> None:
+def test_an_interpreter_that_users_cannot_reach_is_refused(system: System) -> None:
     put(system, "/opt/closed/bin/python3", "").chmod(0o755)
     system.at("/opt/closed").chmod(0o750)
     with pytest.raises(ConfigError, match="is closed to them"):
@@ -324,8 +326,10 @@ def test_an_order_that_fails_can_be_repeated_and_undone(
     assert not system.at("/etc").exists()
 
 
-def test_interrupted_between_two_files(system: System, silent: SetupPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever was written is known, and can be undone."""
+def test_setup_interrupted_between_two_files_can_be_undone(
+    system: System, silent: SetupPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest knows what was written."""
     really = replace
 
     def stops(path: Path, data: bytes, mode: int) -> None:
@@ -350,7 +354,9 @@ def forwarding(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forwarder, "command", lambda: ["/usr/lib/upcall/upcall-request-key"])
 
 
-def test_request_keys_lines_come_and_go(system: System, silent: SetupPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setup_installs_request_keys_lines_and_undo_removes_them(
+    system: System, silent: SetupPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     forwarding(system, monkeypatch)
     before = everything(system)
     assert f"{REQUEST_KEY_FILE}: written" in install(system, silent._replace(types=("cifs.spnego",)))
@@ -359,7 +365,7 @@ def test_request_keys_lines_come_and_go(system: System, silent: SetupPlan, monke
     assert before.keys() <= everything(system).keys()
 
 
-def test_request_keys_lines_that_were_there_stay(
+def test_undo_keeps_request_keys_lines_that_were_there_before(
     system: System, silent: SetupPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from upcall.protocols.request_key.install import lines as requestkey
@@ -380,7 +386,7 @@ def run(system: System, *arguments: str) -> Result:
     return CliRunner().invoke(main, ["setup", "--root", str(system.root), "--python", PYTHON, *arguments])
 
 
-def test_the_command(system: System) -> None:
+def test_the_command_checks_sets_up_and_undoes(system: System) -> None:
     assert run(system, "--manager", "pam", "--check").exit_code == 1
     done = run(system, "--manager", "pam")
     assert done.exit_code == 0 and "/etc/init.d/upcall: written" in done.output
@@ -392,7 +398,7 @@ def test_the_command(system: System) -> None:
     assert run(system, "--undo").output == "nothing to do\n"
 
 
-def test_exit_codes(system: System) -> None:
+def test_each_kind_of_failure_has_its_exit_code(system: System) -> None:
     assert run(system, "--check", "--undo").exit_code == os.EX_USAGE
     assert run(system, "--request-key", "none", "--request-key", "cifs.spnego").exit_code == os.EX_USAGE
     put(system, "/etc/init.d/upcall", "")
@@ -401,7 +407,7 @@ def test_exit_codes(system: System) -> None:
     assert run(system, "--manager", "pam").exit_code == os.EX_CONFIG
 
 
-def test_which_manager(system: System) -> None:
+def test_systemd_is_chosen_where_it_is_installed_and_pam_elsewhere(system: System) -> None:
     assert kind_of(system.root) is PAM
     put(system, "/usr/lib/systemd/systemd", "")
     assert kind_of(system.root) is SYSTEMD
@@ -411,12 +417,12 @@ def test_which_manager(system: System) -> None:
 
 
 @pytest.mark.parametrize(("name", "path"), [(kind.name, path) for kind in KINDS.values() for path in kind.files])
-def test_templates_are_filled_in(name: str, path: str) -> None:
+def test_no_template_keeps_a_placeholder(name: str, path: str) -> None:
     text = content(KINDS[name], path, PYTHON).decode()
     assert "$python" not in text and "$$" not in text
 
 
-def test_the_init_script_is_a_shells() -> None:
+def test_the_init_script_is_valid_shell_and_refuses_unknown_arguments() -> None:
     script = content(PAM, "/etc/init.d/upcall", PYTHON)
     assert subprocess.run(["sh", "-n"], input=script, capture_output=True, check=False).stderr == b""
     asked = subprocess.run(["sh", "-s", "nonsense"], input=script, capture_output=True, check=False)
@@ -433,8 +439,8 @@ EXPOSURE = {
 }
 
 
-def test_an_end_that_is_forced_is_not_the_last(system: System) -> None:
-    """But for a daemon of whose successor the broker tells: two that start again would replace each other for ever."""
+def test_units_are_always_restarted_except_a_replaced_daemon(system: System) -> None:
+    """Two daemons that restarted after being replaced would replace each other for ever."""
     for path in SYSTEMD.files:
         text = content(SYSTEMD, path, PYTHON).decode()
         if "Type=notify" in text:
@@ -444,7 +450,7 @@ def test_an_end_that_is_forced_is_not_the_last(system: System) -> None:
 
 
 @pytest.mark.parametrize("unit", EXPOSURE)
-def test_the_units_are_as_closed_as_they_were(system: System, unit: str) -> None:
+def test_no_unit_is_more_exposed_than_recorded(system: System, unit: str) -> None:
     path = next(path for path in SYSTEMD.files if path.endswith(f"/{unit}"))
     assert exposure(system, unit, content(SYSTEMD, path, sys.executable).decode()) <= EXPOSURE[unit]
 

@@ -1,4 +1,4 @@
-"""source.sock, where sources in processes of their own speak with the broker: who may, what is answered, who hears."""
+"""source.sock, where sources in processes of their own talk to the broker: access, answers and registrations."""
 
 from __future__ import annotations
 
@@ -116,9 +116,7 @@ def notices(link: Link) -> list[Envelope]:
 # --- registrations -------------------------------------------------------------------------------------------
 
 
-def test_all_that_are_registered_are_heard_of_at_first_and_then_each_change(
-    broker: BrokerThread, folder: Path
-) -> None:
+def test_a_source_hears_all_registrations_first_and_then_each_change(broker: BrokerThread, folder: Path) -> None:
     alice = broker.daemon(ALICE, Link())
     made = Source(folder).status()
     made.heard(ALICE, whole=True)
@@ -138,7 +136,7 @@ def test_the_machines_daemon_is_uid_0_as_well_and_roots_own_is_not(broker: Broke
     source.heard(0, MACHINE, kind=UNREGISTERED)
 
 
-def test_another_machines_daemon(broker: BrokerThread, source: Source) -> None:
+def test_a_change_of_the_machines_daemon_sends_the_whole_list(broker: BrokerThread, source: Source) -> None:
     broker.daemon(ALICE, Link())
     source.heard(ALICE)
 
@@ -150,7 +148,9 @@ def test_another_machines_daemon(broker: BrokerThread, source: Source) -> None:
     source.heard(0, ALICE, whole=True)
 
 
-def test_more_than_fits_into_one_message(broker: BrokerThread, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_list_of_registrations_takes_several_messages(
+    broker: BrokerThread, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("upcall.wire.source_link.MOST_UIDS", 2)
     for uid in range(ALICE, ALICE + 5):
         broker.daemon(uid, Link())
@@ -160,7 +160,7 @@ def test_more_than_fits_into_one_message(broker: BrokerThread, folder: Path, mon
     made.heard(ALICE + 4)
 
 
-def test_a_source_that_does_not_read_is_let_go(broker: BrokerThread, source: Source, folder: Path) -> None:
+def test_a_source_that_does_not_read_is_disconnected(broker: BrokerThread, source: Source, folder: Path) -> None:
     for _ in range(2000):
         broker.daemon(ALICE, Link())
         if "quota" not in broker.sources.connected:
@@ -173,7 +173,7 @@ def test_a_source_that_does_not_read_is_let_go(broker: BrokerThread, source: Sou
 # --- notices -------------------------------------------------------------------------------------------------
 
 
-def test_a_notice_is_handed_over_once_with_who_caused_it(broker: BrokerThread, source: Source) -> None:
+def test_a_notice_reaches_the_daemon_once_with_the_uid_that_caused_it(broker: BrokerThread, source: Source) -> None:
     link = Link()
     broker.daemon(ALICE, link)
     source.heard(ALICE)
@@ -182,7 +182,7 @@ def test_a_notice_is_handed_over_once_with_who_caused_it(broker: BrokerThread, s
     assert (told.service, told.requester, told.body) == ("quota", Requester(BOB, 0), b"body")
 
 
-def test_what_becomes_of_a_notice_is_said(broker: BrokerThread, source: Source) -> None:
+def test_a_notice_without_a_daemon_or_to_a_full_one_is_refused(broker: BrokerThread, source: Source) -> None:
     assert source.told(ALICE) == "no-daemon"
     link = Link()
     alice = broker.daemon(ALICE, link)
@@ -195,7 +195,7 @@ def test_what_becomes_of_a_notice_is_said(broker: BrokerThread, source: Source) 
     assert source.told(ALICE) == "daemon-full"
 
 
-def test_what_is_for_root_goes_to_the_machines_daemon(broker: BrokerThread, source: Source) -> None:
+def test_a_notice_for_root_goes_to_the_machines_daemon(broker: BrokerThread, source: Source) -> None:
     roots, machines = Link(), Link()
     broker.daemon(0, roots)
     assert source.told(0) == "no-daemon"
@@ -206,7 +206,7 @@ def test_what_is_for_root_goes_to_the_machines_daemon(broker: BrokerThread, sour
 
 
 @pytest.mark.parametrize("service", ["key", "ecryptfs", "nonsense"])
-def test_a_notice_of_a_service_that_has_none(broker: BrokerThread, source: Source, service: str) -> None:
+def test_a_notice_of_a_service_without_notices_is_refused(broker: BrokerThread, source: Source, service: str) -> None:
     assert source.told(ALICE, service) == "no-service"
 
 
@@ -231,7 +231,9 @@ def test_a_request_is_asked_of_the_uids_daemon_and_answered(broker: BrokerThread
     ("service", "body", "reason"),
     [("key", WRAP, "no-daemon"), ("key", b"nonsense", "bad-request"), ("quota", b"", "no-service")],
 )
-def test_a_request_that_nobody_is_asked(source: Source, service: str, body: bytes, reason: str) -> None:
+def test_a_request_that_cannot_be_routed_is_refused_with_the_reason(
+    source: Source, service: str, body: bytes, reason: str
+) -> None:
     assert source.told(ALICE, service, body, REQUEST) == reason
 
 
@@ -246,12 +248,12 @@ def test_a_request_is_refused_by_its_deadline(broker: BrokerThread, source: Sour
 # --- who may, and nonsense -----------------------------------------------------------------------------------
 
 
-def test_the_socket_is_its_owners_alone(broker: BrokerThread, folder: Path) -> None:
+def test_the_socket_has_mode_0600(broker: BrokerThread, folder: Path) -> None:
     assert (folder / "source.sock").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-def test_a_stranger_is_not_let_in(broker: BrokerThread, source: Source, folder: Path) -> None:
+def test_a_connection_from_another_uid_is_refused(broker: BrokerThread, source: Source, folder: Path) -> None:
     path = folder / "source.sock"
 
     def tried() -> str:
@@ -284,7 +286,7 @@ def test_a_second_source_of_the_name_is_refused(broker: BrokerThread, source: So
 
 
 @pytest.mark.parametrize("name", ["key", "nonsense"])
-def test_a_source_that_is_not_known_is_refused(broker: BrokerThread, folder: Path, name: str) -> None:
+def test_a_source_with_an_unknown_name_is_refused(broker: BrokerThread, folder: Path, name: str) -> None:
     made = Source(folder, name).status()
     found = made.hear()
     assert isinstance(found, Response)
@@ -309,8 +311,22 @@ NOTICED = pack_from_source(FromSource(NOTICE, ALICE, Envelope(7, 3, "quota", Req
         pack_status("quota", 0, {})[:-1],
         b"x" * (MAX_MESSAGE + 1),
     ],
+    ids=[
+        "one byte",
+        "zeros for a header",
+        "zeros",
+        "all bytes",
+        "another type",
+        "a notice first",
+        "a list as status",
+        "a deep status",
+        "cut short",
+        "too long",
+    ],
 )
-def test_who_begins_with_nonsense_is_disconnected(broker: BrokerThread, folder: Path, data: bytes) -> None:
+def test_a_source_that_begins_with_a_malformed_message_is_disconnected(
+    broker: BrokerThread, folder: Path, data: bytes
+) -> None:
     made = Source(folder)
     made.socket.send(data)
     assert made.closed()
@@ -334,8 +350,19 @@ def targetless(kind: int, size: int) -> bytes:
         NOTICED[:25] + b"\xff" + NOTICED[26:],  # a name longer than all
         NOTICED[:48] + b"\xff" + NOTICED[49:],  # a name that is not ASCII
     ],
+    ids=[
+        "no target",
+        "no body",
+        "cut short",
+        "a byte too many",
+        "another type",
+        "another version",
+        "no name",
+        "a long name",
+        "a name not ASCII",
+    ],
 )
-def test_nonsense_with_a_number_is_answered_once(broker: BrokerThread, source: Source, data: bytes) -> None:
+def test_a_malformed_message_with_a_number_is_refused_once(broker: BrokerThread, source: Source, data: bytes) -> None:
     source.socket.send(data)
     assert source.outcome() == "bad-request"
     assert source.told(ALICE) == "no-daemon"  # and the next one is understood
@@ -349,13 +376,16 @@ def test_nonsense_with_a_number_is_answered_once(broker: BrokerThread, source: S
         pack_request(Envelope(0, 0, "quota", Requester(0, 0), 0, b"nonsense"), STATUS),
         b"x" * (MAX_MESSAGE + 1),
     ],
+    ids=["a short header", "another name", "a status that is no JSON", "too long"],
 )
-def test_nonsense_without_a_number_ends_the_connection(broker: BrokerThread, source: Source, data: bytes) -> None:
+def test_a_malformed_message_without_a_number_ends_the_connection(
+    broker: BrokerThread, source: Source, data: bytes
+) -> None:
     source.socket.send(data)
     assert source.closed()
 
 
-def test_others_are_served_meanwhile(broker: BrokerThread, source: Source, folder: Path) -> None:
+def test_requesters_are_served_while_a_source_floods(broker: BrokerThread, source: Source, folder: Path) -> None:
     """A source that floods has one turn among others."""
     source.socket.setblocking(False)
     with PlayedRequester(folder) as requester, contextlib.suppress(BlockingIOError, ConnectionError):
@@ -367,7 +397,7 @@ def test_others_are_served_meanwhile(broker: BrokerThread, source: Source, folde
             assert isinstance(requester.response().outcome, Answer)
 
 
-def test_a_broker_has_nothing_of_what_only_quotas_need() -> None:
+def test_the_broker_imports_nothing_that_only_quotas_need() -> None:
     """Neither the kernel's quotas and generic netlink, nor the state, nor what makes notices."""
     code = "import sys, upcall.broker.__main__; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True)
@@ -382,7 +412,7 @@ def test_a_broker_has_nothing_of_what_only_quotas_need() -> None:
 # --- the status ----------------------------------------------------------------------------------------------
 
 
-def test_what_a_source_says_of_itself_is_in_the_brokers_status(broker: BrokerThread, folder: Path) -> None:
+def test_the_status_of_a_source_is_in_the_brokers_status(broker: BrokerThread, folder: Path) -> None:
     def said() -> object:
         return broker.do(lambda: broker.server.status(None))["quota"]
 

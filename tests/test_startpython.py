@@ -123,7 +123,7 @@ def test_what_is_planted_would_run_without_the_option(planted: Planted) -> None:
 @AS_ROOT
 @pytest.mark.parametrize("command", ["broker", "daemon"])
 def test_the_units_own_lines_keep_the_option(planted: Planted, folder: Path, command: str) -> None:
-    """`python -I -m upcall broker` becomes another process; what that may not see, it may not see either."""
+    """`python -I -m upcall broker` executes another program, which must not see planted paths either."""
     words = [sys.executable, "-I", "-m", "upcall", command, "--runtime", str(folder)]
     words += ["--no-ecryptfs"] if command == "broker" else []
     (planted.folder / "run").mkdir(mode=0o700)
@@ -144,7 +144,7 @@ def test_the_units_own_lines_keep_the_option(planted: Planted, folder: Path, com
         assert name not in became
 
 
-def test_a_users_process_hands_on_what_it_was_started_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_process_passes_on_its_options_and_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A daemon that was started with the user's own packages finds them again on SIGHUP, and in its children."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("PYTHONPATH", "/mine")
@@ -159,7 +159,7 @@ def test_a_users_process_hands_on_what_it_was_started_with(monkeypatch: pytest.M
         assert done.stdout.split() == kept
 
 
-def test_no_variable_turns_it_off_for_root(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_environment_variable_turns_isolation_off_for_root(monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import os; os.geteuid = lambda: 0; "
     code += "from upcall.process.start_python import *; print(options(), sorted(cleaned()))"
     told = {"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1", "UPCALL_ENVIRONMENT": "1", "LD_PRELOAD": "", "ENV": "x"}
@@ -195,7 +195,7 @@ def test_no_other_place_starts_python() -> None:
     assert found <= ALLOWED.keys(), f"use upcall/process/start_python.py in {sorted(found - ALLOWED.keys())}"
 
 
-def test_each_module_that_is_started_is_walked() -> None:
+def test_each_module_that_is_started_is_in_the_table_of_tested_modules() -> None:
     """`startpython.command(MODULE` in the source, against the table above."""
     started_modules = set()
     for source in (ROOT / "upcall").rglob("*.py"):

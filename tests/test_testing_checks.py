@@ -114,7 +114,7 @@ def test_every_check_has_a_break_that_it_sees() -> None:
     assert {name for name, _ in BREAKS.values()} == {check.__name__ for check in CHECKS}
 
 
-def test_names_read_as_sentences() -> None:
+def test_the_title_of_a_check_is_its_name_as_a_sentence() -> None:
     assert title(CHECKS[0]) == "it states its name and api"
 
 

@@ -136,7 +136,7 @@ class Cryptic(Echo):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Echo) else "",
 )
-def test_what_breaks_it(handler: Handler, broken: set[str]) -> None:
+def test_each_broken_handler_fails_its_own_checks_only(handler: Handler, broken: set[str]) -> None:
     found = set()
     for check in HANDLER_CHECKS:
         try:

@@ -51,32 +51,32 @@ def plugin(folder: Path, mark: Path) -> Path:
 # --- files and folders -------------------------------------------------------------------------------------------
 
 
-def test_what_is_roots_own_is_trusted(place: Path) -> None:
+def test_folders_and_links_of_root_are_trusted(place: Path) -> None:
     (place / "link").symlink_to(package(place))
     assert faults(place) == [] and faults(place / "link") == []
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
-def test_a_file_that_others_can_write(place: Path, mode: int) -> None:
+def test_a_file_that_others_can_write_is_not_trusted(place: Path, mode: int) -> None:
     file = package(place) / "__init__.py"
     file.chmod(mode)
     assert faults(place) == [f"{file} has mode {mode:04o}: others can write to it"]
 
 
-def test_a_file_of_another_user(place: Path) -> None:
+def test_a_file_of_another_user_is_not_trusted(place: Path) -> None:
     file = package(place) / "__init__.py"
     os.chown(file, ATTACKER, ATTACKER)
     assert faults(place) == [f"{file} belongs to uid {ATTACKER}"]
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o775])
-def test_a_folder_that_others_can_write_holds_nothing_to_run(place: Path, mode: int) -> None:
+def test_a_folder_that_others_can_write_is_not_trusted(place: Path, mode: int) -> None:
     """Sticky or not: others can put a module there that is not there yet."""
     place.chmod(mode)
     assert faults(place) == [f"{place} has mode {mode:04o}: others can write to it"]
 
 
-def test_a_parent_that_others_can_write(place: Path) -> None:
+def test_a_parent_that_others_can_write_is_trusted_only_if_sticky(place: Path) -> None:
     made = package(place)
     place.chmod(0o777)
     assert faults(made) == [f"{place} has mode 0777: others can write to it"]
@@ -86,13 +86,13 @@ def test_a_parent_that_others_can_write(place: Path) -> None:
     assert faults(made) == [f"{made} belongs to uid {ATTACKER}"]
 
 
-def test_a_parent_of_another_user(place: Path) -> None:
+def test_a_parent_of_another_user_is_not_trusted(place: Path) -> None:
     made = package(place)
     os.chown(place, ATTACKER, ATTACKER)
     assert faults(made) == [f"{place} belongs to uid {ATTACKER}"]
 
 
-def test_links_are_followed_step_by_step(place: Path) -> None:
+def test_each_link_on_the_way_to_a_file_must_be_trusted(place: Path) -> None:
     """A link of root's to one of the attacker's to a file of root's: the attacker can turn it."""
     made, theirs = package(place), place.parent / "theirs"
     theirs.mkdir()
@@ -107,13 +107,13 @@ def test_links_are_followed_step_by_step(place: Path) -> None:
     assert faults(place) == [f"{theirs} belongs to uid {ATTACKER}"]
 
 
-def test_what_is_not_there_could_be_made_by_others(place: Path) -> None:
+def test_a_missing_path_in_a_folder_that_others_can_write_is_not_trusted(place: Path) -> None:
     assert faults(place / "not" / "there") == []
     place.chmod(0o1777)
     assert faults(place / "not" / "there") == [f"{place} has mode 1777: others can write to it"]
 
 
-def test_a_user_is_trusted_with_what_is_that_users(place: Path) -> None:
+def test_files_of_a_trusted_user_are_trusted(place: Path) -> None:
     made = package(place)
     for path in (place, made, made / "__init__.py"):
         os.chown(path, ATTACKER, ATTACKER)
@@ -141,20 +141,20 @@ def test_this_installation_is_trusted(place: Path) -> None:
     assert in_process(place) == []
 
 
-def test_an_entry_of_sys_path_that_everybody_can_write(place: Path) -> None:
+def test_an_entry_of_sys_path_that_others_can_write_is_not_trusted(place: Path) -> None:
     (place / "planted.pth").write_text("import planted\n")
     place.chmod(0o777)
     assert in_process(place) == [f"{place} has mode 0777: others can write to it"]
 
 
-def test_a_planted_pth_file(place: Path) -> None:
+def test_a_pth_file_of_another_user_is_not_trusted(place: Path) -> None:
     file = place / "planted.pth"
     file.touch()
     os.chown(file, ATTACKER, ATTACKER)
     assert in_process(place) == [f"{file} belongs to uid {ATTACKER}"]
 
 
-def test_what_a_pth_file_adds(place: Path) -> None:
+def test_folders_that_pth_files_add_are_checked_without_running_them(place: Path) -> None:
     """Parsed, not run: by its paths, and by the folders of editable installations."""
     added, editable = place.parent / "added", place.parent / "editable"
     for path in (added, editable):
@@ -167,11 +167,11 @@ def test_what_a_pth_file_adds(place: Path) -> None:
     assert not mark.exists()
 
 
-def test_an_entry_that_is_no_whole_path(place: Path) -> None:
+def test_a_relative_entry_of_sys_path_is_not_trusted(place: Path) -> None:
     assert in_process(place, "sys.path.insert(0, '')") == ["'' is in sys.path, and is not a whole path"]
 
 
-def test_a_module_that_was_imported(place: Path) -> None:
+def test_an_imported_module_that_others_can_write_is_not_trusted(place: Path) -> None:
     (package(place) / "__init__.py").chmod(0o666)
     found = in_process(place, "import planted")
     assert found == [f"{place}/planted/__init__.py has mode 0666: others can write to it"]
@@ -196,7 +196,9 @@ def run(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("command", ["broker", "daemon"])
-def test_broker_and_daemon_of_root_refuse_to_start(place: Path, folder: Path, command: str) -> None:
+def test_broker_and_daemon_of_root_refuse_to_start_from_an_untrusted_folder(
+    place: Path, folder: Path, command: str
+) -> None:
     place.chmod(0o777)
     done = run(place, f"upcall.{command}", f"folder={folder}")
     assert done.returncode == os.EX_CONFIG
@@ -204,7 +206,9 @@ def test_broker_and_daemon_of_root_refuse_to_start(place: Path, folder: Path, co
     assert f"chmod go-w {place}" in done.stderr and "[trust] check = false" in done.stderr
 
 
-def test_no_variable_turns_it_off(place: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_xdg_config_home_does_not_turn_the_check_off_for_root(
+    place: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place.chmod(0o777)
     config = place.parent / "config" / "upcall"
     config.mkdir(parents=True)
@@ -213,7 +217,7 @@ def test_no_variable_turns_it_off(place: Path, folder: Path, monkeypatch: pytest
     assert run(place, "upcall.broker", f"folder={folder}").returncode == os.EX_CONFIG
 
 
-def test_roots_own_configuration_turns_it_off(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_systems_configuration_turns_the_refusal_off(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from upcall import config
 
     place.chmod(0o777)

@@ -95,7 +95,7 @@ def scene(
             yield made
 
 
-def test_all_workers_hang_and_come_back(scene: Scene) -> None:
+def test_the_watchdog_is_fed_except_while_all_workers_hang_and_requests_wait(scene: Scene) -> None:
     for number in range(AT_MOST):
         scene.hang(number)
     assert scene.fed()  # they have time still
@@ -113,7 +113,7 @@ def test_all_workers_hang_and_come_back(scene: Scene) -> None:
     assert scene.requester.reason() == "answered"
 
 
-def test_a_key_module_that_hangs_keeps_its_lane_only(scene: Scene) -> None:
+def test_a_key_module_that_hangs_blocks_its_own_lane_only(scene: Scene) -> None:
     for _ in range(PER_LANE):
         scene.ask(0)
     scene.held += [scene._gate.arrived() for _ in range(PER_LANE)]
@@ -127,7 +127,7 @@ def test_a_key_module_that_hangs_keeps_its_lane_only(scene: Scene) -> None:
 # --- the quota source ----------------------------------------------------------------------------------------------
 
 
-def test_a_source_whose_clerk_has_broken_off(
+def test_a_source_whose_clerk_has_died_does_not_feed_the_watchdog(
     folder: Path, manager: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: Ids) -> Listener:
@@ -153,8 +153,8 @@ def test_a_source_whose_clerk_has_broken_off(
 
 
 @pytest.mark.parametrize(("why", "alive", "lives"), [("", True, True), ("", False, False), ("no right", False, True)])
-def test_when_a_clerk_lives(why: str, alive: bool, lives: bool) -> None:
-    """Where quotas cannot be heard of there is none, and that is no reason to start anew."""
+def test_a_clerk_counts_as_alive_while_its_thread_runs_or_without_quotas(why: str, alive: bool, lives: bool) -> None:
+    """Without quota warnings there is no clerk, which is no reason for a restart."""
     quota = QuotaSource.__new__(QuotaSource)
     gate = threading.Event()
     quota.why, quota._thread = why, threading.Thread(target=gate.wait, daemon=True)

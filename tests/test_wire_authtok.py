@@ -27,7 +27,7 @@ tokens = st.builds(
 )
 
 
-def test_the_captured_token_both_ways() -> None:
+def test_the_captured_token_is_read_and_written_the_same() -> None:
     token = take_auth_tok(CAPTURED)
     assert (token.signature, token.alias) == (VECTOR["signature"], VECTOR["alias"])
     path, passphrase = VECTOR["path"].encode(), VECTOR["passphrase"].encode()
@@ -37,13 +37,13 @@ def test_the_captured_token_both_ways() -> None:
 
 
 @given(tokens)
-def test_round_trip(token: AuthTok) -> None:
+def test_any_token_is_read_back_as_written(token: AuthTok) -> None:
     data = pack_auth_tok(token)
     assert len(data) == authtok.STRUCT_SIZE + len(token.blob)
     assert take_auth_tok(data) == token
 
 
-def test_cut_short_at_every_byte() -> None:
+def test_a_token_cut_short_anywhere_is_a_peer_error() -> None:
     token = AuthTok(SIGNATURE, "toy", b"x" * 300)
     data = pack_auth_tok(token)
     for end in range(len(data)):
@@ -71,7 +71,7 @@ def test_cut_short_at_every_byte() -> None:
         pytest.param(653, b"\n", id="an alias that is not printable"),
     ],
 )
-def test_tokens_that_are_none(at: int, value: bytes) -> None:
+def test_a_token_with_a_bad_field_is_a_peer_error(at: int, value: bytes) -> None:
     data = bytearray(pack_auth_tok(AuthTok(SIGNATURE, "toy", b"blob")))
     data[at : at + len(value)] = value
     with pytest.raises(PeerError):
@@ -87,8 +87,9 @@ def test_tokens_that_are_none(at: int, value: bytes) -> None:
         AuthTok(SIGNATURE, "a\0b", b""),
         AuthTok(SIGNATURE, "toy", bytes(MAX_BLOB + 1)),
     ],
+    ids=["short signature", "no alias", "long alias", "NUL in the alias", "long blob"],
 )
-def test_what_cannot_be_written(token: AuthTok) -> None:
+def test_a_token_that_could_not_be_read_back_is_not_written(token: AuthTok) -> None:
     with pytest.raises(PeerError):
         pack_auth_tok(token)
 

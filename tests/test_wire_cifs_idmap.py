@@ -47,7 +47,7 @@ FULL = Sid(5, tuple(range(15)))
         (b"gi:4294967294", Query(True, MAX_ID)),
     ],
 )
-def test_what_a_kernel_asks_for(text: bytes, query: Query) -> None:
+def test_a_kernels_description_is_read_and_written_the_same(text: bytes, query: Query) -> None:
     assert take_description(text) == query
     assert pack_description(query) == text
 
@@ -62,18 +62,18 @@ def test_what_a_kernel_asks_for(text: bytes, query: Query) -> None:
         b"oi:-1", b"oi:01", b"oi:4294967295", b"oi:99999999999", b"oi:x", b"oi:1\n", b"oi:S-1-5",
     ],
 )  # fmt: skip
-def test_what_no_kernel_writes(text: bytes) -> None:
+def test_a_description_that_no_kernel_writes_is_a_peer_error(text: bytes) -> None:
     with pytest.raises(PeerError):
         take_description(text)
 
 
-def test_a_callout_is_none_of_a_kernels() -> None:
+def test_a_request_with_a_callout_is_a_peer_error() -> None:
     cifs_idmap.check_request(pack_ask(Ask(b"oi:1", b"")))
     with pytest.raises(PeerError):
         cifs_idmap.check_request(pack_ask(Ask(b"oi:1", b"x")))
 
 
-def test_a_sid_as_the_kernels_struct_has_it() -> None:
+def test_a_sid_is_packed_as_the_kernels_struct() -> None:
     payload = bytes.fromhex("0105000000000005 15000000 01000000 02000000 ffffffff e8030000") + bytes(40)
     assert pack_sid(DOMAIN_USER) == payload
     assert take_payload_sid(payload) == DOMAIN_USER
@@ -93,7 +93,7 @@ def check(description: bytes, payload: bytes, expiry: int = 600) -> None:
         (b"gi:1000", pack_sid(Sid((1 << 48) - 1, ()))),
     ],
 )
-def test_what_the_broker_lets_through(description: bytes, payload: bytes) -> None:
+def test_a_sound_answer_passes_with_an_expiry_in_bounds(description: bytes, payload: bytes) -> None:
     check(description, payload)
     check(description, payload, 1)
     check(description, payload, MAX_EXPIRY)
@@ -106,7 +106,7 @@ GOOD = pack_sid(DOMAIN_USER)
 
 
 @pytest.mark.parametrize("payload", [b"\1", bytes(3), bytes(5), bytes(8), b"\xff" * 4, b"1000\0", GOOD])
-def test_what_is_no_id_is_stopped(payload: bytes) -> None:
+def test_an_answer_with_a_malformed_id_is_refused(payload: bytes) -> None:
     for description in (b"os:S-1-5-21-1-2-3-1000", b"gs:S-1-5-32-544"):
         with pytest.raises(PeerError):
             check(description, payload)
@@ -121,8 +121,8 @@ def test_what_is_no_id_is_stopped(payload: bytes) -> None:
     ],
     ids=range(14),
 )  # fmt: skip
-def test_what_is_no_sid_is_stopped(payload: bytes) -> None:
-    """A count larger than what is there, and the kernel's memory behind a SID, are of these."""
+def test_an_answer_with_a_malformed_sid_is_refused(payload: bytes) -> None:
+    """Among them: a count larger than the payload, and bytes of the kernel's memory behind the SID."""
     for description in (b"oi:1000", b"gi:1000"):
         with pytest.raises(PeerError):
             check(description, payload)
@@ -132,7 +132,7 @@ sids = st.builds(Sid, st.integers(0, (1 << 48) - 1), st.lists(st.integers(0, 0xF
 
 
 @given(sids, st.booleans())
-def test_sids_both_ways(sid: Sid, group: bool) -> None:
+def test_any_sid_is_read_back_as_written(sid: Sid, group: bool) -> None:
     assert take_payload_sid(pack_sid(sid)) == sid
     assert take_sid(str(sid).encode()) == sid
     query = Query(group, sid)
@@ -142,13 +142,13 @@ def test_sids_both_ways(sid: Sid, group: bool) -> None:
 @pytest.mark.parametrize(
     "sid", [Sid(-1, ()), Sid(1 << 48, ()), Sid(5, (1,) * 16), Sid(5, (-1,)), Sid(5, (1 << 32,))], ids=range(5)
 )
-def test_a_sid_that_fits_nowhere_is_a_peer_error(sid: Sid) -> None:
+def test_a_sid_out_of_bounds_is_a_peer_error(sid: Sid) -> None:
     with pytest.raises(PeerError):
         pack_sid(sid)
 
 
 @given(st.integers(-10, 1 << 33))
-def test_ids_both_ways(number: int) -> None:
+def test_an_id_in_bounds_is_read_back_and_any_other_is_a_peer_error(number: int) -> None:
     if 0 <= number <= MAX_ID:
         assert take_payload_id(pack_id(number)) == number
         assert pack_id(number) == struct.pack("=I", number)
@@ -158,14 +158,14 @@ def test_ids_both_ways(number: int) -> None:
 
 
 @given(st.binary(max_size=100))
-def test_anything_is_taken_or_a_peer_error(junk: bytes) -> None:
+def test_any_bytes_are_taken_or_a_peer_error(junk: bytes) -> None:
     for take in (take_description, take_sid, take_payload_id, take_payload_sid):
         with contextlib.suppress(PeerError):
             take(junk)
 
 
-def test_whose_daemon_answers() -> None:
-    """The system's, which is the machine's: winbind has what a domain controller says."""
+def test_the_systems_daemon_answers() -> None:
+    """That is the machine's: winbind repeats what a domain controller says."""
     assert TYPE in OF_THE_SYSTEM
     assert KEY_TYPES[TYPE].service.network
     assert not KEY_TYPES[TYPE].service.local
@@ -181,7 +181,7 @@ def test_whose_daemon_answers() -> None:
         (b"oi:01", b"", "forged"),
     ],
 )
-def test_from_a_played_kernel_to_the_daemon_and_back(
+def test_a_played_kernels_request_gets_the_daemons_answer_or_a_refusal(
     folder: Path, description: bytes, payload: bytes, reason: str
 ) -> None:
     goes_there_and_back(folder, Described(TYPE, 0, 0, 0x39010000, description), payload, reason)

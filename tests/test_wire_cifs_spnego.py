@@ -17,11 +17,11 @@ from upcall.protocols.request_key.messages import Ask, Instance, pack_ask, pack_
 WHOLE = b"ver=0x2;host=fs.lab.test;ip4=127.0.0.1;sec=krb5;uid=0x0;creduid=0x3e9;user=alice;pid=0x164"
 
 
-def test_what_a_kernel_writes() -> None:
+def test_a_kernels_description_is_read() -> None:
     assert take_description(WHOLE) == Spnego("fs.lab.test", "127.0.0.1", "krb5", 0, 1001, "alice", 356, None)
 
 
-def test_what_may_be_missing_and_what_newer_kernels_add() -> None:
+def test_optional_fields_and_those_of_newer_kernels_are_read() -> None:
     found = take_description(WHOLE.replace(b";user=alice", b"") + b";upcall_target=app")
     assert (found.user, found.target) == (None, "app")
     v6 = WHOLE.replace(b"ip4=127.0.0.1", b"ip6=0000:0000:0000:0000:0000:0000:0000:0001").replace(b"krb5", b"mskrb5")
@@ -53,12 +53,12 @@ def test_what_may_be_missing_and_what_newer_kernels_add() -> None:
         WHOLE * 2,
     ],
 )
-def test_what_no_kernel_writes(text: bytes) -> None:
+def test_a_description_that_no_kernel_writes_is_a_peer_error(text: bytes) -> None:
     with pytest.raises(PeerError):
         take_description(text)
 
 
-def test_every_beginning_is_refused_and_said_where() -> None:
+def test_a_description_cut_short_is_refused_with_the_position() -> None:
     for cut in range(WHOLE.index(b"0x164") + 3):
         with pytest.raises(PeerError) as caught:
             take_description(WHOLE[:cut])
@@ -67,7 +67,7 @@ def test_every_beginning_is_refused_and_said_where() -> None:
 
 
 @given(st.binary(max_size=200) | st.binary(max_size=9).map(lambda junk: WHOLE[:40] + junk + WHOLE[40:]))
-def test_anything_else_is_a_peer_error(text: bytes) -> None:
+def test_any_bytes_are_taken_or_a_peer_error(text: bytes) -> None:
     try:
         take_description(text)
     except PeerError:
@@ -75,7 +75,7 @@ def test_anything_else_is_a_peer_error(text: bytes) -> None:
 
 
 @given(st.binary(min_size=16, max_size=64), st.binary(min_size=16, max_size=300))
-def test_a_payload_both_ways(key: bytes, blob: bytes) -> None:
+def test_a_payload_is_read_back_and_one_of_another_length_refused(key: bytes, blob: bytes) -> None:
     payload = pack_payload(key, blob)
     assert struct.unpack_from("<4I", payload) == (2, 0, len(key), len(blob))
     assert take_payload(payload) == (key, blob)
@@ -99,13 +99,13 @@ def test_a_payload_both_ways(key: bytes, blob: bytes) -> None:
         ((2, 1, 32, 64), 96),
     ],
 )
-def test_lengths_that_a_kernel_would_believe(head: tuple[int, ...], size: int) -> None:
+def test_a_payload_with_bad_lengths_is_refused_and_not_shown(head: tuple[int, ...], size: int) -> None:
     with pytest.raises(PeerError) as caught:
         take_payload(struct.pack("<4I", *head) + b"s" * size)
     assert "sss" not in str(caught.value)
 
 
-def test_what_the_broker_checks() -> None:
+def test_the_broker_refuses_malformed_requests_and_answers() -> None:
     asked = pack_ask(Ask(WHOLE, b""))
     cifs_spnego.check_request(asked)
     cifs_spnego.check_answer(asked, pack_instance(Instance(0, pack_payload(bytes(16), bytes(99)))))

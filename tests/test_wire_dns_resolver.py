@@ -56,7 +56,7 @@ def said(rows: list[dict[str, str]]) -> list[object]:
         (b".".join([b"x" * 63] * 3 + [b"y" * 61]), Query("", ".".join(["x" * 63] * 3 + ["y" * 61]))),
     ],
 )
-def test_what_may_be_asked_for(text: bytes, query: Query) -> None:
+def test_a_sound_description_is_read(text: bytes, query: Query) -> None:
     assert take_description(text) == query
 
 
@@ -95,7 +95,7 @@ def test_what_may_be_asked_for(text: bytes, query: Query) -> None:
         b"fe80::1%lo",
     ],
 )
-def test_what_no_host_is_called(text: bytes) -> None:
+def test_an_impossible_host_name_is_a_peer_error(text: bytes) -> None:
     with pytest.raises(PeerError):
         take_description(text)
 
@@ -115,7 +115,7 @@ def test_what_no_host_is_called(text: bytes) -> None:
         (b"list=x later=1.5 ipv4", Options((4,), False, False)),
     ],
 )
-def test_what_the_callout_says(text: bytes, options: Options) -> None:
+def test_the_callout_chooses_families_and_lists(text: bytes, options: Options) -> None:
     assert take_callout(text, Query("", "fs")) == options
     assert take_callout(text, Query("afsdb", "lab.test")) == options._replace(
         several=True, families=options.families if text else BOTH
@@ -123,13 +123,13 @@ def test_what_the_callout_says(text: bytes, options: Options) -> None:
 
 
 @pytest.mark.parametrize("text", [b"ipv4,list", b"=", b"list\0", b"srv=1,2", b"\xff", b"list\tipv4", b"LIST"])
-def test_no_options(text: bytes) -> None:
+def test_a_malformed_callout_is_a_peer_error(text: bytes) -> None:
     with pytest.raises(PeerError):
         take_callout(text, Query("", "fs"))
 
 
 @given(st.binary(max_size=300))
-def test_anything_is_taken_or_a_peer_error(junk: bytes) -> None:
+def test_any_bytes_are_taken_or_a_peer_error(junk: bytes) -> None:
     for take in (take_description, take_payload):
         with contextlib.suppress(PeerError):
             take(junk)
@@ -138,13 +138,13 @@ def test_anything_is_taken_or_a_peer_error(junk: bytes) -> None:
 
 
 @pytest.mark.parametrize("payload", said(VECTORS["good"]))
-def test_a_good_payload(payload: bytes) -> None:
+def test_a_good_vector_is_read_and_written_the_same(payload: bytes) -> None:
     found = take_payload(payload)
     assert (pack_text(found) if isinstance(found, Text) else pack_servers(found)) == payload
 
 
 @pytest.mark.parametrize("payload", said(VECTORS["bad"]))
-def test_a_bad_payload(payload: bytes) -> None:
+def test_a_bad_vector_is_a_peer_error(payload: bytes) -> None:
     with pytest.raises(PeerError):
         take_payload(payload)
 
@@ -152,7 +152,7 @@ def test_a_bad_payload(payload: bytes) -> None:
 @pytest.mark.parametrize(
     "text", [b"x", b"192.0.2.1", b"192.0.2.1,2001:db8::1", b"#dnserror=1", b"a,b#dnserror=511", b"x" * 4095]
 )
-def test_dns_text(text: bytes) -> None:
+def test_sound_text_passes_the_check(text: bytes) -> None:
     dns_resolver.check_payload(text + b"\0")
 
 
@@ -166,7 +166,7 @@ def test_dns_text(text: bytes) -> None:
         b"x" * 4096 + b"\0", b"\0",
     ],
 )  # fmt: skip
-def test_bad_dns_text(payload: bytes) -> None:
+def test_malformed_text_is_a_peer_error(payload: bytes) -> None:
     with pytest.raises(PeerError):
         dns_resolver.check_payload(payload)
 
@@ -179,7 +179,7 @@ def test_bad_dns_text(payload: bytes) -> None:
     ],
     ids=range(6),
 )  # fmt: skip
-def test_dns_servers(payload: bytes) -> None:
+def test_sound_server_lists_pass_the_check_and_those_cut_short_do_not(payload: bytes) -> None:
     dns_resolver.check_payload(payload)
     for cut in [*range(max(1, len(payload) - 60), len(payload)), *range(1, len(payload), 1 + len(payload) // 200)]:
         with pytest.raises(PeerError):
@@ -204,18 +204,18 @@ ONE = servers(server())
     ],
     ids=range(24),
 )  # fmt: skip
-def test_bad_dns_servers(payload: bytes) -> None:
+def test_a_malformed_server_list_is_a_peer_error(payload: bytes) -> None:
     with pytest.raises(PeerError):
         dns_resolver.check_payload(payload)
 
 
-def test_a_text() -> None:
+def test_text_is_read_as_items_or_as_an_error_number() -> None:
     assert take_payload(b"192.0.2.1+7003,2001:db8::1\0") == Text(("192.0.2.1+7003", "2001:db8::1"))
     assert take_payload(b"#dnserror=61\0") == Text((), 61)
     assert pack_text(Text((), 61)) == b"#dnserror=61\0"
 
 
-def test_a_server_list_as_the_header_has_it() -> None:
+def test_a_server_list_is_packed_as_in_the_kernels_header() -> None:
     servers = ServerList(FROM_DNS_SRV, GOOD, (CellServer("db.test", 1, 2, 7003, (bytes([192, 0, 2, 1]), bytes(16))),))
     head = "00000104 0101" + "0700 0100 0200 5b1b 02 01 01 02"
     payload = bytes.fromhex(head) + b"db.test" + bytes.fromhex("00c0000201 01") + bytes(16)
@@ -233,7 +233,7 @@ lists = st.builds(ServerList, st.integers(0, 5), st.integers(0, 7), st.lists(one
 
 
 @given(lists)
-def test_server_lists_both_ways(found: ServerList) -> None:
+def test_any_server_list_is_read_back_and_one_of_another_length_refused(found: ServerList) -> None:
     payload = pack_servers(found)
     assert take_payload(payload) == found
     for wrong in (*(payload[:cut] for cut in range(len(payload))), payload + b"\0"):
@@ -264,7 +264,7 @@ SERVERS = pack_servers(ServerList(FROM_DNS_SRV, GOOD, ()))
         (b"afsdb:test", b"srv=1", SERVERS),
     ],
 )
-def test_what_the_broker_lets_through(description: bytes, callout: bytes, payload: bytes) -> None:
+def test_an_answer_that_fits_its_request_passes(description: bytes, callout: bytes, payload: bytes) -> None:
     check(description, callout, payload)
 
 
@@ -283,18 +283,20 @@ def test_what_the_broker_lets_through(description: bytes, callout: bytes, payloa
         (b"fs.test", b"", b"192.0.2.1"),
     ],
 )
-def test_what_the_broker_stops(description: bytes, callout: bytes, payload: bytes) -> None:
+def test_an_answer_that_does_not_fit_its_request_is_refused(
+    description: bytes, callout: bytes, payload: bytes
+) -> None:
     with pytest.raises(PeerError):
         check(description, callout, payload)
 
 
 @pytest.mark.parametrize("expiry", [0, 86401, 1 << 31])
-def test_no_answer_is_for_good(expiry: int) -> None:
+def test_an_expiry_out_of_bounds_is_refused(expiry: int) -> None:
     with pytest.raises(PeerError, match="1 to 86400"):
         check(b"fs.test", b"", b"192.0.2.1\0", expiry)
 
 
 @pytest.mark.parametrize(("description", "callout"), [(b"mx:test", b""), (b"", b""), (b"fs.test", b"a,b")])
-def test_a_request_that_goes_nowhere(description: bytes, callout: bytes) -> None:
+def test_a_malformed_request_is_a_peer_error(description: bytes, callout: bytes) -> None:
     with pytest.raises(PeerError):
         dns_resolver.check_request(pack_ask(Ask(description, callout)))

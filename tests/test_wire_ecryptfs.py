@@ -61,13 +61,17 @@ IDS = [row[0] for row in TABLE]
 
 
 @pytest.mark.parametrize(("name", "value", "pack", "take", "data"), TABLE, ids=IDS)
-def test_byte_table(name: str, value: Any, pack: Callable[[Any], bytes], take: Any, data: bytes) -> None:
+def test_each_value_is_packed_and_taken_as_in_the_byte_table(
+    name: str, value: Any, pack: Callable[[Any], bytes], take: Any, data: bytes
+) -> None:
     assert pack(value) == data
     assert take(data) == value
 
 
 @pytest.mark.parametrize(("name", "value", "pack", "take", "data"), TABLE, ids=IDS)
-def test_cut_short_or_too_long(name: str, value: Any, pack: Any, take: Any, data: bytes) -> None:
+def test_bytes_cut_short_or_too_long_are_a_peer_error(
+    name: str, value: Any, pack: Any, take: Any, data: bytes
+) -> None:
     for end in range(len(data)):
         if take is wire.take_frame and end == 5:
             continue  # a whole frame of its own kind
@@ -78,7 +82,7 @@ def test_cut_short_or_too_long(name: str, value: Any, pack: Any, take: Any, data
         take(data + junk)
 
 
-def test_packet_lengths_of_every_size() -> None:
+def test_every_packet_length_is_read_back_and_others_are_refused() -> None:
     for size in range(wire.PACKET_LENGTH_MAX + 1):
         packed = wire.pack_length(size)
         assert len(packed) == (1 if size < 192 else 2)
@@ -99,7 +103,7 @@ def test_two_length_bytes_cannot_say_a_small_size() -> None:
 
 
 @pytest.mark.parametrize("first", range(224, 256))
-def test_length_bytes_that_the_kernel_does_not_know(first: int) -> None:
+def test_length_bytes_that_the_kernel_does_not_know_are_a_peer_error(first: int) -> None:
     with pytest.raises(PeerError):
         wire.take_length(bytes((first, 0, 0, 0, 0)), 0, "it")
 
@@ -107,7 +111,7 @@ def test_length_bytes_that_the_kernel_does_not_know(first: int) -> None:
 @pytest.mark.parametrize(
     "signature", ["0123456789ABCDEF", "0123456789abcde", "0123456789abcdef0", "0123456789abcde\0"]
 )
-def test_signatures_that_are_none(signature: str) -> None:
+def test_a_malformed_signature_is_a_peer_error(signature: str) -> None:
     with pytest.raises(PeerError):
         wire.take_ask(wire.pack_ask(Ask(0x40, signature, b"x")))
 
@@ -122,7 +126,7 @@ def test_signatures_that_are_none(signature: str) -> None:
         (b"\x02\0\0", "at least 4"),
     ],
 )
-def test_file_keys_that_are_none(data: bytes, why: str) -> None:
+def test_a_malformed_file_key_is_a_peer_error(data: bytes, why: str) -> None:
     with pytest.raises(PeerError, match=why):
         wire.take_file_key(data)
 
@@ -137,12 +141,12 @@ def test_the_copy_of_the_vectors_is_the_original() -> None:
 
 
 @pytest.mark.parametrize("data", [pytest.param(data, id=name) for name, data, _ in EXCHANGES])
-def test_captured_frames_both_ways(data: bytes) -> None:
+def test_captured_frames_are_read_and_written_the_same(data: bytes) -> None:
     assert wire.pack_frame(wire.take_frame(data)) == data
 
 
 @pytest.mark.parametrize(("data", "parsed"), PARSED)
-def test_captured_packets_both_ways(data: bytes, parsed: dict[str, Any]) -> None:
+def test_captured_packets_are_read_and_written_the_same(data: bytes, parsed: dict[str, Any]) -> None:
     frame = wire.take_frame(data)
     assert (frame.type, frame.seq, frame.index) == (parsed["type"], parsed["seq"], parsed["index"])
     assert frame.data is not None
@@ -180,7 +184,7 @@ def test_captured_answers_pass_the_check() -> None:
     assert (passed, failed) == (20, 4)
 
 
-def test_captured_single_frames() -> None:
+def test_captured_frames_without_a_packet_are_as_ours() -> None:
     assert wire.take_frame(bytes.fromhex(VECTORS["stale_request"]["hex"])) == Frame(wire.REQUEST, 301)
     assert bytes.fromhex(VECTORS["helo_hex"]) == wire.pack_frame(Frame(wire.HELO, 0))
     assert bytes.fromhex(VECTORS["quit_hex"]) == wire.pack_frame(Frame(wire.QUIT, 0))
@@ -260,25 +264,25 @@ def wrapped(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("size", [len(FILE_KEY), 256, 511, 512])
-def test_good_wrapped_keys(size: int) -> None:
+def test_a_wrapped_key_of_a_sound_size_passes_the_check(size: int) -> None:
     wire.check_answer(ENCRYPT, wrapped(bytes(size)))
 
 
 @pytest.mark.parametrize("size", [0, 1, len(FILE_KEY) - 1, 513, 8000])
-def test_wrapped_keys_of_a_size_that_loses_the_file(size: int) -> None:
+def test_a_wrapped_key_of_a_size_that_would_lose_the_file_is_refused(size: int) -> None:
     with pytest.raises(PeerError):
         wire.check_answer(ENCRYPT, wrapped(bytes(size)))
 
 
 @pytest.mark.parametrize("at", [0, 1, 100, 240])
-def test_a_wrapped_key_that_holds_the_key(at: int) -> None:
+def test_a_wrapped_key_that_holds_the_key_in_clear_is_refused(at: int) -> None:
     answer = bytearray(256)
     answer[at : at + 16] = KEY16
     with pytest.raises(PeerError, match="in clear"):
         wire.check_answer(ENCRYPT, wrapped(bytes(answer)))
 
 
-def test_an_answer_of_the_other_kind() -> None:
+def test_an_answer_to_the_other_kind_of_request_is_refused() -> None:
     good_65, good_67 = wire.pack_reply(Reply(0x41, 0, FILE_KEY)), wrapped(bytes(256))
     wire.check_answer(DECRYPT, good_65)
     for asked, answer in ((DECRYPT, good_67), (ENCRYPT, good_65)):
@@ -287,7 +291,7 @@ def test_an_answer_of_the_other_kind() -> None:
 
 
 @given(st.binary(max_size=100) | nearly_right())
-def test_whatever_comes_the_check_says_yes_or_peer_error(answer: bytes) -> None:
+def test_any_answer_passes_the_check_and_fits_a_frame_or_is_a_peer_error(answer: bytes) -> None:
     for asked in (ENCRYPT, DECRYPT):
         try:
             wire.check_answer(asked, answer)
@@ -304,7 +308,7 @@ def test_the_longest_answer_that_passes_is_the_longest_that_the_kernel_takes() -
 
 
 @given(st.binary(max_size=8))
-def test_a_failure_can_be_said_to_anything(asked: bytes) -> None:
+def test_a_failure_can_be_packed_for_any_request(asked: bytes) -> None:
     reply = wire.take_reply(wire.pack_failure(asked))
     assert reply.status == wire.STATUS_FAILED
     if asked[:1] == b"\x42":

@@ -25,7 +25,7 @@ HEADER = Header(5, 0xDEADBEEF, 3, wire.ENCRYPTED, 4096, 2, (PUBLIC, PASSPHRASE))
 
 
 @pytest.mark.parametrize("name", CAPTURED)
-def test_captured(name: str) -> None:
+def test_a_captured_header_is_read_and_written_the_same(name: str) -> None:
     data = CAPTURED[name]
     header = take_header(data)
     assert (header.size, header.version, header.flags) == (100, 3, wire.ENCRYPTED)
@@ -38,7 +38,7 @@ def test_captured(name: str) -> None:
     assert not any(data[len(packed) :])
 
 
-def test_the_bytes_of_a_passphrase_packet() -> None:
+def test_a_passphrase_packet_is_written_as_by_the_kernel() -> None:
     """As write_tag_3_packet and write_tag_11_packet write them."""
     packed = pack_header(HEADER._replace(packets=(PASSPHRASE,)))
     tag_3 = bytes.fromhex("8c1d04070301") + b"saltsalt" + b"\x60" + b"k" * 16
@@ -54,20 +54,20 @@ def test_an_aes_192_key_is_padded() -> None:
     assert read.key_size == 24
 
 
-def test_version_0_says_nothing_of_extents() -> None:
+def test_a_header_of_version_0_is_written_without_extents() -> None:
     header = HEADER._replace(version=0, extent_size=8192, extents=1)
     packed = pack_header(header)
     assert packed[20] == wire.TAG_1
     assert take_header(packed) == header
 
 
-def test_there_and_back_with_zeros_behind() -> None:
+def test_a_header_with_zeros_behind_is_read_the_same() -> None:
     packed = pack_header(HEADER)
     assert take_header(packed) == take_header(packed.ljust(4096, b"\0")) == HEADER
 
 
-def test_cut_short() -> None:
-    """Between two packets a header may end; nowhere else."""
+def test_a_header_cut_short_is_refused_except_between_packets() -> None:
+    """A header may end between two packets; nowhere else."""
     packed = pack_header(HEADER)
     between = len(pack_header(HEADER._replace(packets=(PUBLIC,))))
     for size in range(len(packed)):
@@ -120,14 +120,14 @@ TAG_11_AT = TAG_3_AT + 2 + 29
         (changed(TAG_11_AT + 3, b"\x07"), "length of a name 0x07", TAG_11_AT + 3),
     ],
 )
-def test_damaged(data: bytes, why: str, where: int) -> None:
+def test_a_bad_field_is_refused_with_its_position(data: bytes, why: str, where: int) -> None:
     with pytest.raises(PeerError, match=why.replace("(", r"\(")) as caught:
         take_header(data)
     assert caught.value.where == where
     assert f"at byte {where}" in str(caught.value)
 
 
-def test_a_wrapped_key_that_the_kernel_has_no_room_for() -> None:
+def test_a_wrapped_key_that_the_kernel_has_no_room_for_is_refused() -> None:
     body = b"\x03" + bytes(9) + bytes(513)
     data = pack_header(HEADER)[:26] + b"\x01\xc1\x4b" + body
     with pytest.raises(PeerError, match="a wrapped key of 513 bytes") as caught:
@@ -152,8 +152,23 @@ def test_a_wrapped_key_that_the_kernel_has_no_room_for() -> None:
         HEADER._replace(packets=(PASSPHRASE._replace(salt=b"short"),)),
         HEADER._replace(packets=(PASSPHRASE._replace(cipher=0x63),)),
     ],
+    ids=[
+        "size",
+        "flags",
+        "version",
+        "extents",
+        "no packets",
+        "short signature",
+        "signature not hexadecimal",
+        "algorithm",
+        "no wrapped key",
+        "long wrapped key",
+        "many packets",
+        "short salt",
+        "cipher",
+    ],
 )
-def test_what_could_not_be_read_back_is_not_written(header: Header) -> None:
+def test_a_header_that_could_not_be_read_back_is_not_written(header: Header) -> None:
     with pytest.raises(PeerError):
         pack_header(header)
 
@@ -183,13 +198,13 @@ headers = st.builds(
 
 
 @given(headers)
-def test_any_header(header: Header) -> None:
+def test_any_header_is_read_back_as_written(header: Header) -> None:
     packed = pack_header(header)
     assert take_header(packed) == take_header(packed + b"\0junk") == header
 
 
 @given(st.binary(max_size=600), st.booleans())
-def test_any_bytes(data: bytes, marked: bool) -> None:
+def test_any_bytes_are_a_header_or_a_peer_error_with_a_position(data: bytes, marked: bool) -> None:
     if marked:
         data = struct.pack(">QII", 1, 7, 7 ^ wire.MARKER) + b"\x03\0\0\2\0\0\x10\0\0\2" + data
     try:
@@ -202,7 +217,7 @@ def test_any_bytes(data: bytes, marked: bool) -> None:
 
 
 @given(headers, st.data())
-def test_one_wrong_byte(header: Header, data: st.DataObject) -> None:
+def test_a_header_with_a_wrong_byte_is_read_or_refused_with_a_position(header: Header, data: st.DataObject) -> None:
     packed = bytearray(pack_header(header))
     at = data.draw(st.integers(0, len(packed) - 1))
     packed[at] ^= data.draw(st.integers(1, 255))
@@ -213,7 +228,7 @@ def test_one_wrong_byte(header: Header, data: st.DataObject) -> None:
         assert 0 <= error.where <= len(packed)
 
 
-def test_the_marker() -> None:
+def test_the_marker_is_found_in_headers_only() -> None:
     assert wire.has_marker(CAPTURED["root_upstream_f0"])
     assert not wire.has_marker(b"short")
     assert not wire.has_marker(bytes(100))

@@ -39,7 +39,7 @@ from upcall.protocols.request_key.messages import MAX_ID, Ask, Described, Instan
         (b"group:4294967294", Query(True, MAX_ID)),
     ],
 )
-def test_what_a_kernel_asks_for(text: bytes, query: Query) -> None:
+def test_a_kernels_description_is_read_and_written_the_same(text: bytes, query: Query) -> None:
     assert take_description(text) == query
     assert pack_description(query) == text
 
@@ -53,12 +53,12 @@ def test_what_a_kernel_asks_for(text: bytes, query: Query) -> None:
         b"user:4294967295", b"user:9999999999", b"user:99999999999", b"user:\xd9\xa1",
     ],
 )  # fmt: skip
-def test_what_no_kernel_writes(text: bytes) -> None:
+def test_a_description_that_no_kernel_writes_is_a_peer_error(text: bytes) -> None:
     with pytest.raises(PeerError):
         take_description(text)
 
 
-def test_a_callout_is_none_of_a_kernels() -> None:
+def test_a_request_with_a_callout_is_a_peer_error() -> None:
     id_resolver.check_request(pack_ask(Ask(b"user:1", b"")))
     with pytest.raises(PeerError):
         id_resolver.check_request(pack_ask(Ask(b"user:1", b"x")))
@@ -79,7 +79,7 @@ def check(description: bytes, payload: bytes, expiry: int = 600) -> None:
         (b"user:1000", b"a@" + b"d" * 126),
     ],
 )
-def test_what_the_broker_lets_through(description: bytes, payload: bytes) -> None:
+def test_a_sound_answer_passes_with_an_expiry_in_bounds(description: bytes, payload: bytes) -> None:
     check(description, payload)
     check(description, payload, 1)
     check(description, payload, MAX_EXPIRY)
@@ -95,8 +95,8 @@ def test_what_the_broker_lets_through(description: bytes, payload: bytes) -> Non
         b"4294967295\0", b"12345678901\0", b"1" * 11, b"1" * 12 + b"\0", b"alice@lab.test\0", b"alice@lab.test",
     ],
 )  # fmt: skip
-def test_what_is_no_id_is_stopped(payload: bytes) -> None:
-    """One that is not ended by its NUL would have the kernel read on in its stack."""
+def test_an_answer_with_a_malformed_id_is_refused(payload: bytes) -> None:
+    """Without its NUL the kernel would read on in its stack."""
     with pytest.raises(PeerError):
         check(b"uid:alice@lab.test", payload)
     with pytest.raises(PeerError):
@@ -110,7 +110,7 @@ def test_what_is_no_id_is_stopped(payload: bytes) -> None:
         b"alice@lab.test\n", b"\xff@lab.test", b"a@" + b"d" * 127, b"a@" + b"d" * 30000,
     ],
 )  # fmt: skip
-def test_what_is_no_name_is_stopped(payload: bytes) -> None:
+def test_an_answer_with_a_malformed_name_is_refused(payload: bytes) -> None:
     with pytest.raises(PeerError):
         check(b"user:1000", payload)
     with pytest.raises(PeerError):
@@ -118,7 +118,7 @@ def test_what_is_no_name_is_stopped(payload: bytes) -> None:
 
 
 @given(st.integers(-10, 1 << 33))
-def test_ids_both_ways(number: int) -> None:
+def test_an_id_in_bounds_passes_and_any_other_is_a_peer_error(number: int) -> None:
     if 0 <= number <= MAX_ID:
         check(b"uid:x", pack_id(number))
     else:
@@ -127,7 +127,7 @@ def test_ids_both_ways(number: int) -> None:
 
 
 @given(st.text(max_size=200), st.booleans())
-def test_a_name_that_is_packed_is_let_through(name: str, group: bool) -> None:
+def test_any_name_that_is_packed_passes_and_is_read_back(name: str, group: bool) -> None:
     with contextlib.suppress(PeerError, UnicodeEncodeError):
         check(b"group:1" if group else b"user:1", pack_name(name))
     with contextlib.suppress(PeerError, UnicodeEncodeError):
@@ -135,14 +135,14 @@ def test_a_name_that_is_packed_is_let_through(name: str, group: bool) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_anything_is_taken_or_a_peer_error(junk: bytes) -> None:
+def test_any_bytes_are_taken_or_a_peer_error(junk: bytes) -> None:
     for take in (take_description, lambda text: check(b"uid:x", text), lambda text: check(b"user:1", text)):
         with contextlib.suppress(PeerError):
             take(junk)
 
 
-def test_whose_daemon_answers() -> None:
-    """The system's, which is the machine's: names are no secrets, and a name service has the network's word."""
+def test_the_systems_daemon_answers() -> None:
+    """That is the machine's: names are not secret, and a name service relies on the network."""
     assert TYPE in OF_THE_SYSTEM
     assert KEY_TYPES[TYPE].service.network
     assert not KEY_TYPES[TYPE].service.local
@@ -159,7 +159,7 @@ def test_whose_daemon_answers() -> None:
         (b"user:01", b"", "forged"),
     ],
 )
-def test_from_a_played_kernel_to_the_daemon_and_back(
+def test_a_played_kernels_request_gets_the_daemons_answer_or_a_refusal(
     folder: Path, description: bytes, payload: bytes, reason: str
 ) -> None:
     goes_there_and_back(folder, Described(TYPE, 0, 0, 0x3F010000, description), payload, reason)

@@ -45,13 +45,17 @@ IDS = [row[0] for row in TABLE]
 
 
 @pytest.mark.parametrize(("name", "value", "pack", "take", "data"), TABLE, ids=IDS)
-def test_byte_table(name: str, value: Any, pack: Any, take: Any, data: bytes) -> None:
+def test_each_value_is_packed_and_taken_as_in_the_byte_table(
+    name: str, value: Any, pack: Any, take: Any, data: bytes
+) -> None:
     assert pack(value) == data
     assert take(data) == value
 
 
 @pytest.mark.parametrize(("name", "value", "pack", "take", "data"), TABLE, ids=IDS)
-def test_cut_short_or_too_long(name: str, value: Any, pack: Any, take: Any, data: bytes) -> None:
+def test_bytes_cut_short_or_too_long_are_a_peer_error(
+    name: str, value: Any, pack: Any, take: Any, data: bytes
+) -> None:
     for end in range(len(data)):
         with pytest.raises(PeerError):
             take(data[:end])
@@ -88,12 +92,12 @@ def test_responses_round_trip(seq: int, index: int, outcome: Answer | Refusal) -
 
 
 @given(st.text(max_size=80), st.integers(-5, 1 << 20))
-def test_whatever_the_reason_what_is_written_can_be_read(reason: str, code: int) -> None:
+def test_a_refusal_with_any_reason_and_code_can_be_read_back(reason: str, code: int) -> None:
     outcome = wire.take_response(wire.pack_response(1, 2, Refusal(reason, code))).outcome
     assert isinstance(outcome, Refusal)
 
 
-def test_a_reason_that_is_not_known_is_kept() -> None:
+def test_an_unknown_reason_is_kept() -> None:
     data = wire.pack_response(1, 2, Refusal("moon-phase", 999))
     assert wire.take_response(data).outcome == Refusal("moon-phase", 999)
 
@@ -133,7 +137,7 @@ def test_any_bytes_give_a_value_that_packs_to_the_same_or_a_peer_error(data: byt
 
 
 @given(st.binary(max_size=40))
-def test_a_position_comes_before_anything_else_is_believed(data: bytes) -> None:
+def test_a_position_is_read_from_any_bytes_that_are_long_enough(data: bytes) -> None:
     if len(data) < 24:
         with pytest.raises(PeerError):
             wire.response_position(data)
@@ -152,8 +156,9 @@ def test_a_position_comes_before_anything_else_is_believed(data: bytes) -> None:
         lambda: wire.pack_request(REQUEST._replace(body=bytes(wire.MAX_BODY + 1))),
         lambda: wire.pack_response(1, 1, Answer(bytes(wire.MAX_BODY + 1))),
     ],
+    ids=["no service", "a long service", "a long body", "a long answer"],
 )
-def test_what_cannot_be_written(write: Callable[[], bytes]) -> None:
+def test_names_and_bodies_out_of_bounds_are_not_packed(write: Callable[[], bytes]) -> None:
     with pytest.raises(PeerError):
         write()
 

@@ -32,20 +32,20 @@ def with_attributes(data: bytes) -> bytes:
     return struct.pack("=IHHII", 20 + len(data), 28, 0, 42, 0) + bytes((1, 1, 0, 0)) + data
 
 
-def test_what_the_kernel_sends() -> None:
+def test_a_captured_warning_is_read_and_written_the_same() -> None:
     assert take(SEEN) == ALICE
     assert pack(ALICE, 28, 42) == SEEN
     assert take_attributes(SEEN[20:]) == ALICE
 
 
 @given(warned, u32)
-def test_what_is_packed_is_taken(one: Warned, seq: int) -> None:
+def test_any_warning_is_read_back_as_written(one: Warned, seq: int) -> None:
     (message,) = messages(pack(one, 28, seq))
     assert (message.type, message.seq) == (28, seq)
     assert take(message.data) == one
 
 
-def test_every_cut_is_refused() -> None:
+def test_a_warning_cut_short_anywhere_is_refused() -> None:
     for size in range(len(SEEN)):
         with pytest.raises(PeerError):
             take(SEEN[:size])
@@ -55,7 +55,7 @@ def test_every_cut_is_refused() -> None:
 
 
 @given(st.binary(max_size=120))
-def test_nothing_is_believed(data: bytes) -> None:
+def test_any_bytes_are_taken_or_a_peer_error(data: bytes) -> None:
     for decode in (take, take_attributes, lambda bytes_: list(messages(bytes_))):
         with contextlib.suppress(PeerError):
             decode(data)
@@ -75,17 +75,17 @@ def test_unknown_attributes_are_skipped() -> None:
     assert take(with_attributes(more)) == ALICE
 
 
-def test_a_missing_attribute() -> None:
+def test_a_missing_attribute_is_refused() -> None:
     with pytest.raises(PeerError, match="without attribute 6"):
         take(with_attributes(SEEN[20:-12]))
 
 
-def test_an_attribute_of_the_wrong_size() -> None:
+def test_an_attribute_of_the_wrong_size_is_refused() -> None:
     with pytest.raises(PeerError, match="attribute 2 has 4 bytes"):
         take(with_attributes(attribute(2, bytes(4))))
 
 
-def test_lengths_that_cannot_be() -> None:
+def test_impossible_lengths_are_refused() -> None:
     for length in (0, 3, 9, 0xFFFF):
         with pytest.raises(PeerError):
             take(with_attributes(struct.pack("=HH", length, 1) + bytes(4)))
@@ -94,12 +94,12 @@ def test_lengths_that_cannot_be() -> None:
             list(messages(struct.pack("=I", length) + SEEN[4:]))
 
 
-def test_another_command() -> None:
+def test_another_command_is_refused() -> None:
     with pytest.raises(PeerError, match="command 2"):
         take(SEEN[:16] + b"\x02" + SEEN[17:])
 
 
-def test_several_in_a_datagram() -> None:
+def test_several_messages_in_a_datagram_are_taken() -> None:
     odd = pack(ALICE, 28, 2) + attribute(99, b"x")
     odd = struct.pack("=I", len(odd) - 3) + odd[4:]  # its padding does not count
     found = list(messages(SEEN + odd + pack(ALICE, 28, 3)))
@@ -118,30 +118,30 @@ def lost(*numbers: int) -> int:
     return sequence.lost
 
 
-def test_nothing_lost() -> None:
+def test_consecutive_numbers_count_nothing_as_lost() -> None:
     assert lost() == lost(7) == lost(7, 8, 9) == 0
 
 
-def test_gaps() -> None:
+def test_gaps_in_the_numbers_count_as_lost() -> None:
     assert lost(7, 9) == 1
     assert lost(7, 107, 108, 118) == 99 + 9
 
 
-def test_the_counter_wraps() -> None:
+def test_gaps_are_counted_across_a_wrap_of_the_counter() -> None:
     assert lost(0xFFFFFFFF, 0) == 0
     assert lost(0xFFFFFFFE, 1) == 2
 
 
-def test_two_processors_overtake_each_other() -> None:
+def test_numbers_in_another_order_count_nothing_as_lost() -> None:
     assert lost(7, 9, 8, 10) == 0
     assert lost(0xFFFFFFFF, 1, 0, 2) == 0
 
 
-def test_a_number_from_before_we_listened() -> None:
+def test_a_number_from_before_the_first_counts_nothing_as_lost() -> None:
     assert lost(7, 6, 8) == 0
 
 
 @given(st.permutations(range(1, 20)), st.sets(st.integers(1, 19)))
-def test_what_is_missing_is_lost(order: list[int], missing: set[int]) -> None:
+def test_missing_numbers_are_counted_in_any_order(order: list[int], missing: set[int]) -> None:
     come = [number for number in order if number not in missing]
     assert lost(0, *come, 20) == len(missing)

@@ -79,13 +79,13 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @given(notices)
-def test_what_is_packed_is_taken(notice: QuotaNotice) -> None:
+def test_any_notice_is_read_back_as_written(notice: QuotaNotice) -> None:
     body = pack(notice)
     assert take(body) == notice
     assert len(body) <= 65536
 
 
-def test_the_body() -> None:
+def test_the_body_is_json_with_every_field() -> None:
     assert json.loads(pack(ALICE)) == {
         "version": 1,
         "event": "over-soft",
@@ -155,7 +155,7 @@ BAD: list[tuple[str, object]] = [
 
 
 @pytest.mark.parametrize(("path", "value"), BAD, ids=[f"{path}-{number}" for number, (path, _) in enumerate(BAD)])
-def test_refused(path: str, value: object) -> None:
+def test_a_bad_field_is_refused_by_its_name(path: str, value: object) -> None:
     with pytest.raises(PeerError, match=f"quota notice: {path.split('.')[-1]}"):
         take(changed(path, value))
 
@@ -164,24 +164,24 @@ def test_refused(path: str, value: object) -> None:
     "body",
     [b"", b"{", b"[]", b"null", b"\xff", b'{"version":NaN}', b"[" * 60000, b'{"version":1' + b"0" * 5000 + b"}"],
 )
-def test_not_a_notice(body: bytes) -> None:
+def test_a_body_that_is_no_notice_is_a_peer_error(body: bytes) -> None:
     with pytest.raises(PeerError):
         take(body)
 
 
-def test_every_cut_is_refused() -> None:
+def test_a_body_cut_short_anywhere_is_refused() -> None:
     body = pack(ALICE)
     for size in range(len(body)):
         with pytest.raises(PeerError):
             take(body[:size])
 
 
-def test_an_unknown_event_and_field_are_kept() -> None:
+def test_an_unknown_event_is_kept_and_an_unknown_field_ignored() -> None:
     assert take(changed("event", "over-the-moon")).event == "over-the-moon"
     assert take(changed("reason", "a newer broker")) == ALICE
 
 
-def test_what_cannot_be_packed() -> None:
+def test_a_negative_number_is_not_packed() -> None:
     with pytest.raises(PeerError):
         pack(ALICE._replace(used=-1))
 
@@ -209,7 +209,7 @@ SENTENCES = {
 
 
 @pytest.mark.parametrize("event", SENTENCES)
-def test_sentences(event: str) -> None:
+def test_each_event_has_its_sentence(event: str) -> None:
     assert sentence(ALICE._replace(event=event), NOW, reader=5001) == SENTENCES[event]
 
 
@@ -220,12 +220,12 @@ def test_sentences(event: str) -> None:
         ("below", "are below the limit again. Nothing has to be done."),
     ],
 )
-def test_a_sentence_without_figures(event: str, told: str) -> None:
+def test_a_sentence_without_figures_names_no_numbers(event: str, told: str) -> None:
     notice = ALICE._replace(event=event, filesystem=Filesystem(None, "7:0", ""), used=0, soft=0, hard=0, percent=None)
     assert sentence(notice, NOW, reader=5001) == f"Your files on 7:0 {told}"
 
 
-def test_a_sentence_for_somebody_else() -> None:
+def test_a_sentence_for_another_reader_names_the_owner() -> None:
     notice = ALICE._replace(event="over-hard", resource="files", used=1000, hard=1000)
     assert sentence(notice, NOW, reader=0) == (
         "The files of user alice on /home number 1,000, the limit is 1,000 files: no more files can be made. "
@@ -236,12 +236,12 @@ def test_a_sentence_for_somebody_else() -> None:
     )
 
 
-def test_a_sentence_after_the_time_of_grace() -> None:
+def test_a_sentence_says_when_the_time_of_grace_is_over() -> None:
     assert "(now) nothing more" in sentence(ALICE, NOW + 7 * 86400)
     assert "when the time of grace is over, nothing more" in sentence(ALICE._replace(grace_until=None), NOW)
 
 
-def test_names_from_outside_are_harmless() -> None:
+def test_unprintable_characters_in_names_are_escaped() -> None:
     evil = "\x1b]0;owned\x07\n\u202e\ud800é"
     notice = ALICE._replace(
         subject=Subject("group", 1, evil), filesystem=Filesystem(evil, evil, evil), event="x\x1b[2J"
@@ -252,30 +252,30 @@ def test_names_from_outside_are_harmless() -> None:
 
 
 @given(notices, st.none() | ids)
-def test_any_notice_has_a_sentence(notice: QuotaNotice, reader: int | None) -> None:
+def test_any_notice_has_a_printable_sentence(notice: QuotaNotice, reader: int | None) -> None:
     assert sentence(notice, NOW, reader).isprintable()
 
 
-def test_amounts() -> None:
+def test_amounts_are_shown_in_binary_units_or_files() -> None:
     shown = [amount(n, "space") for n in (0, 1, 1023, 1024, 1536, 1048575, 10 << 30, (1 << 64) - 1)]
     assert shown == ["0 bytes", "1 byte", "1023 bytes", "1 KiB", "1.5 KiB", "1 MiB", "10 GiB", "16 EiB"]
     assert [amount(n, "files") for n in (0, 1, 1234)] == ["0 files", "1 file", "1,234 files"]
 
 
-def test_durations_and_moments() -> None:
+def test_durations_and_moments_are_shown_in_words() -> None:
     shown = [duration(s) for s in (5, 60, 3599, 3600, 86400, 604800)]
     assert shown == ["less than a minute", "1 minute", "60 minutes", "1 hour", "1 day", "7 days"]
     assert moment(NOW) == "Fri 15 Jan 2027, 08:00"
     assert moment(1 << 63) == "a time that no calendar has"
 
 
-def test_printable_leaves_what_is_harmless() -> None:
+def test_printable_leaves_printable_characters_alone() -> None:
     assert printable("/home/Grüße 日本") == "/home/Grüße 日本"
     assert quotanotice.SERVICE == "quota"
 
 
 @pytest.mark.parametrize("raw", [[0, 6, 254], [0, 6, 254, -1], [0, 6, 254, 1 << 32], [0, 6, 254, True], "0", {}])
-def test_the_kernels_numbers_are_four(raw: object) -> None:
+def test_the_kernels_numbers_are_four_or_refused(raw: object) -> None:
     told = {**json.loads(pack(ALICE)), "raw": raw}
     with pytest.raises(PeerError, match="raw is not four"):
         take(json.dumps(told).encode())

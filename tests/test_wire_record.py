@@ -22,7 +22,7 @@ LINE = (
 WHO = RecordSource("upcall-daemon", 4711)
 
 
-def test_a_line() -> None:
+def test_a_record_is_read_back_behind_a_prefix_and_with_newer_fields() -> None:
     assert f"upcall-daemon[4711]: {line_of(RECORD)}" == LINE
     assert take_line(LINE) == (WHO, RECORD)
     assert take_line(f"Jan 31 12:00:00 host {LINE}") == (WHO, RECORD)  # as journalctl shows it
@@ -38,11 +38,11 @@ def test_the_docs_show_every_field() -> None:
 @pytest.mark.parametrize(
     "line", ["", "upcall-broker[1]: ready folder=/run/upcall", "something else", "request at=5", "upcall-broker[1]: "]
 )
-def test_other_lines(line: str) -> None:
+def test_other_lines_are_not_records(line: str) -> None:
     assert take_line(line) is None
 
 
-def test_cut_short_anywhere_it_is_damaged() -> None:
+def test_a_line_cut_short_anywhere_is_a_peer_error() -> None:
     start = LINE.index("request") + len("request")
     whole = {LINE.index("handler=") + len("handler=") + size for size in range(len("openssl") + 1)}
     for size in range(start, len(LINE)):
@@ -64,14 +64,14 @@ def test_cut_short_anywhere_it_is_damaged() -> None:
         ("=openssl", '=o"p'),
     ],
 )
-def test_damaged(old: str, new: str) -> None:
+def test_a_line_with_a_damaged_field_is_a_peer_error(old: str, new: str) -> None:
     with pytest.raises(PeerError):
         take_line(LINE.replace(old, new))
 
 
 @given(st.text(max_size=40), st.text(max_size=40), st.text(max_size=40))
 @example("it's", "'", '"')
-def test_any_text_comes_back(service: str, outcome: str, handler: str) -> None:
+def test_any_text_in_a_record_is_read_back(service: str, outcome: str, handler: str) -> None:
     record = RECORD._replace(service=service, outcome=outcome, handler=handler)
     line = line_of(record)
     assert line.isprintable()
@@ -79,7 +79,7 @@ def test_any_text_comes_back(service: str, outcome: str, handler: str) -> None:
 
 
 @given(st.text())
-def test_nothing_that_is_read_does_harm(text: str) -> None:
+def test_any_text_behind_request_is_a_record_or_a_peer_error(text: str) -> None:
     with contextlib.suppress(PeerError):
         take_line(f"upcall-broker[1]: request {text}")
 
@@ -89,7 +89,7 @@ def entry(**changes: object) -> dict[str, object]:
     return {"__REALTIME_TIMESTAMP": "1769860800250000", "_PID": "4711", **fields, **changes}
 
 
-def test_the_journal() -> None:
+def test_a_journal_entry_is_read_back_and_other_entries_are_skipped() -> None:
     assert take_journal(json.loads(json.dumps(entry()))) == (WHO, RECORD)
     assert entry()["MESSAGE"] == "key answered for uid 1000 after 0.062 ms"
     assert take_journal(entry(MESSAGE_ID="other")) is None
@@ -98,6 +98,6 @@ def test_the_journal() -> None:
 @pytest.mark.parametrize(
     "changes", [{"UPCALL_UID": "x"}, {"__REALTIME_TIMESTAMP": "x"}, {"_PID": "?"}, {"UPCALL_SECONDS": [1, 2]}]
 )
-def test_a_damaged_entry(changes: dict[str, object]) -> None:
+def test_a_damaged_journal_entry_is_a_peer_error(changes: dict[str, object]) -> None:
     with pytest.raises(PeerError):
         take_journal(entry(**changes))

@@ -47,11 +47,11 @@ def chosen(key: RequestedKey, **files: bytes) -> str | None:
         ("ab*c", "abxc", None), ("ab*c", "abxa", 1), ("a*bc", "axa*", 1), ("a*a", "aa", 0), ("a*a", "a", None),
     ],
 )  # fmt: skip
-def test_patterns(pattern: str, text: str, skipped: int | None) -> None:
+def test_a_pattern_matches_as_in_request_key(pattern: str, text: str, skipped: int | None) -> None:
     assert wildness_of(pattern.encode(), text.encode()) == skipped
 
 
-def test_columns_and_numbers() -> None:
+def test_a_line_is_split_into_columns_and_keeps_its_number() -> None:
     data = b"# a comment\n\n create x * * /indented\n\t\ncreate\tuser\tdebug:*\t \v*  |/bin/cat -n\r\n"
     (line,) = lines("f", data)
     assert line == Line("f", 5, (b"create", b"user", b"debug:*", b"*"), b"|/bin/cat -n\r")
@@ -62,7 +62,7 @@ def test_the_last_character_of_a_file_counts_as_its_newline() -> None:
     assert [line.command for line in lines("f", b"create a * * /bin/x")] == [b"/bin/"]
 
 
-def test_the_longest_line() -> None:
+def test_a_line_longer_than_the_limit_is_refused() -> None:
     longest = b"create a * * /x " + b"x" * MAX_LINE
     (line,) = lines("f", longest[: MAX_LINE - 1] + b"\n")
     assert wildness(line, RequestedKey(b"a", b"")) == (0, 0, 0, 0)
@@ -72,19 +72,19 @@ def test_the_longest_line() -> None:
 
 
 @pytest.mark.parametrize("cut", [b"create\n", b"create a\n", b"create a b\n", b"create a b *\n", b"create a b * \n"])
-def test_a_line_cut_short_stops_everything_that_reaches_its_end(cut: bytes) -> None:
+def test_a_line_cut_short_is_refused_if_a_search_reaches_its_end(cut: bytes) -> None:
     good = b"create a b * /good\n"
     with pytest.raises(BadLine, match="f: line 2: "):
         chosen(RequestedKey(b"a", b"b"), f=good + cut)
 
 
-def test_a_line_cut_short_hurts_nobody_who_does_not_get_there() -> None:
+def test_a_line_cut_short_is_ignored_if_no_search_reaches_its_end() -> None:
     assert chosen(RequestedKey(b"a", b"b"), f=b"create c d\ncreate a c *\nnegate \ncreate a b * /good\n") == "f:4"
     with pytest.raises(BadLine, match="f: line 1: ends at its operation"):
         chosen(RequestedKey(b"a", b"b"), f=b"negate\ncreate a b * /good\n")
 
 
-def test_nul_bytes() -> None:
+def test_a_line_ends_at_a_nul_byte_and_must_not_begin_with_one() -> None:
     assert [(one.number, one.command) for one in lines("f", b"create a * * /x\0 gone\ncreate b * * /y\n")] == [
         (1, b"/"), (2, b"/y"),
     ]  # fmt: skip
@@ -107,7 +107,7 @@ def test_nul_bytes() -> None:
         ({}, None),
     ],
 )
-def test_who_wins(files: dict[str, bytes], expected: str | None) -> None:
+def test_the_least_wild_line_wins_and_of_equal_lines_the_first(files: dict[str, bytes], expected: str | None) -> None:
     assert chosen(SPNEGO, **files) == expected
 
 
@@ -121,7 +121,7 @@ def test_who_wins(files: dict[str, bytes], expected: str | None) -> None:
         ("/x %{a:b", "%{a:b is no macro"), ("/x %{a:b}c}", "%{a:b}c} is no macro"),
     ],
 )  # fmt: skip
-def test_commands(command: str, fault: str) -> None:
+def test_a_command_that_request_key_cannot_run_is_refused(command: str, fault: str) -> None:
     assert command_fault(command.encode()) == fault
     if fault:
         with pytest.raises(BadLine, match=re.escape(fault)):
@@ -139,7 +139,7 @@ def test_commands(command: str, fault: str) -> None:
         ("create user ver=0x2;host=fs.*", False), ("* cifs.spnego ver=0x2;host=fs.*", False), ("create user", False),
     ],
 )  # fmt: skip
-def test_lines_that_keep_some_keys(columns: str, expected: bool) -> None:
+def test_a_line_that_keeps_some_keys_from_ours_is_found(columns: str, expected: bool) -> None:
     line = Line("f", 1, tuple(columns.encode().split()), b"/x")
     assert narrower(line, b"cifs.spnego", b"ver=0x2;host=*") is expected
 
@@ -196,7 +196,7 @@ class Chance(random.Random):
 
 @pytest.mark.skipif(REQUEST_KEY is None, reason="needs keyutils")
 @pytest.mark.parametrize("seed", range(4))
-def test_the_real_one_chooses_alike(seed: int, tmp_path: Path) -> None:
+def test_the_real_request_key_chooses_the_same_line(seed: int, tmp_path: Path) -> None:
     chance = Chance(seed)
     (tmp_path / "request-key.d").mkdir()
     outcomes = set()

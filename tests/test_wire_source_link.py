@@ -49,7 +49,9 @@ envelopes = st.builds(
 
 
 @given(st.sampled_from([REQUEST, NOTICE]), u32, envelopes)
-def test_what_is_packed_is_taken(kind: int, target: int, envelope: Envelope) -> None:
+def test_a_sources_message_is_read_back_and_one_of_another_length_refused(
+    kind: int, target: int, envelope: Envelope
+) -> None:
     message = FromSource(kind, target, envelope)
     data = pack_from_source(message)
     assert take_from_source(data) == message
@@ -61,26 +63,26 @@ def test_what_is_packed_is_taken(kind: int, target: int, envelope: Envelope) -> 
         take_from_source(data + b"x")
 
 
-def test_the_longest_body_is_taken_and_no_longer_one() -> None:
+def test_the_longest_body_is_read_back_and_a_longer_one_is_not_packed() -> None:
     longest = Envelope(1, 0, "quota", Requester(0, 0), 0, bytes(MAX_TARGETED))
     assert take_from_source(pack_from_source(FromSource(NOTICE, 7, longest))).envelope == longest
     with pytest.raises(PeerError):
         pack_from_source(FromSource(NOTICE, 7, longest._replace(body=bytes(MAX_TARGETED + 1))))
 
 
-def test_a_target_is_needed() -> None:
+def test_a_message_without_a_target_is_refused() -> None:
     for size in range(4):
         with pytest.raises(PeerError, match="ends before its target"):
             take_from_source(pack_request(Envelope(1, 0, "quota", Requester(0, 0), 0, bytes(size)), NOTICE))
 
 
 @pytest.mark.parametrize("data", [b"", bytes(15), pack_control(100), pack_response(1, 0, Answer(b"")), bytes(80)])
-def test_what_is_not_a_sources(data: bytes) -> None:
+def test_a_message_that_sources_do_not_send_is_refused(data: bytes) -> None:
     with pytest.raises(PeerError):
         take_from_source(data)
 
 
-def test_a_status() -> None:
+def test_a_status_is_read_back_and_one_too_long_refused() -> None:
     said = {"listening": True, "why": "", "filesystems": ["/home"]}
     message = take_from_source(pack_status("quota", 3, said))
     assert (message.kind, message.target, message.envelope.service, message.envelope.seq) == (STATUS, 0, "quota", 3)
@@ -93,18 +95,18 @@ def test_a_status() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"1", b"{", b'{"x": NaN}', b"\xff", b"[" * 8000])
-def test_a_status_that_makes_no_sense(body: bytes) -> None:
+def test_a_malformed_status_is_a_peer_error(body: bytes) -> None:
     with pytest.raises(PeerError):
         take_status(body)
 
 
 @given(st.lists(u32, max_size=9), st.sampled_from([REGISTERED, UNREGISTERED]))
-def test_registrations(uids: list[int], kind: int) -> None:
+def test_registrations_are_read_back_as_written(uids: list[int], kind: int) -> None:
     found = [take_to_source(data) for data in pack_registrations(kind, uids)]
     assert found == ([Registrations(kind, tuple(uids))] if uids else [])
 
 
-def test_a_whole_list_is_said_even_if_it_is_empty_and_may_take_several_messages() -> None:
+def test_a_whole_list_is_sent_even_if_empty_and_may_take_several_messages() -> None:
     assert [take_to_source(data) for data in pack_registrations(REGISTERED, [], whole=True)] == [
         Registrations(REGISTERED, (), whole=True)
     ]
@@ -134,17 +136,17 @@ def registrations(kind: int, index: int, size: int, data: bytes) -> bytes:
         bytes(MAX_BODY),
     ],
 )
-def test_what_is_not_the_brokers(data: bytes) -> None:
+def test_a_message_that_brokers_do_not_send_is_refused(data: bytes) -> None:
     with pytest.raises(PeerError):
         take_to_source(data)
 
 
-def test_a_response() -> None:
+def test_a_response_is_read_back_as_written() -> None:
     assert take_to_source(pack_response(1, 2, Answer(b"x"))) == Response(1, 2, Answer(b"x"))
 
 
 @given(st.binary(max_size=120))
-def test_nothing_is_believed(data: bytes) -> None:
+def test_any_bytes_are_taken_or_a_peer_error(data: bytes) -> None:
     for take in (take_from_source, take_to_source, take_status):
         with contextlib.suppress(PeerError):
             take(data)

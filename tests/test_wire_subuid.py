@@ -11,7 +11,7 @@ from upcall.wire.subuid import Ranges, take_subuid
 NAMES = {"alice": 1000, "bob": 1001}
 
 
-def test_uids_of_a_range_are_their_owners() -> None:
+def test_uids_of_a_range_belong_to_its_owner() -> None:
     people, skipped = take_subuid("alice:100000:65536\n1001:165536:65536\n\n# a comment\n", NAMES.get)
     assert skipped == 0
     assert [people.of(uid) for uid in (100000, 165535, 165536, 231071)] == [1000, 1000, 1001, 1001]
@@ -65,6 +65,6 @@ def test_a_name_is_looked_up_once() -> None:
 
 
 @given(st.text())
-def test_any_text_is_taken(text: str) -> None:
+def test_any_text_is_taken_and_root_stays_root(text: str) -> None:
     people, _ = take_subuid(text, NAMES.get)
     assert people.of(0) == 0

@@ -1,8 +1,7 @@
 """upcall: a kernel-userspace upcall message broker, shaped like eCryptfs's public-key messaging.
 
-The public names are few: `Client` asks one's own daemon; `Refused` says why not. Key modules need
-`upcall.keymodule` and `upcall.core.errors`. Names are imported when they are first
-used, so that nobody pays for what he does not need.
+Public names: `Client` sends requests to the caller's daemon; `Refused` carries the reason of a refusal. Key modules
+need `upcall.keymodule` and `upcall.core.errors`. Names are imported at their first use, to keep the import small.
 """
 
 from __future__ import annotations

@@ -26,18 +26,19 @@ from upcall.protocols.ecryptfs.packets import (
 
 
 class Client(BrokerConnection):
-    """A requester. `uid`: whose daemon is asked, one's own if not given; only root may ask another's."""
+    """A requester. `uid`: the user whose daemon is asked, by default the caller; only root may ask another's.
+    `folder`, `timeout`: see BrokerConnection. Not thread-safe: one per thread."""
 
     def wrap(self, signature: str, key: bytes) -> bytes:
         """Wraps `key` (1 to 64 bytes) with the key of this signature (16 hexadecimal digits). Returns the wrapped key.
-
-        UsageError on other sizes; otherwise as `ask`."""
+        Blocks until the answer. UsageError on other sizes; other errors as BrokerConnection.ask."""
         if not 1 <= len(key) <= MAX_KEY:
             raise UsageError(f"a key of {len(key)} bytes, 1 to {MAX_KEY} can be wrapped")
         return self._packet(TAG_66, signature, pack_file_key(FileKey(CIPHER_OPAQUE, key)))
 
     def unwrap(self, signature: str, wrapped: bytes) -> bytes:
-        """Returns the key that `wrap` was given. Refused("module-failed") if another key wrapped it; as `ask`."""
+        """Unwraps what `wrap` returned; returns the key. Blocks until the answer. Refused("module-failed") if another
+        key wrapped it; other errors as BrokerConnection.ask."""
         return take_file_key(self._packet(TAG_64, signature, wrapped)).key
 
     def _packet(self, tag: int, signature: str, content: bytes) -> bytes:

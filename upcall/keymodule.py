@@ -17,8 +17,8 @@ GROUP = "upcall.key_modules"
 ISOLATED_GROUP = "upcall.isolated"
 
 MAX_KEY = 67  # bytes that a caller may ask to have wrapped: cipher code, a key of 64, checksum
-MAX_WRAPPED = 512  # bytes that eCryptfs has room for
-MAX_BLOB = 4096  # bytes that an auth token may hold for a module: nothing sensible needs more
+MAX_WRAPPED = 512  # bytes, the limit of eCryptfs
+MAX_BLOB = 4096  # bytes of an auth token's data for a module, which is untrusted
 
 
 class Limits(NamedTuple):
@@ -71,7 +71,7 @@ class KeyModule(Protocol):
     """Opens keys of one kind. Several threads may call it at a time, for different keys."""
 
     name: str  # the alias in auth tokens, 1 to 16 ASCII characters
-    api: int  # the API that it was written for
+    api: int  # the API version that it was written for
 
     def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> KeyHandle:
         """Opens the key of an auth token and verifies that it has this signature. May block.
@@ -126,12 +126,12 @@ class Parameter(NamedTuple):
 class Making(NamedTuple):
     """The arguments for making or importing a key. The module must not keep any of it."""
 
-    path: Path  # where to put the key file, if there is one: absolute, with the module's suffix, not there yet;
-    # of an import: the file to import, Path() if none was named
+    path: Path  # the key file to make, if the module has one: absolute, with the module's suffix, not yet existing;
+    # for an import: the file to import, Path() if none was named
     values: Mapping[str, str]  # by the parameters' names, checked against choices, defaults filled in
-    passphrase: bytearray  # empty if there is to be none
-    source: str  # for the blob: where the passphrase will be found: "ask", "keyring", "file:/path", "none";
-    # of an import also "compat": in the blob itself, for modules that ecryptfs-utils has, too
+    passphrase: bytearray  # empty: none
+    source: str  # where the passphrase will be found, for the blob: "ask", "keyring", "file:/path", "none";
+    # for an import also "compat": in the blob itself, for key modules that ecryptfs-utils has, too
     limits: Limits
     secrets: Secrets
 
@@ -140,7 +140,7 @@ class Enrolled(NamedTuple):
     """A key that was made or imported, ready for the keyring."""
 
     signature: str  # 16 hexadecimal digits, lower case
-    blob: bytes  # for the auth token, at most 4096 bytes: where the key is; no secret
+    blob: bytes  # for the auth token, at most 4096 bytes: the key's location; no secret
     description: str  # for people: "RSA-3072"
 
 
@@ -149,7 +149,7 @@ class KeyMaker(Protocol):
     """A module that can make keys."""
 
     suffix: str  # of its key files: ".pem"; "" if it has none
-    takes_passphrase: bool  # whether its keys are protected by a passphrase of ours
+    takes_passphrase: bool  # whether upcall protects its keys by a passphrase
     parameters: tuple[Parameter, ...]
 
     def generate(self, making: Making, /) -> Enrolled:

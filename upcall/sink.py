@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from upcall.core.errors import ModuleFailed
 
-if TYPE_CHECKING:  # every daemon imports this page, and few are ever told of a quota
+if TYPE_CHECKING:  # imported by every daemon, and few ever get a quota notice
     from upcall.protocols.quota.notice import QuotaNotice
 
 GROUP = "upcall.sinks"
@@ -34,10 +34,10 @@ class Sink(Protocol):
 
 @runtime_checkable
 class ClosableSink(Protocol):
-    """What a sink has as well if it holds something open."""
+    """A sink with resources to release."""
 
     def close(self) -> None:
-        """Releases them. `tell` is not called any more."""
+        """Releases the resources. `tell` is not called any more."""
 
 
 class SinkModule(Protocol):

@@ -1,4 +1,4 @@
-"""The broker is killed, or told to end, while the victim's daemon answers: who gets the answers?"""
+"""The broker is killed, or told to end, while the victim's daemon answers: no attacker gets the answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPEN = pytest.mark.parametrize(
 
 @OPEN
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-def test_answers_to_a_broker_that_ends_reach_nobody(
+def test_answers_to_a_broker_that_ends_do_not_reach_an_attacker(
     world: World, number: signal.Signals, brokers: Sequence[str], daemons: Sequence[str]
 ) -> None:
     """32 unwraps are in flight. An attacker takes every portid that becomes free."""

@@ -1,4 +1,4 @@
-"""The victim's daemon is killed while the broker asks it: who gets the requests, which hold clear keys?"""
+"""The victim's daemon is killed while the broker asks it: no attacker gets the requests, which hold clear keys."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def load(told: Told, world: World, packets: Sequence[bytes]) -> None:
 
 
 @pytest.mark.parametrize("windows", [(), ("epoll=0.02",)], ids=["as-it-is", "windows-open"])
-def test_requests_to_a_daemon_that_was_killed_reach_nobody(world: World, windows: Sequence[str]) -> None:
-    """Its portid is free before its pidfd says that it has ended."""
+def test_requests_to_a_killed_daemon_do_not_reach_an_attacker(world: World, windows: Sequence[str]) -> None:
+    """The daemon's portid is free before its pidfd tells that it has ended."""
     score = Score(f"daemon killed, requests with clear keys, {'windows open' if windows else 'as it is'}")
     keys = world.victim.to_wrap(IN_FLIGHT)
     with (
@@ -55,7 +55,7 @@ def test_requests_to_a_daemon_that_was_killed_reach_nobody(world: World, windows
 
 
 @pytest.mark.parametrize("windows", [(), ("close=0.02",)], ids=["as-it-is", "windows-open"])
-def test_answers_of_a_child_of_a_killed_daemon_reach_nobody(world: World, windows: Sequence[str]) -> None:
+def test_answers_of_a_killed_daemons_child_do_not_reach_an_attacker(world: World, windows: Sequence[str]) -> None:
     """32 unwraps are in flight when the registered process is killed; its child has its sockets, and answers."""
     score = Score(f"registered process killed, its child answers, {'windows open' if windows else 'as it is'}")
     with Attacker(ATTACKER, spin, world.network.enter) as attacker, world.broker(*windows):

@@ -10,8 +10,8 @@ from tests.attacks.hijack import hijack
 from tests.attacks.scene import ATTACKER, BEFORE, VICTIM, World, answers, leaked, tries
 
 
-def test_a_starting_daemon_serves_nobody_but_its_own_uid(world: World) -> None:
-    """Neither is it taken for the attacker's daemon and asked in that name, nor told to go when the attacker registers
+def test_a_starting_daemon_serves_its_own_uid_only(world: World) -> None:
+    """It is not sent the attacker's requests, as its daemon, nor told to quit when the attacker registers
     again."""
     keys = world.victim.wrapped(8)
     packets = list(keys.values())

@@ -19,13 +19,13 @@ ROUNDS = 3
 
 @pytest.fixture
 def listening(world: World) -> Iterator[Attacker]:
-    """A third uid, which takes what it can."""
+    """A process of a third uid, which receives whatever it can."""
     with Attacker(STRANGER, spin, world.network.enter) as made:
         yield made
 
 
 @pytest.mark.parametrize("trick", [trick.__name__ for trick in TRICKS])
-def test_a_daemon_harms_only_itself(world: World, listening: Attacker, trick: str) -> None:
+def test_a_hostile_daemon_disturbs_no_other_uid(world: World, listening: Attacker, trick: str) -> None:
     with world.broker() as broker, world.daemon() as daemon:
         world.wait_registered(daemon)
         serves(world, VICTIM)
@@ -49,8 +49,8 @@ def test_a_daemon_harms_only_itself(world: World, listening: Attacker, trick: st
         assert listening.asked("report")["got"] == []
 
 
-def test_a_third_uid_that_was_given_a_link_is_nobody(world: World) -> None:
-    """What it says on the daemon's link is refused by whose uid it is."""
+def test_a_third_uid_that_was_passed_a_link_is_rejected(world: World) -> None:
+    """Its messages on the daemon's link are rejected by their sender's uid."""
     with world.broker() as broker, world.daemon() as daemon:
         world.wait_registered(daemon)
         play = partial(pass_on, folder=world.folder, uid=ATTACKER, other=STRANGER)

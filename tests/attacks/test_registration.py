@@ -48,8 +48,8 @@ def test_noise_on_every_portid_changes_no_registration(world: World, windows: tu
     assert sent > 0
 
 
-def test_floods_of_hellos_keep_nobody_from_registering(world: World) -> None:
-    """64 threads of each of four uids wait in line at any time."""
+def test_a_flood_of_helos_does_not_prevent_registration(world: World) -> None:
+    """64 threads of each of four uids wait for a link at any time."""
     with world.broker() as broker, contextlib.ExitStack() as stack:
         for uid in range(ATTACKER, ATTACKER + 4):
             flooding = Attacker(uid, partial(hellos, folder=world.folder), world.network.enter)
@@ -62,7 +62,7 @@ def test_floods_of_hellos_keep_nobody_from_registering(world: World) -> None:
         assert broker.lives
 
 
-def test_a_squatter_on_the_portid_that_was_documented_changes_nothing(world: World) -> None:
+def test_a_squatter_on_the_formerly_documented_portid_changes_nothing(world: World) -> None:
     def squat(told: Told) -> None:
         seat = raw.bind(SYSTEM_PORTID)
         told.say(seat is not None)
@@ -80,8 +80,8 @@ def test_a_squatter_on_the_portid_that_was_documented_changes_nothing(world: Wor
 
 @after
 @pytest.mark.parametrize("real", [ATTACKER, VICTIM])
-def test_a_process_of_two_uids_registers_for_neither(world: World, real: int) -> None:
-    """As a set-uid program has them: AF_UNIX says the effective uid, netlink the real one."""
+def test_a_process_with_differing_real_and_effective_uids_cannot_register(world: World, real: int) -> None:
+    """As in a set-user-id program: AF_UNIX reports the effective uid, netlink the real one."""
     effective = VICTIM if real == ATTACKER else ATTACKER
 
     def attack(told: Told) -> None:
@@ -107,9 +107,7 @@ def test_a_process_of_two_uids_registers_for_neither(world: World, real: int) ->
 
 @after
 @pytest.mark.parametrize("take", [raw.asked_for, raw.register], ids=["asked", "registered"])
-def test_a_process_with_the_pid_of_one_that_has_ended_is_not_it(
-    world: World, take: Callable[[Path], raw.Link]
-) -> None:
+def test_a_process_that_reuses_a_registered_pid_is_rejected(world: World, take: Callable[[Path], raw.Link]) -> None:
     """It has the link and the connection, the uid, and the very pid."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
@@ -156,7 +154,7 @@ def serves_status(world: World) -> None:
 
 
 @after
-def test_a_daemon_says_nothing_to_a_socket_that_another_uid_has_planted(world: World) -> None:
+def test_a_daemon_sends_nothing_to_a_socket_planted_by_another_uid(world: World) -> None:
     """Neither where a broker's socket should be, nor through a symbolic link."""
     planted = world.above / "planted"
     planted.mkdir()
@@ -187,8 +185,8 @@ def test_a_daemon_says_nothing_to_a_socket_that_another_uid_has_planted(world: W
 
 
 @after
-def test_links_that_are_never_taken_keep_nobody_from_registering(world: World) -> None:
-    """Their descriptors are in flight, on the broker's account: 32 uids ask for 64 each."""
+def test_links_that_are_never_taken_do_not_prevent_registration(world: World) -> None:
+    """Their descriptors are in flight and count against the broker: 32 uids ask for 64 each."""
     with world.broker() as broker, contextlib.ExitStack() as stack:
         before = descriptors(broker.pid)
         for uid in range(64_400, 64_432):
@@ -202,7 +200,7 @@ def test_links_that_are_never_taken_keep_nobody_from_registering(world: World) -
         assert broker.lives
 
 
-def test_descriptors_by_the_thousand_are_dropped(world: World) -> None:
+def test_thousands_of_unexpected_descriptors_are_closed(world: World) -> None:
     """Of a FIFO, of connections, of a connection itself, with each kind of message, to both sockets that are open to
     all."""
     fifo = world.above / "fifo"

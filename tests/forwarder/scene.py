@@ -140,7 +140,7 @@ class PlayedBroker:
         self.connection: socket.socket | None = None
 
     def fileno(self) -> int:
-        """Returns a descriptor that is readable while a connection waits."""
+        """Readable while a connection waits to be accepted."""
         return self._listening.fileno()
 
     def accept(self) -> socket.socket:

@@ -20,7 +20,6 @@ from upcall.testing.lab.stage import Person, Task, broker_status, person
 from upcall.wire.envelope import Envelope
 
 SERVICE = "cifs.spnego"
-AT_ONCE = 4.0  # seconds for a mount that has nobody to wait for, a busy machine and a slow guest included
 
 _numbers = itertools.count()
 

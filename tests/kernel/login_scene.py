@@ -25,8 +25,9 @@ SLOW = 5 * PATIENCE
 SCRIPT = Path(__file__).parent.parent.parent / "docs/private/private"
 PRIVATE = Path("/srv/private")
 COMMON = Path("/etc/pam.d/common-session")
+CONFIG = Path("/etc/upcall/config.toml")
 SSH = Path("/etc/ssh/lab")
-CONFIG = f"""HostKey {SSH}/host
+SSHD_CONFIG = f"""HostKey {SSH}/host
 ListenAddress 127.0.0.1
 AuthorizedKeysFile {SSH}/own.pub
 UsePAM yes
@@ -136,7 +137,7 @@ def prepare_sshd() -> None:
     SSH.mkdir(0o755)
     for name in ("host", "own"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", SSH / name], check=True, timeout=SLOW)
-    Path("/etc/ssh/sshd_config").write_text(CONFIG)
+    Path("/etc/ssh/sshd_config").write_text(SSHD_CONFIG)
 
 
 @contextlib.contextmanager
@@ -167,13 +168,16 @@ def private_folder(who: Person) -> Iterator[Path]:
         COMMON.write_text(before)
 
 
+NAMES = tuple(f"name-{number}" for number in range(1, 200))
+
+
 def prepare_names(owner: str) -> None:
-    """The kernel's names are looked up by `owner`'s daemon, which is started for that: name-1 to name-8."""
-    Path("/etc/upcall").mkdir(exist_ok=True)
+    """The kernel's NAMES are looked up by `owner`'s daemon, which is started for that."""
+    CONFIG.parent.mkdir(exist_ok=True)
     told = f'[request-key.dns_resolver]\nuser = "{owner}"\nwithout-daemon = "start"\n'
-    Path("/etc/upcall/config.toml").write_text(told)
+    CONFIG.write_text(told)
     with Path("/etc/hosts").open("a") as hosts:
-        hosts.write("192.0.2.1 " + " ".join(f"name-{number}" for number in range(1, 9)) + "\n")
+        hosts.writelines(f"192.0.2.1 {name}\n" for name in NAMES)
     subprocess.run(["modprobe", "dns_resolver"], check=True, timeout=SLOW)
 
 

@@ -19,6 +19,7 @@ from upcall.protocols.request_key import forwarder
 from upcall.protocols.request_key.id_resolver import TYPE
 from upcall.testing.lab.fileserver import request_key_lines, unmount_soon
 from upcall.testing.lab.guest import SYSTEM_PATH
+from upcall.testing.lab.kerberos import replaced
 from upcall.testing.lab.stage import PATIENCE, end, wait_until
 
 PROGRAMS = {"rpc.nfsd": "nfs-kernel-server", "nfsidmap": "nfs-common", "keyctl": "keyutils", "gcc": "gcc"}
@@ -104,13 +105,18 @@ class Server:
             run("umount", place)
 
 
-def furnish(folder: Path) -> None:
+@contextlib.contextmanager
+def furnished(folder: Path) -> Iterator[None]:
     """The client's side: its domain, and a name service that can be made to hang."""
-    CONF.write_text(_SETTINGS.format(DOMAIN))
     (folder / "stall.c").write_text(_STALL)
     library = "/usr/lib/x86_64-linux-gnu/libnss_stall.so.2"
     run("gcc", "-shared", "-fPIC", "-o", library, folder / "stall.c")
-    Path("/etc/nsswitch.conf").write_text("passwd: files stall\ngroup: files\nhosts: files\n")
+    names = "passwd: files stall\ngroup: files\nhosts: files\n"
+    with (
+        replaced(CONF, lambda _: _SETTINGS.format(DOMAIN)),
+        replaced(Path("/etc/nsswitch.conf"), lambda _: names),
+    ):
+        yield
 
 
 @contextlib.contextmanager

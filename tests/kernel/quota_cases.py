@@ -61,7 +61,7 @@ class QuotaCases:
         finally:
             made.close()
 
-    def test_soft_limit_grace_and_all_clear(
+    def test_a_soft_limit_its_grace_and_the_all_clear_are_told(
         self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]
     ) -> None:
         root, alice, bob = people
@@ -89,7 +89,7 @@ class QuotaCases:
         assert place.events(alice) == ["over-soft", "grace", "over-soft-long", "below"]
         assert place.events(bob) == place.events(root) == []
 
-    def test_hard_limits_of_space_and_files(
+    def test_hard_limits_of_space_and_files_are_told(
         self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]
     ) -> None:
         root, alice, bob = people
@@ -118,7 +118,7 @@ class QuotaCases:
         assert place.events(bob) == ["over-hard", "below", "over-hard"]
         assert place.events(alice) == place.events(root) == []
 
-    def test_who_writes_into_anothers_file(
+    def test_the_owner_is_told_who_wrote_into_the_file(
         self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]
     ) -> None:
         root, alice, bob = people
@@ -134,7 +134,7 @@ class QuotaCases:
         assert place.events(bob) == place.events(root) == []
 
     @pytest.mark.parametrize(("whose", "number", "folder"), [("g", STAFF, "shared"), ("P", PROJECT, "project")])
-    def test_group_and_project(
+    def test_limits_of_groups_and_projects_are_told_to_who_wrote_and_to_root(
         self,
         drive: Disk,
         place: QuotaHouse,
@@ -162,7 +162,9 @@ class QuotaCases:
         assert place.events(root) == ["over-hard", "below"]
         assert place.events(bob) == []
 
-    def test_near_a_limit(self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]) -> None:
+    def test_nearing_a_limit_is_told_at_85_and_95_percent(
+        self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]
+    ) -> None:
         _, alice, _ = people
         drive.limit("u", alice.uid, 0, 10 * MB)
         with place.source_stopped():
@@ -174,7 +176,9 @@ class QuotaCases:
         quiet()
         assert [notice.event for notice in place.told(alice)] == ["near", "near"]
 
-    def test_told_at_login(self, drive: Disk, tmp_path: Path, people: tuple[Person, Person, Person]) -> None:
+    def test_what_happened_before_a_login_is_told_then(
+        self, drive: Disk, tmp_path: Path, people: tuple[Person, Person, Person]
+    ) -> None:
         """Nobody is there when it happens; then broker and source are started anew; then somebody logs in."""
         root, alice, _ = people
         folder = tmp_path / "house"
@@ -217,7 +221,7 @@ class QuotaCases:
         quiet()
         assert place.events(alice) == ["over-hard", "below"]
 
-    def test_a_broker_that_is_killed_under_its_source(
+    def test_warnings_while_there_is_no_broker_are_delivered_later(
         self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]
     ) -> None:
         """The source hears the kernel meanwhile, and delivers when there is a broker again."""
@@ -236,7 +240,7 @@ class QuotaCases:
         quiet()
         assert place.events(alice) == place.events(bob) == ["over-hard"]
 
-    def test_a_flood_and_somebody_in_the_middle(
+    def test_a_flood_hides_nobody_elses_warning(
         self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]
     ) -> None:
         _, alice, bob = people

@@ -56,14 +56,14 @@ def tickets(kerberos: Realm, alice: Person, bob: Person) -> Iterator[None]:
         kerberos.logout(who)
 
 
-def test_a_mount_in_one_persons_name(share: FileServer, alice: Person) -> None:
+def test_a_mount_acts_in_one_persons_name(share: FileServer, alice: Person) -> None:
     with mount_for(alice) as folder:
         assert attempt(alice, writing(folder, alice)).value == "by alice\n"
         assert owner(share, alice) == alice.uid
         assert sessions() == {alice.uid: "encrypted"}
 
 
-def test_by_the_mount_helper(share: FileServer, alice: Person) -> None:
+def test_the_mount_helper_gets_a_ticket(share: FileServer, alice: Person) -> None:
     folder = mountpoint()
     folder.mkdir(parents=True)
     options = f"sec=krb5,{','.join(mount_of(alice))},uid={alice.uid}"
@@ -77,7 +77,7 @@ def test_by_the_mount_helper(share: FileServer, alice: Person) -> None:
         unmount(folder)
 
 
-def test_each_in_their_own_name(share: FileServer, alice: Person, bob: Person) -> None:
+def test_on_a_shared_mount_each_acts_in_their_own_name(share: FileServer, alice: Person, bob: Person) -> None:
     """On one mount. What is alice's is closed to bob by the server, not by the kernel here."""
     with shared_mount(alice) as folder:
         for who in (alice, bob):
@@ -99,7 +99,7 @@ def test_without_a_ticket_only_that_person_has_to_wait(
         assert try_again(bob, writing(folder, bob)).errno == 0
 
 
-def test_no_ticket_no_mount(kerberos: Realm, share: FileServer, alice: Person) -> None:
+def test_a_mount_without_a_ticket_is_refused(kerberos: Realm, share: FileServer, alice: Person) -> None:
     kerberos.logout(alice)
     assert mount_cifs(mountpoint(), *mount_of(alice)) == errno.ENOKEY
 
@@ -124,7 +124,7 @@ def test_the_kernel_makes_connections_anew_by_itself(share: FileServer, alice: P
         assert sessions() == {who.uid: "encrypted" for who in (alice, bob)}
 
 
-def test_a_server_that_starts_again(share: FileServer, alice: Person, bob: Person) -> None:
+def test_sessions_are_made_anew_when_the_server_starts_again(share: FileServer, alice: Person, bob: Person) -> None:
     with shared_mount(alice) as folder:
         for who in (alice, bob):
             assert attempt(who, writing(folder, who)).errno == 0

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.kernel.cifs_scene import (
-    AT_ONCE,
     Blocking,
     Lying,
     begin_mounting,
@@ -82,17 +81,16 @@ def forged(victim: Person, pid: int = 1) -> str:
 
 
 @pytest.mark.parametrize("callout", ["", "x"])
-def test_a_description_that_no_kernel_wrote(alice: Person, bob: Person, callout: str) -> None:
+def test_a_description_that_no_kernel_wrote_gets_no_ticket(alice: Person, bob: Person, callout: str) -> None:
     """Newer kernels let nobody ask for such a key; where they do, we see whose key it is."""
     before = asked(bob)
     for who in (alice, person("root")):
         done = attempt(who, lambda: _keyctl("request2", "cifs.spnego", forged(bob), callout, "@s"))
         assert "request_key: " in str(done.value)
-        assert done.seconds < AT_ONCE
     assert asked(bob) == before
 
 
-def test_a_key_that_lies_there_already(share: FileServer, alice: Person) -> None:
+def test_a_forged_key_that_lies_there_already_is_not_used(share: FileServer, alice: Person) -> None:
     """Put there by who mounts, under the description that the kernel is going to look for."""
 
     def work() -> None:
@@ -111,12 +109,10 @@ def _keyctl(*words: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["a;creduid={uid:#x}", "a;uid=0x0;creduid={uid:#x};pid=0x1", ";creduid={uid:#x}"])
-def test_a_user_name_that_brings_a_field_of_its_own(alice: Person, bob: Person, name: str) -> None:
+def test_a_user_name_that_brings_a_field_of_its_own_is_refused(alice: Person, bob: Person, name: str) -> None:
     """The kernel copies it as it stands. cifs.upcall 7.0 mounts with bob's ticket then."""
     before = asked(alice), asked(bob)
-    outcome = mounting(alice, f"user={name.format(uid=bob.uid)}")
-    assert outcome.errno != 0
-    assert outcome.seconds < AT_ONCE
+    assert mounting(alice, f"user={name.format(uid=bob.uid)}").errno not in (0, errno.ETIMEDOUT)
     assert (asked(alice), asked(bob)) == before
 
 
@@ -194,14 +190,13 @@ LIES = (
 )
 
 
-def test_payloads_that_would_hurt_the_kernel(house: House, alice: Person) -> None:
+def test_payloads_that_would_hurt_the_kernel_do_not_reach_it(house: House, alice: Person) -> None:
     """The kernel believes every length: without a key it crashes, beyond the end it sends its own memory."""
     for lie in LIES:
         house.daemon(alice, lambda lie=lie: Lying(lie))  # type: ignore[misc]
         outcome = mounting(alice)
         assert (lie.__name__, outcome.errno) == (lie.__name__, errno.EPROTO)
-        assert outcome.seconds < AT_ONCE
-    house.daemon(alice, spnego)
+        house.daemon(alice, spnego)
     assert mounting(alice).errno == 0
 
 

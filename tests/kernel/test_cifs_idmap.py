@@ -138,7 +138,6 @@ def output(*words: str) -> str:
 # --- every answer, side by side ------------------------------------------------------------------------------------
 
 
-@pytest.mark.time_limit(400)
 def test_every_answer_is_that_of_cifs_idmap(winbind: Path, tmp_path: Path, alice: Person, bob: Person) -> None:
     (tmp_path / "keys.c").write_text(_KEYS)
     keys = tmp_path / "keys.so"
@@ -196,7 +195,6 @@ def answering(request: pytest.FixtureRequest, house: House) -> Iterator[str]:
         yield request.param
 
 
-@pytest.mark.time_limit(200)
 def test_files_belong_to_the_same_people(
     answering: str, share: FileServer, kerberos: Realm, alice: Person, bob: Person
 ) -> None:

@@ -37,14 +37,17 @@ CLOSED = (errno.EACCES, errno.EPERM)
 
 
 @pytest.fixture(scope="module")
-def upcall_user() -> Person:
+def upcall_user() -> Iterator[Person]:
+    """Where there is this user, its daemon is asked for root's keys: so it goes again."""
     Path(SYSUSERS).parent.mkdir(parents=True, exist_ok=True)
     Path(SYSUSERS).write_bytes(content(SYSTEMD, SYSUSERS, "/usr/bin/python3"))
     subprocess.run(["systemd-sysusers", "upcall.conf"], check=True, timeout=30)
     machine.uid.cache_clear()
     user = person(machine.USER)
     assert 0 < user.uid == machine.uid()
-    return user
+    yield user
+    subprocess.run(["userdel", "--force", machine.USER], check=True, timeout=30)
+    machine.uid.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +124,7 @@ def person_root() -> Person:
     return Person("root", 0, 0, Path("/root"))
 
 
-def test_by_the_machines_daemon_which_reaches_nothing_of_roots(
+def test_the_machines_daemon_mounts_and_reaches_nothing_of_roots(
     house: House, kerberos: Realm, share: FileServer, upcall_user: Person
 ) -> None:
     roots_key = keyring.add_user_key("0123456789abcdef", b"secret")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -25,6 +26,7 @@ from upcall.kernel import keyring
 from upcall.protocols.request_key import forwarder
 from upcall.protocols.request_key.dns_resolver import TYPE, ServerList, Text, check_answer, take_payload
 from upcall.protocols.request_key.messages import Ask, Instance, pack_ask, take_instance
+from upcall.testing.lab.kerberos import replaced
 from upcall.testing.lab.stage import Person
 from upcall.wire.envelope import Envelope
 
@@ -69,16 +71,21 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @pytest.fixture(scope="module", autouse=True)
 def world() -> Iterator[None]:
-    """The guest's own resolv.conf, hosts and addresses, and a name server."""
-    Path("/etc/resolv.conf").write_text("nameserver 127.0.0.1\nsearch lab.test\n")
-    Path("/etc/hosts").write_text(HOSTS)
-    for address in OURS:
-        ip("addr", "add", address, "dev", "lo", *(["nodad"] if ":" in address else []))
-    for family in ("-4", "-6"):
-        ip(family, "route", "add", "default", "dev", "lo")
-    folder = Path(tempfile.mkdtemp())
-    (folder / "hosts").write_text("".join(f"{address} all.lab.test\n" for address in " ".join(EVERYWHERE).split()))
-    with Dnsmasq(folder, *RECORDS, f"addn-hosts={folder}/hosts", port=53):
+    """The guest's own resolv.conf, hosts and addresses, and a name server; all as before afterwards."""
+    with contextlib.ExitStack() as stack:
+        resolv = "nameserver 127.0.0.1\nsearch lab.test\n"
+        stack.enter_context(replaced(Path("/etc/resolv.conf"), lambda _: resolv))
+        stack.enter_context(replaced(Path("/etc/hosts"), lambda _: HOSTS))
+        for address in OURS:
+            ip("addr", "add", address, "dev", "lo", *(["nodad"] if ":" in address else []))
+            stack.callback(ip, "addr", "del", address, "dev", "lo")
+        for family in ("-4", "-6"):
+            ip(family, "route", "add", "default", "dev", "lo")
+            stack.callback(ip, family, "route", "del", "default", "dev", "lo")
+        folder = Path(tempfile.mkdtemp())
+        addresses = " ".join(EVERYWHERE).split()
+        (folder / "hosts").write_text("".join(f"{address} all.lab.test\n" for address in addresses))
+        stack.enter_context(Dnsmasq(folder, *RECORDS, f"addn-hosts={folder}/hosts", port=53))
         yield
 
 
@@ -231,7 +238,9 @@ def ask(who: Person, description: str, callout: str = "") -> Outcome:
         ("afsdb:old.test", "", 120),
     ],
 )
-def test_root_asks(answering: House, root: Person, description: str, callout: str, ttl: int) -> None:
+def test_a_key_of_roots_lives_as_long_as_its_record(
+    answering: House, root: Person, description: str, callout: str, ttl: int
+) -> None:
     """And the key lives as long as the record does, to the second that the kernel's clock is in."""
     outcome = ask(root, description, callout)
     assert outcome.errno == 0, answering.log()
@@ -273,6 +282,6 @@ def test_afs_finds_its_servers(answering: House, root: Person, afs: Path) -> Non
     assert re.search(r"db2\.afs\.test \[p=20 w=6 s=A,good\]:\n > 127\.0\.0\.5:7100\n", told), told
 
 
-def test_a_cell_that_is_not_there(answering: House, root: Person, afs: Path) -> None:
+def test_a_cell_that_is_not_there_is_not_found(answering: House, root: Person, afs: Path) -> None:
     assert attempt(root, lambda: os.listdir(afs / "nowhere.test")).errno == errno.ENOENT
     assert key("afsdb:nowhere.test")[1] == str(-errno.ENODATA)

@@ -151,7 +151,7 @@ def test_a_key_is_made(root: Person, broker: PlayedBroker, payload: bytes) -> No
     assert line.split()[3] == "perm"
 
 
-def test_the_expiry(root: Person, broker: PlayedBroker) -> None:
+def test_a_key_expires_when_the_broker_says(root: Person, broker: PlayedBroker) -> None:
     task = asking(root, name())
     seq, _ = told(broker, task)
     broker.send(answered(b"192.0.2.1\0", 3000, seq))
@@ -223,23 +223,21 @@ def test_nonsense_does_not_reach_the_kernel(root: Person, broker: PlayedBroker) 
     assert task.result().errno == errno.EPROTO
 
 
-def test_no_broker(root: Person, rule: Rule) -> None:
-    outcome = asking(root, name()).result()
-    assert outcome.errno == errno.ENOTCONN
-    assert outcome.seconds < 10
+def test_without_a_broker_a_key_is_refused(root: Person, rule: Rule) -> None:
+    assert asking(root, name()).result().errno == errno.ENOTCONN
 
 
 def test_a_silent_broker_costs_the_deadline(root: Person, rule: Rule, broker: PlayedBroker) -> None:
     rule.write("-t", 1)
     task = asking(root, name())
     told(broker, task)
-    outcome = task.result()
-    assert outcome.errno == errno.ETIMEDOUT
-    assert 1 <= outcome.seconds < 8
+    assert task.result().errno == errno.ETIMEDOUT
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, errno.ECANCELED), (signal.SIGALRM, errno.ETIMEDOUT)])
-def test_a_signal_answers(root: Person, broker: PlayedBroker, number: int, code: int) -> None:
+def test_a_signal_ends_the_forwarder_with_a_refusal(
+    root: Person, broker: PlayedBroker, number: int, code: int
+) -> None:
     task = asking(root, name())
     told(broker, task)
     os.kill(forwarder_pid(broker), number)
@@ -269,7 +267,7 @@ def test_a_socket_of_another_user_is_told_nothing(root: Person, alice: Person, r
     assert liar.result() == b""
 
 
-def test_what_cifs_spnego_says_to_request_key(root: Person, rule: Rule) -> None:
+def test_a_user_cannot_ask_for_a_cifs_spnego_key(root: Person, rule: Rule) -> None:
     """Kernels without the fix of CVE-2026-46243 let anybody ask; then there is an upcall, and here no broker."""
     subprocess.run(["modprobe", "cifs"], check=True, timeout=60)
     refused_by = begin(root, lambda: request_key(b"cifs.spnego", b"ver=0x2;host=x")).result().errno

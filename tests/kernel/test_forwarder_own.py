@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import platform
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.scene import AT_ONCE, House, attempt
+from tests.kernel.scene import House, attempt
 from tests.kernel.test_forwarder import RULES, name, request_key
 from upcall.core.errors import ModuleFailed
 from upcall.kernel import keyring
@@ -38,10 +37,9 @@ class Asking:
     def answer(self, envelope: Envelope, /) -> bytes:
         description = take_ask(envelope.body).description
         if description.startswith(b"asks-"):
-            begun = time.monotonic()
             how, other = description.split(b"-")[1], name()
             code = _in_a_child(other) if how == b"child" else _code(other)
-            raise ModuleFailed(f"asked, errno {code}, after {time.monotonic() - begun:.1f} s")
+            raise ModuleFailed(f"asked, errno {code}")
         return pack_instance(Instance(60, PAYLOAD))
 
 
@@ -73,12 +71,11 @@ def house() -> Iterator[House]:
 
 
 @pytest.mark.parametrize("how", ["itself", "child"])
-def test_refused_at_once_and_named(house: House, root: Person, how: str) -> None:
+def test_a_daemon_that_asks_itself_is_refused_and_named(house: House, root: Person, how: str) -> None:
     daemon = house.daemon(root, Asking)
     asked = attempt(root, lambda: request_key(TYPE.encode(), b"asks-%b-" % how.encode() + name()))
     assert asked.errno == errno.EIO, house.log()
-    assert asked.seconds < AT_ONCE
-    assert f"asked, errno {errno.EDEADLK}, after 0." in house.log("root")
+    assert f"asked, errno {errno.EDEADLK}" in house.log("root")
     said = [line for line in house.log().splitlines() if "deadlock-refused" in line and f"daemon={daemon.pid}" in line]
     assert f"service={TYPE}" in said[0]
     assert how == "child" or f"pid={daemon.pid}" in said[0]

@@ -70,7 +70,7 @@ def test_the_broker_has_what_it_needs_and_no_more(broker: int, alice: Person) ->
 
 
 @pytest.mark.parametrize("name", ["alice", "root"])
-def test_what_a_key_module_cannot_do(broker: int, name: str, request: pytest.FixtureRequest) -> None:
+def test_a_key_module_cannot_reach_beyond_its_sandbox(broker: int, name: str, request: pytest.FixtureRequest) -> None:
     """In alice's daemon, and in root's, which has given up what root could; the process that it reaches for is the
     broker. The kernel's version of Landlock decides about what `since` has."""
     who: Person = request.getfixturevalue(name)

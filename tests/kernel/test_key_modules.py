@@ -102,22 +102,22 @@ def _is_open(who: Person, signature: str) -> bool:
     return do_as(who, work)
 
 
-def test_x25519(alice: Person) -> None:
+def test_files_are_read_back_with_an_x25519_key(alice: Person) -> None:
     _files_work(alice, "x25519", _x25519)
 
 
-def test_passphrase(alice: Person) -> None:
+def test_files_are_read_back_with_a_passphrase_key(alice: Person) -> None:
     _files_work(alice, "passphrase", _passphrase)
 
 
 @pytest.mark.skipif(bool(upcall_pkcs11.softhsm.missing()), reason=upcall_pkcs11.softhsm.missing())
-def test_pkcs11(alice: Person) -> None:
+def test_files_are_read_back_with_a_pkcs11_key(alice: Person) -> None:
     """In a process of its own, as it is by default; the token is SoftHSM's."""
     _files_work(alice, "pkcs11", _pkcs11)
 
 
 @pytest.mark.skipif(bool(upcall_tpm2.swtpm.missing()), reason=upcall_tpm2.swtpm.missing())
-def test_tpm2(alice: Person) -> None:
+def test_files_are_read_back_with_a_tpm2_key(alice: Person) -> None:
     """In a process of its own, as it is by default; the TPM is swtpm's."""
     upcall_tpm2.chip.library()
     tpm = upcall_tpm2.swtpm.SoftwareTpm(Path("/tmp/tpm"))

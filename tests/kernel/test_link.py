@@ -50,7 +50,7 @@ def _junk() -> dict[str, int]:
     return junk
 
 
-def test_another_uid_writes_to_alices_link(house: House, alice: Person, bob: Person) -> None:
+def test_another_uid_cannot_write_to_alices_link(house: House, alice: Person, bob: Person) -> None:
     """The kernel itself refuses: the broker's socket for alice is connected to alice's."""
     house.daemon(alice)
     gate = house.gate()
@@ -82,7 +82,7 @@ def test_another_uid_writes_to_alices_link(house: House, alice: Person, bob: Per
         assert daemon_status(alice)["rejected"] == 0
 
 
-def test_another_uids_daemon_answers_for_alices(house: House, alice: Person, bob: Person) -> None:
+def test_another_uids_daemon_cannot_answer_for_alices(house: House, alice: Person, bob: Person) -> None:
     """The kernel would take it: it looks at index and sequence only. The broker does not."""
     house.daemon(alice)
     gate = house.gate()
@@ -157,7 +157,7 @@ def test_a_child_of_the_daemon_is_not_the_daemon(house: House, alice: Person) ->
     attacker.result()
 
 
-def test_junk_on_the_registration(house: House, alice: Person, bob: Person) -> None:
+def test_junk_on_the_registration_is_counted_and_holds_nobody_up(house: House, alice: Person, bob: Person) -> None:
     """Counted; whoever is registered is served meanwhile."""
     house.daemon(alice)
     messages = [b"", b"x", bytes(16), bytes(60000), pack_response(0, 0, LIE), pack_control(HELO) + b"x"]

@@ -80,7 +80,7 @@ def test_a_login_starts_the_daemon_and_mounts(inside: Session, alice: Person, fi
     assert inside.say(f"cat > {file} <<.\n{CONTENT.decode()}.") == ""
 
 
-def test_a_second_login_shares_both(inside: Session, alice: Person, file: Path) -> None:
+def test_a_second_login_shares_daemon_and_mount(inside: Session, alice: Person, file: Path) -> None:
     daemon = registered(alice.uid)
     with ssh(alice) as other:
         assert serving(alice.uid) == daemon
@@ -89,7 +89,7 @@ def test_a_second_login_shares_both(inside: Session, alice: Person, file: Path) 
     assert file.parent.is_mount()
 
 
-def test_a_session_from_which_the_user_keyring_is_not_reached(inside: Session, file: Path) -> None:
+def test_files_are_read_in_a_session_from_which_the_user_keyring_is_not_reached(inside: Session, file: Path) -> None:
     assert inside.say("keyctl session - keyctl list @s 2>/dev/null").endswith("keyring is empty")
     drop_caches()
     assert inside.say(f"keyctl session - cat {file} 2>/dev/null") == CONTENT.decode().strip()

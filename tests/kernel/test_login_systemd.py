@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.login_scene import (
+    NAMES,
     SLOW,
     Session,
     gone,
@@ -103,7 +104,7 @@ def test_a_login_starts_the_daemon_and_mounts(inside: Session, alice: Person, fi
     assert inside.say(f"cat > {file} <<.\n{CONTENT.decode()}.") == ""
 
 
-def test_a_second_login_shares_both(inside: Session, alice: Person, file: Path) -> None:
+def test_a_second_login_shares_daemon_and_mount(inside: Session, alice: Person, file: Path) -> None:
     daemon = registered(alice.uid)
     with terminal(alice) as other:
         assert serving(alice.uid) == daemon
@@ -130,7 +131,7 @@ def test_a_broker_that_is_killed_comes_again(inside: Session, alice: Person, fil
     assert inside.say(f"cat {file}") == CONTENT.decode().strip()
 
 
-def test_a_session_from_which_the_user_keyring_is_not_reached(inside: Session, file: Path) -> None:
+def test_files_are_read_in_a_session_from_which_the_user_keyring_is_not_reached(inside: Session, file: Path) -> None:
     assert inside.say("keyctl session - keyctl list @s 2>/dev/null").endswith("keyring is empty")
     drop_caches()
     assert inside.say(f"keyctl session - cat {file} 2>/dev/null") == CONTENT.decode().strip()
@@ -156,12 +157,12 @@ def test_a_daemon_is_started_for_a_request_of_the_kernel(private: Path) -> None:
     bob = person("bob")
     assert serving(bob.uid) is None
     # A manager and a daemon within the six seconds of these requests: an emulated processor may need the next one.
-    names = iter([f"name-{number}" for number in range(1, 9)])
+    names = iter(NAMES)
     wait_until(lambda: name_key(next(names)), "an answer", SLOW)
     assert f"/user@{bob.uid}.service/" in cgroup(registered(bob.uid))
 
 
-def test_undone_nothing_is_left(private: Path) -> None:
+def test_undoing_setup_leaves_nothing(private: Path) -> None:
     upcall_command("setup", "--undo")
     assert broker_pid() is None
     assert not [path for path in SYSTEMD.files if Path(path).exists()]

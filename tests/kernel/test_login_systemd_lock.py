@@ -157,7 +157,7 @@ def test_a_session_is_locked_and_unlocked_and_the_last_one_ends(house: House) ->
         house.held()
 
 
-def test_the_machine_sleeps(house: House, tmp_path: Path) -> None:
+def test_keys_are_locked_while_the_machine_sleeps(house: House, tmp_path: Path) -> None:
     """logind does all it does; but what it starts at last sends nobody to sleep: it keeps the log of that moment."""
     SLEEPING.parent.mkdir(parents=True, exist_ok=True)
     kept = tmp_path / "kept"
@@ -179,7 +179,7 @@ def test_the_machine_sleeps(house: House, tmp_path: Path) -> None:
     house.held()
 
 
-def test_logind_starts_again(house: House) -> None:
+def test_locking_goes_on_when_logind_starts_again(house: House) -> None:
     with login(house.alice) as session:
         tell("systemctl", "restart", "systemd-logind.service")
         wait_until(lambda: session in sessions(house.alice), "it knows the session still", SLOW)

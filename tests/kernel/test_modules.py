@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.kernel.hostile import HostileModule, LyingDaemon, Verb
 from tests.kernel.scene import (
-    AT_ONCE,
     CONTENT,
-    NOT_HUNG,
     House,
     attempt,
     begin,
@@ -22,6 +20,7 @@ from tests.kernel.scene import (
     key_service,
     keys,
     lower_names,
+    nothing_given_up,
     opening,
     outcome_counts,
     vault,
@@ -81,12 +80,11 @@ UNWRAPS: dict[str, Verb] = {
 
 
 @pytest.mark.parametrize("how", list(WRAPS))
-def test_a_module_whose_wrap(shared: House, alice: Person, how: str) -> None:
+def test_a_wrap_that_fails_or_lies_is_refused_and_leaves_no_file(shared: House, alice: Person, how: str) -> None:
     shared.daemon(alice, lambda: key_service(lambda: HostileModule(wrap=WRAPS[how])))
     with vault(alice, SIGNATURE) as files:
-        refused = attempt(alice, creating(files.upper / "new"))
-        assert refused.errno == errno.EIO
-        assert refused.seconds < AT_ONCE
+        with nothing_given_up():
+            assert attempt(alice, creating(files.upper / "new")).errno == errno.EIO
         assert lower_names(files) == []  # no file whose key is lost
         shared.daemon(alice)
         assert attempt(alice, creating(files.upper / "new")).errno == 0
@@ -95,14 +93,13 @@ def test_a_module_whose_wrap(shared: House, alice: Person, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", list(UNWRAPS))
-def test_a_module_whose_unwrap(shared: House, alice: Person, how: str) -> None:
+def test_an_unwrap_that_fails_or_lies_is_refused_and_the_file_stays(shared: House, alice: Person, how: str) -> None:
     shared.daemon(alice)
     with vault(alice, SIGNATURE) as files:
         path = files.cold(1)[0]
         shared.daemon(alice, lambda: key_service(lambda: HostileModule(unwrap=UNWRAPS[how])))
-        refused = attempt(alice, opening(path))
-        assert refused.errno == errno.EIO
-        assert refused.seconds < AT_ONCE
+        with nothing_given_up():
+            assert attempt(alice, opening(path)).errno == errno.EIO
         shared.daemon(alice)
         assert attempt(alice, opening(path)).value == CONTENT
 
@@ -126,17 +123,16 @@ LIES = {
 
 
 @pytest.mark.parametrize("what", list(LIES))
-def test_a_daemon_that_answers_with(shared: House, alice: Person, what: str) -> None:
+def test_a_daemons_malformed_answer_is_refused(shared: House, alice: Person, what: str) -> None:
     """Without the daemon's own checks, the broker's stand before the kernel."""
     shared.daemon(alice, lambda: LyingDaemon(LIES[what]))
     with vault(alice, SIGNATURE) as files:
-        refused = attempt(alice, creating(files.upper / "new"))
-        assert refused.errno == errno.EIO
-        assert refused.seconds < AT_ONCE
+        with nothing_given_up():
+            assert attempt(alice, creating(files.upper / "new")).errno == errno.EIO
         assert lower_names(files) == []
 
 
-def test_a_module_that_goes_bad_later(shared: House, alice: Person) -> None:
+def test_proving_all_refuses_a_module_that_goes_bad_later(shared: House, alice: Person) -> None:
     """With --prove-all every wrapped key is unwrapped before anybody sees it."""
     count = 0
 
@@ -152,7 +148,7 @@ def test_a_module_that_goes_bad_later(shared: House, alice: Person) -> None:
         assert lower_names(files) == ["file-0", "file-1"]
 
 
-def test_a_module_that_hangs(shared: House, alice: Person, bob: Person) -> None:
+def test_a_module_that_hangs_times_out_and_holds_nobody_else_up(shared: House, alice: Person, bob: Person) -> None:
     """Refused when the broker's patience ends, before the kernel's does; others do not notice."""
     gate = shared.gate()
 
@@ -165,17 +161,17 @@ def test_a_module_that_hangs(shared: House, alice: Person, bob: Person) -> None:
     before = outcome_counts().get("timed-out", 0)
     with vault(alice, SIGNATURE) as files, vault(bob, keys()["captured"].signature) as others:
         hung = begin(alice, creating(files.upper / "new"))
-        while not hung.ended:
-            assert attempt(bob, creating(others.upper / f"{time.monotonic()}")).seconds < AT_ONCE
-        refused = hung.result()
-        assert refused.errno == errno.EIO
-        assert 2.0 < refused.seconds < NOT_HUNG
+        for number in itertools.count():
+            assert attempt(bob, creating(others.upper / f"{number}")).errno == 0
+            if hung.ended:
+                break
+        assert hung.result().errno == errno.EIO
         assert outcome_counts()["timed-out"] == before + 1
         assert lower_names(files) == []
         gate.open()
 
 
-def test_a_module_that_answers_too_late(shared: House, alice: Person) -> None:
+def test_an_answer_after_the_refusal_is_dropped(shared: House, alice: Person) -> None:
     """What comes after the refusal is counted and dropped; the kernel never sees it."""
     gate = shared.gate()
     slow = [True]
@@ -197,7 +193,7 @@ def test_a_module_that_answers_too_late(shared: House, alice: Person) -> None:
         assert attempt(alice, opening(path)).value == CONTENT
 
 
-def test_what_the_broker_cannot_know(shared: House, alice: Person) -> None:
+def test_a_wrapped_key_of_the_right_size_is_taken_unseen(shared: House, alice: Person) -> None:
     """A daemon may harm its own user: a key of the right size that nobody can unwrap is taken for one."""
     shared.daemon(alice, lambda: LyingDaemon(lambda _asked: pack_reply(Reply(wire.TAG_67, 0, os.urandom(256)))))
     with vault(alice, SIGNATURE) as files:

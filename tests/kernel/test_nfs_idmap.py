@@ -20,7 +20,7 @@ from tests.kernel.nfs_scene import (
     Server,
     by_the_peer,
     by_us,
-    furnish,
+    furnished,
     is_running,
     missing,
     mounted,
@@ -40,8 +40,7 @@ WHOSE = {"peer": by_the_peer, "ours": by_us}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with tempfile.TemporaryDirectory() as folder:
-        furnish(Path(folder))
+    with tempfile.TemporaryDirectory() as folder, furnished(Path(folder)):
         made = Server(Path(folder))
         made.start()
         try:
@@ -154,7 +153,9 @@ def test_names_of_another_domain_are_nobodys(
         assert owner(root, folder / "alices") == (alice.uid, alice.gid)
 
 
-def test_chown_by_names(answering: str, root: Person, alice: Person, bob: Person, folder: Path) -> None:
+def test_chown_sends_names_and_refuses_ids_without_one(
+    answering: str, root: Person, alice: Person, bob: Person, folder: Path
+) -> None:
     there = owned_file("given", alice.uid, alice.gid)
     with mounted(folder):
         assert attempt(root, lambda: os.chown(folder / "given", bob.uid, bob.gid)).errno == 0
@@ -168,7 +169,7 @@ def test_chown_by_names(answering: str, root: Person, alice: Person, bob: Person
 # --- a name service that hangs -------------------------------------------------------------------------------------
 
 
-def test_by_nfsidmap_whoever_looks_hangs(root: Person, folder: Path) -> None:
+def test_with_nfsidmap_a_silent_name_service_hangs_the_caller(root: Person, folder: Path) -> None:
     """What the next test is there for."""
     owned_file("stalled", 6001)
     with by_the_peer(), mounted(folder):

@@ -59,12 +59,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     run(*pip, "uninstall", "--yes", f"upcall-{NAME}", folder=folder)
 
 
-def test_it_keeps_the_contract(project: Path) -> None:
+def test_a_plugin_made_by_the_guide_keeps_the_contract(project: Path) -> None:
     said = run(*upcall("plugin", "check", NAME), folder=project)
     assert ", 0 broken, " in said
 
 
-def test_a_file_is_written_and_read_on_ecryptfs(project: Path) -> None:
+def test_a_plugin_made_by_the_guide_writes_and_reads_on_ecryptfs(project: Path) -> None:
     (project / "mount_it.py").write_text(snippet("mount"))
     said = run(sys.executable, "mount_it.py", folder=project)
     assert said == "written, unmounted, mounted again and read: what only alice may read\n"

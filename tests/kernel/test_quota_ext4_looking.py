@@ -30,9 +30,8 @@ from tests.kernel.quota_scene import (
 )
 from upcall.kernel import quotactl
 from upcall.kernel.mounts import mounts
-from upcall.testing.lab.stage import Person, do_as, person, wait_until
+from upcall.testing.lab.stage import PATIENCE, Person, do_as, person, wait_until
 
-PATIENCE = 60.0
 UPCALL = [sys.executable, "-P", "-m", "upcall"]
 
 
@@ -53,7 +52,7 @@ def says(who: Person, *words: str) -> tuple[int, str, str]:
     return do_as(who, work)
 
 
-def test_status(drive: Disk) -> None:
+def test_quota_status_shows_ones_own_and_root_all(drive: Disk) -> None:
     root, alice, bob = person("root"), person("alice"), person("bob")
     give_names()
     drive.limit("u", alice.uid, MB, 4 * MB)
@@ -105,7 +104,7 @@ class Watcher:
         self._process.communicate(timeout=PATIENCE)
 
 
-def test_watch(drive: Disk) -> None:
+def test_quota_watch_shows_ones_own_and_root_all_as_it_happens(drive: Disk) -> None:
     """As it happens: to whom it concerns, and to root."""
     root, alice, bob = person("root"), person("alice"), person("bob")
     drive.limit("u", alice.uid, 0, MB)
@@ -123,7 +122,7 @@ def test_watch(drive: Disk) -> None:
 @pytest.mark.parametrize(
     ("words", "code"), [(("quota", "watch"), os.EX_USAGE), (("broker", "--quota"), os.EX_UNAVAILABLE)]
 )
-def test_another_network_namespace(words: tuple[str, ...], code: int) -> None:
+def test_another_network_namespace_is_refused_with_the_reason(words: tuple[str, ...], code: int) -> None:
     line = ["unshare", "--net", *UPCALL, *words]
     done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == code
@@ -170,7 +169,7 @@ def test_a_filesystem_that_hangs_is_not_touched(mute: Path, drive: Disk, tmp_pat
         place.close()
 
 
-def test_mounted_twice_and_elsewhere(drive: Disk, tmp_path: Path) -> None:
+def test_a_filesystem_that_is_mounted_twice_counts_once(drive: Disk, tmp_path: Path) -> None:
     """One filesystem, however often it is mounted; what lies under another mount is looked at where it is seen."""
     again, part = tmp_path / "again", tmp_path / "part"
     for folder in (again, part):

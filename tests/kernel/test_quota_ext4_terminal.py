@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.quota_scene import MB, NO_ROOM, Disk, QuotaHouse, fill, quiet, reachable_disk
-from upcall.testing.lab.stage import Person, end, person, start_daemon
+from upcall.testing.lab.stage import PATIENCE, Person, end, person, start_daemon
 
-PATIENCE = 120.0  # the guest is slow
 TTY = 5  # the group
 
 

@@ -95,7 +95,7 @@ def test_only_cifs_leaves_names_to_keyutils(mark: Path) -> None:
     uninstall(system)
 
 
-def test_a_copy_of_a_program_in_a_users_folder(mark: Path, tmp_path: Path) -> None:
+def test_a_program_in_a_users_folder_is_copied(mark: Path, tmp_path: Path) -> None:
     theirs = tmp_path / "upcall-request-key"
     theirs.write_bytes(PROGRAM.read_bytes())
     system = System()

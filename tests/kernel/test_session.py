@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.login_scene import name_key, prepare_names, require_setup
+from tests.kernel.login_scene import COMMON, CONFIG, NAMES, name_key, prepare_names, require_setup
 from upcall.install.sessions.records import FOLDER
 from upcall.process import machine
 from upcall.testing.lab.stage import PATIENCE, broker_status, person, wait_until
 
-COMMON = Path("/etc/pam.d/common-session")
 SLOW = 5 * PATIENCE
 
 
@@ -41,6 +40,7 @@ def installed() -> Iterator[str]:
         yield said
     finally:
         told = run("setup", "--undo")
+        CONFIG.unlink()
     assert COMMON.read_text() == before, told
     assert not Path("/etc/init.d/upcall").exists(), told
 
@@ -147,7 +147,7 @@ def test_a_daemon_is_started_for_a_request_of_the_kernel(installed: str) -> None
     """Nobody is logged in; a logout is not its end; and one that was killed comes with the next request."""
     bob = person("bob")
     assert daemon_of(bob.uid) is None
-    names = iter([f"name-{number}" for number in range(1, 17)])
+    names = iter(NAMES)
     assert answered(names)
     daemon = registered(bob.uid)
     with login("bob"):

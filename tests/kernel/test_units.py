@@ -94,12 +94,12 @@ def systemd() -> Iterator[Systemd]:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content(SYSTEMD, path, sys.executable))
         if place.suffix == ".service":
-            (place.parent / f"{place.name}.d").mkdir()
+            (place.parent / f"{place.name}.d").mkdir(exist_ok=True)
             (place.parent / f"{place.name}.d" / "alone.conf").write_text(ALONE)
     values = {"name": alice.name, "uid": alice.uid, "home": alice.home, "init": INIT}
     (FOLDER / "manager.service").write_text(MANAGER.format(**values))
     (FOLDER / "try.target").write_text(TARGET)
-    Path("/var/log/units").touch(0o666)
+    Path("/var/log/units").write_bytes(b"")
     Path("/var/log/units").chmod(0o666)
     subprocess.run(["systemd-sysusers", "upcall.conf"], check=True, timeout=SLOW)
     running = Systemd()
@@ -114,7 +114,7 @@ def status(systemd: Systemd) -> str:
     return systemd.say(sys.executable, "-I", "-m", "upcall", "status", "--json")
 
 
-def test_all_of_them_start(systemd: Systemd) -> None:
+def test_all_units_start(systemd: Systemd) -> None:
     try:
         wait_until(lambda: systemd.is_active(*SERVICES), "the services", SLOW)
         wait_until(lambda: '"uid": 5001' in status(systemd), "the daemon of alice", SLOW)
@@ -123,7 +123,7 @@ def test_all_of_them_start(systemd: Systemd) -> None:
     assert f'"uid": {pwd.getpwnam(machine.USER).pw_uid}' in status(systemd)
 
 
-def test_a_file_of_a_user_by_the_users_daemon(systemd: Systemd, alice: Person) -> None:
+def test_the_users_daemon_unit_serves_a_users_file(systemd: Systemd, alice: Person) -> None:
     with vault(alice, keys()["rsa2048"].signature) as made:
         (path,) = made.cold(1)
         assert attempt(alice, opening(path)).value == CONTENT

@@ -17,8 +17,8 @@ from upcall.wire.envelope import HEADER, HELO, QUIT, RESPONSE, pack_control, pac
 if TYPE_CHECKING:
     from upcall.broker.registration import DaemonConnection, Registration
 
-_JUNK_IN_A_ROW, _JUNK_PAUSE = 8, 0.02
-_LAST_WORDS, _AT_ONCE = 256, 8  # messages that are read once the process has ended; in a turn
+_JUNK_IN_A_ROW, _JUNK_PAUSE = 8, 0.02  # useless messages until the link is muted; seconds
+_LAST_WORDS, _AT_ONCE = 256, 8  # messages read after the process has ended, in all and per turn
 
 
 class _Pidfd:
@@ -70,6 +70,8 @@ class DaemonLink:
         return self._far.portid
 
     def send(self, data: bytes) -> bool:
+        """Sends one message without blocking. False if the daemon's buffer is full, or its sends were too slow lately.
+        ConnectionError if its portid is free."""
         if len(data) == HEADER.size:
             # Send QUIT on the connection, too. The daemon's main thread reads it there before the end of file; on
             # the link, a worker may have received it and not handled it yet.
@@ -77,7 +79,7 @@ class DaemonLink:
         loop, person = self._loop, self._connection.person
         if loop.pays(person):
             return self.socket.send(data)
-        # Caused by another one, or by the kernel: the daemon can make our send slow, and pays for it itself.
+        # Called for another person, or for the kernel. The daemon can make the send slow, so its person is charged.
         return not loop.charged(person) and loop.measured(person, partial(self.socket.send, data))
 
     def connection_closed(self) -> None:
@@ -86,6 +88,7 @@ class DaemonLink:
             self._ended()
 
     def close(self) -> None:
+        """Closes the pair and the connection. May be repeated."""
         if self.socket.closed:
             return
         for source in (self.socket, self._alive):
@@ -95,7 +98,7 @@ class DaemonLink:
         self._connection.close()
 
     def _ended(self) -> None:
-        """The process has ended, or does without the link: read what it has said, on its person's account."""
+        """Handles the end of the process or of its connection: reads what it sent before, charged to its person."""
         if self.association is None:
             self.close()
         elif not self._ending:
@@ -131,8 +134,8 @@ class DaemonLink:
         data = packet.data
         kind = HEADER.unpack_from(data)[1] if len(data) >= HEADER.size else 0
         if packet.uid != self.uid or packet.pid != self.pid:
-            # A child that inherited the sockets, or a process that was given them: it is not who asked for the link.
-            # Netlink does not translate pids, AF_UNIX does: a daemon in another pid namespace ends here, too.
+            # The sender inherited the sockets or was given them; it is not the process that requested the link.
+            # A daemon in another pid namespace is rejected here, too: AF_UNIX translates pids, netlink does not.
             self._registration.reject(
                 "uid" if packet.uid != self.uid else "pid", self.uid, self.pid, packet.uid, packet.pid
             )
@@ -151,7 +154,7 @@ class DaemonLink:
         return False
 
     def _register(self, hello: bool) -> bool:
-        """The first message on the link, from the process that asked for it."""
+        """Handles the first message on the link: registers the process that requested it, or closes the link."""
         if not hello or procfs.real_uid(self.pid) != self.uid:
             self._registration.reject("pid" if hello else "message", self.uid, self.pid)
             return False
@@ -165,7 +168,7 @@ class DaemonLink:
         except ConnectionError:
             heard = False
         if not heard:
-            self._log("registration-failed", uid=self.uid, pid=self.pid, why="its socket takes nothing")
+            self._log("registration-failed", uid=self.uid, pid=self.pid, why="its socket buffer is full or closed")
             self.close()
             return False
         self._log("daemon-registered", uid=self.uid, pid=self.pid)

@@ -35,6 +35,7 @@ class DaemonConnection(Connection):
 
     @property
     def registered(self) -> bool:
+        """Whether the daemon has sent HELO on its link and is registered."""
         return self.link is not None and self.link.association is not None
 
     def tell(self, data: bytes) -> None:
@@ -67,8 +68,8 @@ class Registration(Listener):
         return DaemonConnection(self, accepted)
 
     def busy(self, connection: Connection) -> bool:
-        """A registered daemon's connection stays for as long as the daemon. One whose link was not taken yet stays,
-        too: the link counts as root's descriptors in flight, which a person's connections then bound."""
+        """Returns whether the connection must stay: its daemon is registered, or has not yet received its link. An
+        unread link counts as descriptors in flight of root's, which the limit of connections per person bounds."""
         if not isinstance(connection, DaemonConnection) or connection.link is None:
             return False
         return connection.registered or unread_by_peer(connection.socket) > 0
@@ -77,8 +78,8 @@ class Registration(Listener):
         return not self.busy(connection)
 
     def reject(self, on: str, uid: int, pid: int, by_uid: int = -1, by_pid: int = -1) -> None:
-        """Counts a message that its sender had no right to send. `uid`, `pid`: whose connection or link it came on;
-        `by_uid`, `by_pid`: who sent it, if that is another one."""
+        """Counts and logs a message that its sender had no right to send. `uid`, `pid`: the owner of the connection or
+        link; `by_uid`, `by_pid`: the sender, if that is another process."""
         self._junk[on] += 1
         by = {} if by_pid < 0 and by_uid < 0 else {"by_uid": by_uid, "by_pid": by_pid}
         self.log("message-rejected", on=on, uid=uid, pid=pid, **by)

@@ -121,7 +121,7 @@ class Server:
         self._waker.wake()
 
     def harden(self, hardening: Hardening, may_hand_on: bool) -> None:
-        """Logs which privileges were dropped. `may_hand_on`: whether daemons may inherit that."""
+        """Logs the dropped privileges. `may_hand_on`: whether daemons may inherit the restrictions."""
         self.hardening, self._hands_on = hardening, may_hand_on
         self.log("privileges-dropped", **hardening._asdict())
 
@@ -130,7 +130,7 @@ class Server:
         router = self.router
         router.machine, router.services, router.limits = found.machine, found.services, found.limits
         if found.command is not None and hands_on(found.command) and not self._hands_on:
-            self.log("start-command-ignored", why="daemons would inherit what this broker has given up: start it anew")
+            self.log("start-command-ignored", why="daemons would inherit the broker's restrictions: restart it")
         else:
             self.launcher.use(found.start)
         for source in self.sources:
@@ -162,7 +162,7 @@ class Server:
 
     def _close(self) -> None:
         self.manager.stopping()
-        self.loop.over = True  # what is owed is answered now
+        self.loop.over = True  # deferred work is done at once
         self.router.close()
         self.launcher.close()
         for source in self.sources:
@@ -230,13 +230,13 @@ def main(
         record.flush()
 
 
-def _where(told: str | None) -> str:
+def _where(option: str | None) -> str:
     """Returns where records are written; "no": nowhere."""
-    if told is None and not config.settings("log").get("requests", False):
+    if option is None and not config.settings("log").get("requests", False):
         return "no"
     from upcall.observe.recorder import wanted  # imported only if needed
 
-    return wanted(told, user=False)
+    return wanted(option, user=False)
 
 
 def _recorder(where: str, server: Server) -> Recorder | None:

@@ -1,8 +1,9 @@
-"""source.sock: where sources in processes of their own ask daemons, tell them, and hear which uids have one.
+"""Accepts sources in processes of their own at source.sock: forwards their requests and notices, reports
+registrations.
 
-The broker's own user only (0600, and SO_PEERCRED). A connection begins with STATUS, which names the source; one of a
-name that is connected already is refused. The broker answers with all that are registered, and says each change from
-then on. A source that does not read what it is told loses its connection, and hears the whole list with the next.
+Only the broker's own user may connect (0600, and SO_PEERCRED). A connection begins with STATUS, which names the
+source; a second source of the same name is refused. The broker sends all registered uids, and then each change. A
+source that does not read loses its connection, and gets the whole list on the next one.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _ROOT = 0
 
 
 class SourceConnection(Connection):
-    """A source. `name`: empty until it has said it."""
+    """The connection of a source. `name`: empty until its first STATUS."""
 
     def __init__(self, listener: SourceListener, connection: socket.socket) -> None:
         super().__init__(listener, connection)
@@ -48,7 +49,7 @@ class SourceConnection(Connection):
         self.status: dict[str, Any] = {}
 
     def _take(self, data: bytes) -> None:
-        """Each REQUEST and NOTICE is answered once, whatever else is wrong with it."""
+        """Handles a message. Each REQUEST and NOTICE is answered exactly once, also if it is malformed."""
         is_status = type_of(data) == STATUS
         if not is_status and not self.name:
             self._reject("STATUS comes first")
@@ -67,6 +68,8 @@ class SourceConnection(Connection):
         self._sources.serve(message, Asked(self, message.envelope.seq, message.envelope.index))
 
     def _deny(self, data: bytes, error: PeerError) -> None:
+        """Answers a malformed message with "bad-request"; closes the connection if it has no sequence number and
+        index."""
         try:
             seq, index = response_position(data)
         except PeerError:
@@ -80,7 +83,7 @@ class SourceConnection(Connection):
         self.close()
 
     def _on_status(self, message: FromSource) -> None:
-        """PeerError if it makes no sense."""
+        """Handles a STATUS. PeerError if it is malformed."""
         name, status = message.envelope.service, take_status(message.envelope.body)
         if not self.name:
             if name not in NOTICES:
@@ -98,7 +101,7 @@ class SourceConnection(Connection):
         self.status = status
 
     def tell(self, data: bytes) -> None:
-        """Without waiting. A source that takes no more loses the connection."""
+        """Sends a message without blocking. Closes the connection if the source's buffer is full."""
         if self.open:
             try:
                 self.socket.send(data, socket.MSG_DONTWAIT)
@@ -112,12 +115,12 @@ class SourceConnection(Connection):
 
 
 class SourceListener(Listener):
-    """The socket, and the sources that are connected."""
+    """The socket source.sock and the connected sources, by name."""
 
     name = "sources"
     per_person = in_all = for_root = 64
-    limited = False  # only our own user's can connect
-    idle = 5.0  # seconds to say the name in
+    limited = False  # only the broker's own user can connect
+    idle = 5.0  # seconds, the time-out of the first STATUS
 
     def __init__(self, loop: Loop, router: Router, log: EventLog, people: People, path: Path) -> None:
         self.connected: dict[str, SourceConnection] = {}
@@ -138,10 +141,10 @@ class SourceListener(Listener):
     def evictable(self, connection: Connection) -> bool:
         return not self.busy(connection)
 
-    # --- what sources want -----------------------------------------------------------------------------------
+    # --- messages of sources ---------------------------------------------------------------------------------
 
     def serve(self, message: FromSource, origin: Asked) -> None:
-        """Settles the origin, or has the router do it."""
+        """Sends a notice or a request to the daemon of its target. Settles `origin`, or has the router do it."""
         kind, target, envelope = message
         router, requester = self.router, envelope.requester
         if kind == NOTICE:
@@ -167,23 +170,26 @@ class SourceListener(Listener):
         self.router.ask(target, service.name, requester, envelope.body, origin, self.loop.now, deadline, line)
 
     def _told_for(self, uid: int, notice: Notice) -> int:
-        """The uid of the daemon that is told. Root's own has no part in what speaks with the network."""
+        """Returns the uid whose daemon gets a notice. Root's own daemon has no network: notices with `network` go to
+        the machine's daemon instead."""
         return self.router.machine if uid == _ROOT and notice.network else uid
 
-    # --- who is registered -----------------------------------------------------------------------------------
+    # --- registrations ---------------------------------------------------------------------------------------
 
     def join(self, connection: SourceConnection) -> None:
+        """Adds a source that has sent its name, and sends it the registered uids."""
         self.connected[connection.name] = connection
         self.log("source-connected", source=connection.name, pid=connection.pid)
         self._say_all(connection)
 
     def leave(self, connection: SourceConnection) -> None:
+        """Removes a source whose connection is closed."""
         if self.connected.get(connection.name) is connection:
             del self.connected[connection.name]
-            self.log("source-gone", source=connection.name, pid=connection.pid)
+            self.log("source-disconnected", source=connection.name, pid=connection.pid)
 
     def follow(self, owners: Mapping[str, int]) -> None:
-        """The machine's daemon may be another uid's from now on."""
+        """Applies a reloaded configuration: sends the whole list if the machine's daemon has another uid now."""
         if self.router.machine != self._machine:
             self._machine = self.router.machine
             for connection in tuple(self.connected.values()):
@@ -200,14 +206,15 @@ class SourceListener(Listener):
                 connection.tell(data)
 
     def _names(self, uid: int) -> Iterator[int]:
-        """As sources call the daemon of this uid: the machine's is 0, too, and root's own nothing but that."""
+        """Yields the uids under which sources know a daemon: 0 for the machine's, in addition to its own; none for
+        root's own."""
         if uid == self.router.machine:
             yield _ROOT
         if uid != _ROOT:
             yield uid
 
     def status(self, uid: int | None) -> dict[str, object]:
-        """For root: what each source said of itself last, by its name; nothing of one that is not connected."""
+        """Returns the latest status of each connected source, by name. For root only: others get nothing."""
         if uid is not None:
             return {}
         said = {name: connection.status for name, connection in self.connected.items()}

@@ -4,13 +4,13 @@
     /etc/upcall/config.toml, likewise: a drop-in masks the one of the same name in /usr/lib
     $XDG_CONFIG_HOME/upcall/config.toml (~/.config/upcall/config.toml), likewise
 
-A later file replaces what an earlier one says, lists and all. The list of plugins is different: a user's own files
-can narrow the system's, never widen it. Which keys there are, and which of them a user can set, is in `keys`.
+A later file replaces values of earlier ones, whole lists included. The list of plugins is an exception: a user's own
+files can narrow the system's list, never widen it. `keys` defines the keys, and which of them a user can set.
 
-A file that somebody else could have written is an error, and so is a key that nobody knows: a misspelt `allow` must
-not mean "all".
+A file that another user could have written is an error, and so is an unknown key: a misspelt `allow` must not mean
+"all".
 
-Most of this is imported when the configuration is read, and a daemon seldom reads it.
+Most of the package is imported only when the configuration is read, which a daemon rarely does.
 """
 
 from __future__ import annotations
@@ -29,23 +29,24 @@ SYSTEM: Final = Path("/etc/upcall/config.toml")
 
 
 class Config(NamedTuple):
-    """Which plugins all files together allow."""
+    """The plugins that the configuration allows."""
 
     allow: frozenset[str] | None = None  # aliases of plugins; None: all
-    sources: tuple[Path, ...] = ()  # the files that name what is allowed
+    sources: tuple[Path, ...] = ()  # the files that set the list
 
     def allows(self, alias: str) -> bool:
+        """Returns whether the plugin of this alias may be loaded."""
         return self.allow is None or alias in self.allow
 
     def refusal(self, alias: str) -> str:
-        """Why a plugin that is not allowed is not loaded, for people."""
+        """Explains to people why a plugin is not loaded."""
         files = " and ".join(str(file) for file in self.sources)
         return f"the plugin {alias!r} is installed, but not allowed: it is not named by [plugins] allow in {files}"
 
 
 def load() -> Config:
-    """What the system's configuration allows, narrowed by the user's. ConfigError; a file that is not there says
-    nothing."""
+    """Returns the plugins that the system's configuration allows, narrowed by the user's. ConfigError. Missing files
+    are ignored."""
     from upcall.config.layers import laid_over
 
     setting = laid_over(read(user=True)).get(("plugins", "allow"))
@@ -53,21 +54,21 @@ def load() -> Config:
 
 
 def settings(table: str, user: bool = False) -> dict[str, Any]:
-    """The checked values of one table, as `tables` has it."""
+    """Returns the checked values of one table; otherwise as `tables`."""
     found: dict[str, Any] = tables(user).get(table, {})
     return found
 
 
 def tables(user: bool = False) -> dict[str, Any]:
-    """The checked values of all tables, without defaults: of the system's files, and with `user` those of the user's
-    own laid over them. ConfigError."""
+    """Returns the checked values of all tables, without defaults: of the system's files, with `user` overridden by the
+    user's own. ConfigError."""
     from upcall.config.layers import nested
 
     return nested(read(user))
 
 
 def read(user: bool) -> list[Said]:
-    """Every file that counts, in the order in which they are laid over each other. ConfigError, the first there is."""
+    """Returns all files in order of increasing priority. ConfigError: the first error found."""
     files = look(user)
     for said in files:
         if said.problems:
@@ -76,7 +77,7 @@ def read(user: bool) -> list[Said]:
 
 
 def look(user: bool) -> list[Said]:
-    """The same with all that is wrong, for `upcall config check`."""
+    """Returns the same, with all errors in `problems`, for `upcall config check`."""
     from upcall.config.files import sources
     from upcall.config.layers import Said
 
@@ -84,7 +85,8 @@ def look(user: bool) -> list[Said]:
 
 
 def blame(path: tuple[str, ...], why: str) -> ConfigError:
-    """An error of the system's configuration that only its reader can find, with the file and line that say so."""
+    """Makes an error about a value of the system's configuration that only its user can check, with the file and line
+    that set it."""
     from upcall.config.layers import laid_over
     from upcall.config.lines import spelled
 
@@ -93,6 +95,6 @@ def blame(path: tuple[str, ...], why: str) -> ConfigError:
 
 
 def user_file() -> Path:
-    """Where the user's own configuration is, if there is one."""
+    """Returns the path of the user's own configuration, which may not exist."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
     return (Path(base) if base.startswith("/") else Path.home() / ".config") / "upcall" / "config.toml"

@@ -8,7 +8,7 @@ from upcall.core.errors import UpcallError
 
 
 class ConfigError(UpcallError):
-    """A configuration file that cannot be followed: which, in which line if that is known, what key, and why."""
+    """A faulty configuration file: its path, the line if known, the key, and the reason."""
 
     def __init__(self, file: Path, why: str, line: int | None = None, key: str = "") -> None:
         self.file, self.why, self.line, self.key = file, why, line, key

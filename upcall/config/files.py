@@ -11,7 +11,7 @@ from upcall.config.errors import ConfigError
 from upcall.config.table import SYSTEM, USERS
 
 MAX_FILE: Final = 1 << 20  # bytes
-SUFFIX: Final = ".toml"  # of drop-ins; other files in their folder are left alone
+SUFFIX: Final = ".toml"  # of drop-ins; other files in their folder are ignored
 
 _NULL: Final = Path(os.devnull)
 # NONBLOCK: opening a FIFO must not hang.
@@ -19,19 +19,18 @@ _OPEN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
 
 class Source(NamedTuple):
-    """A file that may say something; it need not be there."""
+    """A configuration file, which may not exist."""
 
     file: Path
-    scope: str  # whose it is: the system's, or a user's own
-    masked: Path | None = None  # what is there in its stead: a file of the same name, or /dev/null
-    problem: ConfigError | None = None  # a folder that cannot be looked into
+    scope: str  # SYSTEM or USERS
+    masked: Path | None = None  # what replaces it: a file of the same name, or /dev/null
+    problem: ConfigError | None = None  # if it is a folder that cannot be read
 
 
 def sources(vendor: Path, system: Path, user: Path | None) -> list[Source]:
-    """Each place's file and then its drop-ins by name; what comes later is laid over what comes earlier.
+    """Returns the files in order of increasing priority: each place's file, then its drop-ins by name.
 
-    As with systemd, a drop-in of the system's masks the vendor's of the same name, and a link to /dev/null is no more
-    than that.
+    As with systemd, a drop-in of the system's masks the vendor's of the same name, and a link to /dev/null only masks.
     """
     ours, theirs = _drop_ins(system, SYSTEM), _drop_ins(vendor, SYSTEM)
     masks = {source.file.name: source.file for source in ours if source.problem is None}
@@ -41,7 +40,7 @@ def sources(vendor: Path, system: Path, user: Path | None) -> list[Source]:
 
 
 def folder_of(file: Path) -> Path:
-    """Where the drop-ins of a configuration file are."""
+    """Returns the folder of a configuration file's drop-ins."""
     return file.with_name(f"{file.name}.d")
 
 
@@ -74,7 +73,8 @@ def _drop_in(file: Path, scope: str) -> Source:
 
 
 def read(file: Path) -> str | None:
-    """The text; None if there is no such file. ConfigError."""
+    """Returns a file's text; None if it does not exist. ConfigError if it cannot be read, or others could have written
+    it."""
     try:
         fd = os.open(file, _OPEN)
     except (FileNotFoundError, NotADirectoryError):
@@ -106,8 +106,8 @@ def _unreadable(file: Path, error: OSError) -> ConfigError:
 
 
 def _check_owner(file: Path, found: os.stat_result) -> None:
-    """Checked on what was opened, so that nobody can swap it in between."""
+    """Checks the opened file, not its path, so that it cannot be swapped in between."""
     if found.st_uid not in (0, os.geteuid()):
-        raise ConfigError(file, f"belongs to uid {found.st_uid}, who is neither root nor you")
+        raise ConfigError(file, f"belongs to uid {found.st_uid}, not to root or to you")
     if found.st_mode & 0o022:
         raise ConfigError(file, f"mode {stat.S_IMODE(found.st_mode):04o} lets others write to it, chmod go-w it")

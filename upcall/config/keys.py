@@ -135,7 +135,7 @@ TABLES: Final = (*_GENERAL, *(table for protocol in PROTOCOLS for table in proto
 
 @functools.cache
 def tree() -> dict[str, Any]:
-    """The same by name: tables in tables, and a Key at the end of each path."""
+    """Returns the keys as nested tables by name, with a Key at the end of each path."""
     root: dict[str, Any] = {}
     for path, key in keys().items():
         here = root
@@ -147,22 +147,23 @@ def tree() -> dict[str, Any]:
 
 @functools.cache
 def keys() -> dict[Path, Key]:
-    """All keys, by the whole path of each, in the order of `TABLES`."""
+    """Returns all keys by their whole path, in the order of `TABLES`."""
     return {(*table_path(table), key.name): key for table in TABLES for key in table.keys}
 
 
 def defaults(path: Path) -> dict[str, Any]:
-    """The defaults of one table, as `kinds` has them."""
+    """Returns the defaults of one table by key, converted."""
     return {key.name: key.default for at, key in keys().items() if at[:-1] == path}
 
 
 def table_path(table: Table) -> Path:
+    """Returns the path of a table."""
     name = table.name.removesuffix(f".{ANY}")
     return dotted(name) if name == table.name else (*dotted(name), ANY)
 
 
 def find(path: Path) -> Key | None:
-    """The key at this path; a name stands for itself, or for `ANY`."""
+    """Returns the key at this path; a name matches itself, or `ANY`. None if there is none."""
     here: Any = tree()
     for name in path:
         if not isinstance(here, dict):

@@ -7,18 +7,18 @@ from typing import Any, Final, NamedTuple
 
 
 class Kind(NamedTuple):
-    """`take(value)` gives the value as the program has it, or raises ValueError: its text says what is wrong, if
-    `wanted` alone does not."""
+    """A kind of value. `wanted`: describes it. `take(value)`: returns the converted value, or raises ValueError, whose
+    text may be empty."""
 
     wanted: str
     take: Callable[[object], Any]
 
     def checked(self, value: object) -> Any:
-        """ValueError always says what is wrong."""
+        """Returns the converted value. ValueError, with a text that says what is expected."""
         try:
             return self.take(value)
         except ValueError as error:
-            raise ValueError(str(error) or f"{self.wanted} is wanted") from None
+            raise ValueError(str(error) or f"must be {self.wanted}") from None
 
 
 def _names(value: object) -> frozenset[str]:
@@ -34,13 +34,13 @@ def _list_of_names(value: object) -> list[str]:
 def _names_in_order(value: object) -> tuple[str, ...]:
     names = _list_of_names(value)
     if len(set(names)) < len(names):
-        raise ValueError("a name stands there twice")
+        raise ValueError("names an entry twice")
     return tuple(names)
 
 
 def _command(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(one, str) and "\0" not in one for one in value):
-        raise ValueError("a program and its arguments are wanted, as a list")
+        raise ValueError("must be a program and its arguments, as a list")
     return tuple(value)
 
 
@@ -52,7 +52,7 @@ def _user(value: object) -> str:
 
 def _path(value: object) -> str:
     if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
-        raise ValueError("a whole path is wanted, from / on")
+        raise ValueError("must be an absolute path, beginning with /")
     return value
 
 
@@ -74,12 +74,12 @@ def _where(value: object) -> str:
     try:
         return _path(value)
     except ValueError:
-        raise ValueError("stderr, journal or the whole path of a file is wanted") from None
+        raise ValueError("must be stderr, journal or the absolute path of a file") from None
 
 
 def _secret(value: object) -> str:
     if not isinstance(value, str) or not value or "\0" in value or value in (".", ".."):
-        raise ValueError("the whole path of a private file, or the name of a systemd credential, is wanted")
+        raise ValueError("must be the absolute path of a private file, or the name of a systemd credential")
     return value if "/" not in value else _path(value)
 
 
@@ -96,26 +96,26 @@ def _yes_or_no(value: object) -> bool:
 
 
 def _url(value: object) -> str:
-    from urllib.parse import urlsplit  # only who has a webhook pays for it
+    from urllib.parse import urlsplit  # imported only for webhooks
 
     if not isinstance(value, str) or not value.isascii() or not value.isprintable() or " " in value:
-        raise ValueError("a URL is wanted, in ASCII and without blanks")
+        raise ValueError("must be a URL, in ASCII and without blanks")
     try:
         parts = urlsplit(value)
-        host, _ = parts.hostname or "", parts.port  # which is checked only when it is asked for
+        host, _ = parts.hostname or "", parts.port  # urlsplit checks the port only on access
     except ValueError as error:
         raise ValueError(f"is no URL: {error}") from None
     if parts.scheme not in ("http", "https") or not host:
-        raise ValueError("a URL is wanted that begins with https:// and a host")
+        raise ValueError("must be a URL that begins with https:// and a host")
     if parts.scheme == "http" and not on_this_machine(host):
         raise ValueError("http is for this machine only (127.0.0.1), use https")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("no name and no password may stand in a URL")
+        raise ValueError("must not contain a name or a password")
     return value
 
 
 def on_this_machine(host: str) -> bool:
-    """Whether what is said to this host stays here, whatever DNS says."""
+    """Returns whether this host is this machine without asking DNS: "localhost", or a loopback address."""
     from ipaddress import ip_address
 
     try:
@@ -128,10 +128,10 @@ NAMES: Final = Kind("a list of names", _names)
 NAMES_IN_ORDER: Final = Kind("a list of names", _names_in_order)
 COMMAND: Final = Kind("a program and its arguments, as a list", _command)
 USER: Final = Kind("the name of a user", _user)
-PLACES: Final = Kind("a list of whole paths, or of such as begin with ~/", _places)
-PATH: Final = Kind("a whole path", _path)
-WHERE: Final = Kind("stderr, journal or the whole path of a file", _where)
-SECRET: Final = Kind("the whole path of a private file, or the name of a systemd credential", _secret)
+PLACES: Final = Kind("a list of absolute paths, or of paths that begin with ~/", _places)
+PATH: Final = Kind("an absolute path", _path)
+WHERE: Final = Kind("stderr, journal or the absolute path of a file", _where)
+SECRET: Final = Kind("the absolute path of a private file, or the name of a systemd credential", _secret)
 PRINTABLE: Final = Kind("a text of printable characters", _printable)
 YES_OR_NO: Final = Kind("true or false", _yes_or_no)
 URL: Final = Kind("a URL", _url)
@@ -139,30 +139,33 @@ ANYTHING: Final = Kind("whatever its reader knows", lambda value: value)
 
 
 def one_of(*choices: str) -> Kind:
+    """One of these texts."""
     wanted = f"one of {', '.join(choices)}"
 
     def take(value: object) -> str:
         if not isinstance(value, str) or value not in choices:
-            raise ValueError(f"{value!r}; {wanted} is wanted")
+            raise ValueError(f"{value!r}; must be {wanted}")
         return value
 
     return Kind(wanted, take)
 
 
 def some_of(*choices: str) -> Kind:
-    """A list of them, none twice."""
+    """A list of some of these texts, none twice."""
     wanted = f"a list of some of {', '.join(choices)}"
 
     def take(value: object) -> tuple[str, ...]:
         names = _names_in_order(value)
         if unknown := [name for name in names if name not in choices]:
-            raise ValueError(f"{unknown[0]!r}; {wanted} is wanted")
+            raise ValueError(f"{unknown[0]!r}; must be {wanted}")
         return names
 
     return Kind(wanted, take)
 
 
 def number(least: float, most: float) -> Kind:
+    """A number within these bounds."""
+
     def take(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise ValueError
@@ -172,6 +175,8 @@ def number(least: float, most: float) -> Kind:
 
 
 def whole(least: int, most: int) -> Kind:
+    """A whole number within these bounds."""
+
     def take(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise ValueError
@@ -181,7 +186,7 @@ def whole(least: int, most: int) -> Kind:
 
 
 def ascending(each: Kind, wanted: str) -> Kind:
-    """A list of numbers, in any order and more than once."""
+    """A list of numbers, returned sorted and without repetitions."""
 
     def take(value: object) -> tuple[int, ...]:
         if not isinstance(value, list):

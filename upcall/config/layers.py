@@ -13,14 +13,14 @@ from upcall.config.keys import find, tree
 from upcall.config.lines import Path, lines, spelled
 from upcall.config.table import ANY, SYSTEM, USERS, Key
 
-_PLACE: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")  # of tomllib's errors
+_PLACE: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")  # in tomllib's error texts
 
 
 class Said:
-    """What one file says, and all that is wrong with it."""
+    """The values and errors of one file."""
 
     def __init__(self, source: Source, text: str | None = None) -> None:
-        """`text`: what is in the file; None reads it. Never raises: see `problems`."""
+        """`text`: the file's content; None reads the file. Never raises: see `problems`."""
         self.source = source
         self.there = source.masked is None
         self.values: dict[Path, Any] = {}  # checked and converted
@@ -37,36 +37,37 @@ class Said:
             self.problems.append(error)
 
     def line(self, path: Path) -> int | None:
-        """The line in which a key or a table is named, if it can be found."""
+        """Returns the line in which a key or table is first named; None if unknown."""
         if self._lines is None:
             self._lines = lines(self._text)
         return self._lines.get(path)
 
     def error(self, path: Path, why: str) -> ConfigError:
+        """Returns an error about a key of this file."""
         return ConfigError(self.source.file, why, self.line(path), spelled(path))
 
     def _take_file(self, text: str | None) -> None:
         self.there = text is not None
         self._text = text or ""
         try:
-            told = tomllib.loads(self._text)
+            table = tomllib.loads(self._text)
         except tomllib.TOMLDecodeError as error:
             raise _where(self.source, self._text, str(error)) from None
-        except ValueError as error:  # int()'s own, of a number with more than 4300 digits
+        except ValueError as error:  # from int(), for a number with more than 4300 digits
             raise ConfigError(self.source.file, str(error)) from None
         except RecursionError:
             raise ConfigError(self.source.file, "is nested too deeply") from None
-        self._take(told, tree(), ())
+        self._take(table, tree(), ())
 
-    def _take(self, told: Mapping[str, Any], known: Mapping[str, Any], above: Path) -> None:
-        for name, value in told.items():
+    def _take(self, table: Mapping[str, Any], known: Mapping[str, Any], above: Path) -> None:
+        for name, value in table.items():
             path, found = (*above, name), known.get(name, known.get(ANY))
             if isinstance(found, Key):
                 self._take_key(path, found, value)
             elif found is None:
                 self.problems.append(self.error(path, f"unknown; {_meant(path, known)}"))
             elif not isinstance(value, dict):
-                self.problems.append(self.error(path, "a table is wanted"))
+                self.problems.append(self.error(path, "must be a table"))
             else:
                 self.tables.append(path)
                 self._take(value, found, path)
@@ -81,15 +82,15 @@ class Said:
 
 
 class Setting(NamedTuple):
-    """The value of a key, and who says so: the file, or the system's and the user's if they say it together."""
+    """The value of a key, and the files that set it: several for a list that users narrow."""
 
     value: Any
     by: tuple[Said, ...]
 
 
 def laid_over(files: Sequence[Said]) -> dict[Path, Setting]:
-    """Every key that is set. Later files replace what earlier ones say, lists and all; but where a user can only
-    narrow a list, what remains is what both name."""
+    """Merges the files: returns every key that is set. Later files replace values of earlier ones; a list that users
+    can only narrow becomes the intersection."""
     settings: dict[Path, Setting] = {}
     system: dict[Path, Setting] = {}
     for said in files:
@@ -106,7 +107,7 @@ def laid_over(files: Sequence[Said]) -> dict[Path, Setting]:
 
 
 def nested(files: Sequence[Said]) -> dict[str, Any]:
-    """The same values as tables in tables. A table that a file names is there, even if it is empty."""
+    """Returns the merged values as nested tables, including empty ones."""
     root: dict[str, Any] = {}
     for path in (table for said in files for table in said.tables):
         _at(root, path)
@@ -122,7 +123,7 @@ def _at(root: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _where(source: Source, text: str, why: str) -> ConfigError:
-    """tomllib says line and column in words."""
+    """Returns a ConfigError with the line and column from tomllib's error text."""
     place = _PLACE.search(why)
     if place is None:
         return ConfigError(source.file, why)
@@ -132,7 +133,7 @@ def _where(source: Source, text: str, why: str) -> ConfigError:
 
 
 def _meant(path: Path, known: Mapping[str, Any]) -> str:
-    from difflib import get_close_matches  # only who has misspelt something pays for it
+    from difflib import get_close_matches  # imported only for misspelt keys
 
     if close := get_close_matches(path[-1], known, 1):
         return f"is {spelled((*path[:-1], close[0]))} meant?"

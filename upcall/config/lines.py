@@ -1,6 +1,6 @@
 """Finds the line numbers of the keys of a TOML file, which tomllib does not report. Pure.
 
-This is no parser: it goes through text that tomllib has taken, and looks only for keys and for the ends of values.
+It is no validating parser: tomllib has accepted the text, so it only finds keys and the ends of values.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from bisect import bisect_left
 from typing import Final
 
-Path = tuple[str, ...]  # a key's name, and those of the tables around it, the outermost first
+Path = tuple[str, ...]  # names of the enclosing tables, the outermost first, and of the key
 
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _QUOTED: Final = re.compile(r'"((?:\\.|[^"\\\n])*)"')
@@ -30,15 +30,16 @@ _VALUES: Final = (
 
 
 def lines(text: str) -> dict[Path, int]:
-    """The line, from 1, in which each key and each table is first named. What cannot be found is not there."""
+    """Returns the line, from 1, in which each key and each table is first named. Those that cannot be found are
+    omitted."""
     scan = _Scan(text)
-    with contextlib.suppress(ValueError, RecursionError):  # what was found before is right
+    with contextlib.suppress(ValueError, RecursionError):  # lines found before the error are right
         scan.whole()
     return scan.found
 
 
 def dotted(text: str) -> Path:
-    """The path that is written as in TOML: a."b.c".d. ValueError if it is none."""
+    """Parses a path written as in TOML: a."b.c".d. ValueError if it is malformed."""
     scan = _Scan(text)
     path = scan.key(())
     if scan.at != len(text):
@@ -47,7 +48,7 @@ def dotted(text: str) -> Path:
 
 
 def spelled(path: Path) -> str:
-    """The path as TOML writes it."""
+    """Returns the path as written in TOML."""
     return ".".join(name if _BARE.fullmatch(name) else _quoted(name) for name in path)
 
 
@@ -76,7 +77,7 @@ class _Scan:
             self._match(_BLANK)
 
     def key(self, above: Path) -> Path:
-        """A key, dots and all, with the blanks around it."""
+        """Parses a dotted key and the blanks around it."""
         while True:
             self._match(_SPACE)
             line = bisect_left(self._ends, self.at) + 1

@@ -1,4 +1,4 @@
-"""`python -m upcall.config.reference FILE...`: writes the registry of keys into documents, between two marks."""
+"""`python -m upcall.config.reference FILE...`: writes the reference of all keys into documents, between two marks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HEAD: Final = "| key | value | default | who sets it | |\n| --- | --- | --- | -
 
 
 def reference() -> str:
-    """All tables, in Markdown."""
+    """Returns the reference of all tables in Markdown."""
     sections: dict[tuple[str, str], list[Key]] = {}
     for table in TABLES:
         heading = table.family or (table.name.replace(ANY, "NAME"), table.about)
@@ -26,7 +26,7 @@ def reference() -> str:
 
 
 def _section(name: str, about: str, keys: list[Key]) -> str:
-    """Keys that several tables of a family have alike are one row."""
+    """Returns a section. Identical keys of several tables of a family share a row."""
     rows = "".join(dict.fromkeys(map(_row, keys)))
     return f"### `[{name}]`\n\n{about}\n\n{_HEAD}{rows}"
 
@@ -41,7 +41,7 @@ def _row(key: Key) -> str:
 
 
 def written(text: str) -> str:
-    """The document with what stands between the marks made anew. ValueError if it has no marks."""
+    """Returns the document with the text between the marks replaced. ValueError if it has no marks."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -50,6 +50,7 @@ def written(text: str) -> str:
 
 
 def main(files: list[str]) -> None:
+    """Rewrites the documents."""
     for file in map(Path, files):
         file.write_text(written(file.read_text("utf-8")), "utf-8")
 

@@ -13,7 +13,8 @@ from upcall.config.table import ANY, Key
 
 
 class Shown(NamedTuple):
-    """A key with the value that counts. `origin`: (file, line if known) of who says so; empty if nobody does."""
+    """A key with its effective value. `origin`: (file, line if known) of the files that set it; empty for a
+    default."""
 
     path: Path
     key: Key
@@ -22,18 +23,20 @@ class Shown(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The key's path as written in TOML."""
         return spelled(self.path)
 
     def text(self) -> str:
-        """The value, or in words what holds without one."""
+        """Returns the value in TOML, or a description of the behaviour without one."""
         return self.key.unset if not self.origin and self.key.default is None else as_toml(self.value)
 
     def where(self) -> str:
+        """Returns the origin for people."""
         return " and ".join(file if line is None else f"{file}:{line}" for file, line in self.origin) or "default"
 
 
 def effective(files: Sequence[Said]) -> Iterator[Shown]:
-    """Every key in the order of the registry, and after them those of tables that only their readers know."""
+    """Yields every key in the order of the registry, then keys of tables that only plugins know."""
     settings = laid_over(files)
     for path, key in keys().items():
         if ANY not in path and path not in settings:
@@ -51,7 +54,7 @@ def _set(path: Path, key: Key, value: Any, by: Sequence[Said]) -> Shown:
 
 
 def plain(value: object) -> object:
-    """A value as it stood in the file, for JSON; dates as text."""
+    """Returns a value as it was in the file, for JSON; dates as text."""
     if isinstance(value, frozenset):
         return sorted(value)
     if isinstance(value, tuple | list):
@@ -62,5 +65,5 @@ def plain(value: object) -> object:
 
 
 def as_toml(value: object) -> str:
-    """On one line. Tables are shown as JSON would: nothing but a sink of others' has any."""
+    """Returns the value on one line. Tables are written as JSON; only third-party sinks have any."""
     return json.dumps(plain(value), ensure_ascii=False)

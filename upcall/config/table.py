@@ -6,14 +6,15 @@ from typing import Any, Final, NamedTuple
 
 from upcall.config.kinds import Kind
 
-# Who may set a key: only the system's files, or each user's own, too.
+# Scopes of keys: only the system's files may set it, or each user's own, too.
 SYSTEM: Final = "system"
 USERS: Final = "user"
-ANY: Final = "*"  # in the place of a name: whatever stands there
+ANY: Final = "*"  # matches any name
 
 
 class Key(NamedTuple):
-    """`default`: what holds if nobody sets it, as TOML would say it; `unset`: the same in words, if it is no value."""
+    """A configuration key. `default`: its value if it is not set, as in TOML; `unset`: a description of the behaviour
+    then, if there is no such value."""
 
     name: str
     kind: Kind
@@ -21,12 +22,14 @@ class Key(NamedTuple):
     about: str
     default: Any = None
     unset: str = ""
-    narrows: bool = False  # a user's list takes away from the system's, and adds nothing to it
+    narrows: bool = False  # a user's list can only remove entries of the system's list
 
 
 class Table(NamedTuple):
-    name: str  # as it stands between [ and ]
+    """A table of the configuration."""
+
+    name: str  # as between [ and ]
     about: str
     keys: tuple[Key, ...]
-    # The name and the text under which the reference shows all tables that differ in one name only.
+    # The heading and text of the reference for all tables that differ in one name only.
     family: tuple[str, str] | None = None

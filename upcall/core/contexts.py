@@ -25,6 +25,8 @@ NO_LINE: Line = frozenset()
 
 
 class State(enum.Enum):
+    """The state of a message context. Pending: sent to a daemon and not yet answered."""
+
     FREE = "free"
     PENDING = "pending"
     DONE = "done"
@@ -135,6 +137,7 @@ class Contexts:
 
     @property
     def in_use(self) -> int:
+        """The number of contexts in use."""
         return len(self._allocated)
 
     def left(self, service: str) -> int:

@@ -51,18 +51,18 @@ REASONS: dict[str, int] = {
     "bad-token": errno.EKEYREJECTED,  # the key of this description is not an auth token for it
     "no-module": errno.ENOPKG,  # the auth token names a key module that is not installed
     "locked": errno.EKEYREVOKED,  # the key's passphrase is not at hand
-    "prompting": errno.EAGAIN,  # a person is being asked; the next try finds the answer
-    "pin-refused": errno.EKEYREJECTED,  # too many wrong PINs: nobody is asked any more, so that the token lives
-    "no-name-server": errno.ECONNREFUSED,  # no name server says anything in time
-    "name-server-failed": errno.EAGAIN,  # they do, but that they cannot or will not
+    "prompting": errno.EAGAIN,  # a prompt is open; a retry after it succeeds
+    "pin-refused": errno.EKEYREJECTED,  # too many wrong PINs: no more prompts, so that retries do not lock the token
+    "no-name-server": errno.ECONNREFUSED,  # no name server replied in time
+    "name-server-failed": errno.EAGAIN,  # name servers replied with a failure or a refusal
     "no-such-name": errno.ENOENT,  # no name service knows this name or number
-    "no-name-service": errno.ECONNREFUSED,  # the service that could know it is not running or not installed
-    "name-service-silent": errno.ETIMEDOUT,  # it does not answer in time
-    # Kerberos (cifs.spnego). mount(2) has them all as they are; docs/cifs.md says what others see.
-    "no-ticket": errno.ENOKEY,  # no credential cache or keytab of the user's that could be used
-    "ticket-expired": errno.EKEYEXPIRED,  # there was one; or the account or the password has expired
-    "cache-refused": errno.EACCES,  # the only ones there could have been planted, or are open to others
-    "unknown-service": errno.EKEYREJECTED,  # the realm does not know this file server
+    "no-name-service": errno.ECONNREFUSED,  # the name service is not running or not installed
+    "name-service-silent": errno.ETIMEDOUT,  # the name service did not answer in time
+    # Kerberos (cifs.spnego). mount(2) returns these errnos; docs/cifs.md lists what other system calls return.
+    "no-ticket": errno.ENOKEY,  # the user has no usable credential cache or keytab
+    "ticket-expired": errno.EKEYEXPIRED,  # the ticket, the account or the password has expired
+    "cache-refused": errno.EACCES,  # every cache could have been planted by another user, or is accessible to one
+    "unknown-service": errno.EKEYREJECTED,  # the realm has no such file server
     "wrong-realm": errno.EKEYREJECTED,  # no cross-realm path to the server's realm
     "clock-skew": errno.EKEYREJECTED,  # the difference between this clock and the KDC's is too large
     "kdc-unreachable": errno.EAGAIN,  # no KDC of the realm replied

@@ -20,11 +20,13 @@ class Latencies:
         self.seconds = 0.0  # sum of all durations
 
     def add(self, seconds: float) -> None:
+        """Counts one duration in seconds."""
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.seconds += seconds
 
     @property
     def count(self) -> int:
+        """The number of durations counted."""
         return sum(self.counts)
 
     def status(self) -> dict[str, object]:

@@ -48,6 +48,7 @@ class Registry:
         return iter(tuple(self._by_uid.values()))
 
     def get(self, uid: int) -> Association | None:
+        """Returns the registered daemon of a uid; None if there is none."""
         return self._by_uid.get(uid)
 
     def helo(self, association: Association) -> Association | None:

@@ -212,6 +212,8 @@ class Router:
         return True
 
     def _checked(self, association: Association, context: Context, data: bytes) -> Answer | Refusal:
+        """Returns the outcome of a matched reply: the daemon's, or "bad-answer" if it is malformed or fails the
+        check."""
         try:
             outcome = take_response(data).outcome
             if isinstance(outcome, Answer):
@@ -253,13 +255,16 @@ class Router:
         return counts
 
     def notice(self, uid: int, service: str, requester: Requester, body: bytes) -> str:
-        """Tells the daemon of `uid` something that needs no answer. Returns "" if it was handed over, otherwise the
-        reason: "no-daemon", or "daemon-full" if it takes no more now."""
+        """Sends a notice, which has no answer, to the daemon of `uid`. `service`: any name; `body`: at most MAX_BODY
+        bytes, otherwise PeerError. Does not block.
+
+        Returns "" if it is in the daemon's socket, otherwise "no-daemon" or "daemon-full" (retry later).
+        """
         association = self.registry.get(uid)
         if association is None:
             return "no-daemon"
         if association.leaving:
-            return "daemon-full"  # a newer one may be coming
+            return "daemon-full"  # a newer daemon may register soon
         try:
             taken = association.link.send(pack_request(Envelope(0, 0, service, requester, 0, body), NOTICE))
         except ConnectionError:
@@ -383,9 +388,10 @@ class Router:
         for request in late:
             self._settle(uid, request.service, request.origin, refusal("no-daemon"))
 
-    # --- seeing --------------------------------------------------------------------------------------------
+    # --- status --------------------------------------------------------------------------------------------
 
     def contexts_of(self, uid: int) -> Contexts | None:
+        """Returns the message contexts of a uid; None if it has no daemon."""
         return self._contexts.get(uid)
 
     def status(self, now: float, uid: int | None = None) -> dict[str, object]:

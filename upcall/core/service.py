@@ -31,10 +31,10 @@ class Service(NamedTuple):
 
 
 class Notice(NamedTuple):
-    """A service whose daemons are told, and answer nothing: what a source in a process of its own may send."""
+    """A service without answers: what a source in a process of its own may send to daemons."""
 
     name: str
-    network: bool = False  # as a Service's
+    network: bool = False  # as in Service
 
 
 def with_contexts(services: Mapping[str, Service], count: int) -> dict[str, Service]:

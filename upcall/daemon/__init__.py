@@ -14,7 +14,7 @@ jobs at once while all its running ones are overdue.
 
 Ownership. The socket belongs to `Daemon`. It is connected to the broker's socket for this daemon, so that the kernel
 refuses messages of other processes; it stays open when the broker ends. A request belongs to the worker that received
-it, which answers it once, or to the lane's queue. Keys and passphrases belong to `KeyService`.
+it, which answers it once, or to the lane's queue. Keys and passphrases belong to `KeyCache`.
 
 Shutdown. On SIGTERM the daemon sends QUIT. The broker sends no more requests, waits for the pending answers, and
 replies with QUIT; then the process ends. A QUIT without request means that a newer daemon has taken over, with the

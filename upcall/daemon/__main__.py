@@ -26,7 +26,7 @@ from upcall.process.paths import Place, daemon_socket, find_place, user_folder
 from upcall.process.reload import Hangup
 from upcall.protocols.ecryptfs import own_files as ownfiles
 from upcall.protocols.ecryptfs.auto_lock import Locking
-from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.key_handler import KeyHandler
 from upcall.protocols.ecryptfs.packets import is_signature
 
 if TYPE_CHECKING:
@@ -63,20 +63,20 @@ def run(arguments: list[str]) -> int:
         log("network-refused", why="root's daemon serves root's keys only: the machine's has a user of its own")
     elif os.geteuid() == 0:
         log("network-served", why="as root, for there is no system user upcall: `upcall setup` makes one")
-    modules = loaders(arguments, lambda: keys.asker().deadline, log)
+    modules = loaders(arguments, lambda: keys.deadline(), log)
     try:
         keyring.join_session_and_link_user_keyring()
         ownfiles.refuse(keyring, log)
         prompter = LazyPrompter(arguments, log)
-        keys = KeyService(keyring, modules, fetch, settings.get("prove") == "all", prompter)
-        control = Control(daemon_socket(), keys)
+        keys = KeyHandler(keyring, modules, fetch, settings.get("prove") == "all", prompter)
+        control = Control(daemon_socket(), keys.cache, keys.warm, prompter.attach)
         done_listening(hardened)  # before there is anybody else's code
         # Whoever is registered is asked. Importing a key module can cost a busy machine more than the kernel's 3 s,
         # and an older daemon, which has its keys open, serves meanwhile.
         warming = threading.Thread(target=_warm, args=(keys,), name="warm", daemon=True)
         warming.start()
         warming.join(_WARMING)
-        locking, not_added = Locking(keys, arguments, log), _tell_of_keys(arguments, log)
+        locking, not_added = Locking(keys.cache, arguments, log), _tell_of_keys(arguments, log)
         control.more = lambda: {
             "hardening": hardened._asdict(), "locking": locking.report(), "not_added": not_added,
         }  # fmt: skip
@@ -137,7 +137,7 @@ def _tell_of_keys(arguments: list[str], log: EventLog) -> list[dict[str, str]]:
     return failed
 
 
-def _warm(keys: KeyService) -> None:
+def _warm(keys: KeyHandler) -> None:
     """The keys whose auth tokens are there already."""
     signatures = (key.description for key in keyring.list_user_keyring() if key.type == "user")
     keys.warm(filter(is_signature, signatures), ahead=True)

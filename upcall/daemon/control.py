@@ -16,7 +16,7 @@ from upcall.core.messages import Answer, Refusal
 from upcall.kernel import ucred
 from upcall.kernel.local import listen, listens, receive
 from upcall.kernel.process import wipe
-from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.key_cache import KeyCache
 from upcall.protocols.ecryptfs.packets import SIGNATURE_LENGTH, is_signature
 from upcall.wire.envelope import Envelope, pack_response, take_request
 
@@ -29,9 +29,17 @@ class Control:
     """Listens on a socket of mode 0600 in the user's folder. Serves one connection at a time, in the main thread;
     those of terminals that answer prompts are passed to the prompter."""
 
-    def __init__(self, path: Path, keys: KeyService) -> None:
-        """Does not listen yet if another daemon of this user does: see `take`."""
-        self._path, self._keys = path, keys
+    def __init__(
+        self,
+        path: Path,
+        keys: KeyCache,
+        warm: Callable[[list[str]], None],
+        attach: Callable[[socket.socket, bytes], None],
+    ) -> None:
+        """`warm(signatures)`: opens keys, and may prompt: it is called in a thread of its own. `attach`: see Prompter.
+
+        Does not listen yet if another daemon of this user does: see `take`."""
+        self._path, self._keys, self._warm, self._attach = path, keys, warm, attach
         self._own = path.with_name(f"{path.name}.{os.getpid()}")
         with contextlib.suppress(FileNotFoundError):
             self._own.unlink()
@@ -76,7 +84,7 @@ class Control:
         try:
             if envelope.service == PROMPT:
                 welcome = pack_response(envelope.seq, envelope.index, Answer(b""))
-                self._keys.prompter.attach(connection.dup(), welcome)
+                self._attach(connection.dup(), welcome)
                 return None
             return Answer(self._do(envelope.service, envelope.body))
         except PeerError:
@@ -98,7 +106,7 @@ class Control:
         if service == UNLOCK:
             signature = _signature(body[:SIGNATURE_LENGTH])
             self._keys.unlock(signature, bytearray(memoryview(body)[SIGNATURE_LENGTH:]))
-            threading.Thread(target=self._keys.warm, args=([signature],), name="warm", daemon=True).start()
+            threading.Thread(target=self._warm, args=([signature],), name="warm", daemon=True).start()
             return b""
         if service == RELOAD:
             self.on_reload()

@@ -18,7 +18,7 @@ from upcall.process import start_python as startpython
 from upcall.process.log import EventLog
 from upcall.process.reload import Reloading
 from upcall.protocols.ecryptfs.auto_lock import ARGUMENTS, Locking
-from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.key_handler import KeyHandler
 
 PATIENCE: Final = 30.0  # seconds, the time-out of plugin discovery
 
@@ -32,7 +32,7 @@ class Renewing:
     def __init__(
         self,
         arguments: Iterable[str],
-        keys: KeyService,
+        keys: KeyHandler,
         daemon: Daemon,
         log: EventLog,
         find: Callable[[list[str]], list[str]] | None = None,
@@ -61,8 +61,8 @@ class Renewing:
         importlib.invalidate_caches()  # a plugin may have been installed since
         before, self._arguments = self._arguments, found
         same = {*before} & {*found}
-        self._keys.use(
-            loaders(found, lambda: self._keys.asker().deadline, self._log),
+        self._keys.cache.use(
+            loaders(found, self._keys.deadline, self._log),
             {_name(argument) for argument in same if not argument.startswith("handler=")},
         )
         gone = {_name(argument) for argument in _of(before, ("handler",)) if argument not in same}

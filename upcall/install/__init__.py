@@ -1,2 +1,1 @@
-"""Installs and removes upcall's services on a machine.
-docs/operations.md tells more."""
+"""Installs and removes upcall's services on a machine. See docs/operations.md."""

@@ -1,4 +1,4 @@
-"""What makes shells complete upcall's commands, and where it belongs."""
+"""Generates the shells' completion scripts, and knows where they are installed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 import click
 from click.shell_completion import ShellComplete, get_completion_class
 
-# Where the shells look for them, besides where distributions put theirs.
+# Paths that the shells search in addition to those of distributions' packages.
 FILES: Final = {
     "bash": "/usr/local/share/bash-completion/completions/upcall",
     "zsh": "/usr/local/share/zsh/site-functions/_upcall",
@@ -16,10 +16,10 @@ FILES: Final = {
 
 
 def script(shell: str) -> str:
-    """What makes the shell ask `upcall` itself."""
+    """Returns a script that makes the shell ask `upcall` for completions. ValueError for an unknown shell."""
     found = get_completion_class(shell)
     if found is None:
         raise ValueError(shell)
-    # Not bash's own source(): that starts a bash to see how old it is, and the script may be for another machine.
+    # Not bash's own source(): it runs bash to check its version, and the script may be for another machine.
     text = ShellComplete.source(found(click.Command("upcall"), {}, "upcall", "_UPCALL_COMPLETE"))
     return text.strip() + "\n"

@@ -14,27 +14,30 @@ FILE: Final = "/var/lib/upcall/install.json"
 
 
 class Manifest(NamedTuple):
+    """The record of an installation."""
+
     kind: str = ""  # of upcall.install.wanted; "": nothing is installed
-    files: dict[str, str] = {}  # path -> SHA-256 of what we wrote
-    folders: tuple[str, ...] = ()  # that we made
-    request_key: bool = False  # we have put our lines into request-key's configuration
-    settled: bool = False  # the service manager was told
+    files: dict[str, str] = {}  # path -> SHA-256 of the written content
+    folders: tuple[str, ...] = ()  # folders that were created
+    request_key: bool = False  # whether request-key's configuration was changed
+    settled: bool = False  # whether the service manager's commands have succeeded
 
 
 def digest(data: bytes) -> str:
+    """Returns the SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def read(path: Path) -> Manifest:
-    """An empty one if there is none. ConfigError if it is nonsense."""
+    """Reads the record; returns an empty one if there is none. ConfigError if it is malformed."""
     try:
-        told: Any = json.loads(path.read_bytes())
+        fields: Any = json.loads(path.read_bytes())
         found = Manifest(
-            str(told["kind"]),
-            {str(name): str(value) for name, value in told["files"].items()},
-            tuple(map(str, told["folders"])),
-            bool(told["request_key"]),
-            bool(told["settled"]),
+            str(fields["kind"]),
+            {str(name): str(value) for name, value in fields["files"].items()},
+            tuple(map(str, fields["folders"])),
+            bool(fields["request_key"]),
+            bool(fields["settled"]),
         )
     except FileNotFoundError:
         return Manifest()
@@ -46,11 +49,12 @@ def read(path: Path) -> Manifest:
 
 
 def shown(manifest: Manifest) -> bytes:
+    """Returns the record as JSON."""
     return json.dumps(manifest._asdict(), indent=2).encode() + b"\n"
 
 
 def is_ours(manifest: Manifest, path: str, data: bytes) -> None:
-    """FileExistsError unless we wrote this, and nobody has changed it."""
+    """FileExistsError unless upcall wrote this file and it was not changed since."""
     if path not in manifest.files:
         raise FileExistsError(errno.EEXIST, "is there, and was not made by upcall: move it away", path)
     if manifest.files[path] != digest(data):

@@ -26,17 +26,17 @@ from upcall.protocols.request_key.install.lines import replace
 from upcall.protocols.request_key.install.our_file import FILE as REQUEST_KEY_FILE
 from upcall.protocols.request_key.install.system import System
 
-_PATIENCE: Final = 60  # seconds for one order
+_PATIENCE: Final = 60  # seconds, the time-out of a command
 _ELSEWHERE: Final = "install upcall where users can run it: `/usr/bin/python3 -m venv /opt/upcall`, then its pip"
 
 
 class OrderFailed(UpcallError):
-    """A program that tells the service manager has failed; the text says which, and what it said."""
+    """A command to the service manager has failed. The text contains the command and its error."""
 
 
 class SetupPlan(NamedTuple):
-    """`types`: of keys that upcall is to make, by request-key; what is there already stays. `manual`: the pages, by
-    their path below MAN."""
+    """What to install. `types`: types of keys to be answered through request-key; an existing configuration is kept.
+    `manual`: the manual pages, by their path below MAN."""
 
     kind: ServiceManager
     python: str = sys.executable
@@ -45,13 +45,14 @@ class SetupPlan(NamedTuple):
 
 
 def kind_of(root: Path) -> ServiceManager:
-    """What starts services on this machine, or will on the one whose image this is."""
+    """Returns the service manager of this machine, or of the image below `root`."""
     signs = ["run/systemd/system"] if root == Path("/") else ["lib/systemd/systemd", "usr/lib/systemd/systemd"]
     return SYSTEMD if any((root / sign).exists() for sign in signs) else PAM
 
 
 def check(system: System, plan: SetupPlan) -> None:
-    """Before anything is changed. ConfigError: root would run what others can change, or find it gone."""
+    """Checks everything that could be refused, before anything is changed. ConfigError: root would run code that
+    others can change, or that may be missing."""
     image = system.root != Path("/")
     clears = [str(forwarder.SESSION)] if plan.kind is PAM else []
     if clears and not image and not forwarder.SESSION.exists():
@@ -61,7 +62,7 @@ def check(system: System, plan: SetupPlan) -> None:
         raise ConfigError(Path(plan.python), f"services cannot rely on home folders, /run or /tmp: {_ELSEWHERE}")
     for word in (plan.python, str(Path(upcall.__file__)), *clears):
         if len(word.split()) != 1:
-            raise ConfigError(Path(word), "a path with spaces is not understood by all who would read it")
+            raise ConfigError(Path(word), "a path with spaces is not supported by all programs that read it")
         if why := system.distrust(word, may_miss=image):
             raise ConfigError(Path(word), f"root would run it, but {why}")
         _check_open(system.at(word))
@@ -80,7 +81,7 @@ def check(system: System, plan: SetupPlan) -> None:
 
 
 def _check_open(place: Path) -> None:
-    """ConfigError if users could not come to what their daemons are to run."""
+    """ConfigError if users cannot reach what their daemons run."""
     for path in (place, place.resolve()):
         closed = [folder for folder in path.parents if folder.exists() and not folder.stat().st_mode & 0o001]
         if path.exists() and closed:
@@ -90,11 +91,11 @@ def _check_open(place: Path) -> None:
 
 
 def missing(system: System, plan: SetupPlan) -> list[str]:
-    """What has to be done, for people; nothing if all is there. The same errors as `check`."""
+    """Returns what has to be done, for people; empty if everything is installed. Errors as `check`."""
     check(system, plan)
     before, files = written.read(system.at(FILE)), wanted(plan.kind, plan.python, plan.manual)
     states = [(path, _state(system, path)) for path, file in files.items() if not _is_there(system, path, file)]
-    todo = _told([*states, *((path, "is no longer used") for path in before.files if path not in files)])
+    todo = _summary([*states, *((path, "is no longer used") for path in before.files if path not in files)])
     if system.ours() is None and plan.types:
         todo.append(f"{REQUEST_KEY_FILE}: is not there")
     if not _has_user(system):
@@ -105,7 +106,8 @@ def missing(system: System, plan: SetupPlan) -> list[str]:
 
 
 def install(system: System, plan: SetupPlan) -> list[str]:
-    """What was done, for people. All that can be refused is refused before anything is done. OrderFailed."""
+    """Installs what is missing; returns what was done, for people. Everything that can be refused is refused first.
+    OrderFailed."""
     check(system, plan)
     keys = None
     if system.ours() is None and plan.types:
@@ -115,7 +117,7 @@ def install(system: System, plan: SetupPlan) -> list[str]:
     state = before._replace(kind=plan.kind.name, folders=(*before.folders, *_new_folders(system, [FILE])))
     todo = [path for path, file in files.items() if not _is_there(system, path, file)]
     new = [path for path in todo if _content(system, path) is None]
-    # Written down first: whatever ends us now, no file of ours is left that we do not know.
+    # Recorded first: if this process is killed, no file is left that is not in the record.
     state = state._replace(
         files={**state.files, **{path: digest(files[path].data) for path in new}},
         folders=tuple(dict.fromkeys((*state.folders, *_new_folders(system, new)))),
@@ -128,7 +130,7 @@ def install(system: System, plan: SetupPlan) -> list[str]:
             state = state._replace(files={**state.files, path: digest(files[path].data)})
             _remember(system, state)
         replace(system.at(path), files[path].data, files[path].mode)
-    done = _told([(path, "written") for path in todo])
+    done = _summary([(path, "written") for path in todo])
     if unused := {path: known for path, known in state.files.items() if path not in files}:
         done += _removed(system, unused)
         state = state._replace(files={path: known for path, known in state.files.items() if path in files})
@@ -144,7 +146,7 @@ def install(system: System, plan: SetupPlan) -> list[str]:
 
 
 def undo(system: System) -> list[str]:
-    """Takes away what `install` made; what was done, for people. What was edited since is left."""
+    """Removes what `install` made; returns what was done, for people. Files edited since are kept."""
     state = written.read(system.at(FILE))
     if not state.kind:
         return []
@@ -162,13 +164,13 @@ def undo(system: System) -> list[str]:
         done.append(f"user {USER}: left there, as packages do: files may belong to it")
     system.at(FILE).unlink()
     for folder in sorted(state.folders, key=len, reverse=True):
-        with contextlib.suppress(OSError):  # something else is in it
+        with contextlib.suppress(OSError):  # not empty
             system.at(folder).rmdir()
     return done
 
 
 def _local_user(system: System) -> int | None:
-    """The uid of our system user in an image's or this machine's own passwd(5)."""
+    """Returns the uid of the system user in the passwd(5) of the image or machine; None if there is none."""
     try:
         lines = system.at("/etc/passwd").read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -177,7 +179,7 @@ def _local_user(system: System) -> int | None:
 
 
 def _has_user(system: System) -> bool:
-    """In an image it may come when that boots, by the file for systemd-sysusers."""
+    """Returns whether the system user exists. In an image, systemd-sysusers may create it at boot."""
     if system.root != Path("/"):
         return True
     try:
@@ -201,7 +203,7 @@ def _run(system: System, orders: Sequence[Order]) -> list[str]:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                # In whose PATH the program is looked for, too.
+                # Its PATH is also used to find the program.
                 env=startpython.fixed(DEBIAN_FRONTEND="noninteractive", HOME="/root"),
                 text=True,
                 timeout=_PATIENCE,
@@ -216,7 +218,8 @@ def _run(system: System, orders: Sequence[Order]) -> list[str]:
 
 
 def _try(system: System, orders: Sequence[Order]) -> list[str]:
-    """The same, and an order that fails (what it is about may have gone already) is told and no more."""
+    """Runs commands like `_run`; a failure is reported and ignored, because its object may have been removed
+    already."""
     done = []
     for order in orders:
         try:
@@ -227,7 +230,7 @@ def _try(system: System, orders: Sequence[Order]) -> list[str]:
 
 
 def _content(system: System, path: str) -> bytes | None:
-    """FileExistsError if it is no file of its own."""
+    """Returns a file's content; None if it does not exist. FileExistsError if it is a symbolic link."""
     place = system.at(path)
     if place.is_symlink():
         raise FileExistsError(errno.EEXIST, "is a symbolic link, and was not made by upcall: move it away", path)
@@ -246,20 +249,20 @@ def _state(system: System, path: str) -> str:
 
 
 def _removed(system: System, known: Mapping[str, str]) -> list[str]:
-    """Files of ours, by their SHA-256, are gone; what was edited since is left."""
-    told = []
+    """Removes files, given their SHA-256; those edited since are kept. Returns what was done."""
+    results = []
     for path, known_digest in known.items():
         data = _content(system, path)
         if data is not None and digest(data) != known_digest:
-            told.append((path, "left there, for it is not as upcall made it"))
+            results.append((path, "left there, for it is not as upcall made it"))
         elif data is not None:
             system.at(path).unlink()
-            told.append((path, "removed"))
-    return _told(told)
+            results.append((path, "removed"))
+    return _summary(results)
 
 
-def _told(said: Sequence[tuple[str, str]]) -> list[str]:
-    """A line for each (path, what of it), but one for all pages of a folder of which the same is said."""
+def _summary(said: Sequence[tuple[str, str]]) -> list[str]:
+    """Returns a line per (path, what was done); pages of a folder with the same result share one."""
     lines: dict[tuple[str, str], list[str]] = {}
     for path, what in said:
         lines.setdefault((told_as(path), what), []).append(path)

@@ -15,7 +15,7 @@ Order = tuple[str, ...]  # a command; {root} in a word stands for the image's fo
 
 
 class Orders(NamedTuple):
-    """What is run when the files are there, before they go, and after they have gone."""
+    """Commands to run after the files were written, before they are removed, and after that."""
 
     on: tuple[Order, ...] = ()
     off: tuple[Order, ...] = ()
@@ -23,25 +23,27 @@ class Orders(NamedTuple):
 
 
 class File(NamedTuple):
+    """A file to write."""
+
     data: bytes
     mode: int = 0o644
 
 
 class ServiceManager(NamedTuple):
-    """A way of starting daemons with logins, on a machine that runs (`live`) and in an image of one."""
+    """A way to start daemons at logins. `live`: commands on a running machine; `image`: for an image of one."""
 
     name: str
-    files: Mapping[str, tuple[str, int]]  # path on that machine -> (template, mode)
+    files: Mapping[str, tuple[str, int]]  # path -> (template, mode)
     live: Orders
     image: Orders
 
 
-# Root's daemon starts if root has keys: it is enabled and waits for nothing.
+# Root's daemon is enabled, too; its unit starts it only if root has keys.
 _SYSTEM: Final = (
     "upcall-broker.service", "upcall-quota.service", "upcall-system-daemon.service", "upcall-root-daemon.service",
     "upcall-keytab.path",
 )  # fmt: skip
-_STARTED: Final = ("upcall-keytab.service",)  # by another one
+_STARTED: Final = ("upcall-keytab.service",)  # started by another unit
 _USER: Final = "upcall-daemon.service"
 
 SYSTEMD: Final = ServiceManager(
@@ -96,20 +98,20 @@ PAM: Final = ServiceManager(
         off=(("pam-auth-update", "--package", "--remove", "upcall"), ("/etc/init.d/upcall", "stop")),
         gone=(("update-rc.d", "upcall", "remove"),),
     ),
-    Orders(),  # these programs work on the machine on which they run, as debconf does
+    Orders(),  # these programs, like debconf, work only on the machine on which they run
 )
 
 KINDS: Final = {kind.name: kind for kind in (SYSTEMD, PAM)}
 
 
-# Where man(1) and the shells look for what did not come with the distribution.
+# The folder that man(1) searches for pages that are not from the distribution's packages.
 MAN: Final = "/usr/local/share/man"
 
 
 def wanted(kind: ServiceManager, python: str, manual: Mapping[str, str]) -> dict[str, File]:
-    """All that belongs there, by path: what starts daemons, completions, manual pages. `manual`: these, by their path
-    below MAN."""
-    from upcall.install.completion import FILES, script  # and click with it
+    """Returns all files to install by path: units or scripts, completions, manual pages. `manual`: the pages, by their
+    path below MAN."""
+    from upcall.install.completion import FILES, script  # imports click
 
     started = {path: File(content(kind, path, python), mode) for path, (_, mode) in kind.files.items()}
     scripts = {path: File(script(shell).encode()) for shell, path in FILES.items()}
@@ -117,11 +119,11 @@ def wanted(kind: ServiceManager, python: str, manual: Mapping[str, str]) -> dict
 
 
 def told_as(path: str) -> str:
-    """What people hear of: the file, or the folder of a manual page."""
+    """Returns the name under which a path is reported: the file, or the folder of a manual page."""
     return str(Path(path).parent) if path.startswith(f"{MAN}/") else path
 
 
 def content(kind: ServiceManager, path: str, python: str) -> bytes:
-    """What belongs into a file that starts something. `python`: the interpreter that has upcall."""
+    """Returns the content of a unit or script. `python`: the interpreter that has upcall."""
     template = files("upcall.install").joinpath("units", kind.files[path][0]).read_text("utf-8")
     return string.Template(template).substitute(python=python, session=SESSION).encode()

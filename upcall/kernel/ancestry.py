@@ -1,21 +1,20 @@
-"""From whom a process descends.
+"""Determines the ancestors of a process, for self-deadlock detection.
 
-Source: proc(5). A pid alone says little: it is somebody else's soon. Together with the time at which the process began
-it is nobody else's.
+Source: proc(5). A pid is reused; together with the start time it identifies a process.
 """
 
 from __future__ import annotations
 
 from upcall.kernel import procfs
 
-_MOST = 64  # generations that are looked at
+_MOST = 64  # generations examined
 
 
 def line_of(pid: int) -> frozenset[tuple[int, int]]:
-    """(pid, beginning) of a process and of its parents, theirs, and so on, as far as they live; of nobody for pid 0,
-    which is how the kernel names a process of another pid namespace.
+    """Returns (pid, start time in clock ticks since boot) of a process and of each living ancestor. Empty for pid 0,
+    by which the kernel names a process of another pid namespace.
 
-    Not seen: who left the family by a double fork. Its parent is init, or a "subreaper", from then on.
+    Limitation: a double fork makes init, or a "subreaper", the parent, so earlier ancestors are not found.
     """
     found: set[tuple[int, int]] = set()
     child = 1 << 64
@@ -28,7 +27,7 @@ def line_of(pid: int) -> frozenset[tuple[int, int]]:
             break
         started = int(fields[procfs.STARTED])
         if started > child:
-            break  # the parent has ended since, and its pid is another's: parents are never younger
+            break  # the parent has ended and its pid was reused: a parent is never younger than its child
         found.add((pid, started))
         pid, child = int(fields[procfs.PARENT]), started
     return frozenset(found)

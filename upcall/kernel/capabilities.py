@@ -1,4 +1,4 @@
-"""Root's rights, one by one: which this thread has, and giving them up for good.
+"""Reads and drops this thread's capabilities.
 
 Source: capabilities(7), capset(2), prctl(2), include/uapi/linux/capability.h.
 """
@@ -13,7 +13,7 @@ from typing import Final
 
 from upcall.kernel import libc, procfs
 
-# Their numbers are their places here.
+# By number.
 NAMES: Final = (
     "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
     "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
@@ -29,20 +29,20 @@ _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _CLEAR_ALL = 24, 47, 4
 
 
 def effective() -> frozenset[str]:
-    """What this thread can do now. A newer kernel's rights have their numbers for names."""
+    """Returns the names of this thread's effective capabilities; those of a newer kernel by number."""
     found, _ = _get()
     return frozenset(_name(number) for number in range(64) if found >> number & 1)
 
 
 def keep_only(names: Collection[str]) -> frozenset[str]:
-    """Gives up all others, for this thread and what it starts, and gives what is left; more than that where a service
-    manager lets nobody change it. With NO_NEW_PRIVS nothing brings them back, no program's file either."""
+    """Drops all other capabilities, for this thread and what it starts. With NO_NEW_PRIVS, executing a file does not
+    restore them. Returns the effective ones, which are more if a service manager's filter prevents dropping."""
     kept = sum(1 << NAMES.index(name) for name in names)
     with contextlib.suppress(OSError):
         libc.call("prctl", _PR_CAP_AMBIENT, _CLEAR_ALL, 0, 0, 0)
     for number in range(_last() + 1):
         if not kept >> number & 1:
-            with contextlib.suppress(OSError):  # EPERM without SETPCAP: then there is nothing in it for us
+            with contextlib.suppress(OSError):  # EPERM without SETPCAP
                 libc.call("prctl", _PR_CAPBSET_DROP, number, 0, 0, 0)
     left = _get()[1] & kept
     low, high = left & 0xFFFFFFFF, left >> 32
@@ -52,7 +52,7 @@ def keep_only(names: Collection[str]) -> frozenset[str]:
 
 
 def _get() -> tuple[int, int]:
-    """(effective, permitted)"""
+    """Returns (effective, permitted) as bit masks."""
     header, sets = ctypes.create_string_buffer(_HEADER.pack(_VERSION_3, 0)), ctypes.create_string_buffer(_SETS.size)
     libc.call("capget", header, sets)
     words = _SETS.unpack(sets.raw)

@@ -1,8 +1,8 @@
-"""Generic netlink: a listener to one multicast group of the kernel.
+"""Listens to a multicast group of a generic netlink family.
 
-pyroute2 knows how to look a family up, and costs 110 ms and 10 MB to import. A broker must not keep that, so it is
-done in a short-lived child process (`python -m upcall.kernel.genetlink FAMILY GROUP`); what comes in afterwards is
-read from a plain socket, which costs a twentieth of pyroute2's time per message.
+pyroute2 can look up a family, and takes 110 ms and 10 MB to import. A long-running process must not keep that, so a
+short-lived child does it (`python -m upcall.kernel.genetlink FAMILY GROUP`). Messages are then read from a plain
+socket, which takes a twentieth of pyroute2's time per message.
 
 Source: netlink(7), net/netlink/af_netlink.c, net/netlink/genetlink.c of Linux 6.1.
 """
@@ -22,7 +22,7 @@ from upcall.core.errors import UsageError
 from upcall.process import start_python as startpython
 
 NETLINK_GENERIC: Final = 16
-BUFFER: Final = 16 << 20  # bytes; the kernel doubles it, and takes 768 for a warning of 76: room for 43,000
+BUFFER: Final = 16 << 20  # bytes; the kernel doubles it, and charges 768 for a warning of 76: room for 43,000
 
 _SOL_NETLINK = 270
 _ADD_MEMBERSHIP, _LIST_MEMBERSHIPS = 1, 9
@@ -36,14 +36,15 @@ class NoFamily(UsageError):
 
 
 class Ids(NamedTuple):
-    """What a family and one of its groups are called in this boot."""
+    """The numbers of a family and one of its groups, until the next boot."""
 
     family: int
     group: int
 
 
 def look_up(family: str, group: str) -> Ids:
-    """Asks in a child process. NoFamily; UsageError if the child could not ask."""
+    """Looks up a family and group in a child process. Blocks up to 30 s. NoFamily; UsageError if the look-up
+    failed."""
     command = startpython.command("upcall.kernel.genetlink", family, group)
     try:
         done = subprocess.run(
@@ -66,14 +67,14 @@ def look_up(family: str, group: str) -> Ids:
 
 
 def resolve(family: str, group: str) -> Ids:
-    """Asks in this process, at the price of pyroute2. NoFamily."""
+    """Looks them up in this process, by importing pyroute2. NoFamily."""
     import logging
 
     from pyroute2.netlink import genlmsg  # type: ignore[import-untyped]
     from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
     from pyroute2.netlink.generic import GenericNetlinkSocket  # type: ignore[import-untyped]
 
-    logging.disable()  # it would say in its own words what we say below
+    logging.disable()  # pyroute2 would log the error that is raised below
     try:
         with GenericNetlinkSocket() as asked:
             asked.bind(family, genlmsg)
@@ -93,7 +94,8 @@ def resolve(family: str, group: str) -> Ids:
 
 
 class Listener:
-    """A socket in one group. It heals by itself from overflow: the sequence numbers tell what was lost."""
+    """A socket in one group. It recovers from an overflow by itself; the sequence numbers reveal the number of lost
+    messages."""
 
     def __init__(
         self,
@@ -103,17 +105,17 @@ class Listener:
         sender: int = 0,
         made: socket.socket | None = None,
     ) -> None:
-        """OSError; its text says so if the kernel did not let us in.
+        """Joins the group. OSError; its text says so if the kernel refused.
 
-        `sender`: 0 is the kernel. Tests play it, and without a `group`, which ordinary users may not join everywhere.
-        `made`: by `with_room`, when we had the right to it.
+        `sender`: the accepted portid; 0: the kernel. Tests pass another one, and no `group`, which ordinary users may
+        not always join. `made`: a socket from `with_room`, made before the privileges were dropped.
         """
         self._sender = sender
-        self.overflows = 0  # how often the buffer was full
-        self.foreign = 0  # messages of somebody who is not the kernel: the rights for that has root alone
+        self.overflows = 0  # overflows of the buffer
+        self.foreign = 0  # messages of other senders than the kernel; only root can send them
         self.socket = with_room(buffer, protocol) if made is None else made
         try:
-            self.room = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)  # as the kernel counts
+            self.room = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)  # in the kernel's units
             self.socket.bind((0, 0))
             if group:
                 self.socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
@@ -127,7 +129,8 @@ class Listener:
         return self.socket.fileno()
 
     def receive(self, most: int, size: int = 4096) -> list[bytes]:
-        """What waits there, at most so many datagrams, each cut off at `size` bytes."""
+        """Returns waiting datagrams, at most `most`, each truncated at `size` bytes. Does not block. OSError, except
+        for an overflow, which is counted."""
         found: list[bytes] = []
         receive, take, sender = self.socket.recvfrom, found.append, self._sender
         try:
@@ -142,7 +145,7 @@ class Listener:
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-            self.overflows += 1  # said once, by the read after the loss; what comes next is there
+            self.overflows += 1  # reported once, by the read after the loss; later messages are still there
         return found
 
     def close(self) -> None:
@@ -150,12 +153,12 @@ class Listener:
 
 
 def with_room(buffer: int = BUFFER, protocol: int = NETLINK_GENERIC) -> socket.socket:
-    """A socket whose receive buffer is as large as we may have it. OSError."""
+    """Returns a socket with the largest receive buffer that this process may have. OSError."""
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, protocol)
     try:
         try:
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer)
-        except PermissionError:  # the system's limit holds for those without CAP_NET_ADMIN: net.core.rmem_max
+        except PermissionError:  # without CAP_NET_ADMIN the limit net.core.rmem_max applies
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
     except OSError:
         sock.close()
@@ -164,14 +167,14 @@ def with_room(buffer: int = BUFFER, protocol: int = NETLINK_GENERIC) -> socket.s
 
 
 def memberships(sock: socket.socket) -> frozenset[int]:
-    """The groups that the kernel says the socket is in (NETLINK_LIST_MEMBERSHIPS)."""
+    """Returns the groups of the socket as the kernel reports them (NETLINK_LIST_MEMBERSHIPS)."""
     data = sock.getsockopt(_SOL_NETLINK, _LIST_MEMBERSHIPS, 512)
     words = struct.unpack(f"={len(data) // 4}I", data[: len(data) & ~3])
     return frozenset(32 * word + bit + 1 for word, mask in enumerate(words) for bit in range(32) if mask & 1 << bit)
 
 
 def main(arguments: list[str]) -> int:
-    """`FAMILY GROUP`: prints both numbers, or why there are none."""
+    """`FAMILY GROUP`: prints both numbers, or why they do not exist. Returns the exit status."""
     try:
         found = resolve(*arguments)
     except NoFamily as error:

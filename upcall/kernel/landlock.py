@@ -1,8 +1,9 @@
-"""Places beneath which this thread, and all that it starts, may write from now on, and no others: Landlock.
+"""Restricts this thread, and what it starts, to writing below given paths, by Landlock.
 
-As far as the kernel has it: which version knows what stands beside each right. Reading stays free. What was opened
-before stays open. Whoever is restricted can no longer look into the memory of processes that are not, nor mount.
-Source: landlock(7), include/uapi/linux/landlock.h. The numbers of its calls are the same on every machine we know.
+Applies the rights that the kernel's version knows; the version is noted beside each right. Reading is not restricted,
+and open files stay open. A restricted process can no longer trace or read the memory of unrestricted ones, nor mount.
+Source: landlock(7), include/uapi/linux/landlock.h. Its system call numbers are the same on all architectures supported
+here.
 """
 
 from __future__ import annotations
@@ -24,28 +25,28 @@ EXECUTE, WRITE_FILE = 1 << 0, 1 << 1
 _REMOVE_DIR, _REMOVE_FILE = 1 << 4, 1 << 5
 _MAKE_CHAR, _MAKE_DIR, _MAKE_REG, _MAKE_SOCK, _MAKE_FIFO, _MAKE_BLOCK, _MAKE_SYM = (1 << bit for bit in range(6, 13))
 _REFER = 1 << 13  # to rename and link from one folder to another; since ABI 2
-_TRUNCATE = 1 << 14  # since ABI 3: before, what may be read may be emptied
+_TRUNCATE = 1 << 14  # since ABI 3; before, a readable file may be truncated
 _BIND_TCP, _CONNECT_TCP = 1, 2  # since ABI 4
 _SCOPE_ABSTRACT, _SCOPE_SIGNAL = 1, 2  # since ABI 6
 
-# Devices can be made in no place.
+# Creating devices is not allowed anywhere.
 WRITE: Final = (
     WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _MAKE_SOCK | _MAKE_FIFO | _MAKE_SYM
     | _REFER | _TRUNCATE
 )  # fmt: skip
 _ALL_WRITING: Final = WRITE | _MAKE_CHAR | _MAKE_BLOCK
-_ON_FILES: Final = EXECUTE | WRITE_FILE | _TRUNCATE  # the others are of folders
+_ON_FILES: Final = EXECUTE | WRITE_FILE | _TRUNCATE  # other rights apply to folders only
 
 
 class Place(NamedTuple):
-    """What may be done at `path` and, if it is a folder, to everything beneath it."""
+    """The rights granted at `path` and, if it is a folder, beneath it."""
 
     path: Path
     rights: int = WRITE
 
 
 def abi() -> int:
-    """The kernel's version of it; 0 if there is none (see `why_not`)."""
+    """Returns the kernel's version of Landlock; 0 if it has none (see `why_not`)."""
     try:
         return _version()
     except OSError:
@@ -53,7 +54,7 @@ def abi() -> int:
 
 
 def why_not() -> str:
-    """Why the kernel has none; empty if it has."""
+    """Returns why the kernel has no Landlock; empty if it has."""
     known = {errno.ENOSYS: "this kernel has none", errno.EOPNOTSUPP: "turned off when the machine was booted (lsm=)"}
     try:
         _version()
@@ -74,16 +75,20 @@ def restrict(
     signals: bool = False,
     abstract: bool = True,
 ) -> int:
-    """Gives the ABI by which it was done. A place that cannot be come to is passed over. `programs`: only what a place
-    has EXECUTE for may be run. Where the kernel can do it: TCP only to `bind` or `connect` as told, no `signals` to
-    processes that are not restricted along with us, no `abstract` sockets of theirs. Needs NO_NEW_PRIVS. OSError."""
+    """Restricts this thread for good; returns the ABI version used. Paths that cannot be opened are skipped.
+
+    `programs`: only programs below a place with EXECUTE may be run. The rest applies if the kernel supports it.
+    `bind`, `connect`: whether these calls stay allowed for TCP. `signals`, `abstract`: whether signals to processes
+    outside of the restriction, and connections to their abstract sockets, stay allowed. Requires NO_NEW_PRIVS.
+    OSError.
+    """
     version = abi()
     known = _ALL_WRITING | (EXECUTE if programs else 0)
     known &= ~((_REFER if version < 2 else 0) | (_TRUNCATE if version < 3 else 0))
     tcp = (0 if bind else _BIND_TCP) | (0 if connect else _CONNECT_TCP) if version >= 4 else 0
     scoped = (0 if signals else _SCOPE_SIGNAL) | (0 if abstract else _SCOPE_ABSTRACT) if version >= 6 else 0
-    told = struct.pack("=QQQ", known, tcp, scoped)  # struct landlock_ruleset_attr; what is 0 any version takes
-    rules = libc.syscall(_CREATE_RULESET, told, len(told), 0)
+    attributes = struct.pack("=QQQ", known, tcp, scoped)  # struct landlock_ruleset_attr; 0 suits all versions
+    rules = libc.syscall(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
         for place in places:
             _allow(rules, place, known)
@@ -96,7 +101,7 @@ def restrict(
 def _allow(rules: int, place: Place, known: int) -> None:
     try:
         fd = os.open(place.path, os.O_PATH | os.O_CLOEXEC)
-    except OSError:  # not there, or not ours to come to
+    except OSError:  # missing, or not accessible
         return
     try:
         rights = place.rights & known

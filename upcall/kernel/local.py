@@ -1,4 +1,5 @@
-"""AF_UNIX SOCK_SEQPACKET: how processes ask the broker, and how a user's commands reach that user's daemon.
+"""Connects processes by AF_UNIX SOCK_SEQPACKET sockets: requesters to the broker, a user's commands to the user's
+daemon.
 
 Source: unix(7). The peer's credentials are those of connect(2) or listen(2), and not forgeable.
 """
@@ -29,9 +30,9 @@ _TRUNC = int(socket.MSG_TRUNC)
 
 
 def pidfd_of(connection: socket.socket) -> int:
-    """A pidfd of the process on the other side, as it was at connect(2). OSError if it has ended.
+    """Returns a pidfd of the peer process, as of connect(2). OSError if it has ended.
 
-    Before Linux 6.5 it is of whoever has that pid now: what comes from it still has to have the peer's pid and uid.
+    Before Linux 6.5 the pid may have been reused: messages must still be checked for the peer's pid and uid.
     """
     try:
         return connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
@@ -42,11 +43,11 @@ def pidfd_of(connection: socket.socket) -> int:
 
 
 def takes_no_rights(listener: socket.socket) -> bool:
-    """Has the kernel refuse descriptors (SCM_RIGHTS) that are sent to this listener's connections. False before Linux
-    6.16: then see `carries_rights` and `discard`.
+    """Makes the kernel refuse descriptors (SCM_RIGHTS) sent to this listener's connections. False before Linux 6.16:
+    use `carries_rights` and `discard` then.
 
-    A descriptor that is dropped with a message is closed by the process that drops it, which waits for that: for a TCP
-    socket that lingers as long as the sender likes.
+    A process that drops a message closes its descriptors, and waits for that: with a TCP socket that lingers, for as
+    long as the sender likes.
     """
     try:
         listener.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
@@ -56,12 +57,12 @@ def takes_no_rights(listener: socket.socket) -> bool:
 
 
 def unread_by_peer(connection: socket.socket) -> int:
-    """Bytes, with the kernel's overhead, that we have sent and the peer has not read (SIOCOUTQ, unix(7))."""
+    """Returns the bytes, with the kernel's overhead, sent and not yet read by the peer (SIOCOUTQ, unix(7))."""
     return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), "little", signed=True)
 
 
 def carries_rights(connection: socket.socket) -> bool:
-    """Whether the next message has descriptors. Only looks: what is looked at is not dropped."""
+    """Returns whether the next message carries descriptors. The message stays in the queue."""
     try:
         flags = connection.recvmsg(1, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)[2]
     except OSError:
@@ -70,10 +71,10 @@ def carries_rights(connection: socket.socket) -> bool:
 
 
 def discard(connection: socket.socket) -> bool:
-    """Closes a connection without waiting for what its peer has sent. False if there are descriptors in it: closing
-    them may take as long as the peer likes, and must be done elsewhere."""
+    """Closes a connection without blocking on what its peer has sent. False if that includes descriptors: closing them
+    may take as long as the peer likes, and must be done in another thread."""
     with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)  # nothing is sent to us after this
+        connection.shutdown(socket.SHUT_RDWR)  # the peer can send nothing after this
         for _ in range(_MOST_QUEUED):
             if carries_rights(connection):
                 return False
@@ -84,7 +85,7 @@ def discard(connection: socket.socket) -> bool:
 
 
 def listens(path: Path) -> bool:
-    """Whether a process listens at this socket. OSError if that cannot be known: no right, or nobody takes us."""
+    """Returns whether a process listens at this socket. OSError if unknown: no permission, or a full backlog."""
     if not path.is_socket():
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
@@ -97,13 +98,14 @@ def listens(path: Path) -> bool:
 
 
 def listen(path: Path, mode: int) -> socket.socket:
-    """A listening socket at `path`. One that nobody listens on any more is replaced; a live one is a UsageError."""
+    """Returns a listening, non-blocking socket at `path`. A stale socket is replaced; UsageError if a process listens
+    there. OSError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     listener.setblocking(False)
     try:
         if path.is_socket():
             if listens(path):
-                raise UsageError(f"{path}: somebody listens there already")
+                raise UsageError(f"{path}: another process listens there already")
             path.unlink()
         before = os.umask(0o777 & ~mode)
         try:
@@ -118,10 +120,12 @@ def listen(path: Path, mode: int) -> socket.socket:
 
 
 def connect(path: Path, owners: frozenset[int], wait: bool = True) -> socket.socket:
-    """A connection to a listener that runs as one of `owners`. OSError if there is none, UsageError if not theirs.
+    """Connects to a listener that runs as one of the uids `owners`. OSError if there is none; UsageError if another
+    uid listens.
 
-    `wait`: for room in its backlog, 5 s at most. Otherwise a full one is a BlockingIOError; the connection does not
-    block."""
+    `wait`: block for room in its backlog, 5 s at most. Otherwise BlockingIOError if it is full, and the connection is
+    non-blocking.
+    """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
         # Blocking: while the backlog is full, connect(2) of a non-blocking socket fails at once (EAGAIN).
@@ -143,7 +147,8 @@ def connect(path: Path, owners: frozenset[int], wait: bool = True) -> socket.soc
 
 
 def receive(connection: socket.socket) -> bytes | None:
-    """The next datagram; empty at the end; None if there is none now. ConnectionError for a truncated one."""
+    """Returns the next datagram; empty at the end of file; None if there is none now. ConnectionError if it was
+    truncated."""
     try:
         data, _, flags, _ = connection.recvmsg(MAX_MESSAGE)
     except BlockingIOError:
@@ -154,6 +159,6 @@ def receive(connection: socket.socket) -> bytes | None:
 
 
 def unlink_quietly(path: Path) -> None:
-    """Takes a socket's name away; that it has gone already is no error."""
+    """Removes a socket's path; ignores that it does not exist."""
     with contextlib.suppress(FileNotFoundError):
         path.unlink()

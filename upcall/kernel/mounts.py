@@ -1,7 +1,6 @@
-"""Which filesystem a device number is, where it is mounted, and what people call uids, gids and projects.
+"""Maps device numbers to filesystems and mount points, and uids, gids and project ids to names.
 
-Source: proc(5) for mountinfo, projid(5). Looking names up can take as long as the directory service behind it does:
-not for a thread that others wait for.
+Source: proc(5) for mountinfo, projid(5). Looking up names may block on a directory service: not for a loop's thread.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from typing import Final, NamedTuple
 from upcall.kernel.procfs import MOUNTINFO
 
 PROJECTS: Final = Path("/etc/projid")
-_NAMES, _NAMES_AGE = 1024, 600.0  # how many names are kept, and for how many seconds
+_NAMES, _NAMES_AGE = 1024, 600.0  # cached names, and seconds of their validity
 
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 
 class Mount(NamedTuple):
-    """One line of mountinfo. `device` is the number as os.stat has it."""
+    """One line of mountinfo. `device`: the number as in os.stat."""
 
     device: int
-    root: str  # which folder of the filesystem it is: "/" unless it is a bind mount or a container's
+    root: str  # the mounted folder of the filesystem: "/" unless it is a bind mount or a container's
     point: str
     type: str
     source: str
@@ -37,7 +36,7 @@ class Mount(NamedTuple):
 
 
 def take_mounts(text: bytes) -> list[Mount]:
-    """The mounts in a mountinfo file; lines that make no sense are left out."""
+    """Parses a mountinfo file; malformed lines are skipped."""
     found = []
     for line in text.split(b"\n"):
         before, dash, after = line.partition(b" - ")
@@ -61,17 +60,17 @@ def take_mounts(text: bytes) -> list[Mount]:
 
 
 def _unescaped(field: bytes) -> str:
-    """Blanks, tabs, newlines and backslashes stand there as \\040, \\011, \\012 and \\134."""
+    """Decodes a field, in which blanks, tabs, newlines and backslashes are \\040, \\011, \\012 and \\134."""
     return os.fsdecode(_ESCAPED.sub(lambda m: bytes((int(m[1], 8) & 0xFF,)), field))
 
 
 def mounts(path: Path = MOUNTINFO) -> list[Mount]:
-    """What this process sees mounted."""
+    """Returns the mounts in this process's mount namespace. OSError."""
     return take_mounts(path.read_bytes())
 
 
 class Changes:
-    """Whether anything has been mounted or unmounted: the kernel says it by POLLPRI, once (proc(5))."""
+    """Detects mounts and unmounts: the kernel reports each change once by POLLPRI (proc(5))."""
 
     def __init__(self, path: Path = MOUNTINFO) -> None:
         self._file = path.open("rb", buffering=0)
@@ -80,28 +79,31 @@ class Changes:
         self.seen()
 
     def seen(self) -> bool:
-        """Since the last call."""
+        """Returns whether mounts have changed since the last call."""
         return bool(self._poll.poll(0))
 
 
 class Names:
-    """What people call a number, or the number itself; for a while the last answer counts."""
+    """Looks up and caches the names of numbers; the number as text if it has no name. May block."""
 
     def __init__(self, projects: Path = PROJECTS) -> None:
         self._projects = projects
         self._known: dict[tuple[Callable[[int], str], int], tuple[float, str]] = {}
 
     def user(self, uid: int) -> str:
+        """Returns the name of a uid."""
         return self._of(_user, uid)
 
     def group(self, gid: int) -> str:
+        """Returns the name of a gid."""
         return self._of(_group, gid)
 
     def project(self, number: int) -> str:
+        """Returns the name of a project id."""
         return self._of(self._project, number)
 
     def subject(self, kind: int, number: int) -> str:
-        """By the kernel's quota type."""
+        """Returns the name of a number of this quota type of the kernel's."""
         return (self.user, self.group, self.project)[kind](number)
 
     def _of(self, look: Callable[[int], str], number: int) -> str:
@@ -113,12 +115,12 @@ class Names:
             except (KeyError, OSError, ValueError, OverflowError):
                 when, name = now, str(number)
         if len(self._known) >= _NAMES:
-            del self._known[next(iter(self._known))]  # who was not asked for longest
+            del self._known[next(iter(self._known))]  # the least recently used
         self._known[look, number] = when, name
         return name
 
     def _project(self, number: int) -> str:
-        """KeyError."""
+        """Returns a project's name. KeyError if it has none."""
         for name, value in _projects(self._projects):
             if value == str(number):
                 return name
@@ -126,7 +128,7 @@ class Names:
 
 
 def project_number(name: str, projects: Path = PROJECTS) -> int:
-    """Of the project that people call so. KeyError, OSError; ValueError if the file says nonsense."""
+    """Returns the id of a project by its name. KeyError, OSError; ValueError if the file is malformed."""
     for one, value in _projects(projects):
         if one == name:
             return int(value)
@@ -134,7 +136,7 @@ def project_number(name: str, projects: Path = PROJECTS) -> int:
 
 
 def _projects(file: Path) -> Iterator[tuple[str, str]]:
-    """`name:number` lines, # begins a comment."""
+    """Yields (name, number) of `name:number` lines; # begins a comment."""
     for line in file.read_text("utf-8", "replace").splitlines():
         name, _, value = line.partition("#")[0].strip().rpartition(":")
         yield name, value

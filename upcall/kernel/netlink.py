@@ -1,12 +1,12 @@
-"""AF_NETLINK, NETLINK_USERSOCK: one process to another, with credentials that the kernel vouches for.
+"""Sends messages between processes over AF_NETLINK, NETLINK_USERSOCK, with the sender's credentials from the kernel.
 
 A portid identifies no process: it belongs to the holders of the socket that is bound to it *now*, and is free for any
 uid as soon as the last descriptor of that socket is closed. So a link is a pair of sockets that one process makes, and
 both sides keep both of them: see `pair`, and docs/protocol.md for the argument.
 
-pyroute2 is not used here: it drops the credentials that this protocol's safety rests on and costs 7 to 15 times
-the processor time per message (`make bench` measures it); the tests use it as the oracle for our frames.
-Source: netlink(7), unix(7) for SCM_CREDENTIALS and SCM_RIGHTS, net/netlink/af_netlink.c.
+pyroute2 is not used: it drops the credentials that this protocol's safety depends on, and takes 7 to 15 times the
+processor time per message (`make bench` measures it). The tests use it as the oracle for our frames. Source:
+netlink(7), unix(7) for SCM_CREDENTIALS and SCM_RIGHTS, net/netlink/af_netlink.c.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BIND_TRIES = 64
 
 
 class Packet(NamedTuple):
-    """One datagram, and who the kernel says sent it: its pid, its real uid, the socket's portid."""
+    """One datagram and its sender as reported by the kernel: pid, real uid, the socket's portid."""
 
     data: bytes
     pid: int
@@ -42,10 +42,10 @@ class Packet(NamedTuple):
 
 
 class NetlinkSocket:
-    """A datagram socket of the user-to-user family. Every packet taken from it carries credentials."""
+    """A NETLINK_USERSOCK datagram socket. Received packets carry their sender's credentials."""
 
     def __init__(self, portid: int = 0) -> None:
-        """Binds to `portid`, or to one that the kernel chooses. OSError EADDRINUSE if it is in use."""
+        """Binds to `portid`; 0: one chosen by the kernel. OSError EADDRINUSE if it is in use."""
         made = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, NETLINK_USERSOCK)
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -63,8 +63,8 @@ class NetlinkSocket:
 
     @classmethod
     def given(cls, fd: int) -> NetlinkSocket:
-        """One that another process has made and given to us; the descriptor is ours from now on, also on failure.
-        OSError if it is something else."""
+        """Wraps a socket received from another process; takes over the descriptor, also on failure. OSError if it is
+        something else."""
         try:
             given = socket.socket(fileno=fd)
         except OSError:
@@ -87,26 +87,28 @@ class NetlinkSocket:
         return self.socket.fileno()
 
     def connect(self, portid: int) -> None:
-        """From now on the kernel refuses messages from any other portid, before they take up any room."""
+        """Sets the peer. From then on the kernel refuses messages from other portids before they take up buffer
+        space."""
         self.socket.connect((portid, 0))
         self._peer = (portid, 0)
 
     def send(self, data: bytes, flags: int = _DONTWAIT) -> bool:
-        """To the peer. False if it takes no more now, or not this; ConnectionError if its portid is free.
+        """Sends to the peer without blocking. False if its buffer is full or the message too large; ConnectionError if
+        its portid is free.
 
-        The destination is named each time: whoever has a copy of this socket can connect it to somebody else. Never
-        waits for POLLOUT, which stays set while the *peer's* buffer is full.
+        The destination is passed each time, because a process with a copy of this socket can connect it elsewhere.
+        Never waits for POLLOUT, which stays set while the *peer's* buffer is full.
         """
         try:
             self.socket.sendto(data, flags, self._peer)
         except ConnectionError:
             raise
-        except OSError:  # EAGAIN, and what memory or size can make of it: ENOBUFS, EMSGSIZE
+        except OSError:  # EAGAIN; also ENOBUFS, EMSGSIZE
             return False
         return True
 
     def send_to(self, data: bytes, portid: int) -> bool:
-        """The same, to any portid. Never anything secret: a portid is nobody's identity."""
+        """Sends to any portid. For nothing secret: a portid identifies no process."""
         try:
             self.socket.sendto(data, _DONTWAIT, (portid, 0))
         except BlockingIOError:
@@ -114,9 +116,9 @@ class NetlinkSocket:
         return True
 
     def receive(self, flags: int = _DONTWAIT) -> Packet | None:
-        """The next packet; None if there is none now. What came without credentials has uid -1.
+        """Returns the next packet; None if there is none now. uid is -1 if it came without credentials.
 
-        One that was too long is cut short, as its nlmsg_len then tells.
+        A packet that was too long is truncated; its nlmsg_len reveals that.
         """
         try:
             data, ancillary, got, address = self.socket.recvmsg(MAX_MESSAGE, _ANCILLARY, flags)
@@ -132,7 +134,7 @@ class NetlinkSocket:
         return Packet(data, pid, uid, address[0])
 
     def drain(self, most: int = 1024) -> None:
-        """Reads and forgets what is there."""
+        """Reads and discards waiting packets, at most `most`."""
         for _ in range(most):
             if self.receive() is None:
                 return
@@ -143,8 +145,8 @@ class NetlinkSocket:
 
 
 def _close_pidfds(ancillary: list[tuple[int, int, bytes]]) -> None:
-    """A peer with a copy of our socket can have Linux 6.5 to 6.15 put a pidfd into our table with each message, by
-    SO_PASSPIDFD in the place of SO_PASSCRED."""
+    """Closes pidfds that came with a message. On Linux 6.5 to 6.15 a peer with a copy of our socket can request one
+    per message, by SO_PASSPIDFD instead of SO_PASSCRED."""
     for level, kind, value in ancillary:
         if level == _SOL_SOCKET and kind == _SCM_PIDFD and len(value) == 4:
             with contextlib.suppress(OSError):
@@ -152,11 +154,11 @@ def _close_pidfds(ancillary: list[tuple[int, int, bytes]]) -> None:
 
 
 def pair() -> tuple[NetlinkSocket, NetlinkSocket]:
-    """The broker's end and the daemon's end of a link: each bound, and connected to the other. OSError.
+    """Makes a link: returns the broker's end and the daemon's end, each bound, and connected to the other. OSError.
 
-    As long as one process has a descriptor of either, nobody can bind its portid (EADDRINUSE), and nobody but its peer
-    can send to it (ECONNREFUSED). What others have sent between bind and connect is read and forgotten; one that was
-    under way still has its sender's credentials.
+    While any process has a descriptor of an end, no other socket can bind its portid (EADDRINUSE), and only its peer
+    can send to it (ECONNREFUSED). Messages that others sent between bind and connect are read and discarded; a message
+    already in transit still carries its sender's credentials.
     """
     ends = []
     try:
@@ -175,7 +177,7 @@ def pair() -> tuple[NetlinkSocket, NetlinkSocket]:
 
 
 def _somewhere() -> NetlinkSocket:
-    """On a portid that nobody could foresee: the kernel would choose our pid, where others can wait for it."""
+    """Binds to a random portid. The kernel would choose the pid, which a squatter could predict and bind first."""
     for _ in range(_BIND_TRIES):
         try:
             return NetlinkSocket(int.from_bytes(os.urandom(4), "little") or 1)  # `secrets` would cost a daemon 1 MB
@@ -186,16 +188,15 @@ def _somewhere() -> NetlinkSocket:
 
 
 def give_pair(connection: socket.socket, message: bytes, ours: NetlinkSocket, theirs: NetlinkSocket) -> None:
-    """`message` and both ends over an AF_UNIX connection, without waiting; the process at its other end is who gets
-    them. OSError."""
+    """Sends `message` and both ends to the peer of an AF_UNIX connection, without blocking. OSError."""
     socket.send_fds(connection, [message], [ours.fileno(), theirs.fileno()], _DONTWAIT)
 
 
 def take_pair(connection: socket.socket) -> tuple[bytes, NetlinkSocket | None, NetlinkSocket | None]:
-    """What `give_pair` gave: (message, the broker's end, the daemon's end); None, None if there is only a message.
+    """Receives what `give_pair` sent: (message, the broker's end, the daemon's end); None, None if there is only a
+    message.
 
-    ConnectionError if both are not the two ends of one link; OSError as of recvmsg(2), for which it waits as the
-    connection says.
+    ConnectionError if they are not the two ends of one link; OSError of recvmsg(2). Blocks as the connection does.
     """
     message, fds, flags, _ = socket.recv_fds(connection, MAX_MESSAGE, 2, int(socket.MSG_CMSG_CLOEXEC))
     ends: list[NetlinkSocket] = []
@@ -224,5 +225,5 @@ def take_pair(connection: socket.socket) -> tuple[bytes, NetlinkSocket | None, N
 
 
 def is_control(data: bytes, kind: int) -> bool:
-    """Whether this is a HELO or a QUIT, whole."""
+    """Returns whether `data` is exactly a HELO or QUIT (`kind`)."""
     return len(data) == HEADER.size and HEADER.unpack(data)[:2] == (HEADER.size, kind)

@@ -1,7 +1,7 @@
-"""What a service tells its manager, by sd_notify(3): it serves, it is alive, it reads its configuration, it ends.
+"""Notifies the service manager by sd_notify(3): ready, alive (watchdog), reloading, stopping.
 
-Source: sd_notify(3), sd_watchdog_enabled(3), unix(7). A datagram for each word is the whole of it: a library for it
-would be longer than this, and one more thing in processes that are to stay small.
+Source: sd_notify(3), sd_watchdog_enabled(3), unix(7). Not a library: one datagram per message is the whole protocol,
+and the processes should stay small.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Callable, MutableMapping
 from typing import Final
 
 _ADDRESS, _INTERVAL, _WHOSE = "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"
-_PER_INTERVAL: Final = 3  # words in the time after which we would be taken for dead
+_PER_INTERVAL: Final = 3  # watchdog messages per time-out of the manager
 
 
 class Manager:
-    """Whoever started us and listens; nobody, mostly: then every word is for nothing, and `next_wake` is inf."""
+    """The service manager's notification socket. Without one, all messages are dropped, and `next_wake` is inf."""
 
     def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
-        """Takes the variables out of the environment: what we start must not speak for us."""
+        """Removes the variables from the environment, so that child processes cannot send in this process's name."""
         address = environment.pop(_ADDRESS, "")
         interval, whose = environment.pop(_INTERVAL, ""), environment.pop(_WHOSE, "")
         self._socket: socket.socket | None = None
@@ -36,38 +36,41 @@ class Manager:
                 self._due = 0.0
 
     def ready(self, status: str) -> None:
-        """We serve. `status` is for people."""
+        """Reports that the process serves. `status`: for people."""
         self._tell(f"READY=1\nSTATUS={status}")
 
     def status(self, status: str) -> None:
+        """Reports a status text for people."""
         self._tell(f"STATUS={status}")
 
     def reloading(self) -> None:
-        """Until the next `ready`."""
+        """Reports a reload, until the next `ready`."""
         self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
+        """Reports that the process is ending."""
         self._tell("STOPPING=1")
 
     def alive(self, now: float, progress: Callable[[], bool] = lambda: True) -> None:
-        """To be called with the monotonic time by whoever does not hang; tells it when it is due, unless there is no
-        `progress` elsewhere: then the manager's patience runs out."""
+        """Feeds the watchdog if it is due and `progress()` is true; otherwise the manager's time-out kills the
+        process. `now`: seconds of CLOCK_MONOTONIC."""
         if now >= self._due:
             self._due = now + self._every
             if progress():
                 self._tell("WATCHDOG=1")
 
     def next_wake(self) -> float:
-        """When `alive` must be called at the latest (monotonic seconds)."""
+        """Returns when `alive` must be called at the latest, in seconds of CLOCK_MONOTONIC."""
         return self._due
 
     def _tell(self, words: str) -> None:
-        """Never waits: a manager that does not listen finds out by itself what it wants to know."""
+        """Sends a datagram without blocking; drops it if the manager does not read."""
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.sendto(words.encode(), self._address)
 
     def close(self) -> None:
+        """Closes the socket."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None

@@ -1,10 +1,10 @@
-"""Quotas as the kernel keeps them: how much is used, what is allowed, how long one may be over.
+"""Reads quotas by quotactl(2): usage, limits, grace periods.
 
 Source: quotactl(2), include/uapi/linux/quota.h, fs/quota/quota.c of Linux 6.1. The generic commands (Q_GETINFO,
-Q_GETQUOTA, Q_GETNEXTQUOTA) serve XFS as well as ext4: the kernel turns them into what the filesystem has. So
-Q_XGETQUOTA and its like are not needed, whose units differ.
+Q_GETQUOTA, Q_GETNEXTQUOTA) serve XFS as well as ext4, because the kernel converts them. So Q_XGETQUOTA and its like,
+whose units differ, are not needed.
 
-Whoever asks for a quota that is neither his own nor of a group of his needs CAP_SYS_ADMIN: EPERM.
+Reading a quota of another user, or of a group without being its member, requires CAP_SYS_ADMIN (EPERM).
 """
 
 from __future__ import annotations
@@ -38,42 +38,42 @@ _KNOWING = frozenset({"ext2", "ext3", "ext4", "xfs", "f2fs", "jfs", "reiserfs", 
 class Filesystem:
     """An open mount point (O_PATH), and quotactl on it. OSError as quotactl(2): ESRCH if quotas are off.
 
-    While it is open nobody can unmount it: for a few calls in a `with` block, no longer.
+    It cannot be unmounted while it is open: use it in a `with` block, for a few calls.
     """
 
     def __init__(self, mount: str, device: str) -> None:
-        """`device`: for mounts that are read-only, and for kernels older than 5.14."""
+        """`mount`: the mount point. `device`: for read-only mounts, and kernels older than 5.14. OSError."""
         self.fd = os.open(mount, os.O_PATH | os.O_CLOEXEC)
         self._device = os.fsencode(device)
 
     def number(self) -> int:
-        """The device number of what is mounted there: something else may lie above it by now."""
+        """Returns the device number of the opened filesystem; another one may have been mounted over it since."""
         return os.fstat(self.fd).st_dev
 
     def get(self, kind: int, number: int) -> Quota:
-        """Of one id. XFS knows nobody who has nothing there: nothing is used, and nothing is limited."""
+        """Returns the quota of one id. XFS has no entry for an id without files: then usage and limits are 0."""
         try:
             return self._quota(_GETQUOTA, kind, number)
         except FileNotFoundError:
             return Quota(number, NOTHING, NOTHING)
 
     def next(self, kind: int, number: int) -> Quota | None:
-        """The quota with the next id, `number` included; None after the last. Root's right."""
+        """Returns the quota with the next id from `number` on; None after the last. Root only."""
         try:
             return self._quota(_GETNEXTQUOTA, kind, number)
         except FileNotFoundError:
             return None
 
     def grace(self, kind: int) -> tuple[int, int]:
-        """For how many seconds somebody may be over a soft limit of space, and of files."""
+        """Returns the grace periods of the soft limits of space and of files, in seconds."""
         buffer = ctypes.create_string_buffer(_DQINFO.size)
         self._call(_GETINFO, kind, 0, buffer)
         space, files, _, _ = _DQINFO.unpack(buffer.raw)
         return space, files
 
     def enforced(self) -> tuple[int, ...]:
-        """The kinds of quota whose limits hold here. Those that are only counted, as on ext4 mounted without
-        usrquota, stop nobody and warn of nothing."""
+        """Returns the kinds of quota whose limits are enforced. Quotas that are only counted, as on ext4 mounted
+        without usrquota, cause no errors and no warnings."""
         buffer = ctypes.create_string_buffer(b"\x01", _STATE_SIZE)  # FS_QSTATV_VERSION1
         self._call(_XGETQSTATV, USER, 0, buffer)
         flags = struct.unpack_from("=H", buffer, 2)[0]
@@ -92,8 +92,8 @@ class Filesystem:
             try:
                 libc.syscall(_QUOTACTL_FD, self.fd, whole, number, buffer)
             except OSError as error:
-                # EROFS: by descriptor the kernel wants a mount that may be written to, also for reading
-                # (quotactl_cmd_write), and in a service's sandbox few are. By device it looks at no mount.
+                # EROFS: by descriptor the kernel requires a writable mount, also for reading (quotactl_cmd_write), and
+                # a service's sandbox has few. By device it checks no mount.
                 if error.errno not in (errno.ENOSYS, errno.EROFS):
                     raise
             else:
@@ -101,6 +101,7 @@ class Filesystem:
         libc.call("quotactl", ctypes.c_uint(whole), self._device, ctypes.c_uint(number), buffer)
 
     def close(self) -> None:
+        """Closes the mount point. May be repeated."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -113,7 +114,7 @@ class Filesystem:
 
 
 def opened(mount: Mount) -> Filesystem:
-    """The filesystem that is mounted there. OSError; ESTALE if another one lies above it."""
+    """Opens the filesystem of a mount. OSError; ESTALE if another one is mounted over it."""
     found = Filesystem(mount.point, mount.source)
     if found.number() != mount.device:
         found.close()
@@ -122,9 +123,9 @@ def opened(mount: Mount) -> Filesystem:
 
 
 def with_quotas(mounts: Iterable[Mount]) -> dict[Mount, tuple[int, ...]]:
-    """Those on which quotas hold, each filesystem once, and which kinds.
+    """Returns the mounts with enforced quotas, one per filesystem, and the kinds that are enforced.
 
-    Types that know no quotas are not touched: on a network filesystem whose server is gone that would hang.
+    Filesystem types without quotas are not opened: a network filesystem without its server would block.
     """
     found: dict[int, tuple[Mount, tuple[int, ...]]] = {}
     for mount in sorted(mounts, key=lambda one: one.root != "/"):

@@ -1,14 +1,14 @@
-"""Calls by name and by their numbers on x86_64: those that some process of ours may make, in groups.
+"""Lists the system calls that upcall's processes may make, by name and number on x86_64, in groups.
 
-What is in no group no process of ours may call: memfd_create(2), for one, whose files could be run. Source:
-asm/unistd_64.h of Linux 6.1; fchmodat2 and mseal of 6.6 and 6.10.
+Calls in no group are forbidden, such as memfd_create(2), whose files could be executed. Source: asm/unistd_64.h of
+Linux 6.1; fchmodat2 and mseal of 6.6 and 6.10.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-# What CPython, glibc 2.36 to 2.41, OpenSSL and the programs that both start cannot do without.
+# Required by CPython, glibc 2.36 to 2.41, OpenSSL and the programs that broker and daemons start.
 COMMON: Final = {
     "read": 0, "write": 1, "open": 2, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8,
     "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14,
@@ -51,19 +51,19 @@ COMMON: Final = {
     "epoll_pwait2": 441, "landlock_create_ruleset": 444, "landlock_add_rule": 445,
     "landlock_restrict_self": 446, "futex_waitv": 449, "fchmodat2": 452, "mseal": 462,
 }  # fmt: skip
-# Not a daemon's: without bind(2) it gives a TCP socket a port that Landlock has not been asked about.
+# listen(2) without bind(2) gives a TCP socket a port that Landlock does not check: daemons drop it at start-up.
 LISTENING: Final = {"listen": 50}
-# What libraries of tokens and of desktops need besides, in daemons.
+# Required by libraries of tokens and desktops, in daemons.
 LIBRARIES: Final = {
     "shmget": 29, "shmat": 30, "shmctl": 31, "semget": 64, "semop": 65, "semctl": 66, "shmdt": 67,
     "semtimedop": 220, "get_mempolicy": 239, "mq_open": 240, "mq_unlink": 241, "mq_timedsend": 242,
     "mq_timedreceive": 243, "mq_notify": 244, "mq_getsetattr": 245, "vmsplice": 278,
 }  # fmt: skip
-# Becoming somebody else.
+# Changing the uid or gid.
 IDS: Final = {
     "setuid": 105, "setgid": 106, "setreuid": 113, "setregid": 114, "setgroups": 116, "setresuid": 117,
     "setresgid": 119, "setfsuid": 122, "setfsgid": 123, "capset": 126,
 }  # fmt: skip
-# Giving files away.
+# Changing a file's owner.
 OWNERS: Final = {"chown": 92, "fchown": 93, "lchown": 94, "fchownat": 260}
 QUOTA: Final = {"quotactl": 179, "quotactl_fd": 443}

@@ -1,7 +1,7 @@
 """Exports the broker's status as Prometheus metrics, by the client library, in a process of its own.
 
-Label values are words of the protocol, so there are never more than some hundred series; uids come in only if asked
-for. https://prometheus.io/docs/practices/naming/
+Label values are words of the protocol, so there are at most some hundred series; uids are labels only on demand.
+https://prometheus.io/docs/practices/naming/
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from upcall.core.errors import UpcallError
 from upcall.process.connection import BrokerConnection
 
 Status = Mapping[str, Any]
-PATIENCE: Final = 2.0  # seconds that a scrape waits for the broker
+PATIENCE: Final = 2.0  # seconds, the time-out of the broker's answer
 _QUOTA_COUNTS = ("received", "folded", "dropped", "lost", "nonsense", "overflows", "delivered")
 
 
 class Family(NamedTuple):
-    """A metric, with the name that it has in the output but for a counter's _total."""
+    """A metric. `name`: as in the output, without the suffix _total of counters."""
 
     name: str
     kind: type[Metric]
@@ -37,21 +37,21 @@ METRICS: Final = (
     UP,
     Family("upcall_info", _G, ("version", "broker_version"), "The versions of this command and of the broker; 1."),
     Family("upcall_requests", _C, ("service", "outcome"), "Requests settled: answered, or why they were refused."),
-    Family("upcall_request_duration_seconds", _H, ("service",), "How long requests took that a daemon was asked."),
+    Family("upcall_request_duration_seconds", _H, ("service",), "Duration of requests that were sent to a daemon."),
     Family("upcall_pending_requests", _G, ("service",), "Requests that a daemon has not answered yet."),
     Family("upcall_contexts", _G, (), "Message contexts of all registered uids."),
     Family("upcall_contexts_in_use", _G, (), "Message contexts in use."),
     Family("upcall_contexts_most", _G, (), "The most contexts that one uid has had in use at once."),
     Family("upcall_daemons", _G, (), "Daemons that are registered."),
-    Family("upcall_replies_rejected", _C, ("on",), "Replies of daemons that fitted no context, by what was wrong."),
-    Family("upcall_messages_rejected", _C, ("on",), "Messages that nobody may send, by what was wrong."),
-    Family("upcall_devices", _G, ("state",), "Uids in whose name /dev/ecryptfs is open, or should be."),
-    Family("upcall_kernel_frames", _C, ("what",), "Frames of /dev/ecryptfs, by what became of them."),
-    Family("upcall_request_keys", _C, ("outcome",), "Keys that the kernel wanted, by outcome."),
-    Family("upcall_quota_listening", _G, (), "1 if the quota source hears the kernel's warnings."),
-    Family("upcall_quota_warnings", _C, ("what",), "Quota warnings: received, and what became of them."),
+    Family("upcall_replies_rejected", _C, ("on",), "Replies of daemons that matched no context, by failed check."),
+    Family("upcall_messages_rejected", _C, ("on",), "Messages that their sender may not send, by failed check."),
+    Family("upcall_devices", _G, ("state",), "Uids for which /dev/ecryptfs is open, or should be."),
+    Family("upcall_kernel_frames", _C, ("what",), "Frames of /dev/ecryptfs, by outcome."),
+    Family("upcall_request_keys", _C, ("outcome",), "Keys that the kernel requested, by outcome."),
+    Family("upcall_quota_listening", _G, (), "1 if the quota source receives the kernel's warnings."),
+    Family("upcall_quota_warnings", _C, ("what",), "Quota warnings, by outcome."),
     Family("upcall_quota_undelivered", _G, (), "Quota notices that wait for their daemon."),
-    Family("upcall_quota_watched", _G, (), "Quotas that are kept in mind."),
+    Family("upcall_quota_watched", _G, (), "Quotas near a limit or over it."),
 )
 PER_UID: Final = (
     Family("upcall_daemon_replies", _C, ("uid", "outcome"), "Replies of this daemon: answered, refused, rejected."),
@@ -64,14 +64,15 @@ Samples = list[tuple[tuple[str, ...], float]]
 
 
 def registry(ask: Callable[[], Status | None], per_uid: bool = False) -> CollectorRegistry:
-    """Asks the broker anew for each collection."""
+    """Returns a registry that calls `ask` once per collection. `per_uid`: export metrics of each uid, too."""
     found = CollectorRegistry()
     found.register(_Broker(ask, per_uid))
     return found
 
 
 def asker(folder: Any = None) -> Callable[[], Status | None]:
-    """What `registry` wants: the status of the broker there, or None if it does not answer."""
+    """Returns a function for `registry`: it returns the status of the broker in `folder`, or None if it does not
+    answer."""
 
     def ask() -> Status | None:
         try:
@@ -88,10 +89,11 @@ class _Broker(Collector):
         self._ask, self._per_uid = ask, per_uid
 
     def describe(self) -> list[Metric]:
-        """Nothing: otherwise registering would ask the broker."""
+        """Returns nothing: otherwise registering would ask the broker."""
         return []
 
     def collect(self) -> Iterator[Metric]:
+        """Yields all metrics; only `upcall_up` 0 if the broker does not answer."""
         status = self._ask()
         if status is None:
             yield _family(UP, [((), 0.0)])
@@ -125,7 +127,7 @@ def _durations(described: Family, latencies: Mapping[str, Any]) -> Metric:
 
 
 def _samples(status: Status) -> dict[str, Samples]:
-    """By metric. What a status does not tell is left out: of others than root the broker tells less."""
+    """Returns samples by metric. Missing parts of the status are omitted: users other than root get less."""
     daemons = status["daemons"]
     contexts = [one["contexts"] for one in daemons]
     found: dict[str, Samples] = {

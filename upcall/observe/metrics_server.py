@@ -1,7 +1,7 @@
 """Serves metrics over HTTP, to this machine only: on a socket in the file system, or a TCP port of a local address.
 
-Few connections are served at a time, each in a thread; each ends after a total time, however slowly it reads or
-writes, and the oldest one ends at once when more come.
+A limited number of connections are served at a time, each in a thread. A connection ends after a total time, however
+slowly its client reads or writes; the oldest one is cut when there are too many.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from upcall.config.kinds import on_this_machine
 from upcall.core.errors import UsageError
 
 MODE = 0o660  # of a socket in the file system
-_PATIENCE = 5.0  # seconds that a connection may last in all
+_PATIENCE = 5.0  # seconds, the time-out of a whole connection
 _MOST = 16  # connections, and threads, at a time
 
 
@@ -33,7 +33,7 @@ class _Handler(WSGIRequestHandler):
         return "local"
 
     def log_message(self, *_: Any) -> None:
-        """Nothing: Prometheus asks every few seconds."""
+        """Logs nothing: Prometheus asks every few seconds."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -47,7 +47,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().__init__(*arguments)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Starts a thread for it; the oldest connection is cut if there are too many."""
+        """Serves a connection in a thread. Cuts the oldest connection if there are too many."""
         with self._lock:
             if len(self._began) >= _MOST:
                 self._cut(next(iter(self._began)))
@@ -55,14 +55,14 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().process_request(request, client_address)
 
     def service_actions(self) -> None:
-        """serve_forever calls this at least twice a second: cuts connections that last too long."""
+        """Cuts connections after their time-out. serve_forever calls this at least twice a second."""
         now = time.monotonic()
         with self._lock:
             for request in [one for one, began in self._began.items() if now - began > _PATIENCE]:
                 self._cut(request)
 
     def _cut(self, request: socket.socket) -> None:
-        """Its thread's recv or send returns at once, and the thread ends."""
+        """Shuts a connection down: its thread's recv or send returns at once, and the thread ends."""
         del self._began[request]
         with contextlib.suppress(OSError):
             request.shutdown(socket.SHUT_RDWR)
@@ -73,7 +73,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing: a connection was cut, or its peer has gone."""
+        """Ignores the error: a connection was cut, or its client has closed it."""
 
 
 class _Inet6(_Server):
@@ -84,7 +84,7 @@ class _Unix(_Server):
     address_family = socket.AF_UNIX
 
     def server_bind(self) -> None:
-        """As SimpleServer does it, but for the host's name, which a path has not."""
+        """Binds as SimpleServer does, without looking up a host name, which a path does not have."""
         before = os.umask(0o777 & ~MODE)
         try:
             self.socket.bind(self.server_address)
@@ -101,8 +101,8 @@ class _Unix(_Server):
 
 
 def server(address: str, app: Callable[..., Any], group: int | None = None) -> WSGIServer:
-    """Listens at `unix:PATH` or `HOST:PORT`; call its serve_forever. `group`: the gid of a socket in the file
-    system, whose mode is 0660. UsageError for another machine's or a bad address, OSError if it cannot be had."""
+    """Returns a server that listens at `unix:PATH` or `HOST:PORT`; call its serve_forever. `group`: the gid of a
+    socket in the file system, whose mode is 0660. UsageError for a malformed or non-local address; OSError."""
     if address.startswith("unix:"):
         path = Path(address.removeprefix("unix:"))
         _clear(path)
@@ -112,16 +112,16 @@ def server(address: str, app: Callable[..., Any], group: int | None = None) -> W
         host, colon, port = address.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-            raise UsageError(f"{address!r}: unix:PATH or 127.0.0.1:PORT is wanted")
+            raise UsageError(f"{address!r}: must be unix:PATH or 127.0.0.1:PORT")
         if not on_this_machine(host):
-            raise UsageError(f"{host!r} is not this machine's own address: put a proxy before it that asks who comes")
+            raise UsageError(f"{host!r} is not this machine's own address: put an authenticating proxy in front of it")
         made = (_Inet6 if ":" in host else _Server)((host, int(port)), _Handler)
     made.set_app(app)
     return made
 
 
 def _clear(path: Path) -> None:
-    """A socket that nobody listens on any more is taken away."""
+    """Removes a stale socket. OSError EADDRINUSE if a process listens there."""
     if not path.is_socket():
         return
     with socket.socket(socket.AF_UNIX) as probe:
@@ -131,4 +131,4 @@ def _clear(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
             return
-    raise OSError(errno.EADDRINUSE, "somebody listens there already", str(path))
+    raise OSError(errno.EADDRINUSE, "another process listens there already", str(path))

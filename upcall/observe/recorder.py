@@ -1,6 +1,7 @@
 """Writes one record per settled request to stderr, systemd's journal, or a file. Off by default.
 
-It never waits: a thread writes, and what does not fit, or is too much for one second, is counted as lost.
+It does not block: a thread writes. Records that do not fit into the queue, or exceed the rate limit, are counted as
+lost.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from upcall.wire.record import Record, fields_of, line_of
 NO, STDERR, JOURNAL = "no", "stderr", "journal"
 MODE: Final = 0o640
 
-_PER_SECOND = 1000  # records; more would fill a disk at the will of any user
+_PER_SECOND = 1000  # records, a limit so that no user can fill the disk
 _OPEN = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
 
 class RecordFile:
-    """A file to append to. Renamed or removed, as logrotate does it, it is made anew before the next line."""
+    """A file to append to. If it was renamed or removed, as by logrotate, it is created again before the next line."""
 
     def __init__(self, path: Path) -> None:
-        """OSError if it cannot be written to, is no regular file, or is somebody else's."""
+        """OSError if it cannot be written, is not a regular file, or belongs to another user."""
         self._path = path
         self._fd, self._inode = self._open()
         self._torn = False
@@ -44,7 +45,7 @@ class RecordFile:
         raise PermissionError(errno.EPERM, "is not a regular file of ours", str(self._path))
 
     def write(self, data: bytes) -> None:
-        """Whole lines; behind what a full disk has torn a new one begins. OSError."""
+        """Appends whole lines. After a line that a full disk has cut, a new line begins. OSError."""
         self._follow()
         if self._torn:
             data = b"\n" + data
@@ -63,10 +64,10 @@ class RecordFile:
 
 
 class Recorder:
-    """`record(uid, service, outcome, seconds, seq, handler)` writes a record, soon."""
+    """`record(uid, service, outcome, seconds, seq, handler)` writes a record asynchronously; it does not block."""
 
     def __init__(self, name: str, where: str, socket: Path = journal.JOURNAL) -> None:
-        """`where`: "stderr", "journal", or the whole path of a file. OSError if that cannot be."""
+        """`where`: "stderr", "journal", or the absolute path of a file. OSError if it cannot be opened."""
         self._name, self._socket = name, socket
         self._prefix = f"{name}[{os.getpid()}]: "
         self._second, self._in_second = 0.0, 0
@@ -85,8 +86,8 @@ class Recorder:
             self._outbox.put(Record(now, uid, service, outcome, max(0.0, seconds), seq, handler))
 
     def _send_line(self, record: Record, lost: int) -> None:
-        told = f"{self._prefix}{line_of(record)}\n" + (f"{self._prefix}lost records={lost}\n" if lost else "")
-        data = told.encode("utf-8", "backslashreplace")
+        text = f"{self._prefix}{line_of(record)}\n" + (f"{self._prefix}lost records={lost}\n" if lost else "")
+        data = text.encode("utf-8", "backslashreplace")
         if self._file is not None:
             self._file.write(data)
         else:
@@ -95,31 +96,32 @@ class Recorder:
     def _send_fields(self, record: Record, lost: int) -> None:
         journal.send(self._socket, fields_of(record, self._name).items())
         if lost:
-            told = {"MESSAGE": f"{lost} records of requests were lost", "PRIORITY": 4, "SYSLOG_IDENTIFIER": self._name}
-            journal.send(self._socket, told.items())
+            note = {"MESSAGE": f"{lost} records of requests were lost", "PRIORITY": 4, "SYSLOG_IDENTIFIER": self._name}
+            journal.send(self._socket, note.items())
 
     def flush(self) -> None:
-        """Waits for a second at most; for the very end only."""
+        """Waits until all records are written, at most a second. Only when the process ends."""
         self._outbox.flush()
 
 
-def wanted(told: str | None, user: bool) -> str:
-    """Where records are to go: as the command line says, or the configuration. ConfigError."""
-    if told is not None:
-        return told
+def wanted(option: str | None, user: bool) -> str:
+    """Returns where records go: `option`, the command line's option, otherwise as configured. ConfigError."""
+    if option is not None:
+        return option
     settings = config.settings("log", user)
     return str(settings.get("to", STDERR)) if settings.get("requests", False) else NO
 
 
 def check_where(where: str) -> str:
-    """UsageError if records cannot go there."""
+    """Returns `where`; UsageError if it is neither "no", "stderr", "journal" nor an absolute path."""
     if where in (NO, STDERR, JOURNAL) or where.startswith("/"):
         return where
-    raise UsageError(f"{where!r}: no, stderr, journal or the whole path of a file is wanted")
+    raise UsageError(f"{where!r}: must be no, stderr, journal or the absolute path of a file")
 
 
 def recorder(name: str, where: str, log: EventLog) -> Recorder | None:
-    """None if none is wanted, or there cannot be one: then the log says so, and requests are served all the same."""
+    """Returns a recorder; None if `where` is "no". If it cannot be opened, logs that and returns None: requests are
+    served without records."""
     if where == NO:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a broker says of itself, as tables for a terminal."""
+"""Formats a broker's status as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from upcall.protocols.quota.notice import printable
 
 
 def show(status: dict[str, Any], console: Console) -> None:
-    """A broker's status, for people."""
+    """Prints a broker's status for people."""
     broker = status["broker"]
     console.print(f"broker: pid {broker['pid']}, uid {broker['uid']}")
-    if hardening := broker.get("hardening"):  # of an older broker there is none
-        told = ", ".join(f"{name} {said}" for name, said in hardening.items())
-        console.print(f"what it has given up: {told}", highlight=False)
+    if hardening := broker.get("hardening"):  # missing from older brokers
+        text = ", ".join(f"{name} {said}" for name, said in hardening.items())
+        console.print(f"restrictions: {text}", highlight=False)
     if machine := broker.get("machine"):
         pids = [daemon["pid"] for daemon in status["daemons"] if daemon["uid"] == machine]
         about = f"pid {pids[0]}" if pids else "not registered"
@@ -31,14 +31,14 @@ def show(status: dict[str, Any], console: Console) -> None:
     for title, counts in (
         ("replies rejected", status["rejected"]),
         ("messages rejected", status.get("junk")),
-        ("keys that the kernel wanted", status.get("request_key")),
+        ("keys that the kernel requested", status.get("request_key")),
     ):
         if counts:
             console.print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     if status.get("quota"):
         console.print(Text(_quota(status.get("quota", {}))))
     if missing := [one for one in status.get("devices", []) if not one["open"] and "[Errno 2]" in one["why"]]:
-        console.print("/dev/ecryptfs: not there; `modprobe ecryptfs` makes it, if it is wanted", highlight=False)
+        console.print("/dev/ecryptfs: not there; `modprobe ecryptfs` creates it, if needed", highlight=False)
     for device in status.get("devices", []):
         if device in missing:
             continue

@@ -10,13 +10,13 @@ from typing import IO
 
 from upcall.wire.record import MAX_LINE
 
-PAUSE = 0.2  # seconds between two looks
+PAUSE = 0.2  # seconds between two reads at the end of the file
 
 
 def lines(path: Path, follow: bool = False, pause: float = PAUSE) -> Iterator[str | None]:
-    """Each line without its end; with `follow`, None whenever there is nothing more for now. OSError.
+    """Yields each line without its end; with `follow`, None at the end of the file. OSError.
 
-    A line that is longer than any record comes in pieces: damaged records, but no memory without bounds.
+    A line longer than any record is yielded in pieces, so that memory stays bounded.
     """
     file: IO[bytes] = path.open("rb")
     try:
@@ -43,7 +43,7 @@ def lines(path: Path, follow: bool = False, pause: float = PAUSE) -> Iterator[st
 
 
 def _rotated(path: Path, file: IO[bytes]) -> IO[bytes] | None:
-    """The file that is called so now, if that is another one; or the same, if it was emptied."""
+    """Returns the file that has this path now if it is another one, or the same reopened if it was truncated."""
     here = os.fstat(file.fileno())
     try:
         there = path.stat()
@@ -51,4 +51,4 @@ def _rotated(path: Path, file: IO[bytes]) -> IO[bytes] | None:
             return None
         return path.open("rb")
     except FileNotFoundError:
-        return None  # it is about to be made anew
+        return None  # it is about to be created

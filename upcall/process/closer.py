@@ -1,5 +1,7 @@
-"""Closes connections whose messages carry descriptors, in threads of its own: closing them takes as long as the sender
-likes (a TCP socket that lingers, a huge file). What is stuck is counted by person, so that it stays bounded."""
+"""Closes connections whose messages carry descriptors, in threads of its own, because the sender controls how long
+that takes (a TCP socket that lingers, a huge file). The number of unfinished closes is counted per person and bounded
+by the listener.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ _THREADS = 4
 
 
 class Closer:
-    """`close` in the loop's thread."""
+    """Closes sockets in up to four threads. Its methods are called in the loop's thread."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[tuple[socket.socket, int]] = SimpleQueue()
@@ -22,10 +24,11 @@ class Closer:
         self._threads = 0
 
     def stuck(self, person: int) -> int:
-        """How many connections of a person are not closed yet."""
+        """Returns how many connections of a person are not closed yet."""
         return self._stuck[person] if self._stuck else 0
 
     def close(self, connection: socket.socket, person: int) -> None:
+        """Closes a connection in another thread. Does not block."""
         with self._lock:
             self._stuck[person] += 1
         self._queue.put((connection, person))

@@ -1,6 +1,6 @@
-"""Requests to the broker, or to one's own daemon, over an AF_UNIX connection: the requester's side of the link.
+"""Sends requests to the broker, or to the user's own daemon, over an AF_UNIX connection.
 
-Source: docs/protocol.md.
+The requester's side of the protocol in docs/protocol.md.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from upcall.wire.envelope import MAX_MESSAGE, Envelope, Response, pack_request, 
 
 
 class NoBroker(UpcallError):
-    """There is no broker where we looked, or it has gone."""
+    """No broker listens at the expected place, or it has ended."""
 
 
 class _NotTaken(ConnectionError):
-    """The connection ended before the other side has taken the request."""
+    """The connection ended before the other side read the request."""
 
 
 class LocalConnection:
-    """Requests over one SOCK_SEQPACKET connection, one after the other. Not for several threads at a time."""
+    """Sends requests over one SOCK_SEQPACKET connection, one at a time. Not thread-safe. `path`: the socket; `owners`:
+    uids that may listen there. OSError if none listens, UsageError if another uid does."""
 
     def __init__(self, path: Path, owners: frozenset[int]) -> None:
         self._path, self._owners = path, owners
@@ -38,9 +39,11 @@ class LocalConnection:
         self._seq = 0
 
     def ask(self, service: str, uid: int, body: bytes, timeout: float) -> bytes:
-        """The answer's body. Refused with the reason; TimeoutError; ConnectionError if the other side went.
+        """Sends a request and returns the answer's body. `uid`: whose daemon is asked; `timeout`: seconds. Blocks.
 
-        A connection that the other side has ended because it was idle is made again, once."""
+        Refused with the reason; TimeoutError; ConnectionError if the other side ended; PeerError if its reply is
+        malformed. Connects again, once, if the other side had ended the idle connection before it read the request.
+        """
         self._seq = (self._seq + 1) & 0xFFFFFFFF
         deadline = time.monotonic() + timeout
         requester = Requester(uid, os.getpid())
@@ -58,7 +61,7 @@ class LocalConnection:
         raise Refused(response.outcome.reason, response.outcome.errno)
 
     def _exchange(self, request: bytes, timeout: float) -> Response:
-        """Sends it, and waits for its response. _NotTaken if the other side had gone without reading it."""
+        """Sends a request and waits for its response. _NotTaken if the other side ended without reading it."""
         self._socket.settimeout(timeout + 1)
         try:
             self._socket.send(request)
@@ -68,8 +71,8 @@ class LocalConnection:
             try:
                 data = self._socket.recv(MAX_MESSAGE)
             except ConnectionResetError as error:
-                # unix(7): ECONNRESET if the peer closed with unread data. The request was sent last, so it is among
-                # them; a peer that has taken everything gives the end of file, and is not asked again.
+                # unix(7): ECONNRESET if the peer closed with unread data. The request was sent last, so it is unread.
+                # If the peer has read everything, there is an end of file instead: the request is not repeated.
                 raise _NotTaken(str(error)) from error
             if not data:
                 raise ConnectionError("the connection was closed")
@@ -79,24 +82,27 @@ class LocalConnection:
 
     @property
     def peer(self) -> tuple[int, int]:
-        """(pid, uid) of whoever listens there."""
+        """(pid, uid) of the process that listens, as the kernel reports them."""
         pid, uid, _ = ucred.of_peer(self._socket)
         return pid, uid
 
     def detach(self) -> socket.socket:
-        """The connection itself, for whoever has something else to say on it; blocking."""
+        """Returns the socket, blocking, for another protocol than requests. The caller must close it."""
         self._socket.settimeout(None)
         return self._socket
 
     def close(self) -> None:
+        """Closes the connection."""
         self._socket.close()
 
 
 class BrokerConnection:
-    """Requests to the broker. `uid`: whose daemon is asked, one's own if not given; only root may ask another's."""
+    """Sends requests to the broker. `uid`: whose daemon is asked, by default the caller's; only root may ask
+    another's."""
 
     def __init__(self, folder: Path | None = None, uid: int | None = None, timeout: float = 10.0) -> None:
-        """NoBroker if there is none in `folder` (or in the usual places)."""
+        """`folder`: the broker's; by default the user's own broker, otherwise the system's. `timeout`: seconds per
+        request. NoBroker if none listens there."""
         self._uid = os.getuid() if uid is None else uid
         self.timeout = timeout
         place = find_place(folder)
@@ -106,22 +112,24 @@ class BrokerConnection:
             raise NoBroker(f"no broker at {place.socket}: {error}") from error
 
     def ask(self, service: str, body: bytes) -> bytes:
-        """Any service by its name. Refused, TimeoutError, NoBroker if it has gone, PeerError if it talks nonsense."""
+        """Sends a request and returns the answer's body. `service`, `body`: see docs/protocol.md. Refused,
+        TimeoutError, NoBroker if the broker has ended, PeerError if its reply is malformed."""
         try:
             return self._connection.ask(service, self._uid, body, self.timeout)
         except TimeoutError as error:
             raise TimeoutError(f"the broker has not answered within {self.timeout} s") from error
         except (ConnectionError, FileNotFoundError, UsageError) as error:
-            raise NoBroker(f"the broker has gone: {error}") from error
+            raise NoBroker(f"the broker has ended: {error}") from error
 
     def status(self) -> dict[str, Any]:
-        """The broker's view of itself: for root of everybody, for others of themselves."""
+        """Returns the broker's status: for root of all uids, for others of their own."""
         found = json.loads(self.ask("broker.status", b""))
         if not isinstance(found, dict):
             raise PeerError("status", "is not a JSON object")
         return found
 
     def close(self) -> None:
+        """Closes the connection."""
         self._connection.close()
 
     def __enter__(self) -> Self:

@@ -49,6 +49,7 @@ class DaemonControl:
         self._ask("daemon.reload", b"")
 
     def status(self) -> dict[str, Any]:
+        """Returns the daemon's status as plain data. PeerError if it is malformed."""
         found = json.loads(self._ask("daemon.status", b""))
         if not isinstance(found, dict):
             raise PeerError("status", "is not a JSON object")
@@ -67,7 +68,7 @@ class DaemonControl:
         return connection.detach()
 
     def _ask(self, service: str, body: bytes) -> bytes:
-        """One request per connection: the daemon's main thread has other things to watch."""
+        """Sends one request on a connection of its own, so that the daemon's main thread need not watch idle ones."""
         connection = self._connect()
         try:
             return connection.ask(service, os.geteuid(), body, 5.0)

@@ -1,8 +1,9 @@
-"""A listening socket of the broker and its connections: each asks, and is answered on the same connection.
+"""Accepts connections at a socket of the broker, limits them per person, and passes their requests on.
 
 Admission: connections are limited per person (the owner of a range of subordinate uids, upcall/process/people.py) and
-in all. At a limit, a newcomer takes the place of the longest idle connection of the person who holds most. Root's
-connections have room of their own and are never evicted. Idle connections end after `idle` seconds.
+in all. At a limit, a new connection replaces the longest idle one of the person who has most. Root's connections have
+room of their own and are never evicted. Idle connections end after `idle` seconds. New connections are rate-limited
+per person.
 """
 
 from __future__ import annotations
@@ -39,36 +40,37 @@ from upcall.process.source import Source
 from upcall.wire.envelope import Envelope, pack_response, refusal, response_position, take_request
 
 _ACCEPTS_PER_TURN, _ACCEPTING, _ACCEPT_PAUSE = 64, 0.00002, 0.1  # connections; seconds
-# A new connection costs up to 0.2 ms, so each person has a rate limit. What is beyond it is closed as soon as it is
-# accepted, which costs 15 us: the backlog is shared by all, and has to be emptied for the others.
-_BURST, _PER_SECOND, _CREDITS = 256.0, 200.0, 4096  # connections of a person; persons whose credit is kept
-_LOOKED_AT = 8  # connections whose queue is looked into before one is evicted
+# A new connection costs up to 0.2 ms, so each person has a rate limit. Connections above it are closed at once, which
+# costs 15 us: all persons share the backlog, so it must be emptied.
+_BURST, _PER_SECOND, _CREDITS = 256.0, 200.0, 4096  # connections of a person; persons whose credit is stored
+_LOOKED_AT = 8  # connections checked for unread messages before one is evicted
 _ROOT = 0
 _HEARD = attrgetter("heard")
 
 
 class Connection:
-    """One who asks. What it sends is answered on the same connection, by its own seq and index."""
+    """A requester's connection. Each request is answered on it, under the request's own seq and index."""
 
     def __init__(self, listener: Listener, connection: socket.socket) -> None:
         self._listener, self.socket = listener, connection
         self.pid, self.uid, _ = ucred.of_peer(connection)
         self.person = listener.people.of(self.uid)
         self._loop = listener.loop
-        self.heard = listener.loop.now  # when it last sent something, or was last answered
-        self.pending = 0  # requests that are not answered yet
+        self.heard = listener.loop.now  # time of its last message or answer, in seconds of CLOCK_MONOTONIC
+        self.pending = 0  # unanswered requests
         self._line: Line | None = None
         self.open = True
 
     @property
     def line(self) -> Line:
-        """From whom the other side descends: as it was at the first request, for a peer never changes."""
+        """The peer and its ancestors, for self-deadlock detection. Read at the first request: the peer never
+        changes."""
         if self._line is None:
             self._line = self._listener.people.line_of(self.pid)
         return self._line
 
     def on_readable(self) -> None:
-        """One message per turn, as with daemons."""
+        """Receives one message per turn of the loop, for fairness."""
         if self._listener.guarded and carries_rights(self.socket):
             self._listener.log("descriptors-refused", uid=self.uid, pid=self.pid)
             self.close()
@@ -87,7 +89,7 @@ class Connection:
         try:
             seq, index = response_position(data)
         except PeerError:
-            self.close()  # there is nothing to answer to
+            self.close()  # without seq and index it cannot be answered
             return
         origin = Asked(self, seq, index)
         try:
@@ -99,12 +101,12 @@ class Connection:
         self._listener.ask(self, envelope, origin)
 
     def answer(self, data: bytes) -> None:
-        """To one request. Who does not read loses the connection: nobody waits for it."""
+        """Sends the answer to one request without blocking. A requester whose buffer is full loses its connection."""
         self.pending -= 1
         self.heard = self._loop.now
         if self._loop.pays(self.person):
             self._send(data)
-        else:  # a deadline, or an end: the peer can make our send slow, and pays for it itself
+        else:  # caused by a deadline or an end: the peer can make the send slow, so its person is charged
             self._loop.defer(self.person, partial(self._send, data))
 
     def _send(self, data: bytes) -> None:
@@ -119,7 +121,7 @@ class Connection:
 
     @property
     def unread(self) -> bool:
-        """Whether it has sent something that was not read yet, or has ended."""
+        """Whether unread data or the end of file is waiting."""
         try:
             self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -129,6 +131,7 @@ class Connection:
         return True
 
     def close(self) -> None:
+        """Closes the connection. May be repeated."""
         if self.open:
             self.open = False
             self._listener.forget(self)
@@ -136,7 +139,7 @@ class Connection:
 
 
 class Asked:
-    """One request of a connection: takes the outcome and sends it."""
+    """The Origin of one request of a connection: sends the outcome to the requester."""
 
     __slots__ = ("_connection", "_index", "_seq")
 
@@ -145,21 +148,22 @@ class Asked:
         connection.pending += 1
 
     def settle(self, outcome: Answer | Refusal) -> None:
+        """Sends the outcome. Called exactly once."""
         self._connection.answer(pack_response(self._seq, self._index, outcome))
 
 
 class Listener(Source):
-    """The socket at `path`. What is asked there is the affair of those who inherit this."""
+    """A listening socket at `path`. Subclasses implement `ask`. All methods run in the loop's thread."""
 
     mode = 0o600
-    per_person, in_all = 64, 1024  # connections; root's are not among them
+    per_person, in_all = 64, 1024  # connections, root's not counted
     for_root = 1024
-    once = False  # each connection asks one thing, and is closed with the answer
-    limited = True  # new connections, by person
+    once = False  # whether a connection is closed after its first answer
+    limited = True  # whether new connections are rate-limited per person
     idle = 60.0  # seconds until a connection that is not busy ends
 
     def __init__(self, loop: Loop, router: Router, log: EventLog, people: People, path: Path) -> None:
-        """UsageError if a broker listens there already."""
+        """OSError; UsageError if another broker listens at `path`."""
         super().__init__(loop, router, log)
         self.people, self._path = people, path
         self._listener = listen(path, self.mode)
@@ -168,34 +172,34 @@ class Listener(Source):
         self._counts: Counter[int] = Counter()  # by person
         self._count = 0  # of all persons but root
         self._idle_timer = loop.timer(self._end_idle)
-        self._credits: dict[int, tuple[float, float]] = {}  # by person: how many it may make, and when that was so
-        # Whether descriptors can be sent to us; root's own socket is reached by root alone.
+        self._credits: dict[int, tuple[float, float]] = {}  # by person: connections it may make, at this time
+        # Whether peers can send descriptors. Those of a socket with mode 0600 are trusted not to.
         self.guarded = self.mode != 0o600 and not takes_no_rights(self._listener)
         self._closer = Closer()
         loop.add(self._listener, self._on_connect, LISTENER)
 
     def ask(self, connection: Connection, envelope: Envelope, origin: Asked) -> None:
-        """Sees to it that the origin is settled."""
+        """Handles a request. Must settle `origin`, or pass it to the router, which does."""
         raise NotImplementedError
 
     def make(self, accepted: socket.socket) -> Connection:
-        """What is known of a peer that has connected."""
+        """Returns the connection object for an accepted socket."""
         return Connection(self, accepted)
 
     def evictable(self, connection: Connection) -> bool:
-        """Whether it may be ended to make room, if need be."""
+        """Returns whether the connection may be ended to make room."""
         return True
 
     def admits(self, connection: Connection) -> bool:
-        """Who may be connected at all; how many may be is seen to elsewhere."""
+        """Returns whether this peer may connect at all. The limits are checked elsewhere."""
         return True
 
     def busy(self, connection: Connection) -> bool:
-        """Whether the connection does not count as idle now, and is evicted last."""
+        """Returns whether the connection is in use: it does not time out, and is evicted last."""
         return connection.pending > 0
 
     def owner(self, connection: Connection) -> int:
-        """On whose account the connection is served."""
+        """Returns the owner that the loop charges for the connection."""
         return connection.person
 
     # --- admission -----------------------------------------------------------------------------------------
@@ -228,7 +232,7 @@ class Listener(Source):
             self.discard(accepted, connection.person)
 
     def _has_credit(self, person: int, now: float) -> bool:
-        """Whether the person may make a connection now."""
+        """Applies the rate limit: returns whether the person may make a connection now."""
         if person == _ROOT or not self.limited:
             return True
         credit, since = self._credits.get(person, (_BURST, now))
@@ -241,7 +245,7 @@ class Listener(Source):
         return credit >= 1
 
     def discard(self, connection: socket.socket, person: int) -> None:
-        """Closes a connection; in another thread if what its peer has sent could make that slow."""
+        """Closes a connection; in another thread if it carries descriptors, whose closing may be slow."""
         if not self.guarded:
             connection.close()
         elif not discard(connection):
@@ -255,13 +259,13 @@ class Listener(Source):
         self.loop.add(connection.socket, connection.on_readable, self.owner(connection))
 
     def _room_for(self, connection: Connection) -> bool:
-        """Whether it can stay, once another one was evicted for it if need be."""
+        """Returns whether the connection is within the limits, after evicting another one if necessary."""
         person = connection.person
         mine = self._counts[person] + self._closer.stuck(person)
         if person == _ROOT:
             return mine < self.for_root
         if mine >= self.per_person:
-            # Watches on their ends make our closes slow: then its newcomers are refused, and nobody waits.
+            # epoll watches on a connection make its close slow: then refuse the new one, so that others do not wait.
             return not self.loop.charged(person) and self._evict(person, idle_only=True)
         if self._count < self.in_all:
             return True
@@ -269,16 +273,16 @@ class Listener(Source):
         return self._counts[most] > mine + 1 and self._evict(most)
 
     def _holds_most(self) -> int:
-        """The person but root with most connections; root if nobody has any."""
+        """Returns the person, other than root, with most connections; root if there are none."""
         held = ((count, person) for person, count in self._counts.items() if person != _ROOT)
         return max(held, default=(0, _ROOT))[1]
 
     def _evict(self, person: int, idle_only: bool = False) -> bool:
-        """Ends a connection of the person: of the uid that holds most of them, the longest idle one; of those that
-        are busy only if none is idle. False if there is none to end."""
+        """Ends a connection of the person: the longest idle one of the uid that has most; a busy one only if none is
+        idle. False if there is none to end."""
         victim = None
         if person != _ROOT:
-            # Only one uid's connections are looked at closely: a flood of newcomers evicts with each of them.
+            # Only one uid's connections are examined, because a flood evicts one for each new connection.
             for held in sorted(self._held.get(person, {}).values(), key=len, reverse=True):
                 if victim := self._least_needed(held, idle_only):
                     break
@@ -289,7 +293,8 @@ class Listener(Source):
         return True
 
     def _least_needed(self, held: Iterable[Connection], idle_only: bool) -> Connection | None:
-        """The longest idle one without unread messages, or the longest idle one, or (not `idle_only`) a busy one."""
+        """Returns the longest idle connection without unread messages, otherwise the longest idle one, otherwise
+        (unless `idle_only`) a busy one."""
         these = [one for one in held if self.evictable(one)]
         idle = sorted((one for one in these if not self.busy(one)), key=_HEARD)
         if not idle:
@@ -297,8 +302,8 @@ class Listener(Source):
         return next((one for one in idle[:_LOOKED_AT] if not one.unread), idle[0])
 
     def _free_descriptor(self) -> bool:
-        """No descriptor is free: evicts a connection, or refuses the newcomer by means of the spare descriptor, so
-        that the listener does not stay readable for ever. False if there was none."""
+        """Frees a descriptor by evicting a connection. If none can be evicted, refuses the new connection by means of
+        the spare descriptor, so that the listener does not stay readable. Returns whether one was evicted."""
         if self._evict(self._holds_most()):
             return True
         if self._spare < 0:
@@ -313,7 +318,7 @@ class Listener(Source):
     # --- time ----------------------------------------------------------------------------------------------
 
     def _end_idle(self, now: float) -> None:
-        """Ends connections that were idle for too long."""
+        """Ends connections that were idle for `idle` seconds."""
         for connection in list(self._all()):
             if self.busy(connection) or connection.heard + self.idle > now:
                 self._idle_timer.at(now + self.idle if self.busy(connection) else connection.heard + self.idle)
@@ -323,6 +328,7 @@ class Listener(Source):
                 connection.close()
 
     def forget(self, connection: Connection) -> None:
+        """Removes a connection from the loop and the counts. May be repeated."""
         self.loop.remove(connection.socket)
         person, uid = connection.person, connection.uid
         of_person = self._held.get(person, {})
@@ -341,6 +347,7 @@ class Listener(Source):
         return (one for of_person in self._held.values() for of_uid in of_person.values() for one in of_uid)
 
     def close(self) -> None:
+        """Closes all connections and the socket, and removes it from the file system."""
         for connection in list(self._all()):
             connection.close()
         self.loop.remove(self._listener)
@@ -351,7 +358,7 @@ class Listener(Source):
 
 
 def _spare() -> int:
-    """A descriptor that is given up when none is free; -1 if there is none."""
+    """Opens a descriptor to be released when no other is free; -1 if there is none."""
     try:
         return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -16,9 +16,9 @@ from upcall.process.log_writer import Outbox
 from upcall.wire.logfmt import shown
 
 _PER_SECOND = 20  # lines of one event of one person
-_OF_PERSON = 60  # lines of one person, but root, of all events
-_IN_ALL = 200  # lines of all persons but root; below what a slow terminal or journald takes
-_KEPT = 2048  # (event, person) that are told apart within a second
+_OF_PERSON = 60  # lines of all events of one person; root is exempt
+_IN_ALL = 200  # lines of all persons together but root; below the rate of a slow terminal or journald
+_KEPT = 2048  # (event, person) counted separately within a second
 _SUMMARIES = 32  # lines about suppressed events
 
 _Key = tuple[str, int | None]
@@ -40,7 +40,7 @@ class EventLog:
         self._suppressed: dict[_Key, int] = {}
         self._lines = 0  # of all persons but root
         self._mine: dict[int, int] = {}  # by person: lines
-        self._others = 0  # suppressed, and not told apart
+        self._others = 0  # suppressed, not counted separately
         self._outbox: Outbox[str] = Outbox(self._write)
 
     def __call__(self, event: str, /, **fields: object) -> None:

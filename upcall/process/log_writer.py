@@ -29,6 +29,7 @@ class Outbox(Generic[T]):
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def put(self, thing: T) -> None:
+        """Queues an item. Does not block; counts it as lost if the queue is full."""
         if len(self._things) >= _KEPT:
             self._lost += 1
             return
@@ -37,7 +38,7 @@ class Outbox(Generic[T]):
         self._more.release()
 
     def lose(self) -> None:
-        """Writes one item; counts it as lost on OSError."""
+        """Counts one item as lost."""
         self._lost += 1
 
     def _run(self) -> None:

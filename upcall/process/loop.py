@@ -1,7 +1,7 @@
 """Calls back sources that are ready, fairly between owners, and timers. One thread; callbacks must not block.
 
-Fair between owners (persons): when more is ready than a turn takes, those who used least time of late come first. So
-the wait of one does not grow with the number of others who never stop asking.
+Fair between owners (persons): when more sources are ready than a turn takes, the owners that used least time recently
+come first. So an owner's waiting time does not grow with the number of others that are always ready.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeVar
 
-URGENT = -1  # an owner who is served in every turn: the kernel, signals, and processes that end
-LISTENER = -2  # an owner that is nobody's
-IDLE = -3  # `Loop.running` outside of callbacks of owners: timers, and the end
-PER_TURN = 4  # callbacks, the urgent ones not counted; asking again what is ready costs less than one of them
-# A process can make our send to it, or our close, slow: 50,000 epoll watches on its socket cost 12 ms. An owner with a
-# slow callback is watched; the next slow one (by processor time, so that being preempted does not count) pauses it for
-# a multiple. Root is never paused. A turn ends after _TURN, whatever is ready: what is left out comes up in the next.
-# Times are those of a processor that counts to ten thousand in _COUNTED; a slower one (emulated: 20 times) has more.
+URGENT = -1  # the owner of what is served in every turn: the kernel, signals, ends of processes
+LISTENER = -2  # the owner of listening sockets, which belong to no person
+IDLE = -3  # `Loop.running` outside of owners' callbacks: in timers and at shutdown
+PER_TURN = 4  # callbacks, urgent ones not counted; another epoll_wait costs less than one of them
+# A peer can make a send to it, or a close, slow: 50,000 epoll watches on its socket cost 12 ms. An owner with a slow
+# callback is watched; the next slow one (by processor time, so that preemption does not count) pauses it for a
+# multiple. Root is never paused. A turn ends after _TURN; sources left out are reported again in the next. The times
+# are for a processor that counts to ten thousand in _COUNTED, and longer on a slower one (emulated: 20 times).
 _SLOW, _PAUSE, _TURN = 0.00025, 20, 0.0005  # seconds of a callback; its multiple; seconds of a turn
 _COUNTED = 0.0003  # seconds
-_CHARGED = 0.002  # seconds of work in another one's callback
-_WATCHED = 1024  # owners
-_HALVED_EVERY = 0.05  # seconds until what an owner has used counts half
+_CHARGED = 0.002  # seconds of work in another owner's callback until the owner is paused
+_WATCHED = 1024  # owners watched; above this only paused ones are kept
+_HALVED_EVERY = 0.05  # seconds until an owner's used time counts half
 
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class HasFileno(Protocol):
 
 
 class Pollable:
-    """Something to wait for, and whose it is."""
+    """A descriptor to wait for, its callback and its owner."""
 
     __slots__ = ("callback", "fd", "owner")
 
@@ -74,28 +74,30 @@ class Loop:
         self._epoll = select.epoll()
         self._sources: dict[int, Pollable] = {}
         self._muted: dict[int, float] = {}
-        self._used: dict[int, float] = {}  # by owner: seconds of callbacks of late
+        self._used: dict[int, float] = {}  # by owner: seconds of recent callbacks
         self._deferred: dict[int, deque[Callable[[], None]]] = {}  # by owner
         pace = _pace()
         self._slow, self._turn, self._much = _SLOW * pace, _TURN * pace, _CHARGED * pace
-        self.running = IDLE  # the owner whose callback runs
-        self.over = False  # the end: nothing is deferred any more
-        self._paused: dict[int, float] = {}  # by owner: until when, for a callback that was slow
-        self._charged: dict[int, float] = {}  # the same, for work in another owner's callback
+        self.running = IDLE  # the owner whose callback is running
+        self.over = False  # shutdown: `defer` calls back at once
+        self._paused: dict[int, float] = {}  # by owner: paused until, after a slow callback
+        self._charged: dict[int, float] = {}  # the same, after work in another owner's callback
         self._watched: set[int] = set()  # owners whose last callback was slow: their processor time is read
         self._halved = 0.0
         self._timers: list[tuple[float, int, Timer]] = []  # a heap
         self._numbers = itertools.count()
         self._unmuting = Timer(self, self._unmute)
         self.wake = math.inf  # when `fire` must be called at the latest
-        # Seconds of CLOCK_MONOTONIC, read once per turn. What is read in this turn arrived after `since`, the time
-        # of the turn before.
+        # Seconds of CLOCK_MONOTONIC, read once per turn. Data read in this turn arrived after `since`, the time of the
+        # previous turn.
         self.now = self.since = time.monotonic()
 
     def timer(self, callback: Callable[[float], None]) -> Timer:
+        """Returns a timer, not yet scheduled. `callback(now)`: seconds of CLOCK_MONOTONIC."""
         return Timer(self, callback)
 
     def due(self, when: float, timer: Timer) -> None:
+        """Schedules a timer; called by Timer.at."""
         heapq.heappush(self._timers, (when, next(self._numbers), timer))
         self.wake = self._timers[0][0]
 
@@ -111,6 +113,8 @@ class Loop:
         self.wake = self._timers[0][0] if self._timers else math.inf
 
     def add(self, source: HasFileno, callback: Callable[[], None], owner: int) -> None:
+        """Calls `callback()` whenever the source is readable, until `remove`. `owner`: a person's uid, or URGENT,
+        LISTENER. OSError."""
         fd = source.fileno()
         self._epoll.register(fd, select.EPOLLIN)
         self._sources[fd] = Pollable(fd, callback, owner)
@@ -138,37 +142,37 @@ class Loop:
             self._unmuting.at(min(self._muted.values()))
 
     def wait_until(self, when: float) -> list[Pollable]:
-        """Waits until a source is ready, a timer is due, or `when`; gives what is ready, for `run`, and sets the
-        clock of this turn."""
+        """Waits until a source is ready, a timer is due, or `when` (seconds of CLOCK_MONOTONIC). Returns the ready
+        sources, for `run`, and sets `now` and `since`."""
         wake = min(when, self.wake)
         ready = self.wait(-1 if wake == math.inf else max(0.0, wake - time.monotonic()))
         self.since, self.now = self.now, time.monotonic()
         return ready
 
     def turn(self, until: float = math.inf) -> None:
-        """Waits as `wait_until`, and calls back what is ready and the timers that are due."""
+        """Waits as `wait_until`, then calls back ready sources and due timers."""
         ready = self.wait_until(until)
         self.run(ready, self.now)
         self.fire(self.now)
 
     def wait(self, timeout: float) -> list[Pollable]:
-        """Waits at most `timeout` seconds (negative: for ever); gives what is ready, for `run`."""
+        """Waits at most `timeout` seconds (negative: without limit). Returns the ready sources, for `run`."""
         if self._deferred:
             due = max(0.0, min(self._paused.get(owner, 0.0) for owner in self._deferred) - time.monotonic())
             timeout = due if timeout < 0 else min(timeout, due)
         return [self._sources[fd] for fd, _ in self._epoll.poll(timeout) if fd in self._sources]
 
     def defer(self, owner: int, callback: Callable[[], None]) -> None:
-        """Calls back on the owner's account, soon: for work that another one's callback, a timer or the end of a
-        process causes, and that the owner can make slow."""
+        """Calls back soon, charged to `owner`: for work that another owner's callback, a timer or the end of a process
+        causes, and that the owner can make slow."""
         if self.over:
             callback()
         else:
             self._deferred.setdefault(owner, deque()).append(callback)
 
     def run(self, ready: list[Pollable], now: float) -> None:
-        """Calls back a few of them, but for those that one before has removed: their descriptor may be another's
-        by now. `now`: time.monotonic(), just read."""
+        """Calls back some of the ready sources, but none that an earlier callback has removed: its descriptor may have
+        been reused. `now`: time.monotonic(), just read."""
         if now - self._halved >= _HALVED_EVERY:
             self._halve(now)
         if self._deferred:
@@ -221,25 +225,27 @@ class Loop:
             self._watched.discard(owner)
 
     def pays(self, owner: int) -> bool:
-        """Whether work for the owner keeps only the owner waiting: its own callback runs, or it is root's."""
+        """Returns whether work for the owner delays only the owner: its own callback is running, or it is root."""
         return owner in (self.running, 0)
 
     def measured(self, owner: int, work: Callable[[], T]) -> T:
-        """Does work for an owner in another one's callback, and charges it. What `work` gives, and raises."""
-        began = time.thread_time()  # being preempted is nobody's fault
+        """Does work for an owner in another owner's callback, and charges its processor time to the owner. Returns
+        what `work` returns, raises what it raises."""
+        began = time.thread_time()  # preemption must not be charged
         try:
             return work()
         finally:
             self.charge(owner, time.thread_time() - began)
 
     def charge(self, owner: int, seconds: float) -> None:
-        """Work for an owner, in another one's callback, took so much processor time; much of it pauses the owner."""
+        """Charges processor time of work for an owner in another owner's callback; more than _CHARGED pauses the
+        owner."""
         if seconds > self._much and owner > 0:
             self._watched.add(owner)
             self._paused[owner] = self._charged[owner] = self.now + seconds * _PAUSE
 
     def charged(self, owner: int) -> bool:
-        """Whether work for the owner in others' callbacks was so slow that it is to be left out for a while."""
+        """Returns whether the owner is paused because of work in others' callbacks; further work should be skipped."""
         return bool(self._charged) and self._charged.get(owner, 0.0) > self.now
 
     def _halve(self, now: float) -> None:
@@ -251,13 +257,14 @@ class Loop:
         self._used = {owner: used / 2 for owner, used in self._used.items() if used > 1e-5}
 
     def close(self) -> None:
+        """Closes the epoll descriptor. The sources must be removed and closed by their owners."""
         self._epoll.close()
 
 
 def _pace() -> float:
-    """How much slower this processor is than the one that the times are for; 1 if it is not."""
+    """Returns how much slower this processor is than the one that the times are for, at least 1."""
     best = math.inf
-    for _ in range(3):  # the first is slowed by what else starts
+    for _ in range(3):  # the first is often slowed by other start-up work
         began = time.thread_time()
         sum(range(10_000))
         best = min(best, time.thread_time() - began)

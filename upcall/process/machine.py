@@ -58,7 +58,7 @@ def credentials(root: Path = Path("/")) -> Path | None:
 def handed_over() -> dict[str, str]:
     """Returns the environment variables with which a process of that user finds the same files as the daemon."""
     folder = credentials()
-    told = {"XDG_RUNTIME_DIR": str(FOLDER)}
+    variables = {"XDG_RUNTIME_DIR": str(FOLDER)}
     if folder is not None:
-        told |= {"CREDENTIALS_DIRECTORY": str(folder), "KRB5_KTNAME": f"FILE:{folder / KEYTAB}"}
-    return told
+        variables |= {"CREDENTIALS_DIRECTORY": str(folder), "KRB5_KTNAME": f"FILE:{folder / KEYTAB}"}
+    return variables

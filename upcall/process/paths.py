@@ -1,7 +1,7 @@
-"""Where broker, daemon and requesters find each other.
+"""Determines the folders and sockets where broker, daemon and requesters find each other.
 
-The system's broker lives in /run/upcall; a user's own in that user's runtime folder. In the broker's folder are its
-sockets, for requesters and for daemons: only the broker's own user can put one there, so the path says whose it is.
+The system's broker uses /run/upcall; a user's own broker uses that user's runtime folder. The broker's sockets lie in
+its folder. Only the folder's owner can create a socket there, so the path identifies the broker.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ SYSTEM_FOLDER = Path("/run/upcall")
 
 
 def user_folder() -> Path:
-    """This user's own runtime folder, made if need be, owned by the user and closed to others."""
+    """Returns this user's runtime folder, created if necessary, owned by the user and closed to others. UsageError if
+    another user owns it or can write to it; OSError."""
     uid = os.geteuid()
     for base in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{uid}"):
         if base == "/run/user/0":
-            continue  # comes and goes with root's logins, and root's daemon is the machine's
+            continue  # removed at root's last logout, while root's daemon serves the machine
         # After su(1) the environment may name another user's folder.
         if base and Path(base).is_dir() and Path(base).stat().st_uid == uid:
             return own_folder(Path(base) / "upcall", 0o700)
@@ -31,7 +32,8 @@ def user_folder() -> Path:
 
 
 def own_folder(folder: Path, mode: int) -> Path:
-    """The folder, ours and not writable by others; UsageError if somebody else made it."""
+    """Returns the folder, created with `mode` if necessary. UsageError unless it belongs to this process's user and
+    others cannot write to it. OSError."""
     folder.mkdir(mode=mode, parents=True, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
@@ -40,43 +42,45 @@ def own_folder(folder: Path, mode: int) -> Path:
 
 
 class Place(NamedTuple):
-    """A broker's folder."""
+    """A broker's folder and the sockets in it."""
 
     folder: Path
 
     @property
     def socket(self) -> Path:
+        """For requesters; open to all users."""
         return self.folder / "broker.sock"
 
     @property
     def request_key_socket(self) -> Path:
-        """For forwarders of request_key; root's."""
+        """For forwarders of request_key; root only."""
         return self.folder / "request-key.sock"
 
     @property
     def registration_socket(self) -> Path:
-        """For daemons."""
+        """For daemons; open to all users."""
         return self.folder / "registration.sock"
 
     @property
     def source_socket(self) -> Path:
-        """For sources in processes of their own; the broker's own user's."""
+        """For sources in processes of their own; the broker's own user only."""
         return self.folder / "source.sock"
 
     def owners(self) -> frozenset[int]:
-        """The uids that a broker here may have: root's, or ours if the folder is not the system's."""
+        """Returns the uids that a broker here may have: root; the caller's, too, unless the folder is the system's."""
         return frozenset({0}) if self.folder == SYSTEM_FOLDER else frozenset({0, os.geteuid()})
 
 
 def own_place(folder: Path | None = None) -> Place:
-    """Where this process, being a broker, is to be found."""
+    """Returns the folder for a broker in this process, created if necessary. UsageError, OSError."""
     if folder is not None:
         return Place(own_folder(folder, 0o755))
     return Place(own_folder(SYSTEM_FOLDER, 0o755) if os.geteuid() == 0 else user_folder())
 
 
 def find_place(folder: Path | None = None) -> Place:
-    """Where to look for a broker: as told, or this user's own if there is one, or the system's."""
+    """Returns where to look for a broker: `folder`, or this user's own broker if it exists, otherwise the system's.
+    UsageError, OSError."""
     if folder is not None:
         return Place(folder)
     own = Place(user_folder())
@@ -84,5 +88,5 @@ def find_place(folder: Path | None = None) -> Place:
 
 
 def daemon_socket() -> Path:
-    """Where this user's daemon listens for this user's commands."""
+    """Returns the socket of this user's daemon for the user's commands. UsageError, OSError."""
     return user_folder() / "daemon.sock"

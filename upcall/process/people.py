@@ -40,6 +40,7 @@ class People:
         self.read()
 
     def of(self, uid: int) -> int:
+        """Returns the person that a uid belongs to, by its uid. Any thread."""
         return self._ranges.of(uid)
 
     def look(self, now: float) -> None:

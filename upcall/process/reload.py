@@ -47,7 +47,8 @@ class Reloading:
         self._running = self._again = False
 
     def ask(self) -> None:
-        """Waits for nothing. Not in a signal handler. RuntimeError if there can be no thread now."""
+        """Requests a run. Does not block. Must not be called in a signal handler. RuntimeError if no thread can be
+        started."""
         with self._lock:
             self._again = self._running
             if self._running:
@@ -64,11 +65,11 @@ class Reloading:
             raise
 
     def _run(self) -> None:
-        """Once. An unexpected error goes to threading.excepthook, and stops none of the reloads after it."""
+        """Runs the work once. An unexpected exception goes to threading.excepthook and does not prevent later runs."""
         try:
             self._work()
         finally:
-            with self._lock:  # from here on this thread does nothing more to what another may have begun
+            with self._lock:  # after this, another thread may have begun a run
                 again = self._running = self._again
                 self._again = False
             if again:

@@ -1,7 +1,7 @@
-"""The connection of a source in a process of its own to the broker: upcall/wire/source_link.py over source.sock.
+"""Connects a source in a process of its own to the broker: upcall/wire/source_link.py over source.sock.
 
-It is made again whenever it ends. Everything here runs in the loop's thread and never waits; times are seconds,
-monotonic.
+Reconnects with back-off whenever the connection ends. All methods run in the loop's thread and do not block. Times are
+seconds of CLOCK_MONOTONIC.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ from upcall.wire.source_link import (
     take_to_source,
 )
 
-LOST: Final = Refusal("broker-gone", REASONS["daemon-gone"])  # the connection ended before the broker had answered
+LOST: Final = Refusal("broker-gone", REASONS["daemon-gone"])  # the connection ended before the broker answered
 
-_FIRST_AGAIN, _LAST_AGAIN = 0.1, 1.0  # seconds until the next try to connect, doubled each time
-_STATUS_AFTER: Final = 0.1  # seconds between a change and the STATUS that says it
-_AT_ONCE: Final = 64  # messages in a turn
+_FIRST_AGAIN, _LAST_AGAIN = 0.1, 1.0  # seconds of back-off between attempts to connect, doubled each time
+_STATUS_AFTER: Final = 0.1  # seconds from a change to the STATUS that reports it
+_AT_ONCE: Final = 64  # messages received in a turn
 
 Settle = Callable[[Answer | Refusal], None]
 
 
 class User(Protocol):
-    """What the source does with what it hears."""
+    """The source's callbacks. All are called in the loop's thread and must not block."""
 
     def status(self) -> Mapping[str, object]:
-        """What the broker is to say of this source to those who ask."""
+        """Returns the source's status for `upcall status`, as plain data; at most MAX_STATUS bytes as JSON."""
 
     def on_connected(self) -> None:
-        """Things can be sent now. Those registered come next."""
+        """Called when the broker has accepted the source. `on_registered` follows."""
 
     def on_registered(self, uids: Collection[int], /) -> None:
-        """Daemons of these uids can be told things from now on. Uid 0 stands for the machine's."""
+        """Called when daemons of these uids have registered. Uid 0 stands for the machine's daemon."""
 
     def on_refused(self, reason: str, /) -> None:
-        """The broker does not want this source: "duplicate", there is one of the name; "no-service", it is too old."""
+        """Called when the broker refuses the source: "duplicate" (one of this name is connected) or "no-service" (the
+        broker does not know it)."""
 
 
 class _Pending(NamedTuple):
@@ -58,7 +59,8 @@ class _Pending(NamedTuple):
 
 
 class SourceLink:
-    """`name`: the source's. `registered`: the uids that have a daemon, while there is a connection."""
+    """The connection to the broker, made when the loop runs. `name`: the source's. `registered`: uids with a daemon,
+    empty while not connected."""
 
     def __init__(self, loop: Loop, place: Place, name: str, log: Callable[..., None], user: User) -> None:
         self._loop, self._path, self._owners, self._name = loop, place.source_socket, place.owners(), name
@@ -80,20 +82,23 @@ class SourceLink:
     # --- sending ---------------------------------------------------------------------------------------------
 
     def notice(self, uid: int, service: str, requester: Requester, body: bytes, settle: Settle) -> bool:
-        """Has the broker tell the daemon of `uid`. False if it cannot be sent now, and `settle` is not called.
+        """Sends a notice for the daemon of `uid`. Returns False, without calling `settle`, if it cannot be sent now.
 
-        Otherwise `settle` gets an Answer (handed to the daemon), Refusal "no-daemon" or "daemon-full", or LOST."""
+        Otherwise `settle` is called once with an Answer (it is in the daemon's socket), a Refusal such as "no-daemon"
+        or "daemon-full", or LOST. PeerError if the body is too long.
+        """
         return self._send(NOTICE, uid, Envelope(0, 0, service, requester, 0, body), settle, math.inf)
 
     def ask(
         self, uid: int, service: str, requester: Requester, body: bytes, settle: Settle, deadline: float
     ) -> bool:  # fmt: skip
-        """Asks the daemon of `uid`. False as for `notice`. Otherwise `settle` is called once, by `deadline`."""
+        """Sends a request for the daemon of `uid`. Returns False as `notice` does. Otherwise `settle` is called once,
+        at `deadline` at the latest."""
         envelope = Envelope(0, 0, service, requester, int(deadline * 1e9), body)
         return self._send(REQUEST, uid, envelope, settle, deadline)
 
     def changed(self) -> None:
-        """The status is another now: the broker is told soon."""
+        """Schedules a STATUS, because the source's status has changed."""
         self._telling.at(time.monotonic() + _STATUS_AFTER)
 
     def _send(self, kind: int, uid: int, envelope: Envelope, settle: Settle, deadline: float) -> bool:
@@ -106,13 +111,13 @@ class SourceLink:
         except BlockingIOError:
             return False
         except OSError:
-            return False  # the end is read next: what was answered before must not be lost
+            return False  # `_on_readable` handles the end, after the answers that came before it
         self._pending[seq] = _Pending(settle, deadline)
         self._expiring.at(deadline)
         return True
 
     def _tell(self, now: float) -> None:
-        """Says the status, if it is not as it was said."""
+        """Sends the status if it has changed since it was last sent."""
         status = self._user.status()
         if self._socket is None or status == self._said:
             return
@@ -121,7 +126,7 @@ class SourceLink:
         except BlockingIOError:
             self._telling.at(now + _STATUS_AFTER)
         except (OSError, PeerError) as error:
-            self._log("status-not-sent", why=error)
+            self._log("status-send-failed", why=error)
         else:
             self._said = status
 
@@ -134,7 +139,7 @@ class SourceLink:
             try:
                 data = receive(self._socket)
             except ConnectionResetError:
-                continue  # said once, for what we sent and nobody read; what was sent to us before is still there
+                continue  # once, for messages that the broker did not read; those that it sent can be received
             except OSError as error:
                 self._lose(str(error))
                 return
@@ -195,12 +200,12 @@ class SourceLink:
         self.registered.clear()
         pending, self._pending = self._pending, {}
         self._not_now(time.monotonic(), why)
-        for one in reversed(pending.values()):  # so that whoever puts each before the others has them in order
+        for one in reversed(pending.values()):  # so that a caller that prepends each to a queue keeps the order
             one.settle(LOST)
 
     def _not_now(self, now: float, why: str) -> None:
         if why != self._why:
-            self._log("broker-not-connected", why=why)
+            self._log("broker-connect-failed", why=why)
         self._why = why
         self._connecting.at(now + self._again)
         self._again = min(2 * self._again, _LAST_AGAIN)
@@ -214,7 +219,7 @@ class SourceLink:
                 self._expiring.at(pending.deadline)
 
     def close(self) -> None:
-        """For good. What is pending is not settled any more."""
+        """Closes the connection for good. Pending messages are not settled."""
         self._closed = True
         if self._socket is not None:
             self._loop.remove(self._socket)

@@ -1,9 +1,9 @@
-"""Whether nobody but root (or, for a user's own processes, that user) can change what is run: by path, every folder
-above it, and every symbolic link on the way. Looks at names, owners and modes; imports and runs nothing of it.
+"""Checks by path that only root (or, for a user's own processes, that user) can change the code that is run.
 
-An access control list that lets others write shows as writable by the group. A folder in which everybody may make
-files but nobody may replace others' (sticky, as /tmp is) is good enough above what is there already, and never as the
-place in which something is looked for.
+It examines names, owners and modes of a file, of every folder above it and of every symbolic link on the way; it
+imports and runs nothing. An access control list that lets others write shows as writable by the group. A sticky folder
+in which everyone may create files but not replace others' (as /tmp) is accepted above an existing file, and never as a
+place where something is searched.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pathlib import Path
 from shlex import quote
 from typing import Final, NamedTuple
 
-_MAX_LINKS: Final = 40  # as the kernel has it
+_MAX_LINKS: Final = 40  # the kernel's limit
 _OTHERS_WRITE: Final = 0o022
 _CODE: Final = (".py", ".pyc", ".so", ".pth")
-_PLAIN: Final = 0o170000 | _OTHERS_WRITE  # of a mode: what kind of file it is, and whether others write to it
-# Below the standard library lie the packages of the interpreter that a virtual environment was made from, tens of
-# thousands of files that it does not use; where they count, they are an entry of sys.path of their own.
+_PLAIN: Final = 0o170000 | _OTHERS_WRITE  # bits of a mode: the type of file, and whether others may write
+# Below the standard library lie the packages of the interpreter that a virtual environment was made from: tens of
+# thousands of files that are not used. Where they are used, they are an entry of sys.path of their own.
 _NOT_IMPORTED: Final = ("site-packages", "dist-packages")
-_MOST: Final = 20  # faults that are told
+_MOST: Final = 20  # faults reported
 
 
 class Fault(NamedTuple):
-    """`path` is what others could change, `why` how it is known, `command` what mends it."""
+    """`path`: what others could change; `why`: the reason; `command`: a shell command that fixes it, or ""."""
 
     path: str
     why: str
@@ -39,9 +39,9 @@ class Fault(NamedTuple):
 
 
 def distrust(path: str, root: Path = Path("/"), owners: Collection[int] = (0,), may_miss: bool = False) -> str:
-    """Why others than `owners` could change the file at this absolute path below `root`, or "".
+    """Returns why users other than `owners` could change the file at this absolute path below `root`, or "".
 
-    `may_miss`: what is not there is no fault.
+    `may_miss`: a missing file is no fault.
     """
     try:
         found = Trust(owners, root).walk(path)
@@ -55,15 +55,16 @@ def distrust(path: str, root: Path = Path("/"), owners: Collection[int] = (0,), 
 
 
 class Trust:
-    """Looks at each folder once. Not for several threads."""
+    """Checks paths, each folder once. Not thread-safe."""
 
     def __init__(self, owners: Collection[int], root: Path = Path("/")) -> None:
         self._owners, self._root = frozenset(owners), root
-        self._good: set[str] = set()  # folders that are good on the way to something
-        self.seen: set[str] = set()  # files that were found good in their folder
+        self._good: set[str] = set()  # folders accepted above a file
+        self.seen: set[str] = set()  # files accepted in their folder
 
     def walk(self, path: str) -> Fault | os.stat_result:
-        """The file or folder itself, if it and all on the way is the owners' own. OSError."""
+        """Returns the stat of a file or folder if it and everything above it belong to the owners; otherwise the first
+        fault. OSError."""
         root = str(self._root)
         here, left, links = root, _parts(path), 0
         while True:
@@ -88,14 +89,15 @@ class Trust:
             here = self._next(here, left)
 
     def _next(self, here: str, left: list[str]) -> str:
-        """No link is ever left behind in `here`, so its parent is what ".." means; above the root is the root."""
+        """Returns the next path on the way. `here` contains no links, so its parent is what ".." means; above the root
+        is the root."""
         part = left.pop()
         if part == "..":
             return here if here == str(self._root) else _above(here)
         return f"{here.rstrip('/')}/{part}"
 
     def look(self, path: str, found: os.stat_result, last: bool) -> Fault | None:
-        """At one file, link or folder; `last`: it is what is meant, not a folder on the way."""
+        """Checks one file, link or folder. `last`: it is the file in question, not a folder above it."""
         shown = _shown(path, self._root)
         if found.st_uid not in self._owners:
             return Fault(shown, f"belongs to uid {found.st_uid}", f"chown {min(self._owners)} {quote(path)}")
@@ -107,7 +109,8 @@ class Trust:
         return Fault(shown, f"has mode {mode:04o}: others can write to it", f"chmod go-w {quote(path)}")
 
     def place(self, path: str) -> Iterator[Fault]:
-        """A folder (or archive) in which modules are looked for; if it is not there, where it could be made."""
+        """Checks a folder (or archive) where modules are searched; if it does not exist, the folder where it could be
+        created."""
         try:
             found = self.walk(path)
         except FileNotFoundError:
@@ -120,7 +123,7 @@ class Trust:
                 yield found
 
     def inside(self, folder: str, deep: bool) -> Iterator[Fault]:
-        """What is in a folder that is trusted itself; `deep`: and below it."""
+        """Checks the entries of a trusted folder; `deep`: and everything below it."""
         try:
             entries = list(os.scandir(folder))
         except (FileNotFoundError, NotADirectoryError):
@@ -145,21 +148,23 @@ class Trust:
                 yield from self.inside(entry.path, deep)
 
     def tree(self, path: str) -> Iterator[Fault]:
-        """A package's folder with all that is in it, or a module's file."""
+        """Checks a package's folder with everything in it, or a module's file."""
         faults = list(self.place(path))
         yield from faults or self.inside(path, deep=True)
 
 
 def owners() -> frozenset[int]:
-    """Whose files this process may run: root's and its own user's."""
+    """Returns the uids whose files this process may run: root's and its own user's."""
     return frozenset({0, os.geteuid()})
 
 
 def faults(deep: bool = False, more: Iterable[str] = ()) -> list[Fault]:
-    """What others could change of what this interpreter runs: the interpreter, pyvenv.cfg, every entry of sys.path
-    and what lies in it, what .pth files add to it, our own files, and the files in `more`.
+    """Returns what others could change of what this interpreter runs: the interpreter, pyvenv.cfg, every entry of
+    sys.path and the files in it, what .pth files add to it, upcall's own files, and the files in `more`. Up to _MOST
+    faults.
 
-    `deep`: everything below sys.path, which takes as long as it is large; else of other libraries what is loaded.
+    `deep`: everything below sys.path, which takes long if that is large; otherwise only loaded files of other
+    libraries.
     """
     trust = Trust(owners())
     found: dict[Fault, None] = {}
@@ -185,8 +190,8 @@ def faults(deep: bool = False, more: Iterable[str] = ()) -> list[Fault]:
 
 
 def require() -> list[Fault]:
-    """ConfigError, as root, if somebody else could change what root runs, unless the system's configuration says
-    `[trust] check = false`. For another user what was found: it is that user's affair, and worth a warning."""
+    """Returns the faults. As root raises ConfigError instead, unless the system's configuration has `[trust] check =
+    false`. For other users a fault is worth a warning only: it concerns their own processes."""
     found = faults()
     if found and os.geteuid() == 0 and _is_wanted():
         from upcall.config import ConfigError
@@ -196,24 +201,24 @@ def require() -> list[Fault]:
 
 
 def refusal(fault: Fault) -> str:
-    """What is wrong with a file that root would run, and what to do."""
+    """Describes a file that root must not run, and what to do."""
     mends = f": {fault.command}" if fault.command else ""
     if "belongs to" in fault.why:
         mends += ", or install upcall where only root can write: python3 -m venv /opt/upcall"
-    told = "`upcall doctor` shows all there is; [trust] check = false in /etc/upcall/config.toml allows it"
-    return f"root would run it, but it {fault.why}{mends}; {told}"
+    hint = "`upcall doctor` shows all there is; [trust] check = false in /etc/upcall/config.toml allows it"
+    return f"root would run it, but it {fault.why}{mends}; {hint}"
 
 
 def _is_wanted() -> bool:
-    """Only files that root alone can write have a say in it."""
+    """Returns whether the check is on. Only files that root alone can write configure it."""
     from upcall import config
 
     return bool(config.settings("trust").get("check", True))
 
 
 def of_package(name: str) -> list[Fault]:
-    """What others could change of the package or module of this name, which is not imported. Its own sys.path entry
-    is looked at, too; nothing if there is no such package."""
+    """Returns what others could change of the package or module of this name, without importing it; its own entry of
+    sys.path is checked, too. Nothing if there is no such package."""
     from importlib.util import find_spec
 
     try:
@@ -231,9 +236,9 @@ def of_package(name: str) -> list[Fault]:
 
 
 def _added_in(folder: str) -> Iterator[str]:
-    """What the .pth files in a folder add to what can be imported: paths, and the folders of editable installations.
+    """Yields what the .pth files in a folder add to sys.path, and the folders of editable installations.
 
-    Lines of code are not run; the file they are in, and the modules beside it, are looked at as all others are.
+    Code lines are not run; the file that contains them, and the modules beside it, are checked as all others are.
     Source: site.py, and setuptools' editable_wheel.py, which writes `MAPPING: dict[str, str] = {...}`.
     """
     try:
@@ -252,7 +257,8 @@ def _added_in(folder: str) -> Iterator[str]:
 
 
 def _strings(line: str) -> list[str]:
-    """The paths in `MAPPING: dict[str, str] = {'name': '/path'}`; ast would take longer than all the rest."""
+    """Returns the paths in `MAPPING: dict[str, str] = {'name': '/path'}`. Parsing it by ast would take longer than the
+    check."""
     return [word for word in line.split(line[-2]) if word.startswith("/")] if len(line) > 2 else []
 
 
@@ -264,7 +270,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _parts(path: str) -> list[str]:
-    """The last first."""
+    """Returns the components of a path, last first."""
     return [part for part in reversed(path.split("/")) if part not in ("", ".")]
 
 
@@ -277,5 +283,5 @@ def _under(root: Path, path: str) -> Path:
 
 
 def _shown(path: str, root: Path) -> str:
-    """As it is called below `root`."""
+    """Returns the path as seen below `root`."""
     return path if root == Path("/") else "/" + path.removeprefix(str(root)).lstrip("/")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 
 class Waker:
-    """Readable from `wake` or a signal until `heard`. `wake`: from any thread or signal handler."""
+    """Is readable after `wake` or a signal, until `heard`."""
 
     def __init__(self) -> None:
         self._reader, self._writer = socket.socketpair()
@@ -20,7 +20,8 @@ class Waker:
         return self._reader.fileno()
 
     def wake(self) -> None:
-        with contextlib.suppress(OSError):  # it is awake already, or has ended
+        """Makes it readable. May be called from any thread or signal handler."""
+        with contextlib.suppress(OSError):  # it is readable already, or closed
             self._writer.send(b"x")
 
     def heard(self) -> None:
@@ -35,6 +36,7 @@ class Waker:
         signal.signal(signal.SIGINT, stop)
 
     def close(self) -> None:
+        """Closes both sockets. In the main thread also removes the signal wake-up descriptor."""
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(-1)
         self._reader.close()

@@ -1,1 +1,1 @@
-"""One folder for each kind of kernel upcall: all that upcall knows of it, from its bytes to its handlers."""
+"""Implements each kind of kernel upcall in a folder of its own, from its bytes to its handlers."""

@@ -1,4 +1,6 @@
-"""Lists all protocols. Code that handles every protocol iterates over this list. A new protocol is one line here."""
+"""Lists all protocols, their services and notices. Code that needs all of them iterates over these. A new protocol is
+one line here.
+"""
 
 from __future__ import annotations
 

@@ -37,4 +37,4 @@ class Protocol(NamedTuple):
     # Returns the constructor of the source in the broker's process, or None if this broker has none. Imports the
     # source only when called. UsageError, ConfigError.
     source: Callable[[Given], MakeSource | None] = _no_source
-    notices: tuple[Notice, ...] = ()  # notices that sources in processes of their own may send through the broker
+    notices: tuple[Notice, ...] = ()  # notices of its source in a process of its own, by the source's name

@@ -23,7 +23,7 @@ from upcall.process.log import EventLog
 from upcall.process.paths import daemon_socket, find_place, user_folder
 from upcall.process.reload import Hangup
 from upcall.protocols.ecryptfs.auto_lock import Locking
-from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.key_handler import KeyHandler
 from upcall.testing.keys import FolderKeyring
 
 
@@ -43,15 +43,17 @@ def run(arguments: list[str]) -> None:
     hardened = of_daemon(arguments, user_folder())
     log, manager = EventLog("upcall-daemon"), Manager()
     log("privileges-dropped", **hardened._asdict())
-    modules = loaders(arguments, lambda: keys.asker().deadline, log)
+    modules = loaders(arguments, lambda: keys.deadline(), log)
     prompter = LazyPrompter(arguments, log)
-    keys = KeyService(FolderKeyring(Path(settings["keys"])), modules, fetch, prompter=prompter)
-    control = Control(daemon_socket(), keys) if "control" in settings else None
+    keys = KeyHandler(FolderKeyring(Path(settings["keys"])), modules, fetch, prompter=prompter)
+    control = None
+    if "control" in settings:
+        control = Control(daemon_socket(), keys.cache, keys.warm, prompter.attach)
     if control is not None:
         done_listening(hardened)
     record = recorder("upcall-daemon", settings.get("records", "no"), log)
     daemon = Daemon(find_place(Path(settings["folder"])), [keys, *handlers], control, log, manager, record)
-    locking = Locking(keys, arguments, log)
+    locking = Locking(keys.cache, arguments, log)
     daemon.on_reload = Renewing(
         arguments, keys, daemon, log, lambda _: _found(Path(settings["found"])), locking=locking
     ).ask

@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from upcall.client import Client, NoBroker
 from upcall.core.errors import UpcallError
@@ -185,9 +186,17 @@ class RunningDaemon(Started):
 StartDaemon = Callable[..., RunningDaemon]  # a fixture's: (broker to wait for, control, handlers)
 
 
+class ChildFailed(Exception):
+    """The function raised in the child, or ended it."""
+
+
+_FAILED: Final = b"\0"  # begins no JSON
+
+
 def in_child(function: Callable[[], object], uid: int | None = None, timeout: float = PATIENCE) -> Any:
-    """Calls `function` in a forked child and returns its result, which passes through JSON. `uid`: of the child; needs
-    root. NotInTime."""
+    """Returns what `function` returns in a forked child, passed on as JSON. `uid`: runs it as that user; root only.
+
+    ChildFailed with the child's traceback; NotInTime after `timeout` seconds."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -200,6 +209,8 @@ def in_child(function: Callable[[], object], uid: int | None = None, timeout: fl
                 os.setresuid(uid, uid, uid)
             os.write(writer, json.dumps(function()).encode())
             status = 0
+        except BaseException:  # noqa: BLE001 - this is a copy of the test's process, which must not go on here
+            os.write(writer, _FAILED + traceback.format_exc().encode("utf-8", "backslashreplace"))
         finally:
             os._exit(status)
     os.close(writer)
@@ -217,7 +228,9 @@ def _result(reader: int, timeout: float) -> Any:
         chunk = os.read(reader, 65536)
         if not chunk:
             if not data:
-                raise NotInTime("the child has ended without a word")
+                raise ChildFailed("the child has ended without a word")
+            if data.startswith(_FAILED):
+                raise ChildFailed(data.removeprefix(_FAILED).decode())
             return json.loads(data)
         data += chunk
     raise NotInTime(f"the child has said nothing within {timeout} s")

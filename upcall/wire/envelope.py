@@ -123,7 +123,8 @@ def pack_request(envelope: Envelope, kind: int = REQUEST) -> bytes:
 
 
 def take_request(data: bytes, kinds: Collection[int] = (REQUEST, NOTICE)) -> Envelope:
-    """A REQUEST or NOTICE (or another of `kinds` with an envelope) from exactly these bytes."""
+    """Parses a REQUEST or NOTICE (or another of `kinds` with an envelope) that fills `data`. PeerError if it is
+    malformed."""
     if len(data) < REQUEST_HEAD.size:
         raise PeerError("request", f"{len(data)} bytes, at least {REQUEST_HEAD.size} are needed")
     length, kind, _, seq, _, index, size, version, name_len, _, uid, pid, deadline_ns = REQUEST_HEAD.unpack_from(data)

@@ -52,7 +52,7 @@ _WITH_DATA = frozenset({OPEN, WRAP, UNWRAP, ANSWER, PIN, TOUCH})
 
 
 class ChildMessage(NamedTuple):
-    """One message. `data` may hold a secret: what is taken is a buffer of its own, for its owner to wipe."""
+    """One message. `data` may be a secret: `take` copies it into a buffer of its own, which the caller must wipe."""
 
     kind: int
     id: int
@@ -69,7 +69,8 @@ class ChildMessage(NamedTuple):
 
 
 def pack(message: ChildMessage) -> bytearray:
-    """The bytes of one message, for their owner to wipe. PeerError if the wire cannot say it."""
+    """Returns the bytes of one message; the caller must wipe them. PeerError if a field is too long or out of
+    bounds."""
     kind, number, handle, code, words, data = message
     try:
         text = words.encode("utf-8", "surrogateescape")
@@ -86,7 +87,8 @@ def pack(message: ChildMessage) -> bytearray:
 
 
 def take(data: bytes | bytearray | memoryview) -> ChildMessage:
-    """One message from exactly these bytes."""
+    """Parses one message that fills `data`. PeerError if it is malformed. The caller must wipe `data` of the
+    result."""
     if len(data) < HEAD.size:
         raise PeerError("message", f"{len(data)} bytes, at least {HEAD.size} are needed")
     version, kind, code, number, handle, size = HEAD.unpack_from(data)

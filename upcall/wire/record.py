@@ -41,7 +41,7 @@ class Record(NamedTuple):
 
 
 class RecordSource(NamedTuple):
-    """Who has written it: upcall-broker or upcall-daemon."""
+    """The process that wrote a record. `name`: upcall-broker or upcall-daemon."""
 
     name: str
     pid: int
@@ -56,19 +56,20 @@ def line_of(record: Record) -> str:
 def fields_of(record: Record, name: str) -> dict[str, object]:
     """Returns the fields for the journal, which adds time and pid itself. `name`: SYSLOG_IDENTIFIER."""
     message = f"{record.service} {record.outcome} for uid {record.uid} after {record.seconds * 1e3:.3f} ms"
-    told = {**record._asdict(), "seconds": f"{record.seconds:.6f}"}
-    del told["at"]
+    values = {**record._asdict(), "seconds": f"{record.seconds:.6f}"}
+    del values["at"]
     return {
         "MESSAGE": message,
         "MESSAGE_ID": MESSAGE_ID,
         "PRIORITY": _INFO,
         "SYSLOG_IDENTIFIER": name,
-        **{f"UPCALL_{key.upper()}": value for key, value in told.items()},
+        **{f"UPCALL_{key.upper()}": value for key, value in values.items()},
     }
 
 
 def take_line(text: str) -> tuple[RecordSource, Record] | None:
-    """A record from a line of a log, whatever stands before it; None for another event. PeerError if damaged."""
+    """Parses a record from a log line, whatever precedes it. None if it is another event. PeerError if it is
+    damaged."""
     start = _PREFIX.search(text[:MAX_LINE])
     if start is None or start[3] != EVENT:
         return None
@@ -83,7 +84,8 @@ def take_line(text: str) -> tuple[RecordSource, Record] | None:
 
 
 def take_journal(entry: Mapping[str, object]) -> tuple[RecordSource, Record] | None:
-    """A record from an entry as `journalctl --output=json` gives it; None for another. PeerError if damaged."""
+    """Parses a record from an entry of `journalctl --output=json`. None if it is another entry. PeerError if it is
+    damaged."""
     if entry.get("MESSAGE_ID") != MESSAGE_ID:
         return None
     fields = {key.removeprefix("UPCALL_").lower(): str(value) for key, value in entry.items() if key[:7] == "UPCALL_"}

@@ -1,17 +1,17 @@
-"""The messages between the broker and a source in a process of its own, over source.sock.
+"""Packs and parses the messages between the broker and a source in a process of its own, over source.sock.
 
-A source asks daemons, tells daemons, and hears which uids have one. Written down in docs/protocol.md.
+A source sends requests and notices to daemons, and learns which uids have one. Specified in docs/protocol.md.
 
     STATUS        source to broker   an envelope; its service is the source's name, its body a JSON object
     REQUEST       source to broker   an envelope whose body is `target u32` (whose daemon is asked), then the service's
-    NOTICE        source to broker   the same; the daemon is told
+    NOTICE        source to broker   the same, without an answer of the daemon
     RESPONSE      broker to source   the outcome of the REQUEST or NOTICE with this seq and index
-    REGISTERED    broker to source   struct ecryptfs_message: `uid u32` of each uid that can be told things now;
-                                     index 1: all of them, forget what was said before; index 0: these, too
-    UNREGISTERED  broker to source   the same, of uids that cannot any more; index 0
+    REGISTERED    broker to source   struct ecryptfs_message: `uid u32` of each uid that has a daemon now;
+                                     index 1: the whole list, which replaces earlier ones; index 0: additional uids
+    UNREGISTERED  broker to source   the same, of uids that have none any more; index 0
 
-uid and pid of a REQUEST's or NOTICE's envelope: on whose behalf. Uid 0 as a target, and among those registered, is the
-machine's daemon for notices, and for services of the network. Native byte order; one datagram is one message. Pure.
+uid and pid of a REQUEST's or NOTICE's envelope: the process that caused it. Uid 0 as a target, and in REGISTERED, is
+the machine's daemon for notices and for services of the network. Native byte order; one datagram is one message. Pure.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from upcall.wire.envelope import (
 REGISTERED, UNREGISTERED, STATUS = 105, 106, 107
 CHANGE, WHOLE = 0, 1  # values of `index` in REGISTERED
 MOST_UIDS: Final = 4096  # in one message
-MAX_STATUS: Final = 8192  # bytes: it is part of the broker's own status
-MAX_TARGETED: Final = MAX_BODY - 4  # bytes of a service's body behind its target
+MAX_STATUS: Final = 8192  # bytes, because it is part of the broker's own status
+MAX_TARGETED: Final = MAX_BODY - 4  # bytes of a service's body after the target
 
 _TARGET = struct.Struct("=I")
 _TYPE = struct.Struct("=4xH")
@@ -58,7 +58,7 @@ class FromSource(NamedTuple):
 
 
 class Registrations(NamedTuple):
-    """`kind`: REGISTERED or UNREGISTERED. `whole`: nobody else is registered."""
+    """A REGISTERED or UNREGISTERED (`kind`). `whole`: no other uids are registered."""
 
     kind: int
     uids: tuple[int, ...]
@@ -66,7 +66,7 @@ class Registrations(NamedTuple):
 
 
 def type_of(data: bytes) -> int:
-    """nlmsg_type; -1 of what is too short to have one."""
+    """Returns nlmsg_type; -1 if `data` is too short."""
     return int(_TYPE.unpack_from(data)[0]) if len(data) >= HEADER.size else -1
 
 
@@ -74,7 +74,7 @@ def type_of(data: bytes) -> int:
 
 
 def pack_from_source(message: FromSource) -> bytes:
-    """PeerError for sizes that the wire cannot say."""
+    """Returns the bytes of a STATUS, REQUEST or NOTICE. PeerError if the name or body is too long."""
     kind, target, envelope = message
     if kind != STATUS:
         envelope = envelope._replace(body=_TARGET.pack(target) + envelope.body)
@@ -82,7 +82,7 @@ def pack_from_source(message: FromSource) -> bytes:
 
 
 def take_from_source(data: bytes) -> FromSource:
-    """One message of a source from exactly these bytes. PeerError."""
+    """Parses a source's message that fills `data`. PeerError if it is malformed."""
     kind = type_of(data)
     envelope = take_request(data, (REQUEST, NOTICE, STATUS))
     if kind == STATUS:
@@ -96,7 +96,7 @@ def take_from_source(data: bytes) -> FromSource:
 
 
 def pack_status(name: str, seq: int, status: Mapping[str, object]) -> bytes:
-    """What the source called `name` says of itself. PeerError if it is too long."""
+    """Returns the bytes of a STATUS. `name`: the source's. PeerError if the JSON is longer than MAX_STATUS."""
     body = json.dumps(status, separators=(",", ":")).encode("ascii")
     if len(body) > MAX_STATUS:
         raise PeerError(_WHAT, f"a status of {len(body)} bytes, at most {MAX_STATUS} are allowed")
@@ -104,7 +104,7 @@ def pack_status(name: str, seq: int, status: Mapping[str, object]) -> bytes:
 
 
 def take_status(body: bytes) -> dict[str, Any]:
-    """The body of a STATUS. PeerError unless it is a JSON object."""
+    """Parses the body of a STATUS. PeerError unless it is a JSON object."""
     try:
         found = json.loads(body, parse_constant=_refuse)
     except (ValueError, RecursionError):
@@ -122,7 +122,7 @@ def _refuse(what: str) -> None:
 
 
 def pack_registrations(kind: int, uids: Iterable[int], whole: bool = False) -> Iterator[bytes]:
-    """As many messages as it takes; of a `whole` list at least one."""
+    """Yields messages with at most MOST_UIDS uids each; at least one if `whole`."""
     left, index = tuple(uids), WHOLE if whole else CHANGE
     while left or index == WHOLE:
         these, left = left[:MOST_UIDS], left[MOST_UIDS:]
@@ -133,7 +133,7 @@ def pack_registrations(kind: int, uids: Iterable[int], whole: bool = False) -> I
 
 
 def take_to_source(data: bytes) -> Response | Registrations:
-    """One message of the broker's from exactly these bytes. PeerError."""
+    """Parses a message of the broker's that fills `data`. PeerError if it is malformed."""
     kind = type_of(data)
     if kind == RESPONSE:
         return take_response(data)

@@ -46,6 +46,8 @@ class Ranges:
 
 
 class Taken(NamedTuple):
+    """The parsed file."""
+
     people: Ranges
     skipped: int  # lines that are broken, name no user, or claim root's uid
 

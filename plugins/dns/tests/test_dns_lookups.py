@@ -119,7 +119,7 @@ def text(*items: str) -> bytes:
 NO = b"#dnserror=%d\0" % errno.ENODATA
 
 
-def test_the_shape() -> None:
+def test_the_handler_is_found_by_its_name_and_spreads_names_over_four_lanes() -> None:
     assert load_handler("upcall_dns:handler", TYPE) is handler
     typed: Handler = handler
     assert typed.services == (TYPE,)
@@ -159,11 +159,13 @@ def test_the_shape() -> None:
         ("fs3.lab.test", "", 5, text("192.0.2.103")),
     ],
 )
-def test_addresses(ask: Asking, description: str, callout: str, expiry: int, payload: bytes) -> None:
+def test_a_host_name_is_answered_with_address_and_expiry_or_a_negative_answer(
+    ask: Asking, description: str, callout: str, expiry: int, payload: bytes
+) -> None:
     assert ask(description, callout) == Instance(expiry, payload)
 
 
-def test_both_families(ask: Asking) -> None:
+def test_a_list_has_both_families_unless_one_is_asked_for(ask: Asking) -> None:
     """Which comes first depends on what this machine can reach."""
     found = take_payload(ask("both.lab.test", "list").payload)
     assert isinstance(found, Text)
@@ -172,14 +174,14 @@ def test_both_families(ask: Asking) -> None:
     assert take_payload(ask("both.lab.test", " ").payload) == Text(found.items[:1])
 
 
-def test_what_does_not_fit_into_a_datagram_comes_by_tcp(ask: Asking) -> None:
+def test_an_answer_too_long_for_a_datagram_is_fetched_by_tcp(ask: Asking) -> None:
     found = take_payload(ask("many.lab.test", "list").payload)
     assert isinstance(found, Text)
     assert len(set(found.items)) == 64
     assert all(item.startswith("198.51.100.") for item in found.items)
 
 
-def test_the_search_list(ask: Asking) -> None:
+def test_short_names_are_completed_from_the_search_list(ask: Asking) -> None:
     assert ask("fs", "", "search none.test lab.test").payload == text("192.0.2.1")
     assert ask("fs2", "", "search lab.test other.test") == Instance(100, text("192.0.2.22"))
     assert ask("fs", "", "domain lab.test").payload == text("192.0.2.1")
@@ -212,7 +214,9 @@ V4, V6 = bytes([192, 0, 2, 31]), bytes.fromhex("20010db8000000000000000000000032
         ("lab.test", "srv=1", 5, NO),
     ],
 )
-def test_cells(ask: Asking, cell: str, callout: str, expiry: int, payload: bytes) -> None:
+def test_an_afs_cell_is_answered_with_its_servers_addresses(
+    ask: Asking, cell: str, callout: str, expiry: int, payload: bytes
+) -> None:
     found = ask(f"afsdb:{cell}", callout)
     assert found.expiry == expiry
     if callout == "ipv4":  # dnsmasq turns the order of records over
@@ -227,7 +231,7 @@ def servers_of(instance: Instance) -> ServerList:
     return found._replace(servers=tuple(sorted(found.servers)))
 
 
-def test_server_lists(ask: Asking) -> None:
+def test_srv_1_is_answered_with_a_server_list(ask: Asking) -> None:
     found = servers_of(ask("afsdb:cell.test", "srv=1 ipv4"))
     db1 = CellServer("db1.cell.test", 10, 5, 7003, (V4,))
     db2 = CellServer("db2.cell.test", 20, 6, 7100, (bytes([192, 0, 2, 32]),))
@@ -241,7 +245,7 @@ def test_server_lists(ask: Asking) -> None:
     assert found.servers[0] == CellServer("db1.cell.test", 0, 0, 7003, (V4,), FROM_DNS_A)
 
 
-def test_a_server_that_etc_hosts_knows(server: Dnsmasq, tmp_path: Path) -> None:
+def test_an_address_of_a_server_in_etc_hosts_is_taken_from_there(server: Dnsmasq, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("192.0.2.99 DB1.cell.test\n")
     answer = DnsHandler(conf(tmp_path), tmp_path / "hosts", server.port).answer(envelope(b"afsdb:old.test", b"srv=1"))
     first = servers_of(take_instance(answer)).servers[0]
@@ -249,7 +253,7 @@ def test_a_server_that_etc_hosts_knows(server: Dnsmasq, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("description", ["", "mx:lab.test", "fs lab", "afsdb:192.0.2.1", "bücher.test"])
-def test_what_is_refused_unasked(description: str, tmp_path: Path) -> None:
+def test_a_malformed_description_is_refused_without_asking(description: str, tmp_path: Path) -> None:
     with pytest.raises(PeerError):
         DnsHandler(conf(tmp_path, server="192.0.2.1")).answer(envelope(description.encode()))
 
@@ -263,14 +267,14 @@ def refusal(made: DnsHandler, description: bytes = b"fs.lab.test", patience: flo
     return caught.value
 
 
-def test_a_name_server_that_knows_nothing_of_it(server: Dnsmasq, tmp_path: Path) -> None:
+def test_a_name_server_that_refuses_is_refused_as_name_server_failed(server: Dnsmasq, tmp_path: Path) -> None:
     made = DnsHandler(conf(tmp_path), tmp_path / "hosts", server.port)
     refused = refusal(made, b"fs.example.com")
     assert (refused.reason, refused.errno) == ("name-server-failed", errno.EAGAIN)
     assert "REFUSED" in refused.why
 
 
-def test_nobody_there(tmp_path: Path, server: Dnsmasq) -> None:
+def test_an_unreachable_name_server_is_refused_and_127_0_0_1_is_the_default(tmp_path: Path, server: Dnsmasq) -> None:
     for file in (conf(tmp_path, server="127.0.0.2"), tmp_path / "missing"):
         refused = refusal(DnsHandler(file, tmp_path / "hosts", 1))
         assert (refused.reason, refused.errno) == ("no-name-server", errno.ECONNREFUSED)
@@ -281,7 +285,7 @@ def test_nobody_there(tmp_path: Path, server: Dnsmasq) -> None:
 
 
 @pytest.mark.parametrize("content", [b"nameserver nonsense\n", b"nameserver 127.0.0.1\nsearch a..b\n", b"\xff\n"])
-def test_a_broken_resolv_conf(tmp_path: Path, content: bytes) -> None:
+def test_a_broken_resolv_conf_is_refused_by_its_name(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "resolv.conf"
     file.write_bytes(content)
     refused = refusal(DnsHandler(file, tmp_path / "hosts"))
@@ -295,13 +299,13 @@ def test_one_name_server_of_two_is_enough(server: Dnsmasq, tmp_path: Path) -> No
     assert take_instance(answer).payload == text("192.0.2.1")
 
 
-def test_no_time_left(server: Dnsmasq, tmp_path: Path) -> None:
+def test_a_request_without_enough_time_left_is_refused(server: Dnsmasq, tmp_path: Path) -> None:
     made = DnsHandler(conf(tmp_path), tmp_path / "hosts", server.port)
     with pytest.raises(Refused, match="no-name-server"):
         made.answer(envelope(b"fs.lab.test", patience=0.05))
 
 
-def test_it_explains_itself(server: Dnsmasq, tmp_path: Path) -> None:
+def test_explain_names_resolv_conf_and_with_contact_the_answer(server: Dnsmasq, tmp_path: Path) -> None:
     made = DnsHandler(conf(tmp_path), tmp_path / "hosts", server.port)
     body = pack_ask(Ask(b"fs.lab.test", b""))
     told = made.explain(body)

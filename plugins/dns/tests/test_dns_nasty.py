@@ -138,17 +138,17 @@ BEFORE: dict[str, Callable[[Query], list[bytes]]] = {
 
 
 @pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
-def test_what_comes_before_the_answer_is_passed_over(play: Play, tmp_path: Path, before: Say) -> None:
+def test_junk_before_the_answer_is_skipped(play: Play, tmp_path: Path, before: Say) -> None:
     assert ask(tmp_path, play(lambda query: [*before(query), good(query).to_wire()]).port) == GOOD
 
 
 @pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
-def test_without_an_answer_it_is_a_refusal_in_time(play: Play, tmp_path: Path, before: Say) -> None:
+def test_junk_without_an_answer_is_refused_in_time(play: Play, tmp_path: Path, before: Say) -> None:
     assert reason(tmp_path, play(before).port, SHORT) == "no-name-server"
 
 
 @pytest.mark.parametrize("rcode", [1, 2, 4, 5, 9])
-def test_a_server_that_fails(play: Play, tmp_path: Path, rcode: int) -> None:
+def test_an_error_code_is_refused_as_name_server_failed(play: Play, tmp_path: Path, rcode: int) -> None:
     assert reason(tmp_path, play(lambda query: [said(query, rcode=rcode).to_wire()]).port) == "name-server-failed"
 
 
@@ -161,7 +161,7 @@ WRONG: dict[str, Callable[[Query], dns.message.Message]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_answers_that_make_no_sense(play: Play, tmp_path: Path, name: str) -> None:
+def test_a_malformed_answer_is_refused_as_name_server_failed(play: Play, tmp_path: Path, name: str) -> None:
     def say(query: Query) -> list[bytes]:
         answer = WRONG[name](query)
         answer.flags |= dns.flags.TC if name.startswith("truncated") else 0
@@ -179,7 +179,7 @@ def soa(ttl: int, minimum: int) -> tuple[str, ...]:
     ("authority", "expiry"),
     [(soa(40, 30), 30), (soa(10, 30), 10), (soa(90000, 90000), 300), (soa(0, 30), 1), ((), 5), (soa(7, 7)[:0], 5)],
 )
-def test_how_long_a_no_is_believed(
+def test_a_negative_answer_expires_by_its_soa_record_or_after_5_seconds(
     play: Play, tmp_path: Path, rcode: int, authority: tuple[str, ...], expiry: int
 ) -> None:
     server = play(lambda query: [said(query, rcode=rcode, authority=authority).to_wire()])
@@ -187,7 +187,7 @@ def test_how_long_a_no_is_believed(
         assert ask(tmp_path, server.port, description, callout) == NO._replace(expiry=expiry)
 
 
-def test_a_referral_is_a_no(play: Play, tmp_path: Path) -> None:
+def test_a_referral_counts_as_a_negative_answer(play: Play, tmp_path: Path) -> None:
     server = play(lambda query: [said(query, authority=("test. 99 NS ns.test.",)).to_wire()])
     assert ask(tmp_path, server.port) == NO
 
@@ -204,7 +204,7 @@ def test_a_server_that_does_not_know_edns_is_asked_without(play: Play, tmp_path:
     assert server.asked[0].payload == 1232
 
 
-def test_a_slow_server_is_asked_again(play: Play, tmp_path: Path) -> None:
+def test_a_slow_server_is_asked_again_with_another_id(play: Play, tmp_path: Path) -> None:
     ids: list[int] = []
 
     def say(query: Query) -> list[bytes]:
@@ -216,7 +216,7 @@ def test_a_slow_server_is_asked_again(play: Play, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rcode", [2, 5, None])
-def test_the_second_server_answers_for_the_first(play: Play, tmp_path: Path, rcode: int | None) -> None:
+def test_the_second_server_is_asked_when_the_first_fails(play: Play, tmp_path: Path, rcode: int | None) -> None:
     first = play(lambda query: [] if rcode is None else [said(query, rcode=rcode).to_wire()])
     second = play(lambda query: [good(query).to_wire()], OTHER, first.port)
     assert ask(tmp_path, second.port) == GOOD
@@ -237,7 +237,7 @@ def test_one_family_that_fails_does_not_hide_the_other(play: Play, tmp_path: Pat
         ask(tmp_path, server.port, callout=b"list")
 
 
-def test_afsdb_records_if_srv_records_cannot_be_had(play: Play, tmp_path: Path) -> None:
+def test_afsdb_records_are_used_if_srv_records_cannot_be_had(play: Play, tmp_path: Path) -> None:
     def say(query: Query, rcode: int = 0) -> list[bytes]:
         if by_kind(query) == "SRV":
             return [said(query, rcode=2).to_wire()]
@@ -250,7 +250,7 @@ def test_afsdb_records_if_srv_records_cannot_be_had(play: Play, tmp_path: Path) 
         ask(tmp_path, no.port, b"afsdb:cell.test", b"ipv4")
 
 
-def test_servers_with_names_that_no_host_has_are_left_out(play: Play, tmp_path: Path) -> None:
+def test_servers_with_impossible_host_names_are_left_out(play: Play, tmp_path: Path) -> None:
     names = ["a\\032b.test.", "-.test.", "DB.test.", "db.test.", *(f"db{number}.test." for number in range(20))]
 
     def say(query: Query) -> list[bytes]:
@@ -265,7 +265,7 @@ def test_servers_with_names_that_no_host_has_are_left_out(play: Play, tmp_path: 
     assert found.servers[0].port == 3
 
 
-def test_servers_whose_addresses_cannot_be_had(play: Play, tmp_path: Path) -> None:
+def test_a_cell_whose_servers_addresses_cannot_be_had_is_refused(play: Play, tmp_path: Path) -> None:
     def say(query: Query) -> list[bytes]:
         if by_kind(query) != "SRV":
             return [said(query, rcode=2).to_wire()]
@@ -275,7 +275,7 @@ def test_servers_whose_addresses_cannot_be_had(play: Play, tmp_path: Path) -> No
         ask(tmp_path, play(say).port, b"afsdb:cell.test", b"srv=1")
 
 
-def test_many_at_a_time(play: Play, tmp_path: Path) -> None:
+def test_eight_requests_at_a_time_are_answered(play: Play, tmp_path: Path) -> None:
     server = play(lambda query: [good(query).to_wire()])
     found: list[Instance] = []
     threads = [threading.Thread(target=lambda: found.append(ask(tmp_path, server.port))) for _ in range(8)]

@@ -96,7 +96,7 @@ class TestCifsIdmap(HandlerContract):
         return asking("os:S-1-5-21-1-2-3-100")
 
 
-def test_answers_are_the_plugins(handler: CifsIdmap) -> None:
+def test_answers_are_those_of_the_plugin(handler: CifsIdmap) -> None:
     assert payload(handler, "os:S-1-5-21-100") == pack_id(100)
     assert payload(handler, "gs:S-1-5-21-200") == pack_id(200)
     assert payload(handler, "os:S-1-5-21-300") == payload(handler, "gs:S-1-5-21-300") == pack_id(300)
@@ -117,7 +117,9 @@ def test_answers_are_the_plugins(handler: CifsIdmap) -> None:
         ("gi:667", "no-name-service", "WINBIND_NOT_AVAILABLE"),
     ],
 )
-def test_what_it_does_not_know_is_refused(handler: CifsIdmap, description: str, reason: str, why: str) -> None:
+def test_what_the_plugin_does_not_know_is_refused_with_the_reason(
+    handler: CifsIdmap, description: str, reason: str, why: str
+) -> None:
     with pytest.raises(Refused) as caught:
         handler.answer(asking(description))
     assert caught.value.reason == reason
@@ -125,12 +127,12 @@ def test_what_it_does_not_know_is_refused(handler: CifsIdmap, description: str, 
 
 
 @pytest.mark.parametrize("description", ["", "os:", "oi:x", "os:S-1-5-21-1\n", "uid:alice"])
-def test_nonsense_is_a_peer_error(handler: CifsIdmap, description: str) -> None:
+def test_a_malformed_description_is_a_peer_error(handler: CifsIdmap, description: str) -> None:
     with pytest.raises(PeerError):
         handler.answer(asking(description))
 
 
-def test_without_a_plugin_it_is_said_where_they_come_from(tmp_path: Path) -> None:
+def test_without_a_plugin_the_refusal_names_winbind_and_sssd(tmp_path: Path) -> None:
     with pytest.raises(Refused) as caught:
         CifsIdmap(tmp_path / "idmap-plugin").answer(asking("oi:100"))
     assert caught.value.reason == "no-name-service"
@@ -154,7 +156,7 @@ def test_a_plugin_that_cannot_start_is_tried_again_with_the_next_request(tmp_pat
     assert payload(handler, "oi:100") == pack_sid(Sid(5, (21, 1, 100)))
 
 
-def test_a_service_that_hangs_is_given_up(tmp_path: Path, handler: CifsIdmap) -> None:
+def test_a_service_that_hangs_is_given_up_and_used_again_when_it_goes_on(tmp_path: Path, handler: CifsIdmap) -> None:
     (tmp_path / "hang").touch()
     for _ in range(MOST):
         with pytest.raises(Refused, match="name-service-silent"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -86,7 +87,7 @@ class TestIdResolver(HandlerContract):
         ("group:2001", "Domain Users@Lab.test"),
     ],
 )
-def test_who_is_known(tmp_path: Path, description: str, said: str) -> None:
+def test_known_names_and_ids_are_answered(tmp_path: Path, description: str, said: str) -> None:
     assert answer(tmp_path, description) == (said, EXPIRY)
 
 
@@ -106,13 +107,13 @@ def test_who_is_known(tmp_path: Path, description: str, said: str) -> None:
         "4711@other.test",
     ],
 )
-def test_who_is_not_known_is_nobody_for_a_short_time(tmp_path: Path, name: str) -> None:
+def test_an_unknown_name_is_answered_with_nobody_for_a_short_time(tmp_path: Path, name: str) -> None:
     assert answer(tmp_path, f"uid:{name}") == ("65534", NOBODYS_EXPIRY)
     assert answer(tmp_path, f"gid:{name}") == ("65533", NOBODYS_EXPIRY)
 
 
 def test_a_name_of_another_domain_that_begins_with_digits_is_nobody(tmp_path: Path) -> None:
-    """nfsidmap takes the digits for the id: whoever runs the server chooses a user here."""
+    """nfsidmap takes the digits for the id, so that the server could choose a local user."""
     assert answer(tmp_path, "uid:0x@other.test")[0] == "65534"
     assert answer(tmp_path, "uid:1000@other.test")[0] == "65534"
 
@@ -125,14 +126,14 @@ def test_a_name_of_another_domain_that_begins_with_digits_is_nobody(tmp_path: Pa
         (f"{DOMAIN}[Mapping]\nNobody-User = gone\nNobody-Group = gone\n", 65534, NOBODY),
     ],
 )
-def test_who_nobody_is(tmp_path: Path, conf: str, user: int, group: int) -> None:
+def test_nobody_is_the_configured_user_or_the_default(tmp_path: Path, conf: str, user: int, group: int) -> None:
     assert answer(tmp_path, "uid:nothere@lab.test", conf)[0] == str(user)
     assert answer(tmp_path, "gid:nothere@lab.test", conf)[0] == str(group)
 
 
 @pytest.mark.parametrize("description", ["user:4711", "group:4711", "user:4294967294"])
-def test_an_id_of_nobody_is_refused(tmp_path: Path, description: str) -> None:
-    """The kernel sends the number itself, then."""
+def test_an_unknown_id_is_refused(tmp_path: Path, description: str) -> None:
+    """The kernel then sends the number itself."""
     with pytest.raises(Refused) as caught:
         answer(tmp_path, description)
     assert caught.value.reason == "no-such-name"
@@ -144,7 +145,7 @@ def test_a_name_that_the_kernel_could_not_take_is_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("description", ["", "uid:", "user:x", "uid:a\nb", "sid:1"])
-def test_nonsense_is_a_peer_error(tmp_path: Path, description: str) -> None:
+def test_a_malformed_description_is_a_peer_error(tmp_path: Path, description: str) -> None:
     with pytest.raises(PeerError):
         answer(tmp_path, description)
 
@@ -175,7 +176,7 @@ def test_without_any_domain_it_is_localdomain(tmp_path: Path) -> None:
     assert settings.domain == "localdomain"
 
 
-def test_drop_ins_win(tmp_path: Path) -> None:
+def test_drop_ins_override_idmapd_conf(tmp_path: Path) -> None:
     folder = tmp_path / "idmapd.conf.d"
     folder.mkdir()
     (folder / "10.conf").write_text("[General]\nDomain = drop.test\n")
@@ -196,7 +197,9 @@ def test_drop_ins_win(tmp_path: Path) -> None:
         ("Reformat-Group = yes", "gid:team@other.lab.test", "65533"),
     ],
 )
-def test_names_that_keep_their_domain(tmp_path: Path, option: str, description: str, said: str) -> None:
+def test_no_strip_and_reformat_group_keep_domains_in_names(
+    tmp_path: Path, option: str, description: str, said: str
+) -> None:
     conf = DEBIANS.replace("[General]\n", f"[General]\n{option}\n")
     assert answer(tmp_path, description, conf)[0] == said
 
@@ -210,14 +213,14 @@ def test_a_method_that_is_not_known_is_refused_and_named(tmp_path: Path, method:
     assert answer(tmp_path, "uid:alice@lab.test", f"{DEBIANS}[Translation]\nMethod = NSSwitch\n")[0] == "1000"
 
 
-def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+def test_a_configuration_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "idmapd.conf").mkdir()
     with pytest.raises(Refused) as caught:
         IdResolver(tmp_path / "idmapd.conf", PLAYED).answer(asking("user:0"))
     assert (caught.value.reason, caught.value.errno > 0) == ("no-name-service", True)
 
 
-def test_the_real_name_services(tmp_path: Path) -> None:
+def test_the_real_name_service_answers_for_this_user(tmp_path: Path) -> None:
     (tmp_path / "idmapd.conf").write_text(DEBIANS)
     handler = IdResolver(tmp_path / "idmapd.conf")
     me = pwd.getpwuid(os.geteuid()).pw_name
@@ -227,11 +230,11 @@ def test_the_real_name_services(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(bool(seccomp.why_not()), reason=f"seccomp: {seccomp.why_not()}")
-def test_it_answers_with_what_the_machines_daemon_has_left(tmp_path: Path) -> None:
-    """As a user without rights, when the daemon has given up what it does not need."""
+def test_it_answers_after_the_privilege_dropping_of_the_machines_daemon(tmp_path: Path) -> None:
+    """As an unprivileged user, behind seccomp."""
     tmp_path.chmod(0o755)
-    for folder in list(tmp_path.parents)[:2]:
-        folder.chmod(0o755)
+    for above in tmp_path.parents[: -len(Path(tempfile.gettempdir()).parts)]:
+        above.chmod(0o755)
     (tmp_path / "idmapd.conf").write_text(DEBIANS)
 
     def work() -> list[str]:
@@ -259,7 +262,7 @@ class Silent:
         return USERS[name]
 
 
-def test_a_name_service_that_hangs_holds_up_nobody(tmp_path: Path) -> None:
+def test_requests_are_refused_without_waiting_while_the_name_service_hangs(tmp_path: Path) -> None:
     (tmp_path / "idmapd.conf").write_text(DEBIANS)
     silent = Silent()
     handler = IdResolver(tmp_path / "idmapd.conf", PLAYED._replace(user_id=silent))
@@ -278,7 +281,7 @@ def test_a_name_service_that_hangs_holds_up_nobody(tmp_path: Path) -> None:
     assert take_instance(handler.answer(asking("uid:alice@lab.test"))).payload == b"1000\0"
 
 
-def test_what_a_call_raises_comes_back() -> None:
+def test_an_exception_of_a_bounded_call_reaches_the_caller() -> None:
     def work() -> int:
         raise LookupError("x")
 
@@ -286,7 +289,7 @@ def test_what_a_call_raises_comes_back() -> None:
         Bounded().call(work, time.monotonic() + 30)
 
 
-def test_an_answer_that_is_there_already_counts_though_the_time_is_over() -> None:
+def test_an_answer_that_is_there_already_counts_after_the_deadline() -> None:
     bounded = Bounded()
     for _ in range(50):
         try:
@@ -298,7 +301,7 @@ def test_an_answer_that_is_there_already_counts_though_the_time_is_over() -> Non
 # --- upcall explain ------------------------------------------------------------------------------------------------
 
 
-def test_explain_says_who_would_answer_and_with_contact_what(tmp_path: Path) -> None:
+def test_explain_says_would_answer_and_with_contact_the_answer(tmp_path: Path) -> None:
     (tmp_path / "idmapd.conf").write_text(DEBIANS)
     handler = IdResolver(tmp_path / "idmapd.conf", PLAYED)
     ask = pack_ask(Ask(b"uid:alice@lab.test", b""))

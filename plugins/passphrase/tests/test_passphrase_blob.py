@@ -22,15 +22,15 @@ HEAD = b"\x01\x00\x40\x03" + SALT + CHECK
 
 
 @pytest.mark.parametrize("blob", BLOBS)
-def test_there_and_back(blob: Blob) -> None:
+def test_a_blob_is_read_back_as_written(blob: Blob) -> None:
     assert take_blob(pack_blob(blob)) == blob
 
 
-def test_bytes() -> None:
+def test_a_blob_is_packed_into_these_bytes() -> None:
     assert pack_blob(BLOBS[0]) == HEAD + b"\x00\x03ask"
 
 
-def test_signature() -> None:
+def test_the_signature_covers_everything_but_the_source() -> None:
     assert signature_of(BLOBS[0]) == hashlib.sha256(b"upcall passphrase 1: signature\0" + HEAD).hexdigest()[:16]
     assert signature_of(BLOBS[0]._replace(source="keyring")) == signature_of(BLOBS[0])
     others = [
@@ -43,7 +43,7 @@ def test_signature() -> None:
 
 
 @pytest.mark.parametrize("blob", BLOBS)
-def test_cut_short(blob: Blob) -> None:
+def test_a_blob_cut_short_anywhere_is_a_peer_error(blob: Blob) -> None:
     data = pack_blob(blob)
     for size in range(len(data)):
         with pytest.raises(PeerError, match="passphrase blob"):
@@ -51,7 +51,7 @@ def test_cut_short(blob: Blob) -> None:
 
 
 @pytest.mark.parametrize("blob", BLOBS)
-def test_junk_behind(blob: Blob) -> None:
+def test_a_blob_with_junk_behind_is_a_peer_error(blob: Blob) -> None:
     with pytest.raises(PeerError, match="are there at byte 36"):
         take_blob(pack_blob(blob) + b"x")
 
@@ -73,7 +73,7 @@ def test_junk_behind(blob: Blob) -> None:
         (b"\x01\x01\x00\x03" + HEAD[4:] + b"\0\3ask", "256 MiB gone through 3 times", 1),
     ],
 )
-def test_refused(data: bytes, why: str, where: int | None) -> None:
+def test_a_bad_field_is_refused_with_its_position(data: bytes, why: str, where: int | None) -> None:
     with pytest.raises(PeerError, match=why) as caught:
         take_blob(data)
     assert caught.value.where == where
@@ -90,8 +90,9 @@ def test_refused(data: bytes, why: str, where: int | None) -> None:
         BLOBS[0]._replace(cost=Cost(257, 1)),
         BLOBS[0]._replace(cost=Cost(1, 9)),
     ],
+    ids=["source none", "source compat", "long source", "short salt", "no check", "memory", "passes"],
 )
-def test_what_could_not_be_read_back_is_not_written(blob: Blob) -> None:
+def test_a_blob_that_could_not_be_read_back_is_not_written(blob: Blob) -> None:
     with pytest.raises(UsageError):
         pack_blob(blob)
 
@@ -105,7 +106,7 @@ def survives(data: bytes) -> None:
 
 
 @given(st.binary(max_size=80))
-def test_any_bytes(data: bytes) -> None:
+def test_any_bytes_are_a_blob_or_a_peer_error(data: bytes) -> None:
     survives(data)
 
 
@@ -114,5 +115,5 @@ def test_any_bytes(data: bytes) -> None:
     st.sampled_from([b"\0\3ask", b"\0\7keyring", b"\0\4none", b"\0\7file:/x", b"\0\7file:/\xff"]),
     st.binary(max_size=1),
 )
-def test_nearly_right_bytes(cost: bytes, source: bytes, junk: bytes) -> None:
+def test_nearly_right_bytes_are_a_blob_or_a_peer_error(cost: bytes, source: bytes, junk: bytes) -> None:
     survives(b"\x01" + cost + SALT + CHECK + source + junk)

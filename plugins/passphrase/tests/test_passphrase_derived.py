@@ -18,7 +18,7 @@ from upcall.core.errors import ModuleFailed, UsageError
 # --- Argon2id -----------------------------------------------------------------------------------------------
 
 
-def test_argon2id_of_the_rfc() -> None:
+def test_argon2id_gives_the_value_of_rfc_9106() -> None:
     """RFC 9106, 5.3. It has a secret and associated data, which ours has not: the same class, asked directly."""
     kdf = Argon2id(
         salt=b"\x02" * 16, length=32, iterations=3, lanes=4, memory_cost=32, ad=b"\x04" * 12, secret=b"\x03" * 8
@@ -45,7 +45,9 @@ def test_argon2id_of_the_rfc() -> None:
         (b"password", b"diffsalt", 1 << 16, 2, 1, "bdf32b05ccc42eb15d58fd19b1f856b113da1e9a5874fdcc544308565aa8141c"),
     ],
 )
-def test_argon2id_of_its_authors(word: bytes, salt: bytes, memory: int, passes: int, lanes: int, tag: str) -> None:
+def test_argon2id_gives_the_values_of_the_reference_implementation(
+    word: bytes, salt: bytes, memory: int, passes: int, lanes: int, tag: str
+) -> None:
     """From the test program of the reference implementation, version 1.3."""
     assert stretch(bytearray(word), salt, memory, passes, lanes, 32).hex() == tag
 
@@ -53,14 +55,14 @@ def test_argon2id_of_its_authors(word: bytes, salt: bytes, memory: int, passes: 
 # --- HKDF ---------------------------------------------------------------------------------------------------
 
 
-def test_hkdf_expand_of_the_rfc() -> None:
+def test_hkdf_expand_gives_the_value_of_rfc_5869() -> None:
     """RFC 5869, A.1."""
     prk = bytes.fromhex("077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5")
     okm = HKDFExpand(SHA256(), 42, bytes.fromhex("f0f1f2f3f4f5f6f7f8f9")).derive(prk)
     assert okm.hex() == ("3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865")
 
 
-def test_the_whole_way() -> None:
+def test_a_key_is_derived_as_the_readme_says() -> None:
     """As the README has it, with HMAC from elsewhere."""
     word, salt, cost = bytearray(b"correct horse"), bytes(range(16)), Cost(8, 1)
     derived = derive(word, salt, cost)
@@ -72,7 +74,7 @@ def test_the_whole_way() -> None:
     assert derived.kek.hex() not in repr(derived)
 
 
-def test_everything_counts() -> None:
+def test_passphrase_salt_and_cost_each_change_the_key() -> None:
     ways = [
         derive(bytearray(word), salt, cost)
         for word in (b"one", b"two")
@@ -83,7 +85,7 @@ def test_everything_counts() -> None:
 
 
 @pytest.mark.parametrize("cost", [Cost(0, 1), Cost(1, 0), Cost(257, 1), Cost(256, 3), Cost(64, 9), Cost(-1, -1)])
-def test_costs_that_are_not_paid(cost: Cost) -> None:
+def test_a_cost_out_of_bounds_is_refused(cost: Cost) -> None:
     with pytest.raises(UsageError, match="at most 256 MiB"):
         check_cost(cost)
 
@@ -103,7 +105,7 @@ _KEK = "5840df6e29b02af1ab493b705bf16ea1ae8338f4dcc176a8"
         ("466f7250617369", "afbeb0f07dfbf5419200f2ccb50bb24f"),
     ],
 )
-def test_key_wrap_of_the_rfc(key: str, wrapped: str) -> None:
+def test_key_wrap_gives_the_values_of_rfc_5649(key: str, wrapped: str) -> None:
     """RFC 5649, 6."""
     handle = Handle(bytearray.fromhex(_KEK))
     assert handle.wrap(bytes.fromhex(key)).hex() == wrapped
@@ -130,7 +132,7 @@ def key_wrap(kek: bytes, initial: bytes, blocks: list[bytes]) -> bytes:
         (32, 32, "28c9f404c4b810f4cbccb35cfb87f8263f5786e2d80ed326cbc7f0e71a99f43bfb988b9b7a02dd21"),
     ],
 )
-def test_the_second_key_wrap_is_the_rfcs(kek: int, key: int, wrapped: str) -> None:
+def test_the_tests_own_key_wrap_gives_the_values_of_rfc_3394(kek: int, key: int, wrapped: str) -> None:
     """RFC 3394, 4.1, 4.3 and 4.6."""
     data = bytes.fromhex("00112233445566778899aabbccddeeff000102030405060708090a0b0c0d0e0f")[:key]
     blocks = [data[at : at + 8] for at in range(0, key, 8)]
@@ -138,7 +140,7 @@ def test_the_second_key_wrap_is_the_rfcs(kek: int, key: int, wrapped: str) -> No
 
 
 @pytest.mark.parametrize("size", range(1, 68))
-def test_every_size_beside_the_second_key_wrap(size: int) -> None:
+def test_every_size_is_wrapped_as_by_the_tests_own_key_wrap(size: int) -> None:
     """RFC 5649, 4.1: padded with zeros; a single block is encrypted once."""
     kek, clear = os.urandom(32), os.urandom(size)
     padded = clear + bytes(-size % 8)
@@ -153,7 +155,7 @@ def test_every_size_beside_the_second_key_wrap(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [68, 72])
-def test_well_wrapped_but_too_long(size: int) -> None:
+def test_a_well_wrapped_key_that_is_too_long_is_refused(size: int) -> None:
     kek, clear = os.urandom(32), os.urandom(size)
     padded = clear + bytes(-size % 8)
     blocks = [padded[at : at + 8] for at in range(0, len(padded), 8)]

@@ -56,7 +56,7 @@ def open_(made: Enrolled) -> Handle:
     return module.open(made.signature, made.blob, GivenSecrets(WORD))
 
 
-def test_the_shape(made: Enrolled) -> None:
+def test_the_module_makes_keys_and_cannot_import_them(made: Enrolled) -> None:
     typed: KeyModule = module
     assert (typed.name, typed.api) == ("passphrase", API)
     assert isinstance(module, KeyMaker)
@@ -72,7 +72,7 @@ def test_the_shape(made: Enrolled) -> None:
 # --- making -------------------------------------------------------------------------------------------------
 
 
-def test_generate_and_open(tmp_path: Path) -> None:
+def test_a_generated_key_opens_and_unwraps_every_size(tmp_path: Path) -> None:
     asked = making()._replace(path=tmp_path / "key")
     made = module.generate(asked)
     assert not list(tmp_path.iterdir())
@@ -123,19 +123,19 @@ def test_the_defaults_open_within_a_second() -> None:
     ],
     ids=lambda asked: f"{asked.source} {len(asked.passphrase)} {asked.values}",
 )
-def test_generate_misused(asked: Making) -> None:
+def test_bad_settings_for_a_new_key_are_refused(asked: Making) -> None:
     with pytest.raises(UsageError):
         module.generate(asked)
 
 
-def test_a_caller_with_little_room() -> None:
+def test_a_caller_with_too_little_room_is_refused() -> None:
     asked = making()._replace(limits=Limits(MAX_KEY, 79))
     with pytest.raises(ModuleFailed, match="up to 80 bytes, there is room for 79"):
         module.generate(asked)
     module.generate(asked._replace(limits=Limits(MAX_KEY, 80)))
 
 
-def test_a_machine_that_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cost_too_high_for_the_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("upcall_passphrase.MAX_SECONDS", 0.0)
     with pytest.raises(ModuleFailed, match="choose less memory or fewer passes"):
         module.generate(making())
@@ -144,7 +144,7 @@ def test_a_machine_that_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- opening ------------------------------------------------------------------------------------------------
 
 
-def test_a_wrong_passphrase(made: Enrolled) -> None:
+def test_a_wrong_passphrase_is_refused_and_wiped(made: Enrolled) -> None:
     for word in (b"battery staple", b"", b"correct hors", b"correct horse\n"):
         secrets = GivenSecrets(word)
         with pytest.raises(ModuleFailed, match=f"a wrong passphrase for the key {made.signature}") as caught:
@@ -159,12 +159,12 @@ def test_the_passphrase_is_wiped(made: Enrolled) -> None:
     assert secrets.given == [bytearray(len(WORD))]
 
 
-def test_a_passphrase_that_cannot_be_had(made: Enrolled) -> None:
+def test_a_passphrase_that_cannot_be_had_is_refused_as_locked(made: Enrolled) -> None:
     with pytest.raises(Refused, match="locked"):
         module.open(made.signature, made.blob, GivenSecrets())
 
 
-def test_the_source_is_what_the_blob_says() -> None:
+def test_the_passphrase_is_taken_from_the_source_in_the_blob() -> None:
     asked = []
 
     class Noting(GivenSecrets):
@@ -184,7 +184,7 @@ def test_another_signature_asks_for_no_passphrase(made: Enrolled) -> None:
     assert not secrets.given
 
 
-def test_every_byte_of_the_blob_counts(made: Enrolled) -> None:
+def test_a_changed_blob_is_refused_before_anything_is_derived(made: Enrolled) -> None:
     """A salt, cost or check value that was changed is seen before anything is derived."""
     for at in range(len(made.blob) - len(b"\0\3ask")):
         changed = made.blob[:at] + bytes((made.blob[at] ^ 1,)) + made.blob[at + 1 :]
@@ -194,7 +194,7 @@ def test_every_byte_of_the_blob_counts(made: Enrolled) -> None:
         assert not secrets.given
 
 
-def test_a_bad_blob() -> None:
+def test_a_malformed_blob_is_refused() -> None:
     with pytest.raises(ModuleFailed, match="passphrase blob: 1 bytes"):
         module.open("0" * 16, b"\x01", GivenSecrets(WORD))
 
@@ -215,7 +215,7 @@ except ModuleFailed as error:
 """
 
 
-def test_without_memory() -> None:
+def test_a_key_whose_memory_cannot_be_had_is_refused_with_the_size() -> None:
     done = subprocess.run([sys.executable, "-c", _NO_MEMORY], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "there is no memory of 256 MiB to derive the key in\n"
 
@@ -224,18 +224,18 @@ def test_without_memory() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 68, 1000])
-def test_what_cannot_be_wrapped(made: Enrolled, size: int) -> None:
+def test_a_file_key_of_a_bad_size_is_not_wrapped(made: Enrolled, size: int) -> None:
     with pytest.raises(ModuleFailed, match=f"{size} bytes to wrap, 1 to 67"):
         open_(made).wrap(bytes(size))
 
 
 @pytest.mark.parametrize("size", [0, 8, 15, 17, 79, 81, 88, 512, 8000])
-def test_what_is_no_wrapped_key(made: Enrolled, size: int) -> None:
+def test_a_wrapped_key_of_a_bad_size_is_refused(made: Enrolled, size: int) -> None:
     with pytest.raises(ModuleFailed, match=f"{size} bytes, 16 to 80 are possible"):
         open_(made).unwrap(bytes(size))
 
 
-def test_changed_wrapped_keys(made: Enrolled) -> None:
+def test_a_changed_or_cut_wrapped_key_is_refused(made: Enrolled) -> None:
     handle = open_(made)
     wrapped = handle.wrap(bytes(67))
     for at in range(len(wrapped)):
@@ -255,16 +255,16 @@ _FUZZED = Handle(bytearray(os.urandom(32)))
 @given(
     st.one_of(st.binary(max_size=140), st.integers(2, 66).flatmap(lambda n: st.binary(min_size=8 * n, max_size=8 * n)))
 )
-def test_any_bytes(wrapped: bytes) -> None:
+def test_any_bytes_are_refused_as_a_wrapped_key(wrapped: bytes) -> None:
     with pytest.raises(ModuleFailed):
         _FUZZED.unwrap(wrapped)
 
 
-def test_no_secret_in_the_repr() -> None:
+def test_the_repr_shows_no_secret() -> None:
     assert repr(Handle(bytearray(32))) == "Handle(open)"
 
 
-def test_close_wipes() -> None:
+def test_a_closed_key_is_wiped_and_wraps_nothing() -> None:
     kek = bytearray(os.urandom(32))
     handle = Handle(kek)
     wrapped = handle.wrap(b"x")
@@ -276,7 +276,7 @@ def test_close_wipes() -> None:
         handle.unwrap(wrapped)
 
 
-def test_closed_while_another_thread_wraps() -> None:
+def test_a_key_closed_by_another_thread_never_wraps_with_wiped_bytes() -> None:
     """Whatever was wrapped was wrapped with the key, and not with what wiping leaves."""
     kek = bytearray(os.urandom(32))
     other, handle, wrapped = Handle(kek.copy()), Handle(kek), []
@@ -299,7 +299,7 @@ def test_closed_while_another_thread_wraps() -> None:
     assert set(wrapped) == {other.wrap(b"a file's key")}
 
 
-def test_two_threads(made: Enrolled) -> None:
+def test_two_threads_wrap_and_unwrap_at_once(made: Enrolled) -> None:
     start, right = threading.Barrier(2), []
 
     def work() -> None:

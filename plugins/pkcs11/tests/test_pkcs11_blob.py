@@ -25,16 +25,16 @@ TEXT = b"pkcs11:token=lab;serial=1;object=k;id=%01?module-path=/p.so"
 BLOBS = [Blob(URI, scheme, Flags(flags)) for scheme in Scheme for flags in range(4)]
 
 
-def test_bytes() -> None:
+def test_a_blob_is_packed_into_these_bytes() -> None:
     assert pack_blob(Blob(URI, Scheme.RSA_OAEP_SHA1, Flags.TOUCH)) == b"\1\1\2\0" + bytes([len(TEXT)]) + TEXT
 
 
 @pytest.mark.parametrize("blob", BLOBS)
-def test_there_and_back(blob: Blob) -> None:
+def test_a_blob_is_read_back_as_written(blob: Blob) -> None:
     assert take_blob(pack_blob(blob)) == blob
 
 
-def test_cut_short_or_with_junk_behind() -> None:
+def test_a_blob_cut_short_or_with_junk_behind_is_a_peer_error() -> None:
     data = pack_blob(BLOBS[0])
     for size in range(len(data)):
         with pytest.raises(PeerError, match="pkcs11 blob"):
@@ -62,20 +62,20 @@ def whole(text: bytes, head: bytes = b"\1\1\0") -> bytes:
         (whole(TEXT.replace(b";object=k;id=%01", b"")), "names no object", 5),
     ],
 )
-def test_refused(data: bytes, why: str, where: int) -> None:
+def test_a_bad_field_is_refused_with_its_position(data: bytes, why: str, where: int) -> None:
     with pytest.raises(PeerError, match=why) as caught:
         take_blob(data)
     assert caught.value.where == where
 
 
-def test_what_could_not_be_read_back_is_not_written() -> None:
+def test_a_blob_that_could_not_be_read_back_is_not_written() -> None:
     for uri in (URI._replace(serial=None), URI._replace(object=None, id=None), URI._replace(object="x" * 1100)):
         with pytest.raises(UsageError):
             pack_blob(Blob(uri, Scheme.RSA_OAEP_SHA1))
 
 
 @given(st.binary(max_size=80) | st.binary(max_size=20).map(lambda junk: whole(TEXT + junk)))
-def test_any_bytes(data: bytes) -> None:
+def test_any_bytes_are_a_blob_or_a_peer_error(data: bytes) -> None:
     try:
         blob = take_blob(data)
     except PeerError:
@@ -87,7 +87,7 @@ def test_any_bytes(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1()])
-def test_ec_sizes_and_points(curve: ec.EllipticCurve) -> None:
+def test_ecdh_keeps_to_its_sizes_and_refuses_malformed_points(curve: ec.EllipticCurve) -> None:
     key = Ecdh(ec.generate_private_key(curve).public_key())
     for size in (1, 67):
         wrapped = key.wrap(os.urandom(size))
@@ -107,7 +107,7 @@ def test_signatures_tell_schemes_apart() -> None:
     assert RsaOaep(public, Scheme.RSA_OAEP_SHA256).size(67) == 256
 
 
-def test_limits() -> None:
+def test_limits_that_a_key_cannot_keep_are_refused() -> None:
     public = rsa.generate_private_key(65537, 2048).public_key()
     check_limits(public, Scheme.RSA_OAEP_SHA1, Limits(67, 256))
     for limits in (Limits(67, 255), Limits(300, 512)):
@@ -116,7 +116,7 @@ def test_limits() -> None:
 
 
 @pytest.mark.parametrize(("content", "why"), [(b"", "holds no PIN"), (b"\n", "holds no PIN"), (b"1" * 256, "no PIN")])
-def test_pin_files(tmp_path: Path, content: bytes, why: str) -> None:
+def test_a_missing_pin_file_or_one_without_a_pin_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
     path = tmp_path / "pin"
     path.touch(0o600)
     path.write_bytes(content)

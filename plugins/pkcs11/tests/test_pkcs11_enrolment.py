@@ -37,7 +37,7 @@ def fails(why: str) -> pytest.RaisesExc[ModuleFailed]:
     return pytest.RaisesExc(ModuleFailed, match=why, check=lambda error: PIN.decode() not in str(error))
 
 
-def ambiguous(hsm: SoftHsm) -> None:
+def an_ambiguous_missing_or_taken_name_is_refused(hsm: SoftHsm) -> None:
     hsm.new_key(token="one"), hsm.new_key(token="two")
     anywhere = f"pkcs11:object=key?module-path={LIBRARY}"
     with fails(r"more than one token fits:\n  pkcs11:token=.*;serial=.*;object=key.*\n  pkcs11:token="):
@@ -57,7 +57,7 @@ def ambiguous(hsm: SoftHsm) -> None:
         module.generate(making(hsm.uri("two", ";object=key3;id=%07"), type="ec"))
 
 
-def two_of_one_label(hsm: SoftHsm) -> None:
+def two_keys_of_one_label_are_refused(hsm: SoftHsm) -> None:
     key = hsm.folder / "key.pem"
     import_pem(hsm, key, "one", "aa")
     import_pem(hsm, key, "one", "bb")
@@ -75,7 +75,7 @@ def import_pem(hsm: SoftHsm, path: Path, token: str, ident: str) -> None:
     hsm.tool(*words)
 
 
-def moved_from_a_file(hsm: SoftHsm) -> None:
+def a_key_moved_from_a_file_keeps_its_signature(hsm: SoftHsm) -> None:
     """A key of the openssl module, put into a token, opens the same files under the same signature."""
     upcall_rsa = pytest.importorskip("upcall_rsa", reason="upcall-rsa is not installed")
     path = hsm.folder / "key.pem"
@@ -91,7 +91,7 @@ def moved_from_a_file(hsm: SoftHsm) -> None:
         assert old.unwrap(new.wrap(clear)) == clear
 
 
-def refused_at_enrolment(hsm: SoftHsm) -> None:
+def keys_that_cannot_unwrap_file_keys_are_refused(hsm: SoftHsm) -> None:
     with fails("cannot unwrap by RSA_OAEP_SHA256"):
         module.generate(making(hsm.uri("one"), type="rsa", hash="sha256"))
     hsm.new_key()  # nothing is left of the other
@@ -116,8 +116,8 @@ def refused_at_enrolment(hsm: SoftHsm) -> None:
             module.import_key(making(uri))
 
 
-def hidden_public_half(hsm: SoftHsm) -> None:
-    """Without a public object the key is opened with a login. RSA only: of EC a private key does not tell it."""
+def a_hidden_public_half_is_read_with_a_login(hsm: SoftHsm) -> None:
+    """RSA only: the private object of an EC key does not have the public half."""
     for kind in ("rsa", "ec"):
         hsm.new_key(kind, label=kind)
     with hsm.session("one") as session:
@@ -133,7 +133,7 @@ def hidden_public_half(hsm: SoftHsm) -> None:
         module.import_key(making(hsm.uri("one", ";object=ec")))
 
 
-def not_this_key(hsm: SoftHsm) -> None:
+def a_blob_of_another_key_is_refused(hsm: SoftHsm) -> None:
     enrolled = hsm.new_key()
     with fails("is another key than that of the auth token"):
         module.open("0" * 16, enrolled.blob, TypedPins())
@@ -147,7 +147,7 @@ def not_this_key(hsm: SoftHsm) -> None:
         module.open(enrolled.signature, blob[:ident] + other + blob[ident + 1 :], TypedPins())
 
 
-def attributes(hsm: SoftHsm) -> None:
+def generated_keys_cannot_be_extracted_and_do_not_sign(hsm: SoftHsm) -> None:
     for kind in ("rsa", "ec"):
         hsm.new_key(kind, label=kind)
     with hsm.session("one") as session:
@@ -159,7 +159,7 @@ def attributes(hsm: SoftHsm) -> None:
             assert not key[Attribute.EXTRACTABLE] and not key[Attribute.SIGN]
 
 
-def libraries_that_are_none(hsm: SoftHsm) -> None:
+def a_path_that_is_no_library_is_refused(hsm: SoftHsm) -> None:
     junk = hsm.folder / "junk.so"
     junk.write_bytes(b"x")
     for path, mode, why in (
@@ -174,7 +174,7 @@ def libraries_that_are_none(hsm: SoftHsm) -> None:
             module.import_key(making(f"pkcs11:token=one;object=key?module-path={path}"))
 
 
-def library_by_two_names(hsm: SoftHsm) -> None:
+def a_library_keeps_the_path_that_it_was_named_by(hsm: SoftHsm) -> None:
     other = hsm.folder / "other.so"
     other.symlink_to(LIBRARY)
     enrolled = hsm.new_key()
@@ -189,22 +189,22 @@ def library_by_two_names(hsm: SoftHsm) -> None:
 @pytest.mark.parametrize(
     "work",
     [
-        two_of_one_label,
-        moved_from_a_file,
-        refused_at_enrolment,
-        hidden_public_half,
-        not_this_key,
-        attributes,
-        libraries_that_are_none,
-        library_by_two_names,
+        two_keys_of_one_label_are_refused,
+        a_key_moved_from_a_file_keeps_its_signature,
+        keys_that_cannot_unwrap_file_keys_are_refused,
+        a_hidden_public_half_is_read_with_a_login,
+        a_blob_of_another_key_is_refused,
+        generated_keys_cannot_be_extracted_and_do_not_sign,
+        a_path_that_is_no_library_is_refused,
+        a_library_keeps_the_path_that_it_was_named_by,
     ],
     ids=lambda work: work.__name__,
 )
-def test_with_one_token(hsm: SoftHsm, work: Callable[[SoftHsm], None]) -> None:
+def test_enrolment_with_one_token(hsm: SoftHsm, work: Callable[[SoftHsm], None]) -> None:
     hsm.run(work)
 
 
-@pytest.mark.parametrize("work", [ambiguous], ids=lambda work: work.__name__)
-def test_with_two_tokens(hsm: SoftHsm, work: Callable[[SoftHsm], None]) -> None:
+@pytest.mark.parametrize("work", [an_ambiguous_missing_or_taken_name_is_refused], ids=lambda work: work.__name__)
+def test_enrolment_with_two_tokens(hsm: SoftHsm, work: Callable[[SoftHsm], None]) -> None:
     hsm.add("two")
     hsm.run(work)

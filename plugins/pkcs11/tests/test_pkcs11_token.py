@@ -41,7 +41,7 @@ def fails(why: str) -> pytest.RaisesExc[ModuleFailed]:
     return pytest.RaisesExc(ModuleFailed, match=why, check=lambda error: PIN.decode() not in str(error))
 
 
-def each_kind(hsm: SoftHsm) -> None:
+def each_kind_of_key_wraps_and_unwraps(hsm: SoftHsm) -> None:
     typed: KeyModule = module
     assert isinstance(module, KeyMaker) and isinstance(module, KeyImporter) and typed.name == "pkcs11"
     kinds: list[tuple[str, dict[str, Any], str]] = [
@@ -78,7 +78,7 @@ def each_kind(hsm: SoftHsm) -> None:
         assert handle.stale()
 
 
-def wrong_pin(hsm: SoftHsm) -> None:
+def a_wrong_pin_is_reported_each_time_it_is_tried(hsm: SoftHsm) -> None:
     enrolled = hsm.new_key()
     secrets = TypedPins(b"0000")
     handle = module.open(enrolled.signature, enrolled.blob, secrets)
@@ -95,8 +95,8 @@ def wrong_pin(hsm: SoftHsm) -> None:
     assert secrets.verdicts == [True] and "token=one" in secrets.asked[0][0] and "'one'" in secrets.asked[0][1]
 
 
-def wrong_pin_by_four(hsm: SoftHsm) -> None:
-    """Four requests come at once with a wrong PIN in the daemon's memory: the token sees it once."""
+def a_wrong_pin_is_not_tried_by_each_of_four_requests(hsm: SoftHsm) -> None:
+    """The daemon has the PIN in its memory, and the four requests come at once."""
     enrolled = hsm.new_key()
     gate = threading.Barrier(4)
     waiting = threading.Semaphore(0)
@@ -129,7 +129,7 @@ def wrong_pin_by_four(hsm: SoftHsm) -> None:
     assert 1 <= len(secrets.asked) <= 2  # a thread that was late to the queue asks for itself
 
 
-def concurrent(hsm: SoftHsm) -> None:
+def four_threads_share_one_login(hsm: SoftHsm) -> None:
     first = hsm.new_key()
     second = hsm.new_key("rsa", label="rsa")
     secrets = TypedPins()
@@ -159,7 +159,7 @@ def concurrent(hsm: SoftHsm) -> None:
     handles[1].close()
 
 
-def removed_and_returned(hsm: SoftHsm) -> None:
+def a_key_is_stale_until_its_token_is_back(hsm: SoftHsm) -> None:
     upcall_pkcs11.token.PROBE_EVERY = 0.0
     enrolled, secrets = hsm.new_key(), TypedPins()
     handle = module.open(enrolled.signature, enrolled.blob, secrets)
@@ -179,7 +179,7 @@ def removed_and_returned(hsm: SoftHsm) -> None:
     assert len(secrets.asked) == 2 and False not in secrets.verdicts
 
 
-def returned_unseen(hsm: SoftHsm) -> None:
+def a_token_that_was_back_unseen_is_found_again(hsm: SoftHsm) -> None:
     """Out and in again between two requests: the next one finds it."""
     enrolled, secrets = hsm.new_key(), TypedPins()
     handle = module.open(enrolled.signature, enrolled.blob, secrets)
@@ -193,7 +193,7 @@ def returned_unseen(hsm: SoftHsm) -> None:
     assert not handle.stale()
 
 
-def removed_before_the_first_unwrap(hsm: SoftHsm) -> None:
+def a_token_removed_before_the_first_unwrap_costs_no_try(hsm: SoftHsm) -> None:
     enrolled, secrets = hsm.new_key(), TypedPins()
     handle = module.open(enrolled.signature, enrolled.blob, secrets)
     wrapped = handle.wrap(b"file key")
@@ -205,7 +205,7 @@ def removed_before_the_first_unwrap(hsm: SoftHsm) -> None:
     assert handle.unwrap(wrapped) == b"file key"
 
 
-def one_of_two_removed(hsm: SoftHsm) -> None:
+def a_removed_token_leaves_the_other_usable(hsm: SoftHsm) -> None:
     enrolled = [hsm.new_key(token=token) for token in ("one", "two")]
     handles = [module.open(one.signature, one.blob, TypedPins()) for one in enrolled]
     wrapped = [handle.wrap(b"file key") for handle in handles]
@@ -219,7 +219,7 @@ def one_of_two_removed(hsm: SoftHsm) -> None:
 
 
 def sessions_closed(hsm: SoftHsm, call: str) -> None:
-    """By somebody else in the same process."""
+    """By other code in the same process."""
     foreign = ctypes.CDLL(LIBRARY)  # the same one: dlopen knows it
     enrolled, secrets = hsm.new_key(), TypedPins()
     handle = module.open(enrolled.signature, enrolled.blob, secrets)
@@ -238,7 +238,7 @@ def sessions_closed(hsm: SoftHsm, call: str) -> None:
     assert len(secrets.asked) == 2 and secrets.verdicts == [True, True]
 
 
-def pin_in_a_file(hsm: SoftHsm) -> None:
+def a_wrong_pin_in_a_file_is_tried_once(hsm: SoftHsm) -> None:
     file, secrets = hsm.pin_file, TypedPins()
     file.write_bytes(PIN + b"\n")
     enrolled = module.generate(making(hsm.uri("one", with_pin=True), secrets, type="ec"))
@@ -263,7 +263,7 @@ def pin_in_a_file(hsm: SoftHsm) -> None:
     assert secrets.asked == [] and secrets.verdicts == []
 
 
-def touch(hsm: SoftHsm) -> None:
+def each_unwrap_asks_for_a_touch(hsm: SoftHsm) -> None:
     enrolled, secrets = hsm.new_key(touch="yes"), TypedPins()
     handle = module.open(enrolled.signature, enrolled.blob, secrets)
     wrapped = handle.wrap(b"x")
@@ -272,7 +272,7 @@ def touch(hsm: SoftHsm) -> None:
     assert secrets.touches == 2
 
 
-def leading_zeros(hsm: SoftHsm) -> None:
+def an_ecdh_secret_with_a_leading_zero_unwraps(hsm: SoftHsm) -> None:
     """One ECDH secret in 256 begins with a zero; a token that drops it must not lose the file."""
 
     enrolled = hsm.new_key()
@@ -287,7 +287,7 @@ def leading_zeros(hsm: SoftHsm) -> None:
     assert handle.unwrap(b"\x01" + point + cipher.encrypt(nonce, b"file key", b"\x01")) == b"file key"
 
 
-def forked(hsm: SoftHsm) -> None:
+def a_fork_opens_keys_of_its_own(hsm: SoftHsm) -> None:
     """A fork does not use what its parent has opened, opens keys itself, and logs its parent out of nothing."""
     enrolled, secrets = hsm.new_key(), TypedPins()
     handle = module.open(enrolled.signature, enrolled.blob, secrets)
@@ -305,8 +305,8 @@ def forked(hsm: SoftHsm) -> None:
     assert len(secrets.asked) == 1
 
 
-def no_secret_is_kept(hsm: SoftHsm) -> None:
-    """The buffer that the PIN came in is wiped, whether it was right or wrong."""
+def the_buffer_of_the_pin_is_wiped(hsm: SoftHsm) -> None:
+    """Whether the PIN was right or wrong."""
     enrolled = hsm.new_key()
     given: list[bytearray] = []
 
@@ -332,31 +332,31 @@ def no_secret_is_kept(hsm: SoftHsm) -> None:
 @pytest.mark.parametrize(
     "work",
     [
-        each_kind,
-        wrong_pin,
-        wrong_pin_by_four,
-        concurrent,
-        removed_and_returned,
-        returned_unseen,
-        removed_before_the_first_unwrap,
-        pin_in_a_file,
-        touch,
-        leading_zeros,
-        forked,
-        no_secret_is_kept,
+        each_kind_of_key_wraps_and_unwraps,
+        a_wrong_pin_is_reported_each_time_it_is_tried,
+        a_wrong_pin_is_not_tried_by_each_of_four_requests,
+        four_threads_share_one_login,
+        a_key_is_stale_until_its_token_is_back,
+        a_token_that_was_back_unseen_is_found_again,
+        a_token_removed_before_the_first_unwrap_costs_no_try,
+        a_wrong_pin_in_a_file_is_tried_once,
+        each_unwrap_asks_for_a_touch,
+        an_ecdh_secret_with_a_leading_zero_unwraps,
+        a_fork_opens_keys_of_its_own,
+        the_buffer_of_the_pin_is_wiped,
     ],
     ids=lambda work: work.__name__,
 )
-def test_with_one_token(hsm: SoftHsm, work: Callable[[SoftHsm], None]) -> None:
+def test_use_with_one_token(hsm: SoftHsm, work: Callable[[SoftHsm], None]) -> None:
     hsm.run(work)
 
 
-@pytest.mark.parametrize("work", [one_of_two_removed], ids=lambda work: work.__name__)
-def test_with_two_tokens(hsm: SoftHsm, work: Callable[[SoftHsm], None]) -> None:
+@pytest.mark.parametrize("work", [a_removed_token_leaves_the_other_usable], ids=lambda work: work.__name__)
+def test_use_with_two_tokens(hsm: SoftHsm, work: Callable[[SoftHsm], None]) -> None:
     hsm.add("two")
     hsm.run(work)
 
 
 @pytest.mark.parametrize("call", ["C_CloseAllSessions", "C_Logout", "C_Finalize"])
-def test_sessions_closed_by_others(hsm: SoftHsm, call: str) -> None:
+def test_a_key_logs_in_again_after_others_closed_its_sessions(hsm: SoftHsm, call: str) -> None:
     hsm.run(sessions_closed, call)

@@ -45,12 +45,12 @@ FULL = (
         (FULL, Uri("lab", "me", "12ab", "x", "files", b"\x01\xff", "/usr/lib/p.so", "/etc/pin")),
     ],
 )
-def test_taken(text: str, uri: Uri) -> None:
+def test_a_sound_uri_is_parsed(text: str, uri: Uri) -> None:
     assert parse_uri(text) == uri
     assert parse_uri(str(uri)) == uri
 
 
-def test_printed() -> None:
+def test_a_uri_is_printed_in_its_canonical_form() -> None:
     assert str(parse_uri(FULL)) == FULL
     assert str(Uri("a b;", object="é/?&", id=b"a")) == "pkcs11:token=a%20b%3B;object=%C3%A9%2F%3F%26;id=%61"
 
@@ -97,7 +97,7 @@ def test_printed() -> None:
         ("pkcs11:token=" + "a" * MAX_URI, "at most", None),
     ],
 )
-def test_refused(text: str, why: str, where: int | None) -> None:
+def test_a_malformed_uri_is_refused_with_the_position(text: str, why: str, where: int | None) -> None:
     with pytest.raises(PeerError, match=re.escape(why)) as caught:
         parse_uri(text)
     assert caught.value.where == where
@@ -122,7 +122,7 @@ maybe_words = st.none() | words
         st.none() | paths,
     )
 )
-def test_there_and_back(uri: Uri) -> None:
+def test_any_uri_is_parsed_back_as_printed(uri: Uri) -> None:
     text = str(uri)
     assert text.isascii() and text.isprintable()
     if len(text) <= MAX_URI:
@@ -134,7 +134,7 @@ pieces = st.sampled_from([*WORDS.split(), " "])
 
 
 @given(st.lists(pieces, max_size=12).map("".join) | st.text(max_size=40))
-def test_any_text(text: str) -> None:
+def test_any_text_is_a_uri_or_a_peer_error(text: str) -> None:
     for whole in (text, "pkcs11:" + text):
         try:
             uri = parse_uri(whole)

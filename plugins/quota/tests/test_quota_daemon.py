@@ -123,8 +123,8 @@ def test_a_terminal_shows_what_the_broker_tells(folder: Path, terminal: int) -> 
         assert b"Quota in order again: " in shown(terminal)
 
 
-def test_from_the_brokers_core(folder: Path, terminal: int) -> None:
-    """As the broker tells whom it has registered; nobody else is told anything."""
+def test_a_notice_from_the_router_reaches_the_registered_uid_only(folder: Path, terminal: int) -> None:
+    """The router refuses notices for other uids."""
     told = Told(folder, settings("terminal"))
     with told.daemon:
         core = Router(SERVICES, lambda *_, **__: None)
@@ -134,7 +134,7 @@ def test_from_the_brokers_core(folder: Path, terminal: int) -> None:
         assert b"Quota exceeded: " in shown(terminal)
 
 
-def test_a_sink_that_hangs_leaves_the_others_and_the_daemon_alone(folder: Path, terminal: int) -> None:
+def test_a_sink_that_hangs_delays_neither_other_sinks_nor_requests(folder: Path, terminal: int) -> None:
     stalled = f'[quota.webhook]\nurl = "http://127.0.0.1:{serve_once(stall)}/"\n'
     told = Told(folder, settings("webhook", "terminal", more=stalled))
     with told.daemon:
@@ -147,7 +147,7 @@ def test_a_sink_that_hangs_leaves_the_others_and_the_daemon_alone(folder: Path, 
         assert told.broker.response().seq == 7
 
 
-def test_a_webhook_gets_it(folder: Path, hook: str) -> None:
+def test_a_notice_is_posted_to_the_webhook(folder: Path, hook: str) -> None:
     told = Told(folder, settings("webhook", more=f'[quota.webhook]\nurl = "{hook}"\n'))
     with told.daemon:
         told.tell(notice(UID, "me"))
@@ -155,14 +155,14 @@ def test_a_webhook_gets_it(folder: Path, hook: str) -> None:
         assert Hook.got[0]["subject"] == {"kind": "user", "id": UID, "name": "me"}
 
 
-def test_a_wrong_configuration_stands_in_the_log(folder: Path) -> None:
+def test_a_bad_configuration_is_logged_by_file_and_line(folder: Path) -> None:
     told = Told(folder, "[quota]\nsinkz = []\n")
     with told.daemon:
         told.tell(notice(UID, "me"))
         told.daemon.logged(f"{folder}/home/upcall/config.toml:2: quota.sinkz: unknown")
 
 
-def test_nonsense_and_what_is_for_others_stands_in_the_log(folder: Path) -> None:
+def test_malformed_notices_and_those_for_others_are_logged(folder: Path) -> None:
     told = Told(folder, settings("log"))
     with told.daemon:
         told.broker.ask(0, b"{}", "quota", kind=NOTICE)

@@ -62,7 +62,7 @@ def closed(screen: Screen, count: int) -> list[dict[str, object]]:
     return screen.history()
 
 
-def test_a_bubble(screen: Screen, mine: Desktop) -> None:
+def test_a_notice_is_a_bubble_that_stays(screen: Screen, mine: Desktop) -> None:
     told = notice()
     mine.tell(told, sentence(told, told.at, 5001))
     (bubble,) = closed(screen, 1)
@@ -73,7 +73,7 @@ def test_a_bubble(screen: Screen, mine: Desktop) -> None:
     assert bubble["timeout"] == 0, "it stays until somebody has seen it"
 
 
-def test_one_bubble_for_each_quota_which_changes(screen: Screen, mine: Desktop) -> None:
+def test_each_quota_has_one_bubble_which_is_replaced(screen: Screen, mine: Desktop) -> None:
     mine.tell(notice(event="near"), "near")
     mine.tell(notice(event="over-hard"), "over")
     mine.tell(notice(filesystem=Filesystem("/srv", "/dev/vdb", "xfs")), "elsewhere")
@@ -86,7 +86,7 @@ def test_one_bubble_for_each_quota_which_changes(screen: Screen, mine: Desktop) 
     }
 
 
-def test_markup_in_names_is_text(screen: Screen, mine: Desktop) -> None:
+def test_markup_in_names_is_shown_as_text(screen: Screen, mine: Desktop) -> None:
     told = hostile()
     mine.tell(told, sentence(told, told.at))
     mine.tell(notice(), "a <b>bold</b> name & <img src='x'>")
@@ -96,7 +96,7 @@ def test_markup_in_names_is_text(screen: Screen, mine: Desktop) -> None:
     assert all(body.isprintable() for body in bodies)
 
 
-def test_a_server_that_starts_again_is_found(tmp_path: Path, bus: str, mine: Desktop) -> None:
+def test_a_restarted_notification_server_is_found(tmp_path: Path, bus: str, mine: Desktop) -> None:
     if NO_DESKTOP:
         pytest.skip(NO_DESKTOP)
     for text in ("one", "two"):
@@ -106,12 +106,12 @@ def test_a_server_that_starts_again_is_found(tmp_path: Path, bus: str, mine: Des
             assert bubble["body"] == text
 
 
-def test_a_bus_without_a_desktop(mine: Desktop) -> None:
+def test_a_bus_without_a_notification_server_is_tried_later(mine: Desktop) -> None:
     with pytest.raises(TryLater, match="nobody shows notifications on the session bus"):
         mine.tell(notice(), "text")
 
 
-def test_a_bus_that_starts_again_is_found(tmp_path: Path) -> None:
+def test_a_restarted_bus_is_found(tmp_path: Path) -> None:
     mine = Desktop(lambda: iter([str(tmp_path / "bus")]))
     with pytest.raises(TryLater, match=r"no message bus: .*bus: No such file"):
         mine.tell(notice(), "text")
@@ -122,7 +122,7 @@ def test_a_bus_that_starts_again_is_found(tmp_path: Path) -> None:
 
 
 class Misbehaving:
-    """A bus that says this to whoever connects, and keeps the connection."""
+    """A bus that says this on each connection, and keeps it open."""
 
     def __init__(self, path: Path, *says: bytes) -> None:
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -151,7 +151,9 @@ OK = b"OK 0123456789abcdef0123456789abcdef\r\n"
     [(), (b"", OK), (b"", OK, b"\xff" * 64), (b"", b"REJECTED\r\n"), (b"", OK, b"l\x02\x01\x01\xff\xff\xff\x7f" * 4)],
     ids=["silent", "no hello", "rubbish", "rejected", "endless"],
 )
-def test_a_bus_that_misbehaves(tmp_path: Path, says: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bus_that_misbehaves_is_given_up_and_tried_later(
+    tmp_path: Path, says: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(buses, "PATIENCE", 0.5)
     misbehaving = Misbehaving(tmp_path / "bus", *says)
     start = time.monotonic()
@@ -160,7 +162,7 @@ def test_a_bus_that_misbehaves(tmp_path: Path, says: tuple[bytes, ...], monkeypa
     assert time.monotonic() - start < 5
 
 
-def test_where_a_session_bus_may_be() -> None:
+def test_addresses_of_buses_come_from_the_environment_or_are_the_default() -> None:
     there = {
         "DBUS_SESSION_BUS_ADDRESS": "unix:abstract=/tmp/x,guid=1;unix:path=/run/%41",
         "XDG_RUNTIME_DIR": "/run/me",
@@ -173,8 +175,8 @@ def test_where_a_session_bus_may_be() -> None:
     assert list(system_buses({"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/x"})) == ["/x"]
 
 
-def test_the_signal_of_quota_nld(bus: str) -> None:
-    """Somebody else on the bus hears it, as who listens to quota_nld does."""
+def test_the_signal_of_quota_nld_is_sent_for_warnings_of_the_kernel(bus: str) -> None:
+    """Another connection to the bus hears it, as programs that listen to quota_nld do."""
     rule = MatchRule(type="signal", interface="com.system.quota.warning", member="warning", path="/")
     told = Signal(lambda: iter([bus]))
     with open_dbus_connection(f"unix:path={bus}") as listener:
@@ -189,14 +191,14 @@ def test_the_signal_of_quota_nld(bus: str) -> None:
             assert listener.recv_until_filtered(heard, timeout=5).body == (2, 5001, 1, 8, 1, 0)
 
 
-def test_without_a_system_bus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_system_bus_the_signal_is_tried_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path}/none")
     with pytest.raises(TryLater, match="no message bus"):
         signal_sink.open({}).tell(notice(event="test", raw=None), "a test shows whether there is a bus")
 
 
-def test_a_server_that_refuses(bus: str) -> None:
-    """Somebody has taken the name, and answers everything with an error."""
+def test_a_notification_server_that_refuses_is_not_tried_again(bus: str) -> None:
+    """Another program owns the name, and answers with an error."""
     with open_dbus_connection(f"unix:path={bus}") as rude:
         Proxy(message_bus, rude, timeout=5).RequestName("org.freedesktop.Notifications")
 

@@ -1,4 +1,4 @@
-"""The handler: whom it tells, and sinks that hang, fail and break beside one that works."""
+"""The handler: which users it tells, and sinks that hang, fail and break beside one that works."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def of_group(cause: Cause) -> QuotaNotice:
     return notice(subject=Subject("group", 100, "users"), cause=cause)
 
 
-def test_it_is_found_and_takes_notices() -> None:
+def test_the_handler_is_found_by_its_name_and_refuses_requests() -> None:
     found = modules.load_handler(modules.handlers()["quota"], "quota")
     assert isinstance(found, Notified)
     assert isinstance(found, QuotaHandler)
@@ -95,7 +95,7 @@ def test_it_is_found_and_takes_notices() -> None:
         found.answer(envelope(notice()))
 
 
-def test_the_text_speaks_to_its_reader() -> None:
+def test_the_text_depends_on_its_reader() -> None:
     noted = Noted()
     handler(ALICE, noted=noted).notice(envelope(notice(ALICE)))
     assert noted.next()[1].startswith("Your files on /home take up 10 GiB, the limit is 10 GiB")
@@ -115,8 +115,18 @@ def test_the_text_speaks_to_its_reader() -> None:
         (of_group(Cause(BOB, "bob")), False),
         (of_group(Cause()), True),  # of those that this user was told of before
     ],
+    ids=[
+        "own",
+        "another's",
+        "another's by this user",
+        "another's by the system",
+        "own by another",
+        "a group's by this user",
+        "a group's by another",
+        "a group's by the system",
+    ],
 )
-def test_nothing_about_others_goes_into_a_session(told: QuotaNotice, meant: bool) -> None:
+def test_a_users_daemon_refuses_notices_about_others(told: QuotaNotice, meant: bool) -> None:
     noted, system = Noted(), Noted()
     asked = handler(ALICE, noted=noted)
     if meant:
@@ -129,12 +139,12 @@ def test_nothing_about_others_goes_into_a_session(told: QuotaNotice, meant: bool
     assert system.next()[0] == told
 
 
-def test_nonsense_is_refused() -> None:
+def test_a_malformed_notice_is_refused() -> None:
     with pytest.raises(PeerError, match="quota notice"):
         handler(ALICE).notice(envelope(notice())._replace(body=b"{}"))
 
 
-def test_a_sink_that_hangs_keeps_nobody_waiting() -> None:
+def test_a_sink_that_hangs_delays_no_other_and_gets_the_newest_state() -> None:
     hanging, noted = Hanging(), Noted()
     asked = handler(ALICE, hanging=hanging, noted=noted)
     asked.notice(envelope(notice(used=1)))
@@ -156,7 +166,7 @@ def delivery(sink: Opener, tmp_path: Path) -> tuple[Delivery, EventLog, Callable
     return Delivery("mine", sink, log), log, file.read_text
 
 
-def test_a_sink_that_breaks_is_told_the_next_one(tmp_path: Path) -> None:
+def test_a_sink_that_raises_still_gets_the_next_notice(tmp_path: Path) -> None:
     noted = Noted(ModuleFailed("out of paper"), RuntimeError("secret"), SystemExit(3))
     mine, _, log = delivery(lambda: noted, tmp_path)
     for uid in range(4):
@@ -169,7 +179,7 @@ def test_a_sink_that_breaks_is_told_the_next_one(tmp_path: Path) -> None:
     assert "secret" not in log()
 
 
-def test_a_sink_that_cannot_now_is_tried_again(tmp_path: Path) -> None:
+def test_a_sink_that_asks_to_try_later_is_tried_again(tmp_path: Path) -> None:
     noted = Noted(TryLater("not there yet"), TryLater("not there yet"))
     mine, _, log = delivery(lambda: noted, tmp_path)
     start = time.monotonic()
@@ -195,7 +205,7 @@ def test_a_sink_that_cannot_be_opened_is_opened_at_the_next_notice(tmp_path: Pat
     assert noted.next()[1] == "two"
 
 
-def test_a_wrong_configuration_is_named_and_looked_at_again() -> None:
+def test_a_bad_configuration_is_refused_and_read_again_for_the_next_notice() -> None:
     noted, wrong = Noted(), [ConfigError(Path("/etc/upcall/config.toml"), "quota.sinks: a list of names is wanted")]
 
     def find() -> Mapping[str, Opener]:
@@ -210,7 +220,7 @@ def test_a_wrong_configuration_is_named_and_looked_at_again() -> None:
     assert noted.next()
 
 
-def test_who_has_which_sinks() -> None:
+def test_users_and_the_system_have_their_own_default_sinks() -> None:
     assert list(sinks.chosen({}, ALICE)) == ["desktop", "terminal", "log"]
     assert list(sinks.chosen({}, 0)) == ["log", "dbus"]
     told = {"sinks": ("mail",), "mail": {}, "webhook": {}}
@@ -248,7 +258,9 @@ def outsider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("outsider")
-def test_an_outsiders_sink(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outsiders_sink_is_opened_if_it_is_sound_and_allowed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"sinks": ("lamp",), "sink": {"lamp": {"colour": "red"}}}
     sinks.chosen(settings, ALICE)["lamp"]().tell(notice(), "a text")
     assert capsys.readouterr().out == "red a text\n"
@@ -271,7 +283,7 @@ def test_plugin_list_knows_sinks() -> None:
     assert "'lamp' is a sink" in CliRunner().invoke(main, ["plugin", "check", "lamp"]).output
 
 
-def test_the_sink_of_the_guide(tmp_path: Path) -> None:
+def test_the_sink_in_the_plugin_guide_works(tmp_path: Path) -> None:
     guide = (Path(__file__).parents[3] / "docs" / "plugin-guide.md").read_text()
     code = guide.partition("<!-- sink -->\n```python\n")[2].partition("```")[0]
     found: dict[str, Any] = {}

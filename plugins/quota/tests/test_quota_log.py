@@ -42,7 +42,7 @@ def fields(data: bytes) -> dict[str, bytes]:
     return found
 
 
-def test_each_thing_is_a_field(journal: socket.socket, tmp_path: Path) -> None:
+def test_each_value_of_a_notice_is_a_field_of_the_journal(journal: socket.socket, tmp_path: Path) -> None:
     Log(tmp_path / "socket").tell(notice(), "a sentence")
     found = fields(journal.recv(65536))
     assert found["MESSAGE"] == b"a sentence"
@@ -53,7 +53,7 @@ def test_each_thing_is_a_field(journal: socket.socket, tmp_path: Path) -> None:
     assert "QUOTA_GRACE_UNTIL" not in found
 
 
-def test_no_name_adds_a_field(journal: socket.socket, tmp_path: Path) -> None:
+def test_no_hostile_name_adds_a_field_of_the_journal(journal: socket.socket, tmp_path: Path) -> None:
     Log(tmp_path / "socket").tell(hostile()._replace(event="x\n_UID=0\nPRIORITY=0"), "two\nlines")
     found = fields(journal.recv(65536))
     assert found["MESSAGE"] == b"two\nlines"
@@ -69,7 +69,7 @@ def test_a_journal_that_reads_nothing_is_not_waited_for(journal: socket.socket, 
             sink.tell(notice(), "text")
 
 
-def test_a_socket_of_another_kind(tmp_path: Path) -> None:
+def test_a_journal_socket_of_another_kind_is_a_failure(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
         other.bind(str(tmp_path / "socket"))
         with pytest.raises(ModuleFailed, match="the journal takes nothing"):
@@ -77,7 +77,7 @@ def test_a_socket_of_another_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_without_a_journal_the_daemons_log_has_it(tmp_path: Path, there: bool) -> None:
+def test_without_a_journal_the_notice_goes_to_the_daemons_log(tmp_path: Path, there: bool) -> None:
     if there:  # but nobody listens
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as left:
             left.bind(str(tmp_path / "socket"))

@@ -82,7 +82,7 @@ def serve() -> Iterator[Serve]:
         controller.stop()
 
 
-def test_a_mail_arrives(serve: Serve) -> None:
+def test_a_mail_arrives_with_its_headers_and_short_lines(serve: Serve) -> None:
     postman, settings = serve()
     sink.open({**settings, "from": "quota@example.org"}).tell(notice(), "Your files on /home take up 10 GiB. " * 5)
     ((sender, recipients, message),) = postman.got
@@ -97,7 +97,7 @@ def test_a_mail_arrives(serve: Serve) -> None:
     assert lines[-1] == f"upcall on {socket.gethostname()}"
 
 
-def test_the_same_notice_has_the_same_id(serve: Serve) -> None:
+def test_the_same_notice_has_the_same_message_id(serve: Serve) -> None:
     postman, settings = serve()
     told = notice()
     for one in (told, told, told._replace(used=1)):
@@ -106,7 +106,7 @@ def test_the_same_notice_has_the_same_id(serve: Serve) -> None:
     assert first == again != other
 
 
-def test_to_whom(serve: Serve) -> None:
+def test_a_mail_goes_to_the_owner_the_cause_or_root_by_the_template(serve: Serve) -> None:
     postman, settings = serve()
     mine = Mail({**settings, "to": "{name}"})
     users = Subject("group", 100, "users")
@@ -134,7 +134,9 @@ def test_a_name_smuggles_no_header_and_no_recipient(serve: Serve) -> None:
 
 @pytest.mark.parametrize(("answer", "again"), [("451 later", True), ("554 never", False)])
 @pytest.mark.parametrize("at", ["answer", "recipient"])
-def test_which_refusals_are_worth_another_try(serve: Serve, at: str, answer: str, again: bool) -> None:
+def test_temporary_refusals_are_tried_again_and_permanent_ones_are_not(
+    serve: Serve, at: str, answer: str, again: bool
+) -> None:
     postman, settings = serve()
     setattr(postman, at, answer)
     with pytest.raises(ModuleFailed, match=f"the mail server answers {answer[:3]}") as caught:
@@ -143,7 +145,7 @@ def test_which_refusals_are_worth_another_try(serve: Serve, at: str, answer: str
 
 
 @pytest.mark.parametrize("behave", [stall, close])
-def test_a_server_that_does_not_answer(behave: Behave, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_is_tried_later(behave: Behave, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mail, "PATIENCE", 0.3)
     monkeypatch.setattr(mail, "WHOLE", 0.6)
     port = serve_once(behave)
@@ -153,7 +155,7 @@ def test_a_server_that_does_not_answer(behave: Behave, monkeypatch: pytest.Monke
     assert time.monotonic() - start < 5
 
 
-def test_a_server_that_drips(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_drips_bytes_is_given_up_and_tried_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mail, "WHOLE", 0.6)
     port = serve_once(drip(b"", b"220-still greeting\r\n"))
     with pytest.raises(TryLater):
@@ -161,13 +163,13 @@ def test_a_server_that_drips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("words", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"554 not for you\r\n"])
-def test_what_is_no_mail_server_for_us(words: bytes) -> None:
+def test_a_server_of_another_protocol_or_that_refuses_is_not_tried_again(words: bytes) -> None:
     with pytest.raises(ModuleFailed) as caught:
         Mail({"host": "127.0.0.1", "port": serve_once(say(words))}).tell(notice(), "text")
     assert not isinstance(caught.value, TryLater)
 
 
-def test_starttls_and_a_password(serve: Serve, tmp_path: Path) -> None:
+def test_a_password_is_sent_only_after_a_verified_starttls(serve: Serve, tmp_path: Path) -> None:
     pem = certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
@@ -203,7 +205,8 @@ def test_a_server_without_tls_gets_nothing(serve: Serve) -> None:
         ({"password-file": "/x"}, "one is set without the other"),
         ({"user": "a", "password-file": "/x", "host": "mail.example.org"}, "quota.mail.security: a password goes to"),
     ],
+    ids=["no password file", "no user", "no TLS"],
 )
-def test_settings_that_do_not_go_together(settings: dict[str, Any], why: str) -> None:
+def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], why: str) -> None:
     with pytest.raises(UsageError, match=why):
         sink.open(settings)

@@ -1,4 +1,4 @@
-"""Real terminals: who gets the text, and what cannot get in with it."""
+"""Real terminals: which of them get the text, and what cannot get in with it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_every_terminal_of_the_person_shows_it(terminal: Callable[..., Pty]) -> 
         assert one.shown() == b"\r\nQuota used up: Your files are too many.\r\n"
 
 
-def test_only_the_one_that_was_used_last(terminal: Callable[..., Pty]) -> None:
+def test_last_writes_to_the_terminal_that_was_used_last_only(terminal: Callable[..., Pty]) -> None:
     mine = [terminal(), terminal(), terminal()]
     for one, age in zip(mine, (30, 10, 20), strict=True):
         os.utime(one.path, (time.time() - age, time.time()))
@@ -88,7 +88,7 @@ def test_mesg_n_is_respected(terminal: Callable[..., Pty]) -> None:
     assert open_to_all.shown()
 
 
-def test_without_a_terminal_it_fails(terminal: Callable[..., Pty], tmp_path: Path) -> None:
+def test_a_uid_without_a_terminal_is_a_failure(terminal: Callable[..., Pty], tmp_path: Path) -> None:
     terminal(mode=0o600)
     with pytest.raises(ModuleFailed, match="uid 4242 has no terminal that takes messages"):
         Terminal(4242).tell(notice(UID), "text")
@@ -96,7 +96,7 @@ def test_without_a_terminal_it_fails(terminal: Callable[..., Pty], tmp_path: Pat
         Terminal(UID, devices=tmp_path / "none").tell(notice(UID), "text")
 
 
-def test_nothing_in_a_name_is_an_order_to_the_terminal(terminal: Callable[..., Pty]) -> None:
+def test_no_name_sends_control_characters_to_the_terminal(terminal: Callable[..., Pty]) -> None:
     mine = terminal()
     told = hostile(UID)
     for text in (sentence(told, time.time()), "raw \x1b[2J\x9b31m\u202e\u2066\r\n\x07\ud800", f"{told!s} {told!r}"):
@@ -118,7 +118,7 @@ def test_only_ascii_reaches_a_terminal_without_utf8(terminal: Callable[..., Pty]
 
 
 def fill(one: Pty) -> None:
-    """Nobody reads there any more, and no more fits in."""
+    """Until no more fits in: no process reads there."""
     fd = os.open(one.path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         while True:
@@ -129,7 +129,7 @@ def fill(one: Pty) -> None:
         os.close(fd)
 
 
-def test_a_terminal_that_does_not_drain_costs_nothing(terminal: Callable[..., Pty]) -> None:
+def test_a_terminal_that_does_not_drain_is_not_waited_for(terminal: Callable[..., Pty]) -> None:
     stuck, stopped, good = terminal(), terminal(), terminal()
     fill(stuck)
     termios.tcflow(stopped.slave, termios.TCOOFF)  # Ctrl-S
@@ -155,7 +155,7 @@ def test_what_is_no_terminal_is_not_written_to(terminal: Callable[..., Pty], tmp
     assert (tmp_path / "pts" / "0").read_bytes() == b""
 
 
-def test_the_systems_daemon_writes_to_whom_it_is_for(terminal: Callable[..., Pty]) -> None:
+def test_the_systems_daemon_writes_to_the_owners_or_causes_terminal_only(terminal: Callable[..., Pty]) -> None:
     if UID != 0:
         pytest.skip("needs root")
     alice, bob = terminal(uid=5001), terminal(uid=5002)
@@ -167,7 +167,7 @@ def test_the_systems_daemon_writes_to_whom_it_is_for(terminal: Callable[..., Pty
 
 
 def test_a_daemon_in_the_background_of_its_terminal_is_not_stopped(terminal: Callable[..., Pty]) -> None:
-    """stty tostop: who writes to its own terminal from the background gets SIGTTOU."""
+    """stty tostop: a process that writes to its own terminal from the background gets SIGTTOU."""
     mine = terminal()
     attributes = termios.tcgetattr(mine.slave)
     attributes[3] |= termios.TOSTOP

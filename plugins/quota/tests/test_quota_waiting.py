@@ -16,7 +16,7 @@ def taken(waiting: Waiting, now: float = 0.0) -> Item:
     return item
 
 
-def test_in_turn() -> None:
+def test_notices_are_taken_in_the_order_they_came() -> None:
     waiting = Waiting()
     assert waiting.take(0) == math.inf
     waiting.put(notice(1), "one")
@@ -36,7 +36,7 @@ def test_the_newest_state_of_a_quota_replaces_the_older() -> None:
     assert (waiting.replaced, waiting.dropped) == (1, 0)
 
 
-def test_there_is_an_end_to_it() -> None:
+def test_beyond_the_limit_the_oldest_notices_are_dropped() -> None:
     waiting = Waiting()
     for uid in range(MOST + 3):
         waiting.put(notice(uid), str(uid))
@@ -44,7 +44,7 @@ def test_there_is_an_end_to_it() -> None:
     assert taken(waiting).text == "3"
 
 
-def test_longer_and_longer_pauses_and_then_no_more() -> None:
+def test_pauses_double_up_to_a_limit_until_the_last_try() -> None:
     waiting, now = Waiting(), 0.0
     waiting.put(notice(), "text")
     pauses = []
@@ -68,7 +68,7 @@ def test_jitter_shortens_a_pause_by_half_at_most() -> None:
     assert waiting.take(0.0) == 0.5
 
 
-def test_a_newer_one_is_not_overwritten_by_the_one_that_failed() -> None:
+def test_a_newer_notice_is_not_replaced_by_one_that_failed() -> None:
     waiting = Waiting()
     waiting.put(notice(event="over-soft"), "older")
     item = taken(waiting)
@@ -78,7 +78,7 @@ def test_a_newer_one_is_not_overwritten_by_the_one_that_failed() -> None:
     assert waiting.replaced == 1
 
 
-def test_a_sink_that_works_again_is_not_kept_waiting() -> None:
+def test_a_sink_that_works_again_starts_the_back_off_anew() -> None:
     waiting = Waiting()
     for uid in (1, 2):
         waiting.put(notice(uid), "text")
@@ -91,7 +91,7 @@ def test_a_sink_that_works_again_is_not_kept_waiting() -> None:
     assert waiting.take(0.0) == 1.0
 
 
-def test_what_failed_has_no_place_any_more() -> None:
+def test_a_failed_notice_is_dropped_if_the_queue_is_full() -> None:
     waiting = Waiting()
     waiting.put(notice(0), "text")
     item = taken(waiting)

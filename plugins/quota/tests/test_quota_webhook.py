@@ -75,7 +75,7 @@ def server() -> Iterator[Server]:
         thread.join(PATIENCE)
 
 
-def test_it_posts_json(server: Server) -> None:
+def test_a_notice_is_posted_as_json(server: Server) -> None:
     sink.open({"url": server.url}).tell(notice(), "a sentence")
     ((headers, body),) = server.got
     assert headers["Content-Type"] == "application/json"
@@ -92,7 +92,7 @@ def test_hostile_names_stay_in_the_json(server: Server) -> None:
     assert body["subject"]["name"] == told.subject.name
 
 
-def test_a_failing_server_gets_it_again_with_the_same_key(server: Server, tmp_path: Path) -> None:
+def test_a_failed_post_is_repeated_with_the_same_idempotency_key(server: Server, tmp_path: Path) -> None:
     """500, then 200, by the queue that every sink has."""
     server.statuses = [500, 503]
     log = EventLog("test", os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT))
@@ -112,7 +112,7 @@ def test_a_failing_server_gets_it_again_with_the_same_key(server: Server, tmp_pa
     ("status", "again"),
     [(500, True), (503, True), (429, True), (408, True), (400, False), (401, False), (404, False), (302, False)],
 )
-def test_which_answers_are_worth_another_try(server: Server, status: int, again: bool) -> None:
+def test_temporary_errors_are_tried_again_and_permanent_ones_are_not(server: Server, status: int, again: bool) -> None:
     server.statuses = [status]
     with pytest.raises(ModuleFailed, match=f"127.0.0.1:[0-9]+: answers {status}") as caught:
         Webhook({"url": server.url}).tell(notice(), "text")
@@ -126,14 +126,14 @@ DRIP = drip(b"HTTP/1.1 200 OK\r\nX-Slow: ", b"x")
 @pytest.mark.parametrize(
     "behave", [stall, DRIP, say(b"220 smtp.example.org\r\n"), close], ids=["stall", "drip", "other", "close"]
 )
-def test_a_server_that_does_not_answer(behave: Behave) -> None:
+def test_a_server_that_does_not_answer_is_tried_later(behave: Behave) -> None:
     start = time.monotonic()
     with pytest.raises(TryLater, match=r"127.0.0.1"):
         Webhook({"url": f"http://127.0.0.1:{serve_once(behave)}/"}, patience=0.3, whole=0.6).tell(notice(), "text")
     assert time.monotonic() - start < 5
 
 
-def test_nobody_there() -> None:
+def test_a_refused_connection_is_tried_later() -> None:
     with socket.create_server(("127.0.0.1", 0)) as once:
         port = once.getsockname()[1]
     with pytest.raises(TryLater, match="Connection refused"):
@@ -154,7 +154,9 @@ def test_the_token_is_read_from_a_private_file(server: Server, tmp_path: Path) -
     assert len(server.got) == 1
 
 
-def test_a_credential_of_systemd(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_is_read_from_a_credential_of_systemd(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     webhook = Webhook({"url": server.url, "token-file": "hook"})
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     with pytest.raises(ModuleFailed, match="'hook' is no whole path, and systemd has given us no credentials"):
@@ -170,12 +172,12 @@ def test_a_credential_of_systemd(server: Server, tmp_path: Path, monkeypatch: py
         webhook.tell(notice(), "text")
 
 
-def test_it_needs_a_url() -> None:
+def test_a_webhook_without_a_url_is_refused() -> None:
     with pytest.raises(UsageError, match=r"quota.webhook.url: is needed"):
         sink.open({})
 
 
-def test_https_is_verified(server: Server, tmp_path: Path) -> None:
+def test_the_certificate_and_name_of_an_https_server_are_verified(server: Server, tmp_path: Path) -> None:
     pem = certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)

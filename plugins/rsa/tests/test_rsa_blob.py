@@ -20,21 +20,21 @@ def field(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("blob", [COMPAT, *OURS])
-def test_there_and_back(blob: Blob) -> None:
+def test_a_blob_is_read_back_as_written(blob: Blob) -> None:
     assert take_blob(pack_blob(blob)) == blob
 
 
-def test_bytes() -> None:
+def test_a_blob_is_packed_into_these_bytes() -> None:
     assert pack_blob(COMPAT) == field(b"/home/tester/.ecryptfs/pki/key.pem\0") + field(b"labpass\0")
     assert pack_blob(OURS[0]) == field(b"/k.pem\0") + field(b"\0") + field(b"ask\0")
 
 
-def test_an_old_token_of_an_unencrypted_key() -> None:
+def test_an_old_blob_of_an_unencrypted_key_has_the_source_none() -> None:
     assert take_blob(field(b"/k.pem\0") + field(b"\0")) == Blob("/k.pem", "none")
 
 
 @pytest.mark.parametrize("blob", [COMPAT, *OURS])
-def test_cut_short(blob: Blob) -> None:
+def test_a_blob_cut_short_anywhere_is_a_peer_error(blob: Blob) -> None:
     data = pack_blob(blob)
     for size in range(len(data)):
         if take_old_end(data) == size:
@@ -52,7 +52,7 @@ def take_old_end(data: bytes) -> int:
 
 
 @pytest.mark.parametrize("blob", [COMPAT, *OURS])
-def test_junk_behind(blob: Blob) -> None:
+def test_a_blob_with_junk_behind_is_a_peer_error(blob: Blob) -> None:
     with pytest.raises(PeerError):
         take_blob(pack_blob(blob) + b"x")
 
@@ -72,7 +72,7 @@ def test_junk_behind(blob: Blob) -> None:
         (field(b"/k\0") + field(b"\0") + field(b"file:x\0"), "says nothing about where", 10),
     ],
 )
-def test_refused(data: bytes, why: str, where: int) -> None:
+def test_a_bad_field_is_refused_with_its_position(data: bytes, why: str, where: int) -> None:
     with pytest.raises(PeerError, match=why) as caught:
         take_blob(data)
     assert caught.value.where == where
@@ -90,18 +90,28 @@ def test_refused(data: bytes, why: str, where: int) -> None:
         Blob("/k", "elsewhere"),
         Blob("/k", "file:relative"),
     ],
+    ids=[
+        "relative path",
+        "NUL in the path",
+        "no source",
+        "NUL in the passphrase",
+        "long passphrase",
+        "long path",
+        "unknown source",
+        "relative source",
+    ],
 )
-def test_what_could_not_be_read_back_is_not_written(blob: Blob) -> None:
+def test_a_blob_that_could_not_be_read_back_is_not_written(blob: Blob) -> None:
     with pytest.raises(UsageError):
         pack_blob(blob)
 
 
-def test_no_secret_in_the_repr() -> None:
+def test_the_repr_shows_no_secret() -> None:
     assert "labpass" not in repr(COMPAT)
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes(data: bytes) -> None:
+def test_any_bytes_are_a_blob_or_a_peer_error(data: bytes) -> None:
     try:
         blob = take_blob(data)
     except PeerError:
@@ -113,5 +123,5 @@ def test_any_bytes(data: bytes) -> None:
     st.lists(st.binary(max_size=12).map(lambda content: field(content + b"\0")), max_size=4).map(b"".join),
     st.binary(max_size=3),
 )
-def test_nearly_right_bytes(fields: bytes, junk: bytes) -> None:
-    test_any_bytes.hypothesis.inner_test(fields + junk)  # type: ignore[attr-defined]
+def test_nearly_right_bytes_are_a_blob_or_a_peer_error(fields: bytes, junk: bytes) -> None:
+    test_any_bytes_are_a_blob_or_a_peer_error.hypothesis.inner_test(fields + junk)  # type: ignore[attr-defined]

@@ -54,7 +54,7 @@ def pem(tmp_path: Path, small: rsa.RSAPrivateKey) -> Path:
     return write_key(tmp_path / "key.pem", small)
 
 
-def test_the_shape() -> None:
+def test_the_module_makes_and_imports_keys() -> None:
     assert isinstance(module, KeyMaker)
     assert isinstance(module, KeyImporter)
     typed: KeyModule = module
@@ -67,7 +67,7 @@ def test_the_shape() -> None:
 
 
 @pytest.mark.parametrize("bits", [2048, 3072, 4096])
-def test_generate_and_open(tmp_path: Path, bits: int) -> None:
+def test_a_generated_key_opens_and_unwraps_every_size(tmp_path: Path, bits: int) -> None:
     path = tmp_path / "new.pem"
     made = module.generate(making(path, bits=bits))
     assert made.description == f"RSA-{bits}"
@@ -86,7 +86,9 @@ def test_generate_and_open(tmp_path: Path, bits: int) -> None:
 
 @pytest.mark.parametrize("shape", [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL])
 @pytest.mark.parametrize("word", [WORD, None])
-def test_every_form_of_pem(tmp_path: Path, small: rsa.RSAPrivateKey, shape: PrivateFormat, word: bytes | None) -> None:
+def test_every_form_of_pem_is_enrolled_and_opened(
+    tmp_path: Path, small: rsa.RSAPrivateKey, shape: PrivateFormat, word: bytes | None
+) -> None:
     path = write_key(tmp_path / "key.pem", small, word, shape)
     enrolled = enrol(path, word or b"", "keyring")
     assert take_blob(enrolled.blob) == Blob(str(path), "keyring" if word else "none")
@@ -94,7 +96,7 @@ def test_every_form_of_pem(tmp_path: Path, small: rsa.RSAPrivateKey, shape: Priv
     assert handle.unwrap(handle.wrap(b"x")) == b"x"
 
 
-def test_enrol_in_the_way_of_ecryptfs_utils(pem: Path) -> None:
+def test_a_compat_blob_holds_the_passphrase_as_with_ecryptfs_utils(pem: Path) -> None:
     enrolled = enrol(pem, source="compat")
     assert take_blob(enrolled.blob) == Blob(str(pem), None, WORD)
     handle = module.open(enrolled.signature, enrolled.blob, GivenSecrets())
@@ -119,8 +121,8 @@ def test_enrol_refuses_a_key_too_long_for_ecryptfs(tmp_path: Path) -> None:
         enrol(path)
 
 
-def test_enrol_validates(tmp_path: Path, small: rsa.RSAPrivateKey) -> None:
-    """A key whose parts do not belong together; `open`, which trusts, is kept from it by the signature."""
+def test_enrol_refuses_a_key_whose_parts_do_not_belong_together(tmp_path: Path, small: rsa.RSAPrivateKey) -> None:
+    """`open` does not check the parts: the signature keeps such a key from it."""
     good = small.private_numbers()
     other = rsa.generate_private_key(65537, 2048).private_numbers()
     bad = rsa.RSAPrivateNumbers(
@@ -134,7 +136,7 @@ def test_enrol_validates(tmp_path: Path, small: rsa.RSAPrivateKey) -> None:
 # --- opening ------------------------------------------------------------------------------------------------
 
 
-def test_a_bad_blob() -> None:
+def test_a_malformed_blob_is_refused() -> None:
     with pytest.raises(ModuleFailed, match="openssl blob: ends before the path at byte 0"):
         module.open("0" * 16, b"", GivenSecrets())
 
@@ -151,7 +153,7 @@ def test_the_passphrase_is_wiped(pem: Path, word: bytes) -> None:
     assert secrets.wiped()
 
 
-def test_which_file() -> None:
+def test_enrol_without_a_file_is_refused() -> None:
     with pytest.raises(UsageError, match="from a file"):
         enrol(Path())
 
@@ -159,7 +161,7 @@ def test_which_file() -> None:
 # --- the handle ---------------------------------------------------------------------------------------------
 
 
-def test_what_it_did_not_wrap(pem: Path) -> None:
+def test_bytes_that_the_key_did_not_wrap_are_refused(pem: Path) -> None:
     enrolled = enrol(pem)
     handle = module.open(enrolled.signature, enrolled.blob, GivenSecrets(WORD))
     wrapped = bytearray(handle.wrap(b"a key"))
@@ -173,7 +175,7 @@ def test_what_it_did_not_wrap(pem: Path) -> None:
             handle.wrap(bytes(size))
 
 
-def test_the_openssl_command(tmp_path: Path) -> None:
+def test_keys_that_the_openssl_command_made_are_enrolled_and_used(tmp_path: Path) -> None:
     """Keys as people have made them for ecryptfs-utils, by OpenSSL's own command."""
     openssl = shutil.which("openssl")
     if openssl is None:
@@ -197,7 +199,7 @@ def test_the_openssl_command(tmp_path: Path) -> None:
         assert opened.stdout == b"a key"
 
 
-def test_the_public_half(pem: Path, small: rsa.RSAPrivateKey) -> None:
+def test_the_public_half_of_a_key_is_exported(pem: Path, small: rsa.RSAPrivateKey) -> None:
     enrolled = enrol(pem)
     handle = module.open(enrolled.signature, enrolled.blob, GivenSecrets(WORD))
     assert isinstance(handle, Public)
@@ -206,8 +208,8 @@ def test_the_public_half(pem: Path, small: rsa.RSAPrivateKey) -> None:
     assert public.public_numbers() == small.public_key().public_numbers()
 
 
-def test_a_swapped_file(pem: Path) -> None:
-    """What the file holds now is not what the auth token is for."""
+def test_a_key_file_swapped_for_another_is_refused(pem: Path) -> None:
+    """The auth token is for the key that the file held before."""
     enrolled = enrol(pem)
     pem.unlink()
     write_key(pem, rsa.generate_private_key(65537, 2048))

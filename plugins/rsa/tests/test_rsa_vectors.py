@@ -53,13 +53,15 @@ def test_the_vectors_are_there() -> None:
 
 
 @pytest.mark.parametrize(("ask", "reply"), pairs(wire.TAG_64))
-def test_decrypt_requests(handle: Handle, ask: wire.Ask, reply: wire.Reply) -> None:
+def test_captured_decrypt_requests_get_the_captured_reply(handle: Handle, ask: wire.Ask, reply: wire.Reply) -> None:
     assert ask.signature == KEY["sig"]
     assert handle.unwrap(ask.content) == reply.content
 
 
 @pytest.mark.parametrize(("ask", "reply"), pairs(wire.TAG_66))
-def test_encrypt_requests(handle: Handle, ask: wire.Ask, reply: wire.Reply) -> None:
+def test_captured_encrypt_requests_are_wrapped_and_unwrap_again(
+    handle: Handle, ask: wire.Ask, reply: wire.Reply
+) -> None:
     """OAEP is random: what was wrapped then must unwrap to what was asked, and so must what we wrap."""
     assert handle.unwrap(reply.content) == ask.content
     wrapped = handle.wrap(ask.content)
@@ -68,19 +70,19 @@ def test_encrypt_requests(handle: Handle, ask: wire.Ask, reply: wire.Reply) -> N
 
 
 @pytest.mark.parametrize("name", VECTORS["lower_header"])
-def test_lower_headers(handle: Handle, name: str) -> None:
+def test_wrapped_keys_of_captured_headers_unwrap_to_file_keys(handle: Handle, name: str) -> None:
     (packet,) = take_header(bytes.fromhex(VECTORS["lower_header"][name])).packets
     assert packet.signature == KEY["sig"]
     wire.take_file_key(handle.unwrap(packet.wrapped))
 
 
-def test_signature() -> None:
+def test_the_captured_signature_is_the_hash_of_its_preimage() -> None:
     digest = Hash(SHA1())
     digest.update(bytes.fromhex(KEY["sig_preimage_hex"]))
     assert digest.finalize()[:8].hex() == KEY["sig"]
 
 
-def test_blob() -> None:
+def test_the_captured_blob_is_read_and_written_the_same() -> None:
     told = VECTORS["auth_tok"]
     token = take_auth_tok(bytes.fromhex(told["hex"]))
     assert token.alias == module.name

@@ -1,4 +1,4 @@
-"""The contract of handlers, where there are no tickets: nobody is asked anything."""
+"""The contract of handlers, where there are no tickets, so that no KDC is asked."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def settled(handler: SpnegoHandler) -> SpnegoHandler:
 
 
 def client(realm: Realm, handler: SpnegoHandler) -> str:
-    """Whom the server takes us for."""
+    """The principal that the server takes us for."""
     _, blob = take_payload(take_instance(handler.answer(asking())).payload)
     return accept(blob, realm.keytab).client
 
@@ -66,7 +66,7 @@ def test_a_copy_holds_what_the_file_does(realm: Realm, settled: SpnegoHandler, t
     assert client(realm, settled) == "alice@LAB.TEST"
 
 
-def test_a_file_is_read_once(
+def test_an_unchanged_file_is_read_once(
     realm: Realm, settled: SpnegoHandler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing but its times is looked at as long as these are the same."""
@@ -91,7 +91,7 @@ def test_another_kinit_counts_at_once(realm: Realm, settled: SpnegoHandler, tmp_
 
 
 def test_kdestroy_counts_at_once(realm: Realm, settled: SpnegoHandler, tmp_path: Path) -> None:
-    """And the next who asks has what was copied destroyed."""
+    """The next request destroys the copy."""
     cache = tmp_path / "default"
     realm.kinit("alice", f"FILE:{cache}")
     client(realm, settled)
@@ -104,7 +104,7 @@ def test_kdestroy_counts_at_once(realm: Realm, settled: SpnegoHandler, tmp_path:
     assert not is_there(name)
 
 
-def test_what_others_can_read_is_not_used_although_there_is_a_copy(
+def test_a_cache_that_others_can_read_is_refused_although_there_is_a_copy(
     realm: Realm, settled: SpnegoHandler, tmp_path: Path
 ) -> None:
     cache = tmp_path / "default"
@@ -117,7 +117,7 @@ def test_what_others_can_read_is_not_used_although_there_is_a_copy(
     assert refused.value.reason == "cache-refused"
 
 
-def test_what_has_just_changed_is_not_copied(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
+def test_a_cache_that_has_just_changed_is_not_copied(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
     cache = tmp_path / "default"
     realm.kinit("alice", f"FILE:{cache}")
     client(realm, handler)
@@ -126,7 +126,7 @@ def test_what_has_just_changed_is_not_copied(realm: Realm, handler: SpnegoHandle
     assert looked(handler.copies, cache) == f"FILE:{cache}"
 
 
-def test_what_somebody_uses_is_not_destroyed(realm: Realm, settled: SpnegoHandler, tmp_path: Path) -> None:
+def test_a_copy_in_use_is_not_destroyed(realm: Realm, settled: SpnegoHandler, tmp_path: Path) -> None:
     cache = tmp_path / "default"
     realm.kinit("alice", f"FILE:{cache}")
     made = settled.copies
@@ -140,7 +140,7 @@ def test_what_somebody_uses_is_not_destroyed(realm: Realm, settled: SpnegoHandle
     assert is_there(second)
 
 
-def test_there_are_never_many(realm: Realm, settled: SpnegoHandler, tmp_path: Path) -> None:
+def test_the_number_of_copies_is_bounded(realm: Realm, settled: SpnegoHandler, tmp_path: Path) -> None:
     realm.kinit("alice", f"FILE:{tmp_path}/default")
     content = (tmp_path / "default").read_bytes()
     made, names = settled.copies, []
@@ -151,7 +151,9 @@ def test_there_are_never_many(realm: Realm, settled: SpnegoHandler, tmp_path: Pa
     assert [is_there(name) for name in names] == [False] * 3 + [True] * copies.MOST
 
 
-def test_many_at_once_while_tickets_change(realm: Realm, settled: SpnegoHandler, tmp_path: Path) -> None:
+def test_concurrent_requests_are_answered_while_tickets_change(
+    realm: Realm, settled: SpnegoHandler, tmp_path: Path
+) -> None:
     """Each answer is alice's, whichever of her tickets it is made with."""
     cache = tmp_path / "default"
     realm.kinit("alice", f"FILE:{cache}")

@@ -52,7 +52,7 @@ def asked(broker: PlayedBroker, seq: int, body: bytes) -> Response:
     return broker.response()
 
 
-def test_answered_refused_and_answered(
+def test_a_daemon_answers_once_there_is_a_ticket_and_logs_no_secret(
     realm: Realm, broker: PlayedBroker, daemon: RunningDaemon, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One daemon, before and after kinit; nothing secret reaches its log."""
@@ -74,7 +74,9 @@ def test_answered_refused_and_answered(
     assert repr(response.outcome).find(key.hex()) < 0
 
 
-def test_what_it_costs(realm: Realm, broker: PlayedBroker, daemon: RunningDaemon, folder: Path) -> None:
+def test_a_ticket_in_use_costs_a_daemon_less_than_13_mb(
+    realm: Realm, broker: PlayedBroker, daemon: RunningDaemon, folder: Path
+) -> None:
     """Prints the memory that a daemon needs more with the library and a ticket in use."""
     realm.kinit("alice", f"FILE:{folder}/default")
     before = _resident(daemon.pid)

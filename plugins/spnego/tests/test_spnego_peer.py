@@ -60,7 +60,7 @@ def by_the_peer(keys: Path, folder: Path, description: str) -> bytes | None:
 
 @pytest.mark.parametrize("sec", ["krb5", "mskrb5", "iakerb"])
 @pytest.mark.parametrize("host", [SERVER, SERVER.upper(), UNKNOWN])
-def test_the_same(
+def test_our_answer_means_the_same_as_that_of_cifs_upcall(
     realm: Realm, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, sec: str
 ) -> None:
     for name, value in realm.at_home(tmp_path).items():

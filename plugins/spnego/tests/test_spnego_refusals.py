@@ -38,11 +38,11 @@ def refused(handler: SpnegoHandler, envelope: Envelope, reason: str, code: int, 
 # --- tickets ------------------------------------------------------------------------------------------------
 
 
-def test_no_ticket(handler: SpnegoHandler) -> None:
+def test_a_request_without_a_ticket_is_refused(handler: SpnegoHandler) -> None:
     refused(handler, asking(), "no-ticket", errno.ENOKEY, "default")
 
 
-def test_an_expired_ticket_is_refused_before_anybody_is_asked(
+def test_an_expired_ticket_is_refused_without_asking_the_kdc(
     realm: Realm, handler: SpnegoHandler, tmp_path: Path
 ) -> None:
     realm.expired("alice", f"FILE:{tmp_path}/default")
@@ -51,31 +51,33 @@ def test_an_expired_ticket_is_refused_before_anybody_is_asked(
     assert realm.asked() == asked
 
 
-def test_a_damaged_cache(handler: SpnegoHandler, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_refused_as_no_ticket(handler: SpnegoHandler, tmp_path: Path) -> None:
     (tmp_path / "default").touch(0o600)
     (tmp_path / "default").write_bytes(b"\5\4\0\xff" + bytes(100))
     refused(handler, asking(), "no-ticket", errno.ENOKEY)
 
 
-def test_a_server_that_the_realm_does_not_know(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
+def test_a_server_that_the_realm_does_not_know_is_refused(
+    realm: Realm, handler: SpnegoHandler, tmp_path: Path
+) -> None:
     realm.kinit("alice", f"FILE:{tmp_path}/default")
     refused(handler, asking(host=UNKNOWN), "unknown-service", errno.EKEYREJECTED, UNKNOWN, "alice@LAB.TEST")
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
-def test_an_address_is_no_name_that_the_realm_knows(
+def test_an_address_in_the_place_of_a_name_is_refused(
     realm: Realm, handler: SpnegoHandler, tmp_path: Path, host: str
 ) -> None:
     realm.kinit("alice", f"FILE:{tmp_path}/default")
     refused(handler, asking(host=host), "unknown-service", errno.EKEYREJECTED, host)
 
 
-def test_a_realm_that_no_ticket_leads_to(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
+def test_a_realm_that_no_ticket_leads_to_is_refused(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
     realm.kinit("alice", f"FILE:{tmp_path}/default")
     refused(handler, asking(host=FOREIGN), "wrong-realm", errno.EKEYREJECTED, "ELSEWHERE.TEST")
 
 
-def test_a_realm_whose_kdc_nobody_knows(
+def test_a_realm_without_a_known_kdc_is_refused(
     realm: Realm, handler: SpnegoHandler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is a ticket from it, so it exists."""
@@ -86,7 +88,7 @@ def test_a_realm_whose_kdc_nobody_knows(
     refused(handler, asking(), "kdc-unreachable", errno.EAGAIN, "LAB.TEST")
 
 
-def test_a_service_that_gets_no_tickets(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
+def test_a_service_that_gets_no_tickets_is_refused(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
     realm.administer("add_principal -randkey -allow_tgs_req cifs/locked.lab.test")
     realm.kinit("alice", f"FILE:{tmp_path}/default")
     refused(handler, asking(host="locked.lab.test"), "kdc-refused", errno.EKEYREJECTED, "cifs/locked.lab.test")
@@ -95,7 +97,7 @@ def test_a_service_that_gets_no_tickets(realm: Realm, handler: SpnegoHandler, tm
 # --- the KDC ------------------------------------------------------------------------------------------------
 
 
-def test_clocks_that_differ(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
+def test_a_clock_skew_is_refused(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
     if library is None:
         pytest.skip("libfaketime is not installed (Debian package faketime)")
@@ -109,7 +111,9 @@ def test_clocks_that_differ(realm: Realm, handler: SpnegoHandler, tmp_path: Path
         realm.start()
 
 
-def test_a_kdc_that_is_gone(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
+def test_a_kdc_that_is_gone_refuses_only_requests_that_need_it(
+    realm: Realm, handler: SpnegoHandler, tmp_path: Path
+) -> None:
     realm.administer(f"add_principal -randkey cifs/known.{SERVER}")
     realm.kinit("alice", f"FILE:{tmp_path}/default")
     handler.answer(asking())
@@ -121,7 +125,9 @@ def test_a_kdc_that_is_gone(realm: Realm, handler: SpnegoHandler, tmp_path: Path
         realm.start()
 
 
-def test_a_kdc_that_hangs_takes_only_what_needs_it(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
+def test_a_kdc_that_hangs_delays_only_requests_that_need_it(
+    realm: Realm, handler: SpnegoHandler, tmp_path: Path
+) -> None:
     realm.administer(f"add_principal -randkey cifs/slow.{SERVER}")
     realm.kinit("alice", f"FILE:{tmp_path}/default")
     handler.answer(asking())
@@ -137,7 +143,7 @@ def test_a_kdc_that_hangs_takes_only_what_needs_it(realm: Realm, handler: Spnego
     assert handler.waiting.count("LAB.TEST") == 0
 
 
-def test_those_beyond_are_refused_at_once() -> None:
+def test_many_overlong_waits_for_a_kdc_refuse_further_requests_at_once() -> None:
     now = 0.0
     waiting = Waiting(lambda: now)
     held = [waiting.for_kdc("LAB.TEST") for _ in range(AT_MOST + 5)]
@@ -164,24 +170,24 @@ def planted(realm: Realm, tmp_path: Path) -> Path:
     return tmp_path / "default"
 
 
-def test_a_symbolic_link(handler: SpnegoHandler, planted: Path, tmp_path: Path) -> None:
+def test_a_cache_that_is_a_symbolic_link_is_refused(handler: SpnegoHandler, planted: Path, tmp_path: Path) -> None:
     planted.rename(tmp_path / "elsewhere")
     planted.symlink_to(tmp_path / "elsewhere")
     refused(handler, asking(), "cache-refused", errno.EACCES, "a symbolic link")
 
 
-def test_open_to_others(handler: SpnegoHandler, planted: Path) -> None:
+def test_a_cache_that_others_can_read_is_refused(handler: SpnegoHandler, planted: Path) -> None:
     planted.chmod(0o644)
     refused(handler, asking(), "cache-refused", errno.EACCES, "mode 0644 lets others in")
 
 
-def test_a_pipe_does_not_hang(handler: SpnegoHandler, planted: Path) -> None:
+def test_a_cache_that_is_a_pipe_is_refused_without_hanging(handler: SpnegoHandler, planted: Path) -> None:
     planted.unlink()
     os.mkfifo(planted, 0o600)
     refused(handler, asking(), "cache-refused", errno.EACCES, "not a regular file")
 
 
-def test_in_a_folder_where_others_can_replace_it(handler: SpnegoHandler, planted: Path, tmp_path: Path) -> None:
+def test_a_cache_that_others_can_replace_is_refused(handler: SpnegoHandler, planted: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     refused(handler, asking(), "cache-refused", errno.EACCES, "lets others replace")
     tmp_path.chmod(0o1777)
@@ -189,23 +195,23 @@ def test_in_a_folder_where_others_can_replace_it(handler: SpnegoHandler, planted
 
 
 @needs_root
-def test_somebody_elses(handler: SpnegoHandler, planted: Path) -> None:
+def test_a_cache_of_another_uid_is_refused(handler: SpnegoHandler, planted: Path) -> None:
     os.chown(planted, 5002, 5002)
     refused(handler, asking(), "cache-refused", errno.EACCES, "belongs to uid 5002")
 
 
 @needs_root
-def test_somebody_elses_folder(handler: SpnegoHandler, planted: Path, tmp_path: Path) -> None:
+def test_a_cache_in_a_folder_of_another_uid_is_refused(handler: SpnegoHandler, planted: Path, tmp_path: Path) -> None:
     os.chown(tmp_path, 5002, 5002)
     refused(handler, asking(), "cache-refused", errno.EACCES, "belongs to uid 5002, who could replace")
     os.chown(tmp_path, 0, 0)
 
 
 @needs_root
-def test_planted_where_pam_modules_put_theirs(
+def test_caches_planted_by_another_uid_are_refused_and_the_users_own_is_found(
     realm: Realm, handler: SpnegoHandler, planted: Path, tmp_path: Path
 ) -> None:
-    """Any number of them: the user's own is found."""
+    """Any number of them."""
     for number in range(100):
         other = tmp_path / f"krb5cc_0_{number:03}"
         shutil.copyfile(planted, other)
@@ -217,7 +223,7 @@ def test_planted_where_pam_modules_put_theirs(
     assert told["credential"]["principal"] == "bob@LAB.TEST"
 
 
-def test_in_a_folder_of_caches(
+def test_a_cache_in_a_folder_of_caches_that_others_can_write_is_refused(
     realm: Realm, handler: SpnegoHandler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "caches").mkdir(mode=0o700)
@@ -227,7 +233,7 @@ def test_in_a_folder_of_caches(
     refused(handler, asking(), "cache-refused", errno.EACCES, "mode 0660")
 
 
-def test_a_keytab_that_others_can_write(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
+def test_a_keytab_that_others_can_write_is_refused(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
     realm.client_keytab(tmp_path / "client.keytab", "bob")
     (tmp_path / "client.keytab").chmod(0o660)
     refused(handler, asking(), "cache-refused", errno.EACCES, "client.keytab", "mode 0660")
@@ -236,17 +242,17 @@ def test_a_keytab_that_others_can_write(realm: Realm, handler: SpnegoHandler, tm
 # --- what does not concern tickets --------------------------------------------------------------------------
 
 
-def test_iakerb(handler: SpnegoHandler) -> None:
+def test_iakerb_is_refused_as_no_mechanism(handler: SpnegoHandler) -> None:
     refused(handler, asking(sec="iakerb"), "no-mechanism", errno.EKEYREJECTED, "sec=iakerb")
 
 
-def test_somebody_elses_request(handler: SpnegoHandler, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_for_another_uid_is_not_permitted(handler: SpnegoHandler, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 5001)
     refused(handler, asking(creduid=5002), "not-permitted", errno.EPERM, "uid 5002")
 
 
 @pytest.mark.parametrize("module", [krb5, gssapi])
-def test_without_the_library(
+def test_requests_are_refused_without_the_library(
     module: object, realm: Realm, handler: SpnegoHandler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     realm.kinit("alice", f"FILE:{tmp_path}/default")
@@ -259,7 +265,7 @@ def test_without_the_library(
     gssapi.library.cache_clear()
 
 
-def test_a_krb5_conf_that_makes_no_sense(
+def test_a_malformed_krb5_conf_is_a_module_failure_with_the_reason(
     handler: SpnegoHandler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "krb5.conf").write_text("[libdefaults\n")
@@ -271,7 +277,7 @@ def test_a_krb5_conf_that_makes_no_sense(
     assert "Improper format" in told["why"]
 
 
-def test_nonsense(handler: SpnegoHandler) -> None:
+def test_a_malformed_request_is_a_peer_error(handler: SpnegoHandler) -> None:
     good = asking()
     for body in (b"", good.body[:-1], good.body + b"x", good.body.replace(b"creduid", b"kreduid")):
         for call in (handler.lane, handler.answer):
@@ -281,7 +287,7 @@ def test_nonsense(handler: SpnegoHandler) -> None:
             handler.explain(body)
 
 
-def test_the_lane_is_the_servers() -> None:
+def test_requests_for_one_server_share_a_lane() -> None:
     handler = SpnegoHandler()
     assert handler.lane(asking()) == handler.lane(asking(host=SERVER.upper(), user="bob"))
     assert handler.lane(asking()) != handler.lane(asking(host=UNKNOWN))
@@ -308,7 +314,7 @@ def test_the_codes_are_those_that_the_library_means() -> None:
 # --- explain ------------------------------------------------------------------------------------------------
 
 
-def test_explained_without_asking_anybody(
+def test_explain_asks_the_kdc_only_with_contact(
     realm: Realm, handler: SpnegoHandler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("upcall_spnego.handler", handler)
@@ -326,7 +332,7 @@ def test_explained_without_asking_anybody(
     assert told["blob"] > 500
 
 
-def test_explained_why_the_others_lost(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
+def test_explain_says_why_the_other_caches_were_not_used(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
     realm.expired("alice", f"FILE:{tmp_path}/default")
     own = f"{tmp_path}/krb5cc_{os.geteuid()}"
     realm.kinit("bob", f"FILE:{own}")

@@ -37,7 +37,9 @@ def proved(realm: Realm, answer: bytes) -> Accepted:
     return found
 
 
-def test_the_server_accepts_it(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
+def test_a_server_accepts_the_session_of_the_tickets_user(
+    realm: Realm, handler: SpnegoHandler, tmp_path: Path
+) -> None:
     realm.kinit("alice", f"FILE:{tmp_path}/default")
     found = proved(realm, handler.answer(asking()))
     assert found.client == "alice@LAB.TEST"
@@ -46,7 +48,7 @@ def test_the_server_accepts_it(realm: Realm, handler: SpnegoHandler, tmp_path: P
 
 
 @pytest.mark.parametrize(("sec", "mechanism"), [("krb5", KRB5), ("mskrb5", MS_KRB5)])
-def test_both_names_of_the_mechanism(
+def test_each_sec_option_gives_its_name_of_the_mechanism(
     realm: Realm, handler: SpnegoHandler, tmp_path: Path, sec: str, mechanism: str
 ) -> None:
     realm.kinit("alice", f"FILE:{tmp_path}/default")
@@ -63,7 +65,9 @@ def test_each_session_has_a_key_of_its_own(realm: Realm, handler: SpnegoHandler,
 
 
 @pytest.mark.parametrize("host", [SERVER.upper(), f"{SERVER}."])
-def test_the_host_as_people_write_it(realm: Realm, handler: SpnegoHandler, tmp_path: Path, host: str) -> None:
+def test_a_host_in_capitals_or_with_a_final_dot_is_accepted(
+    realm: Realm, handler: SpnegoHandler, tmp_path: Path, host: str
+) -> None:
     realm.kinit("alice", f"FILE:{tmp_path}/default")
     proved(realm, handler.answer(asking(host=host)))
 
@@ -80,7 +84,7 @@ def test_a_short_name_gets_the_resolvers_domain(
 # --- where tickets are ----------------------------------------------------------------------------------------
 
 
-def test_a_folder_of_caches(
+def test_a_folder_of_caches_gives_the_cache_of_the_user_in_the_request(
     realm: Realm, handler: SpnegoHandler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one that mount was told of, though another is the primary one."""
@@ -95,7 +99,9 @@ def test_a_folder_of_caches(
     assert proved(realm, handler.answer(asking(user=None))).client == "alice@LAB.TEST"
 
 
-def test_the_kernels_keyring(realm: Realm, handler: SpnegoHandler, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ticket_in_the_kernels_keyring_is_used(
+    realm: Realm, handler: SpnegoHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KRB5CCNAME", "KEYRING:session:upcall-test")
 
     def work() -> str:
@@ -106,14 +112,16 @@ def test_the_kernels_keyring(realm: Realm, handler: SpnegoHandler, monkeypatch: 
     assert in_child(work) == "alice@LAB.TEST"
 
 
-def test_what_pam_modules_leave_lying_about(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
+def test_a_cache_of_a_pam_module_is_used_if_there_is_no_default_one(
+    realm: Realm, handler: SpnegoHandler, tmp_path: Path
+) -> None:
     realm.kinit("bob", f"FILE:{tmp_path}/krb5cc_{os.geteuid()}_x8Kf2a")
     assert proved(realm, handler.answer(asking())).client == "bob@LAB.TEST"
     realm.kinit("alice", f"FILE:{tmp_path}/default")
     assert proved(realm, handler.answer(asking(user="bob"))).client == "alice@LAB.TEST"
 
 
-def test_a_cache_that_expired_gives_way(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
+def test_an_expired_cache_gives_way_to_a_valid_one(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
     realm.expired("alice", f"FILE:{tmp_path}/default")
     realm.kinit("bob", f"FILE:{tmp_path}/krb5cc_{os.geteuid()}")
     assert proved(realm, handler.answer(asking())).client == "bob@LAB.TEST"
@@ -129,7 +137,9 @@ def test_a_new_kinit_counts_at_once(realm: Realm, handler: SpnegoHandler, tmp_pa
         handler.answer(asking())
 
 
-def test_the_users_own_keytab(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
+def test_the_users_own_keytab_is_used_and_its_tickets_are_kept(
+    realm: Realm, handler: SpnegoHandler, tmp_path: Path
+) -> None:
     realm.client_keytab(tmp_path / "client.keytab", "bob")
     asked = realm.asked()
     for _ in range(3):
@@ -138,10 +148,10 @@ def test_the_users_own_keytab(realm: Realm, handler: SpnegoHandler, tmp_path: Pa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the machine's keytab is root's")
-def test_the_machines_keytab(
+def test_others_are_answered_by_the_machines_keytab_and_never_by_roots_tickets(
     realm: Realm, handler: SpnegoHandler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For root, and for people whom root's daemon answers for; these never get what root himself has."""
+    """For root itself, a ticket of root's comes before the keytab."""
     realm.administer("add_principal -randkey FS$")
     realm.client_keytab(tmp_path / "machine.keytab", "alice", f"host/{SERVER}", "FS$")
     assert proved(realm, handler.answer(asking())).client == "FS$@LAB.TEST"
@@ -155,10 +165,10 @@ def test_the_machines_keytab(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_the_machines_daemon_has_a_uid_of_its_own(
+def test_only_the_machines_daemon_answers_for_others_by_the_machines_keytab(
     realm: Realm, handler: SpnegoHandler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It answers for root and for others by the machine's keytab; no other daemon answers for anybody else."""
+    """It has a uid of its own; any other daemon answers for its own uid only."""
     (folder := Path(tempfile.mkdtemp(prefix="upcall-", dir="/tmp"))).chmod(0o755)
     try:
         realm.client_keytab(folder / "keytab", f"host/{SERVER}")
@@ -188,7 +198,9 @@ def test_the_machines_daemon_has_a_uid_of_its_own(
 # --- many at a time, and for long -----------------------------------------------------------------------------
 
 
-def test_sixty_four_at_a_time(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
+def test_sixty_four_requests_at_a_time_get_keys_of_their_own(
+    realm: Realm, handler: SpnegoHandler, tmp_path: Path
+) -> None:
     """From an empty cache on, so that many of them go to the KDC."""
     realm.kinit("alice", f"FILE:{tmp_path}/default")
     answers: list[bytes] = []
@@ -206,7 +218,9 @@ def test_sixty_four_at_a_time(realm: Realm, handler: SpnegoHandler, tmp_path: Pa
     assert len({proved(realm, one).key for one in answers}) == 64
 
 
-def test_nothing_grows(realm: Realm, handler: SpnegoHandler, tmp_path: Path) -> None:
+def test_answers_and_refusals_leak_neither_descriptors_nor_memory(
+    realm: Realm, handler: SpnegoHandler, tmp_path: Path
+) -> None:
     """Descriptors and memory, over 2000 answers and 500 refusals; prints what one answer takes."""
     realm.kinit("alice", f"FILE:{tmp_path}/default")
     good, bad, took = asking(), asking(sec="iakerb"), []

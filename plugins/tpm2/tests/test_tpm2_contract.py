@@ -41,8 +41,8 @@ class TestSealedWithPin(TestSealed):
     values = {"pin": "yes"}
 
 
-def test_in_a_process_of_its_own(tmp_path: Path) -> None:
-    """As the daemon has it: PINs and refusals come through."""
+def test_an_isolated_module_passes_on_pins_verdicts_and_refusals(tmp_path: Path) -> None:
+    """The module runs in a process of its own, as in a daemon."""
     if what := missing():
         pytest.skip(what)
     path = tmp_path / "key.tss2"

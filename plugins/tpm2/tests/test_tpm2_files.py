@@ -58,14 +58,14 @@ def der(text: bytes) -> bytes:
 
 
 @whole
-def test_there_and_back(key: KeyFile) -> None:
+def test_a_key_file_is_read_back_as_written(key: KeyFile) -> None:
     text = pack_key_file(key)
     assert take_key_file(text) == key
     assert take_key_file(text.replace(b"\n", b"\r\n")) == key
     assert all(len(line) <= 64 for line in text.splitlines())
 
 
-def test_the_bytes_of_the_specification() -> None:
+def test_a_key_file_has_the_bytes_of_the_specification() -> None:
     """An unprotected key: OID 2.23.133.10.1.5, emptyAuth TRUE, parent 0x40000001."""
     assert der(pack_key_file(KINDS[0])).hex() == (
         "305806066781050a0105a0030101ff020440000001" + "0430" + KINDS[0].public.hex() + "0406" + PRIVATE.hex()
@@ -73,7 +73,7 @@ def test_the_bytes_of_the_specification() -> None:
 
 
 @whole
-def test_cut_short_or_too_long(key: KeyFile) -> None:
+def test_a_key_file_cut_short_or_too_long_is_a_peer_error(key: KeyFile) -> None:
     data = der(pack_key_file(key))
     for size in range(len(data)):
         with pytest.raises(PeerError):
@@ -84,8 +84,8 @@ def test_cut_short_or_too_long(key: KeyFile) -> None:
 
 
 @whole
-def test_every_byte_counts(key: KeyFile) -> None:
-    """A changed byte is refused, or makes another key: never the same one in other words."""
+def test_a_changed_key_file_is_refused_or_another_key(key: KeyFile) -> None:
+    """No two files hold the same key in different bytes."""
     data = der(pack_key_file(key))
     for at in range(len(data)):
         for bit in range(8):
@@ -106,7 +106,7 @@ def test_garbage_is_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("parent", [0, 0x40000007, 0x80000000, 0x82000000, 0xFFFFFFFF])
-def test_parents_that_are_none(parent: int) -> None:
+def test_an_unknown_parent_is_refused(parent: int) -> None:
     with pytest.raises(PeerError, match="neither the owner's nor persistent"):
         take_key_file(pack_key_file(key_file(parent=parent)))
 
@@ -128,12 +128,12 @@ def with_attributes(key: KeyFile, change: int) -> KeyFile:
         (KINDS[3], NO_DA, "guessed without end"),
     ],
 )
-def test_objects_that_protect_less_than_they_seem_to(key: KeyFile, change: int, words: str) -> None:
+def test_objects_that_protect_less_than_they_seem_to_are_refused(key: KeyFile, change: int, words: str) -> None:
     with pytest.raises(PeerError, match=words):
         take_key_file(pack_key_file(with_attributes(key, change)))
 
 
-def test_a_policy_that_is_not_the_objects() -> None:
+def test_a_policy_that_is_not_the_objects_is_refused() -> None:
     for changed in (
         KINDS[2]._replace(pcrs=Pcrs("sha256", (8,))),
         KINDS[2]._replace(values=bytes(32)),
@@ -157,7 +157,7 @@ def test_a_policy_that_is_not_the_objects() -> None:
         ("sha512:8,0", "00000001000d03010100"),
     ],
 )
-def test_pcrs(text: str, packed: str) -> None:
+def test_pcrs_are_parsed_packed_and_printed(text: str, packed: str) -> None:
     pcrs = parse_pcrs(text)
     assert pack_pcrs(pcrs).hex() == packed
     assert take_pcrs(bytes.fromhex(packed)) == pcrs
@@ -176,13 +176,13 @@ def test_pcrs(text: str, packed: str) -> None:
         "00000001000b04800800",
     ],
 )
-def test_pcrs_that_are_none(packed: str) -> None:
+def test_malformed_packed_pcrs_are_a_peer_error(packed: str) -> None:
     with pytest.raises(PeerError):
         take_pcrs(bytes.fromhex(packed))
 
 
 @pytest.mark.parametrize("text", ["", "sha256", "sha256:", "sha256:-1", "sha256:1,", "sha256:1;2", "sha256:\u0661"])
-def test_pcrs_that_are_not_to_be_read(text: str) -> None:
+def test_malformed_pcrs_in_a_setting_are_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError):
         parse_pcrs(text)
 
@@ -198,7 +198,7 @@ def test_a_public_area_is_of_sealed_data_or_refused() -> None:
 # --- blobs ---------------------------------------------------------------------------------------------------
 
 
-def test_blobs_there_and_back() -> None:
+def test_a_blob_is_read_back_and_one_of_another_length_refused() -> None:
     data = pack_blob(BLOB)
     assert take_blob(data) == BLOB
     for size in range(len(data)):
@@ -209,7 +209,7 @@ def test_blobs_there_and_back() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_blobs_of_garbage(data: bytes) -> None:
+def test_a_blob_of_garbage_is_a_peer_error(data: bytes) -> None:
     with pytest.raises(PeerError):
         take_blob(b"\x01" + data)
 
@@ -229,7 +229,7 @@ def test_blobs_of_garbage(data: bytes) -> None:
         "device:/" + "x" * 300,
     ],
 )
-def test_tctis_that_would_do_more_than_talk(tcti: str) -> None:
+def test_a_tcti_that_could_run_programs_or_load_libraries_is_refused(tcti: str) -> None:
     with pytest.raises(UsageError):
         pack_blob(BLOB._replace(tcti=tcti))
     data = pack_blob(BLOB)
@@ -241,6 +241,6 @@ def test_tctis_that_would_do_more_than_talk(tcti: str) -> None:
 @pytest.mark.parametrize(
     "blob", [BLOB._replace(path="key"), BLOB._replace(path="/" * 1025), BLOB._replace(parent=b"")]
 )
-def test_what_no_blob_is_made_of(blob: Blob) -> None:
+def test_a_blob_that_could_not_be_read_back_is_not_written(blob: Blob) -> None:
     with pytest.raises(UsageError):
         pack_blob(blob)

@@ -58,7 +58,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def told(path: Path) -> GivenSecrets:
-    """Somebody who knows the PIN."""
+    """Gives the right PIN."""
     return GivenSecrets(pins={f"tpm2 {path}": PIN})
 
 
@@ -107,7 +107,7 @@ def extend(tpm: SoftwareTpm, pcr: int) -> None:
         esys.pcr_extend(tss.ESYS_TR(pcr), digests)
 
 
-def test_the_shape() -> None:
+def test_the_module_makes_and_imports_keys_without_passphrases() -> None:
     assert load("upcall_tpm2:module") is module
     assert isinstance(module, KeyMaker)
     assert isinstance(module, KeyImporter)
@@ -135,7 +135,7 @@ def test_a_key_opens_again_after_a_reboot(
     assert all(good for _, good in told.verdicts)
 
 
-def test_two_keys_are_two_keys(generate: Generate, path: Path, told: GivenSecrets) -> None:
+def test_a_key_does_not_unwrap_what_another_wrapped(generate: Generate, path: Path, told: GivenSecrets) -> None:
     key = generate()
     wrapped = open_key(key, told).wrap(KEY)
     path.unlink()
@@ -146,7 +146,7 @@ def test_two_keys_are_two_keys(generate: Generate, path: Path, told: GivenSecret
     assert "holds the key" in refusal(key, told)
 
 
-def test_the_description_says_what_it_takes(generate: Generate) -> None:
+def test_the_description_names_pin_and_pcrs(generate: Generate) -> None:
     assert generate(pin="yes", pcrs="sha256:11,7").description == "TPM, AES-256, PIN, PCRs sha256:7,11"
 
 
@@ -173,7 +173,7 @@ def test_a_persistent_storage_key_can_be_the_parent(tpm: SoftwareTpm, generate: 
     prove(open_key(key, told), Limits())
 
 
-def test_an_owner_with_a_password_is_told_of_the_other_way(
+def test_an_owner_hierarchy_with_a_password_is_refused_with_the_reason(
     tpm: SoftwareTpm, generate: Generate, told: GivenSecrets
 ) -> None:
     key = generate()
@@ -220,7 +220,7 @@ def test_a_closed_key_is_wiped_and_wraps_nothing(generate: Generate, told: Given
         handle.unwrap(wrapped)
 
 
-def test_it_is_stale_when_its_file_changes(generate: Generate, path: Path, told: GivenSecrets) -> None:
+def test_a_key_is_stale_when_its_file_changes(generate: Generate, path: Path, told: GivenSecrets) -> None:
     handle = open_key(generate(), told)
     assert isinstance(handle, Watched)
     assert not handle.stale()
@@ -230,7 +230,7 @@ def test_it_is_stale_when_its_file_changes(generate: Generate, path: Path, told:
     assert handle.stale()
 
 
-def test_no_file_is_written_over(generate: Generate, path: Path) -> None:
+def test_an_existing_file_is_not_overwritten(generate: Generate, path: Path) -> None:
     path.write_bytes(b"mine")
     with pytest.raises(ModuleFailed, match="is there already"):
         generate()
@@ -250,19 +250,21 @@ def test_no_file_is_written_over(generate: Generate, path: Path) -> None:
         ({"parent": "srk"}, "81000000"),
     ],
 )
-def test_what_cannot_be_chosen(generate: Generate, path: Path, values: dict[str, str], words: str) -> None:
+def test_bad_settings_for_a_new_key_are_refused(
+    generate: Generate, path: Path, values: dict[str, str], words: str
+) -> None:
     with pytest.raises(UsageError, match=words):
         generate(**values)
     assert not path.exists()
 
 
-def test_room_for_what_comes_out(making: Making) -> None:
+def test_a_caller_with_too_little_room_is_refused(making: Making) -> None:
     with pytest.raises(UsageError, match="a key of 67 bytes becomes 80, and there is room for 79"):
         module.generate(making._replace(limits=Limits(67, 79)))
 
 
 @pytest.mark.parametrize("pin", [b"123", b"x" * 33])
-def test_a_pin_that_cannot_be_one(making: Making, path: Path, pin: bytes) -> None:
+def test_a_new_pin_of_a_bad_length_is_refused_and_wiped(making: Making, path: Path, pin: bytes) -> None:
     told = GivenSecrets(pins={f"tpm2 {path}": pin})
     with pytest.raises(UsageError, match=r"PIN of (3|33) bytes"):
         module.generate(making._replace(values={**making.values, "pin": "yes"}, secrets=told))
@@ -270,7 +272,7 @@ def test_a_pin_that_cannot_be_one(making: Making, path: Path, pin: bytes) -> Non
     assert not path.exists()
 
 
-def test_a_missing_bank_is_told(tpm: SoftwareTpm, generate: Generate) -> None:
+def test_a_missing_bank_of_pcrs_is_refused_by_its_name(tpm: SoftwareTpm, generate: Generate) -> None:
     tss = library()
     with tss.ESAPI(tpm.tcti) as esys:
         nothing = tss.TPML_PCR_SELECTION.unmarshal(bytes.fromhex("00000001 000d 03 000000"))[0]
@@ -283,7 +285,9 @@ def test_a_missing_bank_is_told(tpm: SoftwareTpm, generate: Generate) -> None:
 # --- refusals ------------------------------------------------------------------------------------------------
 
 
-def test_changed_pcrs(tpm: SoftwareTpm, generate: Generate, told: GivenSecrets) -> None:
+def test_a_key_does_not_open_until_changed_pcrs_are_as_before(
+    tpm: SoftwareTpm, generate: Generate, told: GivenSecrets
+) -> None:
     key = generate(pcrs="sha256:7,11")
     extend(tpm, 10)
     open_key(key, told)
@@ -301,7 +305,9 @@ def test_changed_pcrs_do_not_cost_a_try(tpm: SoftwareTpm, generate: Generate, to
     assert told.verdicts == []
 
 
-def test_wrong_pins_until_the_lock_out(tpm: SoftwareTpm, generate: Generate, path: Path, told: GivenSecrets) -> None:
+def test_wrong_pins_are_counted_until_the_tpm_locks_out(
+    tpm: SoftwareTpm, generate: Generate, path: Path, told: GivenSecrets
+) -> None:
     tss = library()
     with tss.ESAPI(tpm.tcti) as esys:
         esys.dictionary_attack_parameters(2, 77, 77)
@@ -327,19 +333,21 @@ def test_wrong_pins_until_the_lock_out(tpm: SoftwareTpm, generate: Generate, pat
 
 
 @pytest.mark.parametrize("pin", [b"", b"x" * 33])
-def test_a_pin_that_cannot_be_it_is_not_tried(tpm: SoftwareTpm, generate: Generate, path: Path, pin: bytes) -> None:
+def test_a_pin_of_a_bad_length_is_not_tried(tpm: SoftwareTpm, generate: Generate, path: Path, pin: bytes) -> None:
     key = generate(pin="yes")
     assert "wrong PIN" in refusal(key, GivenSecrets(pins={f"tpm2 {path}": pin}))
     assert lockout(tpm).wrong == 0
 
 
-def test_a_pin_that_is_not_at_hand_is_not_the_modules_matter(generate: Generate) -> None:
+def test_a_key_whose_pin_cannot_be_had_is_refused_as_locked(generate: Generate) -> None:
     key = generate(pin="yes")
     with pytest.raises(Refused, match="locked"):
         open_key(key, GivenSecrets())
 
 
-def test_a_tpm_that_is_gone_and_back(tpm: SoftwareTpm, generate: Generate, told: GivenSecrets) -> None:
+def test_open_keys_outlast_a_lost_tpm_and_others_open_when_it_is_back(
+    tpm: SoftwareTpm, generate: Generate, told: GivenSecrets
+) -> None:
     key = generate()
     opened = open_key(key, told)
     tpm.shutdown()
@@ -357,7 +365,7 @@ def stopped(tpm: SoftwareTpm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Softw
     os.kill(tpm.pid, signal.SIGCONT)
 
 
-def test_a_tpm_that_says_nothing(
+def test_a_silent_tpm_is_given_up_and_a_late_secret_is_wiped(
     stopped: SoftwareTpm, generate: Generate, told: GivenSecrets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = generate(pin="yes")
@@ -392,12 +400,14 @@ def stop_and_look(chip: Chip, tpm: SoftwareTpm) -> Lockout:
     return Lockout(False, 0, 3, 1000)
 
 
-def test_no_device(making: Making) -> None:
+def test_a_missing_device_is_refused_by_its_name(making: Making) -> None:
     with pytest.raises(ModuleFailed, match="device:/dev/no-tpm: there is no TPM here"):
         module.generate(making._replace(values={**making.values, "tcti": "device:/dev/no-tpm"}))
 
 
-def test_another_tpm(tpm: SoftwareTpm, generate: Generate, told: GivenSecrets, making: Making, tmp_path: Path) -> None:
+def test_a_key_of_another_tpm_is_refused(
+    tpm: SoftwareTpm, generate: Generate, told: GivenSecrets, making: Making, tmp_path: Path
+) -> None:
     key = generate()
     with SoftwareTpm(tmp_path / "other") as other:
         elsewhere = key._replace(blob=pack_blob(take_blob(key.blob)._replace(tcti=other.tcti)))
@@ -407,13 +417,13 @@ def test_another_tpm(tpm: SoftwareTpm, generate: Generate, told: GivenSecrets, m
             module.import_key(making._replace(values=values))
 
 
-def test_a_cleared_tpm(tpm: SoftwareTpm, generate: Generate, told: GivenSecrets) -> None:
+def test_a_key_of_a_cleared_tpm_is_refused(tpm: SoftwareTpm, generate: Generate, told: GivenSecrets) -> None:
     key = generate()
     with_tpm(tpm, "clear", library().ESYS_TR.LOCKOUT)
     assert "this TPM was cleared since" in refusal(key, told)
 
 
-def test_a_damaged_sealed_part(generate: Generate, path: Path, told: GivenSecrets) -> None:
+def test_a_damaged_sealed_part_is_refused(generate: Generate, path: Path, told: GivenSecrets) -> None:
     key = generate()
     found = take_key_file(path.read_bytes())
     private = found.private[:-1] + bytes((found.private[-1] ^ 1,))
@@ -422,19 +432,21 @@ def test_a_damaged_sealed_part(generate: Generate, path: Path, told: GivenSecret
 
 
 @pytest.mark.parametrize("text", [b"", b"junk", bytes(100), b"x" * 9000])
-def test_a_damaged_file(generate: Generate, path: Path, told: GivenSecrets, text: bytes) -> None:
+def test_a_damaged_or_too_long_file_is_refused(
+    generate: Generate, path: Path, told: GivenSecrets, text: bytes
+) -> None:
     key = generate()
     path.write_bytes(text)
     assert ("is damaged" if len(text) < 9000 else "at most 8192 are allowed") in refusal(key, told)
 
 
-def test_a_file_that_others_may_read(generate: Generate, path: Path, told: GivenSecrets) -> None:
+def test_a_file_that_others_can_read_is_refused(generate: Generate, path: Path, told: GivenSecrets) -> None:
     key = generate()
     path.chmod(0o644)
     assert "lets others in" in refusal(key, told)
 
 
-def test_sealed_data_that_is_no_key(tpm: SoftwareTpm, making: Making, path: Path) -> None:
+def test_sealed_data_that_is_no_key_is_not_imported(tpm: SoftwareTpm, making: Making, path: Path) -> None:
     with conversation(tpm.tcti) as chip:
         made, _ = chip.seal(0x40000001, bytearray(b"short"), None, None)
     path.touch(0o600)
@@ -443,13 +455,13 @@ def test_sealed_data_that_is_no_key(tpm: SoftwareTpm, making: Making, path: Path
         module.import_key(making)
 
 
-def test_a_library_that_is_missing(making: Making, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_refused_with_what_to_install(making: Making, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tpm2_pytss", None)
     with pytest.raises(ModuleFailed, match=r"tpm2-pytss is missing.*upcall-tpm2\[tss\].*libtss2-dev"):
         module.generate(making)
 
 
-def test_no_secret_is_shown(generate: Generate, told: GivenSecrets, path: Path) -> None:
+def test_no_secret_is_in_a_repr_the_blob_or_the_file(generate: Generate, told: GivenSecrets, path: Path) -> None:
     key = generate(pin="yes")
     handle = open_key(key, told)
     assert isinstance(handle, upcall_tpm2.Handle)
@@ -460,15 +472,15 @@ def test_no_secret_is_shown(generate: Generate, told: GivenSecrets, path: Path) 
     assert isinstance(signature_of(take_key_file(path.read_bytes())), str)
 
 
-def test_a_blob_of_another_storage_key_is_not_followed(generate: Generate, told: GivenSecrets) -> None:
-    """Somebody on the bus who answers in the TPM's stead has another storage key."""
+def test_a_blob_of_another_storage_key_is_refused(generate: Generate, told: GivenSecrets) -> None:
+    """A device on the bus that answers in the TPM's place has another storage key."""
     key = generate()
     blob: Blob = take_blob(key.blob)
     swapped = blob._replace(parent=blob.parent[:-1] + bytes((blob.parent[-1] ^ 1,)))
     assert "another TPM" in refusal(key._replace(blob=pack_blob(swapped)), told)
 
 
-def test_key_files_are_what_the_tpm_made(generate: Generate, path: Path) -> None:
+def test_a_key_file_of_the_tpm_is_written_back_the_same(generate: Generate, path: Path) -> None:
     generate(pcrs="sha256:0,23", pin="yes")
     key: KeyFile = take_key_file(path.read_bytes())
     assert pack_key_file(key) == path.read_bytes()

@@ -24,17 +24,17 @@ def field(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("blob", BLOBS)
-def test_there_and_back(blob: Blob) -> None:
+def test_a_blob_is_read_back_as_written(blob: Blob) -> None:
     assert take_blob(pack_blob(blob)) == blob
 
 
-def test_bytes() -> None:
+def test_a_blob_is_packed_into_these_bytes() -> None:
     assert pack_blob(BLOBS[0]) == b"\x01\x12\x00\x14/home/tester/key.pem\x00\x03ask"
     assert pack_blob(BLOBS[2]) == b"\x01\x13\x00\x03/k\xff\x00\x04none"
 
 
 @pytest.mark.parametrize("blob", BLOBS)
-def test_cut_short(blob: Blob) -> None:
+def test_a_blob_cut_short_anywhere_is_a_peer_error(blob: Blob) -> None:
     data = pack_blob(blob)
     for size in range(len(data)):
         with pytest.raises(PeerError, match="x25519 blob"):
@@ -42,7 +42,7 @@ def test_cut_short(blob: Blob) -> None:
 
 
 @pytest.mark.parametrize("blob", BLOBS)
-def test_junk_behind(blob: Blob) -> None:
+def test_a_blob_with_junk_behind_is_a_peer_error(blob: Blob) -> None:
     with pytest.raises(PeerError, match="1 bytes too many"):
         take_blob(pack_blob(blob) + b"x")
 
@@ -67,7 +67,7 @@ def test_junk_behind(blob: Blob) -> None:
         (b"\x01\x12" + field(b"/k") + field(b""), "says nothing about where", None),
     ],
 )
-def test_refused(data: bytes, why: str, where: int | None) -> None:
+def test_a_bad_field_is_refused_with_its_position(data: bytes, why: str, where: int | None) -> None:
     with pytest.raises(PeerError, match=why) as caught:
         take_blob(data)
     assert caught.value.where == where
@@ -84,8 +84,17 @@ def test_refused(data: bytes, why: str, where: int | None) -> None:
         Blob("/k", "file:/" + "x" * 1024, 0x12),
         Blob("/k", "ask", 0x02),
     ],
+    ids=[
+        "relative path",
+        "NUL in the path",
+        "long path",
+        "unknown source",
+        "relative source",
+        "long source",
+        "unknown form",
+    ],
 )
-def test_what_could_not_be_read_back_is_not_written(blob: Blob) -> None:
+def test_a_blob_that_could_not_be_read_back_is_not_written(blob: Blob) -> None:
     with pytest.raises(UsageError):
         pack_blob(blob)
 
@@ -99,7 +108,7 @@ def survives(data: bytes) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes(data: bytes) -> None:
+def test_any_bytes_are_a_blob_or_a_peer_error(data: bytes) -> None:
     survives(data)
 
 
@@ -112,5 +121,7 @@ _PIECES = st.sampled_from([b"/k", b"/k\xff", b"ask", b"none", b"file:/x", b"", b
     st.lists(_PIECES.map(field), max_size=3).map(b"".join),
     st.binary(max_size=2),
 )
-def test_nearly_right_bytes(version: bytes, form: bytes, fields: bytes, junk: bytes) -> None:
+def test_nearly_right_bytes_are_a_blob_or_a_peer_error(
+    version: bytes, form: bytes, fields: bytes, junk: bytes
+) -> None:
     survives(version + form + fields + junk)

@@ -65,7 +65,7 @@ def open_(made: Enrolled) -> Handle:
     return module.open(made.signature, made.blob, GivenSecrets(WORD))
 
 
-def test_the_shape(made: Enrolled) -> None:
+def test_the_module_makes_and_imports_keys(made: Enrolled) -> None:
     typed: KeyModule = module
     assert (typed.name, typed.api) == ("x25519", API)
     assert isinstance(module, KeyMaker)
@@ -81,7 +81,7 @@ def test_the_shape(made: Enrolled) -> None:
 
 
 @pytest.mark.parametrize("cipher", FORMS)
-def test_generate_and_open(tmp_path: Path, cipher: str) -> None:
+def test_a_generated_key_opens_and_unwraps_every_size(tmp_path: Path, cipher: str) -> None:
     path = tmp_path / "new.pem"
     made = module.generate(making(path, cipher=cipher))
     assert made.description == "X25519"
@@ -100,7 +100,7 @@ def test_generate_and_open(tmp_path: Path, cipher: str) -> None:
         assert handle.wrap(clear) != wrapped
 
 
-def test_a_file_that_was_sealed_with_another_cipher(pem: Path) -> None:
+def test_a_key_unwraps_what_was_wrapped_with_another_cipher(pem: Path) -> None:
     handles = [open_(module.import_key(making(pem, cipher=cipher))) for cipher in FORMS]
     for one in handles:
         for other in handles:
@@ -117,13 +117,13 @@ def test_a_file_that_was_sealed_with_another_cipher(pem: Path) -> None:
         (WORD, "ask", "rot13"),
     ],
 )
-def test_generate_misused(tmp_path: Path, word: bytes, source: str, cipher: str) -> None:
+def test_bad_settings_for_a_new_key_are_refused(tmp_path: Path, word: bytes, source: str, cipher: str) -> None:
     with pytest.raises(UsageError):
         module.generate(making(tmp_path / "new.pem", word, source, cipher))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_caller_with_little_room(tmp_path: Path) -> None:
+def test_a_caller_with_too_little_room_is_refused(tmp_path: Path) -> None:
     asked = making(tmp_path / "new.pem")._replace(limits=Limits(MAX_KEY, 115))
     with pytest.raises(ModuleFailed, match="up to 116 bytes, there is room for 115"):
         module.generate(asked)
@@ -143,7 +143,7 @@ OPENSSL = shutil.which("openssl")
 
 @pytest.mark.skipif(OPENSSL is None, reason="needs the openssl command (Debian: openssl)")
 @pytest.mark.parametrize("options", [["-v2", "aes-256-cbc"], ["-scrypt"], ["-nocrypt"]])
-def test_keys_that_openssl_made(tmp_path: Path, options: list[str]) -> None:
+def test_keys_that_the_openssl_command_made_are_imported_and_used(tmp_path: Path, options: list[str]) -> None:
     assert OPENSSL is not None
     path, word = tmp_path / "key.pem", tmp_path / "word"
     word.write_bytes(WORD)
@@ -163,13 +163,13 @@ def test_keys_that_openssl_made(tmp_path: Path, options: list[str]) -> None:
 # --- opening ------------------------------------------------------------------------------------------------
 
 
-def test_a_bad_blob() -> None:
+def test_a_malformed_blob_is_refused() -> None:
     with pytest.raises(ModuleFailed, match="x25519 blob: version 2"):
         module.open("0" * 16, b"\x02\x12", GivenSecrets())
 
 
 @pytest.mark.parametrize("size", [0, 31, 33, 64])
-def test_a_key_of_another_size(tmp_path: Path, size: int) -> None:
+def test_a_key_of_a_bad_size_is_refused(tmp_path: Path, size: int) -> None:
     """PKCS #8 as RFC 8410 has it, but for the size."""
     key = bytes((0x04, size)) + bytes(size)
     body = bytes.fromhex("020100300506032b656e") + bytes((0x04, len(key))) + key
@@ -182,8 +182,8 @@ def test_a_key_of_another_size(tmp_path: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize("word", [WORD, None])
-def test_a_damaged_file(tmp_path: Path, word: bytes | None) -> None:
-    """Each byte changed in turn: refused, or the same key (what was changed meant nothing)."""
+def test_a_damaged_file_is_refused_or_the_same_key(tmp_path: Path, word: bytes | None) -> None:
+    """Each byte changed in turn. Some mean nothing; these leave the same key."""
     key = x25519.X25519PrivateKey.generate()
     path, signature = write_key(tmp_path / "key.pem", key, word), signature_of(key.public_key())
     good = path.read_bytes()
@@ -196,7 +196,7 @@ def test_a_damaged_file(tmp_path: Path, word: bytes | None) -> None:
             assert str(path) in str(error)
 
 
-def test_no_secret_in_the_repr(tmp_path: Path, made: Enrolled) -> None:
+def test_the_repr_shows_no_secret(tmp_path: Path, made: Enrolled) -> None:
     assert repr(open_(made)) == f"Handle('{tmp_path / 'made.pem'}', X25519)"
 
 
@@ -204,12 +204,12 @@ def test_no_secret_in_the_repr(tmp_path: Path, made: Enrolled) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 68, 1000])
-def test_what_cannot_be_wrapped(made: Enrolled, size: int) -> None:
+def test_a_file_key_of_a_bad_size_is_not_wrapped(made: Enrolled, size: int) -> None:
     with pytest.raises(ModuleFailed, match=f"{size} bytes to wrap, 1 to 67"):
         open_(made).wrap(bytes(size))
 
 
-def test_changed_wrapped_keys(made: Enrolled) -> None:
+def test_a_changed_or_cut_wrapped_key_is_refused(made: Enrolled) -> None:
     """Also the bit of the point that RFC 7748 masks: HPKE hashes the point as it was sent."""
     handle = open_(made)
     wrapped = handle.wrap(bytes(67))
@@ -225,7 +225,7 @@ def test_changed_wrapped_keys(made: Enrolled) -> None:
         handle.unwrap(wrapped + b"\0")
 
 
-def test_what_another_key_wrapped(tmp_path: Path, made: Enrolled) -> None:
+def test_bytes_that_another_key_wrapped_are_refused(tmp_path: Path, made: Enrolled) -> None:
     other = open_(module.generate(making(tmp_path / "other.pem")))
     with pytest.raises(ModuleFailed, match="did not seal these 53 bytes"):
         open_(made).unwrap(other.wrap(b"four"))
@@ -233,8 +233,8 @@ def test_what_another_key_wrapped(tmp_path: Path, made: Enrolled) -> None:
 
 @pytest.mark.parametrize("form", SUITES)
 @pytest.mark.parametrize("size", [0, 68, 463])
-def test_what_somebody_sealed_who_keeps_no_limits(tmp_path: Path, form: int, size: int) -> None:
-    """Everybody who has the public key can."""
+def test_a_well_sealed_key_of_a_bad_size_is_refused(tmp_path: Path, form: int, size: int) -> None:
+    """Anyone with the public key can seal such bytes."""
     key = x25519.X25519PrivateKey.generate()
     path = write_key(tmp_path / "key.pem", key, None)
     handle = open_(module.import_key(making(path)))
@@ -246,18 +246,18 @@ _FUZZED = Handle(x25519.X25519PrivateKey.generate(), 0x12, "/fuzz", None)  # typ
 
 
 @given(st.binary(max_size=140))
-def test_any_bytes(wrapped: bytes) -> None:
+def test_any_bytes_are_refused_as_a_wrapped_key(wrapped: bytes) -> None:
     with pytest.raises(ModuleFailed):
         _FUZZED.unwrap(wrapped)
 
 
 @given(st.sampled_from(sorted(SUITES)), st.binary(min_size=49, max_size=115))
-def test_nearly_right_bytes(form: int, rest: bytes) -> None:
+def test_nearly_right_bytes_are_refused_as_a_wrapped_key(form: int, rest: bytes) -> None:
     with pytest.raises(ModuleFailed):
         _FUZZED.unwrap(bytes((form,)) + rest)
 
 
-def test_two_threads(made: Enrolled) -> None:
+def test_two_threads_wrap_and_unwrap_at_once(made: Enrolled) -> None:
     handle, start, right = open_(made), threading.Barrier(2), []
 
     def work() -> None:

@@ -89,7 +89,7 @@ def private(data: bytes) -> X25519PrivateKey:
 
 
 @NAMED
-def test_the_second_hpke_is_the_rfcs(vector: dict[str, Any]) -> None:
+def test_the_tests_own_hpke_gives_the_values_of_rfc_9180(vector: dict[str, Any]) -> None:
     sender, recipient = private(raw(vector, "skEm")), private(raw(vector, "skRm"))
     assert sender.public_key().public_bytes_raw() == raw(vector, "enc")
     assert recipient.public_key().public_bytes_raw() == raw(vector, "pkRm")
@@ -102,7 +102,7 @@ def test_the_second_hpke_is_the_rfcs(vector: dict[str, Any]) -> None:
 
 
 @NAMED
-def test_our_suites_decrypt_the_rfcs(vector: dict[str, Any]) -> None:
+def test_our_suites_decrypt_the_ciphertexts_of_rfc_9180(vector: dict[str, Any]) -> None:
     """With the function that cryptography has for its own tests: associated data is no part of its interface."""
     from cryptography.hazmat.bindings._rust import openssl
 
@@ -116,7 +116,7 @@ def test_our_suites_decrypt_the_rfcs(vector: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("form", SUITES)
 @pytest.mark.parametrize("size", [1, 19, 35, 67])
-def test_each_reads_the_other(form: int, size: int) -> None:
+def test_our_hpke_and_the_tests_own_decrypt_each_other(form: int, size: int) -> None:
     recipient, clear = X25519PrivateKey.generate(), os.urandom(size)
     ours = seal(form, clear, recipient.public_key())
     assert ours[0] == form
@@ -126,7 +126,7 @@ def test_each_reads_the_other(form: int, size: int) -> None:
     assert unseal(bytes((form,)) + theirs, recipient) == clear
 
 
-def test_another_context_opens_nothing() -> None:
+def test_bytes_sealed_in_another_context_are_refused() -> None:
     recipient = X25519PrivateKey.generate()
     for info in (b"", INFO + b"x"):
         theirs = b"\x12" + encrypt(X25519PrivateKey.generate(), recipient.public_key(), 2, info, b"clear")
@@ -159,13 +159,13 @@ BOBS = bytes.fromhex("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f
         (BOB.hex(), ALICES.hex(), "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742"),
     ],
 )
-def test_multiplication(scalar: str, u: str, product: str) -> None:
+def test_a_multiplication_gives_the_product_of_rfc_7748(scalar: str, u: str, product: str) -> None:
     """RFC 7748, 5.2 and 6.1."""
     point = X25519PublicKey.from_public_bytes(bytes.fromhex(u))
     assert private(bytes.fromhex(scalar)).exchange(point).hex() == product
 
 
-def test_a_thousand_multiplications() -> None:
+def test_a_thousand_multiplications_give_the_value_of_rfc_7748() -> None:
     """RFC 7748, 5.2."""
     k = u = b"\x09" + bytes(31)
     for count in range(1000):
@@ -176,7 +176,9 @@ def test_a_thousand_multiplications() -> None:
 
 
 @pytest.mark.parametrize(("secret", "public"), [(ALICE, ALICES), (BOB, BOBS)])
-def test_a_key_of_the_rfc_in_a_file(tmp_path: Path, secret: bytes, public: bytes) -> None:
+def test_a_key_of_rfc_7748_in_a_file_has_its_signature_and_unwraps(
+    tmp_path: Path, secret: bytes, public: bytes
+) -> None:
     path = tmp_path / "rfc.pem"
     path.touch(0o600)
     path.write_bytes(private(secret).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
@@ -202,8 +204,8 @@ def test_a_key_of_the_rfc_in_a_file(tmp_path: Path, secret: bytes, public: bytes
         "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
     ],
 )
-def test_points_of_small_order(point: str) -> None:
-    """With them everybody knows the shared secret, 0. RFC 9180, 7.1.4 and RFC 7748, 6.1 want them refused."""
+def test_points_of_small_order_are_refused(point: str) -> None:
+    """With them the shared secret is known to be 0. RFC 9180, 7.1.4 and RFC 7748, 6.1 require a refusal."""
     recipient, enc = X25519PrivateKey.generate(), bytes.fromhex(point)
     key, nonce = key_and_nonce(shared_secret(bytes(32), enc, recipient.public_key().public_bytes_raw()), 2, INFO)
     forged = b"\x12" + enc + AESGCM(key).encrypt(nonce, b"forged", b"")

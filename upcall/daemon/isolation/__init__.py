@@ -1,6 +1,6 @@
 """Runs key modules in processes of their own, behind the same interface.
 
-    KeyService -- IsolatedModule -- Child ===== socketpair ===== serving -- the module
+    KeyHandler -- IsolatedModule -- Child ===== socketpair ===== serving -- the module
                   module.py         child.py                     serving.py
 
 A fault of a foreign library (abort, hang, leak, memory corruption) affects only the process of this module. Pending

@@ -1,7 +1,7 @@
 """Prompts a person for PINs and passphrases, and keeps PINs for a limited time. Imported with the first prompt, except
 for `settings`.
 
-    KeyService -- Prompts -- a thread per open prompt -- agent.py     a terminal that runs `upcall prompt`
+    KeyHandler -- Prompts -- a thread per open prompt -- agent.py     a terminal that runs `upcall prompt`
                   prompts.py                          -- pinentry.py  a dialog on the desktop
                   pins.py                             -- systemd.py   the password agents of systemd
                   passphrases.py

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-# Every code that upcall.cli gives to an error, and what a person makes of it.
+# Exit codes of upcall.cli and their meaning for people.
 EXITS: Final = {
     os.EX_OK: "All went well.",
     1: "What was asked for is not so: `--check` found something to do, or a problem was found.",

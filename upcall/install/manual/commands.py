@@ -12,7 +12,7 @@ from upcall.install.manual.about import ENVIRONMENT, EXAMPLES, EXITS, FILES, SEE
 from upcall.install.manual.roff import Block, Items, Page, Paragraph, Verbatim, bold, italic
 
 PROGRAM: Final = "upcall"
-# Commands that only root runs, or a service does; git and systemd put the rest into section 1, whoever uses it.
+# Commands for root or services: section 8. All others are in section 1, as those of git and systemd are.
 ADMINISTRATION: Final = frozenset({"broker", "setup", "session"})
 
 _EXAMPLES: Final = "Examples:"
@@ -22,15 +22,15 @@ _OPTION: Final = re.compile(r"(?<![\w-])(--?[A-Za-z][\w-]*)")
 
 
 class HelpText(NamedTuple):
-    """A help text, taken apart."""
+    """The parts of a help text."""
 
     paragraphs: tuple[Block, ...]
-    codes: tuple[tuple[str, str], ...]  # (exit code, what it says)
+    codes: tuple[tuple[str, str], ...]  # (exit code, meaning)
     examples: str
 
 
 def pages(main: click.Group) -> Iterator[Page]:
-    """Of the program itself and of everything below it."""
+    """Yields the pages of the program and of every command."""
     ctx = click.Context(main, info_name=PROGRAM, **main.context_settings)
     yield _program(ctx, main)
     yield from _below(ctx, main)
@@ -48,6 +48,7 @@ def _below(ctx: click.Context, group: click.Group) -> Iterator[Page]:
 
 
 def page(ctx: click.Context, command: click.Command) -> Page:
+    """Returns the page of a command."""
     said = take(command.help or "")
     group = isinstance(command, click.Group)
     body: list[tuple[str, tuple[Block, ...]]] = [
@@ -60,7 +61,7 @@ def page(ctx: click.Context, command: click.Command) -> Page:
     if not group or said.codes:
         body.append(("EXIT STATUS", _exits(said.codes)))
     word = _words(ctx)[1]
-    body += [(name, (_named(told),)) for name, told in _extra(word)]
+    body += [(name, (_named(terms),)) for name, terms in _extra(word)]
     if said.examples:
         body.append(("EXAMPLES", (Verbatim(said.examples),)))
     body.append(("SEE ALSO", (Paragraph(", ".join(_see(ctx, command, word))),)))
@@ -92,30 +93,32 @@ def _words(ctx: click.Context) -> list[str]:
 
 
 def page_name(ctx: click.Context) -> str:
+    """Returns the page's name: the command's words, joined by "-"."""
     return "-".join(_words(ctx))
 
 
 def section(ctx: click.Context) -> int:
+    """Returns the manual's section: 8 for administration, otherwise 1."""
     words = _words(ctx)
     return 8 if len(words) > 1 and words[1] in ADMINISTRATION else 1
 
 
 def brief(ctx: click.Context, command: click.Command) -> str:
-    """As NAME has it: without a capital, and without a full stop."""
+    """Returns the line for NAME: without a capital and a full stop."""
     text = short(command).rstrip(".")
     return text[:1].lower() + text[1:]
 
 
 def short(command: click.Command) -> str:
-    """As the list of commands has it."""
+    """Returns the command's line in a list of commands."""
     return command.get_short_help_str(limit=1000)
 
 
-# --- what a help text says ---------------------------------------------------------------------------------------
+# --- help texts --------------------------------------------------------------------------------------------------
 
 
 def take(text: str) -> HelpText:
-    """Paragraphs as click knows them: one that begins with a line of backspace keeps its lines."""
+    """Parses a help text as click does: a paragraph that begins with a line of backspace keeps its lines."""
     paragraphs: list[Block] = []
     codes: list[tuple[str, str]] = []
     examples = ""
@@ -140,7 +143,7 @@ def _clean(text: str) -> str:
 
 
 def _marked(text: str) -> str:
-    """Options that stand among words, as they are typed."""
+    """Marks options within a sentence as code."""
     parts = text.split("`")
     return "`".join(part if at % 2 else _OPTION.sub(r"`\1`", part) for at, part in enumerate(parts))
 
@@ -174,7 +177,8 @@ def _options(ctx: click.Context, command: click.Command) -> Items:
 
 
 def _term(text: str) -> Iterator[str]:
-    """`-q, --quiet`, `--uid UID`, `--user / --system`: what is typed in bold, what stands for something in italics."""
+    """Yields the parts of `-q, --quiet`, `--uid UID`, `--user / --system`: literals in bold, placeholders in
+    italics."""
     for part in re.split(r"( / |, |\s+)", text):
         if part.startswith("-"):
             yield bold(part)
@@ -191,8 +195,8 @@ def _coded(codes: Sequence[tuple[str, str]]) -> Items:
     return Items(tuple(((bold(code),), _marked(text) or "It went well.") for code, text in codes))
 
 
-def _named(told: dict[str, str]) -> Items:
-    return Items(tuple(((bold(name),), text) for name, text in told.items()))
+def _named(terms: dict[str, str]) -> Items:
+    return Items(tuple(((bold(name),), text) for name, text in terms.items()))
 
 
 def _extra(word: str) -> Iterator[tuple[str, dict[str, str]]]:

@@ -1,4 +1,4 @@
-"""Generates the pages about files, and about the program that request-key starts."""
+"""Generates the pages about files, and about the forwarder that request-key starts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _LINKS: Final = re.compile(r" \(\[[^]]+\]\([^)]+\)\)| See \[[^]]+\]\([^)]+\)\.")
 
 
 def pages() -> tuple[Page, ...]:
+    """Returns these pages."""
     return (_config(), _key(), _request_key_conf(), _request_key())
 
 
@@ -70,13 +71,13 @@ def _about(key: Key) -> str:
 
 
 def _unlinked(text: str) -> str:
-    """Without what points to another document."""
+    """Returns the text without references to other documents."""
     return _LINKS.sub("", text)
 
 
 # --- upcall-key(5) -----------------------------------------------------------------------------------------------
 
-# Of an entry, by key; docs/keys.md says the same.
+# Keys of an entry; docs/keys.md describes the same.
 ENTRY: Final = {
     "module": "the key module's alias",
     "signature": "16 hexadecimal digits",
@@ -150,7 +151,7 @@ def _request_key_conf() -> Page:
 
 # --- upcall-request-key(8) ---------------------------------------------------------------------------------------
 
-# The program's own `--help` and the codes in forward.c say the same; tests/test_manual.py compares them.
+# The same as the program's `--help` and the codes in forward.c; tests/test_manual.py compares them.
 FORWARDER_USAGE: Final = "upcall-request-key [-s SOCKET] [-t SECONDS] KEY"
 FORWARDER: Final = {
     "KEY": "the serial number of the key under construction, in decimal",

@@ -1,6 +1,6 @@
 """Formats pages for man(7). Text is escaped: none of its characters is interpreted as a request.
 
-Both groff and mandoc take what is written here without a warning; tests/test_manual.py has them try.
+Groff and mandoc accept the result without warnings, which tests/test_manual.py checks.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import Final, NamedTuple
 
 
 class Paragraph(NamedTuple):
-    """Words between backticks become bold."""
+    """A paragraph. Text between backticks becomes bold."""
 
     text: str
 
 
 class Items(NamedTuple):
-    """Terms, each with what it means. A term is put together of parts: `*bold*`, `/italic/`, or as it is."""
+    """Terms with descriptions. A term consists of parts: `*bold*`, `/italic/`, or plain."""
 
     items: tuple[tuple[tuple[str, ...], str], ...]
 
 
 class Verbatim(NamedTuple):
-    """Lines as they stand: examples."""
+    """Literal lines, for examples."""
 
     text: str
 
@@ -32,41 +32,43 @@ Block = Paragraph | Items | Verbatim
 
 
 class Page(NamedTuple):
+    """A manual page."""
+
     name: str
     section: int
-    brief: str  # of the line in NAME, which apropos(1) shows
-    body: tuple[tuple[str, tuple[Block, ...]], ...]  # (heading, what stands below it)
+    brief: str  # the line in NAME, which apropos(1) shows
+    body: tuple[tuple[str, tuple[Block, ...]], ...]  # (heading, content)
 
     @property
     def file(self) -> str:
-        """Below a folder of manual pages."""
+        """The path below a folder of manual pages."""
         return f"man{self.section}/{self.name}.{self.section}"
 
 
-# Characters that would be taken for orders, or be set as typographers like them: what is shown must do when pasted.
+# Characters that roff would interpret or replace typographically: pasted text must work as shown.
 _SPECIAL: Final = {"\\": r"\e", "-": r"\-", "'": r"\(aq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti", '"': r"\(dq"}
 _CODE: Final = re.compile(r"`([^`]+)`")
 _FONTS: Final = {"*": r"\fB", "/": r"\fI"}
 
 
 def escaped(text: str) -> str:
-    """One line that means nothing to roff, wherever it stands."""
+    """Returns one line that roff does not interpret, wherever it is placed."""
     line = "".join(_SPECIAL.get(c, c if c.isascii() else rf"\[u{ord(c):04X}]") for c in text)
     return rf"\&{line}" if line.startswith(".") else line
 
 
 def words(text: str) -> str:
-    """The same for a text in which words between backticks are bold; one line."""
+    """Returns the same with text between backticks in bold; white space becomes single blanks."""
     parts = _CODE.split(" ".join(text.split()))
     line = "".join(rf"\fB{escaped(part)}\fR" if at % 2 else escaped(part) for at, part in enumerate(parts))
     return rf"\&{line}" if line.startswith(".") else line
 
 
 def render(page: Page, version: str, date: str = "") -> str:
-    """The page's source. `date`: as it is to be shown; without one the same text is made on every day."""
+    """Returns the page's source. `date`: for display; without one the result is reproducible."""
     title, source = escaped(page.name.upper()), escaped(f"upcall {version}")
     lines = [f'.TH {title} {page.section} "{date}" "{source}" "upcall manual"']
-    lines += [".nh", ".ad l", ".SH NAME"]  # a name that is broken in two cannot be copied
+    lines += [".nh", ".ad l", ".SH NAME"]  # no hyphenation: a broken name cannot be copied
     lines.append(rf"{escaped(page.name)} \- {words(page.brief)}")
     for heading, blocks in page.body:
         lines.append(f".SH {escaped(heading)}")
@@ -93,8 +95,10 @@ def _part(part: str) -> str:
 
 
 def bold(text: str) -> str:
+    """Marks a part of a term as bold."""
     return f"*{text}*"
 
 
 def italic(text: str) -> str:
+    """Marks a part of a term as italic."""
     return f"/{text}/"

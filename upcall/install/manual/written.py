@@ -1,4 +1,4 @@
-"""Returns all pages as text, by file name."""
+"""Renders all pages."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ _EPOCH: Final = "SOURCE_DATE_EPOCH"  # https://reproducible-builds.org/specs/sou
 
 @functools.cache
 def pages(main: click.Group) -> tuple[Page, ...]:
-    """Of the program and of its files. Imports every command: that takes a moment."""
+    """Returns the pages of all commands and files. Imports every command, which takes a moment."""
     return (*commands.pages(main), *files.pages())
 
 
 def packagers_date() -> str:
-    """As pages show it; "" if there is none."""
+    """Returns the date from SOURCE_DATE_EPOCH for display; "" if it is not set."""
     epoch = os.environ.get(_EPOCH, "")
     return f"{datetime.datetime.fromtimestamp(int(epoch), datetime.UTC):%Y-%m-%d}" if epoch.isdecimal() else ""
 
 
 def written(main: click.Group, date: str = "") -> dict[str, str]:
-    """`man1/upcall.1` and so on -> what is in it; without a date the same on every day."""
-    return {page.file: render(page, version("upcall"), date) for page in pages(main)}
+    """Returns the source of each page by its path, such as `man1/upcall.1`. Without a date it is reproducible."""
+    ours = version("upcall")
+    return {page.file: render(page, ours, date) for page in pages(main)}

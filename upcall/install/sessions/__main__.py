@@ -1,8 +1,10 @@
-"""What pam_exec(8) runs when a session is opened or closed, `python -I -m upcall.install.sessions open|close
-[also=SERVICE]`; and what the broker runs for a request whose user has no daemon: `start UID`.
+"""Runs for PAM when a session is opened or closed, and for the broker when a request's user has no daemon.
 
-A login never fails by us and never waits for us longer than PATIENCE: the work is done by a forked child, which goes
-on alone if it is slow (a user directory that hangs, say). Source: pam_exec(8).
+    python -I -m upcall.install.sessions open|close [also=SERVICE]      by pam_exec(8)
+    python -I -m upcall.install.sessions start UID                      by the broker
+
+A login never fails because of this program and never waits longer than PATIENCE: a forked child does the work, and
+continues alone if it is slow (if a user directory hangs, for example). Source: pam_exec(8).
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ from typing import Final, NamedTuple, NoReturn
 
 from upcall.core.errors import UpcallError
 
-PATIENCE: Final = 1.5  # seconds; Python's own start comes on top
-_AT_MOST: Final = 30  # seconds for the child
+PATIENCE: Final = 1.5  # seconds, without Python's start-up
+_AT_MOST: Final = 30  # seconds, the time-out of the child
 _TYPES: Final = {"open": "open_session", "close": "close_session"}
-# Who runs at night has nobody logged in; and user managers have units.
+# Services without a person: scheduled jobs; and the user manager, whose daemons are started by units.
 PASSED_OVER: Final = frozenset({"cron", "crond", "atd", "anacron", "systemd-user"})
 
 
 class SessionEvent(NamedTuple):
-    """What PAM says."""
+    """A session's opening or closing, as reported by PAM."""
 
     verb: str  # "open" or "close"
     user: str
@@ -33,7 +35,8 @@ class SessionEvent(NamedTuple):
 
 
 def take(arguments: list[str], environment: Mapping[str, str]) -> SessionEvent | None:
-    """What is to be done; None if this is a session that is passed over. ValueError if it is not PAM who asks."""
+    """Parses arguments and environment; None if the session is ignored. ValueError if PAM has not started this
+    process."""
     verb = arguments[0] if arguments else ""
     if verb not in _TYPES:
         raise ValueError("usage: open|close [also=SERVICE ...], start UID")
@@ -47,7 +50,8 @@ def take(arguments: list[str], environment: Mapping[str, str]) -> SessionEvent |
 
 
 def work(asked: SessionEvent, application: int) -> None:
-    """`application`: the process that opens or closes the session. Root's daemon is the machine's, and not counted."""
+    """Counts or uncounts a session, and starts or ends the user's daemon. `application`: the process that opens or
+    closes the session. Root's sessions are ignored: its daemon is the machine's."""
     import pwd
 
     from upcall.install.sessions.records import Records, process
@@ -67,8 +71,8 @@ def work(asked: SessionEvent, application: int) -> None:
 
 
 def start_for_request(uid: int, broker: int) -> None:
-    """The daemon of somebody who need not be logged in: whoever asks for it counts as a session, until it ends. So it
-    stays for the next request, and for the sessions that come. KeyError if there is no such user."""
+    """Starts the daemon of a user who need not be logged in. The broker counts as a session until it ends, so the
+    daemon stays for later requests and sessions. KeyError if there is no such user."""
     import pwd
 
     from upcall.install.sessions.records import Records, process
@@ -83,7 +87,7 @@ def start_for_request(uid: int, broker: int) -> None:
 
 
 def _child(asked: SessionEvent, application: int) -> NoReturn:
-    """In a session of its own and without the login's descriptors: nothing of it is kept waiting by us."""
+    """Does the work in a session of its own, without the login's descriptors, so that the login need not wait."""
     from upcall.install.sessions.starting import tell
 
     try:
@@ -102,12 +106,13 @@ def _child(asked: SessionEvent, application: int) -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
+    """Runs the command. Returns the exit status."""
     if len(arguments) == 2 and arguments[0] == "start" and arguments[1].isdecimal():
         return _start(int(arguments[1]))
     try:
         asked = take(arguments, os.environ)
         if os.geteuid() != 0:
-            raise ValueError("to be run by root; pam_exec wants the option seteuid")
+            raise ValueError("to be run by root; pam_exec needs the option seteuid")
     except ValueError as error:
         print(f"upcall session: {error}", file=sys.stderr)  # noqa: T201
         return os.EX_USAGE
@@ -128,7 +133,7 @@ def run(arguments: list[str]) -> int:
 def _start(uid: int) -> int:
     try:
         with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # the broker's own is no daemon's concern
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # daemons must not inherit the broker's policy
         os.umask(0o022)
         start_for_request(uid, os.getppid())
     except (OSError, UpcallError, KeyError, ValueError) as error:

@@ -3,8 +3,8 @@
     daemon 4711 8812345
     session 4700 8812300
 
-Each line is a process: its pid and its start in clock ticks since boot, which together are never used twice. Who has
-ended does not count, whoever may have killed it: so nothing that is written here can go stale.
+Each line is a process: its pid and its start time in clock ticks since boot, which together are unique. A process that
+has ended is ignored, however it ended, so entries cannot become stale.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ _ENDED = (b"Z", b"X", b"x")  # proc(5): a zombie has ended, too
 
 
 class SessionProcess(NamedTuple):
+    """A process, identified by pid and start time."""
+
     pid: int
     started: int  # clock ticks since boot
 
     @property
     def lives(self) -> bool:
+        """Whether this process still runs."""
         return process(self.pid) == self
 
     def end(self) -> None:
-        """SIGTERM, to this very process or to nobody."""
+        """Sends SIGTERM to this process, and to no other one with the same pid."""
         with contextlib.suppress(ProcessLookupError):
             fd = os.pidfd_open(self.pid)
             try:
@@ -44,7 +47,7 @@ class SessionProcess(NamedTuple):
 
 
 def process(pid: int) -> SessionProcess | None:
-    """The process that has this pid now; None if it has ended."""
+    """Returns the process that has this pid now; None if it has ended."""
     try:
         fields = procfs.stat(pid)
     except ProcessLookupError:
@@ -53,21 +56,21 @@ def process(pid: int) -> SessionProcess | None:
 
 
 class SessionRecord(NamedTuple):
-    """Of one uid."""
+    """The record of one uid."""
 
     daemon: SessionProcess | None = None
-    sessions: tuple[SessionProcess, ...] = ()  # the applications that have opened them; one may have opened several
+    sessions: tuple[SessionProcess, ...] = ()  # the applications that opened the sessions; one may occur several times
 
 
 class Records:
-    """The files of all uids. Everything here is done by whoever holds the lock."""
+    """The files of all uids. Call all methods under the lock, see `held`."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         self._folder = folder
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """OSError; UsageError if others can write there."""
+        """Takes the lock; blocks. OSError; UsageError if others can write to the folder."""
         own_folder(self._folder.parent, 0o755)
         own_folder(self._folder, 0o700)
         fd = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -78,8 +81,8 @@ class Records:
             os.close(fd)
 
     def opened(self, uid: int, who: SessionProcess, start: Callable[[], int], *, once: bool = False) -> None:
-        """Counts a session, with `once` at most one of this process; `start` gives the pid of a daemon, and is called
-        if none lives. A session counts even if its daemon could not be started: then the OSError goes through."""
+        """Counts a session; with `once`, only one per process. Calls `start`, which returns the pid of a daemon, if
+        none is running. The session counts even if `start` raises OSError, which is passed on."""
         record = self.read(uid)
         if not (once and who in record.sessions):
             record = record._replace(sessions=(*record.sessions, who))
@@ -88,7 +91,7 @@ class Records:
             self._write(uid, record._replace(daemon=process(start())))
 
     def closed(self, uid: int, who: SessionProcess) -> None:
-        """Counts it no longer; with the last one the daemon ends. One that was not counted changes nothing."""
+        """Uncounts a session, and ends the daemon with the last one. A session that was not counted is ignored."""
         record = self.read(uid)
         left = list(record.sessions)
         if who in left:
@@ -96,7 +99,7 @@ class Records:
         self._settle(uid, record._replace(sessions=tuple(left)))
 
     def sweep(self) -> None:
-        """Ends the daemons of those who are gone without a word."""
+        """Ends the daemons of uids whose sessions have all ended without being closed."""
         for path in self._folder.iterdir():
             if path.name.isdecimal():
                 self._settle(int(path.name), self.read(int(path.name)))
@@ -107,7 +110,7 @@ class Records:
         self._write(uid, record if record.sessions else SessionRecord())
 
     def read(self, uid: int) -> SessionRecord:
-        """What lives of it. A line that cannot be read counts for nothing."""
+        """Returns the record with processes that are still running. Malformed lines are ignored."""
         daemon: SessionProcess | None = None
         sessions: list[SessionProcess] = []
         with contextlib.suppress(FileNotFoundError):
@@ -123,7 +126,7 @@ class Records:
         return SessionRecord(daemon, tuple(sessions))
 
     def _write(self, uid: int, record: SessionRecord) -> None:
-        """Whole, or as it was before."""
+        """Replaces the file atomically."""
         path = self._path(uid)
         if record == SessionRecord():
             path.unlink(missing_ok=True)

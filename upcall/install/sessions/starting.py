@@ -19,9 +19,10 @@ _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 
 
 def start(user: pwd.struct_passwd, command: Sequence[str] = COMMAND) -> int:
-    """Its pid. It has the user's ids, groups and folders, a session of its own, nothing of the login's. OSError."""
+    """Starts the daemon; returns its pid. It has the user's ids, groups and folders and a session of its own, and
+    inherits nothing from the login. OSError."""
     folder = Path(f"/run/user/{user.pw_uid}")
-    if not folder.exists():  # nobody like logind is here to make it
+    if not folder.exists():  # without logind nothing else creates it
         folder.parent.mkdir(mode=0o755, exist_ok=True)
         folder.mkdir(mode=0o700)
         os.chown(folder, user.pw_uid, user.pw_gid, follow_symlinks=False)
@@ -46,7 +47,7 @@ def start(user: pwd.struct_passwd, command: Sequence[str] = COMMAND) -> int:
 
 
 def environment(user: pwd.struct_passwd, folder: Path) -> dict[str, str]:
-    """PAM's own is not used: users have a say in it."""
+    """Returns the daemon's environment. PAM's is not used, because users can influence it."""
     return {
         "HOME": user.pw_dir,
         "USER": user.pw_name,
@@ -59,8 +60,8 @@ def environment(user: pwd.struct_passwd, folder: Path) -> dict[str, str]:
 
 
 def to_syslog() -> socket.socket | None:
-    """A datagram socket to the system's log, which never waits; None if nobody listens. A line that begins with
-    `name[pid]: ` is what the log wants, and so what our processes write to stderr."""
+    """Returns a non-blocking datagram socket to syslog; None if there is none. Syslog expects lines that begin with
+    `name[pid]: `, as our processes write them to stderr."""
     log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         log.connect(_LOG)
@@ -71,7 +72,7 @@ def to_syslog() -> socket.socket | None:
 
 
 def tell(text: str) -> None:
-    """One line for the system's log (authpriv, err), if anybody takes it."""
+    """Writes one line to syslog (authpriv, err), if it is available."""
     log = to_syslog()
     if log is not None:
         with log, contextlib.suppress(OSError):

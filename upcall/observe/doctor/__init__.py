@@ -1,4 +1,4 @@
-"""What is wrong with this installation, and what to do about it. docs/observing.md lists what is looked at.
+"""Finds faults of this installation and their remedies. docs/observing.md lists the checks.
 
-`table.CHECKS` names every check; a check is a function that is given a `Scene` and yields findings.
+`table.CHECKS` names every check; a check is a function that takes a `Scene` and yields findings.
 """

@@ -1,4 +1,4 @@
-"""The broker: whether it runs and answers, and who can reach and change what lies in its folder."""
+"""Checks the broker: that it runs and answers, and that its folder and sockets have the right owners and modes."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ UNIT = "upcall-broker.service"
 
 
 def start_command(scene: Scene) -> str:
-    """What starts a broker where this one is looked for."""
+    """Returns the command that starts a broker in the examined folder."""
     if scene.folder is None and scene.has_unit("system", UNIT):
         return f"systemctl start {UNIT}"
     return f"upcall broker{scene.runtime_option()} &"
 
 
 def running(scene: Scene) -> Iterator[Finding]:
-    """There, awake, answering, of this version."""
+    """Checks that the broker runs, is not stopped, answers, and has this version."""
     said, path = scene.broker, scene.place.socket
     if not said.pid:
         who = "" if scene.uid == 0 or scene.folder else "start one of your own, or have root start the system's"
         yield problem(f"no broker at {path}: {said.why}", who or "start it", start_command(scene))
     elif procfs.state(said.pid) in ("T", "t"):
-        yield problem(f"the broker (pid {said.pid}) is stopped", "let it go on", f"kill -CONT {said.pid}")
+        yield problem(f"the broker (pid {said.pid}) is stopped", "continue it", f"kill -CONT {said.pid}")
     elif said.status is None:
-        yield problem(f"the broker (pid {said.pid}) does not answer: {said.why}", "look at its log, and start it anew")
+        yield problem(f"the broker (pid {said.pid}) does not answer: {said.why}", "look at its log, and restart it")
     else:
         yield ok(f"the broker (pid {said.pid}) answers")
         yield from _version(said.pid, said.status["broker"].get("version"))
@@ -44,11 +44,11 @@ def running(scene: Scene) -> Iterator[Finding]:
 def _version(pid: int, version: object) -> Iterator[Finding]:
     if version != __version__:
         it = f"the broker (pid {pid}) is of version {version or 'unknown'}, this is {__version__}"
-        yield problem(it, "start it anew: it is what was installed when it was started")
+        yield problem(it, "restart it: it still runs the version that was installed when it started")
 
 
 def device(scene: Scene) -> Iterator[Finding]:
-    """Whether it serves /dev/ecryptfs."""
+    """Checks that the broker serves /dev/ecryptfs."""
     status = scene.broker.status
     if status is None:
         return
@@ -63,11 +63,11 @@ def device(scene: Scene) -> Iterator[Finding]:
             what = f"eCryptfs is not served for uid {one['uid']}: {one['why']}"
             yield problem(what, who or "as root this shows who has it open", f"kill {holder}" if holder else "")
     if "ecryptfs" not in status["broker"]["sources"] and status["broker"]["uid"] == 0:
-        yield note("the broker does not serve eCryptfs", "start it with --ecryptfs, if it is to")
+        yield note("the broker does not serve eCryptfs", "start it with --ecryptfs, if it should")
 
 
 def _holder(scene: Scene, uid: int) -> int:
-    """The process of this uid that has the device open, as far as we may look; or 0."""
+    """Returns the pid of a process of this uid that has the device open; 0 if none is found or visible."""
     for process in scene.at("/proc").glob("[0-9]*"):
         try:
             if process.stat().st_uid == uid and any(
@@ -75,16 +75,16 @@ def _holder(scene: Scene, uid: int) -> int:
             ):
                 return int(process.name)
         except OSError:
-            continue  # it has ended, or is not ours to look into
+            continue  # it has ended, or is not accessible
     return 0
 
 
 def folder(scene: Scene) -> Iterator[Finding]:
-    """The folder and the sockets in it: their owners and modes."""
+    """Checks owners and modes of the folder and the sockets in it."""
     try:
         place = scene.place
     except UsageError as error:
-        yield problem(str(error), "move it away: it is made anew")
+        yield problem(str(error), "move it away: it is created again")
         return
     if not place.folder.exists():
         yield note(f"{place.folder} is not there: no broker has run here since the machine was booted")
@@ -104,10 +104,10 @@ def _faults(path: Path, owner: int, mode: int, forbidden: int, needed: int) -> I
     try:
         found = path.lstat()
     except OSError:
-        return  # whether it has to be there is said elsewhere
+        return  # other checks report missing files
     if found.st_uid != owner:
         what = f"{path} belongs to uid {found.st_uid}, not to uid {owner}"
-        yield problem(what, "give it back", f"chown {owner} {quote(str(path))}")
+        yield problem(what, "change its owner", f"chown {owner} {quote(str(path))}")
     bits = stat.S_IMODE(found.st_mode)
     if bits & forbidden or bits & needed != needed:
         why = "others can get at it" if bits & forbidden else "others cannot reach it"
@@ -115,10 +115,10 @@ def _faults(path: Path, owner: int, mode: int, forbidden: int, needed: int) -> I
 
 
 def forwarders(scene: Scene) -> Iterator[Finding]:
-    """Whether the forwarder finds root's broker."""
+    """Checks that the forwarder finds root's broker."""
     path = scene.place.request_key_socket if scene.folder else Path(SOCKET)
     if path.exists():
         yield ok(f"{path} takes the kernel's requests for keys")
     elif scene.place.folder == SYSTEM_FOLDER or scene.broker.uid == 0:
         why = f"{path} is not there: root's broker does not run, or has lost its socket"
-        yield note(why, "start root's broker anew, if the kernel's requests for keys are to come to it")
+        yield note(why, "restart root's broker, if it is to answer the kernel's requests for keys")

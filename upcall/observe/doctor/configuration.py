@@ -1,4 +1,4 @@
-"""What is written down: our configuration, and request-key's."""
+"""Checks upcall's configuration, and request-key's."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from upcall.protocols.request_key.install.our_file import FILE
 from upcall.protocols.request_key.install.system import REQUEST_KEY
 from upcall.protocols.request_key.key_types import KEY_TYPES
 
-_DEFAULT = "cifs.spnego"  # what `upcall request-key install` is for if it is not told
+_DEFAULT = "cifs.spnego"  # the default type of `upcall request-key install`
 
 
 def ours(scene: Scene) -> Iterator[Finding]:
-    """/etc/upcall and the user's own, as the programs read them: the first error."""
+    """Checks /etc/upcall and the user's own configuration; reports the first error."""
     try:
         config.load()
     except ConfigError as error:
         yield problem(str(error), *_remedy(error))
     else:
-        yield ok("the configuration can be followed")
+        yield ok("the configuration is valid")
 
 
 def _remedy(error: ConfigError) -> tuple[str, str]:
@@ -36,26 +36,26 @@ def _remedy(error: ConfigError) -> tuple[str, str]:
         return "see that it can be read", ""
     where = quote(str(error.file))
     if found.st_uid not in (0, os.geteuid()):
-        return "see who wrote it, and what", f"chown {os.geteuid()} {where}"
+        return "check what its owner has written", f"chown {os.geteuid()} {where}"
     if stat.S_ISREG(found.st_mode) and found.st_mode & 0o022:
-        return "see that nobody else has changed it", f"chmod go-w {where}"
+        return "check that no other user has changed it", f"chmod go-w {where}"
     return f"edit {error.file}, and see `upcall config check`; until then commands and daemons do not start", ""
 
 
 def request_key(scene: Scene) -> Iterator[Finding]:
-    """Which line wins for the keys that are ours, and whether its program is safe."""
+    """Checks which line wins for the types of keys that upcall answers, and that its program is safe."""
     install = f"upcall request-key install{scene.root_option()}"
     try:
         installed = scene.system.ours()
     except OSError as error:
-        yield problem(f"{error.filename}: {error.strerror}", "then `upcall request-key install` makes it anew",
+        yield problem(f"{error.filename}: {error.strerror}", "then `upcall request-key install` writes it again",
                       f"mv {quote(str(scene.system.at(FILE)))} {quote(str(scene.system.at(FILE)))}.old")  # fmt: skip
         return
     if installed is None:
         for name in KEY_TYPES:
             types = "" if name == _DEFAULT else "".join(f" --type {one}" for one in KEY_TYPES)
             yield note(
-                _made(name, standing_of_type(scene.system, name)), "to have them come to upcall", install + types
+                _made(name, standing_of_type(scene.system, name)), "to have upcall answer them", install + types
             )
         return
     if why := scene.system.request_key():
@@ -67,11 +67,11 @@ def request_key(scene: Scene) -> Iterator[Finding]:
             yield problem(why, f"narrow the description in that line, or remove it; then {install} --check")
             continue
         for why in found.problems:
-            yield problem(f"keys of type {name}: {why}", f"mend that, then {install}")
+            yield problem(f"keys of type {name}: {why}", f"fix that, then {install}")
         if not found.problems:
             yield ok(f"keys of type {name} come to upcall, by {found.line}")
 
 
 def _made(name: str, found: Standing) -> str:
-    who = f"are made by {found.line.program} ({found.line})" if found.line else "are made by nobody"
+    who = f"are made by {found.line.program} ({found.line})" if found.line else "are made by no program"
     return f"keys of type {name} {who}"

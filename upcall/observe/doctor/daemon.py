@@ -1,4 +1,4 @@
-"""This user's daemon: whether it runs, answers, and is registered with the broker."""
+"""Checks this user's daemon: that it runs, answers, and is registered with the broker."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ UNIT, ROOT_UNIT = "upcall-daemon.service", "upcall-root-daemon.service"  # of us
 
 
 def start_command(scene: Scene) -> str:
+    """Returns the command that starts or restarts this user's daemon."""
     if scene.folder is None:
         if scene.uid == 0 and scene.has_unit("system", ROOT_UNIT):
             return f"systemctl restart {ROOT_UNIT}"
         if scene.uid != 0 and scene.has_unit("user", UNIT):
             return f"systemctl --user restart {UNIT}"
-    return f"upcall daemon{scene.runtime_option()} &"  # which takes over from an older one
+    return f"upcall daemon{scene.runtime_option()} &"  # replaces an older one
 
 
 def running(scene: Scene) -> Iterator[Finding]:
-    """There, awake, answering, of this version. Whether it is registered is `registered`'s affair."""
+    """Checks that the daemon runs, is not stopped, answers, and has this version."""
     said = scene.daemon
     if not said.pid and scene.uid == machine.ROOT != machine.uid():
         yield note("root has no daemon: only root's own keys would need one", "start it", start_command(scene))
     elif not said.pid:
         yield problem(f"uid {scene.uid} has no daemon: {said.why}", "start it", start_command(scene))
     elif procfs.state(said.pid) in ("T", "t"):
-        yield problem(f"the daemon (pid {said.pid}) is stopped", "let it go on", f"kill -CONT {said.pid}")
+        yield problem(f"the daemon (pid {said.pid}) is stopped", "continue it", f"kill -CONT {said.pid}")
     elif said.status is None:
         what = f"the daemon (pid {said.pid}) does not answer: {said.why}"
         yield problem(what, "a new one takes over from it", start_command(scene))
@@ -43,7 +44,7 @@ def running(scene: Scene) -> Iterator[Finding]:
 
 
 def registered(scene: Scene) -> Iterator[Finding]:
-    """Of all processes of this uid, the broker asks the one that is registered."""
+    """Checks that the registered process is this user's daemon, and is not stopped."""
     status, said = scene.broker.status, scene.daemon
     if status is None:
         return
@@ -55,7 +56,7 @@ def registered(scene: Scene) -> Iterator[Finding]:
         return
     pid = mine[0]["pid"]
     if procfs.state(pid) in ("T", "t") and pid != said.pid:
-        yield problem(f"the daemon that is registered (pid {pid}) is stopped", "let it go on", f"kill -CONT {pid}")
+        yield problem(f"the daemon that is registered (pid {pid}) is stopped", "continue it", f"kill -CONT {pid}")
     elif said.pid and said.pid != pid:
         what = f"pid {pid} is registered, and another daemon (pid {said.pid}) takes this user's commands"
         yield problem(what, "a new one takes over from both", start_command(scene))
@@ -64,10 +65,10 @@ def registered(scene: Scene) -> Iterator[Finding]:
 
 
 def machines(scene: Scene) -> Iterator[Finding]:
-    """Whether there is one that answers for the machine, and as whom it runs."""
+    """Checks that the machine's daemon runs, and its user."""
     status = scene.broker.status
     if status is None or status["broker"]["uid"] != machine.ROOT or scene.uid != machine.ROOT:
-        return  # others than root are not told
+        return  # only root gets this part of the status
     uid = status["broker"].get("machine", machine.ROOT)
     pids = [one["pid"] for one in status["daemons"] if one["uid"] == uid]
     if uid != machine.uid():
@@ -77,7 +78,7 @@ def machines(scene: Scene) -> Iterator[Finding]:
         what = "root's daemon parses what KDCs, name servers and mail servers send: there is no system user upcall"
         yield note(what, "`upcall setup` makes one, and has the machine's daemon run as it")
     elif not pids:
-        what = f"the machine has no daemon (uid {uid}): nobody answers root's mounts and the kernel's names"
+        what = f"the machine has no daemon (uid {uid}): root's mounts and the kernel's name look-ups fail"
         yield problem(what, "start it", f"systemctl restart {machine.UNIT}" if _has_unit(scene) else "")
     else:
         yield ok(f"the machine's daemon (pid {pids[0]}) runs as uid {uid}")
@@ -89,7 +90,7 @@ def _has_unit(scene: Scene) -> bool:
 
 
 def _keytab(scene: Scene) -> Iterator[Finding]:
-    """Whether the machine's daemon has the keytab that there is now. Root's own tickets are out of its reach."""
+    """Checks that the machine's daemon has the current keytab. It cannot use root's own tickets."""
     folder = machine.credentials(scene.at("/"))
     if folder is None:
         return
@@ -106,4 +107,4 @@ def _keytab(scene: Scene) -> Iterator[Finding]:
         same = False
     if not same:
         what = "the machine's daemon has an older copy of /etc/krb5.keytab"
-        yield problem(what, "hand it over anew", f"systemctl restart {machine.UNIT}" if _has_unit(scene) else "")
+        yield problem(what, "hand it over again", f"systemctl restart {machine.UNIT}" if _has_unit(scene) else "")

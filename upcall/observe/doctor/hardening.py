@@ -1,4 +1,4 @@
-"""What broker and daemon have taken from themselves (upcall/process/hardening.py)."""
+"""Checks the privileges that broker and daemon have dropped (upcall/process/hardening.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from upcall.process.hardening import OFF
 
 
 def held(scene: Scene) -> Iterator[Finding]:
-    """As far as they run and say it."""
+    """Checks those that run and report it."""
     if scene.broker.status is not None:
         yield from judged("the broker", scene.broker.status["broker"].get("hardening", {}))
     if scene.daemon.status is not None:
@@ -18,10 +18,10 @@ def held(scene: Scene) -> Iterator[Finding]:
 
 
 def judged(who: str, said: Mapping[str, str]) -> Iterator[Finding]:
-    """Of one process; nothing of one that does not say it."""
+    """Checks one process, by its status. Yields nothing if the status has no such part."""
     missing = {name: said[name] for name in ("seccomp", "landlock") if said.get(name, "no").startswith("no: ")}
     if any(why == f"no: {OFF}" for why in missing.values()):
-        remedy = "take `broker = false` and `daemon = false` out of [hardening], and start it anew"
+        remedy = "take `broker = false` and `daemon = false` out of [hardening], and restart it"
         yield problem(f"{who} may do whatever its user may: {OFF}", remedy)
     elif missing:
         yield note(f"{who}: " + "; ".join(f"{name}: {why}" for name, why in missing.items()))

@@ -1,4 +1,4 @@
-"""What the kernel can do: eCryptfs, keys, the upcalls of CIFS and DNS, quota warnings, netlink between processes."""
+"""Checks the kernel: eCryptfs, keys, the upcalls of CIFS, DNS and NFS, quota warnings, netlink between processes."""
 
 from __future__ import annotations
 
@@ -21,32 +21,34 @@ QUOTA_FAMILY, QUOTA_GROUP = "VFS_DQUOT", "events"
 
 
 def netlink(scene: Scene) -> Iterator[Finding]:
+    """Checks that NETLINK_USERSOCK is available."""
     try:
         NetlinkSocket().close()
     except OSError as error:
         yield problem(
-            f"NETLINK_USERSOCK cannot be had here: {error.strerror}",
-            "broker and daemon speak over it; a sandbox may forbid it: allow AF_NETLINK",
+            f"NETLINK_USERSOCK is not available here: {error.strerror}",
+            "broker and daemon need it; a sandbox may forbid it: allow AF_NETLINK",
         )
     else:
-        yield ok("processes can speak over NETLINK_USERSOCK")
+        yield ok("NETLINK_USERSOCK is available")
 
 
 def keys(scene: Scene) -> Iterator[Finding]:
+    """Checks that keyrings are available."""
     try:
         keyring.describe_raw(keyring.USER_KEYRING)
     except OSError as error:
         if error.errno in (errno.ENOSYS, errno.EPERM):
             yield problem(
-                f"the kernel lets us have no keys: {error.strerror}",
+                f"keyrings are not available: {error.strerror}",
                 "it needs CONFIG_KEYS; containers often forbid keyctl(2): allow add_key, keyctl and request_key",
             )
             return
-    yield ok("the kernel keeps keys")
+    yield ok("keyrings are available")
 
 
 def ecryptfs(scene: Scene) -> Iterator[Finding]:
-    """The module, its messaging, the node."""
+    """Checks the eCryptfs module, its messaging, and the device."""
     if "ecryptfs" not in scene.text("/proc/filesystems").split():
         if _installed(scene, "ecryptfs"):
             yield note("eCryptfs is not loaded", "load it, if it is to be served", "modprobe ecryptfs")
@@ -67,27 +69,28 @@ def ecryptfs(scene: Scene) -> Iterator[Finding]:
         yield problem(f"{path} is not there", "make it", f"mknod -m 0600 {path} c 10 {minors[0]}")
         return
     if not stat.S_ISCHR(found.st_mode):
-        yield problem(f"{path} is no device", "make it anew", f"rm {path} && mknod -m 0600 {path} c 10 {minors[0]}")
+        yield problem(f"{path} is no device", "create it again", f"rm {path} && mknod -m 0600 {path} c 10 {minors[0]}")
     elif found.st_mode & 0o077:
         mode = stat.S_IMODE(found.st_mode)
-        why = "whoever opens it can corrupt the kernel's lists: it is for the broker alone"
+        why = "a process that opens it can corrupt the kernel's lists: it is for the broker alone"
         yield problem(f"{path} has mode {mode:04o}", why, f"chmod 0600 {path}")
     else:
         yield ok(f"eCryptfs asks daemons, by {path}")
 
 
 def upcalls(scene: Scene) -> Iterator[Finding]:
-    """What the kernel may ask for, by protocol."""
+    """Checks which upcalls of each protocol the kernel can make."""
     for title, module, option in (one for protocol in PROTOCOLS for one in protocol.kernel):
-        told = _built_with(scene, option)
-        if told == "n" or (told == "" and not _installed(scene, module)):
-            what = f"this kernel has no {option}" if told else f"this kernel has no module {module}"
+        setting = _built_with(scene, option)
+        if setting == "n" or (setting == "" and not _installed(scene, module)):
+            what = f"this kernel has no {option}" if setting else f"this kernel has no module {module}"
             yield note(what)
         else:
             yield ok(title)
 
 
 def quota(scene: Scene) -> Iterator[Finding]:
+    """Checks that the kernel reports quota warnings in this network namespace."""
     try:
         look_up(QUOTA_FAMILY, QUOTA_GROUP)
     except NoFamily as error:
@@ -95,11 +98,11 @@ def quota(scene: Scene) -> Iterator[Finding]:
     except UsageError as error:
         yield note(str(error))
     else:
-        yield ok("the kernel tells of quotas over generic netlink")
+        yield ok("the kernel reports quota warnings over generic netlink")
 
 
 def _installed(scene: Scene, module: str) -> bool:
-    """Whether the module is loaded, built in, or there to be loaded."""
+    """Returns whether the module is loaded, built in, or can be loaded."""
     if scene.at(f"/sys/module/{module}").exists():
         return True
     folder = f"/lib/modules/{os.uname().release}"
@@ -109,7 +112,7 @@ def _installed(scene: Scene, module: str) -> bool:
 
 
 def _built_with(scene: Scene, option: str) -> str:
-    """ "y", "m" or "n" as the kernel's configuration says; "" if nobody can tell."""
+    """Returns the option of the kernel's configuration: "y", "m" or "n"; "" if unknown."""
     text = scene.text(f"/boot/config-{os.uname().release}")
     packed = scene.at("/proc/config.gz")
     if not text and packed.exists():

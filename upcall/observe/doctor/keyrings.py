@@ -1,4 +1,4 @@
-"""The kernel's keyrings, as this process and its user have them."""
+"""Checks the kernel's keyrings of this process and its user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _USERS = "/proc/key-users"
 
 
 def reachable(scene: Scene) -> Iterator[Finding]:
-    """The user keyring, where auth tokens wait, and the session keyring, by which others get at it."""
+    """Checks the user keyring, which holds auth tokens, and the session keyring, through which programs find it."""
     try:
         count = len(keyring.list_user_keyring())
     except OSError as error:
@@ -40,7 +40,7 @@ def reachable(scene: Scene) -> Iterator[Finding]:
 
 
 def room(scene: Scene) -> Iterator[Finding]:
-    """How much of what the kernel gives this user for keys is used up."""
+    """Checks how much of the kernel's limits for this user's keys is used."""
     uid = os.getuid()
     for line in scene.text(_USERS).splitlines():
         who, _, figures = line.partition(":")

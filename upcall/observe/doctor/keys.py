@@ -1,4 +1,4 @@
-"""The keys that this user has enrolled: their files, their auth tokens, their key modules."""
+"""Checks the keys that this user has enrolled: their files, auth tokens and key modules."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from upcall.protocols.ecryptfs.authtok import AuthTok, take_auth_tok
 from upcall.protocols.ecryptfs.own_files import WHY, OwnMounts
 from upcall.protocols.ecryptfs.packets import is_signature
 
-_FILE = "file:"  # before the path of a passphrase's file
+_FILE = "file:"  # prefix of the path of a passphrase's file
 
 
 def files(scene: Scene) -> Iterator[Finding]:
-    """The store, its entries, and the key files that they name: there, sound, private."""
+    """Checks the store, its entries, and the key files that they name: existing, valid, private."""
     store = KeyStore()
     if not store.directory.exists():
         yield note("no key was made or imported yet", "to make one", "upcall key generate")
@@ -45,7 +45,7 @@ def _entry(store: KeyStore, name: str, mounts: OwnMounts) -> Iterator[Finding]:
     try:
         entry = store.load(name)
     except (UsageError, PeerError, OSError) as error:
-        yield problem(f"key {name}: {_text(error)}", "import the key anew: see `upcall key import`")
+        yield problem(f"key {name}: {_text(error)}", "import the key again: see `upcall key import`")
         return
     if entry.path is not None:
         yield from _private(Path(entry.path), f"the file of key {name}")
@@ -55,7 +55,7 @@ def _entry(store: KeyStore, name: str, mounts: OwnMounts) -> Iterator[Finding]:
 
 
 def _openable(path: Path, what: str, mounts: OwnMounts) -> Iterator[Finding]:
-    """Whether the daemon could open it without asking itself."""
+    """Checks that opening the file does not need an answer of the daemon itself (self-deadlock)."""
     needs = mounts.key_of(str(path))
     if needs is not None:
         remedy = "copy it to where no such key is needed, and import the copy: see `upcall key import`"
@@ -63,7 +63,7 @@ def _openable(path: Path, what: str, mounts: OwnMounts) -> Iterator[Finding]:
 
 
 def _private(path: Path, what: str) -> Iterator[Finding]:
-    """Whether only we can get at it, and can."""
+    """Checks that only this user can access the file."""
     where, shown = quote(str(path)), f"{what}, {path},"
     try:
         found = path.stat()
@@ -83,16 +83,16 @@ def _private(path: Path, what: str) -> Iterator[Finding]:
 
 
 def tokens(scene: Scene) -> Iterator[Finding]:
-    """For each key an auth token in the user keyring, and for each auth token a key module that may be loaded."""
+    """Checks that each key has an auth token in the user keyring, and each auth token an allowed key module."""
     found, installed, allowed = _tokens(), modules.available(), config.load()
-    store, told = KeyStore(), False
+    store, faulty = KeyStore(), False
     for name in store.names():
         try:
             entry = store.load(name)
         except (UpcallError, OSError):
-            continue  # said by `files`
+            continue  # reported by `files`
         if entry.signature not in found:
-            told = True
+            faulty = True
             yield _missing(entry)
     for signature, token in found.items():
         if isinstance(token, str):
@@ -101,11 +101,11 @@ def tokens(scene: Scene) -> Iterator[Finding]:
             what = f"the key module {token.alias!r} of auth token {signature} is not installed"
             yield problem(what, f"{', '.join(sorted(installed)) or 'none'} are; install the plugin that has it")
         elif not allowed.allows(token.alias):
-            yield problem(allowed.refusal(token.alias), "name it there, and start the daemon anew")
+            yield problem(allowed.refusal(token.alias), "name it there, and restart the daemon")
         else:
             continue
-        told = True
-    if not told:
+        faulty = True
+    if not faulty:
         yield ok(f"{len(found)} auth tokens are there, and their key modules")
 
 
@@ -119,7 +119,7 @@ def _missing(entry: Entry) -> Finding:
 
 
 def _tokens() -> dict[str, AuthTok | str]:
-    """By signature: the auth tokens in the user keyring, or why one is none."""
+    """Returns by signature the auth tokens in the user keyring, or why one is malformed."""
     keyring.ensure_user_keyring_linked()
     found: dict[str, AuthTok | str] = {}
     for key in keyring.list_user_keyring():
@@ -129,7 +129,7 @@ def _tokens() -> dict[str, AuthTok | str]:
             found[key.description] = take_auth_tok(keyring.read(key.serial))
         except PeerError as error:
             if error.why.startswith("token type"):
-                continue  # a passphrase of eCryptfs's own, which asks nobody
+                continue  # eCryptfs's own passphrase token, which needs no daemon
             found[key.description] = str(error)
         except OSError as error:
             found[key.description] = f"it cannot be read: {error.strerror}"

@@ -1,4 +1,4 @@
-"""What this user's daemon did for the keys at login, and whether it hears what is to lock them."""
+"""Checks that the daemon added keys at login, and that events lock the keys."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from upcall.observe.doctor.system import Scene
 
 
 def added(scene: Scene) -> Iterator[Finding]:
-    """The keys that are marked auto, as the daemon found them when it started."""
+    """Checks the keys marked auto, by the daemon's report from its start."""
     status = scene.daemon.status
     if status is None or "not_added" not in status:
         return
     for one in status["not_added"]:
-        remedy = "mend it, then add the key: upcall key add; at the next login the daemon does so"
+        remedy = "fix it, then add the key: upcall key add; at the next login the daemon does so"
         yield problem(f"a key was not added when the daemon started: {one['file']}: {one['why']}", remedy)
     if not status["not_added"]:
         yield ok("the daemon has added the keys that are marked for it")
 
 
 def listened_to(scene: Scene) -> Iterator[Finding]:
-    """Whether logind is heard; and whether the keys are locked now."""
+    """Checks that the daemon listens to logind, and whether the keys are locked now."""
     status = scene.daemon.status
     if status is None or "locking" not in status:
         return
@@ -29,10 +29,10 @@ def listened_to(scene: Scene) -> Iterator[Finding]:
     events = ", ".join(locking["lock_on"])
     if locking["lock_on"] and not locking["listening"]:
         why = locking["why"] or "not yet"
-        yield note(f"logind is not heard ({why}): {events} lock no keys", "`upcall lock`, or [keys] lock-after")
+        yield note(f"logind is not connected ({why}): {events} lock no keys", "`upcall lock`, or [keys] lock-after")
     elif events:
-        yield ok(f"logind is heard: {events} lock the keys")
+        yield ok(f"logind is connected: {events} lock the keys")
     else:
-        yield ok("the keys are locked by no event, as the configuration says")
+        yield ok("no event locks the keys, as configured")
     if status.get("held"):
         yield note(f"all keys are locked: {', '.join(status['held'])}", "if you need them now", "upcall unlock")

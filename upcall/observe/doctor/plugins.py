@@ -1,4 +1,4 @@
-"""The installed plugins, each imported in a process of its own: what is foreign may hang, crash, or print."""
+"""Checks the installed plugins, importing each in a process of its own: third-party code may hang, crash, or print."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from upcall.observe.doctor.system import Scene
 from upcall.process import start_python as startpython
 from upcall.process import trust
 
-PATIENCE = 20.0  # seconds for each; an emulated processor needs 15
-LIBRARY = "libgssapi_krb5.so.2"  # as upcall_spnego.gssapi wants it
+PATIENCE = 20.0  # seconds, the time-out of each import; an emulated processor needs 15
+LIBRARY = "libgssapi_krb5.so.2"  # as in upcall_spnego.gssapi
 
 
 def trusted(scene: Scene) -> Iterator[Finding]:
-    """The interpreter, sys.path and all that lies there, by names, owners and modes: nothing of it is run."""
-    finding = problem if scene.uid == 0 else note  # of a user's own processes it is that user's affair
+    """Checks owners and modes of the interpreter, sys.path and the files below it; runs nothing of it."""
+    finding = problem if scene.uid == 0 else note  # an ordinary user risks only that user's processes
     for fault in scene.faults:
-        yield finding(f"others could change what is run: {fault}", "see who has changed it, and what", fault.command)
+        yield finding(f"others could change what is run: {fault}", "check who changed it, and what", fault.command)
     if not scene.faults:
-        yield ok("nobody else can change what is run here")
+        yield ok("no other user can change what is run here")
 
 
 def importable(scene: Scene) -> Iterator[Finding]:
-    """Whether each that is allowed can be imported and is written for this version of the contract."""
+    """Checks that each allowed plugin can be imported and has this version of the interface."""
     configured = config.load()
     allowed = []
     for plugin in modules.installed():
@@ -56,9 +56,9 @@ def importable(scene: Scene) -> Iterator[Finding]:
 def _verdict(plugin: modules.Installed) -> Finding:
     name = f"the plugin {plugin.alias!r} ({plugin.distribution} {plugin.version})"
     if os.geteuid() == 0 and (faults := trust.of_package(plugin.spec.partition(":")[0])):
-        told = f"{name} was not imported: others could change {faults[0].path}: it {faults[0].why}"
-        return problem(told, "see who has changed it, and what", faults[0].command)
-    remedy = "mend it, install it anew, or leave it out by [plugins] allow"
+        what = f"{name} was not imported: others could change {faults[0].path}: it {faults[0].why}"
+        return problem(what, "check who changed it, and what", faults[0].command)
+    remedy = "fix it, install it again, or leave it out by [plugins] allow"
     command = startpython.command("upcall.observe.doctor.plugins", plugin.group, plugin.alias, plugin.spec)
     try:
         done = subprocess.run(
@@ -79,7 +79,7 @@ def _verdict(plugin: modules.Installed) -> Finding:
 
 
 def library(scene: Scene) -> Iterator[Finding]:
-    """What tickets are made with, if somebody here answers for cifs.spnego."""
+    """Checks that the Kerberos library is installed, if a handler for cifs.spnego is."""
     import ctypes
 
     if "cifs.spnego" not in modules.handlers() or not config.load().allows("cifs.spnego"):
@@ -94,7 +94,7 @@ def library(scene: Scene) -> Iterator[Finding]:
 
 
 def main(arguments: list[str]) -> int:
-    """`GROUP ALIAS SPEC`: imports it; says on stdout why that cannot be."""
+    """`GROUP ALIAS SPEC`: imports a plugin; prints why it cannot be loaded. Returns the exit status."""
     group, alias, spec = arguments
     try:
         if group == GROUP:

@@ -1,4 +1,4 @@
-"""Whether quota warnings are heard: by the quota source, which tells the broker how it is."""
+"""Checks that the quota source is connected to the broker and receives warnings."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ UNIT = "upcall-quota.service"
 
 
 def listening(scene: Scene) -> Iterator[Finding]:
+    """Checks the quota source by its status."""
     status = scene.broker.status
     if status is None or "quota" not in status:
-        return  # others than root are not told
+        return  # only root gets this part of the status
     quota = status.get("quota", {})
     if not quota:
         if status["broker"]["uid"] == 0:
-            remedy = "start it, if quota warnings are to be heard"
+            remedy = "start it, if quota warnings are to be delivered"
             yield note("no quota source is connected to the broker", remedy, start_command(scene))
         return
     if not quota["listening"]:
-        yield problem(f"quota warnings are not heard: {quota['why']}", "start the quota source anew")
+        yield problem(f"quota warnings are not received: {quota['why']}", "restart the quota source")
     elif quota["lost"]:
-        yield note(f"quota warnings are heard, and {quota['lost']} were lost", "they come again in time")
+        yield note(f"quota warnings are received, and {quota['lost']} were lost", "the next reading replaces them")
     else:
-        yield ok("quota warnings are heard")
+        yield ok("quota warnings are received")
     if "hardening" in quota:
         yield from judged("the quota source", quota["hardening"])
 
 
 def start_command(scene: Scene) -> str:
-    """What starts the source of the broker that is looked at."""
+    """Returns the command that starts the source of the examined broker."""
     if scene.folder is None and scene.has_unit("system", UNIT):
         return f"systemctl start {UNIT}"
     return f"upcall quota serve{scene.runtime_option()} &"

@@ -1,4 +1,4 @@
-"""What the checks look at: this machine, or a played one below a folder; each process is asked once."""
+"""Gives checks access to the system: this machine, or a played one below a folder. Asks each process once."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from upcall.process.connection import LocalConnection
 from upcall.process.paths import Place, daemon_socket, find_place
 from upcall.protocols.request_key.install.system import System
 
-PATIENCE = 1.0  # seconds in which a broker or a daemon that is well has answered
+PATIENCE = 1.0  # seconds, the time-out of a broker's or daemon's answer
 
 
 class StatusAnswer(NamedTuple):
-    """What the process behind a socket said of itself. `pid` and `uid` are the kernel's words; 0 and -1 if nobody
-    listens. `why`: there is no status because of this."""
+    """The status of a process behind a socket. `pid`, `uid`: from the kernel; 0 and -1 if none listens. `why`: the
+    reason why there is no status."""
 
     pid: int = 0
     uid: int = -1
@@ -29,22 +29,23 @@ class StatusAnswer(NamedTuple):
 
 
 class Scene:
-    """`folder`: the broker's. `root`: below it is request-key's configuration; `machine`: /proc, /dev and so on."""
+    """The system to examine. `folder`: the broker's; None: the usual one. `root`: above request-key's configuration.
+    `machine`: above /proc, /dev and so on."""
 
     def __init__(self, folder: Path | None = None, root: Path = Path("/"), machine: Path = Path("/")) -> None:
         self.folder, self.system, self._machine = folder, System(root), machine
         self.uid = os.geteuid()
 
     def at(self, path: str) -> Path:
-        """A path of the machine's."""
+        """Returns a path of the machine's."""
         return self._machine / path.lstrip("/")
 
     def has_unit(self, kind: str, name: str) -> bool:
-        """Whether systemd has this unit; `kind`: "system" or "user"."""
+        """Returns whether systemd has this unit. `kind`: "system" or "user"."""
         return any(self.at(f"{folder}/systemd/{kind}/{name}").exists() for folder in ("/etc", "/usr/lib", "/lib"))
 
     def text(self, path: str) -> str:
-        """What stands in a file of the machine's; nothing if it is not there or not ours to read."""
+        """Returns the content of a file of the machine's; empty if it is missing or not readable."""
         try:
             return self.at(path).read_text("utf-8", "replace")
         except OSError:
@@ -52,30 +53,30 @@ class Scene:
 
     @functools.cached_property
     def faults(self) -> list[trust.Fault]:
-        """What others could change of all that this interpreter can run."""
+        """What other users could change of all code that this interpreter can run."""
         return trust.faults(deep=True)
 
     @functools.cached_property
     def place(self) -> Place:
-        """UsageError if this user's runtime folder is not sound."""
+        """The broker's folder. UsageError if this user's runtime folder is not safe."""
         return find_place(self.folder)
 
     @functools.cached_property
     def broker(self) -> StatusAnswer:
-        """UsageError as `place`."""
+        """The broker's status. UsageError as `place`."""
         return _asked(self.place.socket, frozenset({0, self.uid}), "broker.status")
 
     @functools.cached_property
     def daemon(self) -> StatusAnswer:
-        """UsageError as `place`."""
+        """The daemon's status. UsageError as `place`."""
         return _asked(daemon_socket(), frozenset({self.uid}), "daemon.status")
 
     def runtime_option(self) -> str:
-        """What a command needs to find the same broker."""
+        """Returns the option by which a command finds the same broker, with a leading blank; or ""."""
         return "" if self.folder is None else f" --runtime {shlex.quote(str(self.folder.absolute()))}"
 
     def root_option(self) -> str:
-        """What `upcall request-key` needs to look at the same system."""
+        """Returns the option by which `upcall request-key` examines the same system, with a leading blank; or ""."""
         return "" if self.system.root == Path("/") else f" --root {shlex.quote(str(self.system.root))}"
 
 
@@ -87,10 +88,10 @@ def _asked(path: Path, owners: frozenset[int], service: str) -> StatusAnswer:
     try:
         pid, uid = connection.peer
         try:
-            # A second is what a connection waits beyond the deadline that it tells the other side.
+            # LocalConnection waits a second longer than the deadline that it sends.
             status = json.loads(connection.ask(service, os.geteuid(), b"", PATIENCE - 1))
         except TimeoutError:
-            return StatusAnswer(pid, uid, why=f"has said nothing within {PATIENCE:g} s")
+            return StatusAnswer(pid, uid, why=f"no answer within {PATIENCE:g} s")
         except (OSError, Refused, PeerError, ValueError) as error:
             return StatusAnswer(pid, uid, why=str(error))
     finally:

@@ -1,7 +1,7 @@
 """Receives logind's signals about one user: sleep, locked screens, the last logout.
 
-Source: org.freedesktop.login1(5), https://systemd.io/INHIBITOR_LOCKS. A signal counts only if it comes from whoever
-owns the name org.freedesktop.login1 now: a match rule keeps no client of the bus from sending us one directly.
+Source: org.freedesktop.login1(5), https://systemd.io/INHIBITOR_LOCKS. A signal counts only if its sender owns the name
+org.freedesktop.login1 now: a match rule does not prevent a client of the bus from sending one directly.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _MANAGER: Final = "org.freedesktop.login1.Manager"
 _SESSION: Final = "org.freedesktop.login1.Session"
 _BUS: Final = DBusAddress("/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus")
 _USUAL: Final = "unix:path=/run/dbus/system_bus_socket"
-PATIENCE: Final = 5.0  # seconds for one answer of the bus
-LOCKING: Final = 4.0  # seconds that the daemon has to lock; logind waits for five (InhibitDelayMaxSec=)
+PATIENCE: Final = 5.0  # seconds, the time-out of a call on the bus
+LOCKING: Final = 4.0  # seconds, the time-out of locking in the daemon; logind waits for five (InhibitDelayMaxSec=)
 MAX_SESSIONS: Final = 256
 
-# Classes of sessions in which somebody is there: user-early and the like, too; not greeters, cron, user managers.
+# Prefix of the classes of sessions with a person: user, user-early and the like; not greeter, background, manager.
 _PERSONS: Final = "user"
 _RULES: Final = (
     f"type='signal',sender='{NAME}',path='{_PATH}',interface='{_MANAGER}'",
@@ -43,11 +43,12 @@ _RULES: Final = (
 
 
 class NoLogind(UpcallError):
-    """There is no bus, or no logind on it."""
+    """There is no system bus, or no logind on it."""
 
 
 class _Session:
-    """One of the user's. `locked`: as said last, by whatever signal. `leader`: a pidfd; -1 if there is none."""
+    """One session of the user's. `locked`: by the latest signal, of whatever kind. `leader`: a pidfd; -1 if
+    unknown."""
 
     __slots__ = ("leader", "locked", "path")
 
@@ -56,13 +57,14 @@ class _Session:
 
 
 class Watch:
-    """Connects at once. NoLogind; OSError and whatever jeepney raises if the bus is not sound."""
+    """Subscribes to logind's signals at once and reports them over `daemon`. NoLogind; OSError, and whatever jeepney
+    raises if messages are malformed."""
 
-    def __init__(self, told: socket.socket, uid: int, causes: Collection[str]) -> None:
-        self._told, self._uid = told, uid
+    def __init__(self, daemon: socket.socket, uid: int, causes: Collection[str]) -> None:
+        self._daemon, self._uid = daemon, uid
         self._causes = frozenset(cause.removesuffix("!") for cause in causes)
-        # Not every locker tells logind that the screen is locked (LockedHint). What one that listened before us has
-        # heard, and we cannot see, holds until somebody says that it is over.
+        # Not every screen locker sets LockedHint. A lock that an earlier process received as a signal, and that this
+        # one cannot read from logind, holds until a signal ends it.
         self._locked_before = f"{SCREEN_LOCK}!" in causes
         self._connection = _connected()
         self._backlog: collections.deque[Message] = collections.deque()
@@ -77,7 +79,7 @@ class Watch:
             raise NoLogind("no logind on the system bus")
 
     def run(self) -> None:
-        """Until the daemon closes its end. OSError if the bus goes."""
+        """Reports changes until the daemon closes its end of the socket. OSError if the bus ends."""
         self._begin()
         while True:
             while self._backlog:
@@ -88,10 +90,10 @@ class Watch:
                 while True:
                     self._backlog.append(self._connection.receive(timeout=0))
 
-    # --- what there is now ---------------------------------------------------------------------------------
+    # --- the current state ---------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Everything that is known of a logind that is new to us."""
+        """Reads and reports the current state from a logind that has just started, or at the start of this process."""
         if SUSPEND in self._causes:
             self._inhibit()
             if isinstance(asleep := self._property(Properties(self._at(_PATH, _MANAGER)), "PreparingForSleep"), bool):
@@ -99,7 +101,7 @@ class Watch:
         self._look()
 
     def _look(self) -> None:
-        """The user's sessions, as they are now."""
+        """Reads the user's sessions."""
         if not self._causes & {SCREEN_LOCK, LOGOUT}:
             return
         (listed,) = self._call(new_method_call(self._at(_PATH, _MANAGER), "ListSessions"))
@@ -115,12 +117,13 @@ class Watch:
         self._conclude()
 
     def _session(self, path: str, known: _Session | None) -> _Session | None:
-        """None if nobody is logged in by it (any more). What lingers of one after its end makes it `closing`."""
+        """Returns a session; None if it has ended, or is no person's. A session whose processes outlive it is
+        `closing`."""
         try:
-            (told,) = self._call(Properties(self._at(path, _SESSION)).get_all())
-            about = {name: value for name, (_, value) in told.items()}
+            (properties,) = self._call(Properties(self._at(path, _SESSION)).get_all())
+            about = {name: value for name, (_, value) in properties.items()}
         except (DBusErrorResponse, ValueError, TypeError, AttributeError):
-            return None  # it has gone meanwhile
+            return None  # it has ended meanwhile
         leader = known.leader if known is not None else _pidfd(about.get("Leader", 0))
         if not str(about.get("Class")).startswith(_PERSONS) or about.get("State") == "closing" or _ended(leader):
             _close(leader)
@@ -132,7 +135,7 @@ class Watch:
     def _conclude(self) -> None:
         if SCREEN_LOCK in self._causes:
             self._say(SCREEN_LOCK, any(session.locked for session in self._sessions.values()))
-        # Who was never logged in has not logged out: a daemon that lingers serves on.
+        # Without an earlier login there is no logout: a daemon started by lingering keeps serving.
         if LOGOUT in self._causes and (self._sessions or LOGOUT in self._said):
             self._say(LOGOUT, not self._sessions)
 
@@ -145,7 +148,7 @@ class Watch:
         return found
 
     def _owner_now(self) -> str:
-        """The unique name of logind; it is started if the bus knows how. "" if there is none."""
+        """Returns the unique name of logind, after having the bus start it if necessary; "" if there is none."""
         for _ in range(2):
             with contextlib.suppress(DBusErrorResponse):
                 return str(self._call(new_method_call(_BUS, "GetNameOwner", "s", (NAME,)))[0])
@@ -153,7 +156,7 @@ class Watch:
                 self._call(new_method_call(_BUS, "StartServiceByName", "su", (NAME, 0)))
         return ""
 
-    # --- what happens --------------------------------------------------------------------------------------
+    # --- signals -------------------------------------------------------------------------------------------
 
     def _hear(self, message: Message) -> None:
         fields = message.header.fields
@@ -174,7 +177,7 @@ class Watch:
             self._on_session(self._sessions[path], member, message.body)
 
     def _on_owner(self, owner: str) -> None:
-        """It was started again, or has ended; then everything stays as it was."""
+        """Handles a restart or the end of logind. After its end the reported state is kept."""
         self._owner = owner
         self._release()
         if owner:
@@ -183,10 +186,10 @@ class Watch:
     def _on_manager(self, member: str | None, body: tuple[Any, ...]) -> None:
         if member == "PrepareForSleep" and SUSPEND in self._causes and isinstance(body[0], bool):
             if not body[0]:
-                self._inhibit()  # for the next time
+                self._inhibit()  # for the next sleep
             self._say(SUSPEND, body[0])
             if body[0]:
-                self._release()  # now it may sleep
+                self._release()  # the machine may sleep now
         elif member in ("SessionNew", "SessionRemoved", "UserNew", "UserRemoved"):
             self._look()
 
@@ -206,11 +209,11 @@ class Watch:
     # --- sleep ---------------------------------------------------------------------------------------------
 
     def _inhibit(self) -> None:
-        """Has logind wait for us before the machine sleeps, a few seconds at most."""
+        """Takes an inhibitor lock: logind delays sleep until it is released, for a few seconds at most."""
         self._release()
-        told = ("sleep", "upcall", "Forgetting passphrases", "delay")
+        arguments = ("sleep", "upcall", "Forgetting passphrases", "delay")
         try:
-            (fd,) = self._call(new_method_call(self._at(_PATH, _MANAGER), "Inhibit", "ssss", told))
+            (fd,) = self._call(new_method_call(self._at(_PATH, _MANAGER), "Inhibit", "ssss", arguments))
             self._inhibitor = fd.to_raw_fd()
         except DBusErrorResponse as error:
             self._note(f"logind does not wait before it sleeps: {error.name}")
@@ -222,45 +225,49 @@ class Watch:
     # --- the daemon ----------------------------------------------------------------------------------------
 
     def _say(self, cause: str, on: bool) -> None:
-        """Once for each change, and waits until the daemon has done it."""
+        """Reports a change to the daemon and waits until the daemon has handled it. Unchanged states are not
+        repeated."""
         if self._said.get(cause) is on:
             return
         self._said[cause] = on
         word = f"{'on' if on else 'off'} {cause}".encode()
-        self._told.send(word)
+        self._daemon.send(word)
         until = time.monotonic() + LOCKING
-        while select.select([self._told], [], [], max(0.0, until - time.monotonic()))[0]:
-            if (heard := self._told.recv(MAX_WORD)) == word:
+        while select.select([self._daemon], [], [], max(0.0, until - time.monotonic()))[0]:
+            if (heard := self._daemon.recv(MAX_WORD)) == word:
                 return
             if not heard:
-                raise SystemExit(os.EX_OK)  # the daemon has gone
+                raise SystemExit(os.EX_OK)  # the daemon has ended
 
     def _note(self, words: str) -> None:
         if words not in self._noted:
             self._noted.add(words)
-            self._told.send(f"note {words}".encode("utf-8", "backslashreplace")[:MAX_WORD])
+            self._daemon.send(f"note {words}".encode("utf-8", "backslashreplace")[:MAX_WORD])
 
     # --- the bus -------------------------------------------------------------------------------------------
 
     def _wait(self) -> bool:
-        """Until the bus says something (True), the leader of a session ends, or the daemon has gone (False)."""
+        """Waits until the bus is readable or the leader of a session has ended (True), or the daemon has ended
+        (False)."""
         leaders = {session.leader: session for session in self._sessions.values() if session.leader >= 0}
         poll = select.poll()
-        for fd in (self._connection.sock.fileno(), self._told.fileno(), *leaders):
+        for fd in (self._connection.sock.fileno(), self._daemon.fileno(), *leaders):
             poll.register(fd, select.POLLIN)
         ready = {fd for fd, _ in poll.poll()}
-        if self._told.fileno() in ready and not self._told.recv(MAX_WORD):  # otherwise it comes late
+        if self._daemon.fileno() in ready and not self._daemon.recv(MAX_WORD):  # otherwise a late echo
             return False
         if ready & leaders.keys():
             self._look()
         return True
 
     def _at(self, path: str, interface: str) -> DBusAddress:
-        """By the unique name: whoever has the name next is another logind."""
+        """Returns the address of the current logind by its unique name; the next owner of the name is another
+        process."""
         return DBusAddress(path, self._owner, interface)
 
     def _call(self, message: Message) -> tuple[Any, ...]:
-        """The body of the answer. Signals that come meanwhile are heard later. DBusErrorResponse, TimeoutError."""
+        """Calls a method and returns the body of its reply. Signals received meanwhile are queued. DBusErrorResponse,
+        TimeoutError."""
         asked = (message.header.fields[HeaderFields.destination], _BUS.bus_name)
         serial = next(self._connection.outgoing_serial)
         self._connection.send(message, serial=serial)
@@ -286,7 +293,7 @@ def _connected() -> DBusConnection:
 
 
 def _pidfd(pid: object) -> int:
-    """-1 if there is no such process, or none is named."""
+    """Returns a pidfd; -1 if there is no such process or `pid` is not a pid."""
     if isinstance(pid, int) and pid > 0:
         with contextlib.suppress(OSError):
             return os.pidfd_open(pid)
@@ -294,7 +301,7 @@ def _pidfd(pid: object) -> int:
 
 
 def _ended(pidfd: int) -> bool:
-    """Whether the process has; False if it is not known."""
+    """Returns whether the process has ended; False if unknown."""
     return pidfd >= 0 and bool(select.select([pidfd], [], [], 0)[0])
 
 

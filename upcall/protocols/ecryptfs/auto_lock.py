@@ -21,7 +21,7 @@ from typing import Final
 from upcall.process import start_python as startpython
 from upcall.process.log import EventLog
 from upcall.process.logind import CAUSES, MAX_WORD
-from upcall.protocols.ecryptfs.key_handler import KeyService
+from upcall.protocols.ecryptfs.key_cache import KeyCache
 
 ARGUMENTS: Final = ("lock-after", "lock-on")
 BUS: Final = Path("/run/dbus/system_bus_socket")
@@ -33,7 +33,7 @@ _GOOD: Final = 60.0  # seconds after which one that ends was a good one: the nex
 class Locking:
     """`arguments`: of the daemon, `lock-after=SECONDS` and `lock-on=CAUSE,...`; without them nothing locks."""
 
-    def __init__(self, keys: KeyService, arguments: Iterable[str], log: EventLog) -> None:
+    def __init__(self, keys: KeyCache, arguments: Iterable[str], log: EventLog) -> None:
         self._keys, self._log = keys, log
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._causes: tuple[str, ...] = ()

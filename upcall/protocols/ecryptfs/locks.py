@@ -21,7 +21,9 @@ class Locks:
 
     def refuses(self, signature: str) -> bool:
         """Returns whether the key is locked. Needs no lock: it is called on every request."""
-        return signature in self._single or any(signature not in but for but in [*self._all.values()])
+        if signature in self._single:
+            return True
+        return bool(self._all) and any(signature not in but for but in [*self._all.values()])
 
     def lock(self, signature: str) -> None:
         self._single.add(signature)

@@ -1,1 +1,1 @@
-"""Requesters in user space, over a local socket."""
+"""Serves requesters in user space over a local socket."""

@@ -1,4 +1,4 @@
-"""Accepts requests from user space over a local socket: of a process for its own uid's daemon, of root for any."""
+"""Accepts requests from user space over a local socket. A process may ask its own uid's daemon, root any daemon."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from upcall.core.messages import Answer, Requester
 from upcall.process.listener import Asked, Connection, Listener
 from upcall.wire.envelope import MAX_BODY, Envelope, refusal
 
-STATUS = "broker.status"  # the one service that the broker answers itself
-_SHOWN = 64  # daemons and devices in a status that would be too long
+STATUS = "broker.status"  # the only service that the broker answers itself
+_SHOWN = 64  # daemons and devices shown if the whole status is too long
 
 
 class Requesters(Listener):
-    """The socket that is open to all."""
+    """The socket `broker.sock`, open to all users. `whole_status(uid)` returns the broker's status for a uid, None:
+    root."""
 
     name = "local"
 
@@ -25,6 +26,8 @@ class Requesters(Listener):
     whole_status: Callable[[int | None], dict[str, object]] = staticmethod(lambda uid: {})  # of the broker, by uid
 
     def ask(self, connection: Connection, envelope: Envelope, origin: Asked) -> None:
+        """Settles the origin: checks service, permission and body, then has the router ask the daemon. Does not
+        block."""
         uid = connection.uid
         if envelope.service == STATUS:
             origin.settle(Answer(self.shown_status(None if uid == 0 else uid)))
@@ -43,12 +46,13 @@ class Requesters(Listener):
                 return
             deadline = envelope.deadline_ns / 1e9 or math.inf
             requester = Requester(uid, connection.pid)
-            # From whom it descends is looked up only if there is a daemon that could be waiting for itself.
+            # Ancestors cost reads of /proc: they are looked up only if a daemon could be in a self-deadlock.
             line = NO_LINE if self.router.registry.get(target) is None else connection.line
             self.router.ask(target, service.name, requester, envelope.body, origin, self.loop.now, deadline, line)
 
     def shown_status(self, uid: int | None) -> bytes:
-        """JSON, cut down to what a body can hold."""
+        """Returns the status as JSON, truncated to the size of a body. `uid`: the requester's; None: root, who gets
+        all."""
         found = self.whole_status(uid)
         body = json.dumps(found).encode("ascii")
         if len(body) > MAX_BODY:

@@ -1,6 +1,6 @@
-"""Quotas: the kernel warns (VFS_DQUOT), people are told. A source in a process of its own.
+"""Receives the kernel's quota warnings (VFS_DQUOT) and notifies people, in a source with a process of its own.
 
-`source` reads the kernel's warnings in the process's loop, folds equal ones before anything else is done with them
-(`coalescing`), and has the broker deliver notices. `worker`, a thread, asks for the figures, keeps the state and makes
-notices; what it tells whom and when is decided in `policy`, `rate_limit` and `backlog`, which know no descriptor.
+`source` reads the warnings in the process's loop, coalesces equal ones first (`coalescing`), and has the broker
+deliver notices. `worker`, a thread, reads usage and limits, keeps the state and makes notices. `policy`, `rate_limit`
+and `backlog` decide who is notified of what and when; they do no I/O.
 """

@@ -1,4 +1,4 @@
-"""Notices that reached nobody yet: of each quota the latest, until its person's daemon comes. Pure."""
+"""Keeps undelivered notices, the latest of each quota, until the daemon of their uid registers. Pure."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Final
 
 from upcall.protocols.quota.notice import QuotaNotice
 
-PER_PERSON: Final = 64
+PER_PERSON: Final = 64  # notices of one uid
 IN_ALL: Final = 8192
 
 
 class Kept:
-    """By uid; the oldest are given up when there are too many."""
+    """Undelivered notices by uid. At a limit the oldest are discarded and counted in `given_up`. Not thread-safe."""
 
     def __init__(self) -> None:
         self._by_uid: dict[int, dict[tuple[object, ...], QuotaNotice]] = {}
@@ -28,7 +28,8 @@ class Kept:
                 yield uid, notice
 
     def put(self, uid: int, notice: QuotaNotice) -> None:
-        """Instead of an older one about the same quota, whose warnings it takes over."""
+        """Adds a notice for `uid`. It replaces an older one about the same quota and adds that one's counts to its
+        own."""
         mine = self._by_uid.setdefault(uid, {})
         subject = notice.subject
         key = subject.kind, subject.id, notice.filesystem.device, notice.filesystem.mount, notice.resource
@@ -54,11 +55,11 @@ class Kept:
             del self._by_uid[uid]
 
     def take(self, uid: int) -> list[QuotaNotice]:
-        """What waits for this person, the oldest first; it is not kept any more."""
+        """Removes and returns the notices for `uid`, oldest first; an empty list if there are none."""
         mine = self._by_uid.pop(uid, {})
         self._count -= len(mine)
         return list(mine.values())
 
     def people(self) -> list[int]:
-        """Who has something waiting."""
+        """Returns the uids that have notices."""
         return list(self._by_uid)

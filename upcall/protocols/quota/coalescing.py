@@ -1,7 +1,7 @@
-"""Equal warnings are counted, not kept: whoever floods costs a counter. Pure.
+"""Coalesces equal quota warnings: each repetition increments a counter, so a flood takes no memory. Pure.
 
-A warning is known by its bytes behind the headers, which are the same whenever the same thing happens. One user can
-make different ones, by projects and groups; so the table has a share for each uid that causes them.
+Two warnings are equal if their bytes after the headers are. One user can cause different warnings through projects and
+groups, so each causing uid has a share of the table.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from typing import Final
 from upcall.core.errors import PeerError
 from upcall.protocols.quota.warning import Sequence, messages
 
-PER_CAUSE: Final = 64  # different warnings that wait for the clerk
-IN_ALL: Final = 8192
+PER_CAUSE: Final = 64  # different warnings that wait for the worker
+IN_ALL: Final = 8192  # different warnings of all uids
 
 _BEFORE = 20  # nlmsghdr, genlmsghdr
-_SIZE = 76  # of every message of a kernel up to today
+_SIZE = 76  # bytes; of every message, in all kernels so far
 _HEAD = struct.Struct("=IHHI")
 
 
 class Folding:
-    """What came in since the clerk was last given something."""
+    """The warnings received since the last `take`, with their counts. `family`: the netlink message type of
+    VFS_DQUOT."""
 
     def __init__(self, family: int) -> None:
         self.family = family
         self.sequence = Sequence()
         self.received = 0
         self.folded = 0  # equal to one that was waiting
-        self.dropped = 0  # found no room in the table
+        self.dropped = 0  # the table, or the uid's share of it, was full
         self.nonsense = 0
         self._table: dict[bytes, int] = {}
         self._causes: Counter[bytes] = Counter()
@@ -38,7 +39,7 @@ class Folding:
         return len(self._table)
 
     def add(self, datagrams: list[bytes]) -> None:
-        """Counts what the kernel sent. Runs for every message: nothing here may be slow."""
+        """Counts the warnings in these datagrams. Runs for every message: it must stay fast."""
         sequence, table, head, family = self.sequence, self._table, _HEAD.unpack_from, self.family
         for data in datagrams:
             if len(data) != _SIZE:
@@ -61,7 +62,7 @@ class Folding:
             self.received += 1
 
     def _add_slowly(self, data: bytes) -> None:
-        """A datagram of another size: several messages, or one of a newer kernel, or nonsense."""
+        """Handles a datagram of another size: several messages, one of a newer kernel, or malformed bytes."""
         try:
             for message in messages(data):
                 if message.type != self.family:
@@ -79,7 +80,7 @@ class Folding:
             self.nonsense += 1
 
     def _new(self, key: bytes) -> None:
-        cause = key[-8:]  # CAUSED_ID comes last
+        cause = key[-8:]  # CAUSED_ID is the last attribute
         if self._causes[cause] >= PER_CAUSE or len(self._table) >= IN_ALL:
             self.dropped += 1
             return
@@ -87,7 +88,7 @@ class Folding:
         self._table[key] = 1
 
     def take(self) -> dict[bytes, int]:
-        """The table, how often each warning came; an empty one takes its place."""
+        """Returns the table, attributes -> count, and starts an empty one."""
         table, self._table = self._table, {}
         self._causes.clear()
         return table

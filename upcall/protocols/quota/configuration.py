@@ -1,4 +1,4 @@
-"""The tables of the configuration that are about quotas. Pure."""
+"""Describes the configuration tables of quotas. Pure."""
 
 from __future__ import annotations
 

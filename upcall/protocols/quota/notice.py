@@ -1,14 +1,14 @@
-"""What a person is told about a quota: the body of a NOTICE of the service "quota".
+"""Packs and parses quota notices, the body of a NOTICE of the service "quota", and formats them for people.
 
 One JSON object. Sizes are bytes, or inodes where `resource` is "files"; a limit of 0 is none; times are unix seconds.
 
     version 1, event, resource "space" | "files", subject {kind "user" | "group" | "project", id, name},
     cause {uid | null, name | null}, filesystem {mount | null, device, type}, used, soft, hard,
-    grace_until | null, percent | null, at, count (kernel warnings in this one), lost (messages of the kernel lost
-    before it), raw [qtype, warning, major, minor] | null (the kernel's own numbers, if it has just warned)
+    grace_until | null, percent | null, at, count (kernel warnings in this notice), lost (messages of the kernel
+    lost before it), raw [qtype, warning, major, minor] | null (the kernel's own numbers, if it has just warned)
 
-An event that is not known here is kept as it is, and so is a field that is not: a newer broker may say more.
-Names come from outside and may hold anything; `sentence` and `printable` show them harmlessly.
+Unknown events are kept and unknown fields are ignored, because a newer source may send more. Names are untrusted and
+may contain any character; `sentence` and `printable` escape them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WHAT = "quota notice"
 
 
 class Subject(NamedTuple):
-    """Whose quota it is. `name` is the number as text if it has no name."""
+    """The owner of the quota. `name`: the number as text if it has no name."""
 
     kind: str
     id: int
@@ -45,14 +45,14 @@ class Subject(NamedTuple):
 
 
 class Cause(NamedTuple):
-    """Who wrote; None where nobody knows."""
+    """The uid that wrote, and its name; None if unknown."""
 
     uid: int | None = None
     name: str | None = None
 
 
 class Filesystem(NamedTuple):
-    """Where: mount point (None if it is mounted nowhere that we see), device, type."""
+    """A filesystem: mount point (None if it is not mounted in this mount namespace), device, type."""
 
     mount: str | None
     device: str
@@ -60,7 +60,7 @@ class Filesystem(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """The kernel's numbers in a warning, for those who speak in them."""
+    """The kernel's numbers in a warning, for programs that interpret them themselves."""
 
     qtype: int
     warning: int
@@ -69,7 +69,7 @@ class Raw(NamedTuple):
 
 
 class QuotaNotice(NamedTuple):
-    """One notice."""
+    """One notice; its fields are described above."""
 
     event: str
     resource: str
@@ -88,61 +88,61 @@ class QuotaNotice(NamedTuple):
 
 
 def pack(notice: QuotaNotice) -> bytes:
-    """The body. PeerError if it holds what `take` would refuse."""
-    told: dict[str, Any] = {"version": VERSION, **notice._asdict()}
+    """Returns the body. PeerError if `take` would reject it."""
+    fields: dict[str, Any] = {"version": VERSION, **notice._asdict()}
     for part in ("subject", "cause", "filesystem"):
-        told[part] = told[part]._asdict()
-    _taken(told)
-    return json.dumps(told, separators=(",", ":")).encode("ascii")
+        fields[part] = fields[part]._asdict()
+    _taken(fields)
+    return json.dumps(fields, separators=(",", ":")).encode("ascii")
 
 
 def take(body: bytes) -> QuotaNotice:
-    """A notice from exactly these bytes."""
+    """Parses a body. PeerError if it is malformed."""
     try:
-        told = json.loads(body, parse_constant=_refuse)
+        fields = json.loads(body, parse_constant=_refuse)
     except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise PeerError(_WHAT, "is not JSON as this notice uses it") from None
-    return _taken(told)
+    return _taken(fields)
 
 
 def _refuse(what: str) -> None:
     raise ValueError(what)
 
 
-def _taken(told: object) -> QuotaNotice:
-    if not isinstance(told, dict):
+def _taken(fields: object) -> QuotaNotice:
+    if not isinstance(fields, dict):
         raise PeerError(_WHAT, "is not a JSON object")
-    version = _number(told, "version")
+    version = _number(fields, "version")
     if version != VERSION:
         raise PeerError(_WHAT, f"version {version}, {VERSION} is known")
-    subject, cause, where = (_object(told, name) for name in ("subject", "cause", "filesystem"))
+    subject, cause, where = (_object(fields, name) for name in ("subject", "cause", "filesystem"))
     return QuotaNotice(
-        event=_text(told, "event", MAX_EVENT),
-        resource=_one_of(told, "resource", (SPACE, FILES)),
+        event=_text(fields, "event", MAX_EVENT),
+        resource=_one_of(fields, "resource", (SPACE, FILES)),
         subject=Subject(_one_of(subject, "kind", KINDS), _number(subject, "id", MAX_ID), _text(subject, "name")),
         cause=Cause(_number_or_none(cause, "uid", MAX_ID), _text_or_none(cause, "name")),
         filesystem=Filesystem(_text_or_none(where, "mount"), _text(where, "device"), _text(where, "type")),
-        used=_number(told, "used"),
-        soft=_number(told, "soft"),
-        hard=_number(told, "hard"),
-        grace_until=_number_or_none(told, "grace_until"),
-        percent=_number_or_none(told, "percent"),
-        at=_number(told, "at"),
-        count=_number(told, "count"),
-        lost=_number(told, "lost"),
-        raw=_raw(told.get("raw")),
+        used=_number(fields, "used"),
+        soft=_number(fields, "soft"),
+        hard=_number(fields, "hard"),
+        grace_until=_number_or_none(fields, "grace_until"),
+        percent=_number_or_none(fields, "percent"),
+        at=_number(fields, "at"),
+        count=_number(fields, "count"),
+        lost=_number(fields, "lost"),
+        raw=_raw(fields.get("raw")),
     )
 
 
-def _object(told: dict[str, Any], key: str) -> dict[str, Any]:
-    value = told.get(key)
+def _object(fields: dict[str, Any], key: str) -> dict[str, Any]:
+    value = fields.get(key)
     if not isinstance(value, dict):
         raise PeerError(_WHAT, f"{key} is not an object")
     return value
 
 
-def _number(told: dict[str, Any], key: str, most: int = MAX_NUMBER) -> int:
-    value = told.get(key)
+def _number(fields: dict[str, Any], key: str, most: int = MAX_NUMBER) -> int:
+    value = fields.get(key)
     if type(value) is not int or not 0 <= value <= most:
         raise PeerError(_WHAT, f"{key} is not a whole number from 0 to {most}")
     return value
@@ -158,40 +158,40 @@ def _raw(value: object) -> Raw | None:
     return Raw(*value)
 
 
-def _number_or_none(told: dict[str, Any], key: str, most: int = MAX_NUMBER) -> int | None:
-    return None if key in told and told[key] is None else _number(told, key, most)
+def _number_or_none(fields: dict[str, Any], key: str, most: int = MAX_NUMBER) -> int | None:
+    return None if key in fields and fields[key] is None else _number(fields, key, most)
 
 
-def _text(told: dict[str, Any], key: str, most: int = MAX_TEXT) -> str:
-    value = told.get(key)
+def _text(fields: dict[str, Any], key: str, most: int = MAX_TEXT) -> str:
+    value = fields.get(key)
     if not isinstance(value, str) or len(value) > most:
         raise PeerError(_WHAT, f"{key} is not a text of at most {most} characters")
     return value
 
 
-def _text_or_none(told: dict[str, Any], key: str) -> str | None:
-    return None if key in told and told[key] is None else _text(told, key)
+def _text_or_none(fields: dict[str, Any], key: str) -> str | None:
+    return None if key in fields and fields[key] is None else _text(fields, key)
 
 
-def _one_of(told: dict[str, Any], key: str, known: tuple[str, ...]) -> str:
-    value = told.get(key)
+def _one_of(fields: dict[str, Any], key: str, known: tuple[str, ...]) -> str:
+    value = fields.get(key)
     if not isinstance(value, str) or value not in known:
         raise PeerError(_WHAT, f"{key} is none of {', '.join(known)}")
     return value
 
 
-# --- for people ----------------------------------------------------------------------------------------------
+# --- text for people -----------------------------------------------------------------------------------------
 
 
 def printable(text: str) -> str:
-    """The text on one line that no terminal takes for an order: what cannot be printed is escaped."""
+    """Returns the text with unprintable characters escaped: one line, without control sequences for terminals."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def amount(number: int, resource: str) -> str:
-    """A figure for people: "1.5 GiB", "1,234 files"."""
+    """Formats a figure: "1.5 GiB", "1,234 files". `number`: bytes, or inodes if `resource` is FILES."""
     if resource == FILES:
         return f"{number:,} file" + ("" if number == 1 else "s")
     if number < 1024:
@@ -202,7 +202,7 @@ def amount(number: int, resource: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A stretch of time for people, in the one unit that matters: "3 days", "1 hour"."""
+    """Formats a duration in one unit: "3 days", "1 hour"."""
     for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= length:
             number = int(seconds / length + 0.5)
@@ -211,7 +211,7 @@ def duration(seconds: float) -> str:
 
 
 def moment(when: int) -> str:
-    """A point in time for people, in this machine's time zone."""
+    """Formats a time in unix seconds, in this machine's time zone."""
     try:
         return datetime.fromtimestamp(when, UTC).astimezone().strftime("%a %d %b %Y, %H:%M")
     except (ValueError, OverflowError, OSError):
@@ -219,12 +219,13 @@ def moment(when: int) -> str:
 
 
 def place(filesystem: Filesystem) -> str:
-    """How people call the filesystem."""
+    """Returns the mount point of the filesystem, or its device if it is not mounted."""
     return printable(filesystem.mount or filesystem.device)
 
 
 def sentence(notice: QuotaNotice, now: float, reader: int | None = None) -> str:
-    """One or two plain sentences: where, how much, what to do. `reader`: the uid that is told, if it is known."""
+    """Describes the notice in one or two sentences: where, how much, what to do. `now`: unix seconds. `reader`: the
+    uid that reads it, if known."""
     use, event = _use(notice, reader), notice.event
     files = notice.resource == FILES
     do, end = ("Delete files", "no more files can be made") if files else (
@@ -246,9 +247,9 @@ def sentence(notice: QuotaNotice, now: float, reader: int | None = None) -> str:
     if event == NEAR:
         share = "" if notice.percent is None else f" ({notice.percent} %)"
         return f"{use}{allowed}{share}. {do} before the limit is reached."
-    told = f"There were {notice.count} quota warnings in a short time" if event == DIGEST else (
+    what = f"There were {notice.count} quota warnings in a short time" if event == DIGEST else (
         f"Quota event {printable(event)!r}")  # fmt: skip
-    return f"{told}. {use}{allowed}: look with `upcall quota status`."
+    return f"{what}. {use}{allowed}: look with `upcall quota status`."
 
 
 def _use(notice: QuotaNotice, reader: int | None) -> str:
@@ -262,7 +263,7 @@ def _use(notice: QuotaNotice, reader: int | None) -> str:
 
 
 def _known(notice: QuotaNotice) -> bool:
-    """Whether there are figures: of a filesystem that nobody could look at there are none."""
+    """Returns whether the notice has figures. It has none if the filesystem could not be read."""
     return any((notice.used, notice.soft, notice.hard))
 
 

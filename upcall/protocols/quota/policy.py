@@ -1,13 +1,12 @@
-"""What people are told about quotas, and when: each thing once, and before it is too late. Pure.
+"""Decides who is notified of which quota event and when; suppresses repetitions. Pure; times are unix seconds.
 
-For each quota (whose, on which filesystem, space or files) there is a level: how bad the worst is that was told since
-it was last all right. What comes in is the kernel's warnings (`warned`) and the figures as they are (`seen`); what
-goes out is what somebody has to be told now. A warning that says no more than its person knows is folded into the next
-one. Figures alone are enough for everything, so a warning that the kernel lost is made up for by the next reading.
-Times are unix seconds.
+For each quota (owner, filesystem, space or files) a state holds the level: the worst that was notified since the quota
+was last below its limits. Input is the kernel's warnings (`warned`) and figures that were read (`seen`); output is
+what must be notified now. A warning that adds nothing to what its recipients know is added to the next one's count.
+Figures alone are sufficient, so a lost warning is compensated by the next reading.
 
-Who is told: of a user's quota that user, whoever wrote. Of a group's or project's, the user who wrote, because only he
-can know what he did, and the system's daemon, for administrators. Nobody else ever.
+Recipients: for a user's quota that user, whichever process wrote. For a group's or project's, the user who wrote, and
+the machine's daemon, for administrators. No other user is notified.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from upcall.protocols.quota.notice import BELOW, GRACE, NEAR, OVER_HARD, OVER_SO
 from upcall.protocols.quota.settings import Rules
 from upcall.protocols.quota.warning import MEANING, NOTHING, Figures, Warned
 
-SYSTEM: Final = 0  # stands for administrators: the machine's daemon hears what is for them, whatever its uid is
+SYSTEM: Final = 0  # stands for administrators: their notices go to the machine's daemon, whatever its uid is
 MOST_STATES: Final = 16384
-_MOST_TOLD = 256  # people of one group or project whom we know to have been told
-_LAST_HOURS = (86400, 3600, 600)  # seconds before the grace is over at which people are told, besides half of it
+_MOST_TOLD = 256  # recorded recipients of one group's or project's quota
+_LAST_HOURS = (86400, 3600, 600)  # seconds before the grace period ends; a reminder is due at each, and at half of it
 
-CALM, OVER, HARD, LONG = 0.0, 2.0, 3.0, 4.0  # levels; 1 and what is up to 2: near, by threshold
+CALM, OVER, HARD, LONG = 0.0, 2.0, 3.0, 4.0  # levels; from 1 to below 2: near a limit, by threshold
 _LEVELS = {OVER_SOFT: OVER, OVER_HARD: HARD, OVER_SOFT_LONG: LONG}
 
 
 class Key(NamedTuple):
-    """One quota of one resource. `kind` is the kernel's quota type, `device` its number for the filesystem."""
+    """Identifies one quota of one resource. `kind`: the kernel's quota type; `device`: its device number."""
 
     device: int
     kind: int
@@ -40,8 +39,8 @@ class Key(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What these people are to be told now. `cause` and `warning`: who wrote, and the kernel's word for it, if the
-    kernel has just said so."""
+    """A notification that is due. `cause`, `warning`: the uid that wrote and the kernel's code, if the kernel has just
+    warned."""
 
     to: tuple[int, ...]
     key: Key
@@ -53,28 +52,28 @@ class Told(NamedTuple):
 
 
 class State:
-    """What is known of one quota that is not all right."""
+    """The state of one quota that is near or over a limit."""
 
     __slots__ = ("below_since", "figures", "folded", "level", "look_at", "since", "stage", "told")
 
     def __init__(self) -> None:
         self.level = CALM
         self.figures = NOTHING
-        self.told: dict[int, tuple[float, float]] = {}  # uid -> (level, when)
-        self.folded = 0  # warnings that nobody has heard of
-        self.since = math.inf  # when the grace that runs was first seen
-        self.stage = -math.inf  # the last of its stages that was told
+        self.told: dict[int, tuple[float, float]] = {}  # recipient's uid -> (level, when)
+        self.folded = 0  # warnings not yet contained in a notification
+        self.since = math.inf  # when the running grace period was first seen
+        self.stage = -math.inf  # when the last reminder of the grace period was due
         self.below_since = math.inf
         self.look_at = math.inf
 
 
 class Core:
-    """All quotas that are near a limit or over it."""
+    """The states of all quotas that are near or over a limit. Not thread-safe."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self._states: dict[Key, State] = {}
-        self._times: list[tuple[float, Key]] = []  # when to look at whom: a heap, with entries that are out of date
+        self._times: list[tuple[float, Key]] = []  # when to read which quota again: a heap that may hold stale entries
 
     def __len__(self) -> int:
         return len(self._states)
@@ -82,15 +81,16 @@ class Core:
     def __contains__(self, key: Key) -> bool:
         return key in self._states
 
-    # --- what comes in ---------------------------------------------------------------------------------------
+    # --- input -----------------------------------------------------------------------------------------------
 
     def warned(self, key: Key, warned: Warned, count: int, figures: Figures | None, now: float) -> list[Told]:
-        """The kernel has warned, `count` times. `figures`: as they are now, None if they could not be had."""
+        """Handles a warning that the kernel sent `count` times. `figures`: the current ones; None if they could not be
+        read. Returns the notifications that are due."""
         event = MEANING.get(warned.warning, (SPACE, f"kernel-{warned.warning}"))[1]
         state = self._states.get(key)
         if event == BELOW:
-            # Told after a while, from the figures, and only to those who were told that they are over. What the
-            # kernel says of those who have no limit at all is dropped here, too.
+            # Notified later, from the figures, and only to recipients of an earlier "over". This also drops the
+            # kernel's messages about quotas without limits.
             if state is not None and state.level >= OVER:
                 self._look(key, state, now, self.rules.settle)
             return []
@@ -105,7 +105,7 @@ class Core:
         return [one._replace(cause=warned.caused_id, warning=warned.warning) for one in told]
 
     def seen(self, key: Key, figures: Figures, now: float) -> list[Told]:
-        """Somebody has looked: these are the figures."""
+        """Handles figures that were read. Returns the notifications that are due."""
         level = self._level(figures, now)
         state = self._states.get(key)
         if state is None:
@@ -140,7 +140,7 @@ class Core:
         return 1 + max(crossed) / 1000 if crossed else CALM
 
     def _fall(self, key: Key, state: State, level: float, now: float) -> list[Told]:
-        """It is better than what was told: if it stays so, and by more than a little, that counts."""
+        """Handles an improvement: it counts only if it lasts (`settle`) and exceeds `hysteresis`."""
         used, soft, hard, _ = state.figures
         limit, room = soft or hard, self.rules.hysteresis
         if state.level < OVER:
@@ -160,7 +160,7 @@ class Core:
         told = Told(tuple(state.told), key, BELOW, state.figures, None, state.folded)
         state.told.clear()
         state.folded = 0
-        if level != CALM:  # they know that they are near: they have just been further
+        if level != CALM:  # still near the limit: no notification, they were notified of worse
             state.told = dict.fromkeys(told.to, (level, now))
         self._settle(key, state, level)
         return [told] if told.to else []
@@ -174,16 +174,17 @@ class Core:
 
     def _note(self, state: State, figures: Figures, now: float) -> None:
         if figures.grace_until != state.figures.grace_until:
-            state.since, state.stage = now, -math.inf  # it runs anew, or not at all
+            state.since, state.stage = now, -math.inf  # the grace period has begun again, or ended
         state.figures = figures
 
-    # --- telling ---------------------------------------------------------------------------------------------
+    # --- notifications ---------------------------------------------------------------------------------------
 
     def _tell(
         self, key: Key, state: State, event: str, level: float, people: list[int], now: float,
         count: int = 0,
     ) -> list[Told]:  # fmt: skip
-        """To those of them who do not know it yet, or to whom it was said long ago."""
+        """Returns a notification to those of `people` who do not know this level yet, or were notified of it more than
+        `remind` seconds ago."""
         state.level = max(state.level, level)
         state.folded += count
         news = []
@@ -198,12 +199,12 @@ class Core:
             news.append(uid)
         if not news:
             return []
-        state.stage = now  # what lies before need not be told any more
+        state.stage = now  # reminders that were due earlier are superseded
         folded, state.folded = state.folded, 0
         return [Told(tuple(news), key, event, state.figures, None, folded)]
 
     def _escalate(self, key: Key, state: State, now: float) -> list[Told]:
-        """While the grace runs out, everybody who was told is told again, at each of its stages."""
+        """Returns a reminder to all earlier recipients at each stage of the running grace period."""
         if not state.told or not any(max(state.stage, state.since) < stage <= now for stage in _stages(state)):
             return []
         state.stage = now
@@ -213,14 +214,14 @@ class Core:
     # --- time ------------------------------------------------------------------------------------------------
 
     def _look(self, key: Key, state: State, now: float, delay: float) -> None:
-        """Says when to look at it again: after `delay`, or when the next stage of its grace comes."""
+        """Schedules the next reading: after `delay`, or at the next stage of the grace period."""
         at = min([now + delay, *(stage for stage in _stages(state) if stage > now)])
-        if not now < state.look_at <= at:  # it will be looked at before anyhow
+        if not now < state.look_at <= at:  # no earlier reading is scheduled
             state.look_at = at
             heapq.heappush(self._times, (at, key))
 
     def next_wake(self) -> float:
-        """When `due` has something; inf if never."""
+        """Returns the unix time at which `due` has something; inf if never."""
         while self._times:
             at, key = self._times[0]
             state = self._states.get(key)
@@ -230,7 +231,7 @@ class Core:
         return math.inf
 
     def due(self, now: float, most: int) -> Iterator[Key]:
-        """At most so many quotas that have to be looked at now; each must then be `seen`, or `forgotten`."""
+        """Yields at most `most` quotas that must be read now. Call `seen` for each, or `later`."""
         while most > 0 and self.next_wake() <= now:
             _, key = heapq.heappop(self._times)
             self._states[key].look_at = math.inf
@@ -238,7 +239,7 @@ class Core:
             yield key
 
     def later(self, key: Key, now: float) -> None:
-        """Its figures cannot be had now."""
+        """Schedules another reading, because the figures could not be read now."""
         state = self._states.get(key)
         if state is not None:
             self._look(key, state, now, self.rules.interval)
@@ -252,17 +253,18 @@ class Core:
     # --- over a restart --------------------------------------------------------------------------------------
 
     def dump(self) -> Iterator[tuple[Key, State]]:
+        """Yields all states, to be saved."""
         yield from self._states.items()
 
     def restore(self, key: Key, state: State, now: float) -> None:
-        """A state from before; it is looked at soon."""
+        """Adds a saved state and schedules a reading of the quota."""
         if len(self._states) < MOST_STATES:
             self._states[key] = state
             self._look(key, state, now, 0)
 
 
 def _stages(state: State) -> list[float]:
-    """When a grace that runs is to be spoken of: at half of it, in its last hours, and at its end."""
+    """Returns the times of reminders of a running grace period: half of it, its last hours, its end."""
     until = state.figures.grace_until
     if not until or state.since >= until:
         return []

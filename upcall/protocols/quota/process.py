@@ -1,4 +1,4 @@
-"""The quota source's process: one loop with the kernel's socket and the broker's, and the clerk's thread beside it."""
+"""Runs the quota source as a process: one loop with the kernel's socket and the broker's, and the worker's thread."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from upcall.protocols.quota.source import QuotaSetup, QuotaSource, with_room_kep
 
 
 class SourceProcess:
-    """Runs a quota source until `stop`."""
+    """Runs a quota source until `stop`. `manager`: the service manager's notification socket."""
 
     def __init__(
         self, place: Place, setup: QuotaSetup, manager: Manager | None = None, log: EventLog | None = None
@@ -36,18 +36,19 @@ class SourceProcess:
         self.source = QuotaSource(self._loop, place, self.log, setup)
 
     def stop(self, *_: object) -> None:
-        """Ends `run` soon; from a signal handler or another thread."""
+        """Makes `run` return soon. May be called from a signal handler or another thread."""
         self._stopping = True
         self._waker.wake()
 
     def heed_signals(self) -> None:
-        """SIGTERM, SIGINT and SIGHUP end `run`: the configuration is read by the next process. In the main thread."""
+        """Makes SIGTERM, SIGINT and SIGHUP end `run`; a new process reads the configuration. Call it in the main
+        thread."""
         self._waker.heed_signals(self.stop)
         signal.signal(signal.SIGHUP, self.stop)
 
     def run(self) -> None:
-        """Serves until `stop`, then delivers what can be delivered, and writes the state. UsageError if the broker has
-        another quota source: two would tell everything twice."""
+        """Serves until `stop`, then delivers pending notices and writes the state. UsageError if the broker has
+        another quota source, which would send everything twice."""
         self.manager.ready("listening to the kernel's quota warnings")
         try:
             while not self._stopping:
@@ -58,7 +59,7 @@ class SourceProcess:
             self._close()
 
     def _alive(self, now: float) -> None:
-        """The loop turns; a clerk that has broken off comes back with a new process only."""
+        """Feeds the watchdog while the worker's thread runs. Only a new process restarts a failed worker."""
         self.manager.alive(now, lambda: self.source.lives)
         self._watchdog.at(self.manager.next_wake())
 
@@ -73,8 +74,8 @@ class SourceProcess:
 
 
 def main(folder: Path | None = None) -> None:
-    """Runs the source of the broker in `folder` (the system's) until SIGTERM, SIGINT or SIGHUP. OSError, UsageError,
-    ConfigError before it is ready."""
+    """Runs the source of the broker in `folder` (default: the system's) until SIGTERM, SIGINT or SIGHUP. Raises
+    OSError, UsageError or ConfigError before it is ready."""
     harden()
     raise_descriptor_limit()
     prefer_us()

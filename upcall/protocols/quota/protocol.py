@@ -1,4 +1,6 @@
-"""The record of this protocol. Its source is a process of its own: upcall/protocols/quota/process.py."""
+"""Describes the protocol to the rest of upcall. Its source has a process of its own:
+upcall/protocols/quota/process.py.
+"""
 
 from __future__ import annotations
 

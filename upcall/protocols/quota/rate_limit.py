@@ -1,4 +1,4 @@
-"""One digest instead of a storm: who was told a lot of late is told the rest together. Pure; times are seconds."""
+"""Limits the rate of notifications per uid; further ones are merged into a digest. Pure; times are unix seconds."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class _Person:
     __slots__ = ("count", "latest", "times")
 
     def __init__(self, most: int) -> None:
-        self.times: deque[float] = deque(maxlen=most)  # when the last notices went out
-        self.count = 0  # of those that wait
+        self.times: deque[float] = deque(maxlen=most)  # when the last notifications were sent
+        self.count = 0  # of delayed notifications
         self.latest: Told | None = None
 
 
 class Digests:
-    """By uid: what went out of late, and what waits."""
+    """By uid: the times of recent notifications, and what is delayed."""
 
     def __init__(self, rules: Rules) -> None:
         self._after, self._within = rules.digest_after, rules.digest_within
@@ -29,7 +29,7 @@ class Digests:
         self._wake = math.inf
 
     def pass_on(self, told: Told, now: float) -> Told | None:
-        """The same for those who may hear it now; None if all of them hear of it later."""
+        """Returns the notification for the recipients below their limit; None if all of it is delayed."""
         allowed = tuple(uid for uid in told.to if self._allowed(uid, told, now))
         return told._replace(to=allowed) if allowed else None
 
@@ -50,10 +50,12 @@ class Digests:
         return person.times[0] + self._within if len(person.times) == self._after else -math.inf
 
     def next_wake(self) -> float:
+        """Returns the unix time at which `due` has something; inf if never."""
         return self._wake
 
     def due(self, now: float) -> Iterable[Told]:
-        """The digests whose time has come: the latest of each, with the number of those it stands for."""
+        """Yields the digests that are due: the latest delayed notification of each uid, with the number of merged
+        ones."""
         if now < self._wake:
             return
         self._wake = math.inf

@@ -1,36 +1,37 @@
-"""The periodic reading of all quotas: where it is, and when it begins again. Pure; times are seconds, monotonic."""
+"""Schedules the periodic reading of all quotas and keeps its position. Pure; times are seconds of CLOCK_MONOTONIC."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final, Generic, TypeVar
 
-T = TypeVar("T")  # what a filesystem is to the reader
+T = TypeVar("T")  # the caller's representation of a filesystem
 
-_SOON: Final = 2.0  # seconds between a loss and the reading that makes up for it: losses come in crowds
+_SOON: Final = 2.0  # seconds from a loss of messages to the reading that compensates it: losses come in bursts
 
 
 class Walk(Generic[T]):
-    """Over every filesystem and every kind of quota there, by ascending ids."""
+    """Iterates over every filesystem and every kind of quota in `over`, by ascending ids. `interval`: seconds."""
 
     def __init__(self, interval: float) -> None:
         self.over: Sequence[tuple[T, int]] = ()
-        self.at = 0.0  # when the next one begins
-        self.ended = 0  # how many have
+        self.at = 0.0  # when the next reading begins
+        self.ended = 0  # complete readings so far
         self._interval = interval
         self._left: list[tuple[T, int]] | None = None
         self._first = 0
 
     @property
     def going(self) -> bool:
+        """Whether a reading is in progress."""
         return self._left is not None
 
     def soon(self, now: float) -> None:
-        """Something was missed: begins soon."""
+        """Schedules a reading soon, because messages were lost."""
         self.at = min(self.at, now + _SOON)
 
     def begins(self, now: float) -> bool:
-        """Whether one begins now; then `over` can still be changed."""
+        """Returns whether a reading begins now; if so, `over` may be changed before `where` is called."""
         if self.going or now < self.at:
             return False
         self._left, self._first = [], 0
@@ -38,14 +39,14 @@ class Walk(Generic[T]):
         return True
 
     def where(self) -> tuple[T, int, int] | None:
-        """What is to be read now: filesystem, kind of quota, the id to begin with. None: nothing."""
+        """Returns what to read next: filesystem, kind of quota, first id. None if no reading is in progress."""
         if self._left == []:
             self._left = [*self.over]
             self._look_for_the_end()
         return None if self._left is None else (*self._left[0], self._first)
 
     def went_to(self, following: int) -> None:
-        """The id that comes next; -1 after the last."""
+        """Continues at the id `following`; -1: this kind of quota is complete."""
         self._first = max(0, following)
         if following < 0 and self._left is not None:
             self._left = self._left[1:]

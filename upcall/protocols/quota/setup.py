@@ -1,4 +1,4 @@
-"""How the system's quota source runs: what the configuration says, and where the state is kept."""
+"""Reads the configuration of the quota source, and chooses where it keeps its state."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ STATE: Final = Path("/var/lib/upcall/quota.json")
 
 
 def configured(place: Place) -> QuotaSetup:
-    """For the source of the broker at this place. ConfigError; UsageError if we are not root."""
+    """Returns the setup for the broker at `place`. ConfigError; UsageError if not run as root."""
     if os.geteuid() != 0:
-        raise UsageError("quota warnings are heard by root's source: other people's quotas are nobody else's business")
+        raise UsageError("quota warnings concern all users: run the quota source as root")
     return QuotaSetup(rules(), STATE if place.folder == SYSTEM_FOLDER else place.folder / "quota.json")
 
 
 def rules() -> Rules:
-    """The table [quota] of the system's configuration, but for what is the daemons' (sinks). ConfigError."""
-    told = {key.replace("-", "_"): value for key, value in config.settings("quota").items()}
-    return Rules(**{key: value for key, value in told.items() if key in Rules._fields})
+    """Reads the table [quota] of the system's configuration, without the keys of daemons (sinks). ConfigError."""
+    values = {key.replace("-", "_"): value for key, value in config.settings("quota").items()}
+    return Rules(**{key: value for key, value in values.items() if key in Rules._fields})

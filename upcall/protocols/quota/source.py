@@ -1,12 +1,11 @@
-"""The quota source: reads the kernel's warnings, hands them to the clerk, has the broker deliver the notices.
+"""The quota source: reads the kernel's warnings, passes them to the worker, has the broker deliver the notices.
 
-In a process of its own, whose loop this belongs to. The kernel's messages are taken in crowds: after more than a few,
-the socket, whose buffer holds 43,000, is left alone for a moment. So a flood costs one recvfrom and one count per
-message, and hardly a wake-up. All this is done in the loop: a thread of its own would fight with it for the
-interpreter's lock at every message.
+Runs in the loop of a process of its own. Messages are read in batches: after more than a few, the socket, whose buffer
+holds 43,000, is muted for a moment. So a flood costs one recvfrom and one increment per message, and few wake-ups.
+Reading is done in the loop, because a thread would contend with it for the interpreter's lock at every message.
 
-A notice counts as delivered when the broker has said so. One that was sent and not answered when the connection ended
-is sent again with the next: a daemon is told twice if the broker was killed between telling it and answering.
+A notice counts as delivered when the broker has answered it. One that was sent and not answered when the connection
+ended is sent again on the next: a daemon gets it twice if the broker was killed between sending it and answering.
 """
 
 from __future__ import annotations
@@ -41,23 +40,23 @@ from upcall.protocols.quota.system import Kernel, World
 from upcall.protocols.quota.worker import Arrived, Clerk, Deliver, Delivered, Done, Lost, Seen, Stop, Warnings
 
 _AT_ONCE: Final = 1024  # messages in a turn
-_FEW: Final = 8  # in a turn; if there were more, many more come
-_PAUSE: Final = 0.01  # seconds until the next turn of many
-_HAND_OVER: Final = 0.05  # seconds between two tables for the clerk
-_SURE: Final = 1.0  # seconds until a gap is a loss: two processors of the kernel may overtake each other
-_POSTED: Final = 32  # items of the clerk's in a turn
+_FEW: Final = 8  # messages in a turn; more than these indicate a burst
+_PAUSE: Final = 0.01  # seconds to mute the socket in a burst
+_HAND_OVER: Final = 0.05  # seconds between two tables for the worker
+_SURE: Final = 1.0  # seconds until a gap counts as a loss: processors may deliver messages out of order
+_POSTED: Final = 32  # items from the worker in a turn
 _IN_FLIGHT: Final = 64  # notices that the broker has not answered yet
-_SEND_AGAIN: Final = 0.05  # seconds until the broker may take more
-_WITHOUT_BROKER, _WITH_BROKER = 256, 16384  # deliveries that wait here; what is more goes back to the clerk
+_SEND_AGAIN: Final = 0.05  # seconds until a full socket to the broker is tried again
+_WITHOUT_BROKER, _WITH_BROKER = 256, 16384  # deliveries that wait here; more are returned to the worker
 _MOUNTS: Final = 4096  # bytes of mount points in a status
-_ASK_AGAIN: Final = 30.0  # seconds until the kernel is asked again, after it could not be
-_LAST_WORDS: Final = 2.0  # seconds that the clerk has for its end, and then the broker for what it said
+_ASK_AGAIN: Final = 30.0  # seconds until listening is retried
+_LAST_WORDS: Final = 2.0  # seconds at shutdown for the worker's end, and then for the broker's answers
 
 Open = Callable[[Ids], Listener]
 
 
 class QuotaSetup(NamedTuple):
-    """What `QuotaSource` needs. `ids`: None has them looked up by the clerk's thread."""
+    """The arguments of `QuotaSource`. `ids`: of the netlink family; None: looked up in the worker's thread."""
 
     rules: Rules
     state: Path
@@ -67,17 +66,17 @@ class QuotaSetup(NamedTuple):
 
 
 def with_room_kept(setup: QuotaSetup) -> QuotaSetup:
-    """The socket is made now, while we have the right to its large buffer (CAP_NET_ADMIN); whoever must listen again
-    gets what the system allows everybody."""
+    """Opens the socket now, while the process has the right to a large buffer (CAP_NET_ADMIN). A later listener gets
+    the size that the system allows everyone."""
     try:
         kept = [with_room()]
-    except OSError:  # no netlink here: listening will say so
+    except OSError:  # no netlink here: listening will fail with the reason
         return setup
     return setup._replace(listen=lambda ids: Listener(ids.group, made=kept.pop() if kept else None))
 
 
 class _Opened(NamedTuple):
-    """From the thread to the loop: the listener, or why there is none."""
+    """From the thread to the loop: the listener, or why it could not be opened."""
 
     listener: Listener | None
     family: int
@@ -85,35 +84,35 @@ class _Opened(NamedTuple):
 
 
 class _Delivery:
-    """One notice on its way. `outcomes`: by uid, "" or the reason for which it was not delivered."""
+    """A notice that is being delivered. `outcomes`: by uid, "" or the reason why it was not delivered."""
 
     __slots__ = ("item", "left", "outcomes", "system")
 
     def __init__(self, item: Deliver) -> None:
         self.item = item
-        self.left = len(item.to)  # outcomes that are still to come
+        self.left = len(item.to)  # outstanding outcomes
         self.outcomes: dict[int, str] = {}
-        self.system = SYSTEM in item.to  # the machine's daemon is told, or was tried
+        self.system = SYSTEM in item.to  # it is or was sent to the machine's daemon
 
 
 class QuotaSource:
-    """Belongs to the loop's thread. The clerk's thread speaks to it by `_post` only."""
+    """Runs in the loop's thread. The worker's thread calls `_post` only."""
 
     def __init__(self, loop: Loop, place: Place, log: Callable[..., None], setup: QuotaSetup) -> None:
         self._loop, self._log, self._setup = loop, log, setup
         self.counts: Counter[str] = Counter()
         self.superfluous = False  # the broker has another quota source
-        self.hardening: Mapping[str, str] = {}  # what this process has given up
+        self.hardening: Mapping[str, str] = {}  # the restrictions in effect, for the status
         self.why = "not listening yet"
         self._listener: Listener | None = None
         self._folding = Folding(0)
         self._closing = threading.Event()
-        self._busy = False  # the clerk has a table in hand
-        self._not_before = 0.0  # when it may have the next one
+        self._busy = False  # the worker is processing a table
+        self._not_before = 0.0  # when the next one may be passed on
         self._lost_said = self._overflows_said = 0
         self._lost_since = math.inf
         self._deliveries: dict[int, _Delivery] = {}  # by number
-        self._sends: deque[tuple[_Delivery, int]] = deque()  # whom to tell next
+        self._sends: deque[tuple[_Delivery, int]] = deque()  # notices and uids to send next
         self._in_flight = 0
         self._outbox: deque[Deliver | Done | Seen | _Opened] = deque()
         self._reader, self._writer = socket.socketpair()
@@ -129,10 +128,10 @@ class QuotaSource:
 
     @property
     def lives(self) -> bool:
-        """Whether the clerk is there for what we hand over. It may take its time: directories of names are slow."""
+        """Whether the worker's thread runs, or never started. It may be slow: name services are."""
         return bool(self.why) or self._thread.is_alive()
 
-    # --- in the clerk's thread -------------------------------------------------------------------------------
+    # --- in the worker's thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
         why = ""
@@ -146,7 +145,7 @@ class QuotaSource:
                     self._post(_Opened(None, 0, why))
                 if isinstance(error, NoFamily):
                     return
-                self._closing.wait(_ASK_AGAIN)  # a machine that boots may have been too busy
+                self._closing.wait(_ASK_AGAIN)  # the look-up may have timed out during a boot
             else:
                 self._post(_Opened(listener, ids.family, ""))
                 self.clerk.run()
@@ -154,15 +153,15 @@ class QuotaSource:
 
     def _post(self, item: Deliver | Done | Seen | _Opened) -> None:
         self._outbox.append(item)
-        with contextlib.suppress(OSError):  # full: it is awake already; closed: nobody listens any more
+        with contextlib.suppress(OSError):  # full: the loop will wake anyway; closed: the source has ended
             self._writer.send(b"x")
 
-    # --- what the kernel says --------------------------------------------------------------------------------
+    # --- warnings of the kernel ------------------------------------------------------------------------------
 
     def _on_opened(self, item: _Opened) -> None:
         if item.listener is None:
             self.why = item.why
-            self._log("quota-off", why=item.why)
+            self._log("quota-listen-failed", why=item.why)
             return
         self.why = ""
         self._listener, self._folding = item.listener, Folding(item.family)
@@ -174,13 +173,13 @@ class QuotaSource:
         try:
             datagrams = self._listener.receive(_AT_ONCE, quota.MAX_MESSAGE)
         except OSError as error:
-            self._log("quota-unreadable", why=error)
+            self._log("quota-receive-failed", why=error)
             self._loop.mute(self._listener, time.monotonic() + 1)
             return
         self._folding.add(datagrams)
         if self._listener.overflows > self._overflows_said:
             self._overflows_said = self._listener.overflows
-            self.clerk.inbox.put(Lost(0))  # how many is known as soon as another one comes, which may be long
+            self.clerk.inbox.put(Lost(0))  # the number is known only with the next message
         if len(datagrams) > _FEW:
             self._loop.mute(self._listener, time.monotonic() + _PAUSE)
         self.wake(time.monotonic())
@@ -199,17 +198,18 @@ class QuotaSource:
         elif self._lost_since == math.inf:
             self._lost_since = now
         elif now >= self._lost_since + _SURE:
-            self._log("quota-lost", messages=lost - self._lost_said)
+            self._log("quota-warnings-lost", messages=lost - self._lost_said)
             self.clerk.inbox.put(Lost(lost - self._lost_said))
             self._lost_said, self._lost_since = lost, math.inf
 
     def wake(self, now: float) -> None:
+        """Passes warnings to the worker if it is idle, and reports losses. `now`: seconds of CLOCK_MONOTONIC."""
         self._look_for_loss(now)
         self._hand_over(now)
         hand_over = self._not_before if len(self._folding) and not self._busy else math.inf
         self._timer.at(min(hand_over, self._lost_since + _SURE))
 
-    # --- what the clerk says ---------------------------------------------------------------------------------
+    # --- items from the worker -------------------------------------------------------------------------------
 
     def _on_post(self) -> None:
         self._reader.recv(4096)
@@ -233,13 +233,13 @@ class QuotaSource:
             self._on_opened(item)
 
     def _answer(self, item: Delivered) -> None:
-        """To the clerk; or, when its thread has ended, in its place."""
+        """Passes an outcome to the worker; handles it here if the worker's thread has ended."""
         if self._thread.is_alive():
             self.clerk.inbox.put(item)
         else:
             self.clerk.on_delivered(item)
 
-    # --- delivery: to everybody's own daemon, or the machine's for those who have none ------------------------
+    # --- delivery: to each uid's daemon, or to the machine's for uids without one -----------------------------
 
     def _deliver(self, item: Deliver) -> None:
         if len(self._deliveries) >= (_WITH_BROKER if self.link.connected else _WITHOUT_BROKER):
@@ -249,7 +249,7 @@ class QuotaSource:
         self._sends.extend((delivery, uid) for uid in item.to)
 
     def _send(self) -> None:
-        """As much as the broker takes now."""
+        """Sends as many notices as the broker accepts now."""
         while self._sends and self._in_flight < _IN_FLIGHT and self.link.connected:
             delivery, uid = self._sends.popleft()
             notice = delivery.item.notice
@@ -267,7 +267,7 @@ class QuotaSource:
             self._in_flight += 1
 
     def _settle(self, delivery: _Delivery, uid: int, outcome: Answer | Refusal) -> None:
-        """What the broker says of one notice to one uid."""
+        """Handles the broker's answer to one notice for one uid."""
         self._in_flight -= 1
         if outcome is LOST:
             self._sends.appendleft((delivery, uid))
@@ -277,7 +277,7 @@ class QuotaSource:
             self.counts["delivered"] += 1
         elif why not in ("no-daemon", "daemon-full"):
             self._log("quota-notice-refused", uid=uid, why=why)
-            why = ""  # it would be refused again
+            why = ""  # not retried: the refusal is permanent
         self._on_outcome(delivery, uid, why)
         self._send()
         self.link.changed()
@@ -295,16 +295,16 @@ class QuotaSource:
             self._sends.appendleft((delivery, SYSTEM))
             return
         del self._deliveries[item.number]
-        told = {one for one, reason in outcomes.items() if not reason}
-        missed = [one for one in item.to if one not in told and not (one in without and SYSTEM in told)]
+        delivered = {one for one, reason in outcomes.items() if not reason}
+        missed = [one for one in item.to if one not in delivered and not (one in without and SYSTEM in delivered)]
         full = any(one not in without for one in missed) or outcomes.get(SYSTEM) == "daemon-full"
         self._answer(Delivered(item.number, tuple(missed), full))
-        # A daemon that registered after the broker had said that there is none, and before this, is told now.
+        # A daemon may have registered after the broker answered "no-daemon" and before this: deliver to it now.
         none = {uid for uid, reason in outcomes.items() if reason == "no-daemon"}
         if missed and none & self.link.registered:
             self.on_registered(none & self.link.registered)
 
-    # --- what the broker says --------------------------------------------------------------------------------
+    # --- called by the link to the broker --------------------------------------------------------------------
 
     def on_connected(self) -> None:
         self._send()
@@ -316,10 +316,10 @@ class QuotaSource:
     def on_refused(self, reason: str) -> None:
         self.superfluous = self.superfluous or reason == "duplicate"
 
-    # --- the end, and seeing ---------------------------------------------------------------------------------
+    # --- shutdown and status ---------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Delivers what can be delivered, and remembers the rest; a superfluous one does neither."""
+        """Delivers pending notices and saves the others. Does neither if the broker has another quota source."""
         if self._listener is not None and not self.superfluous:
             with contextlib.suppress(OSError):
                 self._folding.add(self._listener.receive(_AT_ONCE, quota.MAX_MESSAGE))
@@ -328,7 +328,7 @@ class QuotaSource:
         self.clerk.inbox.put(Stop())
         self._thread.join(_LAST_WORDS)
         if self._thread.is_alive():
-            self._log("quota-clerk-waits", why="it is still asking the system for something")
+            self._log("quota-worker-blocked", why="a system call or name look-up has not returned")
         else:
             self._settle_all()
             if self._listener is not None and not self.superfluous:
@@ -342,7 +342,7 @@ class QuotaSource:
         self._writer.close()
 
     def _settle_all(self) -> None:
-        """The clerk has ended: sees to what it has left behind."""
+        """Handles what the worker left in both queues; called after its thread has ended."""
         with contextlib.suppress(queue.Empty):
             while True:
                 item = self.clerk.inbox.get_nowait()
@@ -360,8 +360,8 @@ class QuotaSource:
             self._loop.turn(end)
 
     def status(self) -> dict[str, object]:
-        """For `upcall status`, by way of the broker. Counts since this process was started; `undelivered` is what
-        waits, `readings`: how often all quotas were read."""
+        """Returns the source's part of `upcall status`. Counts since the process's start; `undelivered`: waiting
+        notices; `readings`: how often all quotas were read."""
         folding, listener = self._folding, self._listener
         points = sorted(mount.point for mount in tuple(self.clerk.filesystems.values()))
         while len(json.dumps(points)) > _MOUNTS:

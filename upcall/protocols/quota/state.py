@@ -1,9 +1,9 @@
-"""What is remembered over a restart: which quotas are how bad, who was told, and what reached nobody. Pure.
+"""Saves and restores the state across a restart: levels, recipients, and undelivered notices. Pure.
 
     {"version": 1, "states": [[mount, kind, id, resource, level, since, stage, folded, figures, told], ...],
      "kept": [[uid, notice], ...]}
 
-Filesystems go by their mount points: device numbers may be others after a boot.
+Filesystems are identified by mount point, because device numbers may change at a boot.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _WHAT = "quota state"
 
 
 def dump(core: Core, kept: Iterable[tuple[int, QuotaNotice]], points: Mapping[int, str]) -> bytes:
-    """`kept`: whom for, and what. `points`: mount points by device number; what is on none of them is left out."""
+    """Returns the state as JSON. `kept`: undelivered notices with their uid. `points`: mount points by device number;
+    states of other devices are omitted."""
     states = [
         [
             points[key.device],
@@ -49,15 +50,16 @@ def _or_none(value: float) -> float | None:
 
 
 def load(data: bytes, core: Core, kept: Kept, devices: Mapping[str, int], now: float) -> int:
-    """Into these two; gives how many entries made no sense. PeerError if the whole does not."""
+    """Restores a saved state into `core` and `kept`; returns the number of malformed entries. `now`: unix seconds.
+    PeerError if the whole is malformed."""
     try:
-        told = json.loads(data)
+        saved = json.loads(data)
     except (ValueError, RecursionError):
         raise PeerError(_WHAT, "is not JSON") from None
-    if not isinstance(told, dict) or told.get("version") != VERSION:
+    if not isinstance(saved, dict) or saved.get("version") != VERSION:
         raise PeerError(_WHAT, f"is not an object of version {VERSION}")
     damaged = 0
-    for take, entries in ((_take_state, told.get("states")), (_take_kept, told.get("kept"))):
+    for take, entries in ((_take_state, saved.get("states")), (_take_kept, saved.get("kept"))):
         for entry in entries if isinstance(entries, list) else ():
             try:
                 take(entry, core, kept, devices, now)
@@ -67,7 +69,7 @@ def load(data: bytes, core: Core, kept: Kept, devices: Mapping[str, int], now: f
 
 
 def _take_state(entry: Any, core: Core, _: Kept, devices: Mapping[str, int], now: float) -> None:
-    mount, kind, number, resource, level, since, stage, folded, figures, told = entry
+    mount, kind, number, resource, level, since, stage, folded, figures, recipients = entry
     if mount not in devices:
         return  # it is not mounted now
     if kind not in (0, 1, 2) or resource not in (quotanotice.SPACE, quotanotice.FILES) or not 0 < level <= LONG:
@@ -78,7 +80,7 @@ def _take_state(entry: Any, core: Core, _: Kept, devices: Mapping[str, int], now
     state.stage = -math.inf if stage is None else float(stage)
     state.folded = int(folded)
     state.figures = Figures(*(int(one) for one in figures))
-    state.told = {int(uid): (float(known), float(when)) for uid, known, when in told}
+    state.told = {int(uid): (float(known), float(when)) for uid, known, when in recipients}
     core.restore(Key(devices[mount], kind, int(number), resource), state, now)
 
 

@@ -1,4 +1,4 @@
-"""What the clerk asks the system for: filesystems, figures, names. Any of it may block."""
+"""Reads filesystems, figures and names from the system for the worker. Every call may block."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ MOST_STATE: Final = 64 << 20  # bytes of the state file
 
 
 class World(Protocol):
-    """`Kernel` below, or one that a test plays. OSError where something cannot be had."""
+    """The system as the worker sees it: `Kernel`, or a test double. All methods may block and raise OSError."""
 
     def filesystems(self) -> dict[Mount, tuple[int, ...]]:
-        """Those with quotas, and which kinds of them are counted there."""
+        """Returns the filesystems with enforced quotas and the kinds of quota that are enforced."""
 
     def changed(self) -> bool:
-        """Whether something has been mounted or unmounted since this was asked last."""
+        """Returns whether mounts have changed since the last call."""
 
-    def get(self, mount: Mount, kind: int, number: int, /) -> Quota: ...
+    def get(self, mount: Mount, kind: int, number: int, /) -> Quota:
+        """Returns one quota. `kind`: the kernel's quota type; `number`: the id."""
 
     def some(self, mount: Mount, kind: int, first: int, most: int, /) -> tuple[list[Quota], int]:
-        """At most so many quotas from the id `first` on, and the id to go on with; -1 after the last."""
+        """Returns at most `most` quotas from the id `first` on, and the id to continue with; -1 after the last."""
 
     def grace(self, mount: Mount, kind: int, resource: str, /) -> int:
-        """For how many seconds somebody may be over a soft limit there; 0 if that is not said."""
+        """Returns the grace period of a soft limit in seconds; 0 if it is not set."""
 
-    def name(self, kind: int, number: int, /) -> str: ...
+    def name(self, kind: int, number: int, /) -> str:
+        """Returns the name of a user, group or project; the number as text if it has none."""
 
 
 class Kernel:
-    """The kernel's own."""
+    """Implements World with quotactl(2), mountinfo and the name service."""
 
     def __init__(self) -> None:
         self._names = Names()
@@ -76,7 +78,7 @@ class Kernel:
 
 
 def read_state(path: Path) -> bytes | None:
-    """None if there is no such file. OSError if others could have written it."""
+    """Returns the state file's content; None if it does not exist. OSError if other users could have written it."""
     try:
         return bytes(read_private(path, MOST_STATE)[0])
     except FileNotFoundError:
@@ -84,7 +86,7 @@ def read_state(path: Path) -> bytes | None:
 
 
 def write_state(path: Path, data: bytes) -> None:
-    """Whole or not at all, 0600; makes its folder. OSError."""
+    """Writes the state file atomically, with mode 0600; creates its folder. OSError."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.new")
     with contextlib.suppress(FileNotFoundError):

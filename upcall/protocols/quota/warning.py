@@ -1,12 +1,12 @@
-"""The kernel's quota warnings: generic netlink, family VFS_DQUOT, group "events", command QUOTA_NL_C_WARNING.
+"""Parses the kernel's quota warnings: generic netlink, family VFS_DQUOT, group "events", command QUOTA_NL_C_WARNING.
 
     nlmsghdr    len u32, type u16 (the family's number), flags u16, seq u32 (one counter for all warnings), pid u32
     genlmsghdr  command u8, version u8, reserved u16
     attributes  len u16, type u16, value, padded to 4 bytes:
                 QTYPE u32, EXCESS_ID u64, WARNING u32, DEV_MAJOR u32, DEV_MINOR u32, CAUSED_ID u64
 
-Source: include/uapi/linux/quota.h, fs/quota/netlink.c of Linux 6.1. Everything in native byte order. There
-is no path, no limit and no usage in it: those are asked for with quotactl(2).
+Native byte order. A warning contains no path, limit or usage: these are read with quotactl(2). Source:
+include/uapi/linux/quota.h, fs/quota/netlink.c of Linux 6.1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ USER, GROUP_QUOTA, PROJECT = range(3)  # values of QTYPE
 IHARDWARN, ISOFTLONGWARN, ISOFTWARN, BHARDWARN, BSOFTLONGWARN, BSOFTWARN = range(1, 7)  # values of WARNING
 IHARDBELOW, ISOFTBELOW, BHARDBELOW, BSOFTBELOW = range(7, 11)
 
-# What a warning is about, and what it says. A type that is not here is one of a newer kernel.
+# WARNING -> (resource, event). Other values are those of a newer kernel.
 MEANING: Final[dict[int, tuple[str, str]]] = {
     IHARDWARN: (FILES, OVER_HARD),
     ISOFTLONGWARN: (FILES, OVER_SOFT_LONG),
@@ -43,7 +43,7 @@ MEANING: Final[dict[int, tuple[str, str]]] = {
 }
 
 HEADER: Final = struct.Struct("=IHHII")
-MAX_MESSAGE: Final = 4096  # what we read at once; the kernel's are 76 bytes
+MAX_MESSAGE: Final = 4096  # bytes of receive buffer; the kernel's messages have 76
 
 _COMMAND = struct.Struct("=BBH")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -55,18 +55,19 @@ _WHAT = "quota warning"
 
 
 class Warned(NamedTuple):
-    """One warning, without its place in the sequence. `warning` and `qtype` may be unknown to us."""
+    """One warning, without its sequence number. `warning` and `qtype` may be unknown values."""
 
     qtype: int
-    excess_id: int  # whose quota
+    excess_id: int  # the owner of the quota
     warning: int
     major: int
     minor: int
-    caused_id: int  # the uid of who wrote
+    caused_id: int  # the uid that wrote
 
 
 class Figures(NamedTuple):
-    """Of one resource: used and limits in bytes or inodes (limit 0: none), grace in unix seconds (0: none runs)."""
+    """Usage and limits of one resource, in bytes or inodes (limit 0: none). `grace_until`: unix seconds; 0: no grace
+    period."""
 
     used: int
     soft: int
@@ -78,7 +79,7 @@ NOTHING: Final = Figures(0, 0, 0, 0)
 
 
 class Quota(NamedTuple):
-    """One user's, group's or project's quota on one filesystem, as quotactl(2) tells it."""
+    """One user's, group's or project's quota on one filesystem, as quotactl(2) returns it."""
 
     id: int
     space: Figures
@@ -86,14 +87,16 @@ class Quota(NamedTuple):
 
     @property
     def limited(self) -> bool:
+        """Whether any limit is set."""
         return bool(self.space.soft or self.space.hard or self.files.soft or self.files.hard)
 
     def of(self, resource: str) -> Figures:
+        """Returns the figures of one resource, SPACE or FILES."""
         return self.files if resource == FILES else self.space
 
 
 class Message(NamedTuple):
-    """One netlink message of a datagram, its bytes and what the header says."""
+    """One netlink message: type and sequence number from its header, and all of its bytes."""
 
     type: int
     seq: int
@@ -101,7 +104,7 @@ class Message(NamedTuple):
 
 
 def messages(datagram: bytes) -> Iterator[Message]:
-    """The messages of one datagram, one after the other. PeerError at the first whose length cannot be."""
+    """Yields the messages of one datagram. PeerError at the first impossible length."""
     at = 0
     while at < len(datagram):
         left = len(datagram) - at
@@ -115,7 +118,7 @@ def messages(datagram: bytes) -> Iterator[Message]:
 
 
 def take(message: bytes) -> Warned:
-    """The warning in exactly this netlink message. Unknown attributes are skipped, missing ones are an error."""
+    """Parses exactly one netlink message and skips unknown attributes. PeerError if it is malformed or incomplete."""
     if len(message) < _BEFORE_ATTRIBUTES:
         raise PeerError(_WHAT, f"{len(message)} bytes, at least {_BEFORE_ATTRIBUTES} are needed")
     length = HEADER.unpack_from(message)[0]
@@ -128,7 +131,7 @@ def take(message: bytes) -> Warned:
 
 
 def take_attributes(data: bytes) -> Warned:
-    """The warning in what follows the headers: this part is the same whenever the same thing happens."""
+    """Parses the attributes, all that follows the headers. They are identical for identical events. PeerError."""
     found: dict[int, int] = {}
     at = 0
     while at < len(data):
@@ -151,7 +154,7 @@ def take_attributes(data: bytes) -> Warned:
 
 
 def pack(warned: Warned, family: int, seq: int) -> bytes:
-    """What the kernel would send: for the played kernel of tests and benchmarks."""
+    """Returns the message as the kernel would send it, for the played kernel of tests and benchmarks."""
     attributes = b"".join(
         _ATTRIBUTE.pack(_ATTRIBUTE.size + size, kind) + _FORMATS[size].pack(value)
         for (kind, size), value in zip(_SIZES.items(), warned, strict=True)
@@ -165,22 +168,22 @@ def _aligned(length: int) -> int:
 
 
 class Sequence:
-    """How many messages of the kernel's counter were lost. Exact, whatever order two processors send them in.
+    """Counts lost messages by the kernel's sequence number, also if two processors deliver them out of order.
 
-    A number that was skipped counts as lost until it comes after all. The counter is 32 bits and wraps.
+    A skipped number counts as lost until it arrives. The counter has 32 bits and wraps.
     """
 
     __slots__ = ("lost", "next")
 
     def __init__(self) -> None:
-        self.next = -1  # the number that should come; whoever sees it may just count on. -1: any is right
+        self.next = -1  # the expected number; a caller that receives it may increment this itself. -1: any
         self.lost = 0
 
     def __call__(self, seq: int) -> None:
-        """The next message that came."""
+        """Records a received sequence number."""
         ahead = (seq - self.next) & 0xFFFFFFFF if self.next >= 0 else 0
         if ahead < 0x80000000:
             self.lost += ahead
             self.next = (seq + 1) & 0xFFFFFFFF
         elif self.lost:
-            self.lost -= 1  # one that was overtaken
+            self.lost -= 1  # it arrived out of order, and was counted as lost

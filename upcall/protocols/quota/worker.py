@@ -1,7 +1,7 @@
-"""The clerk: a thread that turns folded warnings into notices. It owns the state, the figures and the names.
+"""The worker: a thread that turns coalesced warnings into notices. It owns the state, the figures and the names.
 
-It may wait for a disk or a directory service; the loop never does. What it is handed comes through `inbox`,
-what it has to say goes to `post`, which takes it to the loop.
+It may block on a disk or a directory service; the loop never does. It receives items through `inbox` and sends items
+to the loop by calling `post`.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from upcall.protocols.quota.settings import Rules
 from upcall.protocols.quota.system import World, read_state, write_state
 from upcall.protocols.quota.warning import MEANING, Figures, take_attributes
 
-_PER_TURN: Final = 64  # quotas that are looked at before the inbox is, again
-_PAUSE: Final = 0.005  # between two such turns
-_SAVE_AFTER: Final = 5.0  # seconds
-_TRY_AGAIN: Final = 5.0  # seconds until a daemon that was full is tried again
-_LOOK_AGAIN: Final = 2.0  # seconds between two looks for filesystems that we do not know
+_PER_TURN: Final = 64  # quotas that are read before the inbox is served again
+_PAUSE: Final = 0.005  # seconds between two such turns
+_SAVE_AFTER: Final = 5.0  # seconds from a change to writing the state
+_TRY_AGAIN: Final = 5.0  # seconds until delivery to a daemon with a full socket buffer is retried
+_LOOK_AGAIN: Final = 2.0  # seconds between two searches for unknown filesystems
 
 
 class Warnings(NamedTuple):
-    """To the clerk: what the kernel said, how often each."""
+    """To the worker: received warnings (attributes) and how often each came."""
 
     table: dict[bytes, int]
 
 
 class Lost(NamedTuple):
-    """To the clerk: so many messages were lost since it was last said."""
+    """To the worker: the number of messages lost since the previous item of this type."""
 
     count: int  # type: ignore[assignment]  # not tuple.count
 
 
 class Arrived(NamedTuple):
-    """To the clerk: a daemon has registered."""
+    """To the worker: a daemon has registered."""
 
     uid: int
 
 
 class Deliver(NamedTuple):
-    """To the loop: tell these people, `again` after it could not be done. It is answered by Delivered."""
+    """To the loop: deliver a notice to these uids. `again`: a repeated delivery. Answered by Delivered."""
 
     number: int
     notice: QuotaNotice
@@ -61,8 +61,8 @@ class Deliver(NamedTuple):
 
 
 class Delivered(NamedTuple):
-    """To the clerk: what became of the Deliver with this number. It did not reach those `missed`, for now (`full`) or
-    until a daemon comes."""
+    """To the worker: the outcome of a Deliver. `missed`: uids that were not reached; `full`: because a socket buffer
+    was full, otherwise because no daemon is registered."""
 
     number: int
     missed: tuple[int, ...] = ()
@@ -70,19 +70,19 @@ class Delivered(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """To the loop: what a status says of the clerk is another now."""
+    """To the loop: the worker's part of the status has changed."""
 
 
 class Done(NamedTuple):
-    """To the loop: the clerk has seen to what it was handed."""
+    """To the loop: the worker has processed the Warnings."""
 
 
 class Stop(NamedTuple):
-    """To the clerk."""
+    """To the worker: end the thread."""
 
 
 class Clerk:
-    """`run` is the thread. Everything else that is public may be read from outside, for a status."""
+    """The quota worker. `run` is the thread's body. Another thread may read the public attributes, for a status."""
 
     def __init__(
         self,
@@ -94,11 +94,11 @@ class Clerk:
     ) -> None:
         self.inbox: queue.SimpleQueue[Warnings | Lost | Arrived | Delivered | Stop] = queue.SimpleQueue()
         self.core = Core(rules)
-        self.kept = Kept()  # for those who have no daemon
-        self.full = Kept()  # for those whose daemon takes no more
-        self.handed: dict[int, Deliver] = {}  # to the loop, which has not answered yet
+        self.kept = Kept()  # notices for uids without a daemon
+        self.full = Kept()  # notices for daemons with a full socket buffer
+        self.handed: dict[int, Deliver] = {}  # given to the loop, not yet answered
         self.filesystems: dict[int, Mount] = {}  # by device number
-        self.unknown = 0  # warnings that make no sense
+        self.unknown = 0  # malformed warnings
         self._rules, self._world, self._state, self._post, self._log = rules, world, state, post, log
         self._digests = Digests(rules)
         self._walk: Walk[Mount] = Walk(rules.interval)
@@ -110,16 +110,16 @@ class Clerk:
 
     @property
     def readings(self) -> int:
-        """How often all quotas were read, and what that told was told."""
+        """How often all quotas were read and the resulting notices made."""
         return self._walk.ended
 
     @property
     def undelivered(self) -> int:
-        """How many notices wait."""
+        """The number of notices not yet delivered."""
         return len(self.kept) + len(self.full) + len(self.handed)
 
     def run(self) -> None:
-        """Until it is told to stop."""
+        """Processes the inbox until Stop."""
         self._find_filesystems()
         self._load()
         while True:
@@ -133,8 +133,8 @@ class Clerk:
             try:
                 self._take(item)
                 self._turn()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next person's warning must not wait for it
-                self._log("quota-clerk-stumbled", why=f"{type(error).__name__}: {error}")
+            except Exception as error:  # noqa: BLE001 - the next warning must still be processed
+                self._log("quota-worker-error", why=f"{type(error).__name__}: {error}")
 
     def _show(self) -> None:
         shown = self.undelivered, len(self.core), self.readings, self.unknown, tuple(self.filesystems)
@@ -158,14 +158,14 @@ class Clerk:
                 self._post(Done())
         elif isinstance(item, Lost):
             self._lost += item.count
-            self._walk.soon(time.monotonic())  # the figures tell what the messages would have
+            self._walk.soon(time.monotonic())  # compensates the lost messages
         elif isinstance(item, Arrived):
             self._on_arrival(item.uid)
         elif isinstance(item, Delivered):
             self.on_delivered(item)
 
     def _turn(self) -> None:
-        """What is due, a bounded part of it."""
+        """Does a bounded part of what is due."""
         wall, now = time.time(), time.monotonic()
         for key in tuple(self.core.due(wall, _PER_TURN)):
             figures = self._figures(key)
@@ -182,7 +182,7 @@ class Clerk:
         if now >= self._save_at:
             self.save()
 
-    # --- what the kernel said --------------------------------------------------------------------------------
+    # --- warnings of the kernel ------------------------------------------------------------------------------
 
     def _on_warnings(self, table: dict[bytes, int]) -> None:
         for data, count in table.items():
@@ -206,7 +206,7 @@ class Clerk:
         try:
             return self._world.get(mount, key.kind, key.id).of(key.resource)
         except OSError as error:
-            self._log("quota-unreadable", mount=mount.point, why=error)
+            self._log("quota-read-failed", mount=mount.point, why=error)
             self._look_again()
             return None
 
@@ -228,14 +228,14 @@ class Clerk:
         try:
             found = self._world.filesystems()
         except OSError as error:
-            self._log("quota-filesystems-unknown", why=error)
+            self._log("quota-mounts-read-failed", why=error)
             found = {}
         self._looked = time.monotonic()
         self.filesystems = {mount.device: mount for mount in found}
         self._walk.over = [(mount, kind) for mount, kinds in found.items() for kind in kinds]
 
     def _step(self, wall: float, now: float) -> None:
-        """One step of the periodic reading of all quotas."""
+        """Does one step of the periodic reading of all quotas."""
         if self._walk.begins(now):
             self._find_filesystems()
         at = self._walk.where()
@@ -245,17 +245,17 @@ class Clerk:
         try:
             quotas, following = self._world.some(mount, kind, first, _PER_TURN)
         except OSError as error:
-            self._log("quota-unreadable", mount=mount.point, why=error)
+            self._log("quota-read-failed", mount=mount.point, why=error)
             quotas, following = [], -1
         try:
             for quota in quotas:
-                for resource in (SPACE, FILES) if quota.id and quota.limited else ():  # id 0 is never held to limits
+                for resource in (SPACE, FILES) if quota.id and quota.limited else ():  # which has no limits
                     key = Key(mount.device, kind, quota.id, resource)
                     self._tell(self.core.seen(key, quota.of(resource), wall), wall)
         finally:
             self._walk.went_to(following)
 
-    # --- telling ---------------------------------------------------------------------------------------------
+    # --- notices ---------------------------------------------------------------------------------------------
 
     def _tell(self, news: Iterable[Told], wall: float) -> None:
         for told in news:
@@ -298,19 +298,20 @@ class Clerk:
         )
 
     def _grace(self, told: Told, wall: float) -> int | None:
-        """XFS warns before it writes, and sets the date when it has written: half a minute later at most."""
+        """Computes the end of a grace period that the kernel has not set yet: XFS warns before it writes, and sets the
+        date up to half a minute later, when it has written."""
         key, mount = told.key, self.filesystems.get(told.key.device)
         if told.event != OVER_SOFT or mount is None:
             return None
         try:
             period = self._world.grace(mount, key.kind, key.resource)
         except OSError as error:
-            self._log("quota-unreadable", mount=mount.point, why=error)
+            self._log("quota-read-failed", mount=mount.point, why=error)
             return None
         return int(wall) + period if period else None
 
     def on_delivered(self, item: Delivered) -> None:
-        """By the thread, or when it has ended."""
+        """Records the outcome of a delivery. Called in the worker's thread, or after that has ended."""
         handed = self.handed.pop(item.number)
         if item.missed and item.full:
             self._again_at = min(self._again_at, time.monotonic() + _TRY_AGAIN)
@@ -319,7 +320,7 @@ class Clerk:
         self._changed()
 
     def _on_arrival(self, uid: int) -> None:
-        """What waits for this person; and for everybody, when it is the system's daemon that has come."""
+        """Delivers what waits for this uid; everything if it is the machine's daemon that has registered."""
         self._send_again(self.kept, self.kept.people() if uid == SYSTEM else [uid])
 
     def _send_again(self, kept: Kept, people: Iterable[int]) -> None:
@@ -328,20 +329,20 @@ class Clerk:
                 self._hand_over(notice, (uid,), again=True)
                 self._changed()
 
-    # --- over a restart --------------------------------------------------------------------------------------
+    # --- the state across a restart --------------------------------------------------------------------------
 
     def _changed(self) -> None:
         self._save_at = min(self._save_at, time.monotonic() + _SAVE_AFTER)
 
     def save(self) -> None:
-        """Writes the state down. By the thread, or when it has ended."""
+        """Writes the state. Called in the worker's thread, or after that has ended."""
         self._save_at = math.inf
         points = {device: mount.point for device, mount in self.filesystems.items()}
         handed = ((uid, item.notice) for item in self.handed.values() for uid in item.to)
         try:
             write_state(self._state, memory.dump(self.core, (*self.kept, *self.full, *handed), points))
         except OSError as error:
-            self._log("quota-state-not-written", file=self._state, why=error)
+            self._log("quota-state-write-failed", file=self._state, why=error)
 
     def _load(self) -> None:
         devices = {mount.point: mount.device for mount in self.filesystems.values()}
@@ -349,7 +350,7 @@ class Clerk:
             data = read_state(self._state)
             damaged = memory.load(data, self.core, self.kept, devices, time.time()) if data is not None else 0
         except (OSError, PeerError) as error:
-            self._log("quota-state-unreadable", file=self._state, why=error)
+            self._log("quota-state-read-failed", file=self._state, why=error)
             return
         if damaged:
             self._log("quota-state-damaged", file=self._state, entries=damaged)

@@ -18,7 +18,7 @@ from .errors import LabTimedOut
 from .terminal import PseudoTerminal
 
 CHUNK = 1 << 16
-REST_PATIENCE = 2.0  # seconds without a byte, once the command has ended, before a stream's end is given up
+REST_PATIENCE = 20.0  # seconds without a byte, once the command has ended, before a stream's end is given up
 
 Sink = Callable[[bytes], object]
 

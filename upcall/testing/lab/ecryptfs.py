@@ -22,12 +22,13 @@ from upcall.observe.status import show
 from upcall.process import start_python as startpython
 from upcall.protocols.ecryptfs.device import DEVICE
 from upcall.testing.lab import stage
-from upcall.testing.lab.console import complain, console, must, say
+from upcall.testing.lab.console import Failed, complain, console, must, say
 from upcall.testing.lab.stage import Person, Task
 
 NAMES = ("root", "alice", "bob")
-AT_ONCE = 1.5  # seconds; the kernel itself would take 3
 _IN_HAND = 4  # requests that alice's daemon holds when it is killed
+_PATIENCE = 10.0  # seconds until it has them: the kernel gives each up after 3
+_TRIES = 10
 
 
 class Vault:
@@ -42,8 +43,7 @@ class Vault:
         stage.mount(self.who, self.lower, self.upper, self.signature)
 
     def remount(self) -> None:
-        stage.unmount(self.upper)
-        stage.drop_caches()
+        stage.unmount(self.upper)  # eCryptfs's inodes, and the files' keys in them, are gone with it
         self.mount()
 
     def write(self) -> float:
@@ -72,7 +72,7 @@ def make_keys(people: Sequence[Person], bits: int) -> None:
     """By `upcall key generate`, all at the same time, with the passphrase in a file of the person's own."""
     running = [_make_key(who, bits) for who in people]
     for who, process in zip(people, running, strict=True):
-        _, complaints = process.communicate(timeout=120)
+        _, complaints = process.communicate(timeout=2 * stage.PATIENCE)
         must(process.returncode == 0, f"the key of {who.name}: {complaints}")
 
 
@@ -103,7 +103,7 @@ def create_and_read(vaults: Sequence[Vault]) -> None:
     for vault in vaults:
         vault.check_ciphertext()
         vault.remount()
-    say("unmounted, caches dropped, mounted again: only ciphertext is left below")
+    say("unmounted and mounted again: only ciphertext is left below")
     start = time.monotonic()
     all_of([Task(vault.who, vault.read) for vault in vaults])
     span = time.monotonic() - start
@@ -112,7 +112,7 @@ def create_and_read(vaults: Sequence[Vault]) -> None:
 
 def all_of(tasks: Sequence[Task[float]]) -> None:
     for task in tasks:
-        task.result(120)
+        task.result(2 * stage.PATIENCE)
 
 
 class OpenResult(NamedTuple):
@@ -132,29 +132,44 @@ def opening(who: Person, path: Path) -> Task[OpenResult]:
     return Task(who, work)
 
 
-def kill_a_daemon(daemon: subprocess.Popen[bytes], alices: Vault, bobs: Vault) -> None:
-    """Alice's, with requests in its hands: they are refused at once, and bob notices nothing."""
+def kill_a_daemon(daemon: subprocess.Popen[bytes], alices: Vault, bobs: Vault) -> bool:
+    """Alice's, with requests in its hands: they are refused because of that, and bob notices nothing. False if the
+    machine was so busy that some were given up before."""
+    before = daemon_gone()
     for vault in (alices, bobs):
         vault.remount()
     daemon.send_signal(signal.SIGSTOP)
     paths = [alices.upper / name for name in list(alices.contents)[:_IN_HAND]]
     tasks = [opening(alices.who, path) for path in paths]
-    stage.wait_until(lambda: stage.pending(alices.who.uid) == len(tasks), "alice's requests")
-    say(f"alice's daemon is stopped; {len(tasks)} of her processes open files and wait for it")
+    try:
+        stage.wait_until(lambda: stage.pending(alices.who.uid) == len(tasks), "alice's requests", _PATIENCE)
+        pending = True
+    except TimeoutError:
+        pending = False
     others = [opening(bobs.who, bobs.upper / name).result() for name in list(bobs.contents)[:_IN_HAND]]
-    must(all(one.errno == 0 and one.seconds < AT_ONCE for one in others), f"bob was affected: {others}")
-    say(f"bob, meanwhile: {len(others)} files, {max(one.seconds for one in others) * 1000:.0f} ms at most")
+    must(all(one.errno == 0 for one in others), f"bob was affected: {others}")
     daemon.kill()
     killed = time.monotonic()
     refused = [task.result() for task in tasks]
     span = time.monotonic() - killed
     must(all(one.errno == errno.EIO for one in refused), f"alice's were not refused: {refused}")
-    must(span < AT_ONCE, f"refusing took {span:.2f} s")
-    say(f"alice's daemon is killed: all {len(refused)} refused {span * 1000:.0f} ms later; the kernel alone takes 3 s")
+    because = daemon_gone() - before
     daemon.wait()
     without = opening(alices.who, paths[0]).result()
-    must(without.errno == errno.EIO and without.seconds < AT_ONCE, f"without a daemon: {without}")
+    must(without.errno == errno.EIO, f"without a daemon: {without}")
+    if not pending or because != len(tasks):
+        return False
+    say(f"alice's daemon is stopped; {len(tasks)} of her processes open files and wait for it")
+    say(f"bob, meanwhile: {len(others)} files, {max(one.seconds for one in others) * 1000:.0f} ms at most")
+    say(f"alice's daemon is killed: all {len(refused)} refused {span * 1000:.0f} ms later; the kernel alone takes 3 s")
     say(f"without a daemon her next file is refused in {without.seconds * 1000:.0f} ms")
+    return True
+
+
+def daemon_gone() -> int:
+    """How many requests the broker has refused because their daemon was gone."""
+    outcomes = (stage.broker_status() or {}).get("outcomes", {}).get("ecryptfs", {})
+    return int(outcomes.get("daemon-gone", 0))
 
 
 def run(files: int, bits: int, log: int) -> None:
@@ -174,8 +189,15 @@ def run(files: int, bits: int, log: int) -> None:
             vaults[-1].mount()
         say("an eCryptfs mount each")
         create_and_read(vaults)
-        kill_a_daemon(running[1 + NAMES.index("alice")], vaults[1], vaults[2])
-        running.append(stage.start_daemon(people[1], log))
+        alices = running[1 + NAMES.index("alice")]
+        for _ in range(_TRIES):
+            was_seen = kill_a_daemon(alices, vaults[1], vaults[2])
+            alices = stage.start_daemon(people[1], log)
+            running.append(alices)
+            if was_seen:
+                break
+        else:
+            raise Failed("the machine is too busy: requests were given up before their daemon was killed")
         all_of([Task(vault.who, vault.read) for vault in vaults])
         say("a new daemon for alice: everybody's files are read once more, all equal")
         show(stage.broker_status() or {}, console)

@@ -55,14 +55,18 @@ for process in /proc/[0-9]*; do
 done
 # But who hangs in a broken kernel cannot be ended: so this wait has a limit, and nothing below may sync.
 if [ ! "$INTERACTIVE" ]; then
-	for try in $(seq 40); do
+	for try in $(seq 400); do
 		[ -e $lab/out.through ] && [ -e $lab/err.through ] && break
 		sleep 0.05
 	done
 fi
 echo "lab: the command ended with $code $MARK" >/dev/kmsg
-printf %s "$MARK" >&5
-[ "$INTERACTIVE" ] || printf %s "$MARK" >&6
+if [ "$INTERACTIVE" ]; then
+	printf %s "$MARK" >$terminal # anew: it was hung up when the command ended, whose own it was
+else
+	printf %s "$MARK" >&5
+	printf %s "$MARK" >&6
+fi
 echo "exit $code" >&3
-read -r -t 10 answer <&3 # the host has everything
+read -r -t 60 answer <&3 # the host has everything
 poweroff -n -f
