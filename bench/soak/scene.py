@@ -56,7 +56,7 @@ class Scene:
         self.failed = ""
         self.may_refuse = {"files", self._bulk_of(RESTLESS)}  # their daemons are killed with pending requests
 
-    # --- those who answer ----------------------------------------------------------------------------------
+    # --- broker and daemons --------------------------------------------------------------------------------
 
     def open(self) -> dict[str, int]:
         """Starts all processes. Returns name -> pid of those to sample."""
@@ -169,7 +169,7 @@ class Scene:
             time.sleep(0.02)
         raise BenchError("no isolated key module has been started")
 
-    # --- those who ask -------------------------------------------------------------------------------------
+    # --- requesters ----------------------------------------------------------------------------------------
 
     def _talker(self, kind: str, *arguments: object) -> int:
         module = "bench.soak.restless" if kind == "restless" else "bench.soak.traffic"

@@ -87,7 +87,7 @@ class SpnegoHandler:
             told |= {"answer": "module-failed", "why": str(error)}
         return told
 
-    # --- whose name, and the session in it -------------------------------------------------------------------
+    # --- credentials and session -----------------------------------------------------------------------------
 
     def _candidates(self, krb5: Context, wanted: Wanted) -> Iterator[Candidate]:
         """Yields the candidates, the best first. Opens keytabs only if no cache can be used."""

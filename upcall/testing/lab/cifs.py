@@ -116,7 +116,7 @@ def without_a_ticket(realm: Realm, loser: Person, other: Person) -> None:
         code, span = touching(other)
         must(code == 0, f"{other.name} is affected: {errno.errorcode.get(code, code)}")
         realm.login(loser)
-        time.sleep(1.1)  # the kernel refuses whoever was refused less than a second ago
+        time.sleep(1.1)  # a rejected key is refused again for one second
         code, span = touching(loser)
         must(code == 0, f"{loser.name} with a ticket again: {errno.errorcode.get(code, code)}")
         say(f"{other.name} notices nothing; with a new ticket {loser.name} is back in {span * 1000:.0f} ms")

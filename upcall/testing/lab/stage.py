@@ -32,7 +32,7 @@ from upcall.testing.lab import kernellog
 
 T = TypeVar("T")
 
-PATIENCE = 180.0  # seconds for anything to become true in a guest that is emulated on a busy machine
+PATIENCE = 180.0  # seconds: time-out for events in a guest that is emulated on a busy machine
 
 
 class Person(NamedTuple):

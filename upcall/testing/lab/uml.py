@@ -20,7 +20,7 @@ from .errors import LabUnavailable
 from .start import PORTS, Machine
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
-# Reads the process group from the pipe, and then the pipe's end: nobody is left who could have ended the group.
+# Reads the process group from the pipe, and then the pipe's end: the process that should have ended the group is gone.
 GUARDIAN = ("/bin/sh", "-c", "read -r group || exit; read -r nothing; kill -s KILL -- -$group")
 
 # `quiet` limits the console's output to errors; the whole log is read from /dev/kmsg.
