@@ -30,7 +30,7 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
     folder = stage.place()
     subuid = stage.folder / "subuid"
     subuid.write_text(f"{_FIRST_UID + 1}:{_SUBUIDS[0]}:{len(_SUBUIDS)}\n")
-    stage.broker(folder, f"subuid={subuid}")
+    stage.broker(folder, subuid)
     client = _victim(stage, folder, victim)
     scenes = _scenes(stage, folder)
     contenders = {name: partial(_under, stage, client, effort, flooders) for name, flooders in scenes.items()}

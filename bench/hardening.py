@@ -11,6 +11,11 @@ from bench.packets import NOOP_MODULES, new_signature, noop_wrap
 from bench.roundtrip import WARM_UP, Line, compare, end
 from bench.rows import Effort, Row, compared
 from bench.stage import Stage
+from upcall.broker.settings import BrokerSettings
+from upcall.daemon.settings import DaemonSettings
+from upcall.process.hardening import DaemonHardening
+from upcall.process.settings import dumps
+from upcall.testing.broker import BrokerForTests
 
 _AT_MOST = 1.03  # goal for the ratio
 
@@ -32,10 +37,10 @@ def _through(stage: Stage, signature: str, hardened: bool) -> Line:
     folder = stage.place()
     system = folder.with_name(f"{folder.name}.toml")
     system.write_text("" if hardened else "[hardening]\nbroker = false\n")
-    words = ["-m", "upcall.testing.broker", f"system={system}", f"folder={folder}"]
-    broker = stage.start([sys.executable, *words]).pid
+    told = dumps(BrokerForTests(BrokerSettings(folder), system))
+    broker = stage.start([sys.executable, "-m", "upcall.testing.broker", told]).pid
     stage.await_file(folder / "registration.sock", broker)
-    daemon = stage.daemon(folder, NOOP_MODULES, *([] if hardened else ["hardening=no"]))
+    daemon = stage.daemon(folder, NOOP_MODULES, DaemonSettings(hardening=DaemonHardening(wanted=hardened)))
     client = stage.client("drive-broker", folder / "broker.sock", os.geteuid()).ready()
     client.body(*noop_wrap(signature)).await_daemon().run(WARM_UP)
     return Line(client, (broker, daemon))

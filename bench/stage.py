@@ -19,11 +19,17 @@ from typing import NamedTuple
 # Imports all code of the daemon before forking: another uid may not be able to read the interpreter.
 import upcall.daemon.__main__ as daemon_main
 from bench import noop
+from upcall.broker.settings import BrokerSettings
+from upcall.daemon.plugins import Module, Plugins
+from upcall.daemon.settings import DaemonSettings
 from upcall.kernel import keyring
 from upcall.kernel.process import die_with_parent
 from upcall.keys.plugins import load
+from upcall.process.settings import dumps
 from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
+from upcall.testing.broker import BrokerForTests
 
+_DAEMON = DaemonSettings()
 _ROOT = Path(__file__).resolve().parent.parent
 _SOURCES = Path(__file__).resolve().parent / "peer"
 _PATIENCE = 20.0  # seconds, the time-out for the start of a process
@@ -199,31 +205,32 @@ class Stage:
         """Starts a client in C. Call `ready()` next, which waits for its peer."""
         return Client(self.start([str(self.folder / "peer"), *map(str, arguments)], uid, talks=True))
 
-    def broker(self, folder: Path, *options: str) -> int:
-        """Starts upcall's broker; returns its pid."""
-        process = self.start([sys.executable, "-m", "upcall.broker", f"folder={folder}", *options])
+    def broker(self, folder: Path, subuid: Path | None = None) -> int:
+        """Starts upcall's broker; returns its pid. `subuid`: replaces /etc/subuid."""
+        module, settings = "upcall.broker", dumps(BrokerSettings(folder))
+        if subuid is not None:
+            module = "upcall.testing.broker"
+            settings = dumps(BrokerForTests(BrokerSettings(folder), related=True, subuid=subuid))
+        process = self.start([sys.executable, "-m", module, settings])
         self.await_file(folder / "registration.sock", process.pid)
         return process.pid
 
-    def daemon(self, folder: Path, modules: Mapping[str, str], *options: str) -> int:
+    def daemon(self, folder: Path, modules: Mapping[str, str], settings: DaemonSettings = _DAEMON) -> int:
         """Starts upcall's daemon as `upcall daemon` does; returns its pid."""
-        named = [f"module={alias}={spec}" for alias, spec in modules.items()]
-        return self.start(
-            [sys.executable, "-X", "upcall-environment", "-m", "upcall.daemon", f"folder={folder}", *named, *options]
-        ).pid
+        settings = settings._replace(folder=folder, plugins=plugins(modules))
+        return self.start([sys.executable, "-X", "upcall-environment", "-m", "upcall.daemon", dumps(settings)]).pid
 
     def daemon_as(self, uid: int, folder: Path, modules: Mapping[str, str]) -> int:
         """Starts a daemon as another uid; returns its pid. By fork, because that uid may not be able to read the
         interpreter."""
         for spec in modules.values():
             load(spec)
-        named = [f"module={alias}={spec}" for alias, spec in modules.items()]
         environment = self._environment(uid)
 
         def work() -> None:
             os.environ.update(environment)
             os.dup2(self.log.fileno(), 2)
-            daemon_main.run([f"folder={folder}", *named])
+            daemon_main.serve_with(DaemonSettings(folder, plugins=plugins(modules)))
 
         pid = _fork_as(uid, work)
         self._running[pid] = None
@@ -288,6 +295,11 @@ def _end_with_parent() -> None:
     """Sets PR_SET_PDEATHSIG, for when the benchmark is killed. In the child, after setting its uid, which resets
     it."""
     die_with_parent(signal.SIGKILL)
+
+
+def plugins(modules: Mapping[str, str]) -> Plugins:
+    """What the daemon is told of key modules: alias -> "package:attribute"."""
+    return Plugins(tuple(Module(alias, spec) for alias, spec in modules.items()))
 
 
 def _fork_as(uid: int, work: Callable[[], object]) -> int:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from tests.escaping import KEYS
 from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
-from upcall.testing.processes import RunningBroker, RunningDaemon, StartDaemon
+from upcall.testing.processes import ONLY_AGENT, RunningBroker, RunningDaemon, StartDaemon
 from upcall.testing.toy import make_toy_key
 
 settings.register_profile(
@@ -74,7 +74,7 @@ def start_daemon(folder: Path, keyring: FolderKeyring) -> Iterator[StartDaemon]:
         ) -> RunningDaemon:
             keys, here = folder.parent / "keys", Path(__file__).parent
             # No prompts by programs that happen to be installed here.
-            running = RunningDaemon(folder, keys, MODULES, [here], control, handlers, options=("ask=agent",))
+            running = RunningDaemon(folder, keys, MODULES, [here], control, handlers, settings=ONLY_AGENT)
             stack.enter_context(running)
             if broker is not None:
                 broker.registered(running.pid)

@@ -18,6 +18,7 @@ from upcall.core.errors import UpcallError
 from upcall.core.messages import Answer, Requester
 from upcall.core.router import Router
 from upcall.daemon import plugin_discovery as finding
+from upcall.daemon.plugins import Overrides
 from upcall.process import machine
 from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.request_key.key_types import KEY_TYPES
@@ -181,14 +182,13 @@ def test_roots_daemon_has_no_handlers_if_there_is_a_machine_user(
     accounts: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: ROOT)
-    assert any(argument.startswith("handler=") for argument in finding.found())
+    assert finding.found(Overrides()).handlers
     machine.uid.cache_clear()
     accounts["upcall"] = MACHINE
-    found = finding.found()
-    assert not any(argument.startswith("handler=") for argument in found)
-    assert any(argument.startswith("module=") for argument in found)
+    found = finding.found(Overrides())
+    assert found.modules and not found.handlers
     monkeypatch.setattr(os, "geteuid", lambda: MACHINE)
-    assert any(argument.startswith("handler=") for argument in finding.found())
+    assert finding.found(Overrides()).handlers
 
 
 # --- real uids -----------------------------------------------------------------------------------------------------

@@ -9,11 +9,13 @@ import time
 
 import pytest
 
+from upcall.broker.settings import BrokerSettings
 from upcall.core.errors import Refused
 from upcall.core.messages import Answer
 from upcall.kernel.local import connect
 from upcall.kernel.netlink import is_control
 from upcall.process.paths import Place
+from upcall.process.settings import dumps
 from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.ecryptfs.packets import Ask, FileKey, Reply, pack_ask, pack_file_key, pack_reply
 from upcall.testing.gate import Gate
@@ -283,7 +285,9 @@ def test_a_broker_that_ends_refuses_pending_requests_and_leaves_no_files(broker:
 def test_a_second_broker_in_one_folder_exits_and_the_first_keeps_working(
     broker: RunningBroker, signature: str, daemon: RunningDaemon
 ) -> None:
-    second = Started(["-m", "upcall.broker", f"folder={broker.folder}"], broker.folder.parent / "second.log")
+    second = Started(
+        ["-m", "upcall.broker", dumps(BrokerSettings(broker.folder))], broker.folder.parent / "second.log"
+    )
     with second:
         assert second.wait() == 69
     assert "another process listens there already" in second.log

@@ -17,7 +17,10 @@ from tests.test_cli_key import home, shown
 from tests.test_cli_key import run as run_key
 from upcall.cli import main
 from upcall.client import Client
+from upcall.daemon.plugins import Module, Plugins
+from upcall.daemon.settings import DaemonSettings
 from upcall.kernel import keyring
+from upcall.process.settings import dumps
 from upcall.protocols.ecryptfs import packets as wire
 from upcall.protocols.ecryptfs.header import (
     ENCRYPTED,
@@ -178,7 +181,8 @@ class Scene(NamedTuple):
 @pytest.fixture
 def scene(folder: Path, home: Path) -> Iterator[Scene]:
     """A broker, this user's daemon with the true user keyring, a key, and a file whose key it has wrapped."""
-    daemon = ["-m", "upcall.daemon", f"folder={folder}", "module=openssl=upcall_rsa:module"]
+    plugins = Plugins((Module("openssl", "upcall_rsa:module"),))
+    daemon = ["-m", "upcall.daemon", dumps(DaemonSettings(folder, plugins=plugins))]
     with RunningBroker(folder) as broker, Started(daemon, folder.parent / "daemon.log") as running:
         broker.registered(running.pid)
         run_key("generate", "mine", "--bits", "2048", "--no-passphrase")

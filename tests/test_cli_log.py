@@ -16,13 +16,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from upcall import config
+from upcall.broker.settings import BrokerSettings
 from upcall.cli import main
 from upcall.client import Client
 from upcall.config import ConfigError
 from upcall.core.errors import Refused, UsageError
+from upcall.daemon.settings import DaemonSettings
 from upcall.observe import recorder
 from upcall.observe.recorder import Recorder, RecordFile, check_where, wanted
 from upcall.observe.tail import lines
+from upcall.process.settings import dumps
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import RunningDaemon, Started, until
 from upcall.wire.record import MESSAGE_ID, Record, line_of, take_line
@@ -145,11 +148,11 @@ def records(path: Path) -> list[Record]:
 
 def test_broker_and_daemon_record_the_same_requests(folder: Path, keyring: FolderKeyring, signature: str) -> None:
     ours, theirs = folder.parent / "broker.requests", folder.parent / "daemon.requests"
-    arguments = ["-m", "upcall.broker", f"folder={folder}", f"records={ours}"]
+    arguments = ["-m", "upcall.broker", dumps(BrokerSettings(folder, records=str(ours)))]
     modules = {"toy": "upcall.testing.toy:TOY"}
     with (
         Started(arguments, folder.parent / "broker.log") as broker,
-        RunningDaemon(folder, folder.parent / "keys", modules, options=[f"records={theirs}"]),
+        RunningDaemon(folder, folder.parent / "keys", modules, settings=DaemonSettings(records=str(theirs))),
     ):
         until(lambda: "registered" in broker.log, "a daemon")
         with Client(folder) as client:
@@ -169,7 +172,7 @@ def test_broker_and_daemon_record_the_same_requests(folder: Path, keyring: Folde
 
 
 def test_no_records_are_written_by_default(folder: Path) -> None:
-    with Started(["-m", "upcall.broker", f"folder={folder}"], folder.parent / "broker.log") as broker:
+    with Started(["-m", "upcall.broker", dumps(BrokerSettings(folder))], folder.parent / "broker.log") as broker:
         broker.logged("broker-ready")
         with Client(folder) as client, pytest.raises(Refused):
             client.wrap("feedfeedfeedfeed", b"0123456789abcdef")
@@ -179,14 +182,14 @@ def test_no_records_are_written_by_default(folder: Path) -> None:
 
 
 def test_an_unwritable_record_file_is_logged_and_the_broker_still_starts(folder: Path) -> None:
-    arguments = ["-m", "upcall.broker", f"folder={folder}", f"records={folder.parent}"]
+    arguments = ["-m", "upcall.broker", dumps(BrokerSettings(folder, records=str(folder.parent)))]
     with Started(arguments, folder.parent / "broker.log") as broker:
         broker.logged("record-failed")
         broker.logged("broker-ready")
 
 
 def test_records_go_to_stderr_if_so_configured(folder: Path) -> None:
-    arguments = ["-m", "upcall.broker", f"folder={folder}", "records=stderr"]
+    arguments = ["-m", "upcall.broker", dumps(BrokerSettings(folder, records="stderr"))]
     with Started(arguments, folder.parent / "broker.log") as broker:
         broker.logged("broker-ready")
         with Client(folder) as client, pytest.raises(Refused):
@@ -209,7 +212,7 @@ def test_a_record_file_is_created_again_after_it_was_renamed_or_deleted(tmp_path
 
 def test_sighup_after_a_rotation_does_not_end_the_broker(folder: Path) -> None:
     path = folder.parent / "requests"
-    arguments = ["-m", "upcall.broker", f"folder={folder}", f"records={path}"]
+    arguments = ["-m", "upcall.broker", dumps(BrokerSettings(folder, records=str(path)))]
     with Started(arguments, folder.parent / "broker.log") as broker:
         broker.logged("broker-ready")
         with Client(folder) as client:

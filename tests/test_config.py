@@ -16,6 +16,7 @@ from upcall.config import Config, ConfigError
 from upcall.core.errors import ModuleFailed, UsageError
 from upcall.daemon.loading import loaders
 from upcall.daemon.plugin_discovery import found
+from upcall.daemon.plugins import Module, Overrides
 from upcall.keys import plugins as modules
 from upcall.process.log import EventLog
 
@@ -170,11 +171,11 @@ def test_an_invalid_value_in_a_table_is_refused_by_name(write: Write, text: str,
 def test_the_daemon_refuses_a_denied_module_with_the_reason(write: Write) -> None:
     write('[plugins]\nallow = ["x25519"]\n')
     with pytest.raises(UsageError, match="not allowed"):
-        found(["openssl"])
-    arguments = found()
-    assert "module=x25519=upcall_x25519:module" in arguments
-    assert not [one for one in arguments if "upcall_rsa" in one]
-    load = loaders(arguments, lambda: 0.0, EventLog("test"))
+        found(Overrides(isolate=("openssl",)))
+    modules = found(Overrides()).modules
+    assert Module("x25519", "upcall_x25519:module") in modules
+    assert all(module.denied for module in modules if "upcall_rsa" in module.spec)
+    load = loaders(modules, lambda: 0.0, EventLog("test"))
     assert load["x25519"]().name == "x25519"
     with pytest.raises(ModuleFailed, match="'openssl' is installed, but not allowed"):
         load["openssl"]()

@@ -13,7 +13,7 @@ from upcall.core.errors import Refused
 from upcall.kernel.local import connect
 from upcall.process.control import DaemonControl, NoDaemon
 from upcall.testing.keys import FolderKeyring
-from upcall.testing.processes import RunningBroker, RunningDaemon, StartDaemon, in_child, until
+from upcall.testing.processes import ONLY_AGENT, RunningBroker, RunningDaemon, StartDaemon, in_child, until
 from upcall.testing.toy import make_toy_key
 
 KEY = b"0123456789abcdef"
@@ -132,7 +132,7 @@ def test_an_unregistered_daemon_does_not_take_the_control_socket(
     """Otherwise `lock` would report success, and the registered daemon would go on using the keys."""
     registered = start_daemon(broker, control=True)
     nowhere = folder.with_name("nowhere")  # with the same runtime folder of the user
-    with RunningDaemon(nowhere, folder.parent / "keys", {}, control=True, options=("ask=agent",)) as waiting:
+    with RunningDaemon(nowhere, folder.parent / "keys", {}, control=True, settings=ONLY_AGENT) as waiting:
         until(lambda: "broker-unavailable" in waiting.log or None, "it waits")
         with DaemonControl() as control:
             assert control.status()["pid"] == registered.pid

@@ -10,13 +10,20 @@ import pytest
 
 from upcall.core.errors import ModuleFailed
 from upcall.core.messages import Answer, Refusal, Requester
+from upcall.daemon.plugins import Plugins, ServiceHandler
+from upcall.daemon.settings import DaemonSettings
 from upcall.keys.plugins import load_handler
 from upcall.testing.played import PlayedBroker
 from upcall.testing.processes import RunningDaemon, until
 from upcall.wire.envelope import NOTICE, Envelope
 
 HERE = Path(__file__).parent
-LAZY = ["lazy=test.echo=answering:telling", "lazy=test.none=answering:telling", "lazy=test.gone=nowhere:it"]
+HANDLERS = (
+    ServiceHandler("test.echo", "answering:telling"),
+    ServiceHandler("test.none", "answering:telling"),
+    ServiceHandler("test.gone", "nowhere:it"),
+)
+LAZY = DaemonSettings(plugins=Plugins(handlers=HANDLERS))
 
 
 class Told(PlayedBroker):
@@ -43,7 +50,7 @@ def broker(folder: Path) -> Told:
 @pytest.fixture
 def daemon(folder: Path, broker: Told) -> Iterator[RunningDaemon]:
     environment = {"TOLD": str(broker.file)}
-    with RunningDaemon(folder, folder.parent / "keys", {}, [HERE], options=LAZY, environment=environment) as running:
+    with RunningDaemon(folder, folder.parent / "keys", {}, [HERE], settings=LAZY, environment=environment) as running:
         broker.register()
         yield running
 

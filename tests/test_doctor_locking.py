@@ -15,13 +15,16 @@ from upcall.kernel import keyring
 from upcall.observe.doctor.findings import NOTE, OK
 from upcall.observe.doctor.system import Scene
 from upcall.process.control import DaemonControl
-from upcall.testing.processes import RunningBroker, Started, until
+from upcall.process.settings import dumps
+from upcall.protocols.ecryptfs.settings import FailedKey, LockSettings, LoginKeys
+from upcall.testing.processes import ONLY_AGENT, RunningBroker, Started, until
 
 
 def start(folder: Path, bus: str) -> Started:
     """A daemon of a user: root's own hears of fewer things."""
-    arguments = ["-m", "upcall.daemon", f"folder={folder}", "ask=agent", "lock-on=suspend,logout"]
-    arguments += [f"not-added={folder}/x.toml=mode 0644 lets others in"]
+    locking = LockSettings(causes=("suspend", "logout"))
+    keys = LoginKeys(folder, failed=(FailedKey("x.toml", "mode 0644 lets others in"),))
+    arguments = ["-m", "upcall.daemon", dumps(ONLY_AGENT._replace(folder=folder, locking=locking, keys=keys))]
     return Started(arguments, folder.parent / "daemon.log", {"DBUS_SYSTEM_BUS_ADDRESS": bus})
 
 

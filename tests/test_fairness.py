@@ -18,6 +18,7 @@ import pytest
 from upcall.kernel.local import connect, listen
 from upcall.process.connection import LocalConnection
 from upcall.protocols.ecryptfs.packets import Ask, pack_ask
+from upcall.testing.broker import BrokerForTests
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import PATIENCE, RunningBroker, in_child, until
 from upcall.wire.envelope import HELO, pack_control
@@ -36,8 +37,8 @@ def subuid(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def running(folder: Path, subuid: Path, *options: str) -> Iterator[RunningBroker]:
-    with RunningBroker(folder, options=[f"subuid={subuid}", *options]) as broker:
+def running(folder: Path, subuid: Path, settings: BrokerForTests = BrokerForTests()) -> Iterator[RunningBroker]:  # noqa: B008
+    with RunningBroker(folder, settings=settings._replace(subuid=subuid)) as broker:
         yield broker
 
 
@@ -105,7 +106,7 @@ def test_sixteen_subuids_of_one_person_lock_out_neither_another_user_nor_root(fo
 def test_without_subuid_ranges_a_full_broker_evicts_the_uid_with_most_connections(
     folder: Path, tmp_path: Path
 ) -> None:
-    with running(folder, tmp_path / "none", "connections=64") as broker:
+    with running(folder, tmp_path / "none", BrokerForTests(connections=64)) as broker:
         held = flood(broker, 4)
         assert serves(broker, STRANGER)
         assert serves(broker, 0)
@@ -135,7 +136,7 @@ def test_the_longest_idle_connection_is_evicted_and_none_with_a_request_pending(
 
 
 def test_roots_connections_are_never_evicted(folder: Path, subuid: Path) -> None:
-    with running(folder, subuid, "connections=32") as broker:
+    with running(folder, subuid, BrokerForTests(connections=32)) as broker:
         roots = [connect(broker.folder / "broker.sock", frozenset({0})) for _ in range(100)]
         held = flood(broker, 4)
         assert serves(broker, STRANGER)
@@ -145,7 +146,7 @@ def test_roots_connections_are_never_evicted(folder: Path, subuid: Path) -> None
 
 
 def test_an_idle_connection_ends_and_a_client_connects_again_by_itself(folder: Path, subuid: Path) -> None:
-    with running(folder, subuid, "idle=0.2") as broker, broker.client() as client:
+    with running(folder, subuid, BrokerForTests(idle=0.2)) as broker, broker.client() as client:
         assert client.status()["broker"]["pid"] == broker.pid
         before = client._connection._socket
         until(lambda: ended(before), "the idle connection ends")
@@ -155,7 +156,7 @@ def test_an_idle_connection_ends_and_a_client_connects_again_by_itself(folder: P
 
 def test_a_connection_with_a_request_pending_is_not_idle(folder: Path, subuid: Path) -> None:
     with (
-        running(folder, subuid, "idle=0.2") as broker,
+        running(folder, subuid, BrokerForTests(idle=0.2)) as broker,
         PlayedDaemon(broker.folder) as daemon,
         PlayedRequester(broker.folder) as asking,
     ):
@@ -202,7 +203,7 @@ def test_a_broker_without_free_descriptors_serves_root_and_other_users(folder: P
 def test_a_persons_daemons_are_limited_with_a_clear_refusal(folder: Path, subuid: Path, tmp_path: Path) -> None:
     system = tmp_path / "upcall.toml"
     system.write_text("[broker]\ndaemons-per-person = 2\n")
-    with RunningBroker(folder, system=system, options=[f"subuid={subuid}"]) as broker:
+    with RunningBroker(folder, system=system, settings=BrokerForTests(subuid=subuid)) as broker:
         daemons = [_daemon(broker, uid) for uid in SUBUIDS[:3]]
         try:
             broker.logged("registration-refused uid=")
@@ -249,8 +250,8 @@ def test_subuid_ranges_are_read_again_on_sighup_and_refused_if_others_can_write(
 def test_a_descriptor_whose_close_blocks_delays_no_other_request(
     folder: Path, subuid: Path, where: str, read: bool
 ) -> None:
-    """A TCP socket with unsent data that lingers: the process that drops the last reference blocks in close(2)."""
-    with running(folder, subuid, "rights=yes") as broker, contextlib.ExitStack() as stack:
+    """A TCP socket with unsent data that lingers: whoever drops the last reference waits for it in close(2)."""
+    with running(folder, subuid, BrokerForTests(rights=True)) as broker, contextlib.ExitStack() as stack:
         sending, _ = lingering(stack)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=i", sending.fileno()))]
         connection = stack.enter_context(connected(broker.folder, STRANGER, where))
@@ -278,8 +279,8 @@ def lingering(stack: contextlib.ExitStack) -> tuple[socket.socket, socket.socket
 
 
 def test_the_number_of_links_not_yet_taken_is_limited(folder: Path, subuid: Path) -> None:
-    """A link is in flight while its connection is unread; that connection is not ended or evicted, and counts."""
-    with running(folder, subuid, "idle=0.05") as broker:
+    """They are in flight while their connection is unread: it is neither ended nor evicted, and counts."""
+    with running(folder, subuid, BrokerForTests(idle=0.05)) as broker:
         held = [connected(broker.folder, STRANGER, "registration.sock") for _ in range(64)]
         for one in held:
             one.send(pack_control(HELO))

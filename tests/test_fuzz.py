@@ -131,6 +131,7 @@ ELSEWHERE = [
     "upcall.broker.daemon_link",
     "upcall.broker.source_listener",
     "upcall.process.listener",
+    "upcall.process.settings",
     "upcall.broker.registration",
     "upcall.protocols.ecryptfs.authtok",
     "upcall.protocols.ecryptfs.header",

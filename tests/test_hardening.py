@@ -13,9 +13,13 @@ from typing import Any
 import pytest
 
 from tests import escaping
+from upcall.daemon.plugins import Module, Plugins
+from upcall.daemon.settings import DaemonSettings
 from upcall.kernel import keyring, landlock, process, seccomp
 from upcall.process import hardening
 from upcall.process.control import DaemonControl
+from upcall.process.hardening import DaemonHardening
+from upcall.process.settings import dumps
 from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import RunningBroker, RunningDaemon, Started, in_child, until
@@ -28,6 +32,7 @@ ROOT = os.geteuid() == 0
 
 pytestmark = pytest.mark.skipif(bool(seccomp.why_not()), reason=f"seccomp: {seccomp.why_not()}")
 confined = pytest.mark.skipif(not ABI, reason=f"Landlock: {landlock.why_not()}")
+_DEFAULTS = DaemonSettings()
 
 
 class Scene:
@@ -40,13 +45,15 @@ class Scene:
         self._blob = json.dumps(told).encode()
         self.signature = os.urandom(8).hex()
 
-    def report(self, isolated: bool, *options: str, recorded: Path | None = None) -> dict[str, Any]:
+    def report(
+        self, isolated: bool, settings: DaemonSettings = _DEFAULTS, recorded: Path | None = None
+    ) -> dict[str, Any]:
         """What a key module of a daemon has come to do. `recorded`: where a record of that is to come, besides."""
         FolderKeyring(self._folder.parent / "keys").add(self.signature, "escaping", self._blob)
         modules = {"modules": {}, "isolated": MODULE} if isolated else {"modules": MODULE}
         with RunningDaemon(
-            self._folder, self._folder.parent / "keys", path=[HERE.parent], options=options, environment=self._home(),
-            control=True, **modules,  # type: ignore[arg-type]
+            self._folder, self._folder.parent / "keys", path=[HERE.parent], control=True, settings=settings,
+            environment=self._home(), **modules,  # type: ignore[arg-type]
         ) as daemon:  # fmt: skip
             found = self._asked(daemon)
             if recorded is not None:
@@ -58,8 +65,9 @@ class Scene:
         serial = keyring.add_user_key(self.signature, pack_auth_tok(AuthTok(self.signature, "escaping", self._blob)))
         run = self._folder.parent / "run"
         run.mkdir(mode=0o700)
+        settings = DaemonSettings(self._folder, plugins=Plugins((Module("escaping", MODULE["escaping"]),)))
         surroundings = {**self._home(), "XDG_RUNTIME_DIR": str(run), "PYTHONPATH": str(HERE.parent)}
-        arguments = ["-m", "upcall.daemon", f"folder={self._folder}", "module=escaping=tests.escaping:MODULE"]
+        arguments = ["-m", "upcall.daemon", dumps(settings)]
         try:
             with Started(arguments, self._folder.parent / "daemon.log", surroundings) as daemon:
                 return self._asked(daemon)
@@ -115,8 +123,8 @@ def test_a_key_module_in_a_users_daemon_cannot_do_what_hardening_forbids(scene: 
 
 
 def test_without_hardening_a_key_module_can_do_the_forbidden_things(scene: Scene) -> None:
-    """Shows that hardening, and nothing else, refuses them above."""
-    report = scene.report(False, "hardening=no")
+    """What is refused above is not refused by something else."""
+    report = scene.report(False, DaemonSettings(hardening=DaemonHardening(wanted=False)))
     files = [*escaping.forbidden(scene.home, 0)][:7]
     assert {report["forbidden"][name] for name in files} - {"ENOENT"} == {"done"}  # .bashrc has gone by then
     assert set(report["since"].values()) == {"done"}
@@ -130,7 +138,7 @@ def test_without_hardening_a_key_module_can_do_the_forbidden_things(scene: Scene
 
 @confined
 def test_writable_in_the_configuration_opens_that_folder_only(scene: Scene) -> None:
-    report = scene.report(False, f"writable={scene.home}/.ssh")
+    report = scene.report(False, DaemonSettings(hardening=DaemonHardening(writable=(scene.home / ".ssh",))))
     assert report["forbidden"]["append to authorized_keys"] == "done"
     assert report["forbidden"]["make .profile"] == "EACCES"
 
@@ -143,12 +151,12 @@ def test_the_record_file_stays_writable_and_its_own_folder_allows_rotation(
     right, own = closed_home / "requests", closed_home / "log" / "requests"
     own.parent.mkdir()
     for where in (right, own):
-        report = scene.report(False, f"records={where}", recorded=where)
+        report = scene.report(False, DaemonSettings(records=str(where)), recorded=where)
         assert report["forbidden"]["make .profile"] == "EACCES"
 
     def tried(where: Path) -> list[str]:
         process.harden()
-        hardening.of_daemon([f"records={where}"], None)
+        hardening.of_daemon(DaemonHardening(), str(where), None)
         return [escaping.outcome(lambda: where.rename(where.with_suffix(".1"))), escaping.outcome(where.touch)]
 
     os.environ["HOME"], before = str(closed_home), os.environ["HOME"]
@@ -223,15 +231,15 @@ def test_the_configuration_becomes_hardening_arguments_of_the_daemon(
     monkeypatch.setattr(config, "VENDOR", tmp_path / "none.toml")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
     monkeypatch.setenv("HOME", "/home/ada")
-    assert _hardening() == []
+    assert _hardening() == DaemonHardening()
     user.write_text('[hardening]\nwritable = ["/srv/x", "~/.softhsm"]\n')
-    assert _hardening() == ["writable=/home/ada/.softhsm", "writable=/srv/x"]
+    assert _hardening() == DaemonHardening(writable=(Path("/home/ada/.softhsm"), Path("/srv/x")))
     system.write_text('[hardening]\nwritable = ["/srv/x"]\n')
-    assert _hardening() == ["writable=/srv/x"]
+    assert _hardening() == DaemonHardening(writable=(Path("/srv/x"),))
     system.write_text("[hardening]\nwritable = []\n")
-    assert _hardening() == []
+    assert _hardening() == DaemonHardening()
     system.write_text("[hardening]\ndaemon = false\n")
-    assert _hardening() == ["hardening=no"]
+    assert _hardening() == DaemonHardening(wanted=False)
     user.write_text("[hardening]\ndaemon = false\n")
     with pytest.raises(config.ConfigError, match="only the system's"):
         _hardening()

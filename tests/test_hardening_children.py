@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from tests.test_prompting_pinentry import OnTerminal
+from upcall.daemon.plugins import Discovered, Overrides
 from upcall.daemon.reload import find_in_child
 from upcall.kernel import genetlink, process, seccomp
 from upcall.kernel.genetlink import NoFamily
 from upcall.keys.passphrase import fetch_from_keyring
 from upcall.process import hardening
+from upcall.process.settings import dumps, loads
 from upcall.testing.processes import PATIENCE, in_child
 
 BACKEND = """
@@ -40,14 +42,15 @@ def in_daemon(act: Callable[[], object]) -> Any:
 
     def work() -> object:
         process.harden()
-        assert hardening.of_daemon([], None).seccomp == "yes"
+        assert hardening.of_daemon(hardening.DaemonHardening(), "no", None).seccomp == "yes"
         return act()
 
     return in_child(work, timeout=4 * PATIENCE)
 
 
 def test_plugin_discovery_works_in_a_hardened_daemon() -> None:
-    assert any(one.startswith("module=openssl=") for one in in_daemon(lambda: find_in_child([])))
+    found = in_daemon(lambda: dumps(find_in_child(Overrides())))
+    assert "openssl" in [module.alias for module in loads(Discovered, found).plugins.modules]
 
 
 def test_the_keyring_library_answers_a_hardened_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.violent import SECRET
 from upcall.core.errors import Refused, UsageError
+from upcall.daemon.plugins import Overrides
 from upcall.process.control import DaemonControl
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import PATIENCE, RunningBroker, RunningDaemon, until
@@ -175,16 +176,16 @@ def test_plugins_and_options_decide_which_modules_are_isolated(monkeypatch: pyte
     plugins = [Installed(name, GROUP, f"{name}:module", name == "two", "them", "1") for name in ("one", "two")]
     monkeypatch.setattr(finding, "installed", lambda: plugins)
 
-    def arguments(isolate: str = "", inline: str = "") -> list[str]:
-        found = finding.found(isolate.split(), inline.split())
-        wishes = [f"isolate={isolate}"] * bool(isolate) + [f"inline={inline}"] * bool(inline)
-        assert found[len(found) - len(wishes) :] == wishes  # for when it looks again
-        return found[: len(found) - len(wishes)]
+    def isolated(overrides: Overrides) -> dict[str, bool]:
+        found = finding.found(overrides)
+        assert found.overrides == overrides  # for the next discovery
+        assert [module.spec for module in found.modules] == ["one:module", "two:module"]
+        return {module.alias: module.isolated for module in found.modules}
 
-    assert arguments() == ["module=one=one:module", "isolated=two=two:module"]
-    assert arguments(isolate="one") == ["isolated=one=one:module", "isolated=two=two:module"]
-    assert arguments(inline="two") == ["module=one=one:module", "module=two=two:module"]
+    assert isolated(Overrides()) == {"one": False, "two": True}
+    assert isolated(Overrides(isolate=("one",))) == {"one": True, "two": True}
+    assert isolated(Overrides(inline=("two",))) == {"one": False, "two": False}
     with pytest.raises(UsageError, match="no key module 'three'"):
-        arguments(inline="three")
+        isolated(Overrides(inline=("three",)))
     with pytest.raises(UsageError, match="cannot be both"):
-        arguments(isolate="one", inline="one")
+        isolated(Overrides(("one",), ("one",)))

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from upcall.broker.settings import BrokerSettings
 from upcall.kernel.notify import Manager
+from upcall.process.settings import dumps
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.processes import PATIENCE, RunningBroker, RunningDaemon, Started
 
@@ -47,7 +49,7 @@ class Notifying(Started):
     """A broker that has a manager."""
 
     def __init__(self, folder: Path, manager: Listening, **environment: str) -> None:
-        arguments = ["-m", "upcall.broker", f"folder={folder}"]
+        arguments = ["-m", "upcall.broker", dumps(BrokerSettings(folder))]
         super().__init__(arguments, folder.parent / "notifying.log", {**manager.environment, **environment})
 
 

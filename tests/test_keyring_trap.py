@@ -19,9 +19,11 @@ import pytest
 
 from tests.sessions_of_keys import SESSIONS, run_within, within
 from upcall.core.errors import Refused
+from upcall.daemon.plugins import Module, Plugins
 from upcall.kernel import keyring
 from upcall.process.control import DaemonControl
-from upcall.testing.processes import RunningBroker, Started, until
+from upcall.process.settings import dumps
+from upcall.testing.processes import ONLY_AGENT, RunningBroker, Started, until
 
 KEY = b"0123456789abcdef"
 StartReal = Callable[..., Started]
@@ -140,7 +142,9 @@ def test_a_daemon_works_after_its_login_sessions_keyring_was_revoked(
         daemon.kill()
         daemon.wait()
     """
-    arguments = ["-m", "upcall.daemon", f"folder={folder}", "isolated=openssl=upcall_rsa:module", "ask=agent"]
+    plugins = Plugins((Module("openssl", "upcall_rsa:module", isolated=True),))
+    settings = ONLY_AGENT._replace(folder=folder, plugins=plugins)
+    arguments = ["-m", "upcall.daemon", dumps(settings)]
     session = subprocess.Popen([sys.executable, "-c", login, *arguments], stdin=-1, stdout=-1, text=True)
     assert session.stdin is not None and session.stdout is not None
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -20,10 +19,13 @@ from tests.played_logind import MISSING, Logind, SystemBus, system_bus
 from upcall import config
 from upcall.core.errors import Refused
 from upcall.daemon import plugin_discovery as finding
+from upcall.daemon.plugins import Discovered, Module, Plugins
 from upcall.process.control import DaemonControl
+from upcall.process.settings import dumps
+from upcall.protocols.ecryptfs.settings import LockSettings
 from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
-from upcall.testing.processes import RunningBroker, RunningDaemon, until
+from upcall.testing.processes import ONLY_AGENT, RunningBroker, RunningDaemon, until
 from upcall.testing.toy import make_toy_key
 
 needs_a_bus = pytest.mark.skipif(bool(MISSING), reason=MISSING or "-")
@@ -37,7 +39,12 @@ pytestmark = pytest.mark.usefixtures("runtime_folder")
 def start(folder: Path, broker: RunningBroker) -> Iterator[Start]:
     with contextlib.ExitStack() as stack:
 
-        def started(*options: str, bus: str = "unix:path=/nowhere", isolated: bool = False) -> RunningDaemon:
+        def started(
+            locking: LockSettings = LockSettings(),  # noqa: B008
+            bus: str = "unix:path=/nowhere",
+            isolated: bool = False,
+            found: Path | None = None,
+        ) -> RunningDaemon:
             spec = {"toy": "upcall.testing.toy:TOY", "gated": "gated:GATED"}
             running = RunningDaemon(
                 folder,
@@ -46,8 +53,9 @@ def start(folder: Path, broker: RunningBroker) -> Iterator[Start]:
                 [Path(__file__).parent],
                 control=True,
                 isolated=spec if isolated else {},
-                options=("ask=agent", *options),
+                settings=ONLY_AGENT._replace(locking=locking),
                 environment={"DBUS_SYSTEM_BUS_ADDRESS": bus},
+                found=found,
             )
             stack.enter_context(running)
             broker.registered(running.pid)
@@ -94,7 +102,8 @@ def listening() -> bool:
     return bool(status()["locking"]["listening"])
 
 
-EVERY = "lock-on=suspend,screen-lock,logout"
+EVERY = LockSettings(causes=("suspend", "screen-lock", "logout"))
+SUSPEND = LockSettings(causes=("suspend",))
 
 
 @needs_a_bus
@@ -152,7 +161,7 @@ def found_in_memory(pid: int, word: bytes) -> bool:
 def test_the_machine_sleeps_only_when_the_keys_are_closed(
     broker: RunningBroker, start: Start, bus: SystemBus, logind: Logind, signature: str
 ) -> None:
-    start("lock-on=suspend", bus=bus.address)
+    start(SUSPEND, bus=bus.address)
     until(listening, "logind is heard")
     assert asked(broker, signature) == "answered"
     assert logind.waits_before_sleep()
@@ -256,7 +265,7 @@ def test_a_key_that_opens_during_a_lock_is_refused_as_locked(
     """The lock wins, even if it is over by the time that the key is open."""
     name, blob = make_toy_key(gate.path.with_name("gated.key"))
     keyring.add(name, "gated", os.fsencode(gate.path) + b"\0" + blob)
-    start("lock-on=suspend", bus=bus.address)
+    start(SUSPEND, bus=bus.address)
     until(listening, "logind is heard")
     with ThreadPoolExecutor() as pool:
         answer = pool.submit(asked, broker, name)
@@ -283,7 +292,7 @@ def test_without_a_bus_one_log_line_and_the_status_say_so(start: Start) -> None:
 def test_keys_are_locked_after_a_time_without_use(
     broker: RunningBroker, start: Start, signature: str, protected: str
 ) -> None:
-    daemon = start("lock-after=1.5")
+    daemon = start(LockSettings(after=1.5))
     with DaemonControl() as control:
         control.unlock(protected, bytearray(PASSPHRASE))
         assert asked(broker, protected) == asked(broker, signature) == "answered"
@@ -296,7 +305,7 @@ def test_keys_are_locked_after_a_time_without_use(
 
 
 def test_use_of_a_key_postpones_its_lock(broker: RunningBroker, start: Start, signature: str) -> None:
-    daemon = start("lock-after=2")
+    daemon = start(LockSettings(after=2.0))
     never = threading.Event()
     for _ in range(8):
         assert asked(broker, signature) == "answered"
@@ -309,10 +318,10 @@ def test_use_of_a_key_postpones_its_lock(broker: RunningBroker, start: Start, si
 def test_a_reload_applies_a_changed_lock_on(
     broker: RunningBroker, start: Start, bus: SystemBus, logind: Logind, folder: Path, signature: str
 ) -> None:
-    found, modules = folder.parent / "found.json", ["module=toy=upcall.testing.toy:TOY"]
-    found.write_text(json.dumps([*modules, "lock-after=0", "lock-on="]))
+    found, plugins = folder.parent / "found.json", Plugins((Module("toy", "upcall.testing.toy:TOY"),))
+    found.write_text(dumps(Discovered(plugins)))
     path = logind.session("c1", tell=False)
-    daemon = start(EVERY, f"found={found}", bus=bus.address)
+    daemon = start(EVERY, bus=bus.address, found=found)
     until(listening, "logind is heard")
     logind.lock(path)
     until(lambda: status()["held"] == ["screen-lock"], "locked")
@@ -321,7 +330,7 @@ def test_a_reload_applies_a_changed_lock_on(
     until(lambda: not listening(), "nobody is to be heard")
     assert status()["locking"] == {"lock_after": 0, "lock_on": [], "listening": False, "why": ""}
     assert children(daemon.pid) == []
-    found.write_text(json.dumps([*modules, "lock-after=0", "lock-on=suspend"]))
+    found.write_text(dumps(Discovered(plugins, SUSPEND)))
     daemon.signal(signal.SIGHUP)
     until(listening, "logind is heard")
 
@@ -335,17 +344,17 @@ def test_the_users_lock_settings_override_the_systems_and_bad_ones_are_named(
     monkeypatch.setattr(config, "VENDOR", tmp_path / "vendor.toml")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
     monkeypatch.setattr(finding, "is_machines", lambda: False)
-    assert finding.locks() == ["lock-after=0", "lock-on=suspend,screen-lock,logout"]
+    assert finding.locks() == EVERY
     system.write_text('[keys]\nlock-after = 60\nlock-on = ["logout", "suspend"]\n')
-    assert finding.locks() == ["lock-after=60", "lock-on=logout,suspend"]
+    assert finding.locks() == LockSettings(60.0, ("logout", "suspend"))
     user.write_text("[keys]\nlock-on = []\n")
-    assert finding.locks() == ["lock-after=60", "lock-on="]
+    assert finding.locks() == LockSettings(60.0)
     user.write_text('[keys]\nlock-on = ["suspend", "sleep"]\n')
     with pytest.raises(config.ConfigError, match=r"2: keys\.lock-on: 'sleep'; must be a list of some of suspend"):
         finding.locks()
     user.write_text("")
     monkeypatch.setattr(finding, "is_machines", lambda: True)
-    assert finding.locks() == ["lock-after=60", "lock-on=suspend"]
+    assert finding.locks() == LockSettings(60.0, ("suspend",))
 
 
 def test_a_daemon_without_lock_settings_has_neither_thread_nor_listener(start: Start) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from upcall.broker.settings import BrokerSettings
 from upcall.process import log as module
 from upcall.process.log import EventLog
+from upcall.process.settings import dumps
 from upcall.testing.processes import RunningBroker, Started, until
 
 
@@ -158,7 +160,7 @@ def test_a_broker_with_a_full_log_serves_and_ends(folder: Path) -> None:
 
 def test_a_broker_whose_stderr_is_closed_starts(folder: Path) -> None:
     """A service manager may close it."""
-    broker_of = f"[sys.executable, '-m', 'upcall.broker', 'folder={folder}']"
+    broker_of = f"[sys.executable, '-m', 'upcall.broker', {dumps(BrokerSettings(folder))!r}]"
     code = f"import os, sys; os.close(2); os.execv(sys.executable, {broker_of})"
     with Started(["-c", code], folder.parent / "log") as broker:
         until(lambda: (folder / "broker.sock").exists() or broker.process.poll() is not None, "up, or down")

@@ -13,13 +13,15 @@ import pytest
 
 from upcall.cli.quotatest import become_machines
 from upcall.daemon.__main__ import REPLACED
+from upcall.daemon.settings import DaemonSettings
 from upcall.kernel import seccomp
 from upcall.kernel.process import harden
 from upcall.observe.doctor import daemon as checks
 from upcall.observe.doctor.findings import Finding
 from upcall.observe.doctor.system import Scene, StatusAnswer
 from upcall.process import machine
-from upcall.process.hardening import of_daemon
+from upcall.process.hardening import DaemonHardening, of_daemon
+from upcall.process.settings import dumps
 from upcall.protocols.request_key.explain.child import explained_as
 from upcall.testing.played import PlayedBroker
 from upcall.testing.processes import RunningBroker, Started, in_child
@@ -44,7 +46,7 @@ def surroundings(folder: Path) -> dict[str, str]:
 
 
 def the_real_one(folder: Path, name: str, surroundings: dict[str, str]) -> Started:
-    return Started(["-m", "upcall.daemon", f"folder={folder}"], folder.parent / name, surroundings)
+    return Started(["-m", "upcall.daemon", dumps(DaemonSettings(folder))], folder.parent / name, surroundings)
 
 
 def test_a_replaced_daemon_ends_with_an_exit_code_of_its_own(
@@ -76,7 +78,7 @@ def test_a_daemon_told_to_quit_without_a_successor_exits_0_to_be_restarted(
 def test_a_daemon_with_network_no_cannot_make_internet_sockets() -> None:
     def tried() -> list[int]:
         harden()
-        assert of_daemon(["network=no"], None).seccomp == "yes"
+        assert of_daemon(DaemonHardening(network=False), "no", None).seccomp == "yes"
         return [_making(family) for family in (socket.AF_UNIX, socket.AF_NETLINK, socket.AF_INET, socket.AF_INET6)]
 
     assert in_child(tried) == [0, 0, errno.EAFNOSUPPORT, errno.EAFNOSUPPORT]

@@ -18,15 +18,25 @@ import pytest
 from tests.carded import PIN, make_card_key
 from tests.typing_there import Typist
 from upcall.core.errors import Refused
+from upcall.daemon.prompting.settings import PIN_TIME, PROMPT_TIME, PromptSettings
+from upcall.daemon.settings import DaemonSettings
 from upcall.process.control import DaemonControl
+from upcall.protocols.ecryptfs.settings import LockSettings
 from upcall.testing.keys import FolderKeyring
-from upcall.testing.processes import RunningBroker, RunningDaemon, until
+from upcall.testing.processes import ONLY_AGENT, RunningBroker, RunningDaemon, until
 
 KEY = b"0123456789abcdef"
 TYPED = PIN.decode() + "\n"
 IMPATIENT = 2.5  # seconds, as eCryptfs
 
 Start = Callable[..., RunningDaemon]
+
+
+def agent(pin_time: float = PIN_TIME, prompt_time: float = PROMPT_TIME) -> DaemonSettings:
+    """Prompts in `upcall prompt` only, with these times."""
+    return DaemonSettings(prompting=PromptSettings(("agent",), None, pin_time, prompt_time))
+
+
 pytestmark = pytest.mark.usefixtures("runtime_folder")
 
 
@@ -59,7 +69,7 @@ def manner(request: pytest.FixtureRequest) -> str:
 def start(folder: Path, broker: RunningBroker) -> Iterator[Start]:
     with contextlib.ExitStack() as stack:
 
-        def started(manner: str = "inline", *options: str) -> RunningDaemon:
+        def started(manner: str = "inline", settings: DaemonSettings = ONLY_AGENT) -> RunningDaemon:
             spec = {"card": "carded:CARD"}
             running = RunningDaemon(
                 folder,
@@ -68,7 +78,7 @@ def start(folder: Path, broker: RunningBroker) -> Iterator[Start]:
                 [Path(__file__).parent],
                 control=True,
                 isolated=spec if manner == "isolated" else {},
-                options=options or ("ask=agent",),
+                settings=settings,
             )
             stack.enter_context(running)
             broker.registered(running.pid)
@@ -282,23 +292,31 @@ def found_in_memory(pid: int, word: bytes) -> bool:
     return False
 
 
-@pytest.mark.parametrize("option", ["pin-time=0", "pin-time=0.2", "lock-after=0.2"])
+@pytest.mark.parametrize(
+    ("settings", "seconds"),
+    [
+        (agent(pin_time=0.0), 0.0),
+        (agent(pin_time=0.2), 0.2),
+        (ONLY_AGENT._replace(locking=LockSettings(after=0.2)), 0.2),
+    ],
+    ids=["pin-time=0", "pin-time=0.2", "lock-after=0.2"],
+)
 def test_a_pin_is_asked_for_again_after_its_time(
-    broker: RunningBroker, start: Start, card: Card, asking: Asking, option: str
+    broker: RunningBroker, start: Start, card: Card, asking: Asking, settings: DaemonSettings, seconds: float
 ) -> None:
-    start("inline", "ask=agent", option)
+    start("inline", settings)
     with terminal() as typist:
         for label in ("one", "two"):
             answer = asking(card.key(label))
             typist.expect("PIN: ")
             typist.type(TYPED)
             assert answer.result() == "answered"
-            threading.Event().wait(float(option.partition("=")[2]))
+            threading.Event().wait(seconds)
     assert card.tries == ["good", "good"]
 
 
 def test_a_pin_that_is_not_kept_serves_all_that_waited_for_it(start: Start, card: Card, asking: Asking) -> None:
-    daemon = start("inline", "ask=agent", "pin-time=0")
+    daemon = start("inline", agent(pin_time=0.0))
     with terminal() as typist:
         answers = [asking(card.key(label)) for label in ("one", "two")]
         typist.expect("PIN: ")
@@ -312,7 +330,7 @@ def test_a_pin_that_is_not_kept_serves_all_that_waited_for_it(start: Start, card
 def test_an_ignored_prompt_is_withdrawn_and_the_request_refused(
     broker: RunningBroker, start: Start, card: Card
 ) -> None:
-    daemon = start("inline", "ask=agent", "prompt-time=0.3")
+    daemon = start("inline", agent(prompt_time=0.3))
     with terminal() as typist:
         assert asked(broker, card.key()) == "locked"
         typist.expect("too late")
@@ -396,7 +414,8 @@ def test_the_daemon_serves_others_while_it_asks(
 def test_prompting_is_not_imported_before_it_is_needed() -> None:
     program = (
         "import sys; from upcall.daemon import __main__; from upcall.daemon.prompter import LazyPrompter; "
-        "one = LazyPrompter([], None); one.over(); one.lock(); one.unlock(); "
+        "from upcall.daemon.prompting.settings import PromptSettings; "
+        "one = LazyPrompter(PromptSettings(), None); one.over(); one.lock(); one.unlock(); "
         "print(*(name for name in sys.modules if name.startswith('upcall.daemon.prompting.') or name == 'subprocess'))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -415,7 +434,7 @@ def test_a_failing_pinentry_falls_back_to_password_agents(
     pinentry.chmod(0o755)
     place = runtime_folder / "systemd" / "ask-password"
     place.mkdir(parents=True)
-    daemon = start("inline", f"pinentry={pinentry}")
+    daemon = start("inline", DaemonSettings(prompting=PromptSettings(pinentry=str(pinentry))))
     assert asking(card.key("one")).result() == "answered"
     pinentry.write_text(script % "exit 1")
     answered = asking(card.key("two", token="other"))
@@ -442,7 +461,7 @@ def test_an_unknown_way_of_asking_is_a_usage_error() -> None:
 
 
 def test_a_daemon_that_asks_by_pinentry_only_refuses_a_terminal(start: Start) -> None:
-    start("inline", "ask=pinentry")
+    start("inline", DaemonSettings(prompting=PromptSettings(("pinentry",))))
     with Typist(["-m", "upcall", "prompt"]) as typist:
         typist.expect("no-service")
         assert typist.ended() == os.EX_TEMPFAIL

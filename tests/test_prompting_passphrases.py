@@ -17,7 +17,7 @@ from tests.test_prompting_daemon import IMPATIENT, asked, found_in_memory, termi
 from upcall.keys.store import Entry, KeyStore
 from upcall.process.control import DaemonControl
 from upcall.testing.keys import FolderKeyring
-from upcall.testing.processes import RunningBroker, RunningDaemon, until
+from upcall.testing.processes import ONLY_AGENT, RunningBroker, RunningDaemon, until
 from upcall.testing.toy import make_toy_key
 
 PASSPHRASE = "correct horse"
@@ -41,7 +41,7 @@ def daemon(request: pytest.FixtureRequest, folder: Path, broker: RunningBroker) 
         {} if apart else spec,
         control=True,
         isolated=spec if apart else {},
-        options=("ask=agent",),
+        settings=ONLY_AGENT,
     )
     with started:
         broker.registered(started.pid)

@@ -18,6 +18,8 @@ import pytest
 
 from tests.quotakernel import ALICE, BOB
 from upcall.client import Client
+from upcall.daemon.plugins import Plugins, ServiceHandler
+from upcall.daemon.settings import DaemonSettings
 from upcall.protocols.quota.notice import take
 from upcall.testing.processes import NotInTime, RunningBroker, RunningDaemon, Started, until
 
@@ -29,6 +31,7 @@ OURS, NOBODYS = 26, 27  # groups
 ROUNDS, RATE, SECONDS = 5, 10_000, 2
 COUNT = RATE * SECONDS  # in a round
 MB = 1 << 20
+TELLING = DaemonSettings(plugins=Plugins(handlers=(ServiceHandler("quota", "answering:quota_telling"),)))
 
 
 class Kernel:
@@ -75,7 +78,7 @@ class Scene:
         until(lambda: self.status().get("listening"), "it listens")
         self.daemon = RunningDaemon(
             folder, folder.parent / "keys", {"toy": "upcall.testing.toy:TOY"}, [HERE],
-            options=["lazy=quota=answering:quota_telling"], environment={"TOLD": str(self._told)},
+            settings=TELLING, environment={"TOLD": str(self._told)},
         )  # fmt: skip
         with Client(folder) as client:
             until(lambda: [one["pid"] for one in client.status()["daemons"]] == [self.daemon.pid], "a daemon")

@@ -17,6 +17,8 @@ import pytest
 
 from tests.quotakernel import ALICE, BOB
 from tests.test_quota_flood import HERE, SURROUNDINGS, Kernel
+from upcall.daemon.plugins import Plugins, ServiceHandler
+from upcall.daemon.settings import DaemonSettings
 from upcall.protocols.quota.notice import take
 from upcall.testing.processes import RunningBroker, RunningDaemon, Started, until
 
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may send to
 
 GROUP = 25
 CAROL = 5003
+TELLING = DaemonSettings(plugins=Plugins(handlers=(ServiceHandler("quota", "answering:quota_telling"),)))
 
 
 class Scene:
@@ -38,7 +41,7 @@ class Scene:
         self.start_broker()
         self.daemon = RunningDaemon(
             folder, folder.parent / "keys", {}, [HERE],
-            options=["lazy=quota=answering:quota_telling"], environment={"TOLD": str(self._told)},
+            settings=TELLING, environment={"TOLD": str(self._told)},
         )  # fmt: skip
         self.started.append(self.daemon)
         self.broker.registered(self.daemon.pid)
@@ -144,7 +147,7 @@ def test_a_source_that_is_killed_with_notices_in_hand_has_written_them_down(scen
     environment = {"TOLD": str(scene.folder.parent / "told")}
     again = RunningDaemon(
         scene.folder, scene.folder.parent / "keys", {}, [HERE],
-        options=["lazy=quota=answering:quota_telling"], environment=environment,
+        settings=TELLING, environment=environment,
     )  # fmt: skip
     scene.started.append(again)
     scene.tells(ALICE, BOB)

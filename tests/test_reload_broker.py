@@ -18,9 +18,10 @@ import pytest
 from tests.test_broker_forwarders import GOOD, Forwarder, PlayedKeys
 from upcall import config
 from upcall.broker.server import Server
-from upcall.broker.settings import Configured, configured
+from upcall.broker.settings import BrokerSettings, Configured, configured
 from upcall.config import ConfigError
 from upcall.process.reload import Reloading
+from upcall.process.settings import dumps
 from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_key
 from upcall.protocols.request_key.key_types import OF_THE_SYSTEM
@@ -103,7 +104,7 @@ def test_a_broker_whose_terminal_has_closed_ends_on_sighup(folder: Path) -> None
     folder.mkdir(mode=0o755)
     pid, terminal = os.forkpty()
     if pid == 0:
-        arguments = [sys.executable, "-m", "upcall.broker", f"folder={folder}"]
+        arguments = [sys.executable, "-m", "upcall.broker", dumps(BrokerSettings(folder))]
         os.execv(sys.executable, arguments)
     try:
         read_until(terminal, b" broker-ready ")

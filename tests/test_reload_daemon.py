@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,9 +20,12 @@ from upcall.core.messages import Answer, Refusal
 from upcall.daemon import plugin_discovery as finding
 from upcall.daemon import reload as renewing
 from upcall.daemon.loading import loaders
+from upcall.daemon.plugins import Discovered, Module, Overrides, Plugins, ServiceHandler
+from upcall.daemon.settings import DaemonSettings
 from upcall.keymodule import KeyModule
 from upcall.process.control import DaemonControl
 from upcall.process.log import EventLog
+from upcall.process.settings import dumps
 from upcall.protocols.ecryptfs.key_handler import KeyHandler
 from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_key
 from upcall.testing.gate import Gate
@@ -33,7 +36,7 @@ from upcall.testing.toy import TOY
 
 HERE = Path(__file__).parent
 KEY = b"0123456789abcdef"
-TOY_ARGUMENT, BAD_ARGUMENT = "module=toy=upcall.testing.toy:TOY", "module=bad=misbehaving:BAD"
+TOY_MODULE, BAD_MODULE = Module("toy", "upcall.testing.toy:TOY"), Module("bad", "misbehaving:BAD")
 SLOW = "feedfeedfeedfeed"
 
 
@@ -47,11 +50,14 @@ class Scene:
     def __init__(self, broker: RunningBroker, daemon: RunningDaemon, found: Path) -> None:
         self.broker, self.daemon, self._found = broker, daemon, found
 
-    def reload(self, *arguments: str) -> None:
+    def reload(self, *modules: Module) -> None:
         before = self.daemon.log.count(" configuration-reloaded ")
-        self.write(json.dumps(arguments))
+        self.find(modules)
         self.daemon.signal(signal.SIGHUP)
         until(lambda: self.daemon.log.count(" configuration-reloaded ") > before, "the daemon has found it")
+
+    def find(self, modules: Sequence[Module]) -> None:
+        self.write(dumps(Discovered(Plugins(tuple(modules)))))
 
     def write(self, text: str) -> None:
         new = self._found.with_suffix(".new")
@@ -72,9 +78,9 @@ def scene(folder: Path, broker: RunningBroker, signature: str, monkeypatch: pyte
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder.parent / "run"))
     found = folder.parent / "found.json"
     modules = {"toy": "upcall.testing.toy:TOY", "bad": "misbehaving:BAD"}
-    options = [f"found={found}", "lazy=test.echo=answering:telling"]
-    path = [HERE, HERE.parent]
-    with RunningDaemon(folder, folder.parent / "keys", modules, path, control=True, options=options) as daemon:
+    settings = DaemonSettings(plugins=Plugins(handlers=(ServiceHandler("test.echo", "answering:telling"),)))
+    keys, path = folder.parent / "keys", [HERE, HERE.parent]
+    with RunningDaemon(folder, keys, modules, path, control=True, settings=settings, found=found) as daemon:
         broker.registered(daemon.pid)
         yield Scene(broker, daemon, found)
 
@@ -84,21 +90,21 @@ def test_a_denied_module_is_refused_until_a_reload_allows_it_again(
 ) -> None:
     keyring.add(SLOW, "bad", b"later")
     assert scene.wrap(signature) == scene.wrap(SLOW) == "answered"
-    scene.reload("denied=toy=it is not wanted", BAD_ARGUMENT)
+    scene.reload(TOY_MODULE._replace(denied="it is not wanted"), BAD_MODULE)
     assert scene.wrap(signature) == "module-failed"
     scene.daemon.logged("it is not wanted")
     with DaemonControl() as control:  # the other's key was left as it is
         assert control.status()["keys"] == [{"signature": SLOW, "module": "bad", "open": True}]
-    scene.reload(BAD_ARGUMENT)
+    scene.reload(BAD_MODULE)
     assert scene.wrap(signature) == "no-module"
-    scene.reload(TOY_ARGUMENT, BAD_ARGUMENT)
+    scene.reload(TOY_MODULE, BAD_MODULE)
     assert scene.wrap(signature) == "answered"
     assert "more=module=toy less=nothing" in scene.daemon.log
 
 
 def test_a_reload_moves_a_module_into_a_process_of_its_own(scene: Scene, signature: str) -> None:
     assert scene.wrap(signature) == "answered"
-    scene.reload(TOY_ARGUMENT.replace("module", "isolated", 1))
+    scene.reload(TOY_MODULE._replace(isolated=True))
     assert scene.wrap(signature) == "answered"
     with DaemonControl() as control:
         assert any(one.get("isolated") for one in control.status()["keys"])
@@ -113,11 +119,11 @@ def test_requests_in_progress_are_answered_across_reloads(
         visitor = gate.arrived()
         for number in range(200):
             if number % 20 == 0:  # the one that has it in hand is denied, and allowed again
-                scene.write(json.dumps([TOY_ARGUMENT, BAD_ARGUMENT][: 1 + number // 20 % 2]))
+                scene.find([TOY_MODULE, BAD_MODULE][: 1 + number // 20 % 2])
                 scene.daemon.signal(signal.SIGHUP)
             requester.ask(wrap_of(signature))
             assert requester.reason() == "answered"
-        scene.reload(TOY_ARGUMENT)
+        scene.reload(TOY_MODULE)
         visitor.release()
         assert held.reason() == "answered"
         requester.ask(wrap_of(SLOW))
@@ -131,9 +137,9 @@ def test_requests_in_progress_are_answered_across_reloads(
 def test_a_reload_with_malformed_findings_changes_nothing(scene: Scene, signature: str) -> None:
     scene.write("?")
     scene.daemon.signal(signal.SIGHUP)
-    scene.daemon.logged("found.json:1: is no JSON")
+    scene.daemon.logged("found.json: settings: not JSON: ")
     assert scene.wrap(signature) == "answered"
-    scene.reload(TOY_ARGUMENT)
+    scene.reload(TOY_MODULE)
     assert scene.wrap(signature) == "answered"
 
 
@@ -142,7 +148,7 @@ def test_config_reload_reloads_the_daemon_and_refuses_a_bad_file(
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr(config, "SYSTEM", tmp_path / "system.toml")
-    scene.write(json.dumps([BAD_ARGUMENT]))
+    scene.find([BAD_MODULE])
     done = CliRunner().invoke(main, ["config", "reload"])
     assert (done.exit_code, done.output) == (0, "")
     scene.daemon.logged("configuration-reloaded")
@@ -231,19 +237,26 @@ def test_the_finder_in_a_child_reports_findings_and_errors(tmp_path: Path, monke
     file = config.user_file()
     file.parent.mkdir()
     file.write_text('[plugins]\nallow = ["x25519", "openssl"]\n')
-    found = renewing.find_in_child(["isolate=openssl"])
-    assert found == finding.found(["openssl"]) + finding.locks()
-    assert "isolated=openssl=upcall_rsa:module" in found
-    assert "isolate=openssl" in found
+    overrides = Overrides(isolate=("openssl",))
+    found = renewing.find_in_child(overrides)
+    assert found == Discovered(finding.found(overrides), finding.locks())
+    assert Module("openssl", "upcall_rsa:module", isolated=True) in found.plugins.modules
+    assert found.plugins.overrides == overrides
     with pytest.raises(ModuleFailed, match="no key module 'nothing'"):
-        renewing.find_in_child(["inline=nothing"])
+        renewing.find_in_child(Overrides(inline=("nothing",)))
     file.write_text("[plugins]\nallow = 1\n")
-    with pytest.raises(ModuleFailed, match=f"{file}:2: plugins.allow: must be a list of names"):
-        renewing.find_in_child([])
+    with pytest.raises(ModuleFailed, match=f"{file}:2: plugins.allow: a list of names is wanted"):
+        renewing.find_in_child(Overrides())
 
 
 @pytest.mark.parametrize(
-    ("code", "why"), [("import time; time.sleep(60)", "within 1 s"), ("1/0", "ZeroDivisionError")]
+    ("code", "why"),
+    [
+        ("import time; time.sleep(60)", "within 1 s"),
+        ("1/0", "ZeroDivisionError"),
+        ("print(1)", "an object is wanted, not 1: restart the daemon"),
+        ("", "not JSON"),
+    ],
 )
 def test_a_finder_that_hangs_or_crashes_is_a_module_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, why: str
@@ -254,7 +267,7 @@ def test_a_finder_that_hangs_or_crashes_is_a_module_failure(
     monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.setattr(renewing, "PATIENCE", 1.0)
     with pytest.raises(ModuleFailed, match=why):
-        renewing.find_in_child([])
+        renewing.find_in_child(Overrides())
 
 
 # --- the key service -------------------------------------------------------------------------------------------
@@ -316,8 +329,8 @@ def test_a_module_that_stays_the_same_is_not_loaded_again(keyring: FolderKeyring
     count = iter(range(10))
     keys = key_service(keyring, {"toy": lambda: (next(count), TOY)[1]})
     first = keys.opener.open(signature)
-    keys.cache.use(loaders([TOY_ARGUMENT], lambda: 0.0, EventLog("test")), {"toy"})
+    keys.cache.use(loaders([TOY_MODULE], lambda: 0.0, EventLog("test")), {"toy"})
     assert keys.opener.open(signature) is first
-    keys.cache.use(loaders([TOY_ARGUMENT], lambda: 0.0, EventLog("test")), set())
+    keys.cache.use(loaders([TOY_MODULE], lambda: 0.0, EventLog("test")), set())
     assert keys.opener.open(signature) is not first
     assert next(count) == 1

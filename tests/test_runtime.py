@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from upcall.broker.settings import BrokerSettings
 from upcall.core.errors import UsageError
 from upcall.kernel.local import connect, listen
 from upcall.process import paths as runtime
 from upcall.process.paths import Place, find_place, own_place, user_folder
+from upcall.process.settings import dumps
 from upcall.testing.processes import Started
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give things away")
@@ -53,7 +55,7 @@ def test_a_folder_of_another_uid_is_refused(tmp_path: Path) -> None:
     os.chown(tmp_path / "theirs", 65534, 65534)
     with pytest.raises(UsageError):
         own_place(tmp_path / "theirs")
-    with Started(["-m", "upcall.broker", f"folder={tmp_path / 'theirs'}"], tmp_path / "log") as broker:
+    with Started(["-m", "upcall.broker", dumps(BrokerSettings(tmp_path / "theirs"))], tmp_path / "log") as broker:
         assert broker.wait() == 69
         assert "not a folder of our own" in broker.log
 

@@ -88,7 +88,7 @@ def started(planted: Planted, words: Sequence[str], environment: dict[str, str])
 
 # Each module that a process of ours starts, as `startpython.command` has it; arguments that end it early.
 MODULES_STARTED = {
-    "upcall.broker": ["contexts=nonsense"],
+    "upcall.broker": ["nonsense"],
     "upcall.daemon": ["nonsense"],
     "upcall.kernel.genetlink": ["NONSENSE", "none"],
     "upcall.daemon.isolation": ["-1", "0", "upcall.testing.toy:TOY"],

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from upcall.broker.settings import BrokerSettings
 from upcall.process import trust
+from upcall.process.settings import dumps
 from upcall.process.trust import Trust
 
 ROOT = Path(__file__).parents[1]
@@ -200,7 +202,7 @@ def test_broker_and_daemon_of_root_refuse_to_start_from_an_untrusted_folder(
     place: Path, folder: Path, command: str
 ) -> None:
     place.chmod(0o777)
-    done = run(place, f"upcall.{command}", f"folder={folder}")
+    done = run(place, f"upcall.{command}", dumps(BrokerSettings(folder)))
     assert done.returncode == os.EX_CONFIG
     assert f"{place}: root would run it, but it has mode 0777" in done.stderr
     assert f"chmod go-w {place}" in done.stderr and "[trust] check = false" in done.stderr
@@ -214,7 +216,7 @@ def test_xdg_config_home_does_not_turn_the_check_off_for_root(
     config.mkdir(parents=True)
     (config / "config.toml").write_text("[trust]\ncheck = false\n")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(config.parent))
-    assert run(place, "upcall.broker", f"folder={folder}").returncode == os.EX_CONFIG
+    assert run(place, "upcall.broker", dumps(BrokerSettings(folder))).returncode == os.EX_CONFIG
 
 
 def test_the_systems_configuration_turns_the_refusal_off(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ from bench.noop import ALIAS
 from bench.soak.traffic import Counts
 from upcall.client import Client
 from upcall.daemon import __main__ as daemon_main
+from upcall.daemon.plugins import Module, Plugins
+from upcall.daemon.settings import DaemonSettings
 from upcall.kernel.process import die_with_parent
 
 _PATIENCE = 20.0
@@ -65,7 +67,8 @@ class Restless:
             die_with_parent(signal.SIGKILL)
             os.environ["XDG_RUNTIME_DIR"] = self._runtime
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            daemon_main.run([f"folder={self._folder}", f"module={ALIAS}=bench.noop:module"])
+            plugins = Plugins((Module(ALIAS, "bench.noop:module"),))
+            daemon_main.serve_with(DaemonSettings(self._folder, plugins=plugins))
         finally:
             os._exit(0)
 

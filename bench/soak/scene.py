@@ -17,11 +17,13 @@ from bench.noop import ALIAS as NOOP
 from bench.packets import new_signature, noop_wrap
 from bench.quota import Sender
 from bench.rsa import new_key
-from bench.stage import BenchError, Client, Stage
+from bench.stage import BenchError, Client, Stage, plugins
 from upcall.client import Client as Asking
 from upcall.client import NoBroker
+from upcall.daemon.settings import DaemonSettings
 from upcall.keymodule import Limits, Making
 from upcall.keys.enrolment import chosen
+from upcall.process.settings import dumps
 from upcall.protocols.ecryptfs.packets import SIGNATURE_LENGTH
 from upcall.testing.secrets import GivenSecrets
 
@@ -152,9 +154,9 @@ class Scene:
         modules = {NOOP: "bench.noop:module"}
         if not _runs_as(QUIET):
             return self._stage.daemon_as(QUIET, self.folder, modules)
-        words = [f"folder={self.folder}", *(f"module={alias}={spec}" for alias, spec in modules.items())]
+        settings = dumps(DaemonSettings(self.folder, plugins=plugins(modules)))
         return self._stage.start(
-            [sys.executable, "-P", "-X", "upcall-environment", "-m", "upcall.daemon", *words], QUIET
+            [sys.executable, "-P", "-X", "upcall-environment", "-m", "upcall.daemon", settings], QUIET
         ).pid
 
     def _isolated(self, daemon: int) -> int:

@@ -18,10 +18,15 @@ from typing import Any, Self
 
 from tests.attacks import raw
 from tests.attacks.attacker import become
+from upcall.broker.settings import BrokerSettings
 from upcall.client import Client, NoBroker
+from upcall.daemon.plugins import Module, Plugins
+from upcall.process.settings import dumps
 from upcall.protocols.ecryptfs.packets import CIPHER_AES_128, TAG_66, Ask, FileKey, pack_ask, pack_file_key
+from upcall.testing.broker import BrokerForTests
+from upcall.testing.daemon import DaemonForTests
 from upcall.testing.keys import FolderKeyring
-from upcall.testing.processes import PATIENCE, NotInTime, until
+from upcall.testing.processes import ONLY_AGENT, PATIENCE, NotInTime, until
 from upcall.testing.toy import TOY, make_toy_key
 
 HERE = Path(__file__).parent
@@ -198,7 +203,10 @@ class World:
 
     def broker(self, *delays: str) -> Process:
         """Starts a broker, and waits until it is ready."""
-        arguments = ["upcall.testing.broker", f"folder={self.folder}", "related=no"]
+        settings = BrokerForTests(BrokerSettings(self.folder))
+        # Other trees are older, and have arguments NAME=VALUE.
+        words = [f"folder={self.folder}", "related=no"] if BEFORE else [dumps(settings)]
+        arguments = ["upcall.testing.broker", *words]
         made = Process(self.network, self.above / "broker.log", arguments, delays=delays)
 
         def ready() -> bool:
@@ -214,8 +222,10 @@ class World:
     def daemon(self, *delays: str, keys: Keys | None = None) -> Process:
         """Starts a daemon of the victim, or of the owner of `keys`. Does not wait for its registration."""
         keys = keys or self.victim
-        arguments = ["upcall.testing.daemon", f"folder={self.folder}", f"keys={keys.home / 'keys'}"]
-        arguments += ["module=slow=slowkey:SLOW", "ask=agent"]
+        plugins = Plugins((Module("slow", "slowkey:SLOW"),))
+        settings = DaemonForTests(keys.home / "keys", ONLY_AGENT._replace(folder=self.folder, plugins=plugins))
+        words = [f"folder={self.folder}", f"keys={settings.keys}", "module=slow=slowkey:SLOW", "ask=agent"]
+        arguments = ["upcall.testing.daemon", *(words if BEFORE else [dumps(settings)])]
         log = self.above / f"daemon-{keys.uid}.log"
         return Process(self.network, log, arguments, keys.uid, keys.home / "run", delays)
 

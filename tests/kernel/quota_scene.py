@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from upcall.broker.server import main as serve_broker
+from upcall.broker.settings import BrokerSettings
 from upcall.config import SYSTEM
 from upcall.core.errors import ModuleFailed
 from upcall.kernel import quotactl
@@ -34,6 +35,7 @@ from upcall.protocols.ecryptfs.packets import (
 )
 from upcall.protocols.quota.notice import QuotaNotice, sentence, take
 from upcall.protocols.quota.process import main as serve_quota
+from upcall.protocols.quota.settings import SourceSettings
 from upcall.protocols.quota.setup import STATE
 from upcall.protocols.quota.warning import Quota
 from upcall.testing.lab.stage import PATIENCE, Person, Task, broker_status, daemon_status, do_as, wait_until
@@ -190,10 +192,10 @@ class QuotaHouse:
     def open(self, root: Person) -> None:
         """Starts what does not run, and waits until the broker knows that the source listens."""
         if self.broker is None or self.broker.ended:
-            self.broker = Task(root, serve_broker, output=self.folder / "broker.log")
+            self.broker = Task(root, lambda: serve_broker(BrokerSettings()), output=self.folder / "broker.log")
             self._tasks.append(self.broker)
         if self.source is None or self.source.ended:
-            self.source = Task(root, serve_quota, output=self.folder / "source.log")
+            self.source = Task(root, lambda: serve_quota(SourceSettings()), output=self.folder / "source.log")
             self._tasks.append(self.source)
         wait_until(lambda: bool((broker_status() or {}).get("quota", {}).get("listening")), "the source listens", 60)
 

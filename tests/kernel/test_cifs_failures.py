@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +29,9 @@ from tests.kernel.scene import House, Outcome, attempt, pending
 from upcall import config
 from upcall.broker import server
 from upcall.core.errors import REASONS
+from upcall.daemon.plugins import Plugins, ServiceHandler
+from upcall.daemon.settings import DaemonSettings
+from upcall.process.settings import dumps
 from upcall.protocols.catalogue import SERVICES
 from upcall.testing.lab.fileserver import FileServer
 from upcall.testing.lab.kerberos import FOREIGN_SERVER, UNKNOWN_SERVER, Realm, replaced
@@ -36,10 +41,12 @@ MACHINES = '[request-key."cifs.spnego"]\nwithout-daemon = "machine"\n'
 
 
 # What the service manager does elsewhere.
-_DAEMON = f"{sys.executable} -P -m upcall.daemon handler={SERVICE}=upcall_spnego:handler"
+_SETTINGS = dumps(DaemonSettings(plugins=Plugins(handlers=(ServiceHandler(SERVICE, "upcall_spnego:handler"),))))
+_DAEMON = f"{sys.executable} -P -m upcall.daemon {shlex.quote(_SETTINGS)}"
+_START = ["sh", "-c", f"setpriv --reuid={{uid}} --regid={{uid}} --clear-groups {_DAEMON} &"]
 STARTED = f"""
 [daemon]
-start = ["sh", "-c", "setpriv --reuid={{uid}} --regid={{uid}} --clear-groups {_DAEMON} &"]
+start = {json.dumps(_START)}
 [request-key."{SERVICE}"]
 without-daemon = "start"
 """

@@ -15,7 +15,10 @@ import pytest
 from tests import escaping
 from tests.kernel.scene import CONTENT, attempt, keys, opening, vault
 from upcall.client import Client
+from upcall.daemon.plugins import Module, Plugins
+from upcall.daemon.settings import DaemonSettings
 from upcall.kernel import capabilities, keyring, landlock
+from upcall.process.settings import dumps
 from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
 from upcall.testing.lab.stage import (
     PATIENCE,
@@ -109,6 +112,7 @@ def test_a_key_module_cannot_reach_beyond_its_sandbox(broker: int, name: str, re
 
 def _daemon(who: Person) -> subprocess.Popen[bytes]:
     """`upcall daemon`, with a key module that nobody has installed."""
-    words = [sys.executable, "-P", "-m", "upcall.daemon", "module=escaping=tests.escaping:MODULE"]
+    plugins = Plugins((Module("escaping", "tests.escaping:MODULE"),))
+    words = [sys.executable, "-P", "-m", "upcall.daemon", dumps(DaemonSettings(plugins=plugins))]
     surroundings = {**who.environment(), "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.Popen(words, user=who.uid, group=who.gid, extra_groups=[], env=surroundings, cwd="/")

@@ -6,7 +6,6 @@ import datetime
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,11 +14,13 @@ from upcall_rsa.blob import Blob, pack_blob
 
 from tests.kernel.scene import CONTENT, House, Vault, keys, strike_out
 from upcall.daemon import __main__ as daemon_main
+from upcall.daemon.plugins import Module, Plugins
 from upcall.kernel import keyring
 from upcall.keys.store import Entry, KeyStore
 from upcall.protocols.ecryptfs.auto_add import add_auto_keys
 from upcall.testing.lab import stage
 from upcall.testing.lab.stage import Person, Task, do_as, drop_caches, person, serving, wait_until
+from upcall.testing.processes import ONLY_AGENT
 
 KEY = keys()["rsa3072"]
 
@@ -68,14 +69,13 @@ def login(who: Person, house: House, begin: Callable[[], None], gate: Path | Non
     def work() -> int:
         os.environ["XDG_DATA_HOME"] = str(who.home / "trap")
         begin()
-        arguments = ["module=openssl=upcall_rsa:module", "ask=agent", *add_auto_keys()]
+        plugins = Plugins((Module("openssl", "upcall_rsa:module"),))
+        settings = ONLY_AGENT._replace(plugins=plugins, keys=add_auto_keys())
         if gate is None:
-            return daemon_main.run(arguments)
+            return daemon_main.serve_with(settings)
         pid = os.fork()
         if pid == 0:
-            os._exit(daemon_main.run(arguments))
-        # Or the daemon would outlive the task, and register with the next test's broker.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+            os._exit(daemon_main.serve_with(settings))
         try:
             wait_until(gate.exists, "the logout")
             keyring.revoke(keyring.SESSION_KEYRING)

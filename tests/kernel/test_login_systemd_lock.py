@@ -19,8 +19,11 @@ import pytest
 
 from upcall.kernel import keyring
 from upcall.process.control import DaemonControl
+from upcall.process.settings import dumps
 from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
+from upcall.protocols.ecryptfs.settings import LockSettings
 from upcall.testing.lab.stage import PATIENCE, Person, do_as, person, wait_until
+from upcall.testing.processes import ONLY_AGENT
 
 SLOW = 5 * PATIENCE
 SIGNATURE = "0123456789abcdef"
@@ -60,10 +63,11 @@ class House:
         self._runtime = folder / "runtime"
         self._runtime.mkdir(0o700)
         os.chown(self._runtime, alice.uid, alice.gid)
-        arguments = f"folder={folder}/nowhere ask=agent lock-on=suspend,screen-lock,logout"
+        locking = LockSettings(causes=("suspend", "screen-lock", "logout"))
+        settings = dumps(ONLY_AGENT._replace(folder=folder / "nowhere", locking=locking))
         UNIT.write_text(
             f"[Service]\nUser={alice.name}\nEnvironment=XDG_RUNTIME_DIR={self._runtime}\n"
-            f"ExecStart={sys.executable} -I -m upcall.daemon {arguments}\n"
+            f"ExecStart={sys.executable} -I -m upcall.daemon '{settings}'\n"
             f"StandardError=append:{self.log_file}\n" + sandbox()
         )
         said = tell("systemctl", "daemon-reload") + tell("systemctl", "start", UNIT.name)

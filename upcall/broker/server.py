@@ -10,13 +10,12 @@ import gc
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upcall import __version__, config
 from upcall.broker.launcher import COMMAND, Launcher
 from upcall.broker.registration import Registration
-from upcall.broker.settings import Configured, configured
+from upcall.broker.settings import BrokerSettings, Configured, configured
 from upcall.broker.source_listener import SourceListener
 from upcall.core.errors import UpcallError
 from upcall.core.router import Router
@@ -30,6 +29,7 @@ from upcall.process.paths import Place, own_place
 from upcall.process.people import People
 from upcall.process.reload import Hangup, Reloading
 from upcall.process.source import MakeSource, Source
+from upcall.process.trust import Fault
 from upcall.process.waker import Waker
 from upcall.protocols.catalogue import PROTOCOLS, SERVICES
 from upcall.protocols.local.source import Requesters
@@ -189,37 +189,33 @@ class Server:
         return found
 
 
-def main(
-    folder: Path | None = None,
-    device: Path | None = None,
-    contexts: int | None = None,
-    records: str | None = None,
-) -> None:
+def main(settings: BrokerSettings, faults: Sequence[Fault] = ()) -> None:
     """Runs a broker in this process until SIGTERM or SIGINT. OSError, UsageError, ConfigError before it is ready.
 
-    SIGHUP reloads the configuration. `records`: where a record of each request is written
-    (upcall/observe/recorder.py); None: as configured. The others: upcall/protocols/protocol.py.
+    SIGHUP reloads the configuration. `faults`: files that others could change, for the log.
     """
     hangup = Hangup()
     harden()
     raise_descriptor_limit()
     prefer_us()
-    if device is not None:
+    if settings.device is not None:
         stay_in_memory()  # paging in from a slow disk can take longer than the kernel's time-out of 3 s
-    services = SERVICES if contexts is None else with_contexts(SERVICES, contexts)
+    services = SERVICES if settings.contexts is None else with_contexts(SERVICES, settings.contexts)
 
     def read() -> Configured:
         return configured(services)
 
     found = read()
-    place = own_place(folder)
-    given = Given(place, device, found.owners)
+    place = own_place(settings.folder)
+    given = Given(place, settings.device, found.owners)
     make = [one for protocol in PROTOCOLS if (one := protocol.source(given)) is not None]
-    where = _where(records)
-    hardened = of_broker(place.folder, found.hardening, where, device, found.command)
+    where = _where(settings.records)
+    hardened = of_broker(place.folder, found.hardening, where, settings.device, found.command)
     manager = Manager()
     server = Server(place, make, found.services, None, found.start, read, manager, machine=found.machine)
     server.harden(hardened, not found.hardening or (found.command is not None and hands_on(found.command)))
+    for fault in faults:
+        server.log("file-not-trusted", file=fault.path, why=fault.why)
     server.router.limits = found.limits
     server.heed_signals()
     record = _recorder(where, server)

@@ -1,8 +1,9 @@
-"""Reads the broker's settings from the configuration, at start-up and on SIGHUP."""
+"""The broker's settings: those of its command line, and those of the configuration, which SIGHUP reads again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from upcall import config
@@ -13,7 +14,18 @@ from upcall.process import machine
 from upcall.protocols.request_key.key_types import OF_THE_SYSTEM
 
 
+class BrokerSettings(NamedTuple):
+    """Of the command line: made by `upcall broker`, passed across exec by upcall/process/settings.py."""
+
+    folder: Path | None = None  # for the sockets; None: the usual one
+    device: Path | None = None  # /dev/ecryptfs, if it is to be served
+    contexts: int | None = None  # message contexts of each uid for each service; None: each service's own number
+    records: str | None = None  # where a record of each request is written (observe/recorder.py); None: as configured
+
+
 class Configured(NamedTuple):
+    """Of the configuration."""
+
     services: Mapping[str, Service]
     owners: Mapping[str, int]  # key type -> uid whose daemon answers, for descriptions that name none
     start: Sequence[str]  # the command that starts a daemon

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
+from upcall.broker.settings import BrokerSettings
 from upcall.observe.recorder import check_where
 from upcall.process import start_python as startpython
+from upcall.process.settings import dumps
 from upcall.protocols.ecryptfs.device import DEVICE
 
 
@@ -51,15 +53,14 @@ def command(
       # upcall broker
       $ upcall broker --runtime /tmp/mine --no-ecryptfs
     """
-    arguments = [f"folder={runtime.absolute()}"] if runtime is not None else []
-    if ecryptfs or (ecryptfs is None and os.geteuid() == 0):
-        arguments.append(f"device={DEVICE}")
-    if contexts is not None:
-        arguments.append(f"contexts={contexts}")
     if quota:
         about = "--quota does nothing here: quota warnings are heard by a process of its own, `upcall quota serve`"
         click.echo(f"upcall broker: {about} (upcall-quota.service)", err=True)
-    if log_requests is not None:
-        arguments.append(f"records={check_where(log_requests)}")
-    command = startpython.command("upcall.broker", *arguments)
+    settings = BrokerSettings(
+        None if runtime is None else runtime.absolute(),
+        DEVICE if ecryptfs or (ecryptfs is None and os.geteuid() == 0) else None,
+        contexts,
+        None if log_requests is None else check_where(log_requests),
+    )
+    command = startpython.command("upcall.broker", dumps(settings))
     os.execve(command[0], command, startpython.cleaned())  # noqa: S606

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -11,11 +12,16 @@ from upcall import config
 from upcall.cli import completing
 from upcall.core.errors import UsageError
 from upcall.daemon.plugin_discovery import found, keys_only, locks
-from upcall.daemon.prompter import WAYS
-from upcall.daemon.prompting.settings import PIN_TIME, PROMPT_TIME
+from upcall.daemon.plugins import Overrides
+from upcall.daemon.prompting.settings import PIN_TIME, PROMPT_TIME, WAYS, PromptSettings
+from upcall.daemon.settings import DaemonSettings
 from upcall.observe.recorder import check_where, wanted
 from upcall.process import start_python as startpython
+from upcall.process.hardening import DaemonHardening
+from upcall.process.settings import dumps
 from upcall.protocols.ecryptfs.auto_add import add_auto_keys
+
+_FOREVER: Final = 1e9  # seconds, for "--pin-time inf"
 
 
 @click.command("daemon")
@@ -106,21 +112,26 @@ def command(
       $ upcall daemon
       $ upcall daemon --isolate openssl --pin-time 0
     """
-    arguments = [f"folder={runtime.absolute()}"] if runtime is not None else []
-    arguments += ["prove=all"] if prove_all else []
-    if unknown := sorted(set(filter(None, ask.split(","))) - set(WAYS)):
+    ways = tuple(filter(None, ask.split(",")))
+    if unknown := sorted(set(ways) - set(WAYS)):
         raise UsageError(f"--ask {unknown[0]}: there are {', '.join(WAYS)}")
-    arguments += [f"pin-time={pin_time}", f"prompt-time={prompt_time}", f"ask={ask}"]
-    arguments += [f"pinentry={pinentry}"] if pinentry is not None else []
-    arguments += [f"records={check_where(wanted(log_requests, user=True))}"]
-    arguments += _hardening() + (["network=no"] if keys_only() else [])
-    arguments += found(isolate, inline) + locks() + add_auto_keys()
-    command = startpython.command("upcall.daemon", *arguments)
+    settings = DaemonSettings(
+        None if runtime is None else runtime.absolute(),
+        prove_all,
+        check_where(wanted(log_requests, user=True)),
+        found(Overrides(isolate, inline)),
+        locks(),
+        PromptSettings(ways, pinentry, min(pin_time, _FOREVER), prompt_time),
+        _hardening()._replace(network=not keys_only()),
+        add_auto_keys(),
+    )
+    command = startpython.command("upcall.daemon", dumps(settings))
     os.execve(command[0], command, startpython.cleaned())  # noqa: S606
 
 
-def _hardening() -> list[str]:
-    """Returns the configured hardening as arguments of the daemon. ConfigError."""
-    told = config.settings("hardening", user=True)
-    writable = sorted(f"writable={Path(place).expanduser()}" for place in told.get("writable", ()))
-    return writable if told.get("daemon", True) else ["hardening=no"]
+def _hardening() -> DaemonHardening:
+    """Returns the configured hardening. ConfigError."""
+    table = config.settings("hardening", user=True)
+    if not table.get("daemon", True):
+        return DaemonHardening(wanted=False)
+    return DaemonHardening(writable=tuple(sorted(Path(place).expanduser() for place in table.get("writable", ()))))

@@ -23,8 +23,10 @@ from upcall.kernel import quotactl
 from upcall.kernel.genetlink import Listener, look_up
 from upcall.kernel.mounts import Mount, Names, mounts, project_number
 from upcall.process import start_python as startpython
+from upcall.process.settings import dumps
 from upcall.protocols.quota import warning as quota
 from upcall.protocols.quota.notice import FILES, KINDS, MAX_ID, SPACE, amount, duration, moment, printable
+from upcall.protocols.quota.settings import SourceSettings
 from upcall.protocols.quota.warning import Figures, Warned
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
@@ -75,8 +77,8 @@ def serve(runtime: Path | None) -> None:
     Examples:
       # upcall quota serve
     """
-    arguments = [f"folder={runtime.absolute()}"] if runtime is not None else []
-    words = startpython.command("upcall.protocols.quota", *arguments)
+    settings = SourceSettings(None if runtime is None else runtime.absolute())
+    words = startpython.command("upcall.protocols.quota", dumps(settings))
     os.execve(words[0], words, startpython.cleaned())  # noqa: S606
 
 

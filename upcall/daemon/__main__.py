@@ -1,14 +1,17 @@
-"""`upcall daemon` becomes this process: without the command line's libraries it starts and stays small."""
+"""Runs the daemon: `python -m upcall.daemon SETTINGS`, with DaemonSettings as upcall/process/settings.py packs them.
+
+`upcall daemon` becomes this process by exec: without the command line's libraries it starts fast and stays small.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upcall.config import ConfigError
 from upcall.core.errors import UpcallError
 from upcall.daemon.control import Control
 from upcall.daemon.loading import handlers, loaders
@@ -16,18 +19,21 @@ from upcall.daemon.passphrase_sources import fetch
 from upcall.daemon.process import Daemon, serve
 from upcall.daemon.prompter import LazyPrompter
 from upcall.daemon.reload import Renewing
+from upcall.daemon.settings import DaemonSettings
 from upcall.kernel import keyring
 from upcall.kernel.notify import Manager
 from upcall.kernel.process import harden
-from upcall.process import trust
+from upcall.process import entry
 from upcall.process.hardening import done_listening, of_daemon
 from upcall.process.log import EventLog
 from upcall.process.paths import Place, daemon_socket, find_place, user_folder
 from upcall.process.reload import Hangup
+from upcall.process.trust import Fault
 from upcall.protocols.ecryptfs import own_files as ownfiles
 from upcall.protocols.ecryptfs.auto_lock import Locking
 from upcall.protocols.ecryptfs.key_handler import KeyHandler
 from upcall.protocols.ecryptfs.packets import is_signature
+from upcall.protocols.ecryptfs.settings import LoginKeys
 
 if TYPE_CHECKING:
     from upcall.observe.recorder import Recorder
@@ -36,70 +42,54 @@ REPLACED = os.EX_TEMPFAIL  # the exit status that tells a service manager to lea
 _WARMING = 4.0  # seconds that registering waits for keys to be opened
 
 
-def run(arguments: list[str]) -> int:
-    """`folder=PATH`, `prove=all`, and one `module=ALIAS=PACKAGE:NAME` for each key module that may be loaded;
-    `isolated` instead of `module` for one that gets a process of its own; one `handler=SERVICE=PACKAGE:NAME` for each
-    service that somebody answers; and what upcall.daemon.plugin_discovery is to be told when it looks again.
-    `records=WHERE` (upcall/observe/recorder.py); `hardening=no`, `writable=PATH` (upcall/process/hardening.py). How
-    people are asked for PINs: `ask=WAY,...`, `pinentry=PATH`, `pin-time=SECONDS`, `prompt-time=SECONDS`.
-    When keys lock by themselves: `lock-after=SECONDS`, `lock-on=CAUSE,...` (protocols/ecryptfs/auto_lock.py). What
-    became of the keys that were to be added at login: `added=`, `not-added=` (protocols/ecryptfs/auto_add.py)."""
-    settings = dict(argument.split("=", 1) for argument in arguments)
-    folder = settings.get("folder")
-    try:
-        faults = trust.require()
-    except ConfigError as error:
-        print(f"upcall daemon: {error}", file=sys.stderr)  # noqa: T201
-        return os.EX_CONFIG
+def serve_with(settings: DaemonSettings, faults: Sequence[Fault] = ()) -> int:
+    """Runs a daemon in this process until it is told to end. `faults`: of trust, for the log. Returns the exit status.
+    UpcallError, OSError. In the main thread, before there is another: privileges are dropped per thread."""
     hangup = Hangup()
     manager = Manager()
     harden()
-    hardened = of_daemon(arguments, _own_folder())  # before there is another thread
+    hardened = of_daemon(settings.hardening, settings.records, _own_folder())
     log = EventLog("upcall-daemon")
     log("privileges-dropped", **hardened._asdict())
     for fault in faults:
         log("file-not-trusted", file=fault.path, why=fault.why)
-    if settings.get("network") == "no":
+    if not settings.hardening.network:
         log("network-refused", why="root's daemon serves root's keys only: the machine's has a user of its own")
     elif os.geteuid() == 0:
         log("network-served", why="as root, for there is no system user upcall: `upcall setup` makes one")
-    modules = loaders(arguments, lambda: keys.deadline(), log)
+    modules = loaders(settings.plugins.modules, lambda: keys.deadline(), log)
+    keyring.join_session_and_link_user_keyring()
+    ownfiles.refuse(keyring, log)
+    prompter = LazyPrompter(settings.prompting, log, settings.locking.after)
+    keys = KeyHandler(keyring, modules, fetch, settings.prove_all, prompter)
+    control = Control(daemon_socket(), keys.cache, keys.warm, prompter.attach)
+    done_listening(hardened)  # before code of plugins runs
+    # A registered daemon gets requests. Importing a key module can cost a busy machine more than the kernel's 3 s, and
+    # an older daemon, which has its keys open, serves meanwhile.
+    warming = threading.Thread(target=_warm, args=(keys,), name="warm", daemon=True)
+    warming.start()
+    warming.join(_WARMING)
+    locking, not_added = Locking(keys.cache, settings.locking, log), _log_keys(settings.keys, log)
+    control.more = lambda: {
+        "hardening": hardened._asdict(), "locking": locking.report(), "not_added": not_added,
+    }  # fmt: skip
+    record = _recorder(settings.records, log)
+    place = find_place(settings.folder)
     try:
-        keyring.join_session_and_link_user_keyring()
-        ownfiles.refuse(keyring, log)
-        prompter = LazyPrompter(arguments, log)
-        keys = KeyHandler(keyring, modules, fetch, settings.get("prove") == "all", prompter)
-        control = Control(daemon_socket(), keys.cache, keys.warm, prompter.attach)
-        done_listening(hardened)  # before there is anybody else's code
-        # Whoever is registered is asked. Importing a key module can cost a busy machine more than the kernel's 3 s,
-        # and an older daemon, which has its keys open, serves meanwhile.
-        warming = threading.Thread(target=_warm, args=(keys,), name="warm", daemon=True)
-        warming.start()
-        warming.join(_WARMING)
-        locking, not_added = Locking(keys.cache, arguments, log), _tell_of_keys(arguments, log)
-        control.more = lambda: {
-            "hardening": hardened._asdict(), "locking": locking.report(), "not_added": not_added,
-        }  # fmt: skip
-        record = _recorder(settings.get("records", "no"), log)
-        place = find_place(Path(folder) if folder else None)
-        try:
-            daemon = Daemon(place, [keys, *handlers(arguments)], control, log, manager, record)
-            control.on_reload = daemon.on_reload = Renewing(arguments, keys, daemon, log, locking=locking).ask
-            serve(daemon, hangup)
-            if daemon.replaced and _another_is_registered(place):
-                return REPLACED
-        finally:
-            control.close()
-    except (UpcallError, OSError) as error:
-        print(f"upcall daemon: {error}", file=sys.stderr)  # noqa: T201
-        return os.EX_UNAVAILABLE
+        daemon = Daemon(place, [keys, *handlers(settings.plugins.handlers)], control, log, manager, record)
+        control.on_reload = daemon.on_reload = Renewing(settings.plugins, keys, daemon, log, locking=locking).ask
+        serve(daemon, hangup)
+        if daemon.replaced and _another_is_registered(place):
+            return REPLACED
+    finally:
+        control.close()
     return os.EX_OK
 
 
 def _another_is_registered(place: Place) -> bool:
-    """Whether a newer daemon serves this user, in the broker's own words: only then is this one to stay away. An end
-    that was forced otherwise is one from which the service manager starts us again."""
-    from upcall.process.connection import BrokerConnection  # only who is replaced pays for it
+    """Returns whether the broker has another daemon of this user: only then must this one not be restarted by the
+    service manager."""
+    from upcall.process.connection import BrokerConnection  # needed by replaced daemons only
 
     try:
         with BrokerConnection(place.folder) as client:
@@ -110,7 +100,7 @@ def _another_is_registered(place: Place) -> bool:
 
 
 def _own_folder() -> Path | None:
-    """None if it is not sound, which `daemon_socket` complains of."""
+    """Returns this user's runtime folder; None if it is unusable, for which `daemon_socket` raises an error."""
     try:
         return user_folder()
     except (UpcallError, OSError):
@@ -120,28 +110,26 @@ def _own_folder() -> Path | None:
 def _recorder(where: str, log: EventLog) -> Recorder | None:
     if where == "no":
         return None
-    from upcall.observe.recorder import recorder  # only who wants records pays for them
+    from upcall.observe.recorder import recorder  # needed for records only
 
     return recorder("upcall-daemon", where, log)
 
 
-def _tell_of_keys(arguments: list[str], log: EventLog) -> list[dict[str, str]]:
-    """What became of the keys that were to be added; those that could not be, for the status."""
-    failed = []
-    for kind, first, second in (one.split("=", 2) for one in arguments if one.startswith(("added=", "not-added="))):
-        if kind == "added":
-            log("key-added", name=second, signature=first)
-        else:
-            log("key-add-failed", file=first, why=second)
-            failed.append({"file": first, "why": second})
+def _log_keys(keys: LoginKeys, log: EventLog) -> list[dict[str, str]]:
+    """Logs what became of the keys that were to be added at login. Returns those that could not be, for the status."""
+    for added in keys.added:
+        log("key-added", name=added.name, signature=added.signature)
+    failed = [{"file": str(keys.folder / key.file), "why": key.why} for key in keys.failed]
+    for key in failed:
+        log("key-add-failed", **key)
     return failed
 
 
 def _warm(keys: KeyHandler) -> None:
-    """The keys whose auth tokens are there already."""
+    """Opens the keys whose auth tokens are in the user keyring."""
     signatures = (key.description for key in keyring.list_user_keyring() if key.type == "user")
     keys.warm(filter(is_signature, signatures), ahead=True)
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(entry.run("upcall daemon", DaemonSettings, sys.argv[1:], serve_with))

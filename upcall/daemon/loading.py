@@ -1,4 +1,4 @@
-"""Loads the key modules and handlers that are named by the daemon's arguments, when they are first needed."""
+"""Loads the key modules and handlers of the daemon's settings, when they are first needed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from upcall.core.errors import ModuleFailed
+from upcall.daemon.plugins import Module, ServiceHandler
 from upcall.handler import Handler, Notified
 from upcall.keymodule import KeyModule
 from upcall.keys.plugins import load, load_handler
@@ -18,22 +19,20 @@ _RELOAD = 5.0  # seconds until a handler that failed to load is retried
 
 
 def loaders(
-    arguments: Iterable[str], deadline: Callable[[], float], log: EventLog
+    modules: Iterable[Module], deadline: Callable[[], float], log: EventLog
 ) -> dict[str, Callable[[], KeyModule]]:
-    """Returns alias -> function that loads the key module, from the arguments `module=ALIAS=PACKAGE:NAME`; `isolated=`
-    for one in a process of its own. `denied=ALIAS=WHY`: installed, but not allowed; its function raises.
+    """Returns alias -> function that loads the key module. That of a denied one raises ModuleFailed.
 
     `deadline()`: the deadline of the calling thread's request, in seconds of CLOCK_MONOTONIC; 0 if it has none.
     """
     found: dict[str, Callable[[], KeyModule]] = {}
-    for kind, value in (argument.split("=", 1) for argument in arguments):
-        alias, _, spec = value.partition("=")
-        if kind == "module":
-            found[alias] = functools.partial(load, spec)
-        elif kind == "isolated":
-            found[alias] = functools.partial(_apart, alias, spec, deadline, log)
-        elif kind == "denied":
-            found[alias] = functools.partial(_denied, spec)
+    for module in modules:
+        if module.denied:
+            found[module.alias] = functools.partial(_denied, module.denied)
+        elif module.isolated:
+            found[module.alias] = functools.partial(_apart, module.alias, module.spec, deadline, log)
+        else:
+            found[module.alias] = functools.partial(load, module.spec)
     return found
 
 
@@ -86,7 +85,6 @@ class LazyHandler:
             return self._handler
 
 
-def handlers(arguments: Iterable[str]) -> list[Handler]:
-    """Returns handlers for the arguments `handler=SERVICE=PACKAGE:NAME`."""
-    given = (argument.removeprefix("handler=") for argument in arguments if argument.startswith("handler="))
-    return [LazyHandler(*one.split("=", 1)) for one in given]
+def handlers(entries: Iterable[ServiceHandler]) -> list[Handler]:
+    """Returns a handler for each entry, which is imported when it is first needed."""
+    return [LazyHandler(entry.service, entry.spec) for entry in entries]

@@ -1,29 +1,31 @@
-"""`python -m upcall.daemon.plugin_discovery [isolate=ALIAS] [inline=ALIAS]`: finds allowed plugins.
+"""`python -m upcall.daemon.plugin_discovery OVERRIDES`: finds allowed plugins, and when keys lock.
 
-Prints them as the daemon's arguments. Runs in a process that ends, or that becomes the daemon by exec:
-importlib.metadata would double the daemon's start-up time and cost 5 MB.
+Takes `Overrides` and prints `Discovered`, both as upcall/process/settings.py packs them. Runs in a process that ends,
+or that becomes the daemon by exec: importlib.metadata would double the daemon's start-up time and cost 5 MB.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Collection
 
 from upcall import config
 from upcall.config.keys import defaults
 from upcall.core.errors import UpcallError, UsageError
+from upcall.daemon.plugins import Discovered, Module, Overrides, Plugins, ServiceHandler
 from upcall.handler import GROUP as HANDLERS
 from upcall.keymodule import GROUP as KEY_MODULES
 from upcall.keys.plugins import installed
 from upcall.process import machine
 from upcall.process.logind import SUSPEND
+from upcall.process.settings import dumps, of_arguments
+from upcall.protocols.ecryptfs.settings import LockSettings
 
 
-def found(isolate: Collection[str] = (), inline: Collection[str] = ()) -> list[str]:
-    """Returns the daemon's arguments for the installed and allowed plugins: see upcall.daemon.__main__. `isolate`,
-    `inline`: aliases for which the user overrides the default. ConfigError; UsageError if an alias is unknown."""
+def found(overrides: Overrides) -> Plugins:
+    """Returns the installed plugins: handlers only if they are allowed. ConfigError; UsageError if an alias of
+    `overrides` is unknown or not allowed."""
+    isolate, inline = overrides
     plugins, configured = installed(), config.load()
     modules = {one.alias: one for one in plugins if one.group == KEY_MODULES}
     chosen = {*isolate, *inline}
@@ -35,23 +37,22 @@ def found(isolate: Collection[str] = (), inline: Collection[str] = ()) -> list[s
     if named := sorted(denied & chosen):
         raise UsageError(configured.refusal(named[0]))
     apart = {*isolate, *(alias for alias, module in modules.items() if module.isolated)} - {*inline}
-    arguments = [
-        f"{'isolated' if alias in apart else 'module'}={alias}={module.spec}"
-        for alias, module in modules.items()
-        if alias not in denied
-    ]
-    # Their keys are refused with the reason, not as if the module were not there.
-    arguments += [f"denied={alias}={configured.refusal(alias)}" for alias in sorted(denied)]
     handlers = [one for one in plugins if one.group == HANDLERS and configured.allows(one.alias) and not keys_only()]
-    arguments += [f"handler={one.alias}={one.spec}" for one in handlers]
-    return arguments + [f"isolate={alias}" for alias in isolate] + [f"inline={alias}" for alias in inline]
+    return Plugins(
+        tuple(
+            Module(alias, module.spec, alias in apart, configured.refusal(alias) if alias in denied else "")
+            for alias, module in modules.items()
+        ),
+        tuple(ServiceHandler(one.alias, one.spec) for one in handlers),
+        overrides,
+    )
 
 
-def locks() -> list[str]:
-    """Returns the daemon's arguments for locking keys automatically. ConfigError."""
+def locks() -> LockSettings:
+    """Returns when keys lock automatically. ConfigError."""
     chosen = {**defaults(("keys",)), **config.settings("keys", user=True)}
-    causes = [cause for cause in chosen["lock-on"] if cause == SUSPEND or not is_machines()]
-    return [f"lock-after={chosen['lock-after']}", f"lock-on={','.join(causes)}"]
+    causes = (cause for cause in chosen["lock-on"] if cause == SUSPEND or not is_machines())
+    return LockSettings(float(chosen["lock-after"]), tuple(causes))
 
 
 def is_machines() -> bool:
@@ -66,11 +67,10 @@ def keys_only() -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the arguments as a JSON list; errors go to stderr, with exit status EX_CONFIG."""
-    told = [argument.split("=", 1) for argument in arguments]
+    """Prints `Discovered`; errors go to stderr, with exit status EX_CONFIG."""
     try:
-        wishes = ([alias for key, alias in told if key == which] for which in ("isolate", "inline"))
-        print(json.dumps(found(*wishes) + locks()))  # noqa: T201
+        plugins = found(of_arguments(Overrides, arguments))
+        print(dumps(Discovered(plugins, locks())))  # noqa: T201
     except (UpcallError, OSError) as error:
         print(error, file=sys.stderr)  # noqa: T201
         return os.EX_CONFIG

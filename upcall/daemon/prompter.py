@@ -1,39 +1,31 @@
-"""The prompter of a daemon that may never need one: what asks is imported with the first prompt."""
+"""Loads the daemon's prompting with the first prompt: most daemons never need it."""
 
 from __future__ import annotations
 
-import math
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from upcall.core.errors import UsageError
-from upcall.daemon.prompting.settings import PIN_TIME, PROMPT_TIME, Settings
+from upcall.daemon.prompting.settings import WAYS, PromptSettings
 from upcall.daemon.secrets import Asker
 from upcall.process.log import EventLog
 
 if TYPE_CHECKING:
     from upcall.daemon.prompting.prompts import Prompts
 
-WAYS = ("agent", "pinentry", "systemd")  # see upcall.daemon.prompting.methods
-
 
 class LazyPrompter:
-    """`asking.Prompter`, by the daemon's arguments `ask=`, `pinentry=`, `pin-time=`, `prompt-time=`
-    and `lock-after=`."""
+    """Implements `upcall.daemon.secrets.Prompter`."""
 
-    def __init__(self, arguments: Iterable[str], log: EventLog) -> None:
-        settings = dict(argument.split("=", 1) for argument in arguments)
-        self._log = log
-        self._pinentry = settings.get("pinentry")
-        # A key that was closed by lock-after must not be opened again with a remembered PIN.
-        lock_after = float(settings.get("lock-after", 0)) or math.inf
-        self._pin_time = min(lock_after, float(settings.get("pin-time", PIN_TIME)))
-        self._prompt_time = float(settings.get("prompt-time", PROMPT_TIME))
-        self._ways = tuple(filter(None, settings["ask"].split(","))) if "ask" in settings else WAYS
-        if unknown := sorted(set(self._ways) - set(WAYS)):
+    def __init__(self, settings: PromptSettings, log: EventLog, lock_after: float = 0.0) -> None:
+        """`lock_after`: seconds without use after which keys are closed; 0: never. UsageError: an unknown method."""
+        if unknown := sorted(set(settings.ways) - set(WAYS)):
             raise UsageError(f"no way to ask is called {unknown[0]!r}: there are {', '.join(WAYS)}")
+        # A key that was closed by lock_after must not be opened again with a remembered PIN.
+        pin_time = min(lock_after or settings.pin_time, settings.pin_time)
+        self._settings, self._log = settings._replace(pin_time=pin_time), log
         self._lock = threading.Lock()
         self._prompts: Prompts | None = None
 
@@ -42,8 +34,7 @@ class LazyPrompter:
             if self._prompts is None:
                 from upcall.daemon.prompting.methods import prompts
 
-                settings = Settings(self._pin_time, self._prompt_time)
-                self._prompts = prompts(self._ways, self._pinentry, settings, self._log)
+                self._prompts = prompts(self._settings, self._log)
             return self._prompts
 
     def pin(self, token: str, prompt: str, asker: Asker, /) -> bytearray:

@@ -6,40 +6,37 @@ Running requests are completed, also by a plugin that is no longer allowed.
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
-from upcall.core.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed, UsageError
 from upcall.daemon.loading import handlers, loaders
+from upcall.daemon.plugins import Discovered, Module, Overrides, Plugins
 from upcall.daemon.process import Daemon
-from upcall.handler import Handler
 from upcall.process import start_python as startpython
 from upcall.process.log import EventLog
 from upcall.process.reload import Reloading
-from upcall.protocols.ecryptfs.auto_lock import ARGUMENTS, Locking
+from upcall.process.settings import dumps, loads
+from upcall.protocols.ecryptfs.auto_lock import Locking
 from upcall.protocols.ecryptfs.key_handler import KeyHandler
 
 PATIENCE: Final = 30.0  # seconds, the time-out of plugin discovery
 
-_FOUND: Final = ("module", "isolated", "denied", "handler", "isolate", "inline")  # the arguments that it gives
-_WISHES: Final = ("isolate", "inline")  # those that it is given
-
 
 class Renewing:
-    """`find(arguments)` gives the arguments that `upcall.daemon.plugin_discovery` finds; ModuleFailed, OSError."""
+    """Replaces a daemon's plugins and its settings of locking by those that are found anew."""
 
     def __init__(
         self,
-        arguments: Iterable[str],
+        plugins: Plugins,
         keys: KeyHandler,
         daemon: Daemon,
         log: EventLog,
-        find: Callable[[list[str]], list[str]] | None = None,
+        find: Callable[[Overrides], Discovered] | None = None,
         locking: Locking | None = None,
     ) -> None:
-        """`daemon` and `keys` have loaded the handlers and modules of these arguments."""
-        self._arguments = _of(arguments, _FOUND)
+        """`plugins`: those that `daemon` and `keys` have. `find`: plugin discovery; ModuleFailed, OSError."""
+        self._plugins = plugins
         self._keys, self._daemon, self._log = keys, daemon, log
         self._find = find or find_in_child
         self._locking = locking
@@ -51,33 +48,30 @@ class Renewing:
 
     def _renew(self) -> None:
         try:
-            told = self._find(_of(self._arguments, _WISHES))
+            found, locking = self._find(self._plugins.overrides)
         except (ModuleFailed, OSError) as error:
             self._log("reload-failed", why=error)
             return
-        found = _of(told, _FOUND)
         if self._locking is not None:
-            self._locking.use(_of(told, ARGUMENTS))
+            self._locking.use(locking)
         importlib.invalidate_caches()  # a plugin may have been installed since
-        before, self._arguments = self._arguments, found
-        same = {*before} & {*found}
+        before, self._plugins = self._plugins, found
         self._keys.cache.use(
-            loaders(found, self._keys.deadline, self._log),
-            {_name(argument) for argument in same if not argument.startswith("handler=")},
+            loaders(found.modules, self._keys.deadline, self._log),
+            {module.alias for module in found.modules if module in before.modules},
         )
-        gone = {_name(argument) for argument in _of(before, ("handler",)) if argument not in same}
-        new: list[Handler] = handlers([argument for argument in found if argument not in same])
-        self._daemon.use(gone, new)
-        self._log("configuration-reloaded", more=_shown({*found} - same), less=_shown({*before} - {*found}))
+        gone = {handler.service for handler in before.handlers if handler not in found.handlers}
+        self._daemon.use(gone, handlers(handler for handler in found.handlers if handler not in before.handlers))
+        self._log("configuration-reloaded", more=_only_in(found, before), less=_only_in(before, found))
 
 
-def find_in_child(wishes: list[str]) -> list[str]:
-    """Runs plugin discovery in a process. Returns the daemon's arguments. ModuleFailed with its error text."""
+def find_in_child(overrides: Overrides) -> Discovered:
+    """Runs plugin discovery in a process. ModuleFailed with its error text."""
     import subprocess  # a daemon that is never told to reload does not pay for it
 
     try:
         done = subprocess.run(
-            startpython.command("upcall.daemon.plugin_discovery", *wishes),
+            startpython.command("upcall.daemon.plugin_discovery", dumps(overrides)),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env=startpython.cleaned(),
@@ -89,19 +83,18 @@ def find_in_child(wishes: list[str]) -> list[str]:
     if done.returncode != 0:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
         raise ModuleFailed(said[-1])
-    found: list[str] = json.loads(done.stdout)
-    return found
+    try:
+        return loads(Discovered, done.stdout.decode("utf-8", "replace"))
+    except UsageError as error:  # for example, upcall has been upgraded
+        raise ModuleFailed(f"{error}: restart the daemon if it is older than what is installed") from None
 
 
-def _of(arguments: Iterable[str], kinds: Iterable[str]) -> list[str]:
-    return [argument for argument in arguments if argument.partition("=")[0] in kinds]
+def _only_in(these: Plugins, others: Plugins) -> str:
+    """Returns the names of the plugins that are only in `these`, for the log."""
+    words = [f"{_kind(module)}={module.alias}" for module in these.modules if module not in others.modules]
+    words += [f"handler={handler.service}" for handler in these.handlers if handler not in others.handlers]
+    return ",".join(sorted(words)) or "nothing"
 
 
-def _name(argument: str) -> str:
-    return argument.split("=", 2)[1]
-
-
-def _shown(arguments: Iterable[str]) -> str:
-    """Returns the names of the plugins, without their entry points, for the log."""
-    words = sorted({"=".join(argument.split("=", 2)[:2]) for argument in _of(arguments, _FOUND[:4])})
-    return ",".join(words) or "nothing"
+def _kind(module: Module) -> str:
+    return "denied" if module.denied else "isolated" if module.isolated else "module"

@@ -4,7 +4,7 @@ Applies however they are started: in addition to the sandboxing of a systemd uni
 or a person has started them. Done before other threads start, because Landlock and capabilities are per thread, and
 before any peer can connect. Child processes cannot regain what was dropped.
 
-What the kernel has not got is left out, and said: in the log, by `upcall status` and by `upcall doctor`.
+What the kernel does not support is left out, and reported in the log, by `upcall status` and by `upcall doctor`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import contextlib
 import os
 import resource
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -55,19 +55,24 @@ class Hardening(NamedTuple):
     capabilities: str  # the remaining ones ("SETUID,SYS_ADMIN"), or "none"
 
 
-def of_daemon(arguments: Iterable[str], folder: Path | None) -> Hardening:
-    """`hardening=no`, if the configuration wants none; `network=no`: it serves keys only; `records=WHERE`
-    (recorder.py); `writable=PATH` for each place that plugins need besides. `folder`: this user's runtime folder."""
-    told = [argument.split("=", 1) for argument in arguments if "=" in argument]
-    settings = dict(told)
-    if settings.get("hardening") == "no":
+class DaemonHardening(NamedTuple):
+    """What the configuration says of a daemon."""
+
+    wanted: bool = True  # whether it drops privileges at all
+    network: bool = True  # False: it serves root's keys only, and gets no sockets of the Internet
+    writable: tuple[Path, ...] = ()  # places that plugins need besides
+
+
+def of_daemon(settings: DaemonHardening, records: str, folder: Path | None) -> Hardening:
+    """`records`: where records of requests are written (upcall/observe/recorder.py). `folder`: this user's runtime
+    folder."""
+    if not settings.wanted:
         return _nothing()
     root = os.geteuid() == 0
     if root:
         add_groups(_GROUPS)
     left = capabilities.keep_only(())
-    places = [*_for_everybody(root), *_recording(settings.get("records", "no")), *_caches(os.environ)]
-    places += [Place(Path(value)) for key, value in told if key == "writable"]
+    places = [*_for_everybody(root), *_recording(records), *_caches(os.environ), *map(Place, settings.writable)]
     if folder is not None:
         places += [Place(folder), Place(folder.parent / "systemd" / "ask-password"), Place(folder.parent / "krb5cc")]
     if root:
@@ -75,7 +80,7 @@ def of_daemon(arguments: Iterable[str], folder: Path | None) -> Hardening:
     # Programs and sockets are restricted only by the user's permissions: session buses and displays use abstract
     # sockets.
     confined = _confined(lambda: landlock.restrict(places))
-    families = seccomp.UNIX_AND_NETLINK if settings.get("network") == "no" else seccomp.AND_INTERNET
+    families = seccomp.AND_INTERNET if settings.network else seccomp.UNIX_AND_NETLINK
     return Hardening(_filtered(seccomp.OF_DAEMON, families, _DAEMONS_NETLINK), confined, _said(left))
 
 
@@ -141,7 +146,7 @@ def hands_on(start: Sequence[str]) -> bool:
 
 
 def _manager_is_abstract() -> bool:
-    """Whether the service manager listens at an abstract socket. Read before upcall.kernel.notify removes it."""
+    """Returns whether the service manager has an abstract socket. Read before upcall.kernel.notify removes it."""
     return os.environ.get("NOTIFY_SOCKET", "").startswith("@")
 
 
@@ -176,7 +181,7 @@ def _confined(restrict: Callable[[], int]) -> str:
 
 
 def _programs(*more: str) -> list[Place]:
-    """It may run programs, but none that it could have written."""
+    """Returns the places whose programs may be run: none that the process could have written."""
     roots = {*_PROGRAMS, sys.prefix, sys.base_prefix, *more}
     return [Place(Path(root), EXECUTE) for root in roots if root.startswith("/")]
 
@@ -203,8 +208,8 @@ def _for_everybody(root: bool) -> list[Place]:
 
 
 def _recording(where: str) -> list[Place]:
-    """The folder, because the file is made anew when it was rotated; only the file, if the folder holds more than
-    that."""
+    """Returns the folder, because the file is created again after rotation; only the file, if the folder contains the
+    home folder."""
     if not where.startswith("/"):
         return []
     file = Path(where)
@@ -213,12 +218,12 @@ def _recording(where: str) -> list[Place]:
     try:
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o640))
     except OSError:
-        return []  # and the recorder says so
+        return []  # the recorder reports it
     return [Place(file, WRITE_FILE)]
 
 
 def _caches(environment: Mapping[str, str]) -> list[Place]:
-    """The user's credential cache, for service tickets. If it is not writable, they are requested again each time."""
+    """Returns the user's credential cache, for service tickets. Otherwise each is requested again."""
     kind, colon, path = environment.get("KRB5CCNAME", "").partition(":")
     if not colon:
         kind, path = "FILE", kind

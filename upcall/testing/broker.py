@@ -1,22 +1,35 @@
-"""`python -m upcall.testing.broker [system=FILE] ...`: runs a broker for a test; several may run at once.
+"""`python -m upcall.testing.broker SETTINGS`: runs a broker for a test; several may run at once.
 
-`system=FILE`: replaces the system's configuration file. `related=yes`: determines which processes descend from a
-daemon, as the real broker does; by default no process does, so that a test's process can be daemon and requester at
-once. `subuid=FILE`: replaces /etc/subuid. `idle=SECONDS`: time-out of idle connections. `connections=N`: limit of
-connections. `rights=yes`: accepts descriptors from peers, as on kernels before Linux 6.16.
+SETTINGS is `BrokerForTests` as upcall/process/settings.py packs it.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from upcall import config
-from upcall.broker.__main__ import run
+from upcall.broker.server import main
+from upcall.broker.settings import BrokerSettings
 from upcall.core.contexts import NO_LINE, Line
 from upcall.kernel import ancestry
-from upcall.process import listener, people
+from upcall.process import entry, listener, people
 from upcall.process.listener import Listener
+from upcall.process.trust import Fault
+
+
+class BrokerForTests(NamedTuple):
+    """The settings of this process."""
+
+    broker: BrokerSettings = BrokerSettings()
+    system: Path | None = None  # the system's configuration file, instead of this machine's
+    related: bool = False  # whether it looks who descends from whom; if not, a test can play a daemon and ask it, too
+    subuid: Path | None = None  # instead of /etc/subuid
+    idle: float | None = None  # seconds after which an idle connection ends
+    connections: int | None = None  # at most, in all
+    rights: bool = False  # as on a kernel that lets others send descriptors to us (before Linux 6.16)
 
 
 def strangers(pid: int) -> Line:
@@ -24,21 +37,21 @@ def strangers(pid: int) -> Line:
     return NO_LINE
 
 
-def main(arguments: list[str]) -> int:
-    settings = dict(argument.split("=", 1) for argument in arguments)
-    if "system" in settings:
-        file = Path(settings.pop("system"))
-        config.SYSTEM, config.VENDOR = file, file.with_name("vendor.toml")  # type: ignore[misc]
-    if settings.pop("related", "no") != "yes":
+def run(settings: BrokerForTests, faults: Sequence[Fault]) -> None:
+    if settings.system is not None:
+        config.SYSTEM, config.VENDOR = settings.system, settings.system.with_name("vendor.toml")  # type: ignore[misc]
+    if not settings.related:
         ancestry.line_of = strangers
-    if "subuid" in settings:
-        people.SUBUID = Path(settings.pop("subuid"))  # type: ignore[misc]
-    if settings.pop("rights", "no") == "yes":
+    if settings.subuid is not None:
+        people.SUBUID = settings.subuid  # type: ignore[misc]
+    if settings.rights:
         listener.takes_no_rights = lambda _: False  # type: ignore
-    Listener.idle = float(settings.pop("idle", Listener.idle))
-    Listener.in_all = int(settings.pop("connections", Listener.in_all))
-    return run([f"{name}={value}" for name, value in settings.items()])
+    if settings.idle is not None:
+        Listener.idle = settings.idle
+    if settings.connections is not None:
+        Listener.in_all = settings.connections
+    main(settings.broker, faults)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(entry.run("upcall.testing.broker", BrokerForTests, sys.argv[1:], run))

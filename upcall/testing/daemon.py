@@ -1,62 +1,70 @@
-"""`python -m upcall.testing.daemon`: runs a daemon whose keyring is a folder."""
+"""`python -m upcall.testing.daemon SETTINGS`: runs a daemon whose keyring is a folder.
+
+SETTINGS is `DaemonForTests` as upcall/process/settings.py packs it.
+"""
 
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
-from upcall.core.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed, UsageError
 from upcall.daemon.control import Control
-from upcall.daemon.loading import LazyHandler, loaders
+from upcall.daemon.loading import handlers, loaders
 from upcall.daemon.passphrase_sources import fetch
+from upcall.daemon.plugins import Discovered
 from upcall.daemon.process import Daemon, serve
 from upcall.daemon.prompter import LazyPrompter
 from upcall.daemon.reload import Renewing
+from upcall.daemon.settings import DaemonSettings
 from upcall.handler import Handler
 from upcall.kernel.notify import Manager
 from upcall.kernel.process import harden
 from upcall.observe.recorder import recorder
+from upcall.process import entry
 from upcall.process.hardening import done_listening, of_daemon
 from upcall.process.log import EventLog
 from upcall.process.paths import daemon_socket, find_place, user_folder
 from upcall.process.reload import Hangup
+from upcall.process.settings import loads
 from upcall.protocols.ecryptfs.auto_lock import Locking
 from upcall.protocols.ecryptfs.key_handler import KeyHandler
 from upcall.testing.keys import FolderKeyring
 
 
-def run(arguments: list[str]) -> None:
-    """Runs the daemon. Arguments, each NAME=VALUE:
+class DaemonForTests(NamedTuple):
+    """The settings of this process."""
 
-    `folder=PATH`, `keys=PATH`, `control=yes`; repeatedly `handler=PACKAGE:NAME`, `module=` or
-    `isolated=ALIAS=PACKAGE:NAME`, and `lazy=SERVICE=PACKAGE:NAME` for a handler that is loaded on its first request;
-    `records=`, `hardening=`, `writable=`, `ask=`, `pinentry=`, `pin-time=`, `prompt-time=`, `lock-after=` and
-    `lock-on=` as of upcall.daemon. `found=PATH`: a file with a JSON list of arguments, which is read at SIGHUP.
-    """
+    keys: Path  # the folder
+    daemon: DaemonSettings = DaemonSettings()
+    control: bool = False  # whether it serves commands
+    handlers: tuple[str, ...] = ()  # "package:attribute": imported at the start, unlike those of `daemon`
+    found: Path | None = None  # a file with `Discovered`, which a reload reads; None: plugin discovery
+
+
+def run(settings: DaemonForTests, _: object) -> None:
+    """As `serve_with` of upcall.daemon, but for the keyring."""
     hangup = Hangup()
     harden()
-    settings = dict(argument.split("=", 1) for argument in arguments)
-    handlers = [_handler(one.removeprefix("handler=")) for one in arguments if one.startswith("handler=")]
-    handlers += [LazyHandler(*one.split("=", 2)[1:]) for one in arguments if one.startswith("lazy=")]
-    hardened = of_daemon(arguments, user_folder())
+    told, found = settings.daemon, settings.found
+    hardened = of_daemon(told.hardening, told.records, user_folder())
     log, manager = EventLog("upcall-daemon"), Manager()
     log("privileges-dropped", **hardened._asdict())
-    modules = loaders(arguments, lambda: keys.deadline(), log)
-    prompter = LazyPrompter(arguments, log)
-    keys = KeyHandler(FolderKeyring(Path(settings["keys"])), modules, fetch, prompter=prompter)
+    modules = loaders(told.plugins.modules, lambda: keys.deadline(), log)
+    prompter = LazyPrompter(told.prompting, log, told.locking.after)
+    keys = KeyHandler(FolderKeyring(settings.keys), modules, fetch, told.prove_all, prompter)
     control = None
-    if "control" in settings:
+    if settings.control:
         control = Control(daemon_socket(), keys.cache, keys.warm, prompter.attach)
-    if control is not None:
         done_listening(hardened)
-    record = recorder("upcall-daemon", settings.get("records", "no"), log)
-    daemon = Daemon(find_place(Path(settings["folder"])), [keys, *handlers], control, log, manager, record)
-    locking = Locking(keys.cache, arguments, log)
-    daemon.on_reload = Renewing(
-        arguments, keys, daemon, log, lambda _: _found(Path(settings["found"])), locking=locking
-    ).ask
+    record = recorder("upcall-daemon", told.records, log)
+    serving = [keys, *map(_handler, settings.handlers), *handlers(told.plugins.handlers)]
+    daemon = Daemon(find_place(told.folder), serving, control, log, manager, record)
+    locking = Locking(keys.cache, told.locking, log)
+    find = None if found is None else lambda _: _found(found)
+    daemon.on_reload = Renewing(told.plugins, keys, daemon, log, find, locking).ask
     if control is not None:
         control.on_reload = daemon.on_reload
         control.more = lambda: {"hardening": hardened._asdict(), "locking": locking.report()}
@@ -67,12 +75,11 @@ def run(arguments: list[str]) -> None:
             control.close()
 
 
-def _found(file: Path) -> list[str]:
+def _found(file: Path) -> Discovered:
     try:
-        found: list[str] = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ModuleFailed(f"{file}:1: is no JSON") from error
-    return found
+        return loads(Discovered, file.read_text("utf-8"))
+    except UsageError as error:
+        raise ModuleFailed(f"{file}: {error}") from error
 
 
 def _handler(spec: str) -> Handler:
@@ -82,4 +89,4 @@ def _handler(spec: str) -> Handler:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1:])
+    sys.exit(entry.run("upcall.testing.daemon", DaemonForTests, sys.argv[1:], run))

@@ -17,8 +17,17 @@ from typing import Any, Final, Self, TypeVar
 
 from upcall.client import Client, NoBroker
 from upcall.core.errors import UpcallError
+from upcall.daemon.plugins import Module
+from upcall.daemon.prompting.settings import PromptSettings
+from upcall.daemon.settings import DaemonSettings
 from upcall.kernel import procfs
+from upcall.process.settings import dumps
+from upcall.testing.broker import BrokerForTests
+from upcall.testing.daemon import DaemonForTests
 
+ONLY_AGENT: Final = DaemonSettings(prompting=PromptSettings(ways=("agent",)))  # it prompts in `upcall prompt` only
+_BROKER: Final = BrokerForTests()
+_DAEMON: Final = DaemonSettings()
 PATIENCE = 60.0  # seconds: time-out for events that take milliseconds on an idle machine
 T = TypeVar("T")
 
@@ -108,16 +117,14 @@ class RunningBroker(Started):
         stderr: int = -1,
         system: Path | None = None,
         related: bool = False,
-        options: Sequence[str] = (),
+        settings: BrokerForTests = _BROKER,
     ) -> None:
-        """`system`: a file that replaces the system's configuration. `related`: determines which processes descend
-        from a daemon, as the real broker does; then one process cannot be daemon and requester at once. `options`:
-        further arguments of upcall.testing.broker. NotInTime."""
+        """`system`, `related`: see BrokerForTests. `settings`: others."""
         self.folder = folder
-        arguments = ["-m", "upcall.testing.broker", f"folder={folder}", f"related={'yes' if related else 'no'}"]
-        if system is not None:
-            arguments.append(f"system={system}")
-        arguments += options
+        settings = settings._replace(
+            broker=settings.broker._replace(folder=folder), system=system or settings.system, related=related
+        )
+        arguments = ["-m", "upcall.testing.broker", dumps(settings)]
         super().__init__(arguments, folder.parent / "broker.log", stderr=stderr)
         until(self._ready, "a broker that answers")
 
@@ -166,18 +173,24 @@ class RunningDaemon(Started):
         control: bool = False,
         handlers: Sequence[str] = (),
         isolated: Mapping[str, str] | None = None,
-        options: Sequence[str] = (),
+        settings: DaemonSettings = _DAEMON,
         environment: Mapping[str, str] | None = None,
+        found: Path | None = None,
     ) -> None:
-        """`modules`: alias -> "package:attribute". `handlers`: each "package:attribute". `path`: folders in which they
-        are found, too. `control`: opens the control socket. `options`: settings of prompts."""
+        """`modules`, `isolated` (by alias) and `handlers` are named "package:attribute", and found in `path`, too.
+        `settings`: others, for example ONLY_AGENT, or with handlers that are imported when they are first needed.
+        `found`: a file from which a reload reads `Discovered`."""
         run = folder.parent / "run"
         run.mkdir(mode=0o700, exist_ok=True)
-        arguments = ["-m", "upcall.testing.daemon", f"folder={folder}", f"keys={keys}"]
-        arguments += [f"module={alias}={spec}" for alias, spec in modules.items()]
-        arguments += [f"handler={spec}" for spec in handlers]
-        arguments += [f"isolated={alias}={spec}" for alias, spec in (isolated or {}).items()]
-        arguments += [*options, "control=yes"] if control else [*options]
+        given = [Module(alias, spec) for alias, spec in modules.items()]
+        given += [Module(alias, spec, isolated=True) for alias, spec in (isolated or {}).items()]
+        plugins = settings.plugins._replace(modules=(*settings.plugins.modules, *given))
+        daemon = settings._replace(folder=folder, plugins=plugins)
+        arguments = [
+            "-m",
+            "upcall.testing.daemon",
+            dumps(DaemonForTests(keys, daemon, control, tuple(handlers), found)),
+        ]
         paths = [*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])]
         surroundings = {"XDG_RUNTIME_DIR": str(run), "PYTHONPATH": os.pathsep.join(paths), **(environment or {})}
         super().__init__(arguments, folder.parent / "daemon.log", surroundings)

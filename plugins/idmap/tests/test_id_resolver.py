@@ -18,7 +18,7 @@ from upcall.core.errors import PeerError, Refused
 from upcall.core.messages import Requester
 from upcall.kernel import seccomp
 from upcall.kernel.process import harden
-from upcall.process.hardening import of_daemon
+from upcall.process.hardening import DaemonHardening, of_daemon
 from upcall.protocols.request_key.id_resolver import TYPE, check_answer
 from upcall.protocols.request_key.messages import Ask, pack_ask, take_instance
 from upcall.testing.handlercontract import HandlerContract
@@ -239,7 +239,7 @@ def test_it_answers_after_the_privilege_dropping_of_the_machines_daemon(tmp_path
 
     def work() -> list[str]:
         harden()
-        assert of_daemon([], None).seccomp == "yes"
+        assert of_daemon(DaemonHardening(), "no", None).seccomp == "yes"
         handler = IdResolver(tmp_path / "idmapd.conf")
         asked = ("uid:root@lab.test", "user:0", "gid:root@lab.test")
         return [take_instance(handler.answer(asking(one))).payload.decode() for one in asked]

@@ -20,6 +20,8 @@ from upcall_quota.played import serve_once, stall
 
 from upcall.core.messages import Requester
 from upcall.core.router import Router
+from upcall.daemon.plugins import Plugins, ServiceHandler
+from upcall.daemon.settings import DaemonSettings
 from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.quota.notice import Cause, QuotaNotice, Subject, pack
 from upcall.testing.notices import hostile, notice
@@ -28,7 +30,7 @@ from upcall.testing.processes import NotInTime, RunningDaemon, until
 from upcall.wire.envelope import NOTICE
 
 UID = os.geteuid()
-LAZY = ["lazy=quota=upcall_quota:handler"]
+LAZY = DaemonSettings(plugins=Plugins(handlers=(ServiceHandler("quota", "upcall_quota:handler"),)))
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ class Told:
         file.chmod(0o600)
         self.broker = PlayedBroker(folder / "broker")
         surroundings = {"XDG_CONFIG_HOME": str(folder / "home")}
-        self.daemon = RunningDaemon(folder / "broker", folder / "keys", {}, options=LAZY, environment=surroundings)
+        self.daemon = RunningDaemon(folder / "broker", folder / "keys", {}, settings=LAZY, environment=surroundings)
         self.broker.register()
 
     def tell(self, told: QuotaNotice) -> None:

@@ -12,6 +12,8 @@ from upcall_spnego.acceptor import accept
 from upcall_spnego.mitkdc import UNKNOWN, Realm, asking
 
 from upcall.core.messages import Answer, Refusal
+from upcall.daemon.plugins import Plugins, ServiceHandler
+from upcall.daemon.settings import DaemonSettings
 from upcall.protocols.request_key.cifs_spnego import take_payload
 from upcall.protocols.request_key.messages import take_instance
 from upcall.testing.played import PlayedBroker
@@ -36,9 +38,9 @@ def broker(folder: Path) -> PlayedBroker:
 @pytest.fixture
 def daemon(realm: Realm, folder: Path, broker: PlayedBroker) -> Iterator[RunningDaemon]:
     """Its handler is loaded when it is asked for the first time."""
-    lazy = [f"lazy={SERVICE}=upcall_spnego:handler"]
+    lazy = DaemonSettings(plugins=Plugins(handlers=(ServiceHandler(SERVICE, "upcall_spnego:handler"),)))
     home = realm.at_home(folder)
-    with RunningDaemon(broker_folder(folder), folder / "keys", {}, options=lazy, environment=home) as running:
+    with RunningDaemon(broker_folder(folder), folder / "keys", {}, settings=lazy, environment=home) as running:
         broker.register()
         yield running
 

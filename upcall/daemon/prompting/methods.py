@@ -9,14 +9,14 @@ from upcall.daemon.prompting.agent import Agent
 from upcall.daemon.prompting.pinentry import Pinentry
 from upcall.daemon.prompting.prompts import Prompts
 from upcall.daemon.prompting.question import Way
-from upcall.daemon.prompting.settings import Settings
+from upcall.daemon.prompting.settings import PromptSettings
 from upcall.daemon.prompting.systemd import PasswordAgents
 from upcall.process.log import EventLog
 
 
 def ways(names: Sequence[str], pinentry: str | None, environment: Mapping[str, str], agent: Agent) -> list[Way]:
-    """Returns the methods by their names, in that order. The default order is upcall.daemon.prompter.WAYS: the
-    comments give the reasons."""
+    """Returns the methods with these names, in that order. The comments give the reasons for the default order,
+    WAYS."""
     known: dict[str, Way] = {
         # First: by starting `upcall prompt`, a person has chosen this terminal. It works over ssh.
         "agent": agent,
@@ -28,8 +28,8 @@ def ways(names: Sequence[str], pinentry: str | None, environment: Mapping[str, s
     return [known[name] for name in names]
 
 
-def prompts(names: Sequence[str], pinentry: str | None, settings: Settings, log: EventLog) -> Prompts:
-    """Returns the daemon's `Prompts`, for this process's environment. `names`: the methods, in order. `pinentry`: path
-    of the program; None: from PATH."""
+def prompts(settings: PromptSettings, log: EventLog) -> Prompts:
+    """Returns the daemon's `Prompts`, which uses this process's environment."""
     agent = Agent(log)
-    return Prompts(ways(names, pinentry, os.environ, agent), settings, log, agent if "agent" in names else None)
+    methods = ways(settings.ways, settings.pinentry, os.environ, agent)
+    return Prompts(methods, settings, log, agent if "agent" in settings.ways else None)

@@ -11,7 +11,7 @@ from typing import Protocol
 from upcall.core.errors import Refused, UpcallError
 from upcall.daemon.prompting.question import Question, Turn
 from upcall.daemon.prompting.requester import describe, plain
-from upcall.daemon.prompting.settings import HINT, MARGIN, MAX_OPEN, Settings
+from upcall.daemon.prompting.settings import HINT, MARGIN, MAX_OPEN, PromptSettings
 from upcall.daemon.secrets import Asker
 from upcall.process.log import EventLog
 
@@ -45,7 +45,12 @@ class Passphrases:
     reach a person. `person`: a lock, held while a prompt is shown."""
 
     def __init__(
-        self, ask: AskPerson, anybody: Callable[[], bool], person: threading.Lock, settings: Settings, log: EventLog
+        self,
+        ask: AskPerson,
+        anybody: Callable[[], bool],
+        person: threading.Lock,
+        settings: PromptSettings,
+        log: EventLog,
     ) -> None:
         self._ask_person, self._anybody, self._person = ask, anybody, person
         self._settings, self._log = settings, log

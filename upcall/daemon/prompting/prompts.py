@@ -13,7 +13,7 @@ from upcall.daemon.prompting.passphrases import Passphrases
 from upcall.daemon.prompting.pins import Pin
 from upcall.daemon.prompting.question import Cancelled, Question, Turn, Unanswered, Unavailable, Way, Withdrawn
 from upcall.daemon.prompting.requester import describe, plain
-from upcall.daemon.prompting.settings import HINT, MARGIN, MAX_OPEN, Settings
+from upcall.daemon.prompting.settings import HINT, MARGIN, MAX_OPEN, PromptSettings
 from upcall.daemon.secrets import Asker
 from upcall.process.log import EventLog
 
@@ -37,7 +37,7 @@ class _Token:
 
     __slots__ = ("name", "pin", "prompt", "quiet_until", "timer", "told_until", "waiting")
 
-    def __init__(self, name: str, settings: Settings) -> None:
+    def __init__(self, name: str, settings: PromptSettings) -> None:
         self.name = plain(name)
         self.pin = Pin(settings.wrong, settings.pin_time)
         self.prompt: _Prompt | None = None
@@ -50,7 +50,9 @@ class Prompts:
     """Implements `upcall.daemon.secrets.Prompter`. Thread-safe. `ways`: methods of prompting, tried in order.
     `passphrases`: the prompts for keys; this class itself prompts for tokens."""
 
-    def __init__(self, ways: Sequence[Way], settings: Settings, log: EventLog, agent: Agent | None = None) -> None:
+    def __init__(
+        self, ways: Sequence[Way], settings: PromptSettings, log: EventLog, agent: Agent | None = None
+    ) -> None:
         """`agent`: the method to which terminals attach; None: terminals are refused."""
         self._ways, self._settings, self._log, self._agent = ways, settings, log, agent
         self._change = threading.Condition()

@@ -6,34 +6,38 @@ first used. Runs before the daemon's exec: the code that reads the entries would
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 from upcall.kernel import keyring
 from upcall.keys.store import SUFFIX, Entry, KeyStore, check_auto
 from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
+from upcall.protocols.ecryptfs.settings import AddedKey, FailedKey, LoginKeys
 
-_MOST: Final = 100  # arguments
+# What is reported of more keys must fit into an argument (upcall/process/settings.py).
+_MOST_ADDED, _MOST_FAILED = 100, 30  # keys
+_MOST_WHY: Final = 300  # characters
 
 
-def add_auto_keys() -> list[str]:
-    """Adds the keys. Returns the results as arguments of the daemon: `added=SIGNATURE=NAME`, `not-added=FILE=WHY`.
+def add_auto_keys() -> LoginKeys:
+    """Adds the keys. Returns the results.
 
     A failure does not affect other keys. Auth tokens that are in the user keyring are not replaced. Raises nothing."""
     store = KeyStore()
+    added, failed = [], []
     try:
         names = store.names()
     except OSError as error:
-        return [_failed(store.directory, error)]
-    told = []
+        return LoginKeys(store.directory, (), (_failed("", error),))
     for name in names:
         try:
             entry = store.load(name)
             if entry.auto and _add(entry):
-                told.append(f"added={entry.signature}={name}")
+                added.append(AddedKey(name, entry.signature))
         except Exception as error:  # noqa: BLE001 - a failure must not affect other keys
-            told.append(_failed(store.directory / f"{name}{SUFFIX}", error))
-    return told[:_MOST]
+            failed.append(_failed(f"{name}{SUFFIX}", error))
+    if not added and not failed:
+        return LoginKeys()
+    return LoginKeys(store.directory, tuple(added[:_MOST_ADDED]), tuple(failed[:_MOST_FAILED]))
 
 
 def _add(entry: Entry) -> bool:
@@ -45,7 +49,7 @@ def _add(entry: Entry) -> bool:
     return True
 
 
-def _failed(file: Path, error: Exception) -> str:
-    """The argument for a failure. Entries and their errors contain no secret."""
+def _failed(file: str, error: Exception) -> FailedKey:
+    """Entries and their errors contain no secret."""
     why = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return f"not-added={str(file).replace('=', '?')}={why}".replace("\0", "?")
+    return FailedKey(file, why[:_MOST_WHY].replace("\0", "?"))

@@ -1,7 +1,7 @@
-"""When the keys lock by themselves: after a time without use, and when logind says so (upcall.process.logind).
+"""Locks keys automatically: after a time without use, and on events of logind (upcall.process.logind).
 
-One thread, which starts the process that listens to logind, does what it says, and starts it again if it ends: it is
-started by this thread, and dies with it (PR_SET_PDEATHSIG). It looks for keys that nobody has used for long, too.
+One thread starts the process that listens to logind, applies what it reports, and restarts it if it ends. That process
+dies with the thread (PR_SET_PDEATHSIG). The thread also looks for keys that have not been used for long.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from upcall.process import start_python as startpython
 from upcall.process.log import EventLog
 from upcall.process.logind import CAUSES, MAX_WORD
 from upcall.protocols.ecryptfs.key_cache import KeyCache
+from upcall.protocols.ecryptfs.settings import LockSettings
 
-ARGUMENTS: Final = ("lock-after", "lock-on")
 BUS: Final = Path("/run/dbus/system_bus_socket")
 _RETRY_FIRST, _RETRY_MOST = 1.0, 300.0  # seconds between two tries to listen
 _NO_BUS: Final = 60.0  # seconds until we look again whether there is a bus
@@ -31,9 +31,10 @@ _GOOD: Final = 60.0  # seconds after which one that ends was a good one: the nex
 
 
 class Locking:
-    """`arguments`: of the daemon, `lock-after=SECONDS` and `lock-on=CAUSE,...`; without them nothing locks."""
+    """Locks the keys of `keys` when its settings say so."""
 
-    def __init__(self, keys: KeyCache, arguments: Iterable[str], log: EventLog) -> None:
+    def __init__(self, keys: KeyCache, settings: LockSettings, log: EventLog) -> None:
+        """Starts a thread if there is anything to lock for."""
         self._keys, self._log = keys, log
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._causes: tuple[str, ...] = ()
@@ -41,21 +42,20 @@ class Locking:
         self._thread: threading.Thread | None = None
         self._child: _Child | None = None
         self._retry, self._retry_at = _RETRY_FIRST, 0.0
-        self._why = ""  # nobody listens
-        self.use(arguments)
+        self._why = ""  # not listening
+        self.use(settings)
 
-    def use(self, arguments: Iterable[str]) -> None:
-        """From now on; what was locked for a cause that no longer counts is unlocked. Waits for nothing."""
-        settings = dict(argument.split("=", 1) for argument in arguments if argument.startswith(ARGUMENTS))
-        self._keys.lock_after = float(settings.get("lock-after", 0))
-        self._wanted = tuple(cause for cause in CAUSES if cause in settings.get("lock-on", "").split(","))
+    def use(self, settings: LockSettings) -> None:
+        """Replaces the settings. Unlocks what was locked for a cause that no longer counts. Does not block."""
+        self._keys.lock_after = settings.after
+        self._wanted = tuple(cause for cause in CAUSES if cause in settings.causes)
         if self._thread is None and (self._wanted or self._keys.lock_after):
             self._thread = threading.Thread(target=self._run, name="locking", daemon=True)
             self._thread.start()
         os.eventfd_write(self._wake, 1)
 
     def report(self) -> dict[str, object]:
-        """For the daemon's status. `listening`: whether logind is heard; if not, `why`."""
+        """Returns an entry of the daemon's status. `listening`: whether logind's events arrive; if not, `why`."""
         child = self._child
         listening = child is not None and child.heard
         return {
@@ -88,7 +88,7 @@ class Locking:
             self._hear(self._child)
 
     def _expire(self) -> float:
-        """In how many seconds to look again."""
+        """Closes expired keys. Returns the seconds until the next call."""
         expired, due = self._keys.expire()
         for signature in expired:
             self._log("key-locked", key=signature, why="unused")
@@ -97,7 +97,8 @@ class Locking:
         return max(0.0, self._keys.lock_after if due is None else due)
 
     def _see_to_child(self) -> float:
-        """There is one that listens for what is wanted, if anything is. In how many seconds to look again."""
+        """Starts, replaces or ends the listening process, as the settings require. Returns the seconds until the next
+        call."""
         if self._causes != self._wanted:
             for cause in {*self._causes} - {*self._wanted}:
                 self._keys.unlock_all(cause)
@@ -124,7 +125,7 @@ class Locking:
         return math.inf
 
     def _hear(self, child: _Child) -> None:
-        """One word of it, or its end."""
+        """Handles one message of the listening process, or its end."""
         word = child.word()
         if not word:
             status = child.end()
@@ -160,7 +161,7 @@ class Locking:
 
 
 class _Child:
-    """The process that listens; in a group of its own, so that a terminal's signals are not for it. OSError."""
+    """The listening process; in a process group of its own, so that a terminal's signals do not reach it. OSError."""
 
     def __init__(self, causes: Iterable[str]) -> None:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -181,7 +182,7 @@ class _Child:
             raise
 
     def word(self) -> str:
-        """What it says next; "" at its end."""
+        """Returns its next message; "" at its end."""
         try:
             return self.socket.recv(MAX_WORD).decode("utf-8", "replace")
         except OSError:
@@ -192,7 +193,7 @@ class _Child:
             self.socket.send(word.encode())
 
     def end(self) -> int:
-        """Its exit status; -1 where nobody is told of that (SIGCHLD is ignored). It is killed if it goes on."""
+        """Ends it, by SIGKILL if necessary. Returns its exit status; -1 if that is unknown (SIGCHLD is ignored)."""
         self.socket.close()
         with contextlib.suppress(ProcessLookupError):
             if not _ends_soon(self._pid):
@@ -204,7 +205,7 @@ class _Child:
 
 
 def _ends_soon(pid: int) -> bool:
-    """Whether it ends by itself, having closed its socket or seen that ours is closed."""
+    """Returns whether it exits within a second, now that one of the sockets is closed."""
     watch = os.pidfd_open(pid)
     try:
         return bool(select.select([watch], [], [], 1.0)[0])

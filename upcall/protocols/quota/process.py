@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
-from pathlib import Path
+from collections.abc import Sequence
 
 from upcall import config
 from upcall.core.errors import UsageError
@@ -14,7 +14,9 @@ from upcall.process.hardening import of_quota_source
 from upcall.process.log import EventLog
 from upcall.process.loop import URGENT, Loop
 from upcall.process.paths import SYSTEM_FOLDER, Place
+from upcall.process.trust import Fault
 from upcall.process.waker import Waker
+from upcall.protocols.quota.settings import SourceSettings
 from upcall.protocols.quota.setup import configured
 from upcall.protocols.quota.source import QuotaSetup, QuotaSource, with_room_kept
 
@@ -73,18 +75,20 @@ class SourceProcess:
         self.log.flush()
 
 
-def main(folder: Path | None = None) -> None:
-    """Runs the source of the broker in `folder` (default: the system's) until SIGTERM, SIGINT or SIGHUP. Raises
-    OSError, UsageError or ConfigError before it is ready."""
+def main(settings: SourceSettings, faults: Sequence[Fault] = ()) -> None:
+    """Runs a quota source in this process until SIGTERM, SIGINT or SIGHUP. OSError, UsageError, ConfigError before it
+    is ready. `faults`: files that others could change, for the log."""
     harden()
     raise_descriptor_limit()
     prefer_us()
-    place = Place(folder or SYSTEM_FOLDER)
+    place = Place(settings.folder or SYSTEM_FOLDER)
     setup = with_room_kept(configured(place))
     hardened = of_quota_source(setup.state, config.settings("hardening").get("broker", True))
     process = SourceProcess(place, setup, Manager())
     process.heed_signals()
     process.source.hardening = hardened._asdict()
     process.log("privileges-dropped", **hardened._asdict())
+    for fault in faults:
+        process.log("file-not-trusted", file=fault.path, why=fault.why)
     gc.freeze()
     process.run()

@@ -1,12 +1,19 @@
-"""What can be set in the table [quota] of the configuration. Pure."""
+"""The settings of the quota source: of its command line, and of the table [quota] of the configuration. Pure."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 
+class SourceSettings(NamedTuple):
+    """Of the command line: made by `upcall quota serve`, passed across exec by upcall/process/settings.py."""
+
+    folder: Path | None = None  # the broker's; None: the system's
+
+
 class Rules(NamedTuple):
-    """Times in seconds."""
+    """Of the configuration. Times in seconds."""
 
     thresholds: tuple[int, ...] = (80, 90)  # per cent of the limit at which people are told early, ascending
     hysteresis: int = 5  # per cent of the limit: how far usage must fall before it counts as fallen

@@ -236,8 +236,9 @@ def _serves(who: Person, pid: int) -> bool:
 def fork_broker(output: Path | None = None) -> Task[None]:
     """Starts the broker by fork, which is faster. Waits until it is ready."""
     from upcall.broker.server import main
+    from upcall.broker.settings import BrokerSettings
 
-    task = Task(person("root"), lambda: main(None, DEVICE), output=output)
+    task = Task(person("root"), lambda: main(BrokerSettings(device=DEVICE)), output=output)
     with _killed_unless_ready(task.end):
         wait_until(lambda: task.ended or broker_pid() == task.pid, "the broker")
     return task
