@@ -1,1 +1,1 @@
-"""Benchmarks: ours beside a peer in C, in one run, as ratios. `python -m bench`; README.md explains the rows."""
+"""Measures upcall against peers in C, in one run, as ratios: `python -m bench`. README.md explains the rows."""

@@ -1,4 +1,4 @@
-"""`python -m bench`: runs the benchmarks, prints their tables. Exit status 1 if one could not be run."""
+"""`python -m bench`: runs the benchmarks and prints their tables. Exit status 1 if one could not be run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.rows import FULL, QUICK, Effort, Row, show, write_json
 from bench.stage import BenchError, Stage
 
 sys._xoptions["upcall-environment"] = (
-    True  # our no-op key module is in PYTHONPATH, root's, too: see process/start_python
+    True  # finds the no-op key module by PYTHONPATH, also as root: see process/start_python
 )
 
 GROUPS: dict[str, Callable[[Stage, Effort], Iterator[Row]]] = {
@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=GROUPS, help="this group; may be given several times")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that stages are taken down
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # runs the clean-up of stages
     effort = QUICK if options.quick else FULL
     rows: list[Row] = []
     failed = False

@@ -1,4 +1,4 @@
-"""A process that answers every REQUEST with an empty answer: with our netlink code, or with pyroute2's.
+"""Answers every REQUEST with an empty answer, by upcall's netlink code or by pyroute2's.
 
 python -m bench.echo upcall|pyroute2 FOLDER
 """
@@ -24,7 +24,7 @@ def registered(folder: Path) -> BrokerLink:
 
 
 def with_upcall(link: BrokerLink) -> None:
-    """Credentials and all lengths checked, as the daemon does it."""
+    """Answers by upcall's code. Checks credentials and all lengths, as the daemon does."""
     sender = link.sender
     while True:
         packet = link.receive()
@@ -35,9 +35,10 @@ def with_upcall(link: BrokerLink) -> None:
 
 
 def with_pyroute2(link: BrokerLink) -> None:
-    """The way it is meant: classes with fields, `get` to decode, `encode` to encode.
+    """Answers by pyroute2 as documented: classes with fields, `get` to decode, `encode` to encode.
 
-    Who sent a message cannot be checked; the registration goes around pyroute2, which does not say either.
+    Does not check senders, because pyroute2 does not report credentials. Registers by upcall's code for the same
+    reason.
     """
     from pyroute2.netlink import nlmsg  # type: ignore[import-untyped]
     from pyroute2.netlink.nlsocket import NetlinkSocket as TheirSocket  # type: ignore[import-untyped]

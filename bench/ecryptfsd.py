@@ -1,11 +1,11 @@
-"""ecryptfsd, the C daemon that upcall is measured against: builds it, and starts it in the lab.
+"""Builds ecryptfsd, the C daemon that upcall is compared with, and starts it in the lab.
 
     python bench/ecryptfsd.py build FOLDER     on the host, no root needed
     python bench/ecryptfsd.py prove FOLDER     boots the lab and reads a file through it
 
-Debian's ecryptfs-utils comes without the openssl key module, so the module is compiled from Debian's source
-package, with the few words changed that OpenSSL 3 asks for. Everything stays in FOLDER: nothing is installed,
-and apt's configuration is not touched. A compiler and OpenSSL's headers must be there."""
+Debian's ecryptfs-utils lacks the openssl key module, so the module is compiled from Debian's source package, with a
+few changes for OpenSSL 3. Everything stays in FOLDER: nothing is installed, and apt's configuration is not changed.
+Needs a compiler and OpenSSL's headers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LIBRARIES = "usr/lib/x86_64-linux-gnu"
 MODULE = "libecryptfs_key_mod_openssl.so"
 MODULE_FOLDER = Path("/") / LIBRARIES / "ecryptfs"  # compiled into libecryptfs
 
-# What OpenSSL 1.1 hid or dropped.
+# Replacements for what OpenSSL 1.1 made opaque or removed.
 CHANGES = {
     "key->n": "RSA_get0_n(key)",
     "key->e": "RSA_get0_e(key)",
@@ -59,7 +59,7 @@ PATIENCE = 10.0  # seconds
 
 
 def build(dest: Path) -> Path:
-    """Puts the daemon, mount.ecryptfs and their libraries below `dest`, unless they are there; gives `dest`.
+    """Puts the daemon, mount.ecryptfs and their libraries below `dest`, unless they are there. Returns `dest`.
 
     Raises LabUnavailable with what is missing."""
     if (dest / MODULE).exists():
@@ -73,12 +73,12 @@ def build(dest: Path) -> Path:
         for package in packages.download(BINARIES, work, say_on_stderr):
             packages.unpack(package, dest)
         module = _compile(_source(work), dest, work)
-        shutil.move(module, dest / MODULE)  # last of all: it says that the rest is complete
+        shutil.move(module, dest / MODULE)  # last: its presence marks the rest as complete
     return dest
 
 
 def _source(work: Path) -> Path:
-    """Downloads the source package's tar file, its hash checked by apt, and unpacks it."""
+    """Downloads the source package's tar file, whose hash apt checks, and unpacks it."""
     say_on_stderr(f"downloading the source of {SOURCE}")
     private = work / "apt"
     for folder in ("lists/partial", "cache/archives/partial"):
@@ -103,7 +103,7 @@ def _source(work: Path) -> Path:
 
 
 def _deb_src() -> str:
-    """The system's own Debian archives, as sources of source packages."""
+    """Returns apt lines for source packages from the system's Debian archives."""
     wanted = "$(REPO_URI)\t$(RELEASE)\t$(COMPONENT)\t$(SIGNED_BY)"
     which = ["Created-By: Packages", "Origin: Debian", "Component: main"]
     found = subprocess.run(
@@ -128,7 +128,7 @@ def _compile(source: Path, dest: Path, work: Path) -> Path:
         text = text.replace(old, new)
     code.write_text(text)
     module = work / MODULE
-    # Lazy binding, because the module names a function that exists nowhere (and is never called).
+    # Lazy binding, because the module refers to a function that is not defined anywhere (and never called).
     flags = ["-D_GNU_SOURCE", "-O2", "-w", "-shared", "-fPIC", "-Wl,-z,lazy"]
     libraries = [f"-L{dest / LIBRARIES}", "-l:libecryptfs.so.1", "-lcrypto"]
     _succeed(["gcc", *flags, str(code), "-o", str(module), *libraries], work)
@@ -146,7 +146,7 @@ def _succeed(command: list[str], folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Peer:
-    """A running ecryptfsd and the mount it serves. `signature` is its key's, as the kernel names it."""
+    """A running ecryptfsd and its mount. `signature`: of its key, as the kernel reports it."""
 
     daemon: subprocess.Popen[bytes]
     lower: Path
@@ -165,7 +165,7 @@ class Peer:
 
 
 def start_peer(built: Path, work: Path, bits: int = 2048) -> Peer:
-    """In the lab only: starts ecryptfsd and mounts an eCryptfs with a new RSA key in the empty folder `work`.
+    """Starts ecryptfsd and mounts an eCryptfs with a new RSA key in the empty folder `work`. In the lab only.
 
     The key, under a passphrase as ecryptfsd wants it, is in `work`/key.pem; `work` must be on a filesystem
     that eCryptfs accepts below it (tmpfs is one). Raises RuntimeError when the daemon or the mount fails."""
@@ -189,7 +189,7 @@ def start_peer(built: Path, work: Path, bits: int = 2048) -> Peer:
 
 
 def _wait_for_device(daemon: subprocess.Popen[bytes]) -> None:
-    """The kernel knows the daemon once it has opened the device."""
+    """Waits until the daemon has opened the device, by which the kernel registers it."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and daemon.poll() is None:
         for descriptor in Path(f"/proc/{daemon.pid}/fd").iterdir():
@@ -215,7 +215,7 @@ def _mount_options(work: Path, bits: int) -> str:
         "ecryptfs_cipher=aes",
         "ecryptfs_key_bytes=16",
         "ecryptfs_passthrough=n",
-        "no_sig_cache",  # or it asks whether to remember the key
+        "no_sig_cache",  # otherwise it asks whether to store the signature
         "verbosity=0",
     ]
     return ",".join(options)
@@ -244,15 +244,15 @@ def _signature(upper: Path) -> str:
 
 
 def forget_files() -> None:
-    """Makes the kernel forget files that are not open, so that opening one asks the daemon again."""
+    """Drops the kernel's caches of files that are not open, so that opening one makes a request again."""
     os.sync()
-    # Once is not enough: what was used since the last time gets a second chance, and its inode stays.
+    # Once does not suffice: recently used inodes survive the first time.
     for _ in range(3):
         Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
 def prove(built: Path) -> bool:
-    """In the lab: whether a file written through the peer reads the same once the kernel has forgotten it."""
+    """Returns whether a file written through the peer reads the same after dropping the caches. In the lab only."""
     with tempfile.TemporaryDirectory() as work:
         peer = start_peer(built, Path(work))
         secret = secrets.token_bytes(100_000)
@@ -282,7 +282,7 @@ def main() -> int:
         if given.verb == "build":
             print(folder)
             return 0
-        # From the folder, so that the guest shows it wherever it is.
+        # Runs in the folder, so that the guest shows it at any place.
         line = ["python", str(Path(__file__).resolve()), "prove", str(folder)]
         result = run(line, cwd=folder, timeout=120)
     except LabError as error:

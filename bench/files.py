@@ -1,4 +1,4 @@
-"""Files on the real kernel: ours and the real ecryptfsd by turns in one boot of the lab.
+"""Measures eCryptfs files on a real kernel: upcall and ecryptfsd alternately, in one boot of the lab.
 
 On the host, `rows` builds the peer and boots; in the guest, `python -m bench.files FOLDER` measures and leaves JSON.
 """
@@ -34,7 +34,8 @@ ONE = 60  # files of a single process
 
 
 def rows(_: Stage, effort: Effort) -> Iterator[Row]:
-    """Operations per second: creating a file, opening one that the kernel has forgotten, one process and eight."""
+    """Measures operations per second: creating a file, and opening one that is not cached, by one process and by
+    eight."""
     why = why_not()
     if why is not None:
         raise BenchError(f"the lab cannot run here: {why}")
@@ -60,14 +61,14 @@ def rows(_: Stage, effort: Effort) -> Iterator[Row]:
 
 
 class _Mount(NamedTuple):
-    """Where one contender's files are, and who opens them: requests go to the daemon of that uid."""
+    """The mount of one contender, and the user who opens files: requests go to the daemon of that uid."""
 
     who: guest.Person
     upper: Path
 
 
 def _create(mount: _Mount, folder: str, count: int) -> float:
-    """Files per second."""
+    """Creates files. Returns files per second."""
 
     def work() -> float:
         place = mount.upper / folder
@@ -91,7 +92,7 @@ def _open(mount: _Mount, folder: str, count: int) -> float:
 
 
 def _at_once(mount: _Mount, flags: int, folder: str, count: int) -> float:
-    """The same by eight processes, each with files of its own, started together."""
+    """Measures eight processes that start together, each with files of its own. Returns files per second."""
 
     def work() -> float:
         for process in range(PROCESSES):
@@ -116,7 +117,7 @@ def _at_once(mount: _Mount, flags: int, folder: str, count: int) -> float:
 def _child(waiting: int, go: int, place: Path, flags: int, count: int) -> NoReturn:
     try:
         os.close(go)
-        os.read(waiting, 1)  # the end of the pipe is the signal
+        os.read(waiting, 1)  # the pipe's end is the start signal
         for number in range(count):
             os.close(os.open(place / str(number), flags, 0o600))
     except OSError as error:
@@ -148,7 +149,7 @@ def _one(mount: _Mount, what: str, folder: str) -> float:
 
 
 def _enrol(who: guest.Person, pem: bytes, passphrase: bytes) -> str:
-    """The peer's key for another person: the same work for both."""
+    """Enrols the peer's key for another user, so that both do the same work."""
     key = serialization.load_pem_private_key(pem, passphrase)
     if not isinstance(key, rsa.RSAPrivateKey):
         raise TypeError("the peer's key is not of RSA")
@@ -166,7 +167,7 @@ def _enrol(who: guest.Person, pem: bytes, passphrase: bytes) -> str:
 
 
 def main(built: Path, rounds: int) -> None:
-    """In the guest: root's files by ecryptfsd, alice's by us, with the very same RSA-2048 key."""
+    """Measures in the guest: root's files with ecryptfsd, alice's with upcall, with the same RSA-2048 key."""
     root, alice = guest.person("root"), guest.person("alice")
     work = Path("/tmp/peer")
     work.mkdir()

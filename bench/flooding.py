@@ -1,8 +1,8 @@
-"""What others can do to one user: the round trip of a victim while strangers flood the broker.
+"""Measures the round trip of one user's requests while other users flood the broker.
 
-The victim has a daemon of its own and asks for one wrap after the other. Two processors cannot serve four
-busy strangers and the victim at the same time, whatever the broker does: so the same number of processes that only
-burn processor time is the control, and what the broker adds is the ratio to that.
+The victim has a daemon of its own and makes one wrap request after the other. Two processors cannot serve four busy
+processes and the victim at once in any case. So the control is the same number of processes that only use processor
+time, and the broker's effect is the ratio to that.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from bench.packets import NOOP_MODULES, new_signature, noop_wrap
 from bench.rows import Effort, Row, by_turns, compared
 from bench.stage import Client, Stage
 
-_FIRST_UID = 64100  # nobody's, on any distribution: above what useradd hands out, below nobody
-_SUBUIDS = range(640_000, 640_016)  # one person's, who has 64 connections of each
+_FIRST_UID = 64100  # unused on all distributions: above useradd's range, below nobody's uid
+_SUBUIDS = range(640_000, 640_016)  # of one user, who has 64 connections of each
 _GROUP = "flooding, a victim's round trip p50 through broker and daemon"
 _Flooders = Sequence[Callable[[], subprocess.Popen[bytes]]]
 _AS_ONE = "not root: everything runs as one uid, so that only strangers at the registration can be played"
@@ -37,7 +37,7 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
     found = by_turns(contenders, max(2, effort.rounds - 2))
     note = "" if os.geteuid() == 0 else _AS_ONE
     for name in (name for name in scenes if name != "idle"):
-        # Sixteen processes that never sleep cost more than twice as such: the control is what they are compared with.
+        # Sixteen busy processes alone more than double the time, so compare with the control.
         goal = None if "burn" in name or "never" in name else 2.0
         yield compared(_GROUP, name, "us", found[name], found["idle"], "idle", at_most=goal, note=note)
         if goal:
@@ -59,7 +59,7 @@ def _victim(stage: Stage, folder: Path, uid: int) -> Client:
 
 
 def _scenes(stage: Stage, folder: Path) -> dict[str, _Flooders]:
-    """By name: how to start those who disturb."""
+    """Returns name -> function that starts the flooding processes."""
     root = os.geteuid() == 0
     uids = [_FIRST_UID + 1 + number if root else None for number in range(4)]
     junk = [partial(stage.peer, "junk", folder, *([] if root else ["stranger"]), uid=uid) for uid in uids]
@@ -88,10 +88,10 @@ def _scenes(stage: Stage, folder: Path) -> dict[str, _Flooders]:
 
 
 def _under(stage: Stage, client: Client, effort: Effort, flooders: _Flooders) -> float:
-    """The victim's p50 in microseconds while they run."""
+    """Returns the victim's p50 in microseconds while the processes run."""
     running = [start().pid for start in flooders]
     try:
-        client.run(100, 1, 0.3)  # they register, and fill what can be filled
+        client.run(100, 1, 0.3)  # lets them register, and fill all queues
         return client.run(1_000_000, 1, effort.seconds).p50
     finally:
         stage.end(running)

@@ -1,4 +1,4 @@
-"""What a daemon costs while nobody asks it anything: time to import, memory."""
+"""Measures the cost of an idle daemon: import time and memory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
 
 
 def _import_ms(module: str) -> float:
-    """The median of fresh interpreters."""
+    """Returns the median time in new interpreters, in milliseconds."""
     command = [sys.executable, "-c", _TIMED.format(module)]
     return statistics.median(
         float(subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout)

@@ -1,4 +1,4 @@
-"""What it costs per request that broker and daemon have given up what they do not need: with it, and without."""
+"""Measures the cost of hardening (seccomp, Landlock) per request: with and without it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from upcall.process.hardening import DaemonHardening
 from upcall.process.settings import dumps
 from upcall.testing.broker import BrokerForTests
 
-_AT_MOST = 1.03  # more could be seen
+_AT_MOST = 1.03  # goal for the ratio
 
 
 def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
-    """requester -> broker -> daemon -> broker -> requester; seccomp and Landlock in both, or in none."""
+    """Measures requester -> broker -> daemon -> broker -> requester, with both hardened and with none."""
     signature = new_signature()
     stage.add_key(signature)
     lines = {"ours": _through(stage, signature, True), "bare": _through(stage, signature, False)}

@@ -1,4 +1,4 @@
-"""A key module in a process of its own, beside the same one in the daemon's."""
+"""Compares a key module in a process of its own with the same module in the daemon's process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PASSPHRASE = b"of a benchmark"
 
 
 def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
-    # The child, like the daemon, does not look for modules in the working directory.
+    # The child, like the daemon, does not import from the working directory.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     bare = stage.start([sys.executable, "-c", "import time; time.sleep(600)"]).pid
     isolated = IsolatedModule("noop", "bench.noop:module")
@@ -68,7 +68,7 @@ def _memory(isolated: IsolatedModule, bare: int) -> Iterator[Row]:
 
 
 def _installed(folder: Path, stack: contextlib.ExitStack, alias: str, found: Found, effort: Effort) -> Iterator[Row]:
-    """Wraps and unwraps per second of a module, where what it needs is here."""
+    """Measures wraps and unwraps per second of a module, if its requirements are installed."""
     module = load(found.spec)
     if not isinstance(module, KeyMaker):
         return
@@ -89,7 +89,7 @@ def _installed(folder: Path, stack: contextlib.ExitStack, alias: str, found: Fou
 
 
 def _token(folder: Path, _: contextlib.ExitStack) -> dict[str, str]:
-    """A new token of SoftHSM's, whose PIN is in a file. It is found by the environment, by the child, too."""
+    """Makes a SoftHSM token whose PIN is in a file. The child, too, finds it by the environment."""
     from upcall_pkcs11.softhsm import SoftHsm, missing
 
     if missing():
@@ -101,7 +101,7 @@ def _token(folder: Path, _: contextlib.ExitStack) -> dict[str, str]:
 
 
 def _tpm(folder: Path, stack: contextlib.ExitStack) -> dict[str, str]:
-    """A TPM of swtpm's."""
+    """Starts a software TPM."""
     from upcall_tpm2.swtpm import SoftwareTpm, missing
 
     if missing():
@@ -111,7 +111,7 @@ def _tpm(folder: Path, stack: contextlib.ExitStack) -> dict[str, str]:
     return {"tcti": tpm.tcti}
 
 
-# What a key is made in, where it is made in something: parameters for `generate`.
+# Functions that prepare a token or TPM, and return parameters for `generate`.
 _DEVICES: dict[str, Callable[[Path, contextlib.ExitStack], dict[str, str]]] = {"pkcs11": _token, "tpm2": _tpm}
 
 
@@ -146,13 +146,13 @@ def _per_second(call: Callable[[], object], seconds: float) -> float:
 
 
 def _private_mb(pid: int) -> float:
-    """From proc(5), smaps_rollup: what would be free if the process ended."""
+    """Returns the process's private memory in MB, which its end would free, from smaps_rollup (proc(5))."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
 class _Echo:
-    """What the standard library has for this: a process at the other end of a pipe."""
+    """The standard library's equivalent: a process at the other end of a multiprocessing pipe."""
 
     def __enter__(self) -> _Echo:
         context = multiprocessing.get_context("spawn")

@@ -1,4 +1,4 @@
-"""Why upcall.kernel.netlink does not use pyroute2: processor time per message."""
+"""Measures the processor time per message of pyroute2, which upcall.kernel.netlink does not use for this reason."""
 
 from __future__ import annotations
 

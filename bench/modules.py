@@ -1,8 +1,8 @@
-"""Key modules alone: how many keys one thread wraps and unwraps in a second of processor time, and what opening costs.
+"""Measures key modules alone: wraps and unwraps of one thread per second of processor time, and the time of opening.
 
     python -m bench.modules
 
-X25519 stands beside the same primitives wired by hand, without HPKE's key schedule.
+X25519 is compared with the same primitives called directly, without HPKE's key schedule.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from upcall.testing.secrets import GivenSecrets
 
 _GROUP = "key modules, one thread of one processor"
 _PASSPHRASE = b"correct horse battery staple"
-_BATCH = 50  # calls between two looks at the clock
-_SHARE = 0.2  # of a throughput's time: there are many of them
-_GOAL = 10_000  # of X25519 in a second: below that it would need threads of its own
-_LONGEST_OPENING = 1000.0  # ms: the kernel waits for it
+_BATCH = 50  # calls between two readings of the clock
+_SHARE = 0.2  # of the time of a throughput, because there are many
+_GOAL = 10_000  # X25519 operations per second; below, it would need threads of its own
+_LONGEST_OPENING = 1000.0  # ms, within the kernel's time-out
 
 
 class _Contender(NamedTuple):
@@ -54,7 +54,7 @@ _CONTENDERS = (
 
 
 class _ByHand:
-    """X25519, HKDF and AES-256-GCM, one after the other."""
+    """Calls X25519, HKDF and AES-256-GCM one after the other."""
 
     def __init__(self) -> None:
         self._private = X25519PrivateKey.generate()
@@ -108,7 +108,7 @@ def _row(contender: _Contender, verb: str, ours: list[float], peer: list[float] 
 
 
 def _opener(contender: _Contender, folder: Path) -> Callable[[], KeyHandle]:
-    """Makes a key; what comes back opens it."""
+    """Makes a key. Returns a function that opens it."""
     try:
         module: KeyModule = load(contender.spec)
     except ModuleFailed as error:
@@ -123,14 +123,14 @@ def _opener(contender: _Contender, folder: Path) -> Callable[[], KeyHandle]:
 
 
 def _milliseconds(work: Callable[[], object]) -> float:
-    """By the clock on the wall: that is what the kernel waits by."""
+    """Returns the wall-clock time of `work`, which counts for the kernel's time-out."""
     start = time.monotonic()
     work()
     return (time.monotonic() - start) * 1000
 
 
 def _per_second(work: Callable[[], object], seconds: float) -> float:
-    """In processor time, so that what else the machine does counts less."""
+    """Returns calls per second of processor time, to reduce the influence of other processes."""
     count, start = 0, time.thread_time()
     while (took := time.thread_time() - start) < seconds:
         for _ in range(_BATCH):

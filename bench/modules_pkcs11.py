@@ -1,8 +1,8 @@
-"""Keys in a SoftHSM token: wrapping and unwrapping per second, by one thread and by four, and what looking costs.
+"""Measures keys in a SoftHSM token: wraps and unwraps per second, by one thread and by four, and checks for the token.
 
     python -m bench.modules_pkcs11 [SECONDS]
 
-The same RSA operation in this process, with the key in memory, is measured in the same run: compare ratios.
+Measures the same RSA operation with a key in memory in the same run: compare ratios.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CLEAR = bytes(19)
 
 
 def rate(work: Callable[[], object], seconds: float, threads: int = 1) -> float:
-    """Calls per second of all threads."""
+    """Returns calls per second of all threads together."""
     end = time.perf_counter() + seconds
     counts = [0] * threads
 
@@ -83,6 +83,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from bench import modules_pkcs11  # by its own name, so that the child can find it
+    from bench import modules_pkcs11  # by its full name, so that the child can import it
 
     modules_pkcs11.main()

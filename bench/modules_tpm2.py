@@ -1,8 +1,8 @@
-"""The key module tpm2 beside a TPM in software: opening a key, which asks the TPM, and wrapping, which does not.
+"""Measures the key module tpm2 with a software TPM: opening a key, which uses the TPM, and wrapping, which does not.
 
     python -m bench.modules_tpm2
 
-Opening stands beside the same steps by the commands of tpm2-tools, a process for each.
+Opening is compared with the same steps by commands of tpm2-tools, with a process for each.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from upcall.keys.enrolment import chosen
 from upcall.testing.secrets import GivenSecrets
 
 _GROUP = "key module tpm2, with a TPM in software"
-_BATCH = 50  # calls between two looks at the clock
-_PATIENCE = 30.0  # seconds for a command
+_BATCH = 50  # calls between two readings of the clock
+_PATIENCE = 30.0  # seconds, the time-out of a command
 _TOOLS = "tpm2-tools"
 _TEMPLATE = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt"
 _COMMANDS = (
@@ -70,7 +70,8 @@ def _open(key: Enrolled) -> KeyHandle:
 
 
 def _by_tools(tcti: str, path: Path, folder: Path) -> float:
-    """Milliseconds of the commands that lead to the key. Between them the TPM is emptied: it has no manager."""
+    """Returns the milliseconds of the commands that unseal the key. Flushes the TPM in between: it has no resource
+    manager."""
     sealed, took = take_key_file(path.read_bytes()), 0.0
     (folder / "public").write_bytes(sealed.public)
     (folder / "private").write_bytes(sealed.private)
@@ -98,7 +99,7 @@ def _milliseconds(work: Callable[[], object]) -> float:
 
 
 def _per_second(work: Callable[[], object], seconds: float) -> float:
-    """In processor time, so that what else the machine does counts less."""
+    """Returns calls per second of processor time, to reduce the influence of other processes."""
     count, start = 0, time.thread_time()
     while (took := time.thread_time() - start) < seconds:
         for _ in range(_BATCH):

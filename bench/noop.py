@@ -1,4 +1,4 @@
-"""A key module that costs nothing: XOR 0x55. What is measured with it is the way to a key module and back."""
+"""Implements a key module of negligible cost, XOR 0x55, for measuring the path to a key module and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the clients ask for, and what the right answer is."""
+"""Makes requests for the clients, with the expected answers."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ NOOP_MODULES = {"noop": "bench.noop:module"}
 
 
 def new_signature() -> str:
-    """One that no key of anybody has."""
+    """Returns a random signature, which no key has."""
     return os.urandom(8).hex()
 
 
 def noop_wrap(signature: str) -> tuple[bytes, bytes]:
-    """A tag 66 packet for an AES-256 key, and the tag 67 packet that the no-op key module makes of it."""
+    """Returns a tag 66 packet with an AES-256 key, and the no-op module's answer, a tag 67 packet."""
     clear = new_file_key()
     answer = Reply(TAG_67, STATUS_OK, Handle().wrap(clear))
     return pack_ask(Ask(TAG_66, signature, clear)), pack_reply(answer)
 
 
 def unwrap(signature: str, clear: bytes, wrapped: bytes) -> tuple[bytes, bytes]:
-    """A tag 64 packet, and the tag 65 packet that answers it."""
+    """Returns a tag 64 packet, and the tag 65 packet that answers it."""
     return pack_ask(Ask(TAG_64, signature, wrapped)), pack_reply(Reply(TAG_65, STATUS_OK, clear))
 
 

@@ -1,8 +1,7 @@
-"""Quota warnings: what one costs, and how many are lost.
+"""Measures quota warnings: the cost of one, and how many are lost.
 
-On the host the kernel is played: warnings as it sends them, over the same multicast, so that processors are compared
-at their real speed. In the lab's guest it is the kernel's own (ext4), and quota_nld is there, too: user-mode Linux,
-on one processor, where system calls are dear for all of them.
+On the host the kernel is simulated: the same warnings over multicast, without the slowdown of emulation. In the lab's
+guest (User-mode Linux, one processor, slow system calls) the real kernel warns (ext4), and quota_nld is compared, too.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from upcall.testing.lab import LabError, run, why_not
 from upcall.testing.lab import stage as guest
 
 RATE = 10_000  # warnings per second
-_OURS, _THEIRS = 30, 31  # groups
+_OURS, _THEIRS = 30, 31  # multicast groups
 _PATIENCE = 20.0
 TIME_LIMIT = 400.0
 
@@ -37,7 +36,7 @@ TIME_LIMIT = 400.0
 
 
 class Sender:
-    """The played kernel."""
+    """The simulated kernel: a process that sends warnings."""
 
     def __init__(self, stage: Stage) -> None:
         self._process = stage.start([str(stage.folder / "peer"), "quota-send"], talks=True)
@@ -63,7 +62,7 @@ def _line(process: subprocess.Popen[bytes]) -> bytes:
 
 
 def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
-    """The kernel is played."""
+    """Measures with the simulated kernel."""
     if os.geteuid() != 0:
         raise BenchError("only root may send to a netlink group")
     sender = Sender(stage)
@@ -105,14 +104,15 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
 
 
 def _accounted(sender: Sender, folder: Path) -> int:
-    """How many messages the source knows of, lost ones included: only what comes next shows what is missing."""
+    """Returns how many messages the source has counted, including lost ones. Sends one more, which reveals lost
+    ones."""
     sender.send(_OURS, 1)
     found = _status(folder)
     return int(found["received"] + found["lost"])
 
 
 def _cost(pid: int, send: Callable[[], None], settle: Callable[[], object], count: int) -> float:
-    """Microseconds of processor time per warning."""
+    """Returns the processor time per warning, in microseconds."""
     before = cpu_us(pid)
     send()
     settle()
@@ -120,7 +120,7 @@ def _cost(pid: int, send: Callable[[], None], settle: Callable[[], object], coun
 
 
 def _beside(stage: Stage, effort: Effort, sender: Sender, folder: Path) -> Iterator[Row]:
-    """Somebody else's round trip meanwhile."""
+    """Measures the round trip of another user's requests meanwhile."""
     signature = new_signature()
     stage.add_key(signature)
     stage.daemon(folder, NOOP_MODULES)
@@ -164,7 +164,7 @@ def _until(true: Callable[[], object], what: str) -> None:
 
 
 def kernel_rows(stage: Stage, effort: Effort) -> Iterator[Row]:
-    """The kernel is real."""
+    """Measures with the real kernel."""
     why = why_not("uml")
     if why is not None:
         raise BenchError(f"the lab cannot run here: {why}")
@@ -199,7 +199,7 @@ def kernel_rows(stage: Stage, effort: Effort) -> Iterator[Row]:
 
 
 def main(peer: str, rounds: int) -> None:
-    """In the guest: each of the three listens alone to the same flood."""
+    """Measures in the guest: each of the three listeners alone, with the same flood."""
     from tests.kernel.quota_scene import QuotaHouse, disk
 
     root, alice = guest.person("root"), guest.person("alice")
@@ -232,7 +232,7 @@ def main(peer: str, rounds: int) -> None:
 
         def alone(name: str) -> float:
             with subprocess.Popen(starts[name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-                time.sleep(1.0)  # neither says when it listens
+                time.sleep(1.0)  # neither reports when it listens
                 cost = _cost(process.pid, flood, lambda: time.sleep(0.5), 2 * count)
                 process.send_signal(signal.SIGKILL)
             return cost

@@ -1,4 +1,4 @@
-"""A quota source whose kernel is played: it takes warnings from a group of NETLINK_USERSOCK.
+"""Runs a quota source with a simulated kernel: it receives warnings from a group of NETLINK_USERSOCK.
 
 `python -m bench.quotasource FOLDER GROUP SENDER`; FOLDER is the broker's.
 """
@@ -25,7 +25,7 @@ _FULL = Figures(10 << 20, 9 << 20, 10 << 20, 0)
 
 
 class PlayedWorld:
-    """One filesystem, on which everybody has used all that he may."""
+    """A simulated file system on which every user has reached the limits."""
 
     def filesystems(self) -> dict[Mount, tuple[int, ...]]:
         return {_DISK: (0,)}
@@ -47,7 +47,7 @@ class PlayedWorld:
 
 
 def played(state: Path, group: int, sender: int) -> QuotaSetup:
-    """How to listen to the played kernel, whose portid is `sender`."""
+    """Returns the setup for listening to the simulated kernel, whose portid is `sender`."""
     return QuotaSetup(
         Rules(),
         state,

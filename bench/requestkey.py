@@ -1,10 +1,10 @@
-"""request_key on real kernels: keys of kerberised CIFS sessions, ours and Debian's cifs.upcall by turns in one boot.
+"""Measures request_key on real kernels: keys of Kerberos CIFS sessions, by upcall and by cifs.upcall alternately.
 
-On the host, `rows` compiles the least helper there can be and boots the lab's kernels; in the guest,
-`python -m bench.requestkey FOLDER KERNEL REQUESTS ROUNDS` measures and leaves JSON.
+On the host, `rows` compiles a minimal helper and boots the lab's kernels; in the guest,
+`python -m bench.requestkey FOLDER KERNEL REQUESTS ROUNDS` measures and writes JSON.
 
-The kernel lets nobody but its own CIFS client ask for these keys, so every request is a session with a server, made
-by mounting. What is measured is only what the kernel waits for the key.
+Only the kernel's CIFS client can request these keys, so each request is a session with a server, made by mounting.
+Only the time for which the kernel waits for the key is measured.
 """
 
 from __future__ import annotations
@@ -37,20 +37,21 @@ from upcall.testing.lab.kerberos import FILE_SERVER, Realm, realm
 SOURCES = Path(__file__).resolve().parent / "peer" / "request_key"
 PEER = "cifs.upcall"
 TIME_LIMIT = 900.0
-MEMORY = 3072  # MB: a smbd for each of many mounts
+MEMORY = 3072  # MB, because each mount has an smbd process
 REQUESTS, BURSTS = 200, 5
 AT_ONCE = 64
-BACKLOG = 16  # connections that are broken at a time: so many new ones wait for smbd, and none is turned away
+BACKLOG = 16  # connections that are broken at a time: smbd's backlog has room for as many new ones
 ONE, MANY = 0.7, 0.5  # goals
 
 
 def rows(_: Stage, effort: Effort) -> Iterator[Row]:
-    """In QEMU: from request_key to the instantiated key, one after the other, and many at once."""
+    """Measures in QEMU: from request_key to the instantiated key, one after the other, and many at once."""
     return _rows("qemu", effort)
 
 
 def uml_rows(_: Stage, effort: Effort) -> Iterator[Row]:
-    """The same on User-mode Linux, where Python is ten times as fast, and system calls and processes are dear."""
+    """Measures the same on User-mode Linux, where Python is ten times as fast, and system calls and processes are
+    slower."""
     return _rows("uml", effort)
 
 
@@ -73,7 +74,7 @@ def _rows(kernel: str, effort: Effort) -> Iterator[Row]:
 
 
 def _measured(kernel: str, effort: Effort) -> dict[str, Any]:
-    """What the guest found: seconds. BenchError."""
+    """Runs the guest. Returns its results, in seconds. BenchError."""
     if (why := why_not(kernel)) is not None:
         raise BenchError(f"the lab cannot run {kernel} here: {why}")
     requests, rounds = (REQUESTS, BURSTS) if effort.rounds > QUICK.rounds else (REQUESTS // 5, 1)
@@ -113,12 +114,12 @@ def _p99(spans: Sequence[float]) -> float:
 
 class _Clock(Protocol):
     def spans(self) -> list[float]:
-        """Of all requests since the last time, in seconds."""
+        """Returns the durations of all requests since the last call, in seconds."""
         ...
 
 
 class _Probes:
-    """The kernel's own function, probed."""
+    """Measures by kprobes on the kernel's function."""
 
     _FOLDER = Path("/sys/kernel/tracing")
     _FUNCTION = "cifs_get_spnego_key"
@@ -144,13 +145,13 @@ class _Probes:
 
 
 class _Gate:
-    """peer/request_key/gate.c in request-key's place, and the gate at which it waits, or not."""
+    """Measures by peer/request_key/gate.c in place of request-key; the gate can hold requests back."""
 
     _PROGRAM, _REAL = Path("/sbin/request-key"), Path("/sbin/request-key.real")
     _LOCK, _SPANS = Path("/run/gate"), Path("/run/gate.spans")
 
     def __init__(self, built: Path) -> None:
-        self.failed_between = 0  # requests between two bursts, when connections are made anew
+        self.failed_between = 0  # failed requests between two bursts, while connections are made again
         self._PROGRAM.rename(self._REAL)
         self._SPANS.touch()
         self._lock = os.open(self._LOCK, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC)
@@ -161,11 +162,11 @@ class _Gate:
 
     @property
     def waiting(self) -> int:
-        """How many stand there."""
+        """The number of requests that wait at the gate."""
         return Path("/proc/locks").read_text().count("-> FLOCK")
 
     def open_and_wait(self) -> float:
-        """Seconds until the last of those who stand there has its key."""
+        """Opens the gate. Returns the seconds until the last waiting request has its key."""
         waiting = self.waiting
         self.failed_between += sum(status != 0 for _, _, status in self._noted())
         begun = time.monotonic()
@@ -177,39 +178,39 @@ class _Gate:
         return [ended - begun for begun, ended in self._taken()]
 
     def _taken(self) -> list[tuple[float, float]]:
-        """(begun, ended) of all requests since the last time."""
+        """Returns (begun, ended) of all requests since the last call."""
         found = self._noted()
         if failed := [status for _, _, status in found if status]:
             raise RuntimeError(f"request-key failed: {failed[:8]}; the broker: {_refused()}")
         return [(begun / 1e9, ended / 1e9) for begun, ended, _ in found]
 
     def _noted(self) -> list[list[int]]:
-        """The lines since the last time: begun, ended, status."""
+        """Returns the lines since the last call: begun, ended, status."""
         found = [[int(word) for word in line.split()] for line in self._SPANS.read_text().splitlines()]
         os.truncate(self._SPANS, 0)
         return found
 
 
 def _refused() -> dict[str, int]:
-    """How often our broker refused a key, by reason."""
+    """Returns reason -> number of keys that upcall's broker refused."""
     counts = (guest.broker_status() or {}).get("request_key", {})
     return {reason: count for reason, count in counts.items() if reason != "answered"}
 
 
 # --- in the guest: requests ----------------------------------------------------------------------------------
 
-HOSTS = {"ours": FILE_SERVER, "peer": "peer.lab.test", "floor": "floor.lab.test"}  # all of them the same server
+HOSTS = {"ours": FILE_SERVER, "peer": "peer.lab.test", "floor": "floor.lab.test"}  # names of the same server
 _MOUNT = Path("/tmp/bench.cifs")
 
 
 def _lines(built: Path, every: str | None = None) -> list[str]:
-    """Who answers for which name of the server; `every`: the one that answers for all of them."""
+    """Returns request-key's lines: the program for each of the server's names. `every`: one program for all names."""
     programs = {
         "ours": " ".join(forwarder.command()),
         "peer": "/usr/sbin/cifs.upcall",
         "floor": str(built / "floor"),
     }
-    nowhere = "create dns_resolver * * /bin/keyctl negate %k 3600 %S"  # there is no name server to wait for
+    nowhere = "create dns_resolver * * /bin/keyctl negate %k 3600 %S"  # there is no name server: fails at once
     if every is not None:
         return [nowhere, f"create cifs.spnego * * {programs[every]} %k"]
     return [nowhere, *(f"create cifs.spnego ver=0x2;host={HOSTS[name]};* * {programs[name]} %k" for name in HOSTS)]
@@ -220,7 +221,7 @@ def _options(who: guest.Person, *others: str) -> list[str]:
 
 
 def _mount(who: guest.Person, name: str) -> None:
-    """A session of this person's with the server, and its end. What `floor` answers, the server refuses."""
+    """Makes and ends a session of this user with the server. The server refuses sessions with keys of `floor`."""
     try:
         mount_here(_MOUNT, *_options(who), host=HOSTS[name])
     except OSError:
@@ -245,7 +246,8 @@ def _one_by_one(who: guest.Person, clock: _Clock, requests: int) -> dict[str, li
 
 @contextlib.contextmanager
 def _connected(who: guest.Person, names: Sequence[str]) -> Iterator[None]:
-    """Connections to the server that others' sessions share: no request has to wait for a new smbd."""
+    """A context with connections to the server that later sessions share, so that requests need no new smbd
+    process."""
     with contextlib.ExitStack() as stack:
         for name in names:
             place = Path(f"{_MOUNT}.{name}")
@@ -256,30 +258,31 @@ def _connected(who: guest.Person, names: Sequence[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _many(who: guest.Person) -> Iterator[None]:
-    """So many mounts, each with a connection and a session of its own."""
+    """A context with many mounts, each with a connection and a session of its own."""
     with contextlib.ExitStack() as stack:
         for number in range(AT_ONCE):
             place = Path(f"{_MOUNT}.{number}")
-            mount_here(place, *_options(who, "nosharesock", "echo_interval=10"))  # what got stuck is tried again then
+            mount_here(place, *_options(who, "nosharesock", "echo_interval=10"))  # retries what is stuck
             stack.callback(guest.unmount, place)
         yield
 
 
 def _burst(gate: _Gate) -> float:
-    """Seconds until the last of many requests has its key. All connections break, and the kernel makes them anew."""
+    """Breaks all connections, which the kernel then makes again. Returns the seconds until the last request has its
+    key."""
     guest.wait_until(lambda: len(_serving()) == AT_ONCE and not _broken(), "sessions", 90)
     gate.shut()
     for number, pid in enumerate(_serving(), 1):
-        with contextlib.suppress(ProcessLookupError):  # it has ended by itself: that connection is broken, too
+        with contextlib.suppress(ProcessLookupError):  # it has ended already, and broken its connection
             os.kill(pid, signal.SIGTERM)
         if number % BACKLOG == 0:
             guest.wait_until(lambda: gate.waiting >= number, f"{number} requests at the gate", 90)  # noqa: B023
-    with _stopped("smbd"):  # or it would begin to work for whoever has a key already
+    with _stopped("smbd"):  # otherwise it would use the processor for sessions that have a key
         return gate.open_and_wait()
 
 
 def _serving() -> list[int]:
-    """The processes of smbd that have a client each: children of its first one."""
+    """Returns the pids of the smbd processes with a client: children of the first one."""
     found = _processes("smbd")
     return [pid for pid, parent in found.items() if parent in found]
 
@@ -289,7 +292,7 @@ def _broken() -> bool:
 
 
 def _processes(name: str) -> dict[int, int]:
-    """Their parents by their pids."""
+    """Returns pid -> parent's pid of all processes with this name."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -319,7 +322,7 @@ def _bursts(built: Path, gate: _Gate, rounds: int) -> dict[str, list[float]]:
             with request_key_lines(*_lines(built, name)):
                 found[name].append(_burst(gate))
         print(f"burst {number + 1} of {rounds}", file=sys.stderr, flush=True)
-    with request_key_lines(*_lines(built, "floor")):  # the last: the server refuses those sessions
+    with request_key_lines(*_lines(built, "floor")):  # last, because the server refuses these sessions
         found["floor"] = [_burst(gate)]
     return found
 
@@ -333,7 +336,7 @@ def _realm_for_all(lab: Realm) -> None:
 
 
 def main(built: Path, kernel: str, requests: int, rounds: int) -> None:
-    """In the guest."""
+    """Measures in the guest, and writes the results."""
     alice, bob = guest.person("alice"), guest.person("bob")
     with realm() as lab:
         _realm_for_all(lab)
@@ -353,7 +356,7 @@ def _measure(
         clock = gate or _Probes()
         with request_key_lines(*_lines(built)):
             for name in itertools.chain(*[HOSTS] * 3):
-                _mount(alice, name)  # tickets, handlers and files are there then
+                _mount(alice, name)  # warm-up: obtains tickets, loads handlers and files
             servers = {"broker": broker.pid, "daemon": daemon.pid}
             before = {name: cpu_us(pid) for name, pid in servers.items()}
             spans = _one_by_one(alice, clock, requests)

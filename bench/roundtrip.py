@@ -1,4 +1,4 @@
-"""The daemon alone, and the broker with the daemon behind it, both beside the same in C."""
+"""Measures round trips of the daemon alone and of broker and daemon, each against the same in C."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WARM_UP = 300
 
 
 class Line(NamedTuple):
-    """A client and whoever answers it."""
+    """A client and the processes that answer it."""
 
     client: Client
     servers: tuple[int, ...]
@@ -38,7 +38,7 @@ class Line(NamedTuple):
         return self.client.run(count).p50
 
     def cpu(self, count: int) -> float:
-        """Microseconds of processor time per message, of all that answer."""
+        """Returns the processor time per message of all answering processes, in microseconds."""
         with together(self.pids):
             before = sum(map(cpu_us, self.servers))
             answered = self.client.run(count).answered
@@ -63,7 +63,7 @@ def end(stage: Stage, lines: _Lines) -> None:
 
 
 def daemon_rows(stage: Stage, effort: Effort) -> Iterator[Row]:
-    """The client plays the broker."""
+    """Measures the daemon alone. The client simulates the broker."""
     signature = new_signature()
     stage.add_key(signature)
     lines = {"ours": _ours_alone(stage, signature), "C": _c_alone(stage, signature, "keyring")}
@@ -113,7 +113,7 @@ def _c_daemon(stage: Stage, folder: Path, *options: str) -> int:
 
 
 def broker_rows(stage: Stage, effort: Effort) -> Iterator[Row]:
-    """requester -> broker -> daemon -> broker -> requester."""
+    """Measures requester -> broker -> daemon -> broker -> requester."""
     signature = new_signature()
     stage.add_key(signature)
     lines = {
@@ -143,7 +143,7 @@ def broker_rows(stage: Stage, effort: Effort) -> Iterator[Row]:
 
 
 def _hop(group: str, found: dict[str, list[float]]) -> Row:
-    """What a broker between them costs: a difference of medians, for single rounds are too rough to subtract."""
+    """Returns the row for the broker's cost: a difference of medians, because single rounds vary too much."""
     middle = {name: statistics.median(figures) for name, figures in found.items()}
     ours, theirs = middle["ours"] - middle["ours, no broker"], middle["C"] - middle["C, no broker"]
     ratio = ours / theirs if theirs > 0 else None

@@ -1,4 +1,4 @@
-"""What a benchmark has to say: rows, and how people and programs see them."""
+"""Defines rows, the results of benchmarks, and prints them for people and as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Effort(NamedTuple):
-    """How much work a run is worth: rounds of everything that is compared, and the size of one."""
+    """The amount of work of a run: the number of rounds, and the size of one."""
 
     rounds: int
     messages: int  # of a round trip, one after the other
@@ -25,7 +25,7 @@ QUICK = Effort(3, 600, 0.25)
 
 
 class Row(NamedTuple):
-    """One comparison. `ratio` is ours / peer, the median of the rounds' own ratios; `goal` is for people."""
+    """One comparison. `ratio`: ours / peer, the median of the ratios of all rounds. `goal`: for people."""
 
     group: str
     name: str
@@ -50,7 +50,7 @@ def compared(
     at_least: float | None = None,
     note: str = "",
 ) -> Row:
-    """A row from the rounds of two that ran by turns: noise that lasts longer than a turn hits both."""
+    """Returns a row from rounds of two contenders that ran alternately, so that long disturbances affect both."""
     ratio = statistics.median(a / b for a, b in zip(ours, peer, strict=True))
     goal, met = "", None
     if at_most is not None:
@@ -63,13 +63,14 @@ def compared(
 def bounded(
     group: str, name: str, unit: str, ours: float, at_most: float, peer: float | None = None, peer_is: str = ""
 ) -> Row:
-    """A row whose goal is a figure of our own."""
+    """Returns a row whose goal is a limit for our own figure."""
     ratio = None if peer is None else ours / peer
     return Row(group, name, unit, ours, peer, peer_is, ratio, f"<= {at_most:g} {unit}", ours <= at_most)
 
 
 def by_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Runs each once per round, and every other round backwards, so that none always follows the same one."""
+    """Runs each contender once per round; in every other round in reverse order, so that none always follows the same
+    one."""
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         names = list(contenders)
@@ -114,7 +115,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def show(rows: Sequence[Row]) -> None:
-    """One table per group: drawn on a terminal, in plain columns elsewhere."""
+    """Prints one table per group: drawn on a terminal, in plain columns elsewhere."""
     for group in dict.fromkeys(row.group for row in rows):
         mine = [row for row in rows if row.group == group]
         if sys.stdout.isatty():

@@ -1,4 +1,4 @@
-"""RSA-2048 from end to end, beside what the processors can do at all: `openssl speed`."""
+"""Measures RSA-2048 end to end, against the processors' limit by `openssl speed`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from upcall.testing.secrets import GivenSecrets
 
 _ALIAS, _SPEC = "openssl", "upcall_rsa:module"
 _UNWRAPS = 500
-_INFLIGHT = 8  # four for each processor: it never waits for the next request
+_INFLIGHT = 8  # four for each processor, so that none is idle
 
 
 def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
@@ -47,7 +47,7 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
 
 
 def new_key(stage: Stage) -> tuple[tuple[bytes, bytes], Callable[[], object]]:
-    """A new key in the user keyring: what to ask of it and the right answer; the same unwrap, done here."""
+    """Adds a new key to the user keyring. Returns (request, expected answer), and the same unwrap in this process."""
     try:
         from upcall_rsa import module
     except ImportError:
@@ -79,7 +79,7 @@ def _per_second(client: Client, seconds: int) -> float:
 
 
 def _openssl(seconds: int) -> float:
-    """Private operations per second of the clock on the wall, as ours are. They come last but one."""
+    """Returns private operations per second of wall-clock time, the last but one column of `openssl speed`."""
     program = shutil.which("openssl")
     if program is None:
         raise BenchError("there is no openssl to compare with")

@@ -1,4 +1,4 @@
-"""Where benchmarks run: a folder that goes away, processes that end with us, keys that are taken out again."""
+"""Provides benchmarks with a temporary folder, processes and keys, and removes them at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-# The daemon's whole code, imported before we fork: another uid may not be able to read our interpreter.
+# Imports all code of the daemon before forking: another uid may not be able to read the interpreter.
 import upcall.daemon.__main__ as daemon_main
 from bench import noop
 from upcall.broker.settings import BrokerSettings
@@ -32,15 +32,15 @@ from upcall.testing.broker import BrokerForTests
 _DAEMON = DaemonSettings()
 _ROOT = Path(__file__).resolve().parent.parent
 _SOURCES = Path(__file__).resolve().parent / "peer"
-_PATIENCE = 20.0  # seconds until something that should have started has failed
+_PATIENCE = 20.0  # seconds, the time-out for the start of a process
 
 
 class BenchError(Exception):
-    """A benchmark cannot be run, or what it measured was wrong."""
+    """A benchmark cannot be run, or its results are wrong."""
 
 
 class Sample(NamedTuple):
-    """What one run of a client found. Times in microseconds."""
+    """The result of one run of a client. Times in microseconds."""
 
     answered: int
     refused: int
@@ -55,12 +55,12 @@ class Sample(NamedTuple):
 
 
 def cpu_us(pid: int) -> float:
-    """Processor time that a process has used, by its own clock (clock_getcpuclockid(3)), all threads together."""
+    """Returns the processor time of all threads of a process in microseconds, by clock_getcpuclockid(3)."""
     return time.clock_gettime_ns((~pid << 3) | 2) / 1000
 
 
 def pin(pids: Iterable[int], cpus: set[int]) -> None:
-    """Every thread of these processes onto these processors."""
+    """Pins all threads of these processes to these processors."""
     for pid in pids:
         for thread in Path(f"/proc/{pid}/task").iterdir():
             os.sched_setaffinity(int(thread.name), cpus)
@@ -68,7 +68,7 @@ def pin(pids: Iterable[int], cpus: set[int]) -> None:
 
 @contextlib.contextmanager
 def together(pids: Iterable[int]) -> Iterator[None]:
-    """On one processor: what is compared is work, not how two processors wake each other."""
+    """A context in which the processes run on one processor, to compare work without wake-ups between processors."""
     found = list(pids)
     everywhere = os.sched_getaffinity(0)
     pin(found, {max(everywhere)})
@@ -86,11 +86,11 @@ def rss_mb(pid: int) -> float:
 
 
 class Client:
-    """A C client: says what it found for each run that it is told to make (peer/client.c)."""
+    """A C client (peer/client.c): makes runs on command and reports their results."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process, self.pid = process, process.pid
-        self.other = 0  # the pid of the other side
+        self.other = 0  # the pid of its peer
 
     def ready(self) -> Client:
         self.other = int(self._line().split()[1])
@@ -102,14 +102,14 @@ class Client:
         return self
 
     def run(self, count: int, inflight: int = 1, seconds: float = 5.0) -> Sample:
-        """BenchError if anything but the right answer came."""
+        """Makes a run. BenchError if any answer was wrong, refused or missing."""
         sample = self.sample(count, inflight, seconds)
         if sample.refused or sample.wrong or not sample.answered:
             raise BenchError(f"not all as it should be: {sample}")
         return sample
 
     def await_daemon(self) -> Client:
-        """Until somebody answers behind the broker."""
+        """Waits until a daemon answers behind the broker."""
         end = time.monotonic() + _PATIENCE
         while self.sample(1, 1, 1.0).refused:
             if time.monotonic() > end:
@@ -118,7 +118,7 @@ class Client:
         return self
 
     def sample(self, count: int, inflight: int, seconds: float) -> Sample:
-        """Whatever became of so many requests."""
+        """Makes a run of `count` requests, and accepts any outcome."""
         self._tell(f"run {count} {inflight} {int(seconds * 1000)}")
         answered, refused, wrong, p50, p99, wall = (int(field) for field in self._line(seconds).split())
         return Sample(answered, refused, wrong, p50 / 1000, p99 / 1000, wall / 1000)
@@ -139,11 +139,11 @@ class Client:
 
 
 class Stage:
-    """Use as a context manager. Everything started here ends with it."""
+    """A context manager that ends all its processes and removes its keys and folder at the end."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="upcall-bench-"))
-        self.folder.chmod(0o755)  # other uids have to get to the sockets and the peer inside
+        self.folder.chmod(0o755)  # other uids need access to the sockets and programs in it
         self.log = (self.folder / "log").open("ab")
         self._running: dict[int, subprocess.Popen[bytes] | None] = {}
         self._keys: list[tuple[int, int]] = []  # uid, serial
@@ -164,7 +164,7 @@ class Stage:
     # --- processes -----------------------------------------------------------------------------------------
 
     def compile(self) -> None:
-        """Makes the C peers. BenchError if there is no compiler."""
+        """Compiles the C peers. BenchError if there is no compiler."""
         compiler = shutil.which("cc")
         if compiler is None:
             raise BenchError("there is no C compiler (cc); the peers that we compare with are written in C")
@@ -173,14 +173,14 @@ class Stage:
         subprocess.run([compiler, *flags, "-o", str(self.folder / "peer"), *sources], check=True, timeout=60)
 
     def place(self) -> Path:
-        """A folder for one more broker."""
+        """Makes a folder for one more broker."""
         self._folders += 1
         folder = self.folder / str(self._folders)
         folder.mkdir(mode=0o755)
         return folder
 
     def start(self, command: list[str], uid: int | None = None, talks: bool = False) -> subprocess.Popen[bytes]:
-        """A program, as another uid if told."""
+        """Starts a program. `uid`: runs as that user. `talks`: with pipes for stdin and stdout."""
         pipe = subprocess.PIPE if talks else subprocess.DEVNULL
         other = {} if uid in (None, os.geteuid()) else {"user": uid, "group": uid, "extra_groups": []}
         process = subprocess.Popen(
@@ -191,7 +191,7 @@ class Stage:
         return process  # type: ignore[no-any-return]
 
     def _environment(self, uid: int | None) -> dict[str, str]:
-        """A runtime folder for each process: two daemons of one uid would take each other for a mistake."""
+        """Returns an environment with a runtime folder of its own, because two daemons of one uid would conflict."""
         runtime = tempfile.mkdtemp(prefix="run-", dir=self.folder)
         if uid is not None:
             os.chown(runtime, uid, -1)
@@ -202,11 +202,11 @@ class Stage:
         return self.start([str(self.folder / "peer"), *map(str, arguments)], uid)
 
     def client(self, *arguments: object, uid: int | None = None) -> Client:
-        """One of the clients in C; `ready()` is still to be called, for it waits for the other side."""
+        """Starts a client in C. Call `ready()` next, which waits for its peer."""
         return Client(self.start([str(self.folder / "peer"), *map(str, arguments)], uid, talks=True))
 
     def broker(self, folder: Path, subuid: Path | None = None) -> int:
-        """Our broker; gives its pid. `subuid`: instead of /etc/subuid."""
+        """Starts upcall's broker; returns its pid. `subuid`: replaces /etc/subuid."""
         module, settings = "upcall.broker", dumps(BrokerSettings(folder))
         if subuid is not None:
             module = "upcall.testing.broker"
@@ -216,12 +216,13 @@ class Stage:
         return process.pid
 
     def daemon(self, folder: Path, modules: Mapping[str, str], settings: DaemonSettings = _DAEMON) -> int:
-        """Our daemon, started as `upcall daemon` starts it; gives its pid."""
+        """Starts upcall's daemon as `upcall daemon` does; returns its pid."""
         settings = settings._replace(folder=folder, plugins=plugins(modules))
         return self.start([sys.executable, "-X", "upcall-environment", "-m", "upcall.daemon", dumps(settings)]).pid
 
     def daemon_as(self, uid: int, folder: Path, modules: Mapping[str, str]) -> int:
-        """The same, as another uid, who may not be able to read the interpreter: forked."""
+        """Starts a daemon as another uid; returns its pid. By fork, because that uid may not be able to read the
+        interpreter."""
         for spec in modules.values():
             load(spec)
         environment = self._environment(uid)
@@ -236,7 +237,7 @@ class Stage:
         return pid
 
     def do_as(self, uid: int, work: Callable[[], object]) -> None:
-        """A function, in a child of that uid; its keyrings are not ours."""
+        """Calls a function in a child with that uid and its keyrings."""
         _, status = os.waitpid(_fork_as(uid, work), 0)
         if status:
             raise BenchError(f"what was to be done as uid {uid} failed; its reason is above")
@@ -256,7 +257,7 @@ class Stage:
         return process is not None and process.poll() is not None
 
     def end(self, pids: Iterable[int]) -> None:
-        """SIGTERM, a while, SIGKILL."""
+        """Ends processes: by SIGTERM, and by SIGKILL if they have not ended after a time-out."""
         ending = [pid for pid in pids if pid in self._running]
         for number, patience in ((signal.SIGTERM, 4.0), (signal.SIGKILL, 4.0)):
             for pid in ending:
@@ -280,7 +281,7 @@ class Stage:
     # --- keys ----------------------------------------------------------------------------------------------
 
     def add_key(self, signature: str, alias: str = noop.ALIAS, blob: bytes = b"-", uid: int | None = None) -> None:
-        """An auth token into the uid's user keyring, until the end."""
+        """Adds an auth token to the uid's user keyring; the stage removes it at its end."""
         uid = os.geteuid() if uid is None else uid
         reader, writer = os.pipe()
         token = pack_auth_tok(AuthTok(signature, alias, blob))
@@ -291,7 +292,8 @@ class Stage:
 
 
 def _end_with_parent() -> None:
-    """In the child, after its uid was set, which would undo this; for when we are killed and cannot tidy up."""
+    """Sets PR_SET_PDEATHSIG, for when the benchmark is killed. In the child, after setting its uid, which resets
+    it."""
     die_with_parent(signal.SIGKILL)
 
 
@@ -313,7 +315,7 @@ def _fork_as(uid: int, work: Callable[[], object]) -> int:
         die_with_parent(signal.SIGKILL)
         work()
         code = 0
-    except BaseException:  # noqa: BLE001 - nothing may run on in this copy of the parent
+    except BaseException:  # noqa: BLE001 - the child must not return into the parent's code
         traceback.print_exc()
     finally:
         os._exit(code)

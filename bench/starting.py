@@ -1,4 +1,4 @@
-"""From exec to the first request that could be answered: what the units start, started in earnest, again and again."""
+"""Measures the start of broker and daemon, as the units start them: from exec until requests can be answered."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from upcall.client import Client, NoBroker
 from upcall.testing.played import PlayedBroker
 
 _PATIENCE = 10.0
-_LOOK = 0.001  # seconds between two looks
+_LOOK = 0.001  # seconds between two polls
 _DAEMON, _BROKER = (["-I", "-m", "upcall", one] for one in ("daemon", "broker"))  # as in ExecStart
-_SERVICES = ("dns_resolver", "cifs.spnego", "quota")  # of the handlers that come with us
+_SERVICES = ("dns_resolver", "cifs.spnego", "quota")  # of the handlers of this repository
 
 
 def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
@@ -40,7 +40,7 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
 
 
 def _median(rounds: int, once: Callable[[], float]) -> float:
-    once()  # what comes from the disk is there from now on
+    once()  # warm-up: loads files from the disk
     return statistics.median(once() for _ in range(rounds))
 
 
@@ -78,7 +78,7 @@ def _ms(stage: Stage, arguments: list[str], there: Callable[[subprocess.Popen[by
 
 
 def _with_handlers_mb(stage: Stage) -> float:
-    """Each is asked for something, once; that it is nonsense is enough to have it loaded."""
+    """Returns the memory of a daemon with all handlers loaded: sends each a malformed request, which loads it."""
     folder = stage.place()
     broker = PlayedBroker(folder)
     process = stage.start([sys.executable, *_DAEMON, "--runtime", str(folder)])

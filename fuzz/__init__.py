@@ -1,1 +1,1 @@
-"""Coverage-guided fuzzing of every decoder of what comes from outside, and of the broker's core. docs/fuzzing.md."""
+"""Fuzzes all decoders of untrusted input and the broker's core, guided by coverage. See docs/fuzzing.md."""

@@ -1,6 +1,6 @@
-"""`python -m fuzz [--seconds N] [--jobs N] [--keep] [TARGET...]`: all targets share the time; findings are kept.
+"""`python -m fuzz [--seconds N] [--jobs N] [--keep] [TARGET...]`: fuzzes targets, and stores findings.
 
-`--seconds` is of the clock on the wall, for all targets together. `--keep` adds what reached new code to the corpus.
+`--seconds`: wall-clock time for all targets together. `--keep`: adds inputs that reached new code to the corpus.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from fuzz.target import CORPUS, HERE, load, names
 FINDINGS: Final = HERE / "findings"
 LARGEST: Final = 512  # bytes of an input in the repository
 MOST_KEPT: Final = 24  # inputs of a target in the repository
-_STARTING: Final = 2.0  # seconds that a target takes until it runs
-_GRACE: Final = 60  # seconds above its time after which a target is killed
+_STARTING: Final = 2.0  # seconds that a target needs to start
+_GRACE: Final = 60  # seconds beyond its time after which a target is killed
 
 
 class Done(NamedTuple):
@@ -60,7 +60,7 @@ def explore(name: str, seconds: int, keep: bool) -> Done:
 
 
 def _move(name: str, found: Path, told: str) -> list[Path]:
-    """Each finding into a file, and beside it what was said and the command that shows it again."""
+    """Stores each finding in a file, with the output and the command that reproduces it in another. Returns them."""
     moved = []
     for path in sorted(found.iterdir()):
         FINDINGS.mkdir(exist_ok=True)
@@ -73,7 +73,7 @@ def _move(name: str, found: Path, told: str) -> list[Path]:
 
 
 def _ended(name: str, code: int, told: str) -> Path:
-    """It ended without an input to show for it: killed, or broken before it could run."""
+    """Stores the output of a target that ended without a failing input: killed, or broken at its start."""
     FINDINGS.mkdir(exist_ok=True)
     there = FINDINGS / f"{name}-ended.txt"
     there.write_text(f"{sys.executable} -m fuzz {name}\n\nended with {code}\n{told}\n")
@@ -81,7 +81,7 @@ def _ended(name: str, code: int, told: str) -> Path:
 
 
 def _keep(name: str, corpus: Path) -> None:
-    """Of the inputs that reached new code, which are all that libFuzzer keeps, some of each size."""
+    """Adds some of the inputs that reached new code to the repository's corpus, of all sizes."""
     target = load(name)
     there = CORPUS / name
     there.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the targets of types of keys have in common."""
+"""Provides a check for the targets of key types."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from upcall.protocols.request_key.messages import Ask, Instance, pack_ask, pack_
 
 
 def let_through(check_answer: Callable[[bytes, bytes], None], description: bytes, payload: bytes) -> bool:
-    """Whether the broker takes this payload for a key of this description. PeerError is the only other outcome."""
+    """Returns whether the broker accepts this payload for a key with this description. Any exception but PeerError is
+    a finding."""
     asked, answer = pack_ask(Ask(description, b"")), pack_instance(Instance(60, payload))
 
     def check() -> bool:

@@ -1,5 +1,5 @@
-"""One target in this process: `python -m fuzz.one TARGET INPUT...` runs inputs, and with `--seconds N CORPUS FINDINGS`
-looks for more."""
+"""Runs one target in this process: `python -m fuzz.one TARGET INPUT...` runs inputs; `--seconds N CORPUS FINDINGS`
+fuzzes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fuzz.target import HERE, load
 UNAVAILABLE = os.EX_UNAVAILABLE
 _PLUGINS = sorted(path.name for path in HERE.parent.glob("plugins/*/upcall_*"))
 INSTRUMENTED = ["upcall", *_PLUGINS, "fuzz.router", "tomllib", "json.decoder"]
-TIME_LIMIT = 10  # seconds for one input; most take less than a thousandth
+TIME_LIMIT = 10  # seconds for one input; most take less than a millisecond
 MEMORY_LIMIT = 1024  # MiB of the whole process
 
 
 def explore(name: str, seconds: int, corpus: Path, findings: Path) -> int:
-    """Coverage-guided, in `corpus`, which grows. libFuzzer ends the process: with 0, or 77 after a finding."""
+    """Fuzzes a target; adds inputs to `corpus`. libFuzzer ends the process: with 0, or 77 after a finding."""
     try:
         import atheris
     except ImportError:

@@ -1,10 +1,11 @@
-"""The broker's core as a state machine, with played links, origins and time. After each step this must hold:
+"""Models the broker's core as a state machine, with simulated links, origins and time. Invariants after each step:
 
-    each request is settled exactly once, by its deadline, and by nobody but its own uid's daemon (or the machine's,
-    where the service says so); never with an answer that a check refused, and never by a message that does not fit;
-    index and sequence are not reused while they are pending; after `close` nothing is pending.
+    each request is settled exactly once, by its deadline, and only by its uid's daemon (or the machine's, if the
+    service allows it); never with an answer that a check refused, and never by a message that does not match;
+    index and sequence number are not reused while they are pending; after `close` nothing is pending.
 
-Driven by bytes (fuzz.targets.router) and by hypothesis (tests/test_fuzz_router.py). Knows the core's public faces.
+Driven by bytes (fuzz.targets.router) and by hypothesis (tests/test_fuzz_router.py). Uses only the core's public
+interface.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from upcall.wire.envelope import (
 
 UIDS: Final = (1000, 1001, 0)
 MACHINE: Final = 0
-REQUESTS: Final = 64  # of one run: every step looks at all of them
+REQUESTS: Final = 64  # limit for one run: each step checks all of them
 
 
 def check(asked: bytes, answer: bytes) -> None:
@@ -54,14 +55,14 @@ NAMES: Final = tuple(SERVICES)
 
 
 class Sent(NamedTuple):
-    """A request as a daemon was sent it."""
+    """A request as it was sent to a daemon."""
 
     link: Link
     envelope: Envelope
 
 
 class Link:
-    """The way to one daemon. `state`: well, full or dead."""
+    """A simulated link to one daemon. `state`: "well", "full" or "dead"."""
 
     def __init__(self, world: World, uid: int, pid: int, state: str) -> None:
         self._world, self.uid, self.pid, self.state = world, uid, pid, state
@@ -88,12 +89,12 @@ class Link:
 
 
 class Request:
-    """An origin, and what is known of it."""
+    """A simulated origin of a request, with its state."""
 
     def __init__(self, world: World, number: int, uid: int, service: Service, deadline: float) -> None:
         self._world, self.number, self.uid, self.service, self.deadline = world, number, uid, service, deadline
         self.outcome: Answer | Refusal | None = None
-        self.pending: Sent | None = None  # the last message that carries it to a daemon
+        self.pending: Sent | None = None  # the last message that carried it to a daemon
 
     @property
     def body(self) -> bytes:
@@ -112,7 +113,7 @@ class Request:
 
 
 class World:
-    """One broker, and all around it."""
+    """One broker with its daemons, requests and clock."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -147,7 +148,7 @@ class World:
     # --- steps -----------------------------------------------------------------------------------------------
 
     def helo(self, uid: int, state: str = "well", same_process: bool = False) -> None:
-        """Also a second one, and from the same process."""
+        """Registers a daemon; also a second one of a uid, and a second time from the same process."""
         self._pid += not same_process
         link = Link(self, uid, self._pid, state)
         self.links.append(link)
@@ -170,7 +171,7 @@ class World:
         self.look()
 
     def answer(self, sent: Sent, link: Link, how: str, cut: int = 0) -> None:
-        """By any daemon that is there, to any request that any daemon was ever sent."""
+        """Sends an answer from any present daemon to any request that was ever sent to a daemon."""
         if not link.open or link.association is None:
             return
         envelope = sent.envelope
@@ -199,7 +200,8 @@ class World:
         self.look()
 
     def _fitting(self, message: bytes, link: Link) -> list[Request]:
-        """Whom a message may settle: the one request that this very daemon was sent under these numbers."""
+        """Returns the requests that a message may settle: at most the one that was sent on this link with these
+        numbers."""
         if len(message) < 24:
             return []
         seq, index = int.from_bytes(message[8:12], sys.byteorder), int.from_bytes(message[16:20], sys.byteorder)
@@ -217,7 +219,7 @@ class World:
             self.look()
 
     def gone(self, link: Link) -> None:
-        """Also one that went before."""
+        """Ends a daemon's connection, also one that has ended before."""
         if link.association is not None:
             link.state = "dead"
             self.broker.gone(link.association)
@@ -235,7 +237,7 @@ class World:
         self.look()
 
     def look(self) -> None:
-        """What holds between steps."""
+        """Checks the invariants between steps."""
         waiting = list(self._pending())
         for request in waiting:
             holds(self.broker.next_wake() <= request.deadline, "the broker would sleep through a deadline")
@@ -263,7 +265,7 @@ PATIENCES: Final = (math.inf, 0.5, 3.0, 0.0)
 
 
 def play(data: bytes, world: Callable[[], World] = World) -> None:
-    """Four bytes a step: what, who, which, how."""
+    """Runs steps of four bytes each: action, uid, object, variant."""
     played = world()
     for at in range(0, len(data) - 3, 4):
         _step(played, *data[at : at + 4])
@@ -280,7 +282,7 @@ def _step(world: World, what: int, who: int, which: int, how: int) -> None:
         world.helo(uid, STATES[which % len(STATES)], how % 4 == 3)
     elif kind < 11 and world.sent:
         sent = world.sent[-1 - which % len(world.sent)]
-        # mostly by whom it was sent to
+        # mostly from the daemon it was sent to
         world.answer(sent, sent.link if who % 4 else link, HOWS[how % len(HOWS)], how // len(HOWS) + what // 16)
     elif kind == 11:
         world.quit(link)

@@ -1,4 +1,4 @@
-"""What a target is made of: a module in fuzz.targets with SEEDS and run(), whose docstring states its invariants."""
+"""Loads targets: modules in fuzz.targets with SEEDS and run(), whose docstrings state the invariants."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ T = TypeVar("T")
 
 HERE: Final = Path(__file__).parent
 CORPUS: Final = HERE / "corpus"
-MOST: Final = 16384  # bytes of an input, where a target does not say otherwise
+MOST: Final = 16384  # bytes: default limit of an input
 
 
 class Target(NamedTuple):
-    """`run` raises on a broken invariant, and on nothing else."""
+    """A target. `run` raises if and only if an invariant is violated."""
 
     name: str
     run: Callable[[bytes], None]
     seeds: Sequence[bytes]
-    most: int  # bytes of an input
-    memory: int  # bytes that one input may cost at the peak, and as many again for each 64 bytes of it
+    most: int  # bytes: limit of an input
+    memory: int  # bytes: limit of peak memory for one input, plus as much for each 64 bytes of it
 
     @property
     def corpus(self) -> Path:
         return CORPUS / self.name
 
     def inputs(self) -> list[bytes]:
-        """The seeds, and the corpus in the repository."""
+        """Returns the seeds, and the corpus in the repository."""
         found = sorted(self.corpus.iterdir()) if self.corpus.is_dir() else []
         return [*self.seeds, *(path.read_bytes() for path in found)]
 
@@ -46,7 +46,7 @@ def load(name: str) -> Target:
 
 
 def taken(take: Callable[..., T], *arguments: object, refuse: tuple[type[Exception], ...] = (PeerError,)) -> T | None:
-    """What a decoder makes of it; None if it raises one of the errors that it documents."""
+    """Returns the result of a decoder; None if it raises one of its documented errors, `refuse`."""
     try:
         return take(*arguments)
     except refuse:

@@ -1,1 +1,1 @@
-"""Wheels and sdists that are the same, bit for bit, whoever builds them and wherever."""
+"""Builds wheels and sdists reproducibly: bit for bit the same on every machine."""

@@ -1,11 +1,11 @@
-"""`python -m release.build FOLDER`: wheels and sdists of upcall and of each plugin, reproducible.
+"""`python -m release.build FOLDER`: builds wheels and sdists of upcall and each plugin reproducibly.
 
-What differs between two builds, and what is done about it:
+Differences between two builds, and how they are avoided:
 
-    modes, times and order of files    built from a copy of what git knows, with the modes that git keeps
+    modes, times and order of files    built from a copy of the files that git tracks, with git's modes
     time                               SOURCE_DATE_EPOCH, of the last commit unless it is set
     sdists                             setuptools writes its own files with the time of day, and the owner's name and
-                                       the umask's modes into the tar: packed anew
+                                       the umask's modes into the tar: packed again
     the C program                      compiled with relative paths and without debugging information; LC_ALL=C
     the builder's environment          only PATH and CC are kept
     file names in __pycache__          nothing is compiled
@@ -37,7 +37,8 @@ print(build_meta.build_wheel(target))
 
 
 def epoch(root: Path = ROOT) -> int:
-    """SOURCE_DATE_EPOCH, or when the last commit was made; what zip files can say begins in 1980."""
+    """Returns SOURCE_DATE_EPOCH, or the time of the last commit, in seconds since 1970; not before 1980, because zip
+    files cannot express that."""
     told = os.environ.get("SOURCE_DATE_EPOCH")
     if told is None:
         told = subprocess.run(
@@ -47,14 +48,14 @@ def epoch(root: Path = ROOT) -> int:
 
 
 def files(root: Path = ROOT) -> list[tuple[str, int]]:
-    """(path, mode) of what git tracks, sorted."""
+    """Returns the sorted (path, mode) of all files that git tracks."""
     listed = subprocess.run(["git", "ls-files", "-s", "-z"], cwd=root, check=True, capture_output=True).stdout
     entries = (line.split("\t", 1) for line in os.fsdecode(listed).split("\0") if line)
     return sorted((path, 0o755 if head.startswith("100755") else 0o644) for head, path in entries)
 
 
 def stage(target: Path, when: int, root: Path = ROOT) -> None:
-    """A copy of what git tracks, as it is in the work tree now."""
+    """Copies the tracked files from the work tree, with git's modes and the time `when`."""
     for name, mode in files(root):
         path = target / name
         if not (root / name).is_file():
@@ -66,7 +67,7 @@ def stage(target: Path, when: int, root: Path = ROOT) -> None:
 
 
 def build(folder: Path, target: Path, when: int) -> list[Path]:
-    """The sdist and the wheel of one project, into `target`."""
+    """Builds the sdist and the wheel of one project. Returns their paths in `target`."""
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
     environment |= {"SOURCE_DATE_EPOCH": str(when), "LC_ALL": "C", "TZ": "UTC", "PYTHONDONTWRITEBYTECODE": "1"}
     environment["PYTHONHASHSEED"] = "0"
@@ -85,7 +86,7 @@ def build(folder: Path, target: Path, when: int) -> list[Path]:
 
 
 def packed_anew(sdist: bytes, when: int) -> bytes:
-    """The same files in order of their names, of nobody's, of one time."""
+    """Packs an sdist again: sorted names, owner 0, time `when`."""
     plain = io.BytesIO()
     with (
         tarfile.open(fileobj=io.BytesIO(sdist)) as old,
@@ -103,7 +104,7 @@ def packed_anew(sdist: bytes, when: int) -> bytes:
 
 
 def dist(target: Path, root: Path = ROOT) -> dict[str, str]:
-    """Everything, into `target`; SHA-256 by file name."""
+    """Builds all projects into `target`. Returns file name -> SHA-256."""
     when = epoch(root)
     os.umask(0o022)
     target = target.absolute()

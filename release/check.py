@@ -1,7 +1,7 @@
-"""`python -m release.check`: builds twice, with all else different, and compares the digests of what came out.
+"""`python -m release.check`: builds twice in different environments, and compares the digests of the results.
 
-Other folder (and another length of its name), umask, TZ, locale, HOME, order of files, hash seed and,
-where that is allowed, another host name (a UTS namespace).
+The second build has another folder (with a name of another length), umask, TZ, locale, HOME, order of files, hash seed
+and, if that is allowed, host name (a UTS namespace).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OTHER = {
 
 
 def digests(root: Path, target: Path, umask: int, other: bool) -> dict[str, str]:
-    """By a process of its own, in `root`."""
+    """Builds in a process of its own, in `root`. Returns file name -> SHA-256."""
     words = [sys.executable, "-m", "release.build", str(target)]
     if other and (unshare := shutil.which("unshare")) and os.geteuid() == 0:
         words = [unshare, "--uts", "sh", "-c", 'hostname another-host; exec "$@"', "sh", *words]
@@ -38,7 +38,7 @@ def digests(root: Path, target: Path, umask: int, other: bool) -> dict[str, str]
 
 
 def copied(target: Path) -> Path:
-    """The work tree, in another order and by another umask, as a repository of its own."""
+    """Copies the work tree, in another order and with another umask, to a repository of its own."""
     for name, mode in reversed(files()):
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)

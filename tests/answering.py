@@ -1,4 +1,4 @@
-"""Message handlers for tests."""
+"""Implements message handlers for tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from upcall.wire.envelope import Envelope
 
 
 class Telling:
-    """Answers with what it was asked, and writes down what it is told."""
+    """Answers a request with its body, and writes notices to a file."""
 
     services = ("test.echo",)
 
@@ -34,7 +34,7 @@ class QuotaTelling(Telling):
 
 
 class Deaf:
-    """Takes no notices."""
+    """A handler that does not support notices."""
 
     services = ("test.echo",)
 

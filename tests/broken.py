@@ -1,4 +1,4 @@
-"""A key module that is sound, and can be broken in one small way at a time: by name, which stands in its blobs."""
+"""Implements a correct key module that can have one fault at a time, which its blobs name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _chance = random.Random(1)
 
 
 class Key:
-    """Wraps as the toy does; `fault` is what is wrong with it."""
+    """Wraps as the toy module does, with one fault."""
 
     def __init__(self, path: Path, secret: bytes, fault: str, label: str) -> None:
         self._good, self._path, self._fault, self._label = ToyKey(path, secret, (0, 0)), path, fault, label
@@ -128,7 +128,7 @@ class Key:
         return key[:-1] if fault == "too short" and len(key) == 33 else key
 
     def _with_its_own_mac(self, wrapped: bytes) -> bytes:
-        """The last byte is not looked at."""
+        """Unwraps without checking the last byte."""
         for byte in range(256):
             try:
                 self._good.unwrap(wrapped[:-1] + bytes((byte,)))
@@ -157,7 +157,7 @@ class Key:
 
 
 class Module:
-    """`fault`: of the keys that it makes, and of what it says of itself."""
+    """The module. `fault`: of its keys and its attributes."""
 
     name = "broken"
     suffix = ".broken"
@@ -264,7 +264,7 @@ def _signature(data: bytes) -> str:
 def _take(blob: bytes) -> tuple[str, str, str]:
     try:
         fault, path, _source, label = blob.decode().split("\0")
-    except ValueError as error:  # a UnicodeDecodeError is one
+    except ValueError as error:  # includes UnicodeDecodeError
         raise ModuleFailed("the blob makes no sense") from error
     return fault, path, label
 

@@ -1,4 +1,4 @@
-"""A broker in a thread of the test, with daemons that are only links."""
+"""Runs a broker in a thread of the test's process, with daemons that consist of links only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATIENCE = 10.0
 
 
 class Link:
-    """The way to a daemon: a real socket, so that it can be full."""
+    """A link to a daemon: a real socket, whose queue can be full."""
 
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -41,7 +41,7 @@ class Link:
 
 
 class BrokerThread:
-    """A broker that runs in a thread of its own, and does what the test wants done there."""
+    """A broker in a thread of its own, which also runs the test's functions there."""
 
     def __init__(self, folder: Path) -> None:
         self.server = Server(own_place(folder))
@@ -54,18 +54,18 @@ class BrokerThread:
         self._thread.start()
 
     def do(self, work: Callable[[], T]) -> T:
-        """What `work` gives in the broker's thread."""
+        """Runs `work` in the broker's thread. Returns its result."""
         return self.begin(work).result(PATIENCE)
 
     def begin(self, work: Callable[[], T]) -> Future[T]:
-        """The same, without waiting for it."""
+        """Schedules `work` in the broker's thread. Returns a future."""
         done: Future[T] = Future()
         self._wanted.append((done, work))
         self._waker.wake()
         return done
 
     def daemon(self, uid: int, link: Link) -> Association:
-        """Registers one."""
+        """Registers a daemon."""
         return self.do(lambda: self.router.helo(uid, 4000 + uid, 1, link, self.server.loop.now))
 
     def gone(self, association: Association) -> None:

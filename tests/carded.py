@@ -1,4 +1,4 @@
-"""A key module for tests whose keys are in a token: it counts the PINs that it is tried with, as tokens do."""
+"""Implements a key module for tests whose keys are in a simulated token, which counts PINs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ PIN = b"271828"
 
 
 def make_card_key(tries: Path, label: str, token: str = "card", manner: str = "") -> tuple[str, bytes]:
-    """A key's signature and blob. `tries`: where the token notes how each PIN fared. `manner`: see `_Card.open`."""
+    """Returns a key's signature and blob. `tries`: a file to which the token writes the result of each PIN. `manner`:
+    see `_Card.open`."""
     signature = hashlib.sha256(f"{tries} {label} {token}".encode()).hexdigest()[:16]
     return signature, "\0".join((os.fspath(tries), token, label, manner)).encode()
 

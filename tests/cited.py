@@ -1,4 +1,4 @@
-"""The tests that SECURITY.md names: that they are there, and that they ran and passed."""
+"""Checks that the tests that SECURITY.md names exist, and that they ran and passed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ CITED = sorted(set(TESTS.findall(TEXT)))
 
 
 def unshown(files: Iterable[str], passed: Iterable[str]) -> list[str]:
-    """Those of these files of which no case has passed; `passed`: node ids, with or without parameters."""
+    """Returns the files of which no test has passed. `passed`: node ids, with or without parameters."""
     wanted, shown = set(files), {name.partition("[")[0] for name in passed}
     return [f"{file}::{test}" for file, test in CITED if file in wanted and f"{file}::{test}" not in shown]
 
 
 def passed_in(junit: Path) -> list[str]:
-    """The node ids of what has passed, from JUnit XML as pytest writes it."""
+    """Returns the node ids of passed tests, from pytest's JUnit XML."""
     found = []
     for case in ElementTree.parse(junit).iter("testcase"):
         if not len(case):  # neither failure nor error nor skipped

@@ -1,4 +1,4 @@
-"""Settings for all tests, and the fixtures that start a broker and daemons in folders of their own."""
+"""Configures all tests, and provides fixtures that start a broker and daemons in folders of their own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MODULES = {"toy": "upcall.testing.toy:TOY", "bad": "misbehaving:BAD", "asking": 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A broker's folder with a short name that other users can reach, too."""
+    """A folder for a broker, with a short name, which other users can reach."""
     above = Path(tempfile.mkdtemp(prefix="upcall-"))
     above.chmod(0o755)
     yield above / "broker"
@@ -39,7 +39,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def runtime_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """This user's own runtime folder, for the test and what it starts."""
+    """A runtime folder of this user, for the test and its processes."""
     run = folder.parent / "run"
     run.mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(run))
@@ -59,21 +59,21 @@ def keyring(folder: Path) -> FolderKeyring:
 
 @pytest.fixture
 def signature(folder: Path, keyring: FolderKeyring) -> str:
-    """A toy key that works."""
+    """The signature of a working toy key."""
     name, blob = make_toy_key(folder.parent / "toy.key")
     return keyring.add(name, "toy", blob)
 
 
 @pytest.fixture
 def start_daemon(folder: Path, keyring: FolderKeyring) -> Iterator[StartDaemon]:
-    """Starts a daemon; registered when it returns, unless told not to wait."""
+    """A function that starts a daemon, and waits for its registration if a broker is given."""
     with contextlib.ExitStack() as stack:
 
         def start(
             broker: RunningBroker | None = None, control: bool = False, handlers: Sequence[str] = ()
         ) -> RunningDaemon:
             keys, here = folder.parent / "keys", Path(__file__).parent
-            # Nobody is to be asked by what happens to be installed here.
+            # No prompts by programs that happen to be installed here.
             running = RunningDaemon(folder, keys, MODULES, [here], control, handlers, settings=ONLY_AGENT)
             stack.enter_context(running)
             if broker is not None:
@@ -97,7 +97,7 @@ def gate(folder: Path) -> Iterator[Gate]:
 
 @pytest.fixture
 def closed_home() -> Iterator[Path]:
-    """A home folder where a daemon may not write, as those beneath /tmp are not."""
+    """A home folder in which a hardened daemon may not write: not below /tmp, where it may."""
     for above in (Path.home(), Path("/run"), Path.cwd()):
         if os.access(above, os.W_OK) and not above.resolve().is_relative_to("/tmp"):
             break
@@ -113,14 +113,14 @@ def closed_home() -> Iterator[Path]:
 
 @pytest.fixture
 def open_port() -> Iterator[int]:
-    """Of a TCP listener."""
+    """The port of a TCP listener."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1]
 
 
 @pytest.fixture
 def neighbour() -> Iterator[int]:
-    """Another process of this user, which would let itself be looked into."""
+    """The pid of another process of this user, which ptrace would allow to inspect."""
     with subprocess.Popen(["sleep", "60"]) as sleeping:
         yield sleeping.pid
         sleeping.kill()

@@ -1,7 +1,7 @@
-"""A key module that tries to do what none should be able to: what came of each try is in the report that it writes.
+"""Implements a key module that tries to escape the daemon's hardening, and writes a report of each attempt's result.
 
-Its auth token holds JSON: `home`, a folder to write to; `pid`, a process of the same user to look into; `port`, of a
-TCP listener; `report`, where to write. `work` is all of it, for tests without a daemon.
+Its auth token contains JSON: `home`, a folder to write to; `pid`, a process of the same user to inspect; `port`, of a
+TCP listener; `report`, the report's path. `work` does all attempts, for tests without a daemon.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from upcall.process.paths import user_folder
 MASK: Final = 0x5A
 KEYS: Final = Path(".ssh/authorized_keys")
 _CLONE, _X32_GETPID, _TIOCSTI = 56, 0x40000000 | 39, 0x5412
-# On x86_64, the only machine that has a filter (upcall/kernel/seccomp.py).
+# On x86_64, the only architecture with a filter (upcall/kernel/seccomp.py).
 REFUSED: Final = {
     "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "process_madvise": 440, "kcmp": 312,
     "pidfd_getfd": 438, "mount": 165, "umount2": 166, "pivot_root": 155, "chroot": 161, "open_tree": 428,
@@ -50,7 +50,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _called(number: int, *arguments: Any) -> int:
-    """A system call by its number."""
+    """Makes a system call by its number."""
     words = [one if isinstance(one, bytes) else ctypes.c_long(one) for one in arguments]
     found = int(_libc.syscall(ctypes.c_long(number), *words))
     if found < 0:
@@ -63,7 +63,7 @@ def _by_name(name: str, *arguments: Any) -> int:
 
 
 def _cloned(flags: int) -> None:
-    """As fork(2) does it."""
+    """Makes the system call of fork(2)."""
     pid = _called(_CLONE, flags, 0, 0, 0, 0)
     if pid == 0:
         os._exit(0)
@@ -86,12 +86,12 @@ def _appended(file: Path) -> None:
 
 
 def _listed(folder: Path) -> None:
-    """Reading stays free."""
+    """Lists a folder: reading is not restricted."""
     assert (folder / KEYS).read_bytes()
 
 
 def _worked_in(folder: Path) -> None:
-    """All that one does with files."""
+    """Does all usual operations on files."""
     here = folder / f"work.{os.getpid()}.{threading.get_ident()}"
     here.mkdir()
     for name in ("a", "b"):
@@ -107,7 +107,7 @@ def _worked_in(folder: Path) -> None:
 
 
 def _ran() -> None:
-    """A program of the user's, and what a thread and a child can do."""
+    """Runs a program, a thread and a child process."""
     subprocess.run(["true"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True, timeout=20)
     thread = threading.Thread(target=os.getpid)
     thread.start()
@@ -116,7 +116,8 @@ def _ran() -> None:
 
 
 def forbidden(home: Path, pid: int) -> Mapping[str, Callable[[], object]]:
-    """What the kernel is to refuse, whoever we are. Where it does not, nothing is harmed beyond `home`."""
+    """Returns name -> action that the kernel must refuse, whatever the uid. If it does not, only `home` is
+    affected."""
     return {
         # places
         "append to authorized_keys": lambda: _appended(home / KEYS),
@@ -154,7 +155,7 @@ def forbidden(home: Path, pid: int) -> Mapping[str, Callable[[], object]]:
 
 
 def works(home: Path, port: int) -> Mapping[str, Callable[[], object]]:
-    """What it can do in any case."""
+    """Returns name -> action that must work."""
     return {
         "read in the home": lambda: _listed(home),
         "work in /tmp": lambda: _worked_in(Path("/tmp")),
@@ -167,7 +168,7 @@ def works(home: Path, port: int) -> Mapping[str, Callable[[], object]]:
 
 
 def since(home: Path, pid: int) -> Mapping[str, tuple[int, Callable[[], object]]]:
-    """What newer kernels refuse, and from which version of Landlock on."""
+    """Returns name -> (version of Landlock, action that it refuses)."""
     return {
         "empty a file that can be read": (3, lambda: os.truncate(home / KEYS, 0)),
         "listen on TCP": (4, lambda: _bound(0)),
@@ -186,7 +187,7 @@ def _dumpable() -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
-# What is done without a filter, and what a daemon's says to it.
+# System calls that succeed without a filter, and the daemon's filter's error for them.
 HOLES: Final[Mapping[str, tuple[Callable[[], object], str]]] = {
     "a TCP port without bind": (_listened_unbound, "EPERM"),
     "dumps again": (_dumpable, "EPERM"),
@@ -197,7 +198,7 @@ HOLES: Final[Mapping[str, tuple[Callable[[], object], str]]] = {
 
 
 def outcome(act: Callable[[], object]) -> str:
-    """ "done", or the name of the error."""
+    """Runs an attempt. Returns "done", or the name of the error."""
     try:
         act()
     except OSError as error:
@@ -206,13 +207,13 @@ def outcome(act: Callable[[], object]) -> str:
 
 
 def families() -> dict[str, str]:
-    """What comes of sockets that are for other things than talking."""
+    """Returns the results of creating sockets of families that a daemon does not need."""
     names = ("AF_PACKET", "AF_ALG", "AF_VSOCK", "AF_CAN")
     return {name: outcome(lambda name=name: socket.socket(getattr(socket, name), socket.SOCK_DGRAM)) for name in names}  # type: ignore[misc]
 
 
 def work(home: Path, pid: int, port: int) -> dict[str, Any]:
-    """Tries it all, and says what this process is."""
+    """Does all attempts. Returns their results, and the state of this process."""
     status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
     report: dict[str, Any] = {
         "forbidden": {name: outcome(act) for name, act in forbidden(home, pid).items()},

@@ -1,4 +1,4 @@
-"""A key module for tests: a toy whose keys open when the test says so, while there is a gate."""
+"""Implements a toy key module for tests. While there is a gate, opening a key blocks until the test releases it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from upcall.testing.toy import ToyKey, ToyModule
 
 
 class _Gated(ToyModule):
-    """The blob: the gate's path, a NUL, the toy's blob."""
+    """The module. Its blob: the gate's path, NUL, the toy's blob."""
 
     def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> ToyKey:
         path, _, rest = blob.partition(b"\0")

@@ -1,4 +1,4 @@
-"""A key module for tests: a toy that fails where the `keyring` library, or what it brings, is in the same process."""
+"""Implements a toy key module for tests that fails if the `keyring` library or its dependencies are loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A key module that does whatever its auth token says: "verb argument"."""
+"""Implements a key module that misbehaves as its auth token specifies: "verb argument"."""
 
 from __future__ import annotations
 
@@ -81,15 +81,15 @@ class BadKey:
         return os.urandom(len(wrapped))
 
     def _later(self, key: bytes, wrapped: bytes) -> bytes:
-        """Good at first; then of another size, and garbage."""
+        """Wraps correctly at first; then returns garbage of another size."""
         return wrapped if self._calls == 1 else wrapped + b"x"
 
     def _clear_later(self, key: bytes, wrapped: bytes) -> bytes:
-        """Good at first; then of the same size, with the key in it."""
+        """Wraps correctly at first; then returns the same size, with the clear key in it."""
         return wrapped if self._calls == 1 else key.ljust(len(wrapped))
 
     def _gate(self, key: bytes, wrapped: bytes) -> bytes:
-        """Tells the test that it is here, and waits for its leave."""
+        """Reports its arrival to the test's gate, and waits for its release."""
         with socket.socket(socket.AF_UNIX) as gate:
             gate.connect(self._argument)
             gate.recv(1)
@@ -106,7 +106,7 @@ class BadModule:
             raise RuntimeError(SECRET)
         if verb == "key":
             name, good = make_toy_key(Path(argument or "/tmp"))
-        else:  # a file without a name, which lives as long as the descriptor
+        else:  # an unnamed file, which exists as long as the descriptor
             file = os.open("/tmp", os.O_TMPFILE | os.O_RDWR, 0o600)
             name, good = make_toy_key(Path(f"/proc/self/fd/{file}"))
         return BadKey(TOY.open(name, good, secrets), verb, argument)
@@ -116,7 +116,7 @@ BAD = BadModule()
 
 
 class BadHandler:
-    """Does what the request's body says."""
+    """A handler that misbehaves as the request's body specifies."""
 
     services = ("bad",)
 

@@ -1,4 +1,4 @@
-"""A key module for tests that wants a PIN and parameters, has no passphrase, and is as faulty as it is told to be."""
+"""Implements a key module for tests with a PIN and parameters, without a passphrase, and with a chosen fault."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class PinnedModule:
         return self._enrolled(secret, making.values["fault"], making.values["label"])
 
     def import_key(self, making: Making, /) -> Enrolled:
-        """Makes a key of the label: nothing is in a file."""
+        """Imports a key that is derived from its label. Uses no file."""
         if making.path != Path():
             raise ModuleFailed("a file is no use to me")
         return self._enrolled(making.values["label"].encode(), "none", making.values["label"])

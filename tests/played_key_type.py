@@ -1,4 +1,4 @@
-"""A key of a type of the system's, from a played kernel to the daemon and back, for the tests of each such type."""
+"""Sends a key request of a system-wide type from a simulated kernel to a daemon and back, for tests of such types."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from upcall.testing.played import PlayedDaemon
 
 
 def goes_there_and_back(folder: Path, described: Described, payload: bytes, reason: str) -> None:
-    """`reason`: what becomes of it, if a daemon answers with `payload`; "forged": the daemon is not asked."""
+    """Asserts that a request ends with `reason` if the daemon answers with `payload`. "forged": the daemon does not
+    receive it."""
     keys = PlayedKeys()
     keys.keys[KEY] = described
     with broker_below(None, folder, keys, owners={described.type: ME}), PlayedDaemon(folder) as daemon:

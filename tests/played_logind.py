@@ -1,4 +1,4 @@
-"""A system bus of one's own, and a logind that is played on it: real signals and descriptors, nothing that sleeps."""
+"""Runs a private system bus with a simulated logind: real signals and descriptors, without suspending the machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MANAGER, SESSION, USER = f"{NAME}.Manager", f"{NAME}.Session", f"{NAME}.User"
 
 
 def _missing() -> str:
-    """Why there can be no bus, for a test's reason to be skipped."""
+    """Returns why a bus cannot run here, as the reason for skipping a test; "" if it can."""
     try:
         pwd.getpwuid(os.getuid())
     except KeyError:
@@ -59,7 +59,7 @@ _CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configura
 
 
 class SystemBus:
-    """A dbus-daemon at FOLDER/bus, which can be stopped and started again."""
+    """A dbus-daemon at FOLDER/bus, which can be restarted."""
 
     def __init__(self, folder: Path) -> None:
         self.path, self._config = folder / "bus", folder / "bus.conf"
@@ -90,13 +90,13 @@ class SystemBus:
 
 
 class Logind:
-    """What upcall asks of logind, and what logind says by itself."""
+    """A simulated logind: the methods and signals that upcall uses."""
 
     def __init__(self, bus: SystemBus, uid: int) -> None:
         self.uid = uid
         self.sessions: dict[str, dict[str, tuple[str, Any]]] = {}
         self.asleep, self.refuse_inhibit = False, False
-        self.inhibitors: list[int] = []  # our ends
+        self.inhibitors: list[int] = []  # logind's ends
         self.calls: list[str] = []
         self._lock = threading.Lock()
         self._connection = bus.connect()
@@ -146,7 +146,7 @@ class Logind:
         self._connection.send(new_signal(DBusAddress(PATH, interface=MANAGER), member, signature, body))
 
     def waits_before_sleep(self) -> bool:
-        """Whether somebody holds an inhibitor lock now."""
+        """Returns whether a process holds an inhibitor lock."""
         return any(not select.select([fd], [], [], 0)[0] for fd in self.inhibitors)
 
     def close(self) -> None:
@@ -187,7 +187,7 @@ class Logind:
 
 
 class _Given:
-    """A descriptor to send: ours is closed once it is on its way."""
+    """A descriptor to send; this process's copy is closed when it was sent."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

@@ -1,7 +1,7 @@
-"""A played kernel that warns of quotas, in a process of its own: `python quotakernel.py`.
+"""Simulates a kernel that sends quota warnings, in a process of its own: `python quotakernel.py`.
 
-Says "ready PORTID". For each line "GROUP COUNT RATE" it multicasts so many warnings about alice, so many a second, and
-one about bob in the middle; then it says "done".
+Prints "ready PORTID". For each line "GROUP COUNT RATE" it multicasts COUNT warnings about alice, RATE per second, and
+one about bob in the middle; then it prints "done".
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
 
     def warn(group: int, uid: int) -> None:
         sequence[group] += 1
-        with contextlib.suppress(ConnectionRefusedError):  # after the group it tries portid 0, which nobody has
+        with contextlib.suppress(ConnectionRefusedError):  # netlink also tries portid 0, which no socket has
             sender.sendto(pack(Warned(0, uid, BHARDWARN, 7, 0, uid), FAMILY, sequence[group]), (0, 1 << group - 1))
 
     for line in sys.stdin:

@@ -1,6 +1,6 @@
-"""A quota source whose kernel and filesystem are played: `python quotasource.py FOLDER GROUP SENDER`.
+"""Runs a quota source with simulated kernel and file system: `python quotasource.py FOLDER GROUP SENDER`.
 
-As bench/quotasource.py; but on its filesystem those have used all that they may, whose uids stand in FOLDER/../over.
+As bench/quotasource.py; but on its file system the uids listed in FOLDER/../over have reached their limits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A key module that asks the daemon in which it runs. Its auth token says how: "MANNER FOLDER SIGNATURE"."""
+"""Implements a key module that makes requests to its own daemon. Its auth token: "MANNER FOLDER SIGNATURE"."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEY = b"0123456789abcdef"
 
 
 def ask(folder: str, signature: str) -> str:
-    """How a request of this process ends."""
+    """Makes a request in this process. Returns its outcome."""
     with Client(Path(folder)) as client:
         try:
             client.wrap(signature, KEY)

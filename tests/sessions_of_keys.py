@@ -1,4 +1,4 @@
-"""Processes whose session keyring is as systemd, cron or a logout leave it. For tests."""
+"""Runs processes with the session keyrings that systemd, cron or a logout leave, for tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-# What is said before the program begins: its session keyring leads nowhere; or was that of a login that is over.
+# Code that runs before the program: makes a session keyring without links, or a revoked one of an ended login.
 SESSIONS = {
     "linked": "k.join_session_and_link_user_keyring()",
     "bare": "k._call('join', 1, 0)",
@@ -16,13 +16,13 @@ SESSIONS = {
 
 
 def within(session: str, *arguments: str) -> list[str]:
-    """Arguments for Python: this program, in such a session."""
+    """Returns arguments for Python that run the program in such a session."""
     begin = f"import os, sys; from upcall.kernel import keyring as k; {SESSIONS[session]}; "
     return ["-c", begin + "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])", *arguments]
 
 
 def run_within(session: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    """What the program prints. Its end must be a good one."""
+    """Runs the program in such a session. Returns its output. Asserts that it succeeds."""
     done = subprocess.run(
         [sys.executable, *within(session, *arguments)],
         capture_output=True,

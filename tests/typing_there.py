@@ -1,4 +1,4 @@
-"""A process on a terminal of its own, and a person who types there."""
+"""Runs a process on a pseudo-terminal, and types there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from upcall.testing.processes import PATIENCE, NotInTime
 
 
 class Typist:
-    """`seen` is all that was to be read so far."""
+    """A process with a pseudo-terminal. `seen`: all its output so far."""
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         """Starts a Python program: `-m module ...`."""
@@ -25,7 +25,7 @@ class Typist:
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
             try:
-                for one in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):  # whoever started the tests may ignore them
+                for one in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):  # the parent of the tests may ignore them
                     signal.signal(one, signal.SIG_DFL)
                 os.execve(sys.executable, [sys.executable, *arguments], {**os.environ, **(environment or {})})
             finally:
@@ -33,7 +33,7 @@ class Typist:
         self._status: int | None = None
 
     def expect(self, words: str, timeout: float = PATIENCE) -> None:
-        """Waits until `words` are there, behind what was expected before."""
+        """Waits until the output contains `words`, after earlier expected words. NotInTime."""
         deadline = time.monotonic() + timeout
         while (at := self.seen.find(words, self._looked)) < 0:
             if not self._read(deadline):
@@ -46,7 +46,7 @@ class Typist:
         try:
             data = os.read(self._fd, 4096)
         except OSError:
-            data = b""  # nobody has it open any more
+            data = b""  # EIO: no process has the terminal open any more
         self.seen += data.decode("utf-8", "replace")
         return bool(data)
 
@@ -58,7 +58,7 @@ class Typist:
         self._fd = -1
 
     def ended(self, timeout: float = PATIENCE) -> int:
-        """Its exit status, once it has one; what it still wrote is seen."""
+        """Waits for the process's end, and reads its remaining output. Returns its exit status."""
         deadline = time.monotonic() + timeout
         while self._fd >= 0 and self._read(deadline):
             pass

@@ -1,4 +1,4 @@
-"""A key module that does to its process what foreign libraries do: "verb argument" in its auth token says what."""
+"""Implements a key module that harms its process as foreign libraries can: its auth token is "verb argument"."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def mixed(data: bytes) -> bytes:
 
 
 def gate(path: str) -> None:
-    """Tells the test that somebody is here, and waits for its leave."""
+    """Reports its arrival to the test's gate, and waits for its release."""
     with socket.socket(socket.AF_UNIX) as there:
         there.connect(path)
         there.recv(1)
 
 
 class Key:
-    """Wraps by mixing, after it has done what it is there for; unwraps in peace, unless it is of the verb `unwrap`."""
+    """Executes its verb on each wrap, then wraps; on unwrap only if the verb is "unwrap"."""
 
     def __init__(self, verb: str, argument: str, secrets: Secrets) -> None:
         self._verb, self._argument, self._secrets = verb, argument, secrets
@@ -73,12 +73,12 @@ class Key:
         threading.Event().wait()
 
     def _hang_with_everything(self) -> None:
-        """Holds the interpreter: no other thread of the process runs any more."""
+        """Blocks while holding the GIL: no other thread of the process can run."""
         ctypes.PyDLL(None).pause()
 
     def _stop(self) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
-        threading.Event().wait()  # it may be a moment until all threads have stopped
+        threading.Event().wait()  # until SIGSTOP has stopped all threads
 
     def _hang_or_not(self) -> None:
         if Path(self._argument).exists():
@@ -97,7 +97,7 @@ class Key:
             LEAKED.append(bytes(range(256)) * (1 << 12))
 
     def _scribble(self) -> None:
-        """Garbage into whatever is open, the socket included."""
+        """Writes garbage to all open descriptors, including the socket."""
         for fd in range(3, 64):
             with contextlib.suppress(OSError):
                 os.write(fd, os.urandom(100))
@@ -108,12 +108,12 @@ class Key:
         os.write(2, SECRET.encode())
 
     def _fork(self) -> None:
-        """A child that comes back, as if it were the module."""
+        """Forks a child that returns into the caller, as if it were the module."""
         if os.fork():
             os.wait()
 
     def _fork_and_stay(self) -> None:
-        """Leaves a process behind that holds all there is to hold."""
+        """Leaves a process behind that has inherited all descriptors."""
         pid = int(ctypes.CDLL(None).fork())
         if pid == 0:
             time.sleep(60)
@@ -163,7 +163,7 @@ class Key:
         return said[0].encode()
 
     def _environment(self) -> bytes:
-        """What it finds itself in."""
+        """Returns a description of the process's environment."""
         status = Path("/proc/self/status").read_text()
         found = [line for line in status.splitlines() if line.startswith("NoNewPrivs")]
         dumpable = ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)

@@ -1,7 +1,7 @@
-/* Clients that measure. They obey lines on stdin and answer each with one on stdout:
+/* Measuring clients. They execute commands from stdin and answer each with a line on stdout:
  *
- *   body HEX EXPECTED         what to ask for, and the answer's body that is right         ready
- *   run COUNT INFLIGHT MS     so many requests, or for so long     answered refused wrong p50 p99 wall  (ns)
+ *   body HEX EXPECTED         sets the request's body and the expected answer's             ready
+ *   run COUNT INFLIGHT MS     makes COUNT requests, for at most MS     answered refused wrong p50 p99 wall  (ns)
  */
 #include "wire.h"
 
@@ -11,7 +11,7 @@ enum { SLOTS = 256, SAMPLES = 2000000 };
 
 struct client {
 	int fd, netlink;
-	struct sender peer; /* who has to answer */
+	struct sender peer; /* expected sender of answers */
 	uint32_t uid, seq;
 	uint8_t body[BUFFER], expected[BUFFER];
 	size_t body_size, expected_size;
@@ -72,7 +72,7 @@ static ssize_t take(struct client *c, uint8_t *data)
 	}
 }
 
-/* One answer: its slot, free again. */
+/* Receives one answer. Returns its slot, which is free again. */
 static uint32_t taken(struct client *c)
 {
 	static uint8_t data[BUFFER];
@@ -152,7 +152,7 @@ static int obey(struct client *c)
 	return 0;
 }
 
-/* Plays the broker: is found in FOLDER, and gives one daemon a link. */
+/* Simulates the broker in FOLDER: gives one daemon a link. */
 int drive_daemon(const char *folder)
 {
 	static uint8_t data[BUFFER];
@@ -181,7 +181,7 @@ int drive_broker(const char *path, uint32_t uid)
 	return obey(&client);
 }
 
-/* Good requests as fast as they are taken, answers read so that nobody can call us deaf. */
+/* Floods the broker with valid requests. Reads the answers, so that the broker does not close the connection. */
 int flood_with_requests(const char *path, uint32_t uid, const char *body)
 {
 	static uint8_t out[BUFFER], in[BUFFER];
@@ -203,8 +203,8 @@ int flood_with_requests(const char *path, uint32_t uid, const char *body)
 	return 0;
 }
 
-/* COUNT connections that are held; with a body, each asks whenever it can, and reads no answer. Those that the broker
- * ends are made again. */
+/* Holds COUNT connections; with a body, each makes requests as fast as possible and reads no answers. Replaces those
+ * that the broker closes. */
 int flood_with_connections(const char *path, int count, uint32_t uid, const char *body)
 {
 	static uint8_t out[BUFFER];
@@ -230,7 +230,7 @@ int flood_with_connections(const char *path, int count, uint32_t uid, const char
 			made++;
 		}
 		if (made == before)
-			usleep(1000); /* all are held: what they cost is to be measured, not this loop */
+			usleep(1000); /* all are open: avoids measuring this loop */
 	}
 	printf("%llu\n", (unsigned long long)made);
 	return 0;

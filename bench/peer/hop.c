@@ -1,7 +1,7 @@
-/* A broker's hop in C, the least that is still safe: requesters' socket -> one daemon's netlink socket -> back.
+/* A minimal safe broker in C: requesters' socket -> one daemon's netlink socket -> back.
  *
- * It has what a broker cannot do without (credentials on every message, message contexts with index and sequence, a
- * dedicated socket for the daemon) and leaves out deadlines, the check of the answer's packet, replacement and status.
+ * It has what every broker needs (credentials on every message, message contexts with index and sequence number, a
+ * dedicated socket for the daemon). It has no deadlines, checks of answers' packets, replacement of daemons or status.
  */
 #include "wire.h"
 

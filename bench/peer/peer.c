@@ -1,16 +1,16 @@
-/* The C peers of the benchmarks: a daemon, a broker, clients that measure, and those who disturb them.
+/* The C peers of the benchmarks: a daemon, a broker, measuring clients and flooding ones.
  *
  *   peer daemon FOLDER [keyring]    registers with the broker of FOLDER; wraps by XOR 0x55
  *   peer broker FOLDER              a broker's hop, for one daemon
- *   peer drive-daemon FOLDER        plays the broker for one daemon, and measures it (client.c)
+ *   peer drive-daemon FOLDER        simulates the broker for one daemon, and measures it (client.c)
  *   peer drive-broker SOCKET UID    a requester for the daemon of UID, and measures it (client.c)
- *   peer junk FOLDER                floods a broker with nonsense
- *   peer ask SOCKET UID BODY        floods a broker with good requests
- *   peer hold SOCKET UID COUNT [BODY]   holds so many connections; with a body, each asks and never reads
+ *   peer junk FOLDER                floods a broker with malformed messages
+ *   peer ask SOCKET UID BODY        floods a broker with valid requests
+ *   peer hold SOCKET UID COUNT [BODY]   holds COUNT connections; with a body, each makes requests and never reads
  *   peer quota-send                 quota warnings, as the kernel sends them (quota.c)
- *   peer quota-flood FILE N RATE    quota warnings of the kernel's own (quota.c)
+ *   peer quota-flood FILE N RATE    makes the kernel send quota warnings (quota.c)
  *   peer quota-read PROTOCOL GROUP SENDER   reads quota warnings (quota.c)
- *   peer burn                       takes a processor and does nothing else
+ *   peer burn                       uses processor time
  */
 #include "wire.h"
 
@@ -30,7 +30,8 @@ static size_t take_length(const uint8_t **at, const uint8_t *end)
 	return ((size_t)(p[0] - 192) << 8) + p[1] + 192;
 }
 
-/* The tag 67 packet for a tag 66 packet; 0 if that is none, or if the keyring does not know its signature. */
+/* Makes the tag 67 packet for a tag 66 packet. Returns its size; 0 if that is malformed, or the keyring
+ * does not have its key. */
 static size_t wrap(const uint8_t *at, const uint8_t *end, uint8_t *out, int keyring)
 {
 	char signature[SIGNATURE + 1] = {0};
@@ -60,7 +61,7 @@ static ssize_t answer(const uint8_t *data, ssize_t size, uint8_t *out, int keyri
 	const uint8_t *body = data + sizeof *request + request->name_len;
 	size_t got = 0;
 	if (now() >= request->deadline)
-		return 0; /* nobody waits for it any more */
+		return 0; /* the request has timed out */
 	if (request->name_len == 3 && !memcmp(request + 1, "key", 3))
 		got = wrap(body, data + size, out + sizeof *response, keyring);
 	*response = (struct response){.version = VERSION, .status = !got, .code = got ? 0 : EBADMSG};
@@ -102,7 +103,7 @@ static void stop(int number)
 	stopped = 1;
 }
 
-/* Junk to registration.sock, on a connection for each, and, being registered, on the link. */
+/* Sends malformed messages to registration.sock, each on a new connection, and as a registered daemon on the link. */
 int flood_with_junk(const char *folder, int registers)
 {
 	struct sender broker;

@@ -1,4 +1,4 @@
-/* Quota warnings: who sends them as the kernel does, who makes the kernel send them, and a reader to compare with. */
+/* Quota warnings: sends them as the kernel does, makes the kernel send them, and reads them, for comparison. */
 #include "wire.h"
 
 #include <fcntl.h>
@@ -21,7 +21,7 @@ static void sleep_until(uint64_t when)
 	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL);
 }
 
-/* For each line "GROUP COUNT RATE" sends so many to the group, as one uid, ten at a time; says "done" after each. */
+/* For each line "GROUP COUNT RATE", sends COUNT warnings of one uid to the group, ten at a time, then prints "done". */
 int quota_send(void)
 {
 	struct sockaddr_nl to = {.nl_family = AF_NETLINK};
@@ -48,7 +48,7 @@ int quota_send(void)
 	return 0;
 }
 
-/* Over the soft limit and back, by a file that is made and removed: two warnings each time (ext4). */
+/* Exceeds the soft limit and returns below it, by creating and removing a file: two warnings each time (ext4). */
 int quota_flood(const char *path, unsigned count, unsigned rate)
 {
 	uint64_t start = now();
@@ -82,7 +82,7 @@ static void ask(int number)
 	asked = 1;
 }
 
-/* Reads one message at a time, decodes it, counts it by who and what; at SIGUSR1 says "RECEIVED LOST". */
+/* Reads, decodes and counts messages by uid and kind, one at a time; prints "RECEIVED LOST" at SIGUSR1. */
 int quota_read(int protocol, uint32_t group, uint32_t sender)
 {
 	static struct { uint64_t who, what, times; } seen[KINDS];

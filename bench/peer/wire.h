@@ -1,4 +1,4 @@
-/* What every C peer needs: the wire of docs/protocol.md, and netlink with credentials on every message. */
+/* Implements the messages of docs/protocol.md, and netlink with credentials on every message, for the C peers. */
 #ifndef BENCH_WIRE_H
 #define BENCH_WIRE_H
 
@@ -39,7 +39,7 @@ struct response {
 } __attribute__((packed));
 
 struct sender {
-	struct ucred who; /* pid -1: unknown, because the message or its credentials were cut short */
+	struct ucred who; /* pid -1: unknown, because the message or its credentials were truncated */
 	uint32_t portid;
 };
 
@@ -116,7 +116,7 @@ static inline int is_control(const void *data, ssize_t size, uint16_t type)
 	return size == sizeof *header && header->nlmsg_len == sizeof *header && header->nlmsg_type == type;
 }
 
-/* A REQUEST of exactly these bytes, as take_request() has it: every length fits every other. */
+/* Parses a REQUEST that fills the buffer, as take_request() does: its lengths must be consistent. */
 static inline int is_request(const void *data, ssize_t size)
 {
 	const struct request *request = data;
@@ -166,8 +166,8 @@ union two_descriptors {
 	char room[CMSG_SPACE(2 * sizeof(int))];
 };
 
-/* What a broker does with a connection at registration.sock: takes its HELO, makes both ends of a link, gives both away
- * and keeps both. Gives the broker's end; the other one stays open for as long as this process lives. */
+/* Does what a broker does with a connection to registration.sock: reads HELO, makes both ends of a link, sends both and
+ * keeps both open. Returns the broker's end; the other one stays open until this process ends. */
 static inline int link_give(int connection)
 {
 	struct nlmsghdr helo;
@@ -196,7 +196,7 @@ static inline struct ucred local_peer(int fd)
 	return who;
 }
 
-/* Asks the broker of FOLDER for a link and says HELO on it, until it is answered; gives our end. */
+/* Requests a link from the broker of FOLDER and sends HELO on it until it is answered. Returns the daemon's end. */
 static inline int registered(const char *folder, struct sender *broker)
 {
 	static uint8_t data[BUFFER];
@@ -237,7 +237,7 @@ static inline int registered(const char *folder, struct sender *broker)
 	return -1;
 }
 
-extern volatile sig_atomic_t stopped; /* by SIGTERM: those who flood then say how much they sent */
+extern volatile sig_atomic_t stopped; /* set by SIGTERM: flooding clients then print how much they sent */
 
 int serve_as_daemon(const char *folder, int keyring);
 int serve_as_broker(const char *folder);

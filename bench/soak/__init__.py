@@ -1,1 +1,1 @@
-"""Ten minutes with an hour's worth of everything: what must not grow, does not; what was asked, was answered once."""
+"""Runs an hour's load in ten minutes, and checks for growth of resources and for lost or repeated answers."""

@@ -1,7 +1,7 @@
-"""`python -m bench.soak [--minutes 10]`: an hour's worth of requests at full rate, in ten minutes.
+"""`python -m bench.soak [--minutes 10]`: makes as many requests in ten minutes as the kernel can make in an hour.
 
-Full rate is what the kernel's path reaches at most: see HOUR. Exit status: 0 if nothing was lost and nothing has
-grown, 1 if something was or has, 2 if it could not be run.
+HOUR is the limit of the kernel's path. Exit status: 0 if no request was lost and no resource has grown, 1 otherwise, 2
+if the run failed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bench.stage import BenchError, Stage
 RATE = 412
 HOUR = RATE * 3600
 _EVERY = 1.0  # seconds between two samples
-_SAYS = 30  # seconds between two lines, where there is no terminal
+_SAYS = 30  # seconds between two lines of progress without a terminal
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="how long  [default: 10]")
     parser.add_argument("--out", type=Path, default=Path("build/soak"), metavar="FOLDER", help="for figures and plot")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the stage is taken down
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # runs the clean-up of the stage
     try:
         with Stage() as stage:
             stage.compile()
@@ -78,7 +78,7 @@ def _total(scene: Scene) -> Counter[str]:
 
 
 class Progress:
-    """A line that is written again and again on a terminal; elsewhere one now and then."""
+    """Shows progress: a line that is overwritten on a terminal; elsewhere a line every _SAYS seconds."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._said = seconds, -float(_SAYS)

@@ -1,5 +1,5 @@
-"""`python -m bench.soak.broker FOLDER DEVICE`: the broker of a soak. Its kernel is played, by another process:
-/dev/ecryptfs over the socket DEVICE, request_key's keys by rule."""
+"""`python -m bench.soak.broker FOLDER DEVICE`: runs the broker of a soak, with a simulated kernel: another process is
+/dev/ecryptfs, over the socket DEVICE; request_key's keys are computed from their serial numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AUTHORISATION = 1 << 30  # added to the serial of a key
 
 
 def described(serial: int, pid: int) -> Described:
-    """What the kernel says of a key: every other one is a name, the others are sessions for the process `pid`."""
+    """Returns the kernel's description of a key: alternately a name, and a session for the process `pid`."""
     if serial >= AUTHORISATION:
         return Described(".request_key_auth", 0, 0, 0x0B010000, b"%x" % (serial - AUTHORISATION))
     if serial % 2:
@@ -37,7 +37,7 @@ def described(serial: int, pid: int) -> Described:
 
 
 class Keys:
-    """upcall.protocols.request_key.origin, but for the keys themselves."""
+    """Replaces upcall.protocols.request_key.origin, with simulated keys."""
 
     Process = staticmethod(origin.Process)
     started_at = staticmethod(origin.started_at)
@@ -50,7 +50,7 @@ class Keys:
 
 
 class Device:
-    """/dev/ecryptfs, open in one uid's name: a connection, of which each datagram is a frame."""
+    """/dev/ecryptfs as opened by one uid: a connection whose datagrams are frames."""
 
     def __init__(self, uid: int, path: Path) -> None:
         self.uid = uid

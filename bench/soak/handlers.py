@@ -1,4 +1,4 @@
-"""Handlers that know every answer: what is soaked is the way to them and back."""
+"""Implements handlers with constant answers, for testing the path to a handler and back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Constant:
 
 
 class _Told:
-    """Takes notices, and does nothing about them."""
+    """Receives notices and ignores them."""
 
     services: tuple[str, ...] = ("quota",)
 

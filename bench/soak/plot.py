@@ -1,4 +1,4 @@
-"""The picture of a soak: memory, descriptors and requests over time, as an SVG that needs no library."""
+"""Draws a soak's memory, descriptors and requests over time, as SVG, without a library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Panel(NamedTuple):
 
 
 def svg(title: str, panels: Sequence[Panel]) -> str:
-    """One panel below the other, each from 0 up; minutes along the bottom."""
+    """Returns an SVG with panels below each other; vertical axes from 0, horizontal axis in minutes."""
     height = 40 + len(panels) * (_HEIGHT + _GAP)
     end = max(at for panel in panels for points in panel.lines.values() for at, _ in points)
     parts = [
@@ -63,7 +63,7 @@ def _panel(panel: Panel, top: float, end: float) -> list[str]:
 
 
 def _step(most: float) -> float:
-    """1, 2 or 5 times a power of ten: three to six rules."""
+    """Returns the distance of the rules: 1, 2 or 5 times a power of ten, for three to six rules."""
     power = 1.0
     while power * 10 <= most:
         power *= 10

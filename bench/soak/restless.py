@@ -1,7 +1,7 @@
-"""`python -m bench.soak.restless KIND SECONDS FOLDER UID BROKER DAEMON`: a user whose daemons never live for long.
+"""`python -m bench.soak.restless KIND SECONDS FOLDER UID BROKER DAEMON`: replaces one user's daemon again and again.
 
-One after the other takes over from one that is well, that is stopped, and that has been killed; meanwhile the broker
-and the other daemon read their configuration again. A process of its own, with one thread: it forks daemons.
+New daemons take over from running, stopped and killed ones. Meanwhile broker and the other daemon reload their
+configuration. A process of its own with one thread, because it forks daemons.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from upcall.daemon.settings import DaemonSettings
 from upcall.kernel.process import die_with_parent
 
 _PATIENCE = 20.0
-_PAUSE = 1.0  # seconds between two of them
+_PAUSE = 1.0  # seconds between two daemons
 
 
 class Restless:
@@ -47,7 +47,7 @@ class Restless:
             _end(before)
 
     def _start(self) -> int:
-        """Registered when this returns."""
+        """Starts a daemon, and waits until it is registered. Returns its pid."""
         pid = os.fork()
         if not pid:
             self._become_a_daemon()
@@ -79,7 +79,7 @@ def _end(pid: int) -> None:
 
 
 def main(_kind: str, seconds: str, folder: str, uid: str, *others: str) -> None:
-    """`uid`: -1 for no such user."""
+    """Runs until the time is over. `uid`: -1: only reloads, without such a user."""
     counts = Counts(float(seconds))
     restless = Restless(Path(folder), int(uid)) if int(uid) >= 0 else None
     for number in itertools.count():

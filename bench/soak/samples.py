@@ -1,4 +1,4 @@
-"""What a process holds, second by second, and whether it grows."""
+"""Samples resources of processes every second, and detects growth."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-WARM_UP = 0.2  # of the time: what is imported, cached and opened once, is there by then
+WARM_UP = 0.2  # of the time, ignored: imports, caches, first openings
 
 
 class Sample(NamedTuple):
-    """Of one process, `at` seconds after the beginning. Memory in MB; what may not be looked at is 0. `pss`: what it
-    shares is counted in parts, so that it moves when others come and go. `private`: what nobody else has."""
+    """One process's resources, `at` seconds after the start. Memory in MB; 0 if it may not be read. `pss`: shared
+    memory is divided by the number of sharing processes, so it varies with them. `private`: memory of this process
+    alone."""
 
     at: float
     who: str
@@ -25,14 +26,14 @@ class Sample(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """How much of a figure may be added in a run and still count as flat."""
+    """The growth of a figure during a run that still counts as flat."""
 
     figure: str
     unit: str
     most: float
 
 
-# A page here and there is the allocator's; a leak of 1 byte for each of a million requests would be a megabyte.
+# Allows for single pages of the allocator; a leak of 1 byte per request would be a megabyte for a million requests.
 _MEMORY = 1.0  # MB
 BOUNDS = (
     Bound("rss", "MB", _MEMORY),
@@ -43,7 +44,7 @@ BOUNDS = (
 
 
 class Growth(NamedTuple):
-    """Of one figure of one process: what a straight line through it adds in the run after the warm-up."""
+    """The growth of one figure of one process during the run after the warm-up, by linear regression."""
 
     who: str
     bound: Bound
@@ -57,7 +58,7 @@ class Growth(NamedTuple):
 
 
 def sample(at: float, who: str, pid: int) -> Sample:
-    """OSError if it has ended."""
+    """Samples a process. OSError if it has ended."""
     found = _kb(Path(f"/proc/{pid}/status"))
     mapped = _kb(Path(f"/proc/{pid}/smaps_rollup"))
     private = mapped.get("Private_Clean", 0) + mapped.get("Private_Dirty", 0)
@@ -66,7 +67,7 @@ def sample(at: float, who: str, pid: int) -> Sample:
 
 
 def _kb(path: Path) -> dict[str, int]:
-    """The lines "Name: NUMBER ..."; none if it is not ours to look at."""
+    """Returns the values of lines "Name: NUMBER ..."; {} if the file may not be read."""
     try:
         lines = path.read_text("ascii", "replace").splitlines()
     except PermissionError:
@@ -83,7 +84,7 @@ def _descriptors(pid: int) -> int:
 
 
 def growth(samples: Sequence[Sample]) -> list[Growth]:
-    """Each process's, in the order in which they came."""
+    """Returns the growth of all figures, by process in the order of appearance."""
     found = []
     last = max(one.at for one in samples)
     for who in dict.fromkeys(one.who for one in samples):
@@ -97,7 +98,7 @@ def growth(samples: Sequence[Sample]) -> list[Growth]:
 
 
 def _slope(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Of the line with the least squares."""
+    """Returns the slope of the least squares line."""
     x, y = sum(xs) / len(xs), sum(ys) / len(ys)
     spread = sum((one - x) ** 2 for one in xs)
     return sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / spread if spread else 0.0

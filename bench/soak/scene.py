@@ -1,4 +1,4 @@
-"""Who takes part in a soak: a broker, daemons of up to three uids, and those who ask and disturb them."""
+"""Starts the processes of a soak: a broker, daemons of up to three uids, requesters, and disturbing processes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from upcall.process.settings import dumps
 from upcall.protocols.ecryptfs.packets import SIGNATURE_LENGTH
 from upcall.testing.secrets import GivenSecrets
 
-QUIET, RESTLESS, STRANGER = 61001, 61002, 61003  # uids that nobody has
+QUIET, RESTLESS, STRANGER = 61001, 61002, 61003  # unused uids
 _QUOTA_GROUP, _QUOTA_RATE = 30, 2000  # warnings a second
-# What is installed for the soak, before what is installed anyway: a reload must find it again.
+# Plugins for the soak, before the installed ones: a reload must find them again.
 _PLUGINS = """[upcall.key_modules]
 noop = bench.noop:module
 apart = bench.noop:module
@@ -41,12 +41,12 @@ cifs.spnego = bench.soak.handlers:sessions
 quota = bench.soak.handlers:told
 """
 _PATIENCE = 20.0
-_BULK = 500  # requests of a C client between two looks at the clock
+_BULK = 500  # requests of a C client between two readings of the clock
 
 
 class Scene:
-    """`me`: whose daemon has every kind of key. As root there are two more: a quiet one, and one that is killed,
-    stopped and replaced all the time."""
+    """The processes. `me`: the uid whose daemon has keys of every kind. As root there are two more uids: one with a
+    quiet daemon, and one whose daemons are stopped, killed and replaced all the time."""
 
     def __init__(self, stage: Stage, seconds: float) -> None:
         self._stage, self._seconds = stage, seconds
@@ -56,12 +56,12 @@ class Scene:
         self._ends = time.monotonic() + seconds
         self._threads: list[threading.Thread] = []
         self.failed = ""
-        self.may_refuse = {"files", self._bulk_of(RESTLESS)}  # whose daemons die with requests in their hands
+        self.may_refuse = {"files", self._bulk_of(RESTLESS)}  # their daemons are killed with pending requests
 
-    # --- those who answer ----------------------------------------------------------------------------------
+    # --- broker and daemons --------------------------------------------------------------------------------
 
     def open(self) -> dict[str, int]:
-        """Starts everybody; the pids of those who are to be watched."""
+        """Starts all processes. Returns name -> pid of those to sample."""
         signatures = self._new_rsa(), self._new_x25519(), self._key("apart"), self._key(NOOP)
         files = {self.me: signatures[-1]}
         quiet = 0
@@ -96,7 +96,7 @@ class Scene:
         return watched | {"key module, isolated": self._isolated(ours)}
 
     def _quota_source(self, sender: Sender) -> int:
-        """Listens when this returns its pid."""
+        """Starts the quota source, and waits until it listens. Returns its pid."""
         words = [str(self.folder), str(_QUOTA_GROUP), str(sender.portid)]
         pid = self._stage.start([sys.executable, "-P", "-m", "bench.quotasource", *words]).pid
         end = time.monotonic() + _PATIENCE
@@ -108,7 +108,7 @@ class Scene:
         return pid
 
     def _install(self) -> None:
-        """For the processes that are started from now on."""
+        """Installs the plugins for the processes that are started from now on."""
         site = self._stage.folder / "site"
         there = site / "upcall_soak-1.dist-info"
         there.mkdir(parents=True)
@@ -149,7 +149,8 @@ class Scene:
                 time.sleep(0.02)
 
     def _quiet(self) -> int:
-        """Forked where that uid may not read the interpreter: before there are threads."""
+        """Starts the quiet daemon; by fork if its uid may not read the interpreter. Must run before threads are
+        started."""
         modules = {NOOP: "bench.noop:module"}
         if not _runs_as(QUIET):
             return self._stage.daemon_as(QUIET, self.folder, modules)
@@ -159,7 +160,7 @@ class Scene:
         ).pid
 
     def _isolated(self, daemon: int) -> int:
-        """The process of the isolated key module, once it is there."""
+        """Waits for the process of the isolated key module. Returns its pid."""
         end = time.monotonic() + _PATIENCE
         while time.monotonic() < end:
             for children in Path(f"/proc/{daemon}/task").glob("*/children"):
@@ -170,7 +171,7 @@ class Scene:
             time.sleep(0.02)
         raise BenchError("no isolated key module has been started")
 
-    # --- those who ask -------------------------------------------------------------------------------------
+    # --- requesters ----------------------------------------------------------------------------------------
 
     def _talker(self, kind: str, *arguments: object) -> int:
         module = "bench.soak.restless" if kind == "restless" else "bench.soak.traffic"
@@ -188,7 +189,7 @@ class Scene:
             self.counts[kind] = Counter(json.loads(line))
 
     def _bulk(self, name: str, uid: int, signature: str) -> None:
-        """As fast as it is answered, by a client in C."""
+        """Makes requests as fast as they are answered, by a client in C."""
         drive = self._stage.client("drive-broker", self.folder / "broker.sock", uid).ready()
         drive.body(*noop_wrap(signature))
         self._during(name, lambda counts: self._drive(drive, counts))
@@ -196,7 +197,7 @@ class Scene:
     def _drive(self, drive: Client, counts: Counter[str]) -> None:
         found = drive.sample(_BULK, 4, 15.0)
         counts["sent"] += _BULK
-        counts["answered"] += found.answered - found.refused - found.wrong  # it counts all that came
+        counts["answered"] += found.answered - found.refused - found.wrong  # `answered` counts all messages
         counts["refused"] += found.refused
         counts["wrong"] += found.wrong
         counts["lost"] += _BULK - found.answered
@@ -206,7 +207,7 @@ class Scene:
         counts["warnings"] += _QUOTA_RATE
 
     def _during(self, name: str, turn: Callable[[Counter[str]], None]) -> None:
-        """Takes turns in a thread until the time is over."""
+        """Calls `turn` repeatedly, in a thread, until the time is over."""
         counts = self.counts[name] = Counter()
 
         def run() -> None:
@@ -221,7 +222,7 @@ class Scene:
         self._threads.append(thread)
 
     def wait(self, patience: float = 60.0) -> None:
-        """Until all have counted to the end."""
+        """Waits until all processes have reported their final counts."""
         end = time.monotonic() + patience
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -235,7 +236,7 @@ class Scene:
 
 
 def _runs_as(uid: int) -> bool:
-    """Whether this uid may read the interpreter and us."""
+    """Returns whether this uid may read the interpreter and this code."""
     try:
         words = [sys.executable, "-c", "import bench.soak.traffic"]
         return subprocess.run(words, user=uid, capture_output=True, timeout=20, check=False).returncode == 0

@@ -1,8 +1,8 @@
-"""`python -m bench.soak.traffic KIND SECONDS ARGUMENTS...`: one who asks, or who only disturbs, and counts.
+"""`python -m bench.soak.traffic KIND SECONDS ARGUMENTS...`: makes requests or disturbs, and counts the outcomes.
 
-Every second, and at the end, it prints a JSON object of what it has counted so far. A request that is sent ends in
-exactly one of "answered", "refused", "lost" (nothing came in time) and "left" (its requester went before); "twice" and
-"wrong" are answers that nobody was owed, and that were not the right ones.
+Prints a JSON object with the counts every second, and at the end. Each request ends in exactly one of "answered",
+"refused", "lost" (no answer in time) and "left" (its requester ended before). "twice": unexpected answers. "wrong":
+answers with a wrong content.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from upcall.protocols.request_key.messages import Upcall, pack_upcall
 from upcall.testing.played import PlayedRequester
 from upcall.wire.envelope import HELO, MAX_MESSAGE, Envelope, pack_control, pack_request, take_response
 
-_KERNEL_PATIENCE = 3.0  # seconds, as eCryptfs's
-_INFLIGHT = 8  # the kernel's requests at a time
-_PAUSE = 0.002  # seconds between two who come and go, and between two that disturb
+_KERNEL_PATIENCE = 3.0  # seconds, the time-out of eCryptfs
+_INFLIGHT = 8  # pending requests of the kernel
+_PAUSE = 0.002  # seconds between two visitors, and between two disturbances
 
 
 class Counts:
-    """Counts, and says so now and then."""
+    """Counts outcomes, and prints them every second."""
 
     def __init__(self, seconds: float) -> None:
         self.of: Counter[str] = Counter()
@@ -70,7 +70,7 @@ class Counts:
 
     @contextlib.contextmanager
     def one(self) -> Iterator[None]:
-        """A request that somebody waits for."""
+        """A context for one request, which counts its outcome."""
         self.of["sent"] += 1
         try:
             yield
@@ -102,12 +102,12 @@ def keys(counts: Counts, folder: str, *signatures: str) -> None:
 
 
 def visitors(counts: Counts, folder: str, signature: str) -> None:
-    """Come, ask once, and go; every third does not wait for the answer."""
+    """Connects, makes one request, and disconnects; every third time without waiting for the answer."""
     packet = pack_ask(Ask(TAG_66, signature, new_file_key()))
     for number in itertools.count():
         if not counts.going():
             return
-        with contextlib.suppress(BlockingIOError), PlayedRequester(Path(folder)) as requester:  # too many at the door
+        with contextlib.suppress(BlockingIOError), PlayedRequester(Path(folder)) as requester:  # backlog full
             if number % 3 == 0:
                 requester.ask(packet)
                 counts.of.update(("sent", "left"))
@@ -121,8 +121,8 @@ def visitors(counts: Counts, folder: str, signature: str) -> None:
 
 
 def junk(counts: Counts, folder: str, uid: str = "") -> None:
-    """Bytes that mean nothing, in every direction that is open to all; half a message. From `uid`, if we may: the
-    broker lets each have so many connections, and who is turned away because of us is no loss."""
+    """Sends random bytes and truncated messages to every socket that is open to all users. As `uid`, if possible, so
+    that the limit of connections per user does not affect others."""
     if uid:
         os.setgroups([])
         os.setresgid(int(uid), int(uid), int(uid))
@@ -149,7 +149,7 @@ def junk(counts: Counts, folder: str, uid: str = "") -> None:
 
 
 class _Files:
-    """The kernel's side of /dev/ecryptfs: files that are created, so many at a time for each uid that has a daemon."""
+    """Simulates the kernel's side of /dev/ecryptfs: creates files, _INFLIGHT at a time for each uid with a daemon."""
 
     def __init__(self, counts: Counts, path: str, signatures: dict[int, str]) -> None:
         self._counts, self._signatures = counts, signatures
@@ -158,8 +158,8 @@ class _Files:
         self._listener.listen()
         self._poll = select.poll()
         self._poll.register(self._listener, select.POLLIN)
-        self._devices: dict[int, tuple[socket.socket, int]] = {}  # by descriptor, and whose
-        self._pending: dict[int, tuple[int, float]] = {}  # by sequence number: descriptor, until when
+        self._devices: dict[int, tuple[socket.socket, int]] = {}  # descriptor -> (socket, uid)
+        self._pending: dict[int, tuple[int, float]] = {}  # sequence number -> (descriptor, deadline)
         self._seq = 0
 
     def run(self) -> None:
@@ -198,7 +198,7 @@ class _Files:
             try:
                 device.send(pack_frame(Frame(REQUEST, self._seq, self._seq % 32, packet)))
             except OSError:
-                return  # nobody has it open any more: the next read says so
+                return  # the device was closed: the next read reports it
             self._counts.of["sent"] += 1
             self._pending[self._seq] = fd, time.monotonic() + _KERNEL_PATIENCE
 
@@ -215,14 +215,14 @@ class _Files:
             self._counts.of["twice"] += 1
             return None
         with self._counts.one():
-            self._counts.of["sent"] -= 1  # it was counted when it was sent
+            self._counts.of["sent"] -= 1  # it was counted when it was sent: correct that
             reply = take_reply(frame.data or b"")
             if (reply.tag, reply.status) != (TAG_67, STATUS_OK):
                 raise Refused("failed")
         return None
 
     def _closed(self, fd: int) -> None:
-        """Who waits there still, waits in vain: the real kernel tells nobody, either."""
+        """Handles the closing of a device. Its requests wait until their time-out, as in the real kernel."""
         device, _ = self._devices.pop(fd)
         self._poll.unregister(device)
         device.close()
@@ -232,12 +232,12 @@ class _Files:
 
 
 def files(counts: Counts, path: str, *told: str) -> None:
-    """`told`: UID=SIGNATURE of each who has files."""
+    """Simulates files. `told`: UID=SIGNATURE for each uid with files."""
     _Files(counts, path, {int(uid): signature for uid, signature in (one.split("=") for one in told)}).run()
 
 
 def forwarders(counts: Counts, folder: str) -> None:
-    """For each key that the kernel wants a forwarder: a connection, a question, an answer."""
+    """Simulates forwarders: for each key a connection, a request and an answer."""
     place = Place(Path(folder))
     for serial in itertools.count(1):
         if not counts.going():

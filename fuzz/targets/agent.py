@@ -1,7 +1,7 @@
-"""What a terminal answers to a prompt: any process of the user.
+"""Fuzzes answers of a terminal to a prompt, from any process of the user.
 
-A PIN of 1 to 256 bytes, or one of the four ends that are documented, or the connection is given up; never more than
-sixteen messages are read for one question; an answer to another question is never taken.
+The result is a PIN of 1 to 256 bytes, one of the four documented outcomes, or a closed connection. At most sixteen
+messages are read for one question. An answer to another question is never accepted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SEEDS = [
 
 def run(data: bytes) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    turn = Turn(0.0)  # what is there is read; nothing is waited for
+    turn = Turn(0.0)  # reads available data only; does not block
     sent: list[bytes] = []
     try:
         theirs.setblocking(False)
@@ -66,6 +66,6 @@ def run(data: bytes) -> None:
 def _is_answer(data: bytes) -> bool:
     try:
         message = take(data)
-    except Exception:  # noqa: BLE001 - it is no answer, whatever it is
+    except Exception:  # noqa: BLE001 - anything that cannot be parsed is not an answer
         return False
     return message.kind == ANSWER and message.id == _NUMBER

@@ -1,6 +1,6 @@
-"""Auth tokens in keyrings: from any process of the user.
+"""Fuzzes auth tokens in keyrings, from any process of the user.
 
-Only PeerError; a token packs to one that reads the same, and its blob is within its limit.
+Raises only PeerError. A token packs to one that parses to the same values. Its blob is within its limit.
 """
 
 from __future__ import annotations

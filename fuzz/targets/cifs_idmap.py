@@ -1,7 +1,8 @@
-"""Descriptions and payloads of cifs.idmap keys: a file server makes the SIDs in the first, a daemon the second.
+"""Fuzzes descriptions and payloads of cifs.idmap keys. A file server chooses SIDs in descriptions, a daemon the
+payload.
 
-Only PeerError; all of them encode back to the same bytes; what is let through is an id of 4 bytes, or a SID whose
-count fits.
+Raises only PeerError. All encode back to the same bytes. An accepted payload is an id of 4 bytes, or a SID whose count
+is correct.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Descriptions and payloads of cifs.spnego keys: any user can make the first, a daemon the second.
+"""Fuzzes descriptions and payloads of cifs.spnego keys. Any user can make descriptions, a daemon the payload.
 
-Only PeerError; both encode back to the same bytes or are refused; a payload's lengths add up.
+Raises only PeerError. Both encode back to the same bytes or are refused. A payload's lengths match its size.
 """
 
 from __future__ import annotations

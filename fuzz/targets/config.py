@@ -1,7 +1,7 @@
-"""Configuration files: the user's own, which broker-side tools read, too.
+"""Fuzzes configuration files: users' own, which root's tools read, too.
 
-Never raises: what is wrong is in `problems`, each with its place; only values that were checked are left; a key in a
-user's file never sets what is the system's.
+Never raises: `problems` lists the errors with their places. Only checked values remain. A user's file never changes a
+setting of the system.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""daemon.sock: what processes of the user send to the user's daemon.
+"""Fuzzes daemon.sock: messages of the user's processes to the user's daemon.
 
-Never raises; what is no request of a service of its own changes nothing; a signature is checked before it is used.
+Never raises. Messages that are not valid requests of a known service change nothing. A signature is checked before
+use.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class _Keys:
 
 
 class _Played:
-    """A listener that gives the one connection."""
+    """A simulated listener with one connection."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection

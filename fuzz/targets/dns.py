@@ -1,7 +1,7 @@
-"""What name servers send, as dnspython reads it: anybody on the way.
+"""Fuzzes answers of name servers, parsed by dnspython: from any attacker on the network path.
 
-Only Refused and NotThere; what comes of it passes the broker's check for every kind of question; never for longer
-than the kernel may keep it; no more addresses and servers than are allowed.
+Raises only Refused and NotThere. Results pass the broker's check for every kind of request. Expiry, addresses and
+servers are within their limits.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MEMORY = 8 << 20
 
 
 class _NameServer(dns.nameserver.Nameserver):
-    """Sends the same bytes to everything that it is asked, but for the question, which must fit to be looked at."""
+    """Answers every query with the same bytes, except for the question, which must match to be accepted."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
-"""Descriptions, options and payloads of dns_resolver keys: any user makes the first two, a daemon the third.
+"""Fuzzes descriptions, callouts and payloads of dns_resolver keys. Any user makes the first two, a daemon the payload.
 
-Only PeerError; a payload encodes back to the same bytes.
+Raises only PeerError. A payload encodes back to the same bytes.
 """
 
 from __future__ import annotations

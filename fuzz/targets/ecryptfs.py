@@ -1,7 +1,7 @@
-"""Frames of /dev/ecryptfs and the packets in them: from the kernel, from daemons, from processes.
+"""Fuzzes frames of /dev/ecryptfs and their packets, from the kernel, daemons and requesters.
 
-Only PeerError; frames, packets and file keys encode back to the same bytes; what check_answer lets through is an
-answer of the right tag, and a wrapped key never holds the key in clear.
+Raises only PeerError. Frames, packets and file keys encode back to the same bytes. Answers that check_answer accepts
+have the right tag, and a wrapped key never contains the clear key.
 """
 
 from __future__ import annotations

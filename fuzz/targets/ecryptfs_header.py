@@ -1,6 +1,6 @@
-"""Headers of lower files: from whoever can write a file.
+"""Fuzzes headers of lower files, which any user with write access can make.
 
-Only PeerError; a header packs to one that reads the same.
+Raises only PeerError. A header packs to one that parses to the same values.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What the kernel says of a socket's multicast groups, and the ids that the child process prints.
+"""Fuzzes the kernel's list of a socket's multicast groups, and the ids that the child process prints.
 
-Never raises; each bit that is set is one group.
+Never raises. Each set bit is one group.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from fuzz.target import same
 from upcall.kernel.genetlink import memberships
 
 SEEDS = [b"\1\0\0\0", bytes(8) + b"\x80\0\0\0", b"", b"\1"]
-MOST = 512  # what is asked for
+MOST = 512  # bytes of the getsockopt buffer
 
 
 class _Played:

@@ -1,6 +1,6 @@
-"""/etc/hosts and resolv.conf: root's files, written by programs that take names from the network.
+"""Fuzzes /etc/hosts and resolv.conf: root's files, written by programs that receive names from the network.
 
-Only Refused; every address is one, as inet_ntop writes it.
+Raises only Refused. Every result is a valid address as inet_ntop writes it.
 """
 
 from __future__ import annotations

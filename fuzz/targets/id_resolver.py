@@ -1,7 +1,8 @@
-"""Descriptions and payloads of id_resolver keys: a file server makes the names in the first, a daemon the second.
+"""Fuzzes descriptions and payloads of id_resolver keys. A file server chooses names in descriptions, a daemon the
+payload.
 
-Only PeerError; a description encodes back to the same bytes; an id that is let through ends with its NUL within the
-kernel's 11 bytes, a name has its domain and fits into 128 bytes.
+Raises only PeerError. A description encodes back to the same bytes. An accepted id is NUL-terminated within the
+kernel's 11 bytes; an accepted name has a domain and at most 128 bytes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Messages between a daemon and the processes of its key modules, and of a terminal that answers prompts.
+"""Fuzzes messages between a daemon and the processes of its key modules, or a terminal that answers prompts.
 
-Only PeerError; a message packs to the same bytes; nothing is larger than its kind has place for.
+Raises only PeerError. A message packs to the same bytes. No field exceeds the limit of its kind.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""PEM files of the openssl and x25519 modules that are not encrypted: files of the user.
+"""Fuzzes unencrypted PEM files of the openssl and x25519 modules: the user's files.
 
-Only ModuleFailed; a signature is 16 hexadecimal digits. (Encrypted ones say themselves how long stretching the
-passphrase takes: OpenSSL believes them, and nobody but the user can write the file.)
+Raises only ModuleFailed. A signature is 16 hexadecimal digits. (Encrypted files specify the cost of their key
+derivation, which OpenSSL does not limit; only the user can write them.)
 """
 
 from __future__ import annotations

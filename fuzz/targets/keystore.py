@@ -1,6 +1,6 @@
-"""Entries of the key store: files of the user, which any of their processes may write.
+"""Fuzzes entries of the key store: files that any process of the user may write.
 
-Only PeerError; an entry is written as it reads.
+Raises only PeerError. An entry is written as it was parsed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""registration.sock, and the broker's end of a link: what a daemon may send there, and processes that have its copies.
+"""Fuzzes registration.sock and the broker's end of a link: messages of a daemon, and of processes with copies of its
+end.
 
-Never raises; nothing but a whole HELO of the process that asked for the link registers it, and nothing else of another
-process or before that reaches the broker's core; a connection gives one link at most.
+Never raises. Only a complete HELO of the process that requested the link registers it. No message of another process,
+or before HELO, reaches the broker's core. A connection gets at most one link.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from upcall.core.messages import Answer
 from upcall.kernel.netlink import Packet
 from upcall.wire.envelope import HELO, QUIT, pack_control, pack_response
 
-_PID, _UID = 1, 0  # a process that is there, with its real uid
+_PID, _UID = 1, 0  # an existing process, with its real uid
 SEEDS = [
     b"\x00" + pack_control(HELO),
     b"\x00" + pack_control(HELO) + b"\x00" + pack_control(QUIT),
@@ -74,7 +75,7 @@ class _Registration(Registration):
 
 
 class _Connection(DaemonConnection):
-    """Without a socket."""
+    """A connection without a socket."""
 
     def __init__(self, listener: _Registration) -> None:
         self._registration = listener

@@ -1,6 +1,6 @@
-"""Values in the log: names and texts of anybody.
+"""Fuzzes values in the log: names and texts of any origin.
 
-Never raises; one line, printable, and told apart from its neighbours: without quotes it has no blank.
+Never raises. The result is one printable line, and separable from other fields: without quotes it contains no blank.
 """
 
 from __future__ import annotations

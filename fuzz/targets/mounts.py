@@ -1,6 +1,6 @@
-"""mountinfo and /etc/projid: any user names mount points in a namespace of their own, and by FUSE.
+"""Fuzzes mountinfo and /etc/projid: any user can choose names of mount points, in a user namespace or by FUSE.
 
-Never raises; at most one mount a line; names are file names as the system has them.
+Never raises. At most one mount per line. Names are decoded as file names.
 """
 
 from __future__ import annotations

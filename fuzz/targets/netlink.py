@@ -1,6 +1,7 @@
-"""Messages of the link and of broker.sock: from any process.
+"""Fuzzes messages of the link and of broker.sock, from any process.
 
-Only PeerError; what is taken packs to the same bytes but for fields that are not kept; no body above its limit.
+Raises only PeerError. Accepted messages pack to the same bytes, except for fields that are ignored. No body exceeds
+its limit.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Blobs of the passphrase module, in auth tokens: they say what deriving the key costs.
+"""Fuzzes blobs of the passphrase module, in auth tokens: they specify the cost of the key derivation.
 
-Only PeerError; a blob packs to the same bytes; no cost above what is allowed.
+Raises only PeerError. A blob packs to the same bytes. No cost exceeds the limit.
 """
 
 from __future__ import annotations

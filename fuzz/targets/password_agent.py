@@ -1,6 +1,6 @@
-"""Datagrams of systemd's password agents: anybody may write to a socket whose name they know.
+"""Fuzzes datagrams of systemd's password agents: any user may send to the socket.
 
-A PIN of 1 to 256 bytes or one of the documented ends.
+The result is a PIN of 1 to 256 bytes, or one of the documented outcomes.
 """
 
 from __future__ import annotations

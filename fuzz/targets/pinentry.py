@@ -1,6 +1,7 @@
-"""What a pinentry says (Assuan): a program that the user chooses.
+"""Fuzzes output of pinentry (Assuan), a program that the user chooses.
 
-A PIN of 1 to 256 bytes or one of the documented ends; at most a hundred lines are read; what is sent is one line.
+The result is a PIN of 1 to 256 bytes, or one of the documented outcomes. At most a hundred lines are read. Each
+command is one line.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""PKCS #11 URIs and the blobs around them: from auth tokens, command lines and configuration.
+"""Fuzzes PKCS #11 URIs and their blobs, from auth tokens, command lines and configuration.
 
-Only PeerError, which never quotes a value; a URI is written in one way, and that reads the same.
+Raises only PeerError, which never quotes a value. A URI has one canonical form, which parses to the same values.
 """
 
 from __future__ import annotations

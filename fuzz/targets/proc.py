@@ -1,6 +1,6 @@
-"""/proc/PID/stat, /proc/PID/status and /proc/keys: names of processes and descriptions of keys are chosen by users.
+"""Fuzzes /proc/PID/stat, /proc/PID/status and /proc/keys: users choose names of processes and descriptions of keys.
 
-Only the documented errors; whatever the name is, the fields behind it are found; a key's description names no pid.
+Raises only the documented errors. The fields behind any name are found. A key's description cannot forge a pid.
 """
 
 from __future__ import annotations

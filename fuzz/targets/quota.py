@@ -1,7 +1,7 @@
-"""Quota warnings of VFS_DQUOT, and their folding: generic netlink; a newer kernel, or a sender that is not the kernel.
+"""Fuzzes quota warnings of VFS_DQUOT (generic netlink) and their coalescing: from a newer kernel, or another sender.
 
-Only PeerError; messages lie within their datagram; a warning packs to one that reads the same; folding never raises,
-keeps no more than its shares, and counts every message once.
+Raises only PeerError. Messages lie within their datagram. A warning packs to one that parses to the same values.
+Coalescing never raises, keeps within its limits, and counts every message once.
 """
 
 from __future__ import annotations

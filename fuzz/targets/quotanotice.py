@@ -1,7 +1,7 @@
-"""Bodies of quota notices, and all that is made of them for people: names are chosen by users.
+"""Fuzzes bodies of quota notices, and the texts made from them: users choose names.
 
-Only PeerError; a notice packs to one that reads the same; sentences are printable, so nothing in them orders a
-terminal about, whatever its encoding.
+Raises only PeerError. A notice packs to one that parses to the same values. Sentences are printable, so they contain
+no escape sequences in any encoding.
 """
 
 from __future__ import annotations

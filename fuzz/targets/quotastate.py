@@ -1,6 +1,6 @@
-"""The quota state that is remembered over a restart: root's file, with notices in it whose names users chose.
+"""Fuzzes the stored state of the quota source: root's file, with notices whose names users chose.
 
-Only PeerError; what is loaded dumps to what loads the same; entries that make no sense are counted.
+Raises only PeerError. A loaded state dumps to one that loads to the same values. Malformed entries are counted.
 """
 
 from __future__ import annotations

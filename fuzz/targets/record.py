@@ -1,6 +1,6 @@
-"""Lines of the recorder and entries of the journal: anybody can write to both.
+"""Fuzzes lines of the recorder and entries of the journal, to which any user can write.
 
-Only PeerError; a record writes a line that reads the same.
+Raises only PeerError. A record writes a line that parses to the same values.
 """
 
 from __future__ import annotations

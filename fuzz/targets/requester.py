@@ -1,6 +1,7 @@
-"""Who asks, for a prompt: /proc/PID/status, comm and exe are whatever the process says it is.
+"""Fuzzes the description of a requester in prompts: processes choose the content of their status, comm and exe in
+/proc.
 
-Never raises; printable lines of a bounded length; a name never makes the uid or the parent another one.
+Never raises. Lines are printable and of bounded length. A name cannot forge the uid or the parent.
 """
 
 from __future__ import annotations

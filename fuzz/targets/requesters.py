@@ -1,7 +1,7 @@
-"""broker.sock: what any process sends there.
+"""Fuzzes broker.sock: messages of any process.
 
-Never raises; each message is answered once, or its connection is closed; an ordinary user's request goes to nobody
-else's daemon; what reaches a daemon has passed the check of its service.
+Never raises. Each message is answered once, or its connection is closed. An ordinary user's request reaches only that
+user's daemon, after the check of its service.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _status(uid: int | None) -> dict[str, object]:
 
 
 class _Connection(Connection):
-    """Without a socket."""
+    """A connection without a socket."""
 
     def __init__(self, listener: Requesters) -> None:
         self._listener, self._loop = listener, listener.loop

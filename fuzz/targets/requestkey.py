@@ -1,6 +1,7 @@
-"""What the forwarder says, what the kernel says of keys, and the gate between: descriptions are made by any user.
+"""Fuzzes messages of the forwarder, the kernel's descriptions of keys, and origin_check: any user can make
+descriptions.
 
-Only PeerError, and Refused by the gate; each shape encodes back to the same bytes.
+Raises only PeerError, and Refused by origin_check. Each message encodes back to the same bytes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""request-key's configuration: root's files, but what others put there, too.
+"""Fuzzes request-key's configuration: root's files, also those of other packages.
 
-Only BadLine; at most one line for each newline and for each 4096 bytes; a line that is chosen names a program.
+Raises only BadLine. At most one line for each newline and each 4096 bytes. A chosen line names a program.
 """
 
 from __future__ import annotations

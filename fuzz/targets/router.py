@@ -1,4 +1,5 @@
-"""The broker's core: daemons of several uids that come, go, lie, lag and die, in any order. See fuzz.router."""
+"""Fuzzes the broker's core with daemons of several uids that start, end, hang and send wrong answers. See
+fuzz.router."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Blobs of the openssl key module, in auth tokens: any process of the user.
+"""Fuzzes blobs of the openssl key module, in auth tokens, from any process of the user.
 
-Only PeerError; a blob packs to the same bytes, but for what only ecryptfs-utils writes.
+Raises only PeerError. A blob packs to the same bytes, except for forms that only ecryptfs-utils writes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Records of sessions: root's files, but a torn or edited one must not stop logins.
+"""Fuzzes records of sessions: root's files; a truncated or edited one must not prevent logins.
 
-Never raises; each process in them is one that a line names.
+Never raises. Each process in a record is named by a line.
 """
 
 from __future__ import annotations

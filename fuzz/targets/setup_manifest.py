@@ -1,6 +1,6 @@
-"""What `upcall setup` has installed: root's file, by which root removes files.
+"""Fuzzes the list of what `upcall setup` has installed: root's file, by which root removes files.
 
-Only ConfigError; every path in it is absolute and without "..".
+Raises only ConfigError. Every path is absolute and without "..".
 """
 
 from __future__ import annotations

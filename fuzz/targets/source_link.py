@@ -1,6 +1,7 @@
-"""source.sock, both ways: what a source sends to the broker, and the broker to a source.
+"""Fuzzes messages on source.sock in both directions, between sources and the broker.
 
-Only PeerError; what is taken packs to the same bytes but for fields that are not kept; nothing is longer than it may.
+Raises only PeerError. Accepted messages pack to the same bytes, except for fields that are ignored. No field exceeds
+its limit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""source.sock: what a source sends there, before and after it has said its name.
+"""Fuzzes source.sock: messages of a source, before and after it has sent its name.
 
-Never raises; a REQUEST or NOTICE is answered once, or the connection is closed; a STATUS is answered with the
-list of those registered only, or refused and the connection closed; what is asked has passed the check of its service.
+Never raises. A REQUEST or NOTICE is answered once, or the connection is closed. A STATUS is answered only with the
+list of registered daemons, or refused and the connection closed. Routed requests have passed the check of their
+service.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def _log(event: str, **_: object) -> None:
 
 
 class _Connection(SourceConnection):
-    """Without a socket."""
+    """A connection without a socket."""
 
     def __init__(self, listener: SourceListener, name: str) -> None:
         self._listener = self._sources = listener

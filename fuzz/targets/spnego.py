@@ -1,6 +1,6 @@
-"""SPNEGO's NegTokenInit in DER.
+"""Fuzzes SPNEGO's NegTokenInit in DER.
 
-Only PeerError; what is read with one mechanism packs to the same bytes.
+Raises only PeerError. A token with one mechanism packs to the same bytes.
 """
 
 from __future__ import annotations
@@ -21,5 +21,5 @@ def run(data: bytes) -> None:
     found = taken(take_negtokeninit, data)
     if found is not None and len(found[0]) == 1:
         same(pack_negtokeninit(found[0][0], found[1]), data)
-        pack_oid.cache_clear()  # it keeps our own two for good, and never those of others
+        pack_oid.cache_clear()  # the cache is for upcall's two identifiers only
     taken(take_oid, data)

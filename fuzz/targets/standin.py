@@ -1,7 +1,6 @@
-"""The forwarder's stand-in in Python: what the broker answers, which root's process hands to the kernel.
+"""Fuzzes the forwarder's stand-in in Python: answers of the broker, which root's process passes to the kernel.
 
-Never raises; what it accepts as cifs.spnego's the broker's rule accepts too, and no errno is one that the kernel would
-not take.
+Never raises. The broker's rule accepts every cifs.spnego payload that it accepts. The kernel accepts every errno.
 """
 
 from __future__ import annotations

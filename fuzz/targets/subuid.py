@@ -1,6 +1,6 @@
-"""/etc/subuid: which person a uid belongs to. Only root writes it, with lines that name any user.
+"""Fuzzes /etc/subuid, which assigns uids to users. Only root writes it, with lines that name any user.
 
-Never raises; root is nobody else's, and a range's owner is itself; a uid is in the range that its owner is given.
+Never raises. Root belongs to no other user. An owner of a range belongs to itself. A uid lies in a range of its owner.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Blobs, key files, PCR selections and public areas of the tpm2 module: from auth tokens and from files.
+"""Fuzzes blobs, key files, PCR selections and public areas of the tpm2 module, from auth tokens and files.
 
-Only PeerError (and UsageError for PCRs as text); key files are read as strictly as they are written; no TCTI that
+Raises only PeerError (and UsageError for PCRs as text). A key file encodes back to the same text. No accepted TCTI
 runs a command or loads a library.
 """
 

@@ -1,6 +1,6 @@
-"""Blobs and sealed keys of the x25519 module: from auth tokens and from headers of files.
+"""Fuzzes blobs and sealed keys of the x25519 module, from auth tokens and headers of files.
 
-Only PeerError; a blob packs to the same bytes; nothing that was changed opens.
+Raises only PeerError. A blob packs to the same bytes. A changed sealed key cannot be unsealed.
 """
 
 from __future__ import annotations

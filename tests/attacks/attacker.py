@@ -1,4 +1,4 @@
-"""Runs a function as another uid, in a child with two pipes: words to it, JSON from it."""
+"""Runs a function as another uid, in a child with two pipes: it receives words and sends JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Told:
         self._reader, self._writer = reader, writer
 
     def word(self, wait: bool = True) -> str:
-        """The next word; empty if there is none now. "end" if the other side has gone."""
+        """Returns the next word; "" if there is none now; "end" if the test has closed the pipe."""
         if not wait and not select.select([self._reader], [], [], 0)[0]:
             return ""
         data = b""
@@ -40,7 +40,7 @@ class Told:
 
     @staticmethod
     def pause() -> None:
-        """Until killed."""
+        """Blocks until the process is killed."""
         while True:
             signal.pause()
 
@@ -49,7 +49,7 @@ class Attacker:
     """A process of an ordinary uid."""
 
     def __init__(self, uid: int, function: Callable[[Told], None], enter: Callable[[], None] = lambda: None) -> None:
-        """`enter`: called as root first."""
+        """`enter`: called first, as root."""
         self.uid = uid
         from_us, self._to_child = os.pipe()
         self._from_child, to_us = os.pipe()
@@ -63,7 +63,7 @@ class Attacker:
                 become(uid)
                 function(Told(from_us, to_us))
                 status = 0
-            except BaseException:  # noqa: BLE001 - a forked child must not go back into pytest
+            except BaseException:  # noqa: BLE001 - a forked child must not return into pytest
                 traceback.print_exc()
                 sys.stderr.flush()
             finally:
@@ -75,7 +75,7 @@ class Attacker:
         os.write(self._to_child, word.encode() + b"\n")
 
     def heard(self, timeout: float = PATIENCE) -> Any:
-        """What it says next."""
+        """Waits for its next message. NotInTime."""
         data, deadline = b"", time.monotonic() + timeout
         while not data.endswith(b"\n"):
             if not select.select([self._from_child], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -91,7 +91,7 @@ class Attacker:
         return self.heard(timeout)
 
     def kill(self) -> None:
-        """Itself; a child of its goes on until it hears that nobody is there to tell it anything."""
+        """Kills the process. Its children run until they read "end" from the closed pipe."""
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)

@@ -1,4 +1,4 @@
-"""What the attacks need: root, to become others; a network namespace; and that others may run this Python."""
+"""Provides what the attacks need: root, for other uids; a network namespace; a Python that other uids can run."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""`python delayed.py [bind=S] [close=S] [poll=S] [epoll=S] MODULE ARGUMENTS...` runs a module with windows open.
+"""`python delayed.py [bind=S] [close=S] [poll=S] [epoll=S] MODULE ARGUMENTS...`: runs a module with wider race
+windows.
 
-It pauses S seconds after each bind(2) and connect(2) of a netlink socket, after each close(2) (of sockets, and of
-plain descriptors), or after each poll(2) or epoll_wait(2) that has found something ready: an attacker that can use the
-time between two steps of the module has it.
+It pauses for S seconds after each bind(2) and connect(2) of a netlink socket, after each close(2) (of sockets and
+other descriptors), or after each poll(2) or epoll_wait(2) that has found events. So an attack that needs a race
+succeeds if it is possible.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def _slow_close(seconds: float) -> None:
 
 
 class _Slow:
-    """poll or epoll."""
+    """A delayed poll or epoll object."""
 
     def __init__(self, real: Any, seconds: float) -> None:
         self._real, self._seconds = real, seconds

@@ -1,4 +1,4 @@
-"""A daemon that has forked after its registration: the child has its sockets, too, and answers."""
+"""Implements a daemon that forks after its registration: the child inherits its sockets, and answers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.attacks.attacker import Told
 
 
 def forked(told: Told, folder: Path, bodies: dict[bytes, bytes]) -> None:
-    """Registers; the child tells when it holds as many requests as there are `bodies` (answers by request), and
-    answers them upon "answer". The first thing told is the registered process's pid."""
+    """Registers, and forks. Sends the registered process's pid first. The child reports when it has as many requests
+    as `bodies` (request -> answer), and answers them on the word "answer"."""
     link = raw.register(folder)
     told.say(os.getpid())
     if os.fork():

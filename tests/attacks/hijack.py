@@ -1,4 +1,4 @@
-"""Has the broker take the victim's daemon for the attacker's: by its portid, while it registers."""
+"""Tries to make the broker mistake the victim's daemon for the attacker's, by its portid, while it registers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tests.attacks import raw
 from tests.attacks.attacker import Told
 
 _STARTING = 20.0  # seconds from a daemon's start to its registration, at most
-_TWO_LINKS = 4  # sockets: ours, and the victim's
-_LOOKS = 200  # at what the broker says of our own daemon
-_ROUNDS = 2000  # of binding what becomes free
+_TWO_LINKS = 4  # sockets: the attacker's and the victim's
+_LOOKS = 200  # queries of the broker's status of the attacker's daemon
+_ROUNDS = 2000  # attempts to bind portids that become free
 
 
 def hijack(told: Told, folder: Path, victim: int, packets: Sequence[bytes]) -> None:
-    """Upon "go" says "ready", waits for a daemon of the uid `victim` to start, and tells what came of it.
+    """On the word "go" reports "ready", waits for a daemon of the uid `victim`, attacks, and reports the result.
 
-    Ours by mistake, it is asked `packets`; then we register once more, so that the broker says QUIT to it, closes its
-    end, and the answers go to whoever binds that."""
+    If the broker mistakes it for the attacker's daemon, sends requests `packets` to it. Then registers again, so that
+    the broker sends QUIT to it and closes its end, and binds that portid to receive the answers."""
     links: list[raw.Link] = []
     while told.word() != "end":
         known = _processes()
@@ -35,7 +35,7 @@ def hijack(told: Told, folder: Path, victim: int, packets: Sequence[bytes]) -> N
 
 
 def _attack(folder: Path, pid: int, packets: Sequence[bytes], links: list[raw.Link]) -> dict[str, object]:
-    public = folder / "portid"  # of a broker at which one registers by netlink
+    public = folder / "portid"  # of a broker with registration by netlink
     binds = helos = 0
     deadline = time.monotonic() + _STARTING
     if not public.exists():
@@ -72,7 +72,7 @@ def _processes() -> set[int]:
 
 
 def _started(victim: int, known: set[int]) -> int:
-    """The next process of this uid."""
+    """Waits for the next process of this uid. Returns its pid."""
     while True:
         for pid in sorted(_processes() - known):
             with contextlib.suppress(OSError):
@@ -81,7 +81,7 @@ def _started(victim: int, known: set[int]) -> int:
 
 
 def _helos(seat: socket.socket, targets: set[int]) -> int:
-    """Until the queue of each is full; how many it took."""
+    """Sends HELO to each until its queue is full. Returns how many were accepted."""
     sent = 0
     for target in targets:
         with contextlib.suppress(OSError):
@@ -92,7 +92,7 @@ def _helos(seat: socket.socket, targets: set[int]) -> int:
 
 
 def _graft(links: Sequence[raw.Link], targets: set[int]) -> None:
-    """Connects the broker's end of our own link to others: what the broker sends to us is to go there."""
+    """Connects the broker's end of the attacker's link to other sockets, so that the broker's messages go there."""
     for link in links:
         if link.far is not None:
             for target in targets - {link.far.getsockname()[0]}:
@@ -102,7 +102,7 @@ def _graft(links: Sequence[raw.Link], targets: set[int]) -> None:
 
 
 def _hijacked(connection: socket.socket, own: set[int], looks: int) -> bool:
-    """Whether the broker says that our uid's daemon sits on a portid that is not ours."""
+    """Returns whether the broker reports a portid for the attacker's daemon that is not the attacker's."""
     for _ in range(looks):
         if answer := raw.ask(connection, b"", service=b"broker.status"):
             portids = {one["portid"] for one in json.loads(answer)["daemons"]} - own
@@ -113,7 +113,7 @@ def _hijacked(connection: socket.socket, own: set[int], looks: int) -> bool:
 
 
 def _taken(known: set[int]) -> list[bytes]:
-    """What comes to those of the portids that become free."""
+    """Binds portids that become free. Returns the messages that arrive there."""
     held: list[socket.socket] = []
     got = []
     for _ in range(_ROUNDS):

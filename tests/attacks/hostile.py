@@ -1,6 +1,6 @@
-"""A registered daemon that does to its copies of a link whatever its uid may do to a descriptor.
+"""Implements a registered daemon that misuses its copies of a link's descriptors in every way its uid can.
 
-A trick takes the link and gives what it has to hold on to. Each must harm nobody but the daemon itself.
+A trick takes the link and returns what must stay referenced. Each must affect only the daemon itself.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _SO_PASSSEC, _SO_PASSPIDFD, _SO_LOCK_FILTER, _SO_ATTACH_FILTER = 34, 76, 44, 26
 _SOL_NETLINK, _PKTINFO, _NO_ENOBUFS = 270, 3, 5
 _TIMESTAMPS, _RXQ_OVFL = (29, 35, 37), 40
 _F_SETSIG = 10
-_WATCHES = 2_000  # of each end, and again with each registration
+_WATCHES = 2_000  # for each end, and again at each registration
 
 
-_did = 0  # steps that the kernel let us do
+_did = 0  # steps that the kernel allowed
 
 
 def _both(link: raw.Link, act: Callable[[socket.socket], object]) -> None:
@@ -52,7 +52,7 @@ def disconnected(link: raw.Link, broker: int) -> None:
 
 
 def connected_elsewhere(link: raw.Link, broker: int) -> None:
-    """To each socket that there is, one after the other; to a bystander's in the end."""
+    """Connects the ends to each existing socket, one after the other; last to a bystander's."""
     for portid in sorted(raw.portids()):
         _both(link, lambda end, portid=portid: end.connect((portid, 0)))  # type: ignore[misc]
 
@@ -69,13 +69,13 @@ def more_ancillary_data(link: raw.Link, broker: int) -> None:
 
 
 def pidfds(link: raw.Link, broker: int) -> None:
-    """In the place of credentials, with each message."""
+    """Requests pidfds instead of credentials with each message."""
     without_credentials(link, broker)
     _both(link, lambda end: end.setsockopt(socket.SOL_SOCKET, _SO_PASSPIDFD, 1))
 
 
 def signals(link: raw.Link, broker: int) -> None:
-    """Each message is to kill the broker."""
+    """Requests a signal to the broker on each message."""
 
     def arm(end: socket.socket) -> None:
         fcntl.fcntl(end, fcntl.F_SETOWN, broker)
@@ -86,7 +86,7 @@ def signals(link: raw.Link, broker: int) -> None:
 
 
 def blocking(link: raw.Link, broker: int) -> None:
-    """Without O_NONBLOCK, and with time-outs of an hour."""
+    """Removes O_NONBLOCK, and sets time-outs of an hour."""
 
     def arm(end: socket.socket) -> None:
         end.setblocking(True)
@@ -97,7 +97,7 @@ def blocking(link: raw.Link, broker: int) -> None:
 
 
 def filters(link: raw.Link, broker: int) -> None:
-    """Nothing passes any more, and it cannot be undone."""
+    """Attaches and locks a filter that drops all messages."""
     program = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
 
     def arm(end: socket.socket) -> None:
@@ -116,7 +116,7 @@ def no_room(link: raw.Link, broker: int) -> None:
 
 
 def full(link: raw.Link, broker: int) -> None:
-    """Both queues, and they are kept so."""
+    """Fills both queues, and keeps them full."""
 
     def fill(end: socket.socket) -> None:
         while True:
@@ -129,7 +129,7 @@ def full(link: raw.Link, broker: int) -> None:
 
 
 def stolen(link: raw.Link, broker: int) -> None:
-    """What is for the broker is read by us."""
+    """Reads messages that are for the broker."""
 
     def take(end: socket.socket) -> None:
         while True:
@@ -139,13 +139,13 @@ def stolen(link: raw.Link, broker: int) -> None:
 
 
 def as_the_broker(link: raw.Link, broker: int) -> None:
-    """Everything is said from the broker's end, and from ours."""
+    """Sends all kinds of messages from the broker's end, and from the daemon's."""
     for message in raw.everything():
         _both(link, lambda end, message=message: end.send(message, raw.DONTWAIT))  # type: ignore[misc]
 
 
 def watched(link: raw.Link, broker: int) -> list[Any]:
-    """Each message wakes thousands of watches: it is who sends that does the work."""
+    """Adds thousands of watches, which each message wakes: the sender of a message spends that time."""
     held = []
 
     def watch(end: socket.socket) -> None:
@@ -160,18 +160,18 @@ def watched(link: raw.Link, broker: int) -> list[Any]:
 
 
 def kept_when_replaced(link: raw.Link, broker: int) -> None:
-    """The connection is closed; the sockets are not, and everything is said on them."""
+    """Closes the connection, but keeps the sockets, and sends all kinds of messages on them."""
     if link.connection is not None:
         link.connection.close()
     as_the_broker(link, broker)
 
 
 def nothing_read(link: raw.Link, broker: int) -> None:
-    """Neither from the link nor from the connection."""
+    """Reads neither from the link nor from the connection."""
 
 
 def flooded(link: raw.Link, broker: int) -> None:
-    """With messages that make work."""
+    """Floods the link with messages that are expensive to handle."""
 
     def flood(end: socket.socket) -> None:
         messages = raw.everything()
@@ -190,8 +190,8 @@ TRICKS: tuple[Callable[[raw.Link, int], list[Any] | None], ...] = (
 
 
 def hostile(told: Told, folder: Path, broker: int, trick: str) -> None:
-    """Registers, does it, and says how many steps of it the kernel allowed. Upon "ask" has requests sent to its own
-    uid, from which the broker has work with the link; upon "again" registers anew, and keeps what it had."""
+    """Registers, performs a trick, and reports how many steps the kernel allowed. On the word "ask" makes requests to
+    its own uid, so that the broker uses the link; on "again" registers again, and keeps the old link."""
     play = next(one for one in TRICKS if one.__name__ == trick)
     links = [raw.register(folder)]
     held = [play(links[0], broker)]
@@ -213,8 +213,8 @@ def hostile(told: Told, folder: Path, broker: int, trick: str) -> None:
 
 
 def pass_on(told: Told, folder: Path, uid: int, other: int) -> None:
-    """As root, who becomes the daemon `uid`: registers, and hands both ends to a process of the uid `other`, which
-    says everything on them. Tells how many steps of that the kernel allowed."""
+    """Starts as root, becomes the daemon `uid` and registers. Passes both ends to a process of the uid `other`, which
+    sends all kinds of messages on them. Reports how many steps the kernel allowed."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
         try:

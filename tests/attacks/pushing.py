@@ -1,4 +1,4 @@
-"""Fills the places where processes connect: floods of HELO, of descriptors, of connections that are never read."""
+"""Floods the broker's sockets with HELO, descriptors, and connections that are never read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.attacks import raw
 from tests.attacks.attacker import Told
 
 _DESCRIPTORS, _MESSAGES = 253, 40  # SCM_MAX_FD; messages
-_BLOCKED = 64  # threads that wait for room
+_BLOCKED = 64  # threads that block until the queue has room
 
 
 def hellos(told: Told, folder: Path) -> None:
-    """Says HELO as fast as it can, and waits in line to say it again: the next one that is heard is to be its own."""
+    """Sends HELO as fast as possible, from many blocked threads, so that the next one that is received is its own."""
     public = folder / "portid"
 
     def push() -> None:
@@ -29,7 +29,7 @@ def hellos(told: Told, folder: Path) -> None:
                 else:
                     with raw.connect(folder / "registration.sock") as connection:
                         connection.send(raw.control(raw.HELO))
-                        connection.recv(raw.MOST)  # the descriptors that come with it are dropped
+                        connection.recv(raw.MOST)  # drops the descriptors
 
     for _ in range(_BLOCKED):
         threading.Thread(target=push, daemon=True).start()
@@ -38,7 +38,8 @@ def hellos(told: Told, folder: Path) -> None:
 
 
 def unread(told: Told, folder: Path, count: int) -> None:
-    """Asks for `count` links and reads none: their descriptors stay in flight. Tells how many it could ask for."""
+    """Requests `count` links and receives none, so that their descriptors stay in flight. Reports how many it could
+    request."""
     held = []
     for _ in range(count):
         with contextlib.suppress(OSError):
@@ -49,8 +50,8 @@ def unread(told: Told, folder: Path, count: int) -> None:
 
 
 def many_descriptors(told: Told, folder: Path, path: Path) -> None:
-    """Sends messages with as many descriptors as go into one: of a FIFO, of sockets, of the connection itself. Tells
-    how many it has sent, and how many the kernel has refused to send."""
+    """Sends messages with the maximum number of descriptors: of a FIFO, of sockets, of the connection itself. Reports
+    how many it has sent, and how many the kernel has refused."""
     fifo = os.open(path, os.O_RDWR | os.O_NONBLOCK)
     sent = refused = 0
     held = []
@@ -63,7 +64,7 @@ def many_descriptors(told: Told, folder: Path, path: Path) -> None:
                     for fd in (fifo, connection.fileno(), held[0].fileno()):
                         try:
                             socket.send_fds(connection, [message], [fd] * _DESCRIPTORS, raw.DONTWAIT)
-                        except PermissionError:  # Linux 6.16: the broker takes none
+                        except PermissionError:  # Linux 6.16: the broker accepts none
                             refused += _DESCRIPTORS
                         else:
                             sent += _DESCRIPTORS

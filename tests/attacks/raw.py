@@ -1,4 +1,4 @@
-"""What any uid can see and say: sockets and messages, in bytes. The standard library only."""
+"""Makes sockets and messages as any uid can, from bytes. Uses the standard library only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DONTWAIT = int(socket.MSG_DONTWAIT)
 
 
 def portids() -> set[int]:
-    """Those of all USERSOCK sockets of this network namespace."""
+    """Returns the portids of all NETLINK_USERSOCK sockets of this network namespace."""
     rows = Path("/proc/net/netlink").read_bytes().splitlines()[1:]
     return {int(fields[2]) for fields in map(bytes.split, rows) if fields[1] == b"2"}
 
@@ -27,7 +27,7 @@ def unbound() -> socket.socket:
 
 
 def bind(portid: int) -> socket.socket | None:
-    """A socket that sits there; None if another one does."""
+    """Returns a socket bound to this portid; None if another one is."""
     made = unbound()
     try:
         made.bind((portid, 0))
@@ -57,13 +57,13 @@ def kind(data: bytes) -> int:
 
 
 def position(data: bytes) -> tuple[int, int]:
-    """(seq, index)"""
+    """Returns (sequence number, index) of a message."""
     seq, _, index = struct.unpack_from("=III", data, 8)
     return seq, index
 
 
 def everything() -> list[bytes]:
-    """Something of each kind that a link carries, and junk."""
+    """Returns messages of each kind that a link carries, and malformed ones."""
     ask, body = b"\x40\x10" + b"0" * 16 + b"\x01x", unwrapped(bytes(16))
     return [
         control(HELO), control(QUIT), control(99), b"x", bytes(15), b"\xff" * 40,
@@ -73,7 +73,7 @@ def everything() -> list[bytes]:
 
 
 def shout(portids: Iterable[int], messages: Iterable[bytes]) -> tuple[int, int]:
-    """Sends each message to each portid; (taken, refused)."""
+    """Sends each message to each portid. Returns how many were (accepted, refused)."""
     taken = refused = 0
     with unbound() as mouth:
         for portid in portids:
@@ -98,7 +98,7 @@ def connect(path: Path, timeout: float = 5.0) -> socket.socket:
 
 
 class Link:
-    """What a daemon has once it is registered. `far`: the broker's end; None if the broker keeps it to itself."""
+    """A registered daemon's sockets. `far`: the broker's end; None if the broker does not send it."""
 
     def __init__(self, mine: socket.socket, far: socket.socket | None, connection: socket.socket | None) -> None:
         self.mine, self.far, self.connection = mine, far, connection
@@ -110,7 +110,7 @@ class Link:
 
 
 def register(folder: Path) -> Link:
-    """As a daemon of this uid, by whatever way the broker has. OSError."""
+    """Registers as a daemon of this uid, by the way that this broker supports. OSError."""
     if (folder / "portid").exists():
         mine = unbound()
         mine.settimeout(5)
@@ -132,7 +132,7 @@ def register(folder: Path) -> Link:
 
 
 def asked_for(folder: Path) -> Link:
-    """A link on which nothing was said yet. OSError."""
+    """Requests a link, and sends nothing on it. OSError."""
     connection = connect(folder / "registration.sock")
     connection.send(control(HELO))
     _, fds, _, _ = socket.recv_fds(connection, MOST, 2)
@@ -144,7 +144,7 @@ def asked_for(folder: Path) -> Link:
 
 
 def ask(connection: socket.socket, body: bytes, seq: int = 1, service: bytes = b"key") -> bytes:
-    """The answer's body; empty if it is a refusal, or nothing came."""
+    """Makes a request. Returns the answer's body; b"" for a refusal or a time-out."""
     with contextlib.suppress(OSError):
         connection.send(request(seq, seq, os.getuid(), body, service))
         data = connection.recv(MOST)
@@ -154,12 +154,12 @@ def ask(connection: socket.socket, body: bytes, seq: int = 1, service: bytes = b
 
 
 def unwrap(signature: str, wrapped: bytes) -> bytes:
-    """A tag 64 packet."""
+    """Returns a tag 64 packet."""
     size = len(wrapped)
     length = bytes((size,)) if size < 192 else bytes((((size - 192) >> 8) + 192, (size - 192) & 0xFF))
     return b"\x40\x10" + signature.encode("ascii") + length + wrapped
 
 
 def unwrapped(key: bytes) -> bytes:
-    """A tag 65 packet: the answer with a clear AES-128 key."""
+    """Returns a tag 65 packet: the answer with a clear AES-128 key."""
     return b"\x41\x00" + bytes((len(key) + 3,)) + b"\x07" + key + struct.pack(">H", sum(key) & 0xFFFF)

@@ -1,4 +1,4 @@
-"""What the scenes share: a network namespace of their own, a broker of root's, the victim's daemon, and load."""
+"""Sets up attacks: a network namespace, root's broker, the victim's daemon, and load."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from upcall.testing.toy import TOY, make_toy_key
 HERE = Path(__file__).parent
 PROJECT = HERE.parent.parent
 TREE = Path(os.environ.get("UPCALL_ATTACK_TREE", PROJECT))
-BEFORE = TREE != PROJECT  # another tree's code is attacked, which has holes: they are counted, and nothing is asserted
+BEFORE = TREE != PROJECT  # the code of another, vulnerable tree is attacked: only counts, asserts nothing
 VICTIM, ATTACKER, STRANGER = 64301, 64302, 64303
-IN_FLIGHT = 32  # as many as the broker lets one uid have
+IN_FLIGHT = 32  # the broker's limit for one uid
 _CLONE_NEWNET = 0x40000000
 
 
@@ -50,7 +50,7 @@ def _runs_for_others(python: str) -> bool:
 
 
 def surroundings() -> dict[str, str]:
-    """The environment in which a Python imports the code that is attacked."""
+    """Returns the environment in which Python imports the attacked code."""
     packages = TREE / ".venv" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
     installed = [str(packages)] if packages.is_dir() else site.getsitepackages()
     return {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join([str(TREE), *installed])}
@@ -58,7 +58,8 @@ def surroundings() -> dict[str, str]:
 
 @functools.cache
 def python() -> str | None:
-    """One that other users can run, and that imports the code that is attacked: this one may be in a closed home."""
+    """Returns a Python that other users can run and that imports the attacked code; None without one. The one that
+    runs the tests may be in a private home folder."""
     candidates = (sys.executable, f"/usr/bin/python{sys.version_info[0]}.{sys.version_info[1]}")
     return next(filter(_runs_for_others, candidates), None)
 
@@ -68,7 +69,7 @@ def tries(ordinary: int) -> int:
 
 
 class Network:
-    """A network namespace: attackers that bind whatever they see disturb nobody else's sockets."""
+    """A network namespace, so that attackers that bind all portids do not affect other sockets."""
 
     def __init__(self) -> None:
         ready, go = os.pipe(), os.pipe()
@@ -100,7 +101,7 @@ class Network:
 
 
 class Process:
-    """One that runs a module of the code that is attacked."""
+    """A process that runs a module of the attacked code."""
 
     def __init__(
         self, network: Network, log: Path, arguments: Sequence[str], uid: int = 0, run: Path | None = None,
@@ -133,7 +134,7 @@ class Process:
         return self.process.poll() is None
 
     def ended_by_itself(self, timeout: float) -> bool:
-        """Whether it ends within so many seconds."""
+        """Returns whether the process ends within `timeout` seconds."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout)
         return not self.lives
@@ -155,7 +156,7 @@ class Process:
 
 
 class Keys:
-    """Of one user: a toy key in files of that user, and file keys that it has wrapped."""
+    """One user's keys: a toy key in that user's files, and file keys that it has wrapped."""
 
     def __init__(self, home: Path, uid: int) -> None:
         self.home, self.uid = home, uid
@@ -169,7 +170,7 @@ class Keys:
         home.chmod(0o700)
 
     def wrapped(self, count: int) -> dict[bytes, bytes]:
-        """Tag 64 packets by the clear key that is in them, and in nothing else."""
+        """Returns clear key -> tag 64 packet, with a unique key in each packet."""
         found = {}
         for _ in range(count):
             clear = os.urandom(16)
@@ -177,7 +178,7 @@ class Keys:
         return found
 
     def to_wrap(self, count: int) -> dict[bytes, bytes]:
-        """Tag 66 packets, likewise; the key is in them in clear."""
+        """Returns clear key -> tag 66 packet, which contains the key in clear."""
         found = {}
         for _ in range(count):
             clear = os.urandom(16)
@@ -187,7 +188,7 @@ class Keys:
 
 
 class World:
-    """A folder with a broker's folder in it, and what runs there."""
+    """A folder with a broker's folder, and the processes that use it."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -201,9 +202,9 @@ class World:
             shutil.rmtree(self.above)
 
     def broker(self, *delays: str) -> Process:
-        """Ready when this returns."""
+        """Starts a broker, and waits until it is ready."""
         settings = BrokerForTests(BrokerSettings(self.folder))
-        # Other trees are older ones, whose arguments were words.
+        # Other trees are older, and have arguments NAME=VALUE.
         words = [f"folder={self.folder}", "related=no"] if BEFORE else [dumps(settings)]
         arguments = ["upcall.testing.broker", *words]
         made = Process(self.network, self.above / "broker.log", arguments, delays=delays)
@@ -219,7 +220,7 @@ class World:
         return made
 
     def daemon(self, *delays: str, keys: Keys | None = None) -> Process:
-        """Of the victim, or of whose keys these are; on its way."""
+        """Starts a daemon of the victim, or of the owner of `keys`. Does not wait for its registration."""
         keys = keys or self.victim
         plugins = Plugins((Module("slow", "slowkey:SLOW"),))
         settings = DaemonForTests(keys.home / "keys", ONLY_AGENT._replace(folder=self.folder, plugins=plugins))
@@ -233,21 +234,21 @@ class World:
             return client.status()
 
     def registered(self, uid: int) -> int | None:
-        """The pid of the daemon of a uid."""
+        """Returns the pid of the registered daemon of a uid; None without one."""
         return next((one["pid"] for one in self.status()["daemons"] if one["uid"] == uid), None)
 
     def wait_registered(self, daemon: Process, uid: int = VICTIM) -> None:
         until(lambda: self.registered(uid) == daemon.pid, f"daemon {daemon.pid} registered", 30)
 
     def outcomes(self, name: str) -> int:
-        """How often that was the outcome of a request for a key, so far."""
+        """Returns the number of key requests with this outcome so far."""
         return int(self.status()["outcomes"].get("key", {}).get(name, 0))
 
     def until_outcomes(self, name: str, count: int) -> None:
         until(lambda: self.outcomes(name) >= count, f"{count} times {name}", 30)
 
     def connected(self, uid: int) -> Any:
-        """A connection of that uid (SO_PEERCRED has the effective one at connect(2))."""
+        """Returns a connection of that uid (SO_PEERCRED reports the effective uid at connect(2))."""
         os.setegid(uid)
         os.seteuid(uid)
         try:
@@ -258,7 +259,7 @@ class World:
 
 
 def answers(connection: Any, count: int) -> list[bytes]:
-    """The next ones: each a body, or empty for a refusal. Fewer if the broker has gone."""
+    """Returns the next `count` answers' bodies, b"" for a refusal. Fewer if the broker has ended."""
     found: list[bytes] = []
     while len(found) < count:
         try:
@@ -272,7 +273,7 @@ def answers(connection: Any, count: int) -> list[bytes]:
 
 
 def leaked(clear: Sequence[bytes] | dict[bytes, bytes], got: Sequence[str]) -> int:
-    """How many of these keys came to the attacker."""
+    """Returns how many of these keys the attacker received."""
     data = b"|".join(bytes.fromhex(one) for one in got)
     return sum(key in data for key in clear)
 
@@ -282,7 +283,7 @@ def descriptors(pid: int) -> int:
 
 
 def serves(world: World, uid: int) -> None:
-    """All that the victim asks at once is answered, and right."""
+    """Asserts that many requests of the victim at once are all answered correctly."""
     keys = world.victim.wrapped(IN_FLIGHT)
     with world.connected(uid) as connection:
         for seq, packet in enumerate(keys.values()):
@@ -291,7 +292,7 @@ def serves(world: World, uid: int) -> None:
 
 
 class Score:
-    """Of one attack: how often it was tried, and how often it went well for the attacker."""
+    """The counts of one attack: attempts and successes."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""A toy key that takes its time, as a token does: requests are in flight while somebody is killed."""
+"""Implements a slow toy key, as tokens are, so that requests are pending while a process is killed."""
 
 from __future__ import annotations
 

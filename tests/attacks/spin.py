@@ -1,4 +1,4 @@
-"""Takes each portid of /proc/net/netlink as soon as it is free, and listens there."""
+"""Binds each portid of /proc/net/netlink as soon as it is free, and listens there."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ _LOOK_EVERY = 8  # rounds
 
 
 def spin(told: Told, shouting: bool = False) -> None:
-    """Until "end". Upon "report" tells how many binds it tried, which portids it took and what came there, and starts
-    anew; upon "look", the portids that it knows. `shouting`: sends something of each kind to each of them, too."""
+    """Runs until the word "end". On "report" reports the number of attempts, the portids that it has bound and the
+    messages received there, and resets them; on "look", the portids that it knows. `shouting`: also sends messages of
+    each kind to each portid."""
     known: set[int] = set()
-    mine: set[int] = set()  # portids of this program's own sockets that it has not taken from anybody
+    mine: set[int] = set()  # portids of this program's own sockets, which were free
     held: dict[int, socket.socket] = {}
     tried = rounds = sent = 0
     got: list[bytes] = []

@@ -1,6 +1,6 @@
-/* Decides what comes on standard input: {described_size, seq, message_size} (u32 each), described, message. For each,
- * a line: errno, expiry, where the payload is, its size. Each in memory of its exact size, so that AddressSanitizer
- * sees every byte that is read beyond. */
+/* Calls decide() for records on standard input: {described_size, seq, message_size} (u32 each), described, message.
+ * Prints a line for each: errno, expiry, offset of the payload, its size. Buffers have the exact size, so that
+ * AddressSanitizer detects reads beyond them. */
 
 #include "decide.h"
 

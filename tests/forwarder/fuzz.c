@@ -1,5 +1,5 @@
-/* libFuzzer's way into decide.c. The first byte of the input chooses what the key is and whether the rest is the whole
- * message or the body of a sound one. What is let through is checked once more, by other words than decide.c's. */
+/* Fuzzes decide.c by libFuzzer. The first byte of the input selects the key's type, and whether the rest is a whole
+ * message or the body of a valid one. Accepted payloads are checked again by independent code. */
 
 #include "decide.h"
 
@@ -16,7 +16,7 @@ static void put32(uint8_t *to, uint32_t value)
 	memcpy(to, &value, sizeof value);
 }
 
-/* Puts the head of an answer with this body before it. */
+/* Prepends the head of an answer to a body. */
 static void wrap(uint8_t *message, size_t size)
 {
 	memset(message, 0, RESPONSE_HEAD);
@@ -45,7 +45,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	const char *described = DESCRIBED[data[0] & 3];
 	size_t before = data[0] & 4 ? 0 : RESPONSE_HEAD, whole = before + size - 1;
-	uint8_t *message = malloc(whole ? whole : 1); /* of its exact size: every byte read beyond is seen */
+	uint8_t *message = malloc(whole ? whole : 1); /* of the exact size: reads beyond it are detected */
 	if (!message)
 		return 0;
 	memcpy(message + before, data + 1, size - 1);

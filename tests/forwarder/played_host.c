@@ -1,5 +1,5 @@
-/* A host of the test's making: what it is asked goes to the file `calls` in the folder $UPCALL_PLAY, what it answers
- * comes from files there: describe, callout, uid, gone, and fail-NAME with an errno for the call of that name. */
+/* Simulates host.h: writes calls to the file `calls` in the folder $UPCALL_PLAY, and reads results from files there:
+ * describe, callout, uid, gone, and fail-NAME with an errno for the call of that name. */
 
 #define _GNU_SOURCE
 #include "host.h"
@@ -19,7 +19,7 @@ static int open_at(const char *name, int flags)
 	return open(path, flags | O_CLOEXEC, 0600);
 }
 
-/* The whole file, cut to `size`; the whole length, or -1. Works for a FIFO, too. */
+/* Reads a file, truncated to `size`. Returns its whole length, or -1. Also works for a FIFO. */
 static long read_file(const char *name, void *to, size_t size)
 {
 	static char content[65536];

@@ -1,4 +1,4 @@
-"""The stand-in with a host of the test's making: `python3 -I -S played_standin.py STANDIN ARGUMENTS...`.
+"""Runs the stand-in with a simulated host: `python3 -I -S played_standin.py STANDIN ARGUMENTS...`.
 
 Reads and writes the same files as played_host.c.
 """
@@ -56,7 +56,7 @@ class PlayedHost(standin.Host):  # type: ignore[name-defined,misc]
         return int(read("gone"))
 
     def _limited(self, name: str, limit: int) -> bytes:
-        """What Host makes of a text that is too long."""
+        """Reads a text. OSError if it is too long, as in Host."""
         text = read(name)
         if len(text) > limit:
             raise OSError(standin.errno.EMSGSIZE, "too long")

@@ -1,4 +1,4 @@
-"""The forwarder, compiled with sanitizers or as its stand-in, between a played kernel and a played broker."""
+"""Runs the forwarder (compiled with sanitizers, or the stand-in) with a simulated kernel and broker."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from upcall.wire.envelope import MAX_MESSAGE, Envelope, pack_response, take_requ
 HERE = Path(__file__).parent
 SOURCES = Path(forwarder.__file__).parent
 SANITIZED = ["-std=c11", "-g", "-O1", "-Werror", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-PATIENCE = 20.0  # seconds for what happens at once on a quiet machine
+PATIENCE = 20.0  # seconds: time-out for events that are immediate on an idle machine
 KEY = 123456789
 
 
 def compiled(target: Path, *sources: Path) -> Path | None:
-    """With sanitizers, and warnings are errors. None if there is no compiler."""
+    """Compiles with sanitizers; warnings are errors. Returns the program's path; None without a compiler."""
     words = build.compiler()
     if words is None:
         return None
@@ -59,7 +59,8 @@ def decider() -> Path | None:
 
 
 def played_words(kind: str) -> list[str] | None:
-    """What starts the forwarder of this kind, "c" or "stand-in", with a played host. None if it cannot be made."""
+    """Returns the command for the forwarder of this kind, "c" or "stand-in", with a simulated host. None if it cannot
+    be compiled."""
     if kind == "c":
         program = played_program()
         return None if program is None else [str(program)]
@@ -70,16 +71,16 @@ class Ended(NamedTuple):
     code: int
     out: str
     err: str
-    calls: list[str]  # what it asked of the kernel, after assuming the authority
+    calls: list[str]  # its calls to the kernel, after assuming the authority
 
     @property
     def answer(self) -> str:
-        """The call that answered."""
+        """The call that answered the key."""
         return self.calls[-1]
 
 
 class Play:
-    """A folder, the forwarder's words, and what the kernel tells it."""
+    """A run of the forwarder: its folder, its command, and the simulated kernel's data."""
 
     def __init__(self, folder: Path, words: Sequence[str], described: bytes, callout: bytes = b"") -> None:
         self.folder, self._words = folder, list(words)
@@ -97,13 +98,13 @@ class Play:
         self.write(f"fail-{call}", str(code).encode())
 
     def start(self, *arguments: object, **how: Any) -> subprocess.Popen[str]:
-        """With these arguments, or with the socket and the key; `how` as below."""
+        """Starts it with these arguments; without any, with the socket and the key. `how`: see `start_with`."""
         return self.start_with(arguments or ("-s", self.socket, KEY), **how)
 
     def start_with(
         self, arguments: Sequence[object], before: Callable[[], None] | None = None, keep: Sequence[int] = ()
     ) -> subprocess.Popen[str]:
-        """`before` runs in the child, `keep` are descriptors that it inherits."""
+        """Starts it. `before`: runs in the child before exec. `keep`: descriptors that it inherits."""
         words = [*self._words, *map(str, arguments)]
         return subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/",
@@ -129,7 +130,7 @@ class Play:
 
 
 class PlayedBroker:
-    """Says whatever the test wants, to one forwarder."""
+    """A broker that sends what the test specifies, to one forwarder."""
 
     def __init__(self, path: Path, backlog: int = 5) -> None:
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -171,7 +172,7 @@ def playing(path: Path, backlog: int = 5) -> Iterator[PlayedBroker]:
 
 
 def answered(payload: bytes, expiry: int = 0, seq: int = KEY) -> bytes:
-    """Sound but for the payload, which may be too long or too short."""
+    """Returns an answer that is valid except for its payload, whose size may be wrong."""
     return pack_response(seq, 0, Answer(struct.pack("=I", expiry) + payload))
 
 

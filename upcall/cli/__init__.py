@@ -1,5 +1,5 @@
-"""The command line. Each command lives in a module of its own, imported only when it is called:
-`upcall status` must not pay for what `upcall lab` needs."""
+"""Implements the command line. Each command is a module of its own, imported only when it is called, so that `upcall
+status` does not load what `upcall lab` needs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-# Exit codes of sysexits.h by the error's class, by name: what is not imported was not raised.
+# Exit codes of sysexits.h, by the name of the error's class: avoids importing the classes.
 _CODES = {
     "FileNotFoundError": os.EX_NOINPUT,
     "FileExistsError": os.EX_CANTCREAT,
@@ -65,15 +65,15 @@ _CODES = {
 
 
 def exit_code(error: BaseException) -> int:
-    """What a command that failed with this error exits with."""
+    """Returns the exit code for a command that failed with this error."""
     cause = error.__cause__
     if isinstance(error, UsageError | ModuleFailed) and isinstance(cause, OSError):
-        error = cause  # the file that could not be had says more than who told us
+        error = cause  # the cause is more specific: a file that could not be opened
     return next((_CODES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _CODES), 1)
 
 
 class LazyGroup(click.Group):
-    """A click group whose commands are imported when they are first used."""
+    """A click group that imports its commands on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -90,7 +90,7 @@ class LazyGroup(click.Group):
         return found
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Of the table alone: click would import every command for its help."""
+        """Completes from the table only: click would import every command for its help."""
         from click.shell_completion import CompletionItem
 
         found = [CompletionItem(name, help=about) for name, (_, about) in COMMANDS.items()]
@@ -105,7 +105,7 @@ class LazyGroup(click.Group):
             error.show()
             ctx.exit(os.EX_USAGE)
         except BrokenPipeError:
-            raise  # click knows: whoever read our output has gone
+            raise  # click handles this: the reader of our output has closed the pipe
         except (UpcallError, OSError) as error:
             click.echo(f"upcall: {error_text(error)}", err=True)
             ctx.exit(exit_code(error))
@@ -116,14 +116,14 @@ class LazyGroup(click.Group):
 
 
 def error_text(error: UpcallError | OSError) -> str:
-    """One line for people: what, and the file if it is about one."""
+    """Returns the error as one line for people, with the file if it concerns one."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return str(error)
 
 
 def for_terminal(text: str) -> str:
-    """What others wrote, without what a terminal would take for orders."""
+    """Escapes control characters, so that text of others cannot inject escape sequences into a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

@@ -1,7 +1,7 @@
-"""What <TAB> offers in the place of a name.
+"""Completes names on <TAB>.
 
-It is asked in a process of its own while somebody waits: nothing is imported before it is needed, nothing is loaded
-that could do more than be listed, and what goes wrong offers nothing.
+Each completion is a process of its own, for which a person waits. So modules are imported only when needed, plugins
+are listed but not imported, and errors give no completions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ Offer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
 def _offer(found: Callable[[], Iterable[tuple[str, str]]]) -> Offer:
-    """Of (word, what it is), those that go on from what was typed."""
+    """Returns a completion function. `found()`: all (word, description); those that begin with the typed text are
+    offered."""
 
     @functools.wraps(found)
     def offer(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -32,7 +33,7 @@ def _offer(found: Callable[[], Iterable[tuple[str, str]]]) -> Offer:
 
 @_offer
 def keys() -> Iterable[tuple[str, str]]:
-    """The user's keys by name, and then by signature."""
+    """Lists the user's keys by name, then by signature."""
     from upcall.keys.store import KeyStore
 
     store, signatures = KeyStore(), []
@@ -85,13 +86,13 @@ def key_types() -> Iterable[tuple[str, str]]:
 
 @_offer
 def config_names() -> Iterable[tuple[str, str]]:
-    """Tables, and the keys in them."""
+    """Lists the configuration's tables and their keys."""
     from upcall.config.keys import TABLES
     from upcall.config.table import ANY
 
     for table in TABLES:
         if ANY not in table.name:
-            name = table.name.replace('"', "")  # which a shell would take for its own
+            name = table.name.replace('"', "")  # the shell would remove quotes
             yield name, table.about
             yield from ((f"{name}.{key.name}", key.about) for key in table.keys)
 
@@ -121,7 +122,7 @@ def groups() -> Iterable[tuple[str, str]]:
 
 @_offer
 def manual_pages() -> Iterable[tuple[str, str]]:
-    """The commands: their pages are asked for most."""
+    """Lists the pages of commands, which are used most."""
     from upcall.cli import COMMANDS
 
     return ((name, about) for name, (_, about) in COMMANDS.items())

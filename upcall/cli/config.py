@@ -1,4 +1,4 @@
-"""`upcall config`: what the configuration says, from where, and what is wrong with it."""
+"""`upcall config`: shows the configuration with its origins, checks it, and reloads it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def _named(name: str | None, found: list[Shown]) -> list[Shown]:
 
 
 def _names(one: Shown) -> set[str]:
-    """What it can be called, and the tables that it is in; the quotes of request-key."cifs.spnego" may be left out."""
+    """Returns the names that select a key: its own and those of its tables; with or without the quotes of
+    request-key."cifs.spnego"."""
     paths = [one.path[:count] for count in range(1, len(one.path) + 1)]
     return {spelled(path) for path in paths} | {".".join(path) for path in paths}
 
@@ -153,7 +154,7 @@ def _problems(said: Said, given: bool) -> list[ConfigError]:
 
 
 def _of_the_broker() -> list[ConfigError]:
-    """What is wrong with good values: somebody who is named is not there."""
+    """Returns errors of valid values: users that do not exist."""
     from upcall.broker.settings import configured
     from upcall.protocols.catalogue import SERVICES
 

@@ -130,7 +130,7 @@ def command(
 
 
 def _hardening() -> DaemonHardening:
-    """Returns what the configuration says of it. ConfigError."""
+    """Returns the configured hardening. ConfigError."""
     table = config.settings("hardening", user=True)
     if not table.get("daemon", True):
         return DaemonHardening(wanted=False)

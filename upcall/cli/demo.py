@@ -1,4 +1,4 @@
-"""`upcall demo`: everything at work, on any machine, without eCryptfs and without privileges."""
+"""`upcall demo`: demonstrates broker, daemon and key on any machine, without eCryptfs and without privileges."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _IN_HAND = 8  # requests that the daemon holds when it is killed
 
 
 class Tally:
-    """What the requesters have seen. Several threads add to it."""
+    """The results of the requesters. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -51,7 +51,7 @@ class Tally:
             self.refused[reason] = self.refused.get(reason, 0) + 1
 
     def quantile(self, share: float) -> float:
-        """Seconds; of the last few thousand requests."""
+        """Returns a quantile of the latencies of the last few thousand requests, in seconds."""
         with self._lock:
             recent = sorted(self.latencies[-4000:])
         return recent[int(len(recent) * share)] if recent else 0.0
@@ -86,7 +86,7 @@ def command(keys: int, bits: str) -> None:
 
 
 class _Stage(contextlib.AbstractContextManager["_Stage"]):
-    """A broker and a daemon of our own, in a folder of our own."""
+    """A broker and a daemon in a temporary folder."""
 
     def __init__(self, folder: Path, console: Console) -> None:
         self._folder, self._console = folder, console
@@ -175,7 +175,7 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
     # --- acts ----------------------------------------------------------------------------------------------
 
     def make_key(self, bits: str) -> None:
-        """The daemon finds the passphrase in a private file, so that its successor can, too."""
+        """Makes a key with the passphrase in a private file, so that a restarted daemon can open it, too."""
         passphrase = self._folder / "passphrase"
         passphrase.touch(0o600)
         passphrase.write_text(secrets.token_hex(16))
@@ -225,7 +225,7 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
                 tally.trip(back == key, (second - first, time.perf_counter() - second))
 
     def _view(self, title: str) -> Table:
-        """The message contexts that are pending at this moment."""
+        """Returns a table of the message contexts that are pending now."""
         status = self._status() or {"daemons": []}
         table = Table(title=title)
         for column in ("index", "sequence", "service", "age"):
@@ -236,7 +236,8 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
         return table
 
     def kill_the_daemon(self, tally: Tally) -> None:
-        """Stops it, gives it requests, kills it: they are refused at once, and its successor works."""
+        """Stops the daemon, sends it requests, kills it. Checks that they are refused at once, and that a new daemon
+        works."""
         self._daemon.send_signal(signal.SIGSTOP)
         ended: list[float] = []
 
@@ -301,7 +302,7 @@ def _ms(tally: Tally, share: float) -> str:
 
 
 def _wait(true: Callable[[], bool], what: str) -> None:
-    """Looks again and again, for a while. UpcallError names what did not come."""
+    """Polls a condition until it is true. UpcallError after a time-out. `what`: the condition, for the error."""
     for _ in _ticks():
         if true():
             return

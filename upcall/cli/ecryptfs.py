@@ -1,4 +1,4 @@
-"""`upcall ecryptfs`: what can be seen of eCryptfs files from below, without mounting anything."""
+"""`upcall ecryptfs`: inspects eCryptfs lower files, without mounting anything."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def inspect(ctx: click.Context, files: tuple[Path, ...], check: bool, as_json: b
 
 
 def _names() -> dict[str, list[str]]:
-    """Signature to the names of our keys. A broken entry is `upcall key list`'s to complain of."""
+    """Returns signature -> names of the user's keys. Ignores broken entries: `upcall key list` reports them."""
     store, found = KeyStore(), dict[str, list[str]]()
     for name in store.names():
         try:
@@ -88,7 +88,7 @@ def _names() -> dict[str, list[str]]:
 
 
 def _report(file: Path, names: dict[str, list[str]], check: bool, runtime: Path | None) -> tuple[dict[str, Any], int]:
-    """What is known about one file, as plain data, and what it means for the exit code."""
+    """Returns the report about one file, as plain data, and the exit code for it."""
     report: dict[str, Any] = {"file": str(file), "error": None}
     try:
         data, lower_size, place = _read(file)
@@ -107,7 +107,7 @@ def _report(file: Path, names: dict[str, list[str]], check: bool, runtime: Path 
 
 
 def _read(file: Path) -> tuple[bytes, int, str]:
-    """The first bytes of the file, or of its attribute if they stand there; its length; and which it was."""
+    """Reads the header, from the file or its extended attribute. Returns its bytes, the file's size, and the place."""
     fd = os.open(file, _OPEN)
     try:
         found = os.fstat(fd)
@@ -118,7 +118,7 @@ def _read(file: Path) -> tuple[bytes, int, str]:
             try:
                 return os.getxattr(fd, XATTR), found.st_size, XATTR
             except OSError:
-                pass  # there is none, or none can be here: then the file's own bytes are to be judged
+                pass  # no attribute, or none possible here: uses the file's own bytes
         return data, found.st_size, "contents"
     finally:
         os.close(fd)
@@ -126,7 +126,7 @@ def _read(file: Path) -> tuple[bytes, int, str]:
 
 def _facts(header: Header, lower_size: int, place: str) -> dict[str, Any]:
     in_front = header.header_size if place == "contents" else 0
-    extents = -(-header.size // MAX_HEADER)  # of data; they are always whole
+    extents = -(-header.size // MAX_HEADER)  # of data; extents are always complete
     return {
         "size": header.size,
         "lower_size": lower_size,
@@ -155,7 +155,7 @@ def _packet_facts(packet: Packet, names: dict[str, list[str]]) -> dict[str, Any]
 
 
 def _check(header: Header, facts: list[dict[str, Any]], runtime: Path | None) -> tuple[str, int]:
-    """Tries every packet that a key module of ours could unwrap; one that works is enough."""
+    """Tries the packets of the user's keys; one that the daemon can unwrap suffices. Returns (result, exit code)."""
     outcome = "none of its keys is in your user keyring", os.EX_UNAVAILABLE
     for packet, fact in zip(header.packets, facts, strict=True):
         if not isinstance(packet, PublicKeyPacket):
@@ -180,7 +180,7 @@ def _check(header: Header, facts: list[dict[str, Any]], runtime: Path | None) ->
 
 
 def _unwrap(packet: PublicKeyPacket, runtime: Path | None) -> tuple[str, int]:
-    """The cipher and the size of the key that the daemon unwraps; the key itself goes no further."""
+    """Has the daemon unwrap a packet. Returns (cipher, size in bytes) of the key, but not the key itself."""
     with Client(runtime) as client:
         answer = client.ask("key", pack_ask(Ask(TAG_64, packet.signature, packet.wrapped)))
     key = take_file_key(take_reply(answer).content)

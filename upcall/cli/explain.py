@@ -22,7 +22,7 @@ from upcall.protocols.request_key.key_types import KEY_TYPES
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Those of all types of keys; one that several have is one option."""
+    """Adds the options of all key types; an option of several types is added once."""
     of: dict[str, list[tuple[str, Option]]] = {}
     for key_type in KEY_TYPES.values():
         for option in key_type.options:
@@ -91,7 +91,7 @@ def _key(service: str, told: dict[str, Any]) -> RequestedKey:
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
-    """A block for each step, and the outcome."""
+    """Formats a report: a block for each step, and the outcome."""
     line = report["request-key"]["line"]
     by = "nobody" if line is None else f"{line['program']}, as {line['file']}:{line['number']} says"
     out = [*_pairs({"key": " ".join(filter(None, report["key"].values())), "made by": by}, "")]
@@ -113,7 +113,8 @@ _DEEPEST = 8  # columns
 
 
 def _pairs(told: dict[str, Any], indent: str) -> list[str]:
-    """One line for each that has something to say; lists and objects below their names, if they are not too deep."""
+    """Formats one line for each value that is not empty; lists and objects are indented below their names, up to a
+    limit."""
     out: list[str] = []
     for name, value in told.items():
         start = f"{indent}{for_terminal(str(name)):<12} "

@@ -1,4 +1,4 @@
-"""`upcall key`: the user's keys, where their modules keep them, in the kernel's user keyring and in the daemon."""
+"""`upcall key`: manages the user's keys: in key modules, the user keyring and the daemon."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def generate(
 
 
 def _new_path(store: KeyStore, maker: KeyMaker, name: str, alias: str, path: Path | None) -> Path:
-    """Where the key file will be, absolute; for a module without key files, a name that it may make use of."""
+    """Returns the absolute path of the new key file; for a module without key files, a name that it may use."""
     if path is not None and not maker.suffix:
         raise UsageError(f"the key module {alias!r} has no key files: --path says nothing to it")
     path = _absolute(path or store.directory / (name + maker.suffix))
@@ -137,7 +137,7 @@ def _new_path(store: KeyStore, maker: KeyMaker, name: str, alias: str, path: Pat
 def _new_passphrase(
     maker: KeyMaker, alias: str, name: str, no_passphrase: bool, given: Given
 ) -> tuple[str, bytearray]:
-    """Where the passphrase will be found, and what it is."""
+    """Returns the passphrase's source, and the passphrase, which the caller wipes."""
     if no_passphrase and given.any():
         raise UsageError("--no-passphrase goes with no other passphrase option")
     if not maker.takes_passphrase and given.any():
@@ -148,7 +148,7 @@ def _new_passphrase(
 
 
 def _generate(maker: KeyMaker, making: Making) -> Enrolled:
-    """A key of 4096 bits can take ten seconds: something should move meanwhile; but not where a PIN is typed."""
+    """Generates a key with a progress display, because RSA-4096 can take ten seconds. Not while a PIN may be typed."""
     from rich.console import Console
 
     if not maker.takes_passphrase:
@@ -159,7 +159,7 @@ def _generate(maker: KeyMaker, making: Making) -> Enrolled:
 
 @contextlib.contextmanager
 def _removed_if_it_fails(path: Path | None) -> Iterator[None]:
-    """A new key file goes again: nothing was encrypted with it yet."""
+    """A context that removes a new key file on failure: nothing was encrypted with it yet."""
     try:
         yield
     except BaseException:
@@ -224,7 +224,7 @@ def import_key(
 
 
 def _save(store: KeyStore, entry: Entry, secret: bytearray) -> None:
-    """The entry, once its passphrase is where the entry says."""
+    """Stores the passphrase at its source, then saves the entry."""
     if entry.source == "keyring":
         store_in_keyring(entry.signature, secret)
         _warn_of_forgetting(entry.signature)
@@ -293,7 +293,8 @@ def add(name: str, auto: bool, given: Given) -> None:
 
 
 def _add(entry: Entry, blob: bytes, secret: bytearray) -> None:
-    """The auth token into the user keyring, then the passphrase to the daemon if nothing else keeps it."""
+    """Adds the auth token to the user keyring. Then sends the passphrase to the daemon, if it is stored nowhere
+    else."""
     from upcall.process.control import DaemonControl, NoDaemon
 
     token = AuthTok(entry.signature, entry.module, blob)
@@ -369,7 +370,7 @@ def _forget(signature: str) -> None:
         with DaemonControl() as daemon:
             daemon.lock(signature)
     except NoDaemon:
-        pass  # then nobody holds it
+        pass  # no daemon: no process holds the key
 
 
 @command.command("export-public", short_help="Write the public half of a key, as PEM.")

@@ -1,4 +1,4 @@
-"""`upcall key lock` and `unlock`, which are `upcall lock` and `unlock`, too."""
+"""`upcall key lock` and `upcall key unlock`, also available as `upcall lock` and `upcall unlock`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening a key in the command itself, through its module, as the daemon does."""
+"""Opens a key in the command's own process by its module, as the daemon does."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def importer_of(module: KeyModule, alias: str) -> KeyImporter:
 
 
 def blob_of(entry: Entry, module: KeyModule, secrets: CliSecrets) -> bytes:
-    """The blob of a compat key holds its passphrase and is kept nowhere: it is made anew."""
+    """Returns an entry's blob. That of a compat key contains the passphrase and is not stored, so it is made again."""
     if entry.blob is not None:
         return entry.blob
     importer = importer_of(module, entry.module)

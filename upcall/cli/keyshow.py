@@ -1,4 +1,4 @@
-"""What is to be seen of keys: `upcall key list` and `show`; and finding one by its name or signature."""
+"""`upcall key list` and `upcall key show`; finds keys by name or signature."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for progr
 
 
 class Target(NamedTuple):
-    """The key that a command is about: one of ours, or one whose auth token others have put into the user keyring."""
+    """The key of a command: one of the key store, or one whose auth token another program added to the user
+    keyring."""
 
     name: str
     module: str
@@ -28,11 +29,11 @@ class Target(NamedTuple):
     entry: Entry | None
 
     def __repr__(self) -> str:
-        return f"Target({self.name!r}, {self.module!r}, {self.signature!r})"  # a foreign blob may hold a passphrase
+        return f"Target({self.name!r}, {self.module!r}, {self.signature!r})"  # a foreign blob may contain a passphrase
 
 
 def target_of(name: str) -> Target:
-    """By name or signature. UsageError if there is no such key."""
+    """Finds a key by name or signature. UsageError if there is no such key."""
     try:
         entry = KeyStore().find(name)
     except UsageError:
@@ -44,14 +45,14 @@ def target_of(name: str) -> Target:
 
 
 def token_in_keyring(signature: str) -> AuthTok | None:
-    """The auth token of a private key under this signature in the user keyring."""
+    """Returns the auth token of the private key with this signature in the user keyring; None without one."""
     keyring.ensure_user_keyring_linked()
     serial = keyring.find(signature)
     return None if serial is None else _token(serial, signature)
 
 
 def foreign_tokens() -> list[AuthTok]:
-    """Auth tokens of private keys in the user keyring, however they came there."""
+    """Returns the auth tokens of private keys in the user keyring, including those of other programs."""
     keyring.ensure_user_keyring_linked()
     keys = [key for key in keyring.list_user_keyring() if key.type == "user"]
     tokens = [_token(key.serial, key.description) for key in keys]
@@ -62,7 +63,7 @@ def _token(serial: int, description: str) -> AuthTok | None:
     try:
         token = take_auth_tok(keyring.read(serial))
     except (OSError, PeerError):
-        return None  # not to be read, or something else: the user keyring is for everybody
+        return None  # not readable, or not an auth token: other programs use the user keyring, too
     return token if token.signature == description else None
 
 
@@ -131,7 +132,7 @@ def _foreign_row(token: AuthTok) -> dict[str, Any]:
 
 
 def print_entry(entry: Entry) -> None:
-    """What to do with a key that has just been enrolled."""
+    """Prints a new key, and how to use it."""
     options = mount_options(entry.signature)
     click.echo(f"signature      {entry.signature}")
     if entry.path is not None:

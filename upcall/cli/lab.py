@@ -1,4 +1,4 @@
-"""`upcall lab`: a real kernel in a virtual machine, from the command line."""
+"""`upcall lab`: runs commands on a real kernel in a virtual machine."""
 
 from __future__ import annotations
 
@@ -306,14 +306,14 @@ def _errors_shown() -> Iterator[None]:
     except KeyboardInterrupt:
         _fail("interrupted; the machine was stopped", 128 + signal.SIGINT)
     except BrokenPipeError:
-        # Whoever read our output is gone; python would complain once more when it flushes at its end.
+        # The reader of our output has closed the pipe; Python would report it again when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
 
 
 @contextlib.contextmanager
 def _ending_by_signal() -> Iterator[None]:
-    """A signal that ends us does so through the clean-up: the machine stops, nothing is left behind."""
+    """A context in which signals end the process through the clean-up, which stops the machine."""
 
     def leave(number: int, _frame: FrameType | None) -> NoReturn:
         sys.exit(128 + number)
@@ -328,8 +328,8 @@ def _ending_by_signal() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _kernel_log_to(file: Path | None, results: Path | None) -> Iterator[Path | None]:
-    """Gives the folder for the results, and copies the kernel's log out of it at the end, if that was asked
-    for."""
+    """A context with the folder for the results. At its end, copies the kernel's log from it to `file`, unless that is
+    None."""
     if file is None:
         yield results
         return

@@ -94,7 +94,7 @@ def command(
 
 
 def _file(path: Path, follow: bool) -> Iterator[_Told | None]:
-    """None for a record that is damaged."""
+    """Yields the records of a file; None for a damaged one."""
     found = iter(sys.stdin) if str(path) == "-" else lines(path, follow)
     for line in found:
         if line is not None:
@@ -123,7 +123,7 @@ def _journal(follow: bool) -> Iterator[_Told | None]:
 
 
 class NoJournal(UpcallError):
-    """There is no journal here, or it cannot be read."""
+    """There is no journal on this machine, or it cannot be read."""
 
 
 def _object(line: str) -> dict[str, object]:
@@ -159,5 +159,5 @@ def _show_row(told: _Told) -> None:
 
 
 def _row(cells: tuple[str, ...]) -> str:
-    """A line at a time: a table that is to be followed has no end to measure its columns by."""
+    """Formats one line with fixed columns: a followed log has no end by which to measure columns."""
     return for_terminal("  ".join(cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=True)).rstrip())

@@ -53,7 +53,7 @@ def command(words: tuple[str, ...], listing: bool, output: Path | None) -> None:
 
 
 def _file(asked: str) -> str:
-    """The file of the page that is called so; a command's comes before a file's."""
+    """Returns the file name of a page. A command's page takes precedence over a file's."""
     known: dict[str, str] = {}
     for page in sorted(pages(main), key=lambda one: one.section):
         names = (page.name, page.name.removeprefix("upcall-"))

@@ -86,7 +86,7 @@ def _serve(address: str, app: object, group: str | None) -> None:
         )
     with server(address, app, _gid(group)) as serving:  # type: ignore[arg-type]
         for number in (signal.SIGINT, signal.SIGTERM):
-            # shutdown() waits for the loop's end, which a handler in the loop's own thread would hold up for ever
+            # shutdown() waits for the loop's end: called in the loop's own thread, it would never return
             signal.signal(number, lambda *_: threading.Thread(target=serving.shutdown).start())
         serving.serve_forever()
     if address.startswith("unix:"):

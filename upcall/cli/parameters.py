@@ -1,4 +1,4 @@
-"""The options that choose what a key module wants to know before it makes or imports a key."""
+"""Defines the command line options for the parameters of key modules, and reads their values."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from upcall.keys.passphrase import from_fd, from_file, from_terminal, wipe
 
 
 class ParameterWords(NamedTuple):
-    """What was said on the command line; nothing has been read yet."""
+    """The options as given on the command line; files and descriptors have not been read yet."""
 
     plain: Mapping[str, str]
-    asked: frozenset[str]  # to be typed
+    asked: frozenset[str]  # parameters to be typed on the terminal
     fds: Mapping[str, str]
     files: Mapping[str, str]
 
 
 def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options; the command gets them as one argument, `told`."""
+    """A decorator that adds the options; passes them to the command as one argument, `told`."""
 
     @functools.wraps(command)
     def with_told(param: tuple[str, ...], param_fd: tuple[str, ...], param_file: tuple[str, ...], **rest: Any) -> Any:
@@ -62,9 +62,10 @@ def _pair(text: str, option: str) -> tuple[str, str]:
 
 
 def gather(parameters: Sequence[Parameter], told: ParameterWords) -> dict[str, str]:
-    """Every parameter's value. Secret ones that must be given, and were not, are typed, once all else is right.
+    """Returns the value of every parameter by name. Asks on the terminal for required secret ones that are missing,
+    after all others were checked. UsageError.
 
-    A secret value ends up in a str, which nothing can wipe: it lives as long as the command.
+    Secret values are str, which cannot be wiped: they stay in memory until the command ends.
     """
     check_known(parameters, (*told.plain, *told.asked, *told.fds, *told.files))
     if exposed := [one.name for one in parameters if one.secret and one.name in told.plain]:

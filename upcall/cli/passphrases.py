@@ -1,4 +1,4 @@
-"""The options that say where a key's passphrase comes from, and what they lead to."""
+"""Defines the command line options for a key's passphrase, and obtains it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from upcall.keys.passphrase import PATIENCE, fetch_from_keyring, from_fd, from_f
 
 
 class Given(NamedTuple):
-    """What was said on the command line."""
+    """The options as given on the command line."""
 
     fd: int | None
     file: Path | None
@@ -25,14 +25,14 @@ class Given(NamedTuple):
         return self.fd is not None or self.file is not None or self.keyring
 
     def source(self) -> str:
-        """Where a new key's passphrase is kept from now on: what goes into its auth token."""
+        """The source of a new key's passphrase, as stored in its auth token."""
         if self.keyring:
             return "keyring"
         return "ask" if self.file is None else f"file:{os.path.abspath(self.file)}"  # noqa: PTH100 - resolve() follows links
 
 
 def passphrase_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of a command that uses a key; it gets them as one argument, `given`."""
+    """A decorator that adds the options of a command that uses a key; passes them as one argument, `given`."""
 
     @functools.wraps(command)
     def with_given(
@@ -46,7 +46,7 @@ def passphrase_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def new_passphrase_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for a command that enrols a key, and decides where its passphrase will be found."""
+    """The same for a command that enrols a key, which also chooses the source of its passphrase."""
     return _KEYRING(passphrase_options(command))
 
 
@@ -66,7 +66,8 @@ _KEYRING = click.option(
 
 
 def passphrase_to_set(given: Given, name: str) -> bytearray:
-    """For a new key: typed twice, unless it comes from a file or a descriptor."""
+    """Obtains a new key's passphrase: from the options' file or descriptor, otherwise typed twice. The caller wipes
+    it. UsageError, OSError."""
     secret = _from_options(given)
     if secret is None:
         secret = from_terminal(f"New passphrase for the key {name}: ", "The same once more: ")
@@ -74,7 +75,8 @@ def passphrase_to_set(given: Given, name: str) -> bytearray:
 
 
 def passphrase_to_open(given: Given, name: str, signature: str, source: str) -> bytearray:
-    """For a key that exists: as the options say, or from where it is kept, or typed."""
+    """Obtains an existing key's passphrase: as the options specify, otherwise from its source, otherwise typed. The
+    caller wipes it. UsageError, NoPassphrase, OSError."""
     secret = _from_options(given)
     if secret is not None:
         return secret

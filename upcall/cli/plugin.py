@@ -1,4 +1,4 @@
-"""`upcall plugin`: what is installed, what it can do, whether it keeps the contract, and a new one to begin with."""
+"""`upcall plugin`: lists, shows and checks plugins, and creates new ones."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def show(name: str, as_json: bool) -> None:
 
 
 def _find(name: str) -> modules.Installed:
-    """UsageError if it is not installed, or not allowed."""
+    """Finds a plugin by name. UsageError if it is not installed, or not allowed."""
     found = {plugin.alias: plugin for plugin in reversed(modules.installed())}  # key modules first
     if name not in found:
         raise UsageError(f"there is no plugin {name!r}: {', '.join(sorted(found)) or 'none'} installed")
@@ -109,7 +109,7 @@ def _load_handler(spec: str) -> Any:
     package, _, attribute = spec.partition(":")
     try:
         return getattr(importlib.import_module(package), attribute)
-    except Exception as error:  # importing runs code of others, which may raise anything
+    except Exception as error:  # importing runs a plugin's code, which may raise anything
         raise UsageError(f"handler {spec}: {type(error).__name__}: {error}") from error
 
 
@@ -224,7 +224,7 @@ def _checked(plugin: modules.Installed, told: ParameterWords, isolated: bool | N
 
 
 def _values(plugin: modules.Installed, told: ParameterWords, importing: bool) -> dict[str, str]:
-    """By the parameters' names, if any was given: only then the module has to be loaded here, too."""
+    """Returns parameter values by name; {} if none were given: then the module need not be loaded in this process."""
     if not any(told):
         return {}
     module = modules.load(plugin.spec)

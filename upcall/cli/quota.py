@@ -1,4 +1,4 @@
-"""`upcall quota`: how much is used and allowed, what the kernel warns of, and whether warnings arrive."""
+"""`upcall quota`: shows quotas and the kernel's warnings, tests their delivery, and runs the quota source."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TEST = "upcall.cli.quotatest"
 
 
 class _Group(click.Group):
-    """`test` is imported when it is called: it needs what the daemon's handler needs."""
+    """A group that imports `test` only when it is called, because it loads the handler's libraries."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*super().list_commands(ctx), *(["test"] if importlib.util.find_spec(_TEST) else [])]
@@ -122,7 +122,8 @@ def status(user: str | None, group: str | None, project: str | None, everybody: 
 
 
 def _whose(user: str | None, group: str | None, project: str | None) -> list[tuple[int, int]]:
-    """(kind of quota, id) of all that is asked for, by name or number; of nothing in particular: one's own."""
+    """Returns (kind of quota, id) of the given users, groups and projects, by name or number; by default the caller's
+    own."""
     import grp
     import pwd
 
@@ -154,7 +155,7 @@ def _rows(whose: list[tuple[int, int]], everybody: bool) -> Iterator[Row]:
                     yield from _rows_of(mount, filesystem, kind, whose, everybody)
         except PermissionError:
             raise
-        except OSError as error:  # unmounted meanwhile, or broken: the others have something to show
+        except OSError as error:  # unmounted meanwhile, or faulty: show the other ones
             click.echo(f"{printable(mount.point)}: {error.strerror}", err=True)
 
 
@@ -170,7 +171,7 @@ def _rows_of(
 
 
 def _everybody(filesystem: quotactl.Filesystem, kind: int) -> Iterator[quota.Quota]:
-    following = 1  # id 0 is not held to its limits
+    following = 1  # id 0 is not subject to limits
     while following <= 0xFFFFFFFF and (found := filesystem.next(kind, following)) is not None:
         yield found
         following = found.id + 1
@@ -213,7 +214,7 @@ def _show(rows: list[Row], names: Names, console: Console) -> None:
 
 
 def _grace(figures: Figures, now: float) -> str:
-    """How long somebody who is over a limit may be."""
+    """Formats the remaining grace time of a quota that exceeds its soft limit."""
     used, _, hard, until = figures
     if (hard and used >= hard) or 0 < until <= now:
         return "nothing more can be written"
@@ -269,7 +270,7 @@ def watch(as_json: bool, count: int | None, timeout: float | None) -> None:
 
 
 def _warnings(listener: Listener, family: int, timeout: float | None) -> Iterator[tuple[Warned | None, int, int]]:
-    """What comes: a warning and how often it came at once; or None, and how many were lost."""
+    """Yields (warning, number of equal ones, 0), or (None, 0, number lost), as they arrive."""
     from upcall.protocols.quota.coalescing import Folding
 
     folding, lost = Folding(family), 0

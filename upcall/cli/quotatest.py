@@ -1,4 +1,4 @@
-"""`upcall quota test`: a message through each sink of this user, so that nobody learns too late that none arrives."""
+"""`upcall quota test`: sends a test message through each sink of this user."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from upcall.process import machine
 from upcall.protocols.quota.notice import SPACE, TEST, USER, Cause, Filesystem, QuotaNotice, Subject, sentence
 from upcall.sink import ClosableSink, Sink
 
-PATIENCE = 30.0  # seconds that each sink has; all of them have them at once
+PATIENCE = 30.0  # seconds, the time-out of each sink; all run in parallel
 TOLD, FAILED, LATE = "told", "failed", "not in time"
 
 
 class Outcome(NamedTuple):
-    """What one sink did. `why`: empty if it has told."""
+    """The result of one sink. `why`: "" if it has delivered the message."""
 
     sink: str
     outcome: str
@@ -78,7 +78,8 @@ def command(context: click.Context, only: tuple[str, ...], as_json: bool) -> Non
 
 
 def become_machines() -> None:
-    """As root: the user of the machine's daemon, for good. What mail servers say is parsed here, too. ConfigError."""
+    """Drops root's privileges for those of the machine's daemon, because replies of mail servers are parsed here.
+    ConfigError."""
     if os.geteuid() != machine.ROOT or machine.uid() == machine.ROOT:
         return
     user = pwd.getpwuid(machine.uid())
@@ -89,7 +90,7 @@ def become_machines() -> None:
 
 
 def trial(uid: int, now: int) -> QuotaNotice:
-    """A notice about nothing, to this user."""
+    """Returns a test notice for this user. `now`: seconds since 1970."""
     try:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -101,7 +102,8 @@ def trial(uid: int, now: int) -> QuotaNotice:
 
 
 def tell_all(openers: dict[str, Callable[[], Sink]], notice: QuotaNotice) -> list[Outcome]:
-    """Each in a thread of its own: one that hangs keeps nobody waiting."""
+    """Delivers the notice to all sinks, each in a thread of its own, so that a sink that hangs does not block
+    others."""
     text = sentence(notice, notice.at, notice.subject.id)
     results: dict[str, Outcome] = {}
 

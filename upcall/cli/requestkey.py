@@ -1,4 +1,4 @@
-"""`upcall request-key`: our lines in request-key's configuration."""
+"""`upcall request-key`: installs, removes and checks upcall's lines in request-key's configuration."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def install_command(ctx: click.Context, types: tuple[str, ...], copy: bool | Non
 
 
 def program() -> list[str]:
-    """What request-key is to run, without the key."""
+    """Returns the command for request-key's configuration, without the key."""
     from upcall.protocols.request_key import forwarder
 
     return forwarder.command()

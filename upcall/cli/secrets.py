@@ -1,4 +1,4 @@
-"""What a key module may ask for while a command runs: typed on the terminal, or given by the command's options."""
+"""Supplies key modules with secrets while a command runs: typed on the terminal, or from the command's options."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from upcall.cli.passphrases import Given, passphrase_to_open
 from upcall.core.errors import Refused
 from upcall.keys.passphrase import from_terminal, wipe
 
-_TRIES = 3  # wrong PINs, after which nobody is asked any more: a token locks itself after a few
+_TRIES = 3  # wrong PINs after which no prompt opens: a token locks itself after a few
 
 
 class CliSecrets:
-    """`keymodule.Secrets` for one key and one command. What was had once is kept until `close`."""
+    """Implements `keymodule.Secrets` for one key and one command. Keeps a passphrase or PIN until `close`."""
 
     def __init__(self, given: Given, name: str, signature: str = "", passphrase: bytearray | None = None) -> None:
-        """`passphrase`: if it is known already; it is copied."""
+        """`passphrase`: if it is known already; copied. `given`: the command's options."""
         self._given, self._name, self._signature = given, name, signature
         self.kept = None if passphrase is None else passphrase.copy()
         self._pins: dict[str, bytearray] = {}
         self._wrong: dict[str, int] = {}
 
     def passphrase(self, source: str, /) -> bytearray:
-        """As the options say; or from where the blob says that it is kept; or typed."""
+        """Returns the passphrase: as the options specify, otherwise from `source`, otherwise typed."""
         if self.kept is None:
             self.kept = passphrase_to_open(self._given, self._name, self._signature, source)
         return self.kept.copy()
@@ -45,7 +45,7 @@ class CliSecrets:
         click.echo(f"upcall: {prompt}", err=True)
 
     def close(self) -> None:
-        """Wipes everything that was kept."""
+        """Wipes the kept secrets."""
         for secret in (self.kept, *self._pins.values()):
             if secret is not None:
                 wipe(secret)

@@ -47,7 +47,8 @@ def _status(runtime: Path | None) -> dict[str, Any]:
 
 
 def _once_served(runtime: Path | None, uid: int, patience: float) -> dict[str, Any]:
-    """The broker's status when this uid has a daemon. It exits if that does not come."""
+    """Waits until this uid has a daemon, and returns the broker's status. Exits after `patience` seconds without
+    one."""
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -65,7 +66,7 @@ def _once_served(runtime: Path | None, uid: int, patience: float) -> dict[str, A
 
 
 def _serves(status: dict[str, Any], uid: int) -> bool:
-    """A device that is not there is none that is missing."""
+    """Returns whether a uid's daemon serves all it can. A device that this kernel does not have is not needed."""
     devices = [one for one in status.get("devices", []) if one["uid"] == uid and "[Errno 2]" not in one.get("why", "")]
     registered = any(one["uid"] == uid and not one["leaving"] for one in status["daemons"])
     return registered and all(one["open"] for one in devices)

@@ -18,7 +18,7 @@ from upcall.protocols.ecryptfs.packets import MAX_KEY, MAX_WRAPPED, is_signature
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What both commands take."""
+    """Adds the options of both commands."""
     for option in (
         click.argument("key", metavar="NAME|SIGNATURE", shell_complete=completing.keys),
         click.option(

@@ -32,10 +32,10 @@ class Sender(NamedTuple):
 
 
 class BrokerLink:
-    """A link to one broker. `socket` is the daemon's end.
+    """A link to one broker. `socket` is the daemon's end of it.
 
-    It is never closed explicitly: another thread may be about to send, and the number of a closed descriptor is reused
-    at once. Each thread that uses it holds a reference; it is closed with the last one.
+    The socket is never closed explicitly: another thread may be about to send, and the number of a closed descriptor
+    is reused at once. Each thread that uses it holds a reference; it is closed with the last one.
     """
 
     def __init__(self, place: Place) -> None:

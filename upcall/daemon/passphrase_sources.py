@@ -1,4 +1,4 @@
-"""Where the daemon finds a passphrase that it does not keep itself."""
+"""Fetches passphrases that the daemon does not keep in memory: from the `keyring` library or a file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ _KEYRING_PATIENCE = 2.0  # seconds: the kernel's requester waits for 3
 
 
 def fetch(signature: str, source: str) -> bytearray:
-    """The passphrase that a key's auth token says is kept in `source`: keyring, file:/path or none.
+    """Returns a key's passphrase; the caller wipes it. `source`: "keyring", "file:/path" or "none", as the auth token
+    says.
 
-    Imported only when one is needed: most daemons never are asked for one.
+    Imported only when it is called, because most daemons never need it.
     """
     from upcall.keys.passphrase import fetch_from_keyring, from_file
 

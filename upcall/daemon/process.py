@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from upcall.observe.recorder import Recorder
 
 _RETRY_FIRST, _RETRY_MOST = 0.05, 1.0  # seconds between attempts to register: exponential back-off
-_KEY_OF = {"too-many-daemons": " ([broker] daemons-per-person or daemons)"}  # the setting that limits this
+_KEY_OF = {"too-many-daemons": " ([broker] daemons-per-person or daemons)"}  # reason -> settings that limit it
 _HELLO_PATIENCE = 1.0  # seconds, the time-out of a broker's answer to HELO
 _WAKE_TRIES = 100
 # Seconds until the daemon ends after its QUIT: slightly more than the longest patience; less if no request is left.
@@ -57,7 +57,7 @@ class _Job(NamedTuple):
     envelope: Envelope
     handler: Handler
     link: BrokerLink
-    notice: bool = False  # it has no answer
+    notice: bool = False  # must not be answered
 
 
 class Daemon:

@@ -49,11 +49,11 @@ class Prompter(Protocol):
         """Allows prompts again, also after wrong PINs: a person has unlocked a key."""
 
     def attach(self, connection: socket.socket, welcome: bytes, /) -> None:
-        """Takes over a connection of `upcall prompt`, which is to be sent `welcome`, or Refused. Never waits."""
+        """Takes over a connection of `upcall prompt` and sends `welcome` on it. Does not block. Refused."""
 
 
 class NoPrompter:
-    """Where nobody can be asked."""
+    """A Prompter without methods of prompting: refuses every request."""
 
     def pin(self, token: str, prompt: str, asker: Asker, /) -> bytearray:
         raise Refused("locked")

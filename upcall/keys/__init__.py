@@ -1,1 +1,1 @@
-"""Keys that a user has enrolled: where they are, how they are opened, where passphrases come from."""
+"""Enrols, stores and opens a user's keys, loads key modules, and obtains passphrases."""

@@ -1,4 +1,4 @@
-"""What is checked when a key is enrolled, whatever module keeps it: what was chosen for it, and that it works."""
+"""Checks a key when it is enrolled, for all key modules: its parameters, and that it wraps and unwraps."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from upcall.keymodule import (
     Secrets,
 )
 
-_SIZES = (1, 16, 32)  # bytes; and the longest that the caller may hand over
-_CHANCE = 8  # a clear key as short as this may stand in its wrapped form by chance
+_SIZES = (1, 16, 32)  # bytes; besides, the longest key that the caller may pass
+_CHANCE = 8  # bytes: a clear key up to this size may occur in its wrapped form by chance
 
 
 def check_known(parameters: Sequence[Parameter], names: Iterable[str]) -> None:
-    """UsageError for a name that is none of theirs; it lists those that are."""
+    """UsageError if a name is not that of a parameter; it lists the parameters."""
     known = [parameter.name for parameter in parameters]
     for name in names:
         if name not in known:
@@ -32,7 +32,8 @@ def check_known(parameters: Sequence[Parameter], names: Iterable[str]) -> None:
 
 
 def chosen(parameters: Sequence[Parameter], given: Mapping[str, str]) -> dict[str, str]:
-    """The value of every parameter, defaults filled in. UsageError for an unknown name, a missing or wrong value."""
+    """Returns the value of every parameter by name, with defaults for those not given. UsageError if a name is
+    unknown, or a value is missing or not a valid choice."""
     check_known(parameters, given)
     values = {}
     for parameter in parameters:
@@ -47,8 +48,8 @@ def chosen(parameters: Sequence[Parameter], given: Mapping[str, str]) -> dict[st
 
 
 def take_in(importer: KeyImporter, making: Making) -> Enrolled:
-    """Imports a key. Its passphrase is asked for once the module has seen that it needs one; otherwise its source is
-    "none", whatever `making` says."""
+    """Imports a key. Prompts for its passphrase only after the module has found that it needs one. Otherwise the
+    source is "none", whatever `making` says. ModuleFailed, Refused, UsageError of the module."""
     try:
         return importer.import_key(making._replace(passphrase=bytearray(), source="none"))
     except Refused as refused:
@@ -62,7 +63,7 @@ def take_in(importer: KeyImporter, making: Making) -> Enrolled:
 
 
 def open_and_prove(module: KeyModule, enrolled: Enrolled, secrets: Secrets, limits: Limits) -> None:
-    """Opens the key as the daemon will, proves it (see `prove`), and lets it go."""
+    """Opens the key as the daemon does, checks it by `prove`, and closes it. ModuleFailed, Refused."""
     handle = module.open(enrolled.signature, enrolled.blob, secrets)
     try:
         prove(handle, limits)
@@ -72,10 +73,10 @@ def open_and_prove(module: KeyModule, enrolled: Enrolled, secrets: Secrets, limi
 
 
 def prove(handle: KeyHandle, limits: Limits) -> None:
-    """Random keys of several sizes, there and back. ModuleFailed says what a key that fails did wrong.
+    """Wraps and unwraps random keys of several sizes. ModuleFailed names what is wrong.
 
-    Made before anything is encrypted with the key: the kernel believes whatever it is given, and a file whose
-    wrapped key cannot be unwrapped is lost.
+    Must run before a file is encrypted with the key: the kernel does not check wrapped keys, and a file whose wrapped
+    key cannot be unwrapped is lost.
     """
     for size in sorted({*_SIZES, limits.key}):
         if size <= limits.key:

@@ -1,26 +1,26 @@
-"""A backend of the `keyring` library over the kernel's keyrings: for machines without a desktop.
+"""Implements a backend of the `keyring` library in the kernel's keyrings, for machines without a desktop.
 
-A password is a key of type "user", its description `upcall:SERVICE:USER` with both names quoted as in URLs. These
-keys lie in a keyring of our own, so that they can be listed and thrown away together, and that keyring in one of
+A password is a key of type "user" with the description `upcall:SERVICE:USER`, both names quoted as in URLs. These keys
+are in a keyring of upcall's own, so that they can be listed and removed together. That keyring is in one of
 
-    persistent   the user's persistent keyring: stays after the logout, and is dropped when no password has been
-                 asked for or set for three days (/proc/sys/kernel/keys/persistent_keyring_expiry, in seconds)
-    user         the user keyring: stays until the next boot
+    persistent   the user's persistent keyring: survives logout, and expires three days after the last access to a
+                 password (/proc/sys/kernel/keys/persistent_keyring_expiry, in seconds)
+    user         the user keyring: survives until the next boot
 
-The persistent keyring is the default, where the kernel has it: it is made for what must outlive a session, and
-what nobody uses any more does not lie about for months. No password outlives a boot in either: who needs it then
-must still know it, or keep it elsewhere.
+The persistent keyring is the default if the kernel supports it: it survives a session, and unused passwords expire. No
+password survives a boot in either keyring.
 
-Reading needs possession, and a cron job, a service or a process whose session keyring was revoked has none. So each
-call links the outer keyring into the process keyring of its own thread first (upcall.kernel.keyring tells why).
+Reading needs possession. Cron jobs, services and processes whose session keyring was revoked do not possess either
+keyring. So each call first links the outer keyring into its process keyring (see upcall.kernel.keyring).
 
-Properties, by KEYRING_PROPERTY_* or `with_properties`, go before [keyring] in upcall's configuration:
+Properties, set by KEYRING_PROPERTY_* or `with_properties`, override [keyring] of upcall's configuration:
 
     where        "persistent" or "user"
-    timeout      seconds after which a password that is set from now on is gone; 0, the default: none
-    container    the name of our own keyring, "upcall"; not in the configuration
+    timeout      seconds until a password expires, for passwords set from now on; 0, the default: never
+    container    the name of upcall's own keyring, "upcall"; not in the configuration
 
-Passwords are never in errors or reprs. Strings cannot be wiped in Python; what the kernel drops, it wipes.
+Errors and reprs contain no passwords. Python cannot wipe strings; the kernel wipes keys that it removes.
+Source: keyrings(7), persistent-keyring(7), user-keyring(7).
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ _WHY_NOT = {
 }
 # A new key gets its time-out and permissions in the process keyring, which the threads share, and is then moved.
 _staging = threading.Lock()
-# Seconds: keys that were replaced or deleted count against the quota until the kernel has collected them.
+# Seconds between attempts: replaced and deleted keys count against the quota until the kernel's garbage collection.
 _PAUSES = (0.01, 0.05, 0.2)
 
 
 def unusable() -> str:
-    """Why this backend cannot work here, for people; "" if it can."""
+    """Returns why this backend cannot work on this machine, for people; "" if it can."""
     try:
         able = kernel.capabilities()
     except OSError as error:
@@ -71,10 +71,11 @@ def unusable() -> str:
 
 
 class _Priority:
-    """Below every keyring of a desktop (4.8 and more), which last; above plaintext files (0.5), and nothing (0).
+    """The backend's priority for the library: below desktop keyrings (4.8 and more), whose passwords survive a boot,
+    and above plaintext files (0.5) and the null backend (0).
 
-    Less than 1, so that programs which want a backend that is recommended to everybody do not take it unasked.
-    RuntimeError where it cannot work: so the library wants it.
+    Less than 1, so that programs that require a recommended backend do not choose it. RuntimeError if it cannot work
+    here, as the library requires.
     """
 
     def __get__(self, instance: object, owner: object = None) -> float:
@@ -84,15 +85,15 @@ class _Priority:
 
 
 class _Rules(NamedTuple):
-    where: str  # "" where nobody has said
+    where: str  # "": not configured
     timeout: int
 
 
 class KernelKeyring(KeyringBackend):
-    """See the module. Every method raises KeyringError or one of its kinds, if anything."""
+    """The backend; see the module's docstring. Errors are KeyringError or its subclasses."""
 
     priority: Any = _Priority()
-    # Class attributes and no descriptors: the library sets them in the instance's __dict__, as text.
+    # Must be plain class attributes: the library sets them in the instance's __dict__, as text.
     where: object = None
     timeout: object = None
     container: str = "upcall"
@@ -108,7 +109,7 @@ class KernelKeyring(KeyringBackend):
         return None if payload is None else _password(payload)
 
     def set_password(self, service: str, username: str, password: str) -> None:
-        """PasswordSetError if it is too long, or the quota is used up."""
+        """Stores a password. PasswordSetError if it is too long, or the user's key quota is used up."""
         description, payload = _description(service, username), _payload(password)
         if len(description) > MAX_DESCRIPTION:
             raise PasswordSetError(
@@ -137,7 +138,7 @@ class KernelKeyring(KeyringBackend):
                 kernel.move(serial, kernel.PROCESS_KEYRING, held)
 
     def delete_password(self, service: str, username: str) -> None:
-        """PasswordDeleteError if there is none, or it has expired."""
+        """Removes a password. PasswordDeleteError if there is none, or it has expired."""
         description = _description(service, username)
         with _errors_as(PasswordDeleteError):
             held = self._held()
@@ -148,7 +149,8 @@ class KernelKeyring(KeyringBackend):
         raise PasswordDeleteError("there is no such password")
 
     def get_credential(self, service: str, username: str | None) -> Credential | None:
-        """Of this user name; without one, of the first user name in alphabetical order that has a password."""
+        """Returns the credential of this user name; with None, that of the first user name in alphabetical order. None
+        if there is no password."""
         names = [username] if username is not None else self._usernames(service)
         for name in names:
             password = self.get_password(service, name)
@@ -167,14 +169,15 @@ class KernelKeyring(KeyringBackend):
     # --- the keyring of our own -----------------------------------------------------------------------------
 
     def _held(self) -> int | None:
-        """The serial of the keyring that holds the passwords, if there is one."""
+        """Returns the serial number of the keyring with the passwords; None if there is none."""
         return self._found(_outer(self._rules().where))
 
     def _found(self, outer: int) -> int | None:
         return kernel.search(outer, "keyring", self.container)
 
     def _made(self, outer: int) -> int:
-        """A new one; or that of another process which was quicker, for with two of them passwords would be lost."""
+        """Creates the keyring with the passwords. If another process was faster, returns its keyring: with two
+        keyrings passwords would be lost."""
         serial = kernel.add_keyring(self.container, kernel.PROCESS_KEYRING)
         with _unlinked_on_error(serial):
             try:
@@ -184,7 +187,7 @@ class KernelKeyring(KeyringBackend):
                 if found is not None:
                     kernel.unlink(serial, kernel.PROCESS_KEYRING)
                     return found
-                kernel.move(serial, kernel.PROCESS_KEYRING, outer)  # in place of one that was revoked
+                kernel.move(serial, kernel.PROCESS_KEYRING, outer)  # replaces a revoked one
         return serial
 
     def _rules(self) -> _Rules:
@@ -208,7 +211,7 @@ def _seconds(value: object) -> int:
 
 
 def _outer(where: str) -> int:
-    """The keyring that ours lies in, possessed by this thread."""
+    """Returns the serial number of the outer keyring, and makes this thread possess it."""
     if where == PERSISTENT or (not where and kernel.capabilities() & kernel.PERSISTENT_KEYRINGS):
         return kernel.link_persistent_keyring()
     kernel.ensure_user_keyring_linked()
@@ -226,7 +229,7 @@ def _read(held: int, description: str) -> bytes | None:
     try:
         return kernel.read(serial)
     except OSError as error:
-        if error.errno in (errno.ENOKEY, errno.EKEYEXPIRED, errno.EKEYREVOKED):  # since it was found
+        if error.errno in (errno.ENOKEY, errno.EKEYEXPIRED, errno.EKEYREVOKED):  # gone meanwhile
             return None
         raise
 
@@ -235,12 +238,13 @@ def _read(held: int, description: str) -> bytes | None:
 
 
 def _description(service: str, username: str) -> str:
-    """ASCII; a colon in a name is quoted, so that two pairs never look the same."""
+    """Returns a key's description, in ASCII. Colons in names are quoted, so that descriptions are unambiguous."""
     return ":".join(["upcall", *(quote(name, safe="/@", errors="surrogatepass") for name in (service, username))])
 
 
 def _payload(password: str) -> bytes:
-    """UTF-8. The kernel keeps no empty payload: so a password of NULs only, or of nothing, gets one more."""
+    """Returns a password in UTF-8. The kernel refuses empty payloads, so a NUL is appended to an empty password, and
+    to one of NULs only."""
     payload = password.encode("utf-8", "surrogatepass")
     return payload if payload.strip(b"\0") else payload + b"\0"
 
@@ -251,7 +255,7 @@ def _password(payload: bytes) -> str:
     try:
         return payload.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
-        pass  # it holds the payload, and must not be the context of what we raise
+        pass  # the exception contains the payload and must not become a context
     raise KeyringError("what the key holds is not UTF-8: this backend did not write it")
 
 

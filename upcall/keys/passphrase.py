@@ -1,7 +1,8 @@
-"""Where a key's passphrase comes from. Never from the arguments or the environment: others can read those.
+"""Reads a key's passphrase from a descriptor, file, terminal or the `keyring` library.
 
-What is returned is a bytearray that the caller wipes. Python cannot promise that no copy is left behind: what
-the `keyring` library handles is an immutable str, which is why it runs in short-lived processes only.
+Never from arguments or environment, which other processes can read. Returned passphrases are bytearrays, which the
+caller wipes. Copies may remain: the `keyring` library uses str, which cannot be wiped. Therefore it is used in
+short-lived processes only.
 """
 
 from __future__ import annotations
@@ -24,21 +25,23 @@ from upcall.process import start_python as startpython
 SERVICE: Final = "upcall"  # in the `keyring` library; the user name there is the key's signature
 MAX_SIZE: Final = 1024  # bytes
 TTY: Final = "/dev/tty"
-PATIENCE: Final = 20.0  # seconds for the keyring library: somebody may have to unlock it
+PATIENCE: Final = 20.0  # seconds for the keyring library: a person may have to unlock it
 
 
 class NoPassphrase(UpcallError):
-    """The passphrase cannot be had from where it should be. The text says why."""
+    """The passphrase cannot be obtained from its source. The text names the reason, for people."""
 
 
 def from_fd(fd: int) -> bytearray:
-    """All that can be read from the descriptor, less one newline at its end."""
+    """Reads a passphrase from a descriptor to its end; drops one newline at its end. Blocks. UsageError if it is
+    empty or longer than MAX_SIZE bytes."""
     buffer = bytearray(MAX_SIZE + 2)
     return _strip(buffer, _fill(fd, buffer), f"descriptor {fd}")
 
 
 def from_file(path: str | Path) -> bytearray:
-    """The content of a file that nobody else may read or write, less one newline. OSError as read_private."""
+    """Reads a passphrase from a file that no other user may read or write; drops one newline at its end. OSError as
+    `read_private`; UsageError as `from_fd`."""
     buffer, _ = read_private(path, MAX_SIZE + 1)
     return _strip(buffer, len(buffer), str(path))
 
@@ -46,9 +49,10 @@ def from_file(path: str | Path) -> bytearray:
 def from_terminal(
     prompt: str, again: str | None = None, other: str = "--passphrase-fd or --passphrase-file"
 ) -> bytearray:
-    """Typed on the controlling terminal, unseen; twice if `again`, the second prompt, is given.
+    """Reads a passphrase from the controlling terminal, without echo. Blocks until a line is typed.
 
-    `other`: how else it could be given, for those who have no terminal; "" if in no way.
+    `again`: a second prompt, to type it twice; None: once. `other`: options that the error names if there is no
+    terminal; "": none. UsageError if there is no terminal, nothing is typed, or the two differ.
     """
     try:
         fd = os.open(TTY, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
@@ -79,7 +83,7 @@ def _ask(fd: int, prompt: str) -> bytearray:
         os.write(fd, prompt.encode())
         size = _fill(fd, buffer, stop_at_line_end=True)
     finally:
-        termios.tcsetattr(fd, termios.TCSAFLUSH, before)  # and what was typed too much is dropped
+        termios.tcsetattr(fd, termios.TCSAFLUSH, before)  # discards input after the line
         os.write(fd, b"\n")
     return _strip(buffer, size, "the passphrase")
 
@@ -95,7 +99,7 @@ def _fill(fd: int, buffer: bytearray, *, stop_at_line_end: bool = False) -> int:
 
 
 def _strip(buffer: bytearray, size: int, what: str) -> bytearray:
-    """A copy of the right size, without the one newline; the buffer is wiped."""
+    """Returns a copy of the first `size` bytes, without a newline at the end, and wipes the buffer. UsageError."""
     if size and buffer[size - 1] == 0x0A:
         size -= 1
     secret = buffer[:size]
@@ -111,14 +115,14 @@ def _strip(buffer: bytearray, size: int, what: str) -> bytearray:
 
 
 def fetch_from_keyring(signature: str, timeout: float) -> bytearray:
-    """What the `keyring` library keeps for this key, fetched by a child process within `timeout` seconds.
+    """Fetches a key's passphrase from the `keyring` library, in a child process. Blocks for at most `timeout` seconds.
 
-    The library with its backends costs 100 ms and 12 MB, may talk to D-Bus and may wait for a person: nothing
-    for a daemon to have in its own process. NoPassphrase if there is none to be had.
+    A child process, because the library and its backends cost 100 ms and 12 MB, may use D-Bus and may wait for a
+    person. NoPassphrase if the library has none, or the time-out passes; UsageError if it is too long.
     """
     deadline = time.monotonic() + timeout
-    # -I keeps the working directory and PYTHONPATH out; the site-packages of a virtual environment, where
-    # keyring's backends are, stay in.
+    # -I excludes the working directory and PYTHONPATH, but not the site-packages of a virtual environment, where
+    # keyring's backends are.
     command = startpython.command("upcall.keys.passphrase", signature, isolated=True)
     buffer = bytearray(MAX_SIZE + 2)
     with subprocess.Popen(
@@ -130,7 +134,7 @@ def fetch_from_keyring(signature: str, timeout: float) -> bytearray:
         except (TimeoutError, subprocess.TimeoutExpired):
             raise NoPassphrase(f"the keyring library gave no answer within {timeout:g} s") from None
         finally:
-            child.kill()  # does nothing once it was waited for
+            child.kill()  # has no effect once the child was reaped
     if status:
         wipe(buffer)
         raise NoPassphrase(_WHY.get(status, "the keyring library failed").format(signature))
@@ -138,7 +142,8 @@ def fetch_from_keyring(signature: str, timeout: float) -> bytearray:
 
 
 def _collect(child: subprocess.Popen[bytes], buffer: bytearray, deadline: float) -> int:
-    """Reads the child's output to its end, into a buffer that can be wiped; communicate() gives bytes."""
+    """Reads the child's output to its end into a buffer; returns its size. Not by communicate(), which returns bytes
+    that cannot be wiped. `deadline`: seconds of CLOCK_MONOTONIC; TimeoutError after it."""
     if child.stdout is None:
         raise NoPassphrase("the child process has no output")
     poll, size = select.poll(), 0
@@ -155,7 +160,8 @@ def _collect(child: subprocess.Popen[bytes], buffer: bytearray, deadline: float)
 
 
 def store_in_keyring(signature: str, secret: bytearray) -> None:
-    """Puts it into the `keyring` library, in this process: for short-lived ones. It makes copies of it."""
+    """Stores a passphrase in the `keyring` library, in this process, which must be short-lived: copies remain in its
+    memory. NoPassphrase if the library fails; UsageError unless the passphrase is UTF-8."""
     import keyring
     from keyring.errors import KeyringError
 
@@ -179,7 +185,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _main(signature: str) -> int:
-    """The child process of fetch_from_keyring."""
+    """Runs the child process of fetch_from_keyring: writes the passphrase to stdout. Returns the exit status."""
     import keyring
     from keyring.errors import KeyringError, NoKeyringError
 

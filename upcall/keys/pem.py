@@ -1,6 +1,6 @@
-"""Private keys in PEM files, which `openssl pkey` and ecryptfs-utils read, too. For key modules.
+"""Reads and writes private keys in PEM files, for key modules. `openssl pkey` and ecryptfs-utils read them, too.
 
-Needs `cryptography`, which a module in the daemon's process has loaded anyway.
+Needs `cryptography`, which such modules have loaded anyway.
 """
 
 from __future__ import annotations
@@ -23,26 +23,28 @@ from upcall.keymodule import Secrets
 from upcall.keys.base import NONE, wipe
 from upcall.keys.private_file import read_private, write_new
 
-if TYPE_CHECKING:  # it loads every kind of key
+if TYPE_CHECKING:  # this import would load all key algorithms
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 _ENCRYPTED: Final = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
 
 
 def is_encrypted(pem: bytes | bytearray) -> bool:
+    """Returns whether the text contains an encrypted private key. Does not parse it."""
     return any(mark in pem for mark in _ENCRYPTED)
 
 
 def load_pem(pem: bytearray, passphrase: bytearray, path: str, *, trusted: bool = False) -> PrivateKeyTypes:
-    """The key in the text; `path` is for people. `trusted`: RSA keys are not validated, which takes up to 220 ms.
+    """Parses and decrypts a private key. `passphrase`: ignored unless the key is encrypted. `path`: for errors.
+    `trusted`: skips the validation of RSA keys, which takes up to 220 ms.
 
-    ModuleFailed, whose words are ours: OpenSSL's help nobody.
+    ModuleFailed if the passphrase is wrong or the key is malformed. Its text does not contain OpenSSL's.
     """
     encrypted = is_encrypted(pem)
     try:
         return load_pem_private_key(
             pem,
-            passphrase if encrypted else None,  # type: ignore[arg-type] # any buffer will do
+            passphrase if encrypted else None,  # type: ignore[arg-type] # it accepts any buffer
             unsafe_skip_rsa_key_validation=trusted,
         )
     except UnsupportedAlgorithm:
@@ -53,10 +55,11 @@ def load_pem(pem: bytearray, passphrase: bytearray, path: str, *, trusted: bool 
 
 
 class PemFile:
-    """A private key in PEM, as read from its file. To be used with `with`, which wipes what was read."""
+    """A private key in PEM, read from a file. A context manager: its end wipes the file's content."""
 
     def __init__(self, path: str, limit: int) -> None:
-        """ModuleFailed if it cannot be read, is not private, or has more than `limit` bytes (see read_private)."""
+        """Reads the file. ModuleFailed if that fails, other users may access it, or it has more than `limit` bytes:
+        see `read_private`."""
         self.path = path
         try:
             self._pem, self.found = read_private(path, limit)
@@ -68,15 +71,16 @@ class PemFile:
         return is_encrypted(self._pem)
 
     def load(self, passphrase: bytearray, *, trusted: bool = False) -> PrivateKeyTypes:
-        """As `load_pem`. Of whatever kind: see `other_kind`."""
+        """Parses the key as `load_pem`. The caller checks its kind: see `other_kind`."""
         return load_pem(self._pem, passphrase, self.path, trusted=trusted)
 
     def other_kind(self, name: str) -> ModuleFailed:
-        """To be raised if the key is of another kind than the one that has this name for people."""
+        """Returns the exception to raise if the key is of another kind. `name`: of the expected kind, for people."""
         return ModuleFailed(f"{self.path}: holds a private key, but not of {name}")
 
     def passphrase(self, source: str, secrets: Secrets) -> bytearray:
-        """Of this file, from its source; empty if it needs none. The caller wipes it. ModuleFailed, Refused."""
+        """Obtains the file's passphrase; the caller wipes it. Empty if the file is not encrypted. `source`: as in the
+        blob. ModuleFailed if the source is "none"; Refused as `secrets.passphrase`."""
         if not self.encrypted:
             return bytearray()
         if source == NONE:
@@ -93,7 +97,8 @@ class PemFile:
 
 
 def write_pem(path: Path, key: PrivateKeyTypes, passphrase: bytearray) -> None:
-    """A new file (see write_new) in PKCS #8, encrypted unless the passphrase is empty. ModuleFailed."""
+    """Writes a key to a new file (see `write_new`), in PKCS #8, encrypted unless the passphrase is empty. ModuleFailed
+    if the file exists or cannot be written."""
     encryption = BestAvailableEncryption(bytes(passphrase)) if passphrase else NoEncryption()
     pem = bytearray(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
     try:

@@ -1,6 +1,6 @@
-"""Finding plugins by their entry points, and loading them, checked.
+"""Finds plugins by their entry points, imports them and checks their interfaces.
 
-importlib.metadata costs 25 ms, so it is imported when it is used: the daemon is handed the map of aliases.
+importlib.metadata costs 25 ms, so it is imported on use only: the daemon receives the map of aliases as arguments.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from upcall.process import trust
 from upcall.sink import GROUP as SINKS
 from upcall.sink import SinkModule
 
-MAX_ALIAS = 16  # what an auth token has room for
+MAX_ALIAS = 16  # characters: the field of an auth token
 
 
 class Found(NamedTuple):
     """An installed key module."""
 
     spec: str  # "package:attribute"
-    isolated: bool  # its author says that it is better run in a process of its own
+    isolated: bool  # the plugin recommends a process of its own
 
 
 class Installed(NamedTuple):
-    """An installed plugin, of a key module, a handler or a sink, and what its distribution says."""
+    """An installed plugin (key module, handler or sink), with metadata of its distribution."""
 
     alias: str
     group: str  # of entry points
@@ -42,9 +42,9 @@ class Installed(NamedTuple):
 
 
 def installed() -> list[Installed]:
-    """Every installed plugin, by group and alias. None of them is imported.
+    """Lists all installed plugins, sorted by group and alias. Imports none of them.
 
-    Where two of a group claim an alias, the first on sys.path has it, as with modules.
+    If two plugins of a group have the same alias, the first on sys.path is listed, as for Python modules.
     """
     from importlib.metadata import distributions
 
@@ -68,12 +68,14 @@ def installed() -> list[Installed]:
 
 
 def available() -> dict[str, Found]:
-    """Alias to every installed key module. None of them is imported, and not all may be allowed: see `find`."""
+    """Returns alias -> key module, for all that are installed. Imports none. Includes modules that the configuration
+    does not allow: see `find`."""
     return {one.alias: Found(one.spec, one.isolated) for one in installed() if one.group == GROUP}
 
 
 def find(alias: str) -> Found:
-    """The key module of this alias. UsageError if there is none, or the configuration does not allow it."""
+    """Returns the key module with this alias. UsageError if it is not installed, or the configuration does not allow
+    it."""
     found = available()
     if alias not in found:
         raise UsageError(f"there is no key module {alias!r}: {', '.join(found) or 'none'} installed")
@@ -84,22 +86,24 @@ def find(alias: str) -> Found:
 
 
 def handlers() -> dict[str, str]:
-    """Service to the spec of every installed handler. None of them is imported, and not all may be allowed."""
+    """Returns service -> "package:attribute", for all installed handlers. Imports none. Includes handlers that the
+    configuration does not allow."""
     return {one.alias: one.spec for one in installed() if one.group == HANDLERS}
 
 
 def sinks() -> dict[str, str]:
-    """Name to the spec of every installed sink. None of them is imported, and not all may be allowed."""
+    """Returns name -> "package:attribute", for all installed sinks. Imports none. Includes sinks that the
+    configuration does not allow."""
     return {one.alias: one.spec for one in installed() if one.group == SINKS}
 
 
 def load(spec: str) -> KeyModule:
-    """The key module at "package:attribute", checked. ModuleFailed says what is wrong with it."""
+    """Imports the key module at "package:attribute" and checks its interface. ModuleFailed names what is wrong."""
     return _checked(_imported(spec, "key module"), spec)
 
 
 def load_handler(spec: str, service: str) -> Handler:
-    """The handler of this service at "package:attribute", checked. ModuleFailed says what is wrong with it."""
+    """Imports the handler of this service at "package:attribute" and checks its interface. ModuleFailed."""
     handler = _imported(spec, "handler")
     if service not in (services if isinstance(services := getattr(handler, "services", None), tuple) else ()):
         raise ModuleFailed(f"handler {spec}: its services do not name {service!r}")
@@ -109,7 +113,7 @@ def load_handler(spec: str, service: str) -> Handler:
 
 
 def load_sink(spec: str, name: str) -> SinkModule:
-    """The sink of this name at "package:attribute", checked. ModuleFailed says what is wrong with it."""
+    """Imports the sink of this name at "package:attribute" and checks its interface. ModuleFailed."""
     sink = _imported(spec, "sink")
     if getattr(sink, "name", None) != name:
         raise ModuleFailed(f"sink {spec}: its name is not {name!r}")
@@ -130,7 +134,7 @@ def _imported(spec: str, what: str) -> Any:
         return getattr(importlib.import_module(package), attribute)
     except ModuleFailed:
         raise
-    except Exception as error:  # importing runs code of others, which may raise anything
+    except Exception as error:  # importing runs a plugin's code, which may raise anything
         raise ModuleFailed(f"{what} {spec}: {type(error).__name__}: {error}") from error
     finally:
         sys.path[:] = before
@@ -152,7 +156,7 @@ def is_alias(name: str) -> bool:
 
 
 def _trusted_path() -> list[str]:
-    """sys.path without the working directory, which the interpreter puts first for `-c` and `-m`."""
+    """Returns sys.path without the working directory, which Python puts first for `-c` and `-m`."""
     path = sys.path[:]
     if path and not sys.flags.safe_path and path[0] in ("", str(Path.cwd())):
         del path[0]

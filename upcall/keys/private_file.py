@@ -1,6 +1,6 @@
-"""Files that are nobody else's business: key files, passphrase files, the key store.
+"""Reads and creates files that no other user may access: key files, passphrase files, the key store.
 
-Everything here raises OSError with a `strerror` for people and the path as `filename`.
+Errors are OSError with a `strerror` for people and the path as `filename`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Fingerprint(NamedTuple):
-    """What `stat` says about a file. Two that are equal: the same file with the same content."""
+    """Identifies a file's content by fields of stat(2): equal fingerprints mean the same file, unchanged."""
 
     device: int
     inode: int
@@ -40,11 +40,12 @@ def fingerprint(found: os.stat_result) -> Fingerprint:
 
 
 def read_private(path: str | Path, limit: int) -> tuple[bytearray, Fingerprint]:
-    """The content of a file that only we can read or write, and its fingerprint from before the reading.
+    """Reads a file that no other user can read or write. Returns its content, which the caller wipes, and its
+    fingerprint from before reading.
 
-    Refused with an OSError: not a regular file, not ours (or root's), open to others, longer than `limit`
-    bytes. All is checked on the opened descriptor, so that nobody can swap the file in between; for the same
-    reason a symbolic link is followed: whose file it leads to is what counts. The caller wipes the buffer.
+    OSError if it is not a regular file, belongs to a user other than this process's or root, is accessible to others,
+    or is longer than `limit` bytes. All is checked on the open descriptor, so the file cannot be swapped in between.
+    Symbolic links are followed: the checks apply to their target.
     """
     name = os.fspath(path)
     fd = os.open(name, _READ)
@@ -76,7 +77,7 @@ def _check_private(found: os.stat_result, name: str) -> None:
 
 
 def _read_into(fd: int, buffer: bytearray) -> int:
-    """Reads until the buffer is full or the file ends, into a buffer that can be wiped."""
+    """Reads until the buffer is full or the file ends. Returns the number of bytes."""
     size = 0
     with memoryview(buffer) as view:
         while size < len(buffer) and (count := os.readv(fd, [view[size:]])):
@@ -85,9 +86,9 @@ def _read_into(fd: int, buffer: bytearray) -> int:
 
 
 def write_new(path: Path, data: bytes | bytearray) -> None:
-    """A new file, 0600, either whole or not there. FileExistsError rather than touch one that exists.
+    """Creates a file with mode 0600, atomically and durably. FileExistsError if the path exists; OSError.
 
-    The content goes to a file beside it that is then linked to its name: unlike rename, link never replaces.
+    Writes a temporary file in the same folder and links it to its name: link(2), unlike rename(2), never replaces.
     """
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     beside = f".{path.name}.{os.urandom(6).hex()}"
@@ -107,7 +108,7 @@ def write_new(path: Path, data: bytes | bytearray) -> None:
 
 
 def _fill(fd: int, data: bytes | bytearray) -> None:
-    os.fchmod(fd, 0o600)  # the umask may have taken the owner's own rights
+    os.fchmod(fd, 0o600)  # the umask may have removed the owner's permissions
     with memoryview(data) as view:
         at = 0
         while at < len(view):
@@ -116,5 +117,5 @@ def _fill(fd: int, data: bytes | bytearray) -> None:
 
 
 def wipe(buffer: bytearray) -> None:
-    """Overwrites in place. Copies that libraries or the interpreter made are out of reach."""
+    """Overwrites a buffer with zeros. Copies made by libraries or the interpreter remain."""
     buffer[:] = bytes(len(buffer))

@@ -1,7 +1,7 @@
-"""Which keys we have: one TOML file per key in $XDG_DATA_HOME/upcall/keys. There is no secret in them.
+"""Stores a user's enrolled keys: one TOML file per key in $XDG_DATA_HOME/upcall/keys, without secrets.
 
-The key itself belongs to the key module: in the file `path`, in a token, wherever the blob says. What is here is
-enough to make the key's auth token anew after the next login, which begins with an empty user keyring.
+The key itself belongs to the key module: it is in the file `path` or in a token, as the blob specifies. An entry
+suffices to add the key's auth token to the user keyring again at the next login, when that keyring is empty.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from upcall.keys.private_file import read_private, write_new
 
 MAX_FILE: Final = 16 * 1024  # bytes
 SUFFIX: Final = ".toml"
-COMPAT: Final = "compat"  # a source: the passphrase stands in the auth token, as with ecryptfs-utils
+COMPAT: Final = "compat"  # a source: the passphrase is in the auth token, as with ecryptfs-utils
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,63}", re.ASCII)
 _SIGNATURE = re.compile(r"[0-9a-f]{16}")
 
 
 class Entry(NamedTuple):
-    """A key: its name, and what its file says. Nothing of it is secret."""
+    """An enrolled key. No field is secret."""
 
     name: str
     module: str  # alias of the key module
     signature: str
-    source: str  # where the passphrase is kept: ask, keyring, none, file:/path or compat
+    source: str  # of the passphrase: ask, keyring, none, file:/path or compat
     description: str
     created: datetime.datetime
-    path: str | None = None  # of the key file, absolute, if there is one
-    blob: bytes | None = None  # for the auth token; not of a compat key, where it holds the passphrase
-    parameters: Mapping[str, str] = MappingProxyType({})  # what was chosen when it was made, but for secrets
-    auto: bool = False  # the daemon adds it when it starts
+    path: str | None = None  # of the key file, absolute; None without one
+    blob: bytes | None = None  # for the auth token; None for a compat key, whose blob contains the passphrase
+    parameters: Mapping[str, str] = MappingProxyType({})  # values chosen at enrolment, without secret ones
+    auto: bool = False  # the daemon adds it to the user keyring when it starts
 
 
 _TYPES: Final[dict[str, tuple[type, str]]] = {
@@ -60,25 +60,25 @@ _OPTIONAL: Final = frozenset({"path", "blob", "parameters", "auto"})
 
 
 def default_directory() -> Path:
-    """As the XDG base directory specification says: a relative $XDG_DATA_HOME is ignored."""
+    """Returns the store's directory. A relative $XDG_DATA_HOME is ignored (XDG base directory specification)."""
     data = Path(os.environ.get("XDG_DATA_HOME", ""))
     return (data if data.is_absolute() else Path.home() / ".local" / "share") / "upcall" / "keys"
 
 
 def check_name(name: str) -> None:
-    """UsageError unless it can be the name of a key, and of a file."""
+    """UsageError unless `name` is valid as the name of a key and of its file."""
     if not _NAME.fullmatch(name) or name.endswith(SUFFIX):
         raise UsageError(f"{name!r} cannot be the name of a key: letters, digits and ._@+- are allowed, at most 64")
 
 
 class KeyStore:
-    """The directory with the entries. Nothing is kept in memory."""
+    """Reads and writes the entries. Keeps nothing in memory. Methods raise OSError if the file system fails."""
 
     def __init__(self, directory: Path | None = None) -> None:
         self.directory = default_directory() if directory is None else directory
 
     def names(self) -> list[str]:
-        """Of all entries, sound or not, sorted; none if there is no directory."""
+        """Returns the sorted names of all entries, valid or not; [] if there is no directory."""
         try:
             files = [path.name for path in self.directory.iterdir()]
         except FileNotFoundError:
@@ -87,7 +87,8 @@ class KeyStore:
         return sorted(name for name in names if _NAME.fullmatch(name))
 
     def load(self, name: str) -> Entry:
-        """UsageError if there is no such key, PeerError with file and key if its file is wrong."""
+        """Reads an entry. UsageError if there is no such key; PeerError if its file is malformed: it names file and
+        key."""
         path = self._path(name)
         try:
             text, _ = read_private(path, MAX_FILE)
@@ -96,23 +97,24 @@ class KeyStore:
         return _parse(name, bytes(text), str(path))
 
     def find(self, name_or_signature: str) -> Entry:
-        """The entry with this name or, failing that, this signature."""
+        """Returns the entry with this name, otherwise the one with this signature. UsageError if there is neither."""
         if not _SIGNATURE.fullmatch(name_or_signature) or name_or_signature in self.names():
             return self.load(name_or_signature)
         for name in self.names():
             entry = self.load(name)
             if entry.signature == name_or_signature:
                 return entry
-        return self.load(name_or_signature)  # which says that there is none
+        return self.load(name_or_signature)  # raises UsageError
 
     def save(self, entry: Entry) -> None:
-        """FileExistsError if the name is taken; UsageError rather than write a secret."""
+        """Writes a new entry. FileExistsError if the name is in use; UsageError if the entry would contain a
+        secret."""
         path = self._path(entry.name)
         self.prepare()
         write_new(path, _text_of(entry))
 
     def replace(self, entry: Entry) -> None:
-        """Writes the entry of a key that is there anew, at once or not at all. UsageError as `save`."""
+        """Replaces the entry of an existing key atomically. UsageError as `save`."""
         path = self._path(entry.name)
         self.prepare()
         beside = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
@@ -123,12 +125,12 @@ class KeyStore:
         self._path(name).unlink()
 
     def check_free(self, name: str) -> None:
-        """FileExistsError if there is such a key."""
+        """FileExistsError if there is a key with this name."""
         if os.path.lexists(self._path(name)):
             raise FileExistsError(errno.EEXIST, "there is a key of this name already", str(self._path(name)))
 
     def prepare(self) -> None:
-        """Makes the directory, 0700, and refuses one in which others could put files."""
+        """Creates the directory with mode 0700. OSError if other users could create files in it."""
         missing = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
         for path in reversed(missing):
             path.mkdir(0o700, exist_ok=True)
@@ -144,7 +146,8 @@ class KeyStore:
 
 
 def check_auto(source: str) -> None:
-    """UsageError if a key with this source cannot be added without anybody being asked."""
+    """UsageError if a key with this source cannot be added automatically: the auth token of a compat key contains its
+    passphrase, which is not stored."""
     if source == COMPAT:
         raise UsageError("the auth token of a compat key holds its passphrase: it cannot be added without asking")
 

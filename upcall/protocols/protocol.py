@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Given(NamedTuple):
-    """The broker's start-up options that sources need."""
+    """The broker's start-up options that a source may need."""
 
     place: Place
-    device: Path | None = None  # /dev/ecryptfs, if it is to be served
-    owners: Mapping[str, int] = {}  # service -> uid whose daemon answers requests that name none
+    device: Path | None = None  # path of /dev/ecryptfs; None: not served
+    owners: Mapping[str, int] = {}  # service -> uid whose daemon answers, for services whose requests name no uid
 
 
 def _no_source(given: Given) -> None:
@@ -27,14 +27,14 @@ def _no_source(given: Given) -> None:
 
 
 class Protocol(NamedTuple):
-    """One kind of kernel upcall, or several that are handled in the same way."""
+    """Describes one kind of kernel upcall: its services, configuration tables, source and notices."""
 
     name: str
-    services: tuple[Service, ...] = ()  # the requests that the broker routes
-    tables: tuple[Table, ...] = ()  # its tables of the configuration
-    # Checks of the kernel for doctor: (description, module, option of the kernel's configuration).
+    services: tuple[Service, ...] = ()  # service names that the broker accepts, with their limits and checks
+    tables: tuple[Table, ...] = ()  # of the configuration
+    # Kernel support that `upcall doctor` checks: (capability for people, module, CONFIG_ option)
     kernel: tuple[tuple[str, str, str], ...] = ()
-    # Returns the factory of the source that runs in the broker's process, imported on demand; None: no source.
-    # UsageError, ConfigError.
+    # Returns the constructor of the source in the broker's process, or None if this broker has none. Imports the
+    # source only when called. UsageError, ConfigError.
     source: Callable[[Given], MakeSource | None] = _no_source
     notices: tuple[Notice, ...] = ()  # notices of its source in a process of its own, by the source's name

@@ -33,7 +33,7 @@ class BrokerForTests(NamedTuple):
 
 
 def strangers(pid: int) -> Line:
-    """Of a process that descends from nobody."""
+    """Returns the ancestry of a process as if it descended from no daemon."""
     return NO_LINE
 
 

@@ -1,7 +1,7 @@
-"""Runs the contract's checks on an installed module in a process of their own: a crash of the module ends one check.
+"""Runs the contract's checks on an installed module in a child process: a crash of the module fails one check only.
 
-`check_module` starts `python -m upcall.testing.checking` and hears from it by lines of JSON on a pipe. A module that
-crashes the process, or stops it, fails the check that was being made; another process makes the rest.
+`check_module` starts `python -m upcall.testing.checking`, which reports by lines of JSON on a pipe. If a module
+crashes or stops the process, the running check fails, and another process runs the remaining ones.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from upcall.testing.subject import (
 T = TypeVar("T")
 KEPT, BROKEN, LEFT_OUT = "kept", "broken", "left out"
 LOADING, MAKING = "it_can_be_loaded", "a_key_can_be_made"
-_GRACE = 2.0  # seconds in which a process whose check is overdue may still say so itself
+_GRACE = 2.0  # seconds after a check's time-out in which the process may report it itself
 
 
 class Order(NamedTuple):
-    """What is to be checked, and with what."""
+    """The module to check, and how to make its key."""
 
     alias: str
     spec: str
-    isolated: bool  # the checks talk to it as the daemon does to an isolated one
-    values: Mapping[str, str] = {}  # by the parameters' names
-    file: str = ""  # a key file to import instead of making one
+    isolated: bool  # run it in a process of its own, as the daemon does with isolated modules
+    values: Mapping[str, str] = {}  # of parameters, by name
+    file: str = ""  # path of a key file to import, if `importing`
     importing: bool = False
     passphrase: str = PASSPHRASE.decode()
     pin: str = PIN.decode()
@@ -60,7 +60,7 @@ class Order(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What came out of one check. `why` is empty if it is kept."""
+    """The result of one check. `why`: the reason, for the module's author; "" if the check passes."""
 
     check: str
     outcome: str  # KEPT, BROKEN, LEFT_OUT
@@ -68,7 +68,11 @@ class Verdict(NamedTuple):
 
 
 def check_module(order: Order) -> Iterator[Verdict]:
-    """Every check's verdict, as it is reached. If the module cannot be loaded, or makes no key, there is no more."""
+    """Runs all checks; yields each verdict when it is reached. Ends early if the module cannot be loaded or makes no
+    key.
+
+    Each check takes at most `order.patience` seconds, and a little more if the module hangs its whole process.
+    """
     left = [LOADING, MAKING, *(check.__name__ for check in CHECKS)]
     while left:
         for verdict in _one_process(order, left):
@@ -79,14 +83,14 @@ def check_module(order: Order) -> Iterator[Verdict]:
 
 
 def _one_process(order: Order, left: Sequence[str]) -> Iterator[Verdict]:
-    """The verdicts that one process reaches. At least one: if it ends early, that on the check it was making."""
+    """Yields the verdicts of one process: at least one, because an early end fails the check that was running."""
     reader, writer = os.pipe()
-    told = os.memfd_create("order")  # on stdin, not in argv: there are secrets in it
+    told = os.memfd_create("order")  # passed as stdin, not in argv: it contains secrets
     os.write(told, json.dumps([order._asdict(), list(left)]).encode())
     os.lseek(told, 0, os.SEEK_SET)
     with tempfile.TemporaryDirectory(prefix="upcall-check-") as folder:
         arguments = startpython.command("upcall.testing.checking", str(writer), folder)
-        null = subprocess.DEVNULL  # what a module prints is no verdict
+        null = subprocess.DEVNULL  # discards what a module prints
         try:
             process = subprocess.Popen(
                 arguments, stdin=told, stdout=null, stderr=null, pass_fds=[writer], start_new_session=True
@@ -97,7 +101,7 @@ def _one_process(order: Order, left: Sequence[str]) -> Iterator[Verdict]:
         try:
             yield from _heard(process, reader, order.patience + _GRACE, left)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)  # and what it has started: they are a session of their own
+            os.killpg(process.pid, signal.SIGKILL)  # with its children: the process leads a session
             process.wait()
             os.close(reader)
 
@@ -121,7 +125,7 @@ def _heard(process: subprocess.Popen[bytes], fd: int, patience: float, left: Seq
 
 
 def _ending(process: subprocess.Popen[bytes]) -> str:
-    """How it has ended. It is not reaped: until then nobody else can have its pid."""
+    """Describes how the process has ended, without reaping it: its pid must stay valid for killpg."""
     pidfd = os.pidfd_open(process.pid)
     try:
         ended = select.select([pidfd], [], [], _GRACE)[0]
@@ -139,18 +143,18 @@ def _ending(process: subprocess.Popen[bytes]) -> str:
 
 
 class _Sayer:
-    """Says verdicts to whoever has started us."""
+    """Writes verdicts to the pipe of `check_module`."""
 
     def __init__(self, out: int, left: Sequence[str]) -> None:
         self._out, self.left = out, list(left)
 
     def __call__(self, check: str, outcome: str, why: str = "") -> None:
-        name = check if check in self.left else self.left[0]  # what went well before fails only now
+        name = check if check in self.left else self.left[0]  # a check that had passed fails after its end
         self.left.remove(name)
         os.write(self._out, json.dumps([name, outcome, why]).encode() + b"\n")
 
     def attempt(self, check: str, work: Callable[[], T]) -> T:
-        """What it gives. If that is nothing, says so, and ends this process."""
+        """Returns the result of `work`. If it raises, reports the check as broken and ends this process."""
         try:
             result = work()
         except BaseException as error:  # noqa: BLE001 - modules raise anything
@@ -179,7 +183,7 @@ def _serve(out: int, folder: Path) -> None:
             say(check.__name__, BROKEN, str(error))
         else:
             say(check.__name__, KEPT)
-    os._exit(0)  # no tidy end: a check that hangs has left its thread behind
+    os._exit(0)  # without cleanup: a check that hangs leaves its thread behind
 
 
 def _loaded(order: Order) -> KeyModule:
@@ -205,7 +209,7 @@ def _made(order: Order, module: KeyModule, folder: Path) -> Made:
 
 
 def _imported(order: Order, module: KeyImporter, opener: KeyModule) -> Made:
-    """An existing key. Its file is not told to the checks: they would take it away for a while."""
+    """Imports an existing key. Does not pass its file to the checks: some would move it away."""
     told = GivenSecrets(order.passphrase.encode(), pin=order.pin.encode())
     values = chosen(module.import_parameters, order.values)
     taken = take_in(module, Making(Path(order.file), values, bytearray(), "ask", Limits(), told))

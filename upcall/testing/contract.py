@@ -1,10 +1,10 @@
-"""The contract of key modules, as a pytest class to inherit:
+"""Checks a key module against the contract, as a pytest class to inherit:
 
 class TestMyModule(KeyModuleContract):
     module = module
 
-That is all for a module that makes keys: the checks of `upcall.testing.checks` are made on new ones. `values` has the
-parameters that have no default. A module that makes none, or keys that need more, say so in `make`.
+This suffices for a module that makes keys: the checks of `upcall.testing.checks` run on new keys. `values`: parameters
+without a default. Override `make` for a module that makes no keys, or whose keys need more.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ __all__ = ["ContractBroken", "KeyModuleContract", "Made", "open_key"]
 
 
 class KeyModuleContract:
-    """What every key module must do: one test, `test_contract`, for each check."""
+    """Runs one test, `test_contract`, for each check."""
 
     module: KeyModule
-    values: Mapping[str, str] = {}  # by the parameters' names
+    values: Mapping[str, str] = {}  # of parameters without a default, by name
     passphrase = subject.PASSPHRASE
     pin = subject.PIN
     patience = subject.PATIENCE  # seconds for one check
-    without: Mapping[str, str] = {}  # names of checks that are left out, and why
+    without: Mapping[str, str] = {}  # check to skip -> reason
 
     def make(self, tmp_path: Path) -> Made:
-        """A new key each time."""
+        """Returns a new key on each call. Override it if the module makes no keys."""
         module = self.module
         if not isinstance(module, KeyMaker):
             raise NotImplementedError("the module makes no keys: `make` must say where one is")
         return make_key(module, module, tmp_path, self.values, self.passphrase, self.pin)
 
     def token_taken_out(self, made: Made) -> AbstractContextManager[None]:
-        """Takes away what the key is in, and puts it back at the end. A file, if nothing else is said here."""
+        """Returns a context in which the key's file or token is not there. Override it for tokens; default: the
+        file."""
         return subject.moved_away(made)
 
     @pytest.fixture
@@ -67,7 +68,7 @@ class KeyModuleContract:
 
 
 def _spec_of(module: KeyModule) -> str:
-    """Of an installed module, what its entry point says; "" of one that is not installed."""
+    """Returns "package:attribute" of an installed module; "" if it is not installed."""
     found = modules.available().get(module.name)
     try:
         return found.spec if found is not None and modules.load(found.spec) is module else ""
@@ -76,5 +77,5 @@ def _spec_of(module: KeyModule) -> str:
 
 
 def open_key(made: Made) -> KeyHandle:
-    """The key, opened with all that it asks for."""
+    """Opens a key with all secrets that it needs. The caller closes it."""
     return made.module.open(made.signature, made.blob, made.told())

@@ -1,4 +1,4 @@
-"""A real broker and a real daemon with a key of the module's, asked over real sockets, as a pytest class to inherit:
+"""Tests a key module in a real daemon with a real broker, over real sockets, as a pytest class to inherit:
 
 class TestMyModuleInADaemon(KeyDaemonContract):
     module = module
@@ -30,20 +30,20 @@ class MakingModule(KeyModule, KeyMaker, Protocol):
 
 
 class KeyDaemonContract:
-    """Of a module whose keys have passphrases, and which is installed."""
+    """Tests for an installed module whose keys have passphrases."""
 
     module: MakingModule
-    values: Mapping[str, str] = {}  # by the parameters' names
+    values: Mapping[str, str] = {}  # of parameters without a default, by name
 
     @pytest.fixture
     def folder(self) -> Iterator[Path]:
-        """A short name: the path of a socket has 107 bytes at most."""
+        """A folder with a short name: the path of a socket has at most 107 bytes."""
         with tempfile.TemporaryDirectory(prefix="upcall-") as name:
             yield Path(name)
 
     @pytest.fixture
     def made(self, folder: Path) -> Enrolled:
-        """A key in the daemon's keyring; its passphrase is in a file."""
+        """A new key in the daemon's keyring, whose passphrase is in a file."""
         word = folder / "word"
         word.touch(0o600)
         word.write_bytes(WORD)
@@ -55,7 +55,7 @@ class KeyDaemonContract:
 
     @pytest.fixture
     def broker(self, folder: Path, made: Enrolled) -> Iterator[RunningBroker]:
-        """With a daemon that found its way to it."""
+        """A broker with a registered daemon."""
         with RunningBroker(folder / "broker") as running:
             spec = {self.module.name: plugins.available()[self.module.name].spec}
             with RunningDaemon(running.folder, folder / "keys", spec) as daemon:

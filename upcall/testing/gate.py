@@ -9,7 +9,7 @@ from upcall.testing.processes import PATIENCE
 
 
 class Visitor:
-    """A call that waits."""
+    """A blocked call."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -25,7 +25,7 @@ class Gate:
         self._listener.bind(str(path))
         self._listener.listen(64)
         self._listener.settimeout(PATIENCE)
-        self._visitors: list[Visitor] = []  # until they are released, they wait
+        self._visitors: list[Visitor] = []  # not released yet
 
     def arrived(self) -> Visitor:
         connection, _ = self._listener.accept()

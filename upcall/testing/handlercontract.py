@@ -1,12 +1,12 @@
-"""The contract of message handlers, as a pytest class to inherit:
+"""Checks a message handler against the contract, as a pytest class to inherit:
 
     class TestMyHandler(HandlerContract):
         handler = handler
 
         def asking(self) -> Envelope: ...
 
-Nothing has to be answered: where the tests run there may be no tickets and no servers. But whatever comes is bytes, or
-one of the errors that a handler may raise.
+Requests may be refused: the test machine may have no tickets and no servers. But each result must be bytes, or one of
+the errors of `Handler.answer`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from upcall.wire.envelope import MAX_BODY, MAX_NAME, Envelope, pack_response
 
 __all__ = ["HANDLER_CHECKS", "HandlerContract"]
 
-QUICK = 0.005  # seconds that the best of a few calls of `lane` may take: a worker at the socket makes it
+QUICK = 0.005  # seconds for the fastest of a few calls of `lane`, which runs in the worker at the socket
 PATIENCE = 20.0  # seconds for one answer
 THREADS, CALLS = 8, 4
 
@@ -119,12 +119,13 @@ HANDLER_CHECKS: tuple[Check, ...] = (
 
 
 class HandlerContract:
-    """What every message handler must do: one test for each check."""
+    """Runs one test, `test_contract`, for each check."""
 
     handler: Handler
 
     def asking(self) -> Envelope:
-        """A request that makes sense to the handler, whether it can be granted here or not."""
+        """Returns a valid request for the handler, whether it can be granted on the test machine or not. Override
+        it."""
         raise NotImplementedError("`asking` must say what the handler can be asked")
 
     @pytest.mark.parametrize("check", HANDLER_CHECKS, ids=lambda check: check.__name__)
@@ -133,7 +134,7 @@ class HandlerContract:
 
 
 def _answered(handler: Handler, envelope: Envelope) -> bool:
-    """Whether there was an answer; ContractBroken if it is none that the daemon could send."""
+    """Returns whether the handler answers. ContractBroken if the daemon could not send the result."""
     try:
         answer = handler.answer(envelope)
     except (Refused, ModuleFailed, PeerError):
@@ -149,7 +150,7 @@ def _answered(handler: Handler, envelope: Envelope) -> bool:
 
 
 def _nonsense(good: bytes) -> Iterator[bytes]:
-    """Bodies that no broker sends: cut short, with something after the end, and what was never meant."""
+    """Yields malformed bodies: truncated, extended, constant and random ones."""
     step = max(1, len(good) // 64)
     yield from (good[:size] for size in range(0, len(good), step))
     yield good + b"\0"

@@ -1,8 +1,8 @@
 """Simulates the kernel's side of /dev/ecryptfs (fs/ecryptfs), including its quirks, without privileges.
 
-It has 32 message contexts and waits 3 s; it reuses a context once its waiter has gone, and turns an unread request
-into a stale frame of five bytes; it takes what fits on index and sequence, and EINVAL is all that it says to the rest.
-Unlike the real one it notes when an answer would have cost somebody a file.
+It has 32 message contexts and a time-out of 3 s. After the time-out a context is reused, and an unread request becomes
+a stale frame of five bytes. It accepts answers whose index and sequence number match, and returns EINVAL for others.
+Unlike the real kernel it records answers that would have destroyed a file.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from upcall.testing.processes import PATIENCE, NotInTime
 
 
 class PlayedUpcall:
-    """A process in the kernel that waits for an answer."""
+    """A process that waits in the kernel for an answer."""
 
     def __init__(self, packet: bytes, deadline: float) -> None:
         self.packet, self.deadline = packet, deadline
@@ -70,7 +70,8 @@ class PlayedUpcall:
         return self._settled.is_set()
 
     def result(self) -> bytes:
-        """The key that came, wrapped or in clear. OSError as the process would see it: EIO, ENOMEM, ENOTCONN."""
+        """Waits, and returns the key of the answer, wrapped or in clear. OSError as the process would get it: EIO,
+        ENOMEM, ENOTCONN."""
         if not self._settled.wait(max(0.0, self.deadline - time.monotonic())) and not self.settled:
             self.settle(None, errno.EIO)
         if self.answer is None:
@@ -87,7 +88,7 @@ class PlayedUpcall:
 
 
 class PlayedDevice:
-    """/dev/ecryptfs as one uid has it open. Level-triggered readiness works, as with the real one."""
+    """/dev/ecryptfs, opened by one uid. Supports level-triggered polling, as the real one."""
 
     def __init__(self, kernel: PlayedKernel, uid: int) -> None:
         self._kernel, self.uid = kernel, uid
@@ -121,13 +122,14 @@ class PlayedDevice:
 
 
 class PlayedKernel:
-    """Give `open` to a Server as its device. `ask` is what a process does that opens or creates a file."""
+    """The simulated kernel. Pass `open` to a Server as its device. `ask` makes a request, as a process does that opens
+    or creates a file. Thread-safe. `contexts`: message contexts. `timeout`: seconds."""
 
     def __init__(self, contexts: int = 32, timeout: float = 3.0) -> None:
         self.timeout = timeout
-        self.cannot_open = 0  # an errno: the device is not there, or another daemon has it
-        self.refused: list[bytes] = []  # what was written and met EINVAL
-        self.lost: list[bytes] = []  # answers that it took, and that nobody could ever use
+        self.cannot_open = 0  # errno with which `open` fails; 0: it does not
+        self.refused: list[bytes] = []  # frames that were refused with EINVAL
+        self.lost: list[bytes] = []  # accepted answers that would have destroyed a file
         self._lock = threading.Lock()
         self._contexts: list[PlayedUpcall | None] = [None] * contexts
         self._devices: dict[int, PlayedDevice] = {}
@@ -136,7 +138,7 @@ class PlayedKernel:
     # --- the broker's side ---------------------------------------------------------------------------------
 
     def open(self, uid: int) -> PlayedDevice:
-        """OSError EINVAL while another one of this uid is open."""
+        """Opens the device. OSError EINVAL while this uid has it open already."""
         with self._lock:
             code = self.cannot_open or (errno.EINVAL if uid in self._devices else 0)
             if code:
@@ -145,7 +147,7 @@ class PlayedKernel:
             return self._devices[uid]
 
     def closed(self, device: PlayedDevice) -> None:
-        """Who is still in its queue waits in vain: nobody is told."""
+        """Closes a device. As in the real kernel, requests in its queue wait until their time-out."""
         with self._lock:
             del self._devices[device.uid]
 
@@ -160,7 +162,7 @@ class PlayedKernel:
             return data if len(data) <= MAX_READ else b""
 
     def take(self, data: bytes) -> None:
-        """OSError EINVAL for what fits nobody who waits."""
+        """Accepts an answer. OSError EINVAL if no waiting request matches."""
         with self._lock:
             self._expire()
             upcall = self._fitting(data)
@@ -183,7 +185,8 @@ class PlayedKernel:
         return upcall if upcall is not None and upcall.seq == frame.seq else None
 
     def _note(self, asked: bytes, answer: bytes) -> None:
-        """The real one believes any tag 67 with status 0, and writes what is in it to the file."""
+        """Records an answer that would have destroyed a file: the real kernel writes the content of any tag 67 with
+        status 0 to the file."""
         if answer[1:2] == b"\0":
             try:
                 check_answer(asked, answer)
@@ -199,7 +202,8 @@ class PlayedKernel:
     # --- the processes' side -------------------------------------------------------------------------------
 
     def ask(self, uid: int, packet: bytes) -> PlayedUpcall:
-        """A process of `uid` needs this packet answered; it does not wait yet."""
+        """Makes a request with this packet for a process of `uid`; does not block. See `PlayedUpcall.result`: ENOTCONN
+        if the device is not open, ENOMEM without a free context."""
         upcall = PlayedUpcall(packet, time.monotonic() + self.timeout)
         with self._lock:
             self._expire()
@@ -215,12 +219,12 @@ class PlayedKernel:
         return upcall
 
     def give_up(self, upcall: PlayedUpcall) -> None:
-        """Its timeout is over, now."""
+        """Ends a request as its time-out does, at once."""
         upcall.deadline = 0.0
         upcall.settle(None, errno.EIO)
 
     def say(self, uid: int, data: bytes) -> None:
-        """Any bytes; none at all is what a signal makes of a read."""
+        """Makes the device return these bytes. b"": as a read that a signal interrupts."""
         with self._lock:
             self._devices[uid].put(data)
 
@@ -234,7 +238,7 @@ class PlayedKernel:
 def sources(
     place: Place, device: OpenDevice | None = None, keys: Kernel | None = None, owners: Mapping[str, int] = {}
 ) -> list[MakeSource]:
-    """The sources of eCryptfs and of request_key, if they have something to face."""
+    """Returns the constructors of the sources of eCryptfs and request_key, for the given devices only."""
     make: list[MakeSource] = []
     if device is not None:
         make.append(lambda loop, router, log, people: Devices(loop, router, log, device))
@@ -248,7 +252,7 @@ S = TypeVar("S", bound=Source)
 
 
 def source_of(server: Server, kind: type[S]) -> S:
-    """The server's source of this kind."""
+    """Returns the server's source of this class. StopIteration without one."""
     return next(source for source in server.sources if isinstance(source, kind))
 
 
@@ -263,8 +267,11 @@ def broker_below(
     line_of: Callable[[int], Line] = strangers,
     owners: Mapping[str, int] | None = None,
 ) -> Iterator[Server]:
-    """A broker in a thread of this process that serves `folder` and faces `kernel` and `keys`. Its log is next to the
-    folder. `line_of`: from whom a process descends; the test's may play a daemon and those who ask it."""
+    """Runs a broker in a thread of this process. It serves `folder`; its log is the file broker.log beside it.
+
+    `kernel`: simulates /dev/ecryptfs. `keys`: simulates the queries of request_key. `line_of`: returns the ancestry of
+    a pid; by default none, so that a test's process can be daemon and requester at once. NotInTime if it does not end.
+    """
     place: Place = own_place(folder)
     with (folder.parent / "broker.log").open("ab") as log:
         logs = EventLog("upcall-broker", log.fileno())

@@ -9,7 +9,7 @@ from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
 
 
 class FolderKeyring:
-    """Finds and reads what `add` has put there; the same face as upcall.kernel.keyring."""
+    """A keyring of auth tokens in a folder, with the interface of upcall.kernel.keyring."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
@@ -17,7 +17,7 @@ class FolderKeyring:
         self._names: dict[int, str] = {}
 
     def add(self, signature: str, alias: str, blob: bytes) -> str:
-        """Puts an auth token there, at once or not at all; gives its signature."""
+        """Adds an auth token atomically; returns its signature."""
         temporary = self._folder / f"new.{os.getpid()}"
         temporary.write_bytes(pack_auth_tok(AuthTok(signature, alias, blob)))
         temporary.replace(self._folder / signature)

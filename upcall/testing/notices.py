@@ -11,7 +11,7 @@ HOSTILE = "\x1b]0;gotcha\x07\x9b2J\r\nBcc: eve@example.org\n<b>&amp;\u202egro.el
 
 
 def notice(uid: int = 5001, name: str = "alice", **changes: Any) -> QuotaNotice:
-    """This user's files on /home have reached the hard limit, as the kernel has just said."""
+    """Returns a notice that this user's files on /home have reached the hard limit. `changes`: other fields."""
     made = QuotaNotice(
         event=OVER_HARD,
         resource=SPACE,
@@ -30,7 +30,7 @@ def notice(uid: int = 5001, name: str = "alice", **changes: Any) -> QuotaNotice:
 
 
 def hostile(uid: int = 5001) -> QuotaNotice:
-    """Every name in it wants to be something else: an order to a terminal, a header, markup."""
+    """Returns a notice whose names contain injections: escape sequences, mail headers, markup."""
     return notice(
         uid,
         HOSTILE,

@@ -1,4 +1,4 @@
-"""What a key module must do that keeps its keys in PEM files (`upcall.keys.pem`), as a pytest class to inherit:
+"""Tests a key module that keeps its keys in PEM files (`upcall.keys.pem`), as a pytest class to inherit:
 
 class TestMyKeyFiles(PemModuleContract):
     module = module
@@ -8,7 +8,7 @@ class TestMyKeyFiles(PemModuleContract):
     def new_key(self) -> Ed448PrivateKey: ...
     def blob(self, path: Path, source: str) -> bytes: ...
 
-Beside `KeyModuleContract`, which says nothing of what stands in files.
+Use it together with `KeyModuleContract`, which does not test key files.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _NOBODY = "0" * 16  # the signature of no key
 
 
 class PemModule(KeyModule, KeyMaker, KeyImporter, Protocol):
-    """A module that makes keys in PEM files, and takes them in."""
+    """A module that makes and imports keys in PEM files."""
 
 
 def write_key(
     path: Path, key: PrivateKeyTypes, word: bytes | None = WORD, form: PrivateFormat = PrivateFormat.PKCS8
 ) -> Path:
-    """A key file, 0600, encrypted if there is a `word`."""
+    """Writes a key file with mode 0600, encrypted with the passphrase `word` unless that is None. Returns its path."""
     encryption = BestAvailableEncryption(word) if word else NoEncryption()
     path.touch(0o600)
     path.write_bytes(key.private_bytes(Encoding.PEM, form, encryption))
@@ -59,19 +59,19 @@ def _replace_by_a_copy(path: Path) -> None:
 
 
 class PemModuleContract:
-    """Tests of a module's key files: how they are made, taken in and refused."""
+    """Tests how a module makes, imports and refuses key files."""
 
     module: PemModule
-    kind: str  # of its keys, for people: "RSA"
-    limit: int  # bytes of the longest key file that it reads
-    values: Mapping[str, str] = {}  # by the parameters' names
+    kind: str  # the algorithm, as in error messages: "RSA"
+    limit: int  # bytes; the module refuses longer key files
+    values: Mapping[str, str] = {}  # of parameters without a default, by name
 
     def new_key(self) -> PrivateKeyTypes:
-        """Of the module's kind. May be the same each time, if making one takes long."""
+        """Returns a private key of the module's kind. May return the same key each time if generating is slow."""
         raise NotImplementedError
 
     def blob(self, path: Path, source: str) -> bytes:
-        """What the module makes of a key file and the source of its passphrase."""
+        """Returns the blob for a key file and the source of its passphrase."""
         raise NotImplementedError
 
     def making(self, path: Path, word: bytes = WORD, source: str = "ask") -> Making:
@@ -86,7 +86,8 @@ class PemModuleContract:
         return self.module.import_key(self.making(pem))
 
     def fails(self, path: Path, why: str, word: bytes = WORD) -> None:
-        """To open it. What is said names the file, and tells no secret; what was given is wiped."""
+        """Asserts that opening the file fails with a text that contains `why` and the path, but no secret, and that
+        the module wipes the passphrase."""
         secrets = GivenSecrets(word)
         with pytest.raises(ModuleFailed, match=why) as caught:
             self.module.open(_NOBODY, self.blob(path, "ask"), secrets)

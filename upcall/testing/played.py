@@ -1,4 +1,4 @@
-"""Simulates broker, daemon and requester, which send what a test wants, in its process, over real sockets."""
+"""Simulates broker, daemon and requester in the test's process, over real sockets: they send what a test specifies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from upcall.wire.envelope import (
 
 
 class PlayedBroker:
-    """Registers one daemon and says whatever the test wants."""
+    """A broker that registers one daemon and sends it what a test specifies."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
@@ -39,7 +39,7 @@ class PlayedBroker:
         self.listener.settimeout(PATIENCE)
 
     def register(self) -> None:
-        """The next daemon that asks for it."""
+        """Waits for a daemon and registers it."""
         self.connection, _ = self.listener.accept()
         self.connection.settimeout(PATIENCE)
         if take_message(self.connection.recv(MAX_MESSAGE)).type != HELO:
@@ -53,7 +53,7 @@ class PlayedBroker:
 
     @property
     def portid(self) -> int:
-        """The daemon's."""
+        """The portid of the daemon's end of the link."""
         return self.far.portid
 
     def ask(self, seq: int, body: bytes, service: str = "key", timeout: float = 5.0, kind: int = REQUEST) -> None:
@@ -68,7 +68,7 @@ class PlayedBroker:
         return until(look, "a response")
 
     def quit(self) -> None:
-        """Tells the daemon that it is not needed any more."""
+        """Sends QUIT to the daemon, as when a newer one takes over."""
         self.socket.send(pack_control(QUIT))
         self.connection.send(pack_control(QUIT))
 
@@ -80,37 +80,37 @@ class PlayedBroker:
 
 
 class PlayedDaemon:
-    """Speaks to the broker in `folder`. Nothing is answered but what the test answers."""
+    """A daemon, connected to the broker in `folder`. Answers no request by itself."""
 
     def __init__(self, folder: Path, register: bool = True) -> None:
         self.folder = folder
         self.connection: socket.socket | None = None
-        self.socket: NetlinkSocket  # our end of the link, and the broker's
+        self.socket: NetlinkSocket  # both ends of the link: the daemon's, then the broker's
         self.far: NetlinkSocket
         if register:
             self.register()
 
     def register(self) -> None:
-        """HELO, and the broker's HELO in its turn."""
+        """Registers: sends HELO and waits for the broker's."""
         self.hello()
         self.helo_heard()
 
     def hello(self) -> None:
-        """Asks for a link."""
+        """Requests a link."""
         place = Place(self.folder)
         self.connection = connect(place.registration_socket, place.owners())
         self.connection.settimeout(PATIENCE)
         self.connection.send(pack_control(HELO))
 
     def helo_heard(self) -> None:
-        """Takes the link, says HELO on it, and waits for the broker's."""
+        """Receives the link, sends HELO on it, and waits for the broker's."""
         self.link_taken()
         self.socket.send(pack_control(HELO))
         if take_message(self.receive().data).type != HELO:
             raise NotInTime("the broker said something, but not HELO")
 
     def link_taken(self) -> None:
-        """Takes the link; the broker does not know us before it hears HELO on it."""
+        """Receives the link. The daemon is registered only after it has sent HELO on it."""
         if self.connection is None:
             raise NotInTime("no link was asked for")
         _, far, mine = take_pair(self.connection)
@@ -120,7 +120,7 @@ class PlayedDaemon:
 
     @property
     def broker(self) -> int:
-        """The portid of the broker's end."""
+        """The portid of the broker's end of the link."""
         return self.far.portid
 
     def receive(self, timeout: float = PATIENCE) -> Packet:
@@ -132,15 +132,15 @@ class PlayedDaemon:
         return packet
 
     def request(self, timeout: float = PATIENCE) -> Envelope:
-        """The next request."""
+        """Waits for the next request. NotInTime after `timeout` seconds."""
         return take_request(self.receive(timeout).data)
 
     def quit_heard(self, timeout: float = PATIENCE) -> bool:
-        """Whether the next message is QUIT."""
+        """Waits for the next message. Returns whether it is QUIT."""
         return take_message(self.receive(timeout).data).type == QUIT
 
     def silent(self) -> bool:
-        """Whether nothing is waiting to be read."""
+        """Returns whether no message waits in the socket's queue."""
         return not select.select([self.socket], [], [], 0)[0]
 
     def answer(self, request: Envelope, outcome: Answer | Refusal) -> None:
@@ -153,7 +153,7 @@ class PlayedDaemon:
         self.send(pack_control(QUIT))
 
     def disconnected(self) -> bool:
-        """Whether the broker has ended the connection. Waits for it."""
+        """Waits until the broker has closed the connection, or a time-out. Returns whether it has."""
         if self.connection is None:
             return True
         try:
@@ -166,7 +166,7 @@ class PlayedDaemon:
         return True
 
     def close(self) -> None:
-        """As when it ends, but for the process."""
+        """Closes all sockets, as the end of a daemon's process does."""
         for one in (getattr(self, "socket", None), getattr(self, "far", None), self.connection):
             if one is not None:
                 one.close()
@@ -187,7 +187,7 @@ class PlayedRequester:
         self._seq = 0
 
     def ask(self, body: bytes, service: str = "key", timeout: float = PATIENCE, uid: int | None = None) -> int:
-        """Sends a request; gives its seq."""
+        """Sends a request; returns its sequence number. `timeout`: seconds until its deadline."""
         self._seq += 1
         requester = Requester(os.getuid() if uid is None else uid, 0)
         deadline = int((time.monotonic() + timeout) * 1e9)
@@ -198,7 +198,7 @@ class PlayedRequester:
         self.socket.send(data)
 
     def response(self) -> Response:
-        """The next answer; NotInTime, ConnectionError if there will be none."""
+        """Waits for the next answer. NotInTime; ConnectionError if the broker has closed the connection."""
         try:
             data = self.socket.recv(MAX_MESSAGE)
         except TimeoutError:
@@ -208,12 +208,13 @@ class PlayedRequester:
         return take_response(data)
 
     def reason(self) -> str:
-        """The reason of the next answer, which is a refusal; "answered" if it is none."""
+        """Waits for the next answer. Returns the reason of a refusal, otherwise "answered"."""
         outcome = self.response().outcome
         return outcome.reason if isinstance(outcome, Refusal) else "answered"
 
     def closed(self) -> bool:
-        """Whether the broker has closed the connection, whatever may be left to read. Waits for it."""
+        """Waits until the broker has closed the connection, or a time-out; discards answers. Returns whether it
+        has."""
         try:
             while self.socket.recv(MAX_MESSAGE):
                 pass

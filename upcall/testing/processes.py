@@ -28,16 +28,17 @@ from upcall.testing.daemon import DaemonForTests
 ONLY_AGENT: Final = DaemonSettings(prompting=PromptSettings(ways=("agent",)))  # it prompts in `upcall prompt` only
 _BROKER: Final = BrokerForTests()
 _DAEMON: Final = DaemonSettings()
-PATIENCE = 60.0  # seconds that a test waits at most for what takes milliseconds on a quiet machine
+PATIENCE = 60.0  # seconds: time-out for events that take milliseconds on an idle machine
 T = TypeVar("T")
 
 
 class NotInTime(UpcallError):
-    """What a test waited for has not happened."""
+    """An event that a test waited for has not happened in time."""
 
 
 def until(look: Callable[[], T | None], what: str, timeout: float = PATIENCE) -> T:
-    """The first result of `look` that is not None or False; NotInTime after `timeout` seconds."""
+    """Polls `look` and returns its first result that is not None or False. NotInTime after `timeout` seconds. `what`:
+    the event, for the error."""
     deadline = time.monotonic() + timeout
     while True:
         found = look()
@@ -49,7 +50,7 @@ def until(look: Callable[[], T | None], what: str, timeout: float = PATIENCE) ->
 
 
 class Started:
-    """A process that we have started. Its log is a file; leaving the `with` block ends it."""
+    """A Python process with its stderr in a log file. A context manager: its end kills the process."""
 
     def __init__(
         self, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, stderr: int = -1
@@ -62,7 +63,7 @@ class Started:
                     "-X",
                     "upcall-environment",
                     *arguments,
-                ],  # plugins of tests are in PYTHONPATH, root's, too
+                ],  # tests find their plugins by PYTHONPATH, also as root
                 stdin=subprocess.DEVNULL,
                 stderr=file if stderr < 0 else stderr,
                 env={**os.environ, **(environment or {})},
@@ -74,14 +75,14 @@ class Started:
         return self._log.read_text("utf-8", "replace")
 
     def logged(self, words: str, timeout: float = PATIENCE) -> None:
-        """Waits until `words` stand in the log."""
+        """Waits until the log contains `words`. NotInTime."""
         until(lambda: words in self.log, f"{words!r} in the log", timeout)
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
     def stop(self) -> None:
-        """SIGSTOP, and waits until it has stopped."""
+        """Sends SIGSTOP and waits until the process has stopped."""
         self.signal(signal.SIGSTOP)
         until(lambda: procfs.state(self.pid) == "T", "stopped")
 
@@ -89,7 +90,7 @@ class Started:
         self.signal(signal.SIGCONT)
 
     def wait(self, timeout: float = PATIENCE) -> int:
-        """Its exit status; NotInTime."""
+        """Waits for the process's end. Returns its exit status; negative: minus the signal's number. NotInTime."""
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -108,7 +109,7 @@ class Started:
 
 
 class RunningBroker(Started):
-    """A broker that serves `folder`; ready when this returns."""
+    """A broker process that serves `folder`. Its constructor returns when it is ready."""
 
     def __init__(
         self,
@@ -142,16 +143,16 @@ class RunningBroker(Started):
             return client.status()
 
     def daemon(self) -> dict[str, Any] | None:
-        """What the broker says of this user's daemon; None if there is none."""
+        """Returns the status of this user's daemon as the broker reports it; None without a daemon."""
         found = [one for one in self.status()["daemons"] if one["uid"] == os.getuid()]
         return found[0] if found else None
 
     def registered(self, pid: int) -> None:
-        """Waits until the daemon of this user is `pid`."""
+        """Waits until the registered daemon of this user has this pid. NotInTime."""
         until(lambda: (self.daemon() or {}).get("pid") == pid, f"daemon {pid} registered")
 
     def pending(self, count: int) -> None:
-        """Waits until this user's daemon has been asked exactly `count` things that it has not answered."""
+        """Waits until exactly `count` requests to this user's daemon are pending. NotInTime."""
         until(lambda: len((self.daemon() or {"pending": []})["pending"]) == count, f"{count} pending")
 
     def outcomes(self, service: str = "key") -> dict[str, int]:
@@ -160,7 +161,8 @@ class RunningBroker(Started):
 
 
 class RunningDaemon(Started):
-    """A daemon whose keyring is the folder `keys`. It may not be registered yet: see RunningBroker.registered."""
+    """A daemon process whose keyring is the folder `keys`. Its constructor does not wait until it is registered: see
+    RunningBroker.registered."""
 
     def __init__(
         self,
@@ -229,7 +231,7 @@ def in_child(function: Callable[[], object], uid: int | None = None, timeout: fl
         return _result(reader, timeout)
     finally:
         os.close(reader)
-        os.kill(pid, signal.SIGKILL)  # it has ended, or must
+        os.kill(pid, signal.SIGKILL)  # it has ended, or hangs
         os.waitpid(pid, 0)
 
 

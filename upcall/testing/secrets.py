@@ -6,10 +6,11 @@ from upcall.core.errors import Refused
 
 
 class GivenSecrets:
-    """`keymodule.Secrets`: one passphrase, and PINs by token or one for any. Refused("locked") for what was not told.
+    """Implements `keymodule.Secrets` with one passphrase, and one PIN for each or any token. Refused("locked")
+    without.
 
-    `given` holds every buffer that was handed out: a module must have wiped them. `sources`, `verdicts` and
-    `touches` note what the module said.
+    `given`: all buffers that the module received, and must wipe. `sources`, `verdicts`, `touches`: the arguments of
+    the module's calls.
     """
 
     def __init__(
@@ -17,7 +18,7 @@ class GivenSecrets:
     ) -> None:
         self._passphrase, self._pins, self._pin = passphrase, pins or {}, pin
         self.given: list[bytearray] = []
-        self.sources: list[str] = []  # of the passphrases that were asked for
+        self.sources: list[str] = []  # of the requested passphrases
         self.verdicts: list[tuple[str, bool]] = []
         self.touches: list[str] = []
 
@@ -35,7 +36,7 @@ class GivenSecrets:
         self.touches.append(token)
 
     def wiped(self) -> bool:
-        """Whether nothing is left in any buffer that was handed out."""
+        """Returns whether the module has wiped all buffers that it received."""
         return not any(any(buffer) for buffer in self.given)
 
     def _give(self, secret: bytes | None) -> bytearray:

@@ -1,6 +1,6 @@
 """Describes the subject of the contract's checks: a key of the module under test, and how to open it.
 
-Nothing here needs pytest: `upcall plugin check` makes the same checks as the class in `upcall.testing.contract`.
+Does not need pytest: `upcall plugin check` runs the same checks as the class in `upcall.testing.contract`.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from upcall.testing.secrets import GivenSecrets
 
 PASSPHRASE = b"a throw-away passphrase"
 PIN = b"141421"
-PATIENCE = 60.0  # seconds for one check; RSA-4096 on a slow machine needs ten
+PATIENCE = 60.0  # seconds, the time-out of one check; RSA-4096 needs ten on a slow machine
 
 Errors = tuple[type[BaseException], ...]
 FAILED: Errors = (ModuleFailed,)
-CLEAN: Errors = (ModuleFailed, PeerError, Refused)  # what a module may raise when it is asked
+CLEAN: Errors = (ModuleFailed, PeerError, Refused)  # exceptions that a module may raise for a request
 
 
 class ContractBroken(AssertionError):
-    """The module does not keep the contract; the text says how, for its author."""
+    """The module violates the contract. The text describes how, for its author."""
 
 
 class NotApplicable(Exception):
-    """The check asks for something that this key or module does not have; the text says what."""
+    """The check needs a property that this key or module does not have. The text names it."""
 
 
 class Made(NamedTuple):
     """A key of the module under test."""
 
-    module: KeyModule  # what opens it
+    module: KeyModule  # opens it
     signature: str
     blob: bytes
-    passphrase: bytes = b""  # empty if it has none
-    file: Path | None = None  # None if it is in no file
-    pin: bytes = b""  # of its token; empty if none is asked for
-    maker: KeyMaker | None = None  # what made it; None if the checks cannot make another like it
-    values: Mapping[str, str] = {}  # the parameters that it was made with
-    spec: str = ""  # "package:attribute" of the module, by which a process of its own finds it
+    passphrase: bytes = b""  # empty without one
+    file: Path | None = None  # None if the key is not in a file
+    pin: bytes = b""  # of its token; empty without one
+    maker: KeyMaker | None = None  # made it; None if the checks cannot make another key
+    values: Mapping[str, str] = {}  # of the parameters that it was made with
+    spec: str = ""  # "package:attribute" of the module, for checks in a child process; "": these are skipped
 
     def told(self) -> GivenSecrets:
-        """What a person would tell who knows everything."""
+        """Returns the key's secrets, for opening it."""
         return GivenSecrets(self.passphrase or None, pin=self.pin or None)
 
 
@@ -62,7 +62,8 @@ def make_key(
     pin: bytes = PIN,
     spec: str = "",
 ) -> Made:
-    """A new key in `folder`, made with the module's own `generate`. `values`: of parameters without a default."""
+    """Makes a key in `folder` by the module's `generate`. `values`: of parameters without a default, by name.
+    `opener`: the module that opens it. ModuleFailed, UsageError."""
     filled = chosen(maker.parameters, values or {})
     path = folder / f"key{maker.suffix}"
     word = passphrase if maker.takes_passphrase else b""
@@ -72,14 +73,14 @@ def make_key(
 
 
 def generate(maker: KeyMaker, path: Path, values: Mapping[str, str], passphrase: bytes, pin: bytes) -> Enrolled:
-    """As `upcall key generate` asks for it."""
+    """Calls the module's `generate` as `upcall key generate` does."""
     word, told = bytearray(passphrase), GivenSecrets(passphrase or None, pin=pin or None)
     return maker.generate(Making(path, values, word, "ask" if word else "none", Limits(), told))
 
 
 @contextlib.contextmanager
 def moved_away(made: Made) -> Iterator[None]:
-    """The usual way of taking a key away: its file is not there for a while."""
+    """A context in which the key's file is renamed. NotApplicable if the key is not in a file."""
     if made.file is None:
         raise NotApplicable("the key is in no file; how its token is taken out only you know: see token_taken_out")
     away = made.file.with_name(made.file.name + ".away")
@@ -91,7 +92,7 @@ def moved_away(made: Made) -> Iterator[None]:
 
 
 class Subject:
-    """One key, for one check. What is opened here is closed at the end."""
+    """One key, for one check. A context manager: its end closes the opened keys."""
 
     def __init__(
         self,
@@ -101,8 +102,8 @@ class Subject:
         patience: float = PATIENCE,
         prompt: float = 2.5,
     ) -> None:
-        """`folder`: empty, for files. `patience`: seconds that the check may take. `prompt`: seconds in which a
-        request must be answered, the opening of its key included: what the broker waits for."""
+        """`folder`: an empty folder for files. `patience`: seconds, the time-out of the check. `prompt`: seconds in
+        which a request must be answered, including the opening of its key: the broker's time-out."""
         self.made, self.folder, self.patience, self.prompt = made, folder, patience, prompt
         self._taken_out = taken_out
         self._opened = contextlib.ExitStack()
@@ -110,7 +111,7 @@ class Subject:
     def open(
         self, secrets: Secrets | None = None, signature: str | None = None, blob: bytes | None = None
     ) -> KeyHandle:
-        """The key, opened as the daemon does it; something else as told."""
+        """Opens the key as the daemon does, or with other arguments."""
         made, ours = self.made, os.getpid()
         try:
             handle = made.module.open(
@@ -120,17 +121,17 @@ class Subject:
             )
         finally:
             if os.getpid() != ours:
-                os._exit(0)  # the module has forked, and this is the copy, which must not make the check once more
+                os._exit(0)  # a fork by the module: the child must not run the check again
         if isinstance(handle, Closable):
             self._opened.callback(_close, handle)
         return handle
 
     def away(self) -> AbstractContextManager[None]:
-        """Without the key's file or token."""
+        """Returns a context in which the key's file or token is not there."""
         return self._taken_out(self.made)
 
     def another(self) -> Made:
-        """Another key, made in the same way. NotApplicable."""
+        """Makes another key in the same way. NotApplicable."""
         maker = self.maker()
         try:
             return make_key(
@@ -152,7 +153,7 @@ class Subject:
 
 
 def _close(handle: Closable) -> None:
-    with contextlib.suppress(Exception):  # one check looks at how it closes; the others are about something else
+    with contextlib.suppress(Exception):  # another check tests closing
         handle.close()
 
 
@@ -160,14 +161,14 @@ Check = Callable[[Subject], None]
 
 
 def title(check: Check) -> str:
-    """The check's name as a sentence."""
+    """Returns the check's name as a sentence."""
     return check.__name__.replace("_", " ")
 
 
 def run_check(check: Check, subject: Subject) -> None:
-    """Makes one check, for as long as the subject is patient. ContractBroken, NotApplicable.
+    """Runs one check, with the subject's time-out. ContractBroken, also after the time-out; NotApplicable.
 
-    In a thread of its own, which is left behind if the module hangs.
+    Runs it in a thread of its own, which is left behind if the module hangs.
     """
     ended: list[BaseException | None] = []
     ours = os.getpid()
@@ -177,7 +178,7 @@ def run_check(check: Check, subject: Subject) -> None:
         try:
             with subject:
                 check(subject)
-        except BaseException as caught:  # noqa: BLE001 - whatever it is, it is the outcome
+        except BaseException as caught:  # noqa: BLE001 - reported by the calling thread
             error = caught
         if os.getpid() != ours:
             os._exit(0)  # as in Subject.open
@@ -198,7 +199,8 @@ def run_check(check: Check, subject: Subject) -> None:
 
 
 def described(error: BaseException) -> str:
-    """Type, text and place; the text of what is not upcall's own is left out, for it may hold anything."""
+    """Describes an exception by type, text and place. Leaves out texts of foreign exceptions: they may contain
+    secrets."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -208,13 +210,14 @@ def described(error: BaseException) -> str:
 
 
 def expect(true: object, why: str) -> None:
-    """ContractBroken unless it is true."""
+    """ContractBroken, with the text `why`, unless `true` is truthy."""
     if not true:
         raise ContractBroken(why)
 
 
 def refused(what: str, allowed: Errors, call: Callable[..., object], *arguments: object) -> BaseException:
-    """The error with which the call is refused, one of `allowed`; ContractBroken for any other, or none."""
+    """Returns the exception of the call, which must be one of `allowed`. ContractBroken for another one, or none.
+    `what`: the call, for the text."""
     error = failure(what, allowed, call, *arguments)
     if error is None:
         raise ContractBroken(f"{what}: was not refused")
@@ -222,7 +225,8 @@ def refused(what: str, allowed: Errors, call: Callable[..., object], *arguments:
 
 
 def failure(what: str, allowed: Errors, call: Callable[..., object], *arguments: object) -> BaseException | None:
-    """None if it does what it is asked, or the error with which it refuses; ContractBroken for any other error."""
+    """Returns None if the call succeeds, otherwise its exception, which must be one of `allowed`. ContractBroken for
+    another one."""
     try:
         call(*arguments)
     except allowed as error:
@@ -234,7 +238,7 @@ def failure(what: str, allowed: Errors, call: Callable[..., object], *arguments:
 
 
 def wrapped_by(key: KeyHandle, clear: bytes) -> bytes:
-    """What it makes of the key; ContractBroken if that is no bytes."""
+    """Wraps a key. Returns the result. ContractBroken if it is not bytes."""
     wrapped: Any = key.wrap(clear)
     expect(isinstance(wrapped, bytes), f"wrap gave a {type(wrapped).__name__} for {len(clear)} bytes, not bytes")
     return bytes(wrapped)

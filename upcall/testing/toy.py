@@ -1,4 +1,4 @@
-"""A key module for tests: it keeps its key in a file and passes the contract. Its cipher protects nothing."""
+"""Implements a key module for tests, with keys in files. It passes the contract. Its cipher is not secure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _NONCE, _MAC = 16, 32
 
 
 def make_toy_key(path: Path, passphrase: bytes = b"") -> tuple[str, bytes]:
-    """A new key in `path`; its signature, and the blob for its auth token. A passphrase is asked for, if any."""
+    """Writes a new key to `path`. Returns its signature, and the blob for its auth token. If `passphrase` is not
+    empty, opening the key asks for it."""
     salt = os.urandom(32)
     path.write_bytes(salt + hashlib.sha256(salt + passphrase).digest())
     source = b"ask" if passphrase else b""
@@ -59,7 +60,7 @@ def _seen(path: Path) -> tuple[int, int]:
 
 
 class ToyModule:
-    """Opens what `make_toy_key` has made."""
+    """Opens keys made by `make_toy_key`."""
 
     name = "toy"
     api = API

@@ -1,4 +1,4 @@
-/* The least that can answer an upcall of cifs.spnego: the same payload for every key, nobody asked. */
+/* A minimal helper for upcalls of cifs.spnego: instantiates every key with the same payload. */
 #define _GNU_SOURCE
 #include <linux/keyctl.h>
 #include <stdint.h>

@@ -1,7 +1,7 @@
-/* In the place of /sbin/request-key: waits while the gate is shut, runs the real one, and notes how long that took.
+/* Replaces /sbin/request-key: waits while the gate is shut, runs the real program, and records the duration.
  *
- * GATE is shut while somebody holds it with flock(2). A line of SPANS: "begun ended status\n", CLOCK_MONOTONIC in ns.
- * Only keys of cifs.spnego: the same client asks for the server's address, too, before it connects anew.
+ * GATE is shut while a process holds it by flock(2). A line of SPANS: "begun ended status\n", CLOCK_MONOTONIC in ns.
+ * Only for keys of cifs.spnego: the same client also requests the server's address before it connects again.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

@@ -1,7 +1,7 @@
-"""Looks names up for the kernel: keys of type dns_resolver, as CIFS, NFS, Ceph and AFS ask for them.
+"""Resolves names for the kernel: keys of type dns_resolver, which CIFS, NFS, Ceph and AFS request.
 
-What is asked for and answered: upcall/protocols/request_key/dns_resolver.py. The answers are those of
-key.dns_resolver(8), but that a key lives as long as its records do.
+Formats: upcall/protocols/request_key/dns_resolver.py. The answers are those of key.dns_resolver(8), except that a key
+expires with its DNS records.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from upcall.wire.envelope import Envelope
 if TYPE_CHECKING:
     from upcall_dns.names import Names
 
-LANES = 4  # a name whose servers are silent must not keep every other name waiting, nor take all workers
-PATIENCE = 5.0  # seconds, if the request says nothing
-MARGIN = 0.1  # seconds before the deadline: a refusal of ours says more than the broker's
+LANES = 4  # names are spread over these: silent name servers must not block all names, nor use all workers
+PATIENCE = 5.0  # seconds, the time-out of a request without a deadline
+MARGIN = 0.1  # seconds before the deadline: refuses with a reason before the broker refuses with "timed-out"
 
 
 class DnsHandler:
-    """Tests and measurements say where to look; everybody else gets the system's."""
+    """A Handler for dns_resolver. The arguments replace the system's files and port 53, for tests and measurements."""
 
     services: tuple[str, ...] = (TYPE,)
 
@@ -48,11 +48,12 @@ class DnsHandler:
         return f"{TYPE} {zlib.crc32(take_ask(envelope.body).description) % LANES}"
 
     def answer(self, envelope: Envelope) -> bytes:
-        """An Instance. PeerError for what makes no sense, Refused if no name server says anything."""
+        """Returns the body of an Instance. PeerError if the request is malformed; Refused if no name server
+        answers."""
         return pack_instance(self._look_up(envelope.body, envelope.deadline_ns / 1e9))
 
     def explain(self, ask: bytes, contact: bool = False) -> dict[str, Any]:
-        """As upcall.handler.Explaining: what is looked at, and with `contact`, what it says."""
+        """Implements upcall.handler.Explaining: reports the sources of the answer, and with `contact`, the answer."""
         asked = take_ask(ask)
         take_callout(asked.callout, take_description(asked.description))
         told = {"answer": "would answer", "why": f"by {self._hosts} and the name servers of {self._resolv_conf}"}
@@ -65,8 +66,8 @@ class DnsHandler:
         return {**told, "credential": None, "candidates": []}
 
     def _look_up(self, body: bytes, deadline: float) -> Instance:
-        """`deadline` is on the monotonic clock; 0: there is none."""
-        from upcall_dns.names import Names  # which imports dnspython: 50 ms and 10 MB
+        """Resolves the name of an Ask. `deadline`: seconds of CLOCK_MONOTONIC; 0: none."""
+        from upcall_dns.names import Names  # imports dnspython: 50 ms and 10 MB
 
         ask = take_ask(body)
         query = take_description(ask.description)
@@ -76,7 +77,8 @@ class DnsHandler:
 
 
 def _instance(names: Names, query: Query, options: Options) -> Instance:
-    """What the key is to hold: also a no, for as long as the name server says."""
+    """Returns the key's payload and expiry. A negative answer is cached, too, for the time that the name server
+    says."""
     from upcall_dns import cells
     from upcall_dns.names import NotThere
 

@@ -1,4 +1,4 @@
-"""The volume location servers of an AFS cell: by SRV records (RFC 5864), else by AFSDB records (RFC 1183)."""
+"""Finds the volume location servers of an AFS cell: by SRV records (RFC 5864), else by AFSDB records (RFC 1183)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from upcall.protocols.request_key.dns_resolver import (
 from upcall_dns import hosts
 from upcall_dns.names import MOST_ADDRESSES, NEGATIVE_TTL, Names, NotThere
 
-PORT = 7003  # of a volume location server, where AFSDB records say none
+PORT = 7003  # of a volume location server; AFSDB records contain no port
 MOST_SERVERS = 15
 _VOLUME_LOCATION = 1  # subtype of an AFSDB record; 2 is of DCE
 
@@ -38,14 +38,15 @@ class _Target(NamedTuple):
 
 
 def look_up(names: Names, cell: str, options: Options) -> tuple[bytes, int]:
-    """(payload, seconds): a server list if that is understood, or else text. NotThere, Refused."""
+    """Returns (payload, seconds to live): a server list if the request allows it, otherwise text. NotThere,
+    Refused."""
     source, targets, ttl = _targets(names, f"{cell.rstrip('.')}.")
     servers, ttl = _servers(names, targets, ttl, options.families)
     if options.servers:
         status = GOOD if len(servers) == len(targets) else GOOD_WITH_BAD
         return pack_servers(ServerList(source, status, servers)), ttl
     items = [
-        _text(address) + (f"+{server.port}" if source == FROM_DNS_SRV else "")  # AFSDB records know no ports
+        _text(address) + (f"+{server.port}" if source == FROM_DNS_SRV else "")  # AFSDB records contain no ports
         for server in servers
         for address in server.addresses
     ]
@@ -53,7 +54,7 @@ def look_up(names: Names, cell: str, options: Options) -> tuple[bytes, int]:
 
 
 def _targets(names: Names, cell: str) -> tuple[int, list[_Target], int]:
-    """(what kind of records, the servers they name, seconds). A cell with SRV records needs no others."""
+    """Returns (source of the records, servers, seconds to live). AFSDB records are used only without SRV records."""
     failure: Refused | None = None
     ttl = NEGATIVE_TTL
     for source, name, kind in (
@@ -72,7 +73,7 @@ def _targets(names: Names, cell: str) -> tuple[int, list[_Target], int]:
 
 
 def _target(record: Any) -> _Target:
-    """Of an SRV or an AFSDB record; without a name if it names no server."""
+    """Parses an SRV or AFSDB record. Its name is empty if the record names no server."""
     if record.rdtype == dns.rdatatype.SRV:
         return _Target(record.target.to_text(True), record.priority, record.weight, record.port)
     ours = record.subtype == _VOLUME_LOCATION
@@ -80,10 +81,10 @@ def _target(record: Any) -> _Target:
 
 
 def _distinct(targets: Iterable[_Target]) -> list[_Target]:
-    """Each server once, in the name server's order."""
+    """Removes duplicates and invalid names; keeps the name server's order."""
     first: dict[str, _Target] = {}
     for target in targets:
-        if is_host(target.name):  # "." says that there is no such service
+        if is_host(target.name):  # "." means that the service is not available (RFC 2782)
             first.setdefault(target.name.lower(), target)
     return list(first.values())[:MOST_SERVERS]
 
@@ -91,7 +92,7 @@ def _distinct(targets: Iterable[_Target]) -> list[_Target]:
 def _servers(
     names: Names, targets: list[_Target], ttl: int, families: tuple[int, ...]
 ) -> tuple[tuple[CellServer, ...], int]:
-    """Those that have addresses, at least one, and for how many seconds all that is true."""
+    """Returns the servers that have addresses, at least one, and their seconds to live. NotThere, Refused."""
     servers = []
     failure: Refused | None = None
     for target in targets:

@@ -1,4 +1,4 @@
-"""A real name server on loopback (dnsmasq), for tests and measurements. It knows what it is told, and asks nobody."""
+"""Runs a name server (dnsmasq) on the loopback, for tests and measurements. It answers from its options only."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import Self
 
 HOST = "127.0.0.1"
-TTL = 120  # seconds, of records whose option knows none
-_PATIENCE = 10.0  # seconds for the process to begin or end
+TTL = 120  # seconds, of records whose option has no TTL
+_PATIENCE = 10.0  # seconds for the process to start or end
 _TRIES = 20
 
 
 def missing() -> str:
-    """What to install before a Dnsmasq can be used; empty if all is there."""
+    """Returns what must be installed for `Dnsmasq`; "" if nothing is missing."""
     return "" if shutil.which("dnsmasq") else "dnsmasq is missing: apt-get install dnsmasq-base"
 
 
 class Dnsmasq:
-    """`records`: options such as host-record=NAME,ADDRESS,TTL. Leaving the `with` block ends it."""
+    """A dnsmasq process. A context manager: its end kills the process. `records`: options such as
+    host-record=NAME,ADDRESS,TTL."""
 
     def __init__(self, folder: Path, *records: str, port: int = 0) -> None:
         self._folder, self._records = folder, records
@@ -33,18 +34,18 @@ class Dnsmasq:
         self._start()
 
     def _start(self) -> None:
-        """Answers when this returns. OSError."""
+        """Starts the process and waits until it answers. OSError."""
         for _ in range(_TRIES):
             port = self.port or _free_port()
             self._process = self._run(port)
             if _listens(port, self._process):
                 self.port = port
                 return
-            self.kill()  # somebody else has taken the port, or it cannot run at all
+            self.kill()  # another process has taken the port, or dnsmasq cannot run
         raise OSError(errno.EADDRINUSE, f"dnsmasq does not run in {self._folder}")
 
     def _run(self, port: int) -> subprocess.Popen[bytes]:
-        """It ends with us, however we end."""
+        """Starts dnsmasq, which ends with this process (PR_SET_PDEATHSIG)."""
         command = ["setpriv", "--pdeathsig", "KILL", "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null"]
         command += [f"--port={port}", f"--listen-address={HOST}", "--bind-interfaces", "--pid-file"]
         command += ["--no-hosts", "--no-resolv", f"--local-ttl={TTL}", "--log-facility=-"]
@@ -67,13 +68,13 @@ class Dnsmasq:
 
 
 def afsdb(cell: str, server: str, subtype: int = 1) -> str:
-    """The option for an AFSDB record, which dnsmasq knows as bytes only."""
+    """Returns the option for an AFSDB record, as raw bytes: dnsmasq has no syntax for it."""
     labels = b"".join(bytes([len(label)]) + label.encode() for label in server.split("."))
     return f"dns-rr={cell},18,{(subtype.to_bytes(2, 'big') + labels + bytes(1)).hex()}"
 
 
 def _listens(port: int, process: subprocess.Popen[bytes]) -> bool:
-    """Waits until it does, or has ended."""
+    """Waits until the server listens. Returns False if its process has ended."""
     deadline = time.monotonic() + _PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(ConnectionRefusedError), socket.create_connection((HOST, port), _PATIENCE):

@@ -1,4 +1,4 @@
-"""Names and their addresses: /etc/hosts first, then the DNS, by dnspython. In the order of getaddrinfo(3)."""
+"""Resolves names to addresses: by /etc/hosts, then by DNS (dnspython). Sorts them as getaddrinfo(3) does."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from upcall.protocols.request_key.dns_resolver import FROM_DNS_A, FROM_NSS, MAX_
 from upcall_dns import hosts, servers
 from upcall_dns.order import ordered
 
-LEAST_TTL = 1  # seconds: to the kernel, 0 would mean for good
+LEAST_TTL = 1  # seconds: 0 would mean no expiry to the kernel
 MOST_TTL = MAX_EXPIRY
-NEGATIVE_TTL = 300  # a no is believed no longer: people mend a name and try again
-UNSAID_TTL = 5  # of /etc/hosts, and of a no without SOA; default_ttl of key.dns_resolver
+NEGATIVE_TTL = 300  # seconds, limit for negative answers: people fix a name and try again
+UNSAID_TTL = 5  # seconds, for /etc/hosts and negative answers without SOA: default_ttl of key.dns_resolver
 MOST_ADDRESSES = 64
 
 
 class NotThere(UpcallError):
-    """A name server says that there is nothing of that kind, and for how many seconds."""
+    """A negative answer: there are no such records. `ttl`: seconds that it may be cached."""
 
     def __init__(self, name: str, ttl: int) -> None:
         self.ttl = ttl
@@ -34,7 +34,7 @@ class NotThere(UpcallError):
 
 
 class Records(NamedTuple):
-    """What a name server said: perhaps that there are none."""
+    """The answer of a name server, which may be negative."""
 
     records: tuple[Any, ...]
     ttl: int
@@ -47,14 +47,15 @@ class Found(NamedTuple):
 
 
 class Names:
-    """Names as one request sees them; `deadline` is on the monotonic clock."""
+    """Resolves names for one request. `deadline`: seconds of CLOCK_MONOTONIC. Not thread-safe."""
 
     def __init__(self, resolv_conf: Path, hosts_file: Path, port: int, deadline: float) -> None:
         self._hosts, self._deadline = hosts_file, deadline
         self._resolver = servers.resolver(resolv_conf, port)
 
     def addresses(self, name: str, families: tuple[int, ...], search: bool = True) -> Found:
-        """The best one first, at least one. NotThere, Refused."""
+        """Returns the addresses of a name, at least one, the best first. `families`: 4, 6 or both. `search`: use the
+        search list of resolv.conf. NotThere; Refused if no name server answers in time."""
         literal = [text for family in families if (text := hosts.text_of(name, family))]
         near = literal or hosts.look_up(self._hosts, name, families)
         if near:
@@ -64,7 +65,7 @@ class Names:
         return self._from_dns(name, families, search)
 
     def records(self, name: str, kind: str) -> Records:
-        """Of the name as it is."""
+        """Queries the records of one type (such as "SRV") of a name, without the search list. Refused."""
         return self._ask(dns.name.from_text(name), kind)
 
     def _from_dns(self, name: str, families: tuple[int, ...], search: bool) -> Found:
@@ -89,7 +90,7 @@ class Names:
         raise failure or NotThere(name, ttl)
 
     def _candidates(self, name: str, search: bool) -> Iterator[dns.name.Name]:
-        """What resolv.conf(5) makes of a name, in order."""
+        """Yields the full names to try, as specified by resolv.conf(5)."""
         given = dns.name.from_text(name, None)
         if given.is_absolute() or not search:
             yield dns.name.from_text(name)
@@ -111,7 +112,7 @@ class Names:
             yield whole
 
     def _ask(self, name: dns.name.Name, kind: str) -> Records:
-        """Refused if there is no answer in time."""
+        """Queries the records of a full name. Refused if there is no answer in time."""
         try:
             message = self._resolve(name, kind).response
         except dns.resolver.NXDOMAIN as error:
@@ -126,7 +127,7 @@ class Names:
         return Records((), max(LEAST_TTL, ttl))
 
     def _resolve(self, name: dns.name.Name, kind: str) -> dns.resolver.Answer:
-        """Asks every name server, and those that are slow again, until the deadline."""
+        """Queries all name servers, and slow ones again, until the deadline."""
         while True:
             left = self._deadline - time.monotonic()
             if left <= 0:
@@ -136,13 +137,13 @@ class Names:
             except dns.resolver.NoNameservers as error:
                 told = [one[3] for one in error.kwargs["errors"]]
                 if self._resolver.edns >= 0 and ("FORMERR" in told or "NOTIMP" in told):
-                    self._resolver.use_edns(-1)  # a name server so old that it does not know of it
+                    self._resolver.use_edns(-1)  # an old name server that does not support EDNS
                 elif not any(isinstance(one, TimeoutError) for one in told):
                     raise
 
 
 def _refused(name: dns.name.Name, error: dns.exception.DNSException) -> Refused:
-    """Whether any name server has said anything at all."""
+    """Returns the refusal: whether no name server answered, or all failed."""
     told = [one[3] for one in error.kwargs.get("errors", [(0, 0, 0, "it is broken")])]
     reason = "no-name-server" if all(isinstance(one, OSError) for one in told) else "name-server-failed"
     return Refused(reason, why=f"{name}: {error}")

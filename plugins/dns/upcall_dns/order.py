@@ -1,6 +1,6 @@
-"""Which address is tried first: RFC 6724, with the tables of glibc's getaddrinfo, which are those of RFC 3484.
+"""Sorts addresses by preference: RFC 6724, with the tables of glibc's getaddrinfo, which are those of RFC 3484.
 
-Rules 3, 4 and 7 (deprecated and home addresses, tunnels) and /etc/gai.conf are left out.
+Rules 3, 4 and 7 (deprecated and home addresses, tunnels) and /etc/gai.conf are not implemented.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _PRECEDENCES: _Table = tuple(
 
 
 def ordered(addresses: Sequence[str]) -> list[str]:
-    """The same addresses, the best first; those that are equally good stay in their order."""
+    """Returns the addresses, the best first. The sort is stable."""
     if len(addresses) < 2:
         return list(addresses)
     return sorted(addresses, key=_rank)
 
 
 def _rank(text: str) -> tuple[int, ...]:
-    """Smaller is better. By the number of the rule: 1, 2, 5, 6, 8, 9."""
+    """Returns the sort key; smaller is better. Its items are those of rules 1, 2, 5, 6, 8, 9."""
     destination = ipaddress.ip_address(text)
     source = _source(destination)
     scope, precedence = _scope(destination), _in(_PRECEDENCES, destination)
@@ -57,7 +57,7 @@ def _rank(text: str) -> tuple[int, ...]:
 
 
 def _source(destination: _Address) -> _Address | None:
-    """The address that we would send from; None if there is no way there. Nothing is sent."""
+    """Returns the local address from which the kernel would send; None without a route. Sends nothing."""
     family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -68,7 +68,7 @@ def _source(destination: _Address) -> _Address | None:
 
 
 def _scope(address: _Address) -> int:
-    """2: this link or host, 5: this site, 14: everywhere."""
+    """Returns the scope: 2 for link or host, 5 for site, 14 for global."""
     if address.is_link_local or address.is_loopback:
         return 2
     return 5 if isinstance(address, ipaddress.IPv6Address) and address.is_site_local else 14
@@ -81,7 +81,7 @@ def _in(table: _Table, address: _Address) -> int:
 
 
 def _common(one: _Address, other: _Address) -> int:
-    """Bits that two addresses have in common from the left. IPv4 ones have none if they are in different subnets."""
+    """Returns the length of the common prefix in bits. 0 for IPv4 addresses in different subnets."""
     if isinstance(other, ipaddress.IPv4Address):
         mask = _netmask(other)
         if int(one) & mask != int(other) & mask:
@@ -90,7 +90,7 @@ def _common(one: _Address, other: _Address) -> int:
 
 
 def _netmask(address: ipaddress.IPv4Address) -> int:
-    """Of one of our own addresses, as a number: what rtnetlink(7) says of it."""
+    """Returns the netmask of one of this machine's addresses as a number, from rtnetlink(7)."""
     for family, prefix, attributes in _own_addresses():
         if family == socket.AF_INET and address.packed in attributes:
             return 0xFFFFFFFF << (32 - prefix) & 0xFFFFFFFF
@@ -98,7 +98,7 @@ def _netmask(address: ipaddress.IPv4Address) -> int:
 
 
 def _own_addresses() -> Iterator[tuple[int, int, list[bytes]]]:
-    """(family, prefix length, values of IFA_LOCAL) of each address that this machine has."""
+    """Yields (family, prefix length, values of IFA_LOCAL) of each address of this machine."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as asking:
         asking.settimeout(_PATIENCE)
         asking.send(struct.pack("=IHHIIB3x", 20, _RTM_GETADDR, _DUMP, 1, 0, socket.AF_INET))

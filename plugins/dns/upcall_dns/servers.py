@@ -1,4 +1,4 @@
-"""The name servers of resolv.conf(5), for dnspython's resolver."""
+"""Makes dnspython resolvers for the name servers of resolv.conf(5)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import dns.resolver
 
 from upcall.core.errors import Refused
 
-EDNS_PAYLOAD = 1232  # bytes: no fragments
+EDNS_PAYLOAD = 1232  # bytes: avoids IP fragmentation
 
 
 def resolver(file: Path, port: int) -> dns.resolver.Resolver:
-    """Read for each request: the file changes, and the kernel keeps what it was told. Refused if it is broken."""
+    """Reads resolv.conf. Called for each request, because the file changes. Refused if it is malformed."""
     made = dns.resolver.Resolver(configure=False)
     try:
         made.read_resolv_conf(file)
     except dns.resolver.NoResolverConfiguration:
-        made.nameservers = ["127.0.0.1"]  # as resolv.conf(5) has it
+        made.nameservers = ["127.0.0.1"]  # the default of resolv.conf(5)
     except (dns.exception.DNSException, ValueError) as error:
         raise Refused("no-name-server", why=f"{file}: {error}") from None
     addresses = [address for given in made.nameservers if dns.inet.is_address(address := str(given))]
@@ -35,10 +35,10 @@ def resolver(file: Path, port: int) -> dns.resolver.Resolver:
 
 
 class _Connected(dns.nameserver.Do53Nameserver):
-    """A name server that is asked over a connected socket: the kernel says at once if nobody is there.
+    """A name server that is queried over a connected socket, so that the kernel reports a closed port at once.
 
-    What does not answer in time is out of this round, as what fails is: otherwise dnspython would ask it again after a
-    sleep that may be longer than the request has time.
+    A server that times out is treated as failed in this round. Otherwise dnspython would query it again after a sleep
+    that may last beyond the deadline.
     """
 
     def query(

@@ -1,7 +1,7 @@
-"""Translates names and ids for the kernel's NFSv4 client: keys of type id_resolver, by libc's name services.
+"""Maps names to ids and back for the kernel's NFSv4 client: keys of type id_resolver, by libc's name services.
 
-What is asked for and answered: upcall/protocols/request_key/id_resolver.py. The answers are those of nfsidmap(8) with
-its method nsswitch; docs/idmap.md lists the differences.
+Formats: upcall/protocols/request_key/id_resolver.py. The answers are those of nfsidmap(8) with its method nsswitch;
+docs/idmap.md lists the differences.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from upcall.wire.envelope import Envelope
 from upcall_idmap import idmapd_conf, names
 from upcall_idmap.bounded import Bounded
 
-LANES = 4  # a name service that is slow must not take all of the daemon's workers
-EXPIRY: Final = 600  # seconds that an answer holds: nfsidmap's -t 600
-NOBODYS_EXPIRY: Final = 60  # and that an id stands for an unknown name: somebody may be adding the account
-MARGIN = 0.1  # seconds before the deadline: a refusal of ours says more than the broker's
+LANES = 4  # a slow name service must not use all of the daemon's workers
+EXPIRY: Final = 600  # seconds until an answer expires: nfsidmap's -t 600
+NOBODYS_EXPIRY: Final = 60  # seconds, for unknown names: the account may be added soon
+MARGIN = 0.1  # seconds before the deadline: refuses with a reason before the broker refuses with "timed-out"
 
 
 class IdResolver:
-    """Tests say where to look; everybody else gets the system's."""
+    """A Handler for id_resolver. The arguments replace the system's file and name services, for tests."""
 
     services: tuple[str, ...] = (TYPE,)
 
@@ -37,12 +37,13 @@ class IdResolver:
         return f"{TYPE} {zlib.crc32(take_ask(envelope.body).description) % LANES}"
 
     def answer(self, envelope: Envelope) -> bytes:
-        """An Instance. PeerError for what makes no sense, Refused if nobody knows the id or the name service hangs."""
+        """Returns the body of an Instance. PeerError if the request is malformed; Refused if the id has no account, or
+        the name service hangs."""
         check_request(envelope.body)
         return pack_instance(self._look_up(envelope.body, envelope.deadline_ns / 1e9)[0])
 
     def explain(self, ask: bytes, contact: bool = False) -> dict[str, Any]:
-        """As upcall.handler.Explaining: what is looked at, and with `contact`, what it says."""
+        """Implements upcall.handler.Explaining: reports the settings, and with `contact`, the answer."""
         check_request(ask)
         told: dict[str, Any] = {"answer": "would answer", "why": f"by {self._conf} and libc's name services"}
         if contact:
@@ -55,7 +56,8 @@ class IdResolver:
         return {**told, "credential": None, "candidates": []}
 
     def _look_up(self, body: bytes, deadline: float) -> tuple[Instance, str]:
-        """`deadline` is on the monotonic clock; 0: there is none. With the answer, for people, where it is from."""
+        """Returns the answer to an Ask, and where it is from, for people. `deadline`: seconds of CLOCK_MONOTONIC; 0:
+        none."""
         query = take_description(take_ask(body).description)
         until = deadline - MARGIN if deadline else time.monotonic() + names.PATIENCE
 

@@ -1,7 +1,7 @@
-"""Calls of the name services with a time limit.
+"""Calls name services with a time-out.
 
-A call of libc's can hang for as long as a server is silent, and nobody can interrupt it. So each runs in a thread of
-its own, which is left behind when its time is over. While MOST of them are, no other one is begun.
+A call of libc blocks while a server is silent, and cannot be interrupted. So each call runs in a thread of its own,
+which is left behind after the time-out. While MOST such threads hang, new calls are refused.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from upcall.core.errors import Refused
 
 T = TypeVar("T")
 
-MOST: Final = 4  # calls that hang; the next ones are refused at once
+MOST: Final = 4  # limit of hanging calls; above it, calls are refused at once
 
 
 class Bounded:
-    """Any thread may call."""
+    """Runs calls with a time-out. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._left_behind = 0
 
     def call(self, work: Callable[[], T], until: float) -> T:
-        """What `work` returns or raises; `until` is on the monotonic clock. Refused if it does not come back."""
+        """Returns or raises what `work` does. `until`: seconds of CLOCK_MONOTONIC. Refused after that time, or if MOST
+        calls hang."""
         with self._lock:
             if self._left_behind >= MOST:
                 raise Refused("name-service-silent", why=f"{self._left_behind} calls of it hang already")
@@ -59,7 +60,7 @@ class _Call(Generic[T]):
     def run(self) -> None:
         try:
             self._result.append(self._work())
-        except BaseException as error:  # noqa: BLE001 - it is raised where it was called
+        except BaseException as error:  # noqa: BLE001 - raised again in the calling thread
             self._error = error
 
     def outcome(self) -> T:

@@ -1,7 +1,7 @@
-"""Translates SIDs and ids for the kernel's CIFS client: keys of type cifs.idmap, by winbind or sssd.
+"""Maps SIDs to ids and back for the kernel's CIFS client: keys of type cifs.idmap, by winbind or sssd.
 
-What is asked for and answered: upcall/protocols/request_key/cifs_idmap.py. The answers are those of cifs.idmap(8),
-because the same plugin of cifs-utils gives them; docs/idmap.md lists the differences.
+Formats: upcall/protocols/request_key/cifs_idmap.py. The answers are those of cifs.idmap(8), because the same plugin of
+cifs-utils computes them; docs/idmap.md lists the differences.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from upcall_idmap.names import PATIENCE
 
 
 class CifsIdmap:
-    """Tests say where the plugin is; everybody else gets the system's."""
+    """A Handler for cifs.idmap. `file`: the plugin of cifs-utils; tests pass another one."""
 
     services: tuple[str, ...] = (TYPE,)
 
@@ -39,17 +39,18 @@ class CifsIdmap:
         self._plugin, self._bounded = Plugin(file), Bounded()
 
     def lane(self, envelope: Envelope) -> str:
-        """One: the plugin sees one call at a time."""
+        """Returns one lane for all requests: the plugin handles one call at a time."""
         take_description(take_ask(envelope.body).description)
         return TYPE
 
     def answer(self, envelope: Envelope) -> bytes:
-        """An Instance. PeerError for what makes no sense, Refused if nobody knows it or the service hangs."""
+        """Returns the body of an Instance. PeerError if the request is malformed; Refused if the SID or id is unknown,
+        or the service hangs."""
         check_request(envelope.body)
         return pack_instance(self._look_up(envelope.body, envelope.deadline_ns / 1e9))
 
     def explain(self, ask: bytes, contact: bool = False) -> dict[str, Any]:
-        """As upcall.handler.Explaining: what is looked at, and with `contact`, what it says."""
+        """Implements upcall.handler.Explaining: reports the plugin, and with `contact`, its answer."""
         check_request(ask)
         try:
             told = {"answer": "would answer", "why": f"by {self._file.resolve(strict=True)}"}
@@ -66,7 +67,7 @@ class CifsIdmap:
         return {**told, "credential": None, "candidates": []}
 
     def _look_up(self, body: bytes, deadline: float) -> Instance:
-        """`deadline` is on the monotonic clock; 0: there is none."""
+        """Returns the answer to an Ask. `deadline`: seconds of CLOCK_MONOTONIC; 0: none."""
         query = take_description(take_ask(body).description)
 
         def work() -> bytes:

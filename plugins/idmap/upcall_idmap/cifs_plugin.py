@@ -1,6 +1,6 @@
-"""/etc/cifs-utils/idmap-plugin, by which cifs-utils translates SIDs: winbind's or sssd's, as the system has chosen.
+"""Calls /etc/cifs-utils/idmap-plugin, by which cifs-utils maps SIDs: a library of winbind or sssd.
 
-Source: cifsidmap.h of cifs-utils, which is the interface of such plugins; idmap-plugin(8).
+Source: cifsidmap.h of cifs-utils, which defines the plugin's interface; idmap-plugin(8).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from upcall.core.errors import PeerError, Refused
 from upcall.protocols.request_key.cifs_idmap import Sid, pack_sid, take_payload_sid
 
 FILE: Final = Path("/etc/cifs-utils/idmap-plugin")
-_SID_SIZE: Final = 68  # sizeof(struct cifs_sid), the kernel's own form
+_SID_SIZE: Final = 68  # sizeof(struct cifs_sid), the kernel's format
 _UNKNOWN, _UID, _GID, _BOTH = range(4)  # of struct cifs_uxid
 
 
@@ -26,17 +26,17 @@ class _Id(ctypes.Structure):
 
 
 class Plugin:
-    """Any thread may call; the library sees one at a time. Calls may block for as long as the service likes."""
+    """The plugin. Thread-safe: a lock admits one call at a time. Calls block without a time-out."""
 
     def __init__(self, file: Path = FILE) -> None:
         self._file = file
         self._lock = threading.Lock()
         self._library: ctypes.CDLL | None = None
         self._handle = ctypes.c_void_p()
-        self._error = ctypes.c_char_p()  # where the library leaves what it has to say
+        self._error = ctypes.c_char_p()  # the library stores its error message here
 
     def id_of(self, sid: Sid, group: bool) -> int:
-        """Refused if there is no such user or group, or no service."""
+        """Returns the uid or gid for a SID. Refused if it has none, or the service does not run."""
         found = _Id()
         with self._lock:
             said = self._ready().cifs_idmap_sids_to_ids(self._handle, pack_sid(sid), 1, ctypes.byref(found))
@@ -46,7 +46,7 @@ class Plugin:
         return int(found.id)
 
     def sid_of(self, number: int, group: bool) -> Sid:
-        """The same."""
+        """Returns the SID for a uid or gid. Refused as above."""
         asked, found = _Id(number, _GID if group else _UID), ctypes.create_string_buffer(_SID_SIZE)
         with self._lock:
             said = self._ready().cifs_idmap_ids_to_sids(self._handle, ctypes.byref(asked), 1, found)
@@ -57,7 +57,7 @@ class Plugin:
             raise Refused("no-such-name", why=f"no SID for {number}: {error}") from None
 
     def _ready(self) -> ctypes.CDLL:
-        """The library, which is loaded for the first request that finds it working."""
+        """Returns the library; loads and initialises it unless that has succeeded before. Refused."""
         if self._library is not None:
             return self._library
         try:

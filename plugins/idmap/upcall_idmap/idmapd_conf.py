@@ -1,4 +1,4 @@
-"""/etc/idmapd.conf, as libnfsidmap reads it: idmapd.conf(5). Later lines win, and so does idmapd.conf.d/*.conf."""
+"""Reads /etc/idmapd.conf as libnfsidmap does: idmapd.conf(5). Later lines and idmapd.conf.d/*.conf take precedence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from upcall.core.errors import Refused
 
 FILE: Final = Path("/etc/idmapd.conf")
-NO_DOMAIN: Final = "localdomain"  # if neither the file nor the host's name says one
+NO_DOMAIN: Final = "localdomain"  # if neither the file nor the host's name gives a domain
 METHOD: Final = "nsswitch"
 
 _SECTION = re.compile(r"\[\s*([^\]\s\"]+)[^\]]*\]")
@@ -20,7 +20,7 @@ _TRUE = ("true", "on", "yes")
 
 
 class Settings(NamedTuple):
-    """`unstripped_users`, `unstripped_groups`: names are looked up with their domain first."""
+    """The settings. `unstripped_users`, `unstripped_groups`: look names up with their domain first."""
 
     domain: str
     unstripped_users: bool = False
@@ -31,7 +31,8 @@ class Settings(NamedTuple):
 
 
 def read(file: Path, own_domain: Callable[[], str]) -> Settings:
-    """The settings now; `own_domain` gives that of the host's name. Refused for a method that is not known here."""
+    """Reads the settings. `own_domain`: returns the domain of the host's name. Refused if a configured method is not
+    supported."""
     told: dict[tuple[str, str], str] = {}
     for path in (file, *sorted(file.with_name(f"{file.name}.d").glob("*.conf"))):
         try:
@@ -56,7 +57,7 @@ def read(file: Path, own_domain: Callable[[], str]) -> Settings:
 
 
 def _entries(text: str) -> dict[tuple[str, str], str]:
-    """By (section, name) in small letters. Lines that are neither are passed over."""
+    """Returns the values by (section, name), both in lower case. Ignores other lines."""
     found, section = {}, ""
     for line in text.splitlines():
         line = _COMMENT.sub("", line).strip()

@@ -1,4 +1,4 @@
-"""Which id is meant by "name@domain", and the reverse: what libnfsidmap's method nsswitch does, by libc's NSS."""
+"""Maps "name@domain" to an id and back as libnfsidmap's method nsswitch does, by libc's name services (NSS)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from upcall.core.errors import Refused
 from upcall.protocols.request_key.messages import MAX_ID
 from upcall_idmap.idmapd_conf import Settings
 
-PATIENCE: Final = 3.0  # seconds for a name service
-NOBODY: Final = MAX_ID  # -2, if there is no account for those whom nobody knows
+PATIENCE: Final = 3.0  # seconds, the time-out of a name service
+NOBODY: Final = MAX_ID  # (uid_t) -2, for unknown names if there is no account "nobody"
 
 _DIGITS = re.compile("0|[1-9][0-9]{0,9}")
 
 
 class Services(NamedTuple):
-    """What libc says. LookupError for what it does not know."""
+    """Functions of libc's name services. LookupError if there is no entry."""
 
     user_id: Callable[[str], int]
     group_id: Callable[[str], int]
@@ -31,11 +31,11 @@ class Services(NamedTuple):
 
 class Found(NamedTuple):
     id: int
-    known: bool  # or the id stands for everybody who is not
+    known: bool  # False: the id is that of nobody
 
 
 def _own_domain() -> str:
-    """Of the host's full name; "" if that has none."""
+    """Returns the domain of the host's full name; "" if it has none."""
     try:
         return socket.gethostbyname_ex(socket.gethostname())[0].partition(".")[2]
     except OSError:
@@ -52,7 +52,7 @@ LIBC: Final = Services(
 
 
 def id_of(services: Services, settings: Settings, name: str, group: bool) -> Found:
-    """The id for a name of our domain; nobody's for any other. May block."""
+    """Returns the id of a name in this host's domain; nobody's id for other names. May block."""
     look_up = services.group_id if group else services.user_id
     local_names = _local_names(settings, name, group)
     for local in local_names:
@@ -61,7 +61,7 @@ def id_of(services: Services, settings: Settings, name: str, group: bool) -> Fou
         except LookupError:
             continue
     if local_names and _DIGITS.fullmatch(local_names[-1]) and int(local_names[-1]) <= MAX_ID:
-        return Found(int(local_names[-1]), True)  # "1000@domain": a server that has no name for an id of our domain
+        return Found(int(local_names[-1]), True)  # "1000@domain": the server has no name for this id
     for nobody in (settings.nobody_group if group else settings.nobody_user, "nobody"):
         if nobody:
             try:
@@ -72,7 +72,7 @@ def id_of(services: Services, settings: Settings, name: str, group: bool) -> Fou
 
 
 def name_of(services: Services, settings: Settings, number: int, group: bool) -> str:
-    """NAME@DOMAIN. Refused if there is no such account; may block."""
+    """Returns NAME@DOMAIN of an id. Refused if there is no such account. May block."""
     try:
         name = services.group_name(number) if group else services.user_name(number)
     except LookupError:
@@ -82,7 +82,7 @@ def name_of(services: Services, settings: Settings, number: int, group: bool) ->
 
 
 def _local_names(settings: Settings, name: str, group: bool) -> list[str]:
-    """What to look up for this name, in order; nothing if it is of another domain."""
+    """Returns the local names to look up for a name, in order; none if it is of another domain."""
     found = []
     if group and settings.reformat_group:
         user, at, domain = name.partition("@")

@@ -1,7 +1,7 @@
-"""Keys that are made of a passphrase and kept nowhere: `upcall_passphrase.derived` makes one when it is opened.
+"""Derives keys from passphrases, without storing them: `upcall_passphrase.derived` derives a key when it is opened.
 
-A file's key is wrapped with AES key wrap with padding (RFC 5649), AES-256: 67 bytes become 80. It uses no randomness,
-so the same key gives the same wrapped key; files' keys are random and no two are the same.
+A file's key is wrapped with AES key wrap with padding (RFC 5649), AES-256: 67 bytes become 80. It is deterministic:
+the same key gives the same wrapped key. That is safe because files' keys are random and unique.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from upcall_passphrase.derived import SALT, Cost, Derived, check_cost, derive
 __all__ = ["Handle", "PassphraseModule", "module"]
 
 MIN_COST: Final = 64  # MiB times passes, of a new key
-MAX_SECONDS: Final = 1.0  # of processor time to open a new key: the kernel waits for 3 s, and others use the processor
+MAX_SECONDS: Final = 1.0  # of processor time to open a new key; the kernel's time-out is 3 s
 
 _BLOCK: Final = 8  # bytes
 
 
 def wrapped_size(size: int) -> int:
-    """How long a key of this size is when it is wrapped: padded, and one block more."""
+    """Returns the wrapped size in bytes of a key of `size` bytes: padded, plus one block."""
     return (size + _BLOCK - 1) // _BLOCK * _BLOCK + _BLOCK
 
 
@@ -43,10 +43,10 @@ MAX_WRAPPED: Final = wrapped_size(MAX_KEY)
 
 
 class Handle:
-    """A derived key. The verbs take turns, so that none of them can meet a key that is being wiped."""
+    """A KeyHandle of a derived key. A lock serialises the verbs with `close`, which wipes the key."""
 
     def __init__(self, kek: bytearray) -> None:
-        """Takes `kek` over, and wipes it when closed."""
+        """`kek`: the wrapping key, 32 bytes; `close` wipes it."""
         self._kek = kek
         self._open = True
         self._turn = threading.Lock()
@@ -55,7 +55,7 @@ class Handle:
         return f"Handle({'open' if self._open else 'closed'})"
 
     def wrap(self, key: bytes, /) -> bytes:
-        """8 bytes more than `key` has, and up to the next multiple of 8: 16 to 80."""
+        """Wraps a key. Returns 16 to 80 bytes: the size of `key`, padded to a multiple of 8, plus 8."""
         check_clear(key)
         with self._turn:
             self._check_open()
@@ -67,25 +67,25 @@ class Handle:
         key = b""
         with self._turn:
             self._check_open()
-            with contextlib.suppress(InvalidUnwrap):  # raised anew below: what the library says helps nobody
+            with contextlib.suppress(InvalidUnwrap):  # replaced below: the library's text does not help
                 key = aes_key_unwrap_with_padding(self._kek, wrapped)
         if not 1 <= len(key) <= MAX_KEY:
             raise ModuleFailed(f"this key did not wrap these {len(wrapped)} bytes")
         return key
 
     def close(self) -> None:
-        """Wipes the key; what is called afterwards fails."""
+        """Wipes the key. Later calls raise ModuleFailed."""
         with self._turn:
             self._open = False
             wipe(self._kek)
 
     def _check_open(self) -> None:
-        if not self._open:  # wrapping with the zeros of a wiped key would be worse than losing the file
+        if not self._open:  # wrapping with a wiped key, all zeros, would disclose the file
             raise ModuleFailed("the key was closed")
 
 
 class PassphraseModule:
-    """A KeyModule and a KeyMaker."""
+    """A KeyModule and KeyMaker for keys that are derived from passphrases. Thread-safe."""
 
     name = "passphrase"
     api = API
@@ -97,7 +97,7 @@ class PassphraseModule:
     )
 
     def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> Handle:
-        """Takes what deriving takes: 0.15 s with the defaults, at most 0.5 s, on an ordinary processor."""
+        """Derives the key: 0.15 s with the defaults, at most 0.5 s, on an ordinary processor. See `KeyModule.open`."""
         try:
             told = take_blob(blob)
         except PeerError as error:
@@ -115,7 +115,7 @@ class PassphraseModule:
         return Handle(derived.kek)
 
     def generate(self, making: Making, /) -> Enrolled:
-        """A key with a new salt. No file is written: the blob must be kept, the passphrase alone opens nothing."""
+        """Makes a key with a new salt. Writes no file: the blob is needed to derive the key again."""
         check_source(making.source, none=False)
         if not making.passphrase:
             raise UsageError("a key that is made of a passphrase needs one")

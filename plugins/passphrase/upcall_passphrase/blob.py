@@ -1,9 +1,9 @@
-"""The blob of the passphrase key module: all that is needed beside the passphrase, and no secret.
+"""Packs and parses the blob of the passphrase key module: the parameters of the derivation, without secrets. Pure.
 
     u8 version 1, u16 memory in MiB, u8 passes, 16 bytes salt, 16 bytes check, u16 len, source
 
-Numbers are in network byte order. Everything before the source makes the key's signature. The version stands
-for Argon2id with 4 lanes and for all of `upcall_passphrase.derived`.
+Numbers are in network byte order. The signature is computed from everything before the source. The version identifies
+Argon2id with 4 lanes, and the whole scheme of `upcall_passphrase.derived`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SIGNED = b"upcall passphrase 1: signature\0"
 
 
 class Blob(NamedTuple):
-    """How a key is derived, how its passphrase is checked, and where it is kept."""
+    """A parsed blob: parameters of the derivation, check value, and source of the passphrase."""
 
     cost: Cost
     salt: bytes
@@ -37,9 +37,10 @@ class Blob(NamedTuple):
 
 
 def signature_of(blob: Blob) -> str:
-    """16 hexadecimal digits: the first 8 bytes of SHA-256 over `_SIGNED` and the blob up to its source.
+    """Returns the signature, 16 hexadecimal digits: the first 8 bytes of SHA-256 over `_SIGNED` and the blob up to its
+    source.
 
-    The check value is in it, and with it the passphrase; but nobody can guess at that without going through Argon2id.
+    It depends on the passphrase through the check value. Guessing the passphrase from it costs one Argon2id each.
     """
     digest = Hash(SHA256())
     digest.update(_SIGNED + _pack_head(blob))
@@ -47,7 +48,7 @@ def signature_of(blob: Blob) -> str:
 
 
 def pack_blob(blob: Blob) -> bytes:
-    """UsageError for what could not be read back."""
+    """Packs a blob. UsageError if a field is out of bounds."""
     check_source(blob.source, none=False)
     source = os.fsencode(blob.source)
     if len(source) > MAX_SOURCE:
@@ -63,7 +64,7 @@ def _pack_head(blob: Blob) -> bytes:
 
 
 def take_blob(data: bytes) -> Blob:
-    """A blob from exactly these bytes. PeerError says what is wrong and where."""
+    """Parses a blob that fills `data`. PeerError if it is malformed; it names the offset."""
     start = _HEAD.size + _LENGTH.size
     if len(data) < start:
         raise PeerError(WHAT, f"{len(data)} bytes, at least {start} are needed")

@@ -1,7 +1,7 @@
-"""Keys in PKCS #11 tokens: smart cards, YubiKeys, HSMs, SoftHSM.
+"""Wraps keys with key pairs in PKCS #11 tokens: smart cards, YubiKeys, HSMs, SoftHSM.
 
-Wrapping takes the public half, which is read when the key is opened; unwrapping logs in to the token with a PIN that
-a person types. The private half never leaves the token.
+Wrapping uses the public half, which is read when the key is opened. Unwrapping logs in to the token with a PIN that a
+person types. The private half never leaves the token.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TOUCH = Parameter("touch", "Whether the token waits for a touch.", "no", choice
 
 
 class Pkcs11Module:
-    """A KeyModule, a KeyMaker and a KeyImporter."""
+    """A KeyModule, KeyMaker and KeyImporter for keys in PKCS #11 tokens. Thread-safe."""
 
     name = "pkcs11"
     api = API
@@ -42,7 +42,7 @@ class Pkcs11Module:
     import_parameters: tuple[Parameter, ...] = (Parameter("uri", _URI), _HASH, _TOUCH)
 
     def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> Handle:
-        """Needs the token, and a PIN only if the token hides its public objects."""
+        """Reads the public half from the token. Asks for a PIN only if the token hides its public objects."""
         try:
             told = take_blob(blob)
         except PeerError as error:
@@ -62,16 +62,16 @@ class Pkcs11Module:
             raise
 
     def generate(self, making: Making, /) -> Enrolled:
-        """A new pair of keys in the token: sensitive, not extractable."""
+        """Makes a key pair in the token: sensitive, not extractable. ModuleFailed, UsageError, Refused."""
         return enrolment.generate(making)
 
     def import_key(self, making: Making, /) -> Enrolled:
-        """A key that is in the token; it stays there."""
+        """Imports a key pair that is in the token, where it stays. ModuleFailed, UsageError, Refused."""
         return enrolment.import_key(making)
 
 
 def _public(token: Token, told: Blob, signature: str, secrets: Secrets) -> PublicKey:
-    """The public half of the key with this signature. A session that was lost meanwhile is opened once more."""
+    """Reads the public half of the key with this signature. Opens a lost session again, once."""
     if told.flags & Flags.LOGIN_FIRST:
         token.log_in(pins_for(told.uri, secrets))
     try:

@@ -1,4 +1,4 @@
-"""The blob of a key in a token: which object, and how it wraps. No secret.
+"""Packs and parses the blob of a key in a token: its URI and wrapping scheme. Contains no secret. Pure.
 
 u8 version 1, u8 scheme, u8 flags, u16 len (big endian), URI in its canonical form
 """
@@ -19,7 +19,7 @@ _HEAD = struct.Struct(">BBBH")
 
 
 class Scheme(enum.IntEnum):
-    """How a key wraps."""
+    """The scheme by which a key wraps."""
 
     RSA_OAEP_SHA1 = 1
     RSA_OAEP_SHA256 = 2
@@ -27,8 +27,8 @@ class Scheme(enum.IntEnum):
 
 
 class Flags(enum.IntFlag):
-    LOGIN_FIRST = 1  # the public half can be read after a login only
-    TOUCH = 2  # the token waits for a touch before it uses the private half
+    LOGIN_FIRST = 1  # the public half can be read only after a login
+    TOUCH = 2  # the token requires a touch to use the private half
 
 
 class Blob(NamedTuple):
@@ -38,7 +38,7 @@ class Blob(NamedTuple):
 
 
 def pack_blob(blob: Blob) -> bytes:
-    """UsageError for what could not be read back."""
+    """Packs a blob. UsageError if a field is out of bounds."""
     uri = str(blob.uri).encode("ascii")
     packed = _HEAD.pack(VERSION, blob.scheme, blob.flags, len(uri)) + uri
     try:
@@ -49,7 +49,7 @@ def pack_blob(blob: Blob) -> bytes:
 
 
 def take_blob(data: bytes) -> Blob:
-    """A blob from exactly these bytes. PeerError says what is wrong and where."""
+    """Parses a blob that fills `data`. PeerError if it is malformed; it names the offset."""
     if len(data) < _HEAD.size:
         raise PeerError(WHAT, f"{len(data)} bytes, at least {_HEAD.size} are needed")
     version, scheme, flags, size = _HEAD.unpack_from(data)

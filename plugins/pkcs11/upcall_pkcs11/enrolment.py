@@ -1,4 +1,4 @@
-"""Taking a key of a token in, and making one there: with everything checked that could go wrong later."""
+"""Makes and imports keys in tokens. Checks at enrolment everything that could fail later."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _key_uri(making: Making) -> Uri:
 
 
 def _choose(library: Library, uri: Uri) -> TokenName:
-    """The token that is meant; of several, the only one that shows such a key to everybody."""
+    """Selects the token of a URI. If several match, the only one with a matching public object. ModuleFailed."""
     found = [name_of_token(token) for token in library.tokens(uri)]
     return _one(found if len(found) == 1 else _showing(library, found, uri) or found, uri)
 
@@ -112,7 +112,8 @@ def _one(names: list[TokenName], uri: Uri) -> TokenName:
 
 
 def _full(name: TokenName, uri: Uri) -> Uri:
-    """The library stays as it was named: behind the name there will be a newer version one day."""
+    """Completes a URI by the token's properties. Keeps the library's path as given, because symbolic links may later
+    lead to a newer version."""
     return name.uri(str(uri.module_path))._replace(pin_file=uri.pin_file)
 
 
@@ -137,7 +138,7 @@ def _using(library: Library, name: TokenName) -> Iterator[Token]:
 
 
 def _enrol(token: Token, session: pkcs11.Session, private: pkcs11.Object, uri: Uri, making: Making) -> Enrolled:
-    """With the session that found it, so that the lock is held: nobody takes the key away in between."""
+    """Enrols the key. Uses the session that found it and holds the lock, so that the key cannot change in between."""
     full = objects.uri_of(private, _full(token.name, uri))
     public, hidden = _public_half(session, private, full)
     scheme = scheme_of(public, making.values.get("hash", "sha1"))
@@ -152,7 +153,7 @@ def _enrol(token: Token, session: pkcs11.Session, private: pkcs11.Object, uri: U
 
 
 def _public_half(session: pkcs11.Session, private: pkcs11.Object, uri: Uri) -> tuple[PublicKey, bool]:
-    """And whether it takes a login to see it."""
+    """Returns the public half, and whether reading it needs a login."""
     found = objects.find_public(session, uri)
     if len({signature_of(one.key, Scheme.ECDH_HKDF_SHA256_AES256_GCM) for one in found}) > 1:
         raise ModuleFailed(f"{uri}: the token has {len(found)} different public keys for it")
@@ -174,7 +175,7 @@ def _check_private(private: pkcs11.Object, needed: Attribute, uri: Uri) -> None:
 
 
 def _self_test(token: Token, uri: Uri, public: PublicKey, scheme: Scheme, flags: Flags, making: Making) -> None:
-    """The longest key that a caller could bring, there and back."""
+    """Wraps and unwraps a key of the longest size that the caller may pass. ModuleFailed."""
     handle = Handle(use(token.library, token.name), uri, public, scheme, flags, making.secrets)
     clear = os.urandom(making.limits.key)
     try:

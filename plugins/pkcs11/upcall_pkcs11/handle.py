@@ -1,4 +1,4 @@
-"""An opened key: the public half in memory, the private half in the token."""
+"""Implements the handle of an open key: the public half is in memory, the private half in the token."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NOT_OURS = (
     pkcs11.EncryptedDataInvalid,
     pkcs11.EncryptedDataLenRange,
 )
-_UNCLEAR = (pkcs11.GeneralError, pkcs11.FunctionFailed)  # SoftHSM's word for broken padding, and for much else
+_UNCLEAR = (pkcs11.GeneralError, pkcs11.FunctionFailed)  # SoftHSM: wrong padding, or other faults
 
 
 def pins_for(uri: Uri, secrets: Secrets) -> Pins:
@@ -31,10 +31,10 @@ def pins_for(uri: Uri, secrets: Secrets) -> Pins:
 
 
 class Handle:
-    """Wraps without the token, unwraps in it, one thread at a time.
+    """A KeyHandle that wraps without the token and unwraps in it. Thread-safe: one thread at a time uses the token.
 
-    A session that was lost is opened again, with a login, once for each call. It has the token from `use`, and
-    gives it back when it is closed or forgotten.
+    Opens a lost session again, with a login, once for each call. Releases the token (see `use`) when it is closed or
+    garbage-collected.
     """
 
     def __init__(
@@ -94,11 +94,11 @@ class Handle:
         return self._private  # type: ignore[return-value]
 
     def stale(self) -> bool:
-        """True once the token is known to be gone: opening it anew says so, or finds it again."""
+        """Returns whether the token is known to be removed. Opening the key again then fails, or finds the token."""
         return not self._end.alive or self._token.gone()
 
     def close(self) -> None:
-        """The last key of a token that is closed logs out of it."""
+        """Releases the token. Closing the last key of a token logs out."""
         self._end()
 
     def export_public(self) -> bytes:

@@ -1,8 +1,8 @@
-"""PKCS #11 libraries: loaded once per process, entered by one thread at a time.
+"""Loads PKCS #11 libraries, once per process, and admits one thread at a time.
 
-C_Initialize belongs to the process. python-pkcs11 calls it without arguments, which promises the library that there
-are no threads: sessions of their own do not help them (SoftHSM ends in a double free), one lock around
-everything does. A hardware token does one thing at a time in any case.
+C_Initialize applies to the process. python-pkcs11 calls it without arguments, which tells the library that only one
+thread uses it. A session per thread does not suffice (SoftHSM then frees memory twice), so one lock is held around all
+calls. A hardware token handles one command at a time in any case.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from upcall_pkcs11.uri import Uri
 
 
 class TokenName(NamedTuple):
-    """Which token it is, by what it says about itself."""
+    """Identifies a token by its properties."""
 
     label: str
     serial: str
@@ -50,7 +50,7 @@ def name_of_token(token: pkcs11.Token) -> TokenName:
 
 
 class InUse(Protocol):
-    """A token with a session (upcall_pkcs11.token)."""
+    """A token with an open session: upcall_pkcs11.token.Token."""
 
     era: int
 
@@ -59,13 +59,13 @@ class InUse(Protocol):
 
 
 class Library:
-    """`lock` is held around every call into the library, and around every use of its objects."""
+    """A loaded library. `lock` must be held during each call into it, and each use of its objects."""
 
     def __init__(self, path: str, forked: bool = False) -> None:
         self.path = path
-        self.pid = os.getpid()  # a fork has a copy of the library that must not be used
+        self.pid = os.getpid()  # a forked process must not use its copy of the library
         self.lock = threading.RLock()
-        self.in_use: set[InUse] = set()  # tokens with a session; without any, the library may be started anew
+        self.in_use: set[InUse] = set()  # tokens with a session; only without any may the library be restarted
         try:
             self._lib = pkcs11.lib(path)
             if forked:
@@ -74,10 +74,10 @@ class Library:
             raise ModuleFailed(f"{path}: cannot be used as a PKCS #11 library: {_why(error, path)}") from None
 
     def tokens(self, uri: Uri) -> list[pkcs11.Token]:
-        """The tokens that are there now and fit. ModuleFailed if the library fails.
+        """Returns the present tokens that match a URI. ModuleFailed if the library fails.
 
-        Some libraries look for tokens only when they start (SoftHSM does), so one in which nothing lives any more
-        is started anew when it knows of none.
+        Some libraries, such as SoftHSM, search for tokens only when they are initialised. So a library without open
+        sessions is initialised again if it has no matching token.
         """
         with self.lock:
             try:
@@ -107,20 +107,20 @@ class Library:
             try:
                 token = slot.get_token()
             except pkcs11.PKCS11Error:
-                continue  # one that was taken out must not hide the others
+                continue  # a removed token must not hide others
             if token.flags & pkcs11.TokenFlag.TOKEN_INITIALIZED and name_of_token(token).fits(uri):
                 found.append(token)
         return found
 
     def _start_anew(self) -> None:
         if self._lib.initialized:
-            with contextlib.suppress(pkcs11.PKCS11Error):  # somebody else in the process did it
+            with contextlib.suppress(pkcs11.PKCS11Error):  # other code in the process has finalised it
                 self._lib.finalize()
         self._lib.initialize()
 
 
 def _why(error: pkcs11.PKCS11Error, path: str) -> str:
-    """Its own words, which python-pkcs11 has for few errors, without the path, or its name."""
+    """Returns the error's text without the path; the error's name if python-pkcs11 has no text for it."""
     text = str(error).removeprefix(f"OS exception while loading {path}: ").removeprefix(f"{path}: ")
     return text or type(error).__name__
 
@@ -130,11 +130,12 @@ _loading = threading.Lock()
 
 
 def load(path: str) -> Library:
-    """The library, loaded. ModuleFailed if it cannot be, or others could have changed it.
+    """Returns the library at `path`; loads it on the first call. ModuleFailed if that fails, or other users could
+    change the file.
 
-    The path comes from an auth token, which every process of the user can write.
+    Checked, because the path comes from an auth token, which every process of the user can write.
     """
-    real = os.path.realpath(path)  # two names of one library would be initialized twice, and refuse that
+    real = os.path.realpath(path)  # by two names a library would be initialised twice, which fails
     with _loading:
         known = _libraries.get(real)
         if known is None or known.pid != os.getpid():

@@ -1,4 +1,4 @@
-"""Objects in a token: finding the two halves of a key, and reading the public one. The caller has the session."""
+"""Finds key objects in a token, and reads public halves. The caller holds the session and its lock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from upcall.core.errors import ModuleFailed
 from upcall_pkcs11.schemes import PublicKey
 from upcall_pkcs11.uri import Uri
 
-# DER of the object identifiers, as they stand in CKA_EC_PARAMS
+# DER of the object identifiers, as in CKA_EC_PARAMS
 CURVE_PARAMETERS: dict[str, bytes] = {
     "p-256": bytes.fromhex("06082a8648ce3d030107"),
     "p-384": bytes.fromhex("06052b81040022"),
@@ -26,11 +26,11 @@ _CURVES: dict[bytes, ec.EllipticCurve] = {
 
 class Public(NamedTuple):
     key: PublicKey
-    private: bool  # it can be read after a login only
+    private: bool  # can be read only after a login
 
 
 def find(session: pkcs11.Session, kind: ObjectClass, uri: Uri) -> list[pkcs11.Object]:
-    """Every object of a class that fits."""
+    """Returns all objects of a class that match a URI."""
     wanted: dict[Attribute, Any] = {Attribute.CLASS: kind}
     if uri.object is not None:
         wanted[Attribute.LABEL] = uri.object
@@ -40,7 +40,7 @@ def find(session: pkcs11.Session, kind: ObjectClass, uri: Uri) -> list[pkcs11.Ob
 
 
 def get(thing: pkcs11.Object, attribute: Attribute, default: Any = None) -> Any:
-    """An attribute, or the default if this object or token does not have it."""
+    """Returns an attribute's value; the default if the object or token does not have it."""
     try:
         return thing[attribute]
     except (pkcs11.AttributeTypeInvalid, pkcs11.AttributeSensitive):
@@ -48,14 +48,14 @@ def get(thing: pkcs11.Object, attribute: Attribute, default: Any = None) -> Any:
 
 
 def uri_of(private: pkcs11.Object, token: Uri) -> Uri:
-    """The token's URI with the object's label and id, as far as it has them."""
+    """Returns the URI of an object: the token's, with the object's label and id if it has them."""
     label, ident = get(private, Attribute.LABEL), get(private, Attribute.ID)
     return token._replace(object=label or None, id=ident or None)
 
 
 def find_public(session: pkcs11.Session, uri: Uri) -> list[Public]:
-    """The public halves that go with a private object: by its id, under which cards also keep a certificate, whatever
-    their labels are; by its label if it has no id."""
+    """Returns the public halves of a private object: public keys and certificates with the same id, whatever their
+    labels; without an id, those with the same label."""
     key = Uri(object=None if uri.id else uri.object, id=uri.id or None)
     found = [
         Public(public, bool(get(thing, Attribute.PRIVATE)))
@@ -72,7 +72,8 @@ def find_public(session: pkcs11.Session, uri: Uri) -> list[Public]:
 
 
 def read_public(thing: pkcs11.Object) -> PublicKey | None:
-    """From a public key, or from an RSA private key, which knows its public half. None if it is another kind."""
+    """Reads the public half from a public key, or from an RSA private key, which contains it. None if its kind is not
+    supported. ModuleFailed if it is malformed."""
     kind = get(thing, Attribute.KEY_TYPE)
     try:
         if kind == pkcs11.KeyType.RSA:
@@ -88,7 +89,7 @@ def read_public(thing: pkcs11.Object) -> PublicKey | None:
 
 
 def _take_point(value: bytes) -> bytes:
-    """CKA_EC_POINT is a DER octet string; some tokens leave the string's head away."""
+    """Returns the point of CKA_EC_POINT, a DER octet string. Some tokens omit the string's header."""
     if value[:1] == b"\x04" and value[1:2] and value[1] == len(value) - 2:
         return value[2:]
     return value

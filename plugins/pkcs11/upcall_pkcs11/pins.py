@@ -1,6 +1,6 @@
-"""Where a token's PIN comes from, and how often a wrong one is tried: once.
+"""Obtains a token's PIN from a prompt or file, and tries each wrong PIN only once.
 
-A token counts wrong PINs and locks itself after a few, so nothing here tries one again by itself.
+A token counts wrong PINs and locks itself after a few, so no PIN is tried again automatically.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _lock = threading.Lock()
 
 
 class Pins(Protocol):
-    """A token's PIN for one key. Whoever gets it wipes it."""
+    """A source of a token's PIN, for one key. The caller wipes the PIN."""
 
-    careful: bool  # nobody looks at it: keep the token's last try for a person
+    careful: bool  # unattended: must leave the token's last attempt to a person
 
     def pin(self, token: str, prompt: str) -> bytearray: ...
     def verdict(self, token: str, good: bool) -> None: ...
 
 
 class AskedPins:
-    """The daemon's: a person types it."""
+    """Asks the daemon, which prompts a person."""
 
     careful = False
 
@@ -45,7 +45,8 @@ class AskedPins:
 
 
 class FilePins:
-    """`pin-source=file:/path`, where nobody can be asked. A wrong one is not tried again until the file changes."""
+    """Reads the PIN from a file, `pin-source=file:/path`, for unattended use. A wrong PIN is not tried again until the
+    file changes."""
 
     careful = True
 

@@ -1,11 +1,12 @@
-"""How a key in a token wraps: with the public half, here; and unwraps: with the private half, in there.
+"""Implements the wrapping schemes: wrapping with the public half, in software; unwrapping with the private half, in
+the token.
 
-RSA: PKCS #1 OAEP without a label. With SHA-1 the wrapped form is that of ecryptfs-utils' openssl key module, so
-that a key that moves into a token keeps opening the files that it has wrapped.
+RSA: PKCS #1 OAEP without a label. With SHA-1 the format is that of ecryptfs-utils' openssl key module, so a key that
+was moved into a token can still unwrap its files' keys.
 
 EC: `u8 version 1, ephemeral public point (X9.62, uncompressed), AES-256-GCM ciphertext and tag`. Key and nonce are
-HKDF-SHA256 of the ECDH secret (SP 800-56A, one ephemeral key for each wrapping), with both points in `info`; that
-the key is used once makes a derived nonce safe.
+HKDF-SHA256 of the ECDH secret (SP 800-56A, one ephemeral key for each wrapping), with both points in `info`. A derived
+nonce is safe because each key is used once.
 """
 
 from __future__ import annotations
@@ -37,23 +38,23 @@ CURVES: Final[dict[str, type[ec.EllipticCurve]]] = {"p-256": ec.SECP256R1, "p-38
 
 
 class NotOurs(Exception):
-    """What was to be unwrapped was not wrapped by this key. No token is needed to see it."""
+    """The wrapped key was not wrapped by this key."""
 
 
 class Wrapping(Protocol):
-    """A public key and what is done with it. `unwrap` wants its private half, and whoever calls it the lock."""
+    """A scheme with its public key. The caller of `unwrap` holds the library's lock."""
 
-    attribute: pkcs11.Attribute  # what the private half must be allowed to do
+    attribute: pkcs11.Attribute  # permission that the private half needs
 
     def size(self, key: int) -> int:
-        """Bytes of wrapped key for so many of clear key; 0 if that many cannot be wrapped."""
+        """Returns the wrapped size of a key of `key` bytes; 0 if it cannot be wrapped."""
 
     def wrap(self, key: bytes) -> bytes: ...
     def check(self, wrapped: bytes) -> None:
-        """NotOurs, without asking the token."""
+        """Checks the format without the token. NotOurs."""
 
     def unwrap(self, private: pkcs11.PrivateKey, wrapped: bytes) -> bytes:
-        """NotOurs or PKCS11Error."""
+        """Unwraps in the token. NotOurs, PKCS11Error."""
 
 
 class _Hash(NamedTuple):
@@ -117,7 +118,7 @@ class Ecdh:
     def check(self, wrapped: bytes) -> None:
         if not self._head + _TAG < len(wrapped) <= self.size(MAX_KEY) or wrapped[:1] != _VERSION:
             raise NotOurs
-        try:  # tokens differ in whether they look if a point lies on the curve
+        try:  # some tokens do not check that a point is on the curve
             ec.EllipticCurvePublicKey.from_encoded_point(self._public.curve, wrapped[1 : self._head])
         except ValueError:
             raise NotOurs from None
@@ -131,7 +132,7 @@ class Ecdh:
             raise NotOurs from None
 
     def _secret(self, private: pkcs11.PrivateKey, point: bytes) -> bytes:
-        """The x coordinate. Some tokens drop its leading zeros."""
+        """Computes the ECDH secret in the token: the x coordinate, padded, because some tokens drop leading zeros."""
         derived = private.derive_key(  # type: ignore[attr-defined]
             pkcs11.KeyType.GENERIC_SECRET,
             self._field * 8,
@@ -146,7 +147,7 @@ class Ecdh:
         try:
             return bytes(derived[pkcs11.Attribute.VALUE]).rjust(self._field, b"\0")
         finally:
-            derived.destroy()  # the session lives long
+            derived.destroy()  # otherwise it would stay until the session's end
 
     def _cipher(self, secret: bytes, point: bytes) -> tuple[AESGCM, bytes]:
         derived = HKDF(SHA256(), 44, None, _INFO + point + self._point).derive(secret)
@@ -158,14 +159,14 @@ def _point(public: ec.EllipticCurvePublicKey) -> bytes:
 
 
 def scheme_of(public: PublicKey, digest: str) -> Scheme:
-    """For a key that is being enrolled; `digest`, "sha1" or "sha256", is for RSA."""
+    """Returns the scheme for a new key. `digest`: "sha1" or "sha256", for RSA."""
     if isinstance(public, ec.EllipticCurvePublicKey):
         return Scheme.ECDH_HKDF_SHA256_AES256_GCM
     return Scheme.RSA_OAEP_SHA256 if digest == "sha256" else Scheme.RSA_OAEP_SHA1
 
 
 def wrapping(public: PublicKey, scheme: Scheme) -> Wrapping:
-    """ModuleFailed if this key cannot wrap in that way."""
+    """Returns the scheme's implementation. ModuleFailed if the key does not support it."""
     if isinstance(public, ec.EllipticCurvePublicKey):
         if scheme is Scheme.ECDH_HKDF_SHA256_AES256_GCM and isinstance(public.curve, tuple(CURVES.values())):
             return Ecdh(public)
@@ -175,7 +176,7 @@ def wrapping(public: PublicKey, scheme: Scheme) -> Wrapping:
 
 
 def check_limits(public: PublicKey, scheme: Scheme, limits: Limits) -> None:
-    """ModuleFailed unless every key that a caller may bring can be wrapped and stored."""
+    """ModuleFailed unless every key that the caller may pass can be wrapped, within the limits."""
     if isinstance(public, rsa.RSAPublicKey) and not MIN_BITS <= public.key_size <= MAX_BITS:
         raise ModuleFailed(f"{name_of(public)}, {MIN_BITS} to {MAX_BITS} bits are allowed")
     size = wrapping(public, scheme).size(limits.key)
@@ -191,11 +192,11 @@ def name_of(public: PublicKey) -> str:
 
 
 def signature_of(public: PublicKey, scheme: Scheme) -> str:
-    """16 hexadecimal digits.
+    """Returns the signature, 16 hexadecimal digits.
 
-    RSA with SHA-1: half of the fingerprint that the key would have in OpenPGP (RFC 4880, 12.2), over `0x99, u16
-    length, version 4, time 0, algorithm 2, MPI n, MPI e`, as ecryptfs-utils has it. All others: 8 bytes of SHA-256
-    over a name, the scheme and the SubjectPublicKeyInfo, so that a signature says how its key wraps.
+    RSA with SHA-1: half of the key's OpenPGP fingerprint (RFC 4880, 12.2), over `0x99, u16 length, version 4, time 0,
+    algorithm 2, MPI n, MPI e`, as in ecryptfs-utils. Others: 8 bytes of SHA-256 over a name, the scheme and the
+    SubjectPublicKeyInfo, so that the signature depends on the scheme.
     """
     if isinstance(public, rsa.RSAPublicKey) and scheme is Scheme.RSA_OAEP_SHA1:
         numbers = public.public_numbers()

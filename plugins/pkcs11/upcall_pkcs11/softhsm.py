@@ -1,7 +1,7 @@
-"""SoftHSM for tests and measurements: tokens in a folder of one's own, and a person who types their PINs.
+"""Runs SoftHSM for tests and measurements: tokens in a folder, and simulated PIN prompts.
 
-SoftHSM reads its configuration when it is loaded and looks for tokens when it is started, so what is to use these
-tokens runs in a process of its own, with `environment()`; `run` starts one.
+SoftHSM reads its configuration when it is loaded, and searches for tokens when it is initialised. So code that uses
+these tokens needs a process of its own with `environment()`; `run` starts one.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _DEFAULT_LIMITS = Limits()
 
 
 def missing() -> str:
-    """Why there is no SoftHSM; empty if there is."""
+    """Returns why SoftHSM cannot be used; "" if it can."""
     if shutil.which("softhsm2-util") is None or not Path(LIBRARY).exists():
         return "SoftHSM is not installed (Debian package softhsm2)"
     return ""
 
 
 class SoftHsm:
-    """Tokens below `folder`. They are made, moved away and back from outside, as hands would do it."""
+    """Tokens below `folder`. Adding, removing and putting back tokens simulates what a person does with cards."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,13 +49,13 @@ class SoftHsm:
         self._places: dict[str, Path] = {}
 
     def uri(self, token: str, rest: str = ";object=key", with_pin: bool = False) -> str:
-        """`with_pin`: it comes from a file, nobody is asked."""
+        """Returns the URI of an object. `with_pin`: the PIN is read from a file, without a prompt."""
         return f"pkcs11:token={token}{rest}?module-path={LIBRARY}" + (
             f"&pin-source=file:{self.pin_file}" if with_pin else ""
         )
 
     def add(self, label: str) -> None:
-        """A new token, whose PIN is PIN."""
+        """Makes a token, with the PIN `PIN`."""
         before = set(self._tokens.iterdir())
         self.tool("--init-token", "--free", "--label", label, "--so-pin", "87654321", "--pin", PIN.decode())
         (self._places[label],) = set(self._tokens.iterdir()) - before
@@ -74,9 +74,9 @@ class SoftHsm:
         return {**os.environ, "SOFTHSM2_CONF": str(self.config)}
 
     def run(self, work: Callable[..., None], *arguments: Any) -> str:
-        """Calls a function of an importable module, with this and the arguments, in a fresh interpreter.
+        """Calls a function of an importable module, with this object and the arguments, in a new interpreter.
 
-        Gives what it printed. AssertionError with the traceback if it raises.
+        Returns its output. AssertionError with the traceback if it raises.
         """
         told = pickle.dumps((work.__module__, work.__qualname__, (self, *arguments)))
         folder = Path(str(sys.modules[work.__module__].__file__)).parent
@@ -99,21 +99,21 @@ class SoftHsm:
         with_pin: bool = False,
         **values: Any,
     ) -> Enrolled:
-        """Only in a process with `environment()`."""
+        """Makes a key pair. Needs a process with `environment()`."""
         from upcall_pkcs11 import module
 
         return module.generate(making(self.uri(token, f";object={label}", with_pin), type=kind, **values))
 
     def session(self, token: str) -> pkcs11.Session:
-        """One with which everything can be done. Only in a process with `environment()`."""
-        found = pkcs11.lib(os.path.realpath(LIBRARY)).get_tokens(token_label=token)  # one name only, see `load`
+        """Opens a read-write session with a login. Needs a process with `environment()`."""
+        found = pkcs11.lib(os.path.realpath(LIBRARY)).get_tokens(token_label=token)  # the same name as in `load`
         return next(found).open(rw=True, user_pin=PIN.decode())
 
 
 def making(
     uri: str, secrets: Secrets | None = None, *, limits: Limits = _DEFAULT_LIMITS, path: Path = Path(), **values: str
 ) -> Making:
-    """For `generate` and `import_key`, with the defaults of their parameters but RSA keys of 2048 bits."""
+    """Returns arguments for `generate` and `import_key`: the parameters' defaults, but RSA keys of 2048 bits."""
     from upcall_pkcs11 import module
 
     filled = {one.name: one.default or "" for one in module.parameters} | {"bits": "2048"} | values | {"uri": uri}
@@ -121,7 +121,7 @@ def making(
 
 
 class TypedPins:
-    """Secrets with a person who types the same PIN again and again, until it was wrong `budget` times. Counts."""
+    """Implements Secrets: returns the same PIN until it was wrong `budget` times, and counts its calls."""
 
     def __init__(self, pin: bytes = PIN, budget: int = 3) -> None:
         self.typed, self.budget = pin, budget

@@ -1,4 +1,4 @@
-"""A token in use: one session, shared by all keys in it, because a login is for the whole token and process."""
+"""Manages a token's session, which all its keys share, because a login applies to the token and the process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from upcall.core.errors import ModuleFailed
 from upcall_pkcs11.library import Library, TokenName, name_of_token
 from upcall_pkcs11.pins import Pins
 
-PROBE_EVERY = 1.0  # seconds between two looks if the token is still there; SoftHSM takes 140 us for one
+PROBE_EVERY = 1.0  # seconds between checks that the token is present; one takes SoftHSM 140 us
 
 _GONE = (
     pkcs11.DeviceError,
@@ -29,19 +29,20 @@ _GONE = (
     pkcs11.TokenNotRecognised,
     pkcs11.UserNotLoggedIn,
 )
-_UNCLEAR = (pkcs11.GeneralError, pkcs11.FunctionFailed)  # SoftHSM says this of broken OAEP, and of a lost token
+_UNCLEAR = (pkcs11.GeneralError, pkcs11.FunctionFailed)  # SoftHSM: wrong OAEP padding, or a lost token
 _WRONG_PIN = (pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange)
 
 
 class Lost(Exception):
-    """The session has ended, or the token is not there. `era`: of which session that was seen."""
+    """The session has ended, or the token is not present. `era`: the number of that session."""
 
     def __init__(self, era: int) -> None:
         self.era = era
 
 
 class _Pin:
-    """What python-pkcs11 takes for a str and "encodes": so the PIN stays in a buffer that can be wiped."""
+    """Passes a PIN to python-pkcs11 in place of a str, by its method `encode`: the PIN stays in a buffer that can be
+    wiped."""
 
     def __init__(self, pin: bytearray) -> None:
         self._pin = pin
@@ -51,7 +52,8 @@ class _Pin:
 
 
 class Token:
-    """Made by `use`, given back by `release`. `era` counts its sessions: objects belong to one of them."""
+    """A token in use. Obtained by `use`, released by `release`. Thread-safe. `era`: the number of its current session;
+    objects are valid in one session only."""
 
     def __init__(self, library: Library, name: TokenName) -> None:
         self.library, self.name = library, name
@@ -61,7 +63,7 @@ class Token:
         self._session: pkcs11.Session | None = None
         self._logged_in = False
         self._gone = False
-        self._logging_in = threading.Lock()  # one thread asks for the PIN, the others wait for what comes of it
+        self._logging_in = threading.Lock()  # one thread asks for the PIN, others wait for the result
         self._wrong = 0  # logins that the token has refused
         self._pin_locked = False
         self._probed = time.monotonic()
@@ -70,7 +72,7 @@ class Token:
         return str(self.name)
 
     def release(self) -> None:
-        """Once for each `use`. The last one logs out."""
+        """Releases the token. Must be called once for each `use`. The last call logs out."""
         if os.getpid() != self.library.pid:
             return
         with self.library.lock:
@@ -83,9 +85,9 @@ class Token:
 
     @contextlib.contextmanager
     def session(self, *, writing: bool = False) -> Iterator[pkcs11.Session]:
-        """The session, with the lock. Lost, or ModuleFailed for whatever else goes wrong with the token.
+        """A context with the session, and the lock held. Lost; ModuleFailed for other failures of the token.
 
-        `writing`: one of its own, that ends here.
+        `writing`: a separate read-write session, closed at the end.
         """
         with self.library.lock, _Translated(self):
             if self._session is None:
@@ -115,7 +117,7 @@ class Token:
         self._gone, self._probed = False, time.monotonic()
 
     def drop(self, era: int) -> None:
-        """Lets a lost session go, unless another thread has done so and opened the next."""
+        """Closes a lost session, unless another thread has replaced it already."""
         with self.library.lock:
             if self.era == era:
                 self._close()
@@ -126,12 +128,12 @@ class Token:
         session, self._session, self._logged_in = self._session, None, False
         self.library.in_use.discard(self)
         with contextlib.suppress(pkcs11.PKCS11Error):
-            session.close()  # and logs out, if this session has logged in
+            session.close()  # logs out, too
 
     def gone(self) -> bool:
-        """Whether the token was taken out, as far as is known; every second this is looked up.
+        """Returns whether the token was removed, as of the last check; checks at most once per second.
 
-        A library at work for another thread is not waited for: its token will tell that thread.
+        Does not block: if another thread uses the library, that thread will notice.
         """
         now = time.monotonic()
         if self._gone or now < self._probed + PROBE_EVERY or not self.library.lock.acquire(blocking=False):
@@ -146,7 +148,7 @@ class Token:
         return self._gone
 
     def there(self) -> bool:
-        """Whether our session's slot holds our token. The caller has the lock."""
+        """Returns whether the session's slot still holds this token. The caller holds the lock."""
         if self._session is None:
             return False
         try:
@@ -157,7 +159,8 @@ class Token:
     # --- the PIN -------------------------------------------------------------------------------------------
 
     def log_in(self, pins: Pins) -> None:
-        """Unless we are. Refused from `pins`, ModuleFailed if the PIN is wrong. The lock is not held for a person."""
+        """Logs in, unless the token is logged in. Refused by `pins`; ModuleFailed if the PIN is wrong. Does not hold
+        the lock during a prompt."""
         if os.getpid() != self.library.pid:
             raise ModuleFailed(f"{self}: belongs to the process that opened it, not to its forks")
         seen = self._wrong
@@ -167,7 +170,7 @@ class Token:
             if self._is_logged_in():
                 return
             if self._wrong != seen:
-                raise ModuleFailed(f"{self}: the PIN was wrong")  # another thread's, just now: do not try it again
+                raise ModuleFailed(f"{self}: the PIN was wrong")  # by another thread: must not be tried again
             with self.library.lock:
                 prompt = self._prompt(pins)
             pin = pins.pin(self.id, prompt)
@@ -195,7 +198,7 @@ class Token:
         return ModuleFailed(f"{self}: its PIN is locked after too many wrong ones; its own tool unlocks it")
 
     def _try_pin(self, pin: bytearray, pins: Pins) -> None:
-        """One C_Login. python-pkcs11 logs in with a new session only, and leaves it open if that fails."""
+        """Calls C_Login once. python-pkcs11 logs in only while opening a session, and leaves it open on failure."""
         failure: ModuleFailed | None = None
         with self.library.lock, _Translated(self):
             try:
@@ -205,7 +208,7 @@ class Token:
                     self._session = self._find().open()
                     self._opened()
                 self._logged_in = True
-                return  # nobody has looked at this PIN
+                return  # the token has not checked the PIN: no verdict
             except _WRONG_PIN:
                 self._wrong += 1
                 failure = ModuleFailed(f"{self}: the PIN was wrong")
@@ -228,7 +231,7 @@ class Token:
 
 
 class _Translated:
-    """PKCS11Error to Lost or ModuleFailed, while the lock is held."""
+    """A context that translates PKCS11Error to Lost or ModuleFailed. The caller holds the lock."""
 
     def __init__(self, token: Token) -> None:
         self._token = token
@@ -240,7 +243,7 @@ class _Translated:
     ) -> None:
         if not isinstance(error, pkcs11.PKCS11Error):
             return
-        # an error without a class of its own: C_Finalize was called behind our back
+        # an error without a class of its own: C_Finalize was called by other code
         if isinstance(error, _GONE) or type(error) is pkcs11.PKCS11Error:
             raise Lost(self._token.era) from None
         if isinstance(error, _UNCLEAR) and not self._token.there():
@@ -252,10 +255,10 @@ _tokens: dict[tuple[str, TokenName], Token] = {}
 
 
 def use(library: Library, name: TokenName) -> Token:
-    """The process's one `Token` for a token."""
+    """Returns the process's only `Token` for a token. The caller must `release` it."""
     with library.lock:
         token = _tokens.get((library.path, name))
-        if token is None or token.library is not library:  # or it is the parent's, of whom this is a fork
+        if token is None or token.library is not library:  # also if it is the parent's, in a forked process
             token = _tokens[library.path, name] = Token(library, name)
         token.users += 1
         return token

@@ -1,10 +1,10 @@
-"""PKCS #11 URIs (RFC 7512): the names of keys in tokens. Strict, and never with a PIN.
+"""Parses and formats PKCS #11 URIs (RFC 7512), which name keys in tokens. Strict; refuses PINs in URIs. Pure.
 
     pkcs11:token=lab;serial=12ab;object=files;id=%01?module-path=/usr/lib/softhsm/libsofthsm2.so
 
-What RFC 7512 knows beyond these names things that change (slots) or are chosen elsewhere (libraries by their
-configured names); such an attribute is refused rather than ignored, because it would make a URI match more
-than it says. No error quotes a value: it could be a PIN.
+Other attributes of RFC 7512 name things that change (slots) or are configured elsewhere (names of libraries). They are
+refused, not ignored: ignoring one would make the URI match more than it says. Errors quote no values, which could be
+PINs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _IN_QUERY = _BOTH | frozenset("/?|")
 _HEX = frozenset(string.hexdigits)
 _FILE = "file:"
 
-_PATH = ("token", "manufacturer", "serial", "model", "object", "id")  # in the order in which they are written
+_PATH = ("token", "manufacturer", "serial", "model", "object", "id")  # in the canonical order
 _ELSEWHERE = {
     "pin-value": "a PIN would stand in clear in the key store and the auth token: leave it out, it is asked for",
     "module-name": "libraries are named by module-path",
@@ -39,7 +39,7 @@ _ELSEWHERE = {
 
 
 class Uri(NamedTuple):
-    """What a URI says. None: nothing, so that anything matches. Paths are absolute."""
+    """A parsed URI. None: the attribute is missing and matches any value. Paths are absolute."""
 
     token: str | None = None
     manufacturer: str | None = None
@@ -51,7 +51,7 @@ class Uri(NamedTuple):
     pin_file: str | None = None  # pin-source=file:/path
 
     def __str__(self) -> str:
-        """The one way in which this URI is written; `parse_uri` takes it back."""
+        """Returns the canonical form, which `parse_uri` accepts."""
         path = ";".join(f"{name}={_escape(value)}" for name in _PATH if (value := getattr(self, name)) is not None)
         query = []
         if self.module_path is not None:
@@ -62,8 +62,8 @@ class Uri(NamedTuple):
 
 
 def parse_uri(text: str) -> Uri:
-    """PeerError says what is wrong and at which character. `type=private` and `type=public` say nothing new
-    about a pair of keys; they are taken and forgotten."""
+    """Parses a URI. PeerError if it is malformed; it names the character's offset. `type=private` and `type=public`
+    are accepted and ignored: both halves of a key pair match."""
     if len(text) > MAX_URI:
         raise PeerError(WHAT, f"{len(text)} characters, at most {MAX_URI} are allowed")
     if text[: len(SCHEME)].lower() != SCHEME:
@@ -82,7 +82,7 @@ _FIELDS = {"module-path": "module_path", "pin-source": "pin_file"}
 def _take(
     part: str, at: int, mark: str, known: tuple[str, ...], allowed: frozenset[str], found: dict[str, str | bytes]
 ) -> None:
-    """The attributes of the path or the query, which begins at character `at`."""
+    """Parses the attributes of the path or query, which begins at character `at`, into `found`. PeerError."""
     for piece in part.split(mark) if part else ():
         name, equals, value = piece.partition("=")
         if name in _ELSEWHERE:
@@ -137,5 +137,5 @@ def _meaning(name: str, value: bytes, at: int) -> str | bytes:
 
 def _escape(value: str | bytes, plain: frozenset[str] = _UNRESERVED) -> str:
     if isinstance(value, bytes):
-        return "".join(f"%{byte:02X}" for byte in value)  # RFC 7512 wants every byte of an id escaped
+        return "".join(f"%{byte:02X}" for byte in value)  # RFC 7512: every byte of an id should be escaped
     return "".join(chr(byte) if chr(byte) in plain else f"%{byte:02X}" for byte in value.encode("utf-8"))

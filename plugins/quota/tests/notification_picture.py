@@ -1,4 +1,4 @@
-"""Makes docs/notification.png: a real bubble, on a screen that nobody sees.
+"""Makes docs/notification.png: a screenshot of a real notification on a virtual screen.
 
 python plugins/quota/tests/notification_picture.py docs/notification.png     (needs dbus-daemon, Xvfb, dunst, scrot)
 """

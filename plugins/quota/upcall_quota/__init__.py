@@ -1,7 +1,7 @@
-"""The handler of "quota": hands each notice to the sinks, which tell people where they look.
+"""Delivers quota notices to sinks, such as desktop, terminal, mail and log.
 
-Each sink has a thread and a queue of its own (`delivery.py`), made at the first notice; whoever hangs there keeps
-nobody else waiting, and the daemon neither.
+Each sink has a thread and a queue of its own (`delivery.py`), made at the first notice, so a sink that hangs blocks
+neither other sinks nor the daemon.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = ["QuotaHandler", "handler"]
 
 
 class QuotaHandler:
-    """Takes notices, and answers no request."""
+    """A handler of quota notices. Answers no requests. Thread-safe."""
 
     services: tuple[str, ...] = (SERVICE,)
 
     def __init__(self, find: Callable[[], Mapping[str, Opener]] = configured, uid: int | None = None) -> None:
-        """`find` says which sinks there are; `uid`: whose daemon this is, the process's own if not given."""
+        """`find`: returns the configured sinks. `uid`: of the daemon; None: the process's."""
         self._find, self._uid = find, uid
         self._lock = threading.Lock()
         self._deliveries: list[Delivery] | None = None
@@ -41,7 +41,8 @@ class QuotaHandler:
         raise Refused("no-service", why="quota only gives notice")
 
     def notice(self, envelope: Envelope, /) -> None:
-        """Returns at once. PeerError for what is not meant for this user, ModuleFailed for a wrong configuration."""
+        """Queues a notice for all sinks; does not block. PeerError if it is malformed or concerns another user;
+        ModuleFailed if the configuration is wrong."""
         told = take(envelope.body)
         uid = os.geteuid() if self._uid is None else self._uid
         machines = uid == machine.uid()
@@ -63,9 +64,11 @@ class QuotaHandler:
 
 
 def check_meant_for(notice: QuotaNotice, uid: int, machines: bool) -> None:
-    """`machines`: this is the machine's daemon, which hears of everybody. PeerError if it is about another user: the
-    broker is trusted, and its mistakes stay out of sessions all the same. Who is told of a group's or project's quota
-    without having written was told before, because of what he wrote.
+    """Checks that a notice concerns this daemon's user. PeerError if it concerns another user.
+
+    `machines`: this is the machine's daemon, which receives the notices of all users. This guards against faults of
+    the broker. A notice of a group's or project's quota concerns the user whose write caused it. If the cause is
+    unknown, it is accepted: the broker sends it to users whom it notified of this quota before.
     """
     about = notice.subject.id if notice.subject.kind == USER else None
     if machines or uid in (about, notice.cause.uid) or (about is None and notice.cause.uid is None):

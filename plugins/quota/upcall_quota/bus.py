@@ -1,4 +1,4 @@
-"""A message bus (D-Bus), by jeepney: connected when it is needed, and never waited for without end."""
+"""Connects to a message bus (D-Bus) by jeepney, on first use, with a time-out for each step."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ from upcall_quota.patience import cut_off
 
 PATIENCE: Final = 5.0  # seconds for each step
 
-# What jeepney raises on a bus that is not there, not ours, or talks nonsense.
+# Exceptions of jeepney if a bus is not there, refuses us, or sends malformed messages.
 TROUBLE: Final = (OSError, ValueError, RuntimeError, LookupError, AttributeError, struct.error)
 
 
 class Bus:
-    """A connection to the first of these buses that answers. OSError and others of TROUBLE once it is gone."""
+    """A connection to the first of these buses that answers. Its methods raise TROUBLE, such as OSError, if it
+    fails."""
 
     def __init__(self, paths: Iterator[str]) -> None:
         self._connection = _connected(paths)
 
     def send(self, message: Message) -> None:
-        """A message that wants no answer."""
+        """Sends a message that has no reply."""
         with cut_off(PATIENCE, lambda: self._connection.sock):
             self._connection.send(message)
 
     def call(self, message: Message) -> tuple[Any, ...]:
-        """The body of the answer. DBusErrorResponse if it is an error."""
+        """Sends a method call; returns the body of the reply. Blocks for at most PATIENCE seconds.
+        DBusErrorResponse."""
         with cut_off(PATIENCE, lambda: self._connection.sock):
             answer = self._connection.send_and_get_reply(message, timeout=PATIENCE)
         body: tuple[Any, ...] = unwrap_msg(answer)
@@ -53,7 +55,7 @@ def _connected(paths: Iterator[str]) -> DBusConnection:
             continue
         try:
             with cut_off(PATIENCE, lambda sock=sock: sock):  # type: ignore[misc]
-                return DBusConnection(sock)  # which waits for an answer to Hello without end
+                return DBusConnection(sock)  # waits for the reply to Hello without a time-out
         except (*TROUBLE, DBusErrorResponse) as error:
             sock.close()
             why = f"{path.replace(chr(0), '@')}: {_words(error)}"
@@ -61,13 +63,13 @@ def _connected(paths: Iterator[str]) -> DBusConnection:
 
 
 def _words(error: BaseException) -> str:
-    """What went wrong, as far as it cannot hold what a peer has said."""
+    """Describes an error without text that a peer has sent."""
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
 
 
 def session_buses(environment: Mapping[str, str] = os.environ) -> Iterator[str]:
-    """Where this user's session bus may be: as the environment says, and where systemd puts it. It may appear only
-    after the daemon has started, so ask each time."""
+    """Yields possible paths of the user's session bus: from the environment, and systemd's. Call it for each attempt:
+    a bus may start after the daemon."""
     yield from _addresses(environment.get("DBUS_SESSION_BUS_ADDRESS", ""))
     if (folder := environment.get("XDG_RUNTIME_DIR", "")).startswith("/"):
         yield f"{folder}/bus"
@@ -82,4 +84,4 @@ def _addresses(text: str) -> Iterator[str]:
     try:
         yield from get_connectable_addresses(text)
     except (ValueError, LookupError, RuntimeError):
-        return  # not of the form that D-Bus gives them, or a transport that is not known
+        return  # malformed, or an unknown transport

@@ -1,5 +1,5 @@
-"""One sink's thread: it opens the sink when there is something to tell, and tells it. Whatever a sink does, it does
-it here, and nobody waits for it."""
+"""Delivers notices to one sink, in a thread of its own, so that a sink that hangs blocks nothing else. Opens the sink
+at the first notice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from upcall_quota.waiting import Item, Waiting
 
 
 class Delivery:
-    """Tells one sink. The thread starts with the first notice, and ends with the process: a sink may hang in it."""
+    """Delivers to one sink. Its thread starts with the first notice, and ends with the process: a sink may hang in
+    it."""
 
     def __init__(self, name: str, opener: Callable[[], Sink], log: EventLog) -> None:
         self._name, self._opener, self._log = name, opener, log
@@ -26,11 +27,11 @@ class Delivery:
         self._waiting = Waiting()
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._why = ""  # the last failure: told once, not each time
+        self._why = ""  # the last failure: repeated failures are logged once
         self._lost = 0
 
     def put(self, notice: QuotaNotice, text: str) -> None:
-        """Never waits for the sink."""
+        """Queues a notice; does not block. `text`: the sentence for people. From any thread."""
         with self._change:
             self._waiting.put(notice, text)
             if self._thread is None:
@@ -59,8 +60,8 @@ class Delivery:
             self._failed(str(error) if again else f"{error}; given up after {item.tries + 1} tries")
         except UpcallError as error:
             self._failed(str(error))
-        except BaseException as error:  # noqa: BLE001 - a sink may raise anything; its thread lives on
-            # The text may hold what the sink was trusted with.
+        except BaseException as error:  # noqa: BLE001 - a sink may raise anything; its thread must continue
+            # The text is not logged: it may contain the sink's secrets.
             frames = traceback.extract_tb(error.__traceback__)
             self._failed(f"{type(error).__name__} at {frames[-1].filename}:{frames[-1].lineno}")
         else:

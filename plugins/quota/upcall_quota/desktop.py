@@ -1,7 +1,7 @@
-"""A bubble on the desktop: org.freedesktop.Notifications, version 1.2, on the session bus.
+"""Shows notices as desktop notifications: org.freedesktop.Notifications, version 1.2, on the session bus.
 
-https://specifications.freedesktop.org/notification-spec: Notify takes (app_name s, replaces_id u, app_icon s,
-summary s, body s, actions as, hints a{sv}, expire_timeout i in ms, 0 for never) and gives the bubble's id.
+Source: https://specifications.freedesktop.org/notification-spec. Notify takes (app_name s, replaces_id u, app_icon s,
+summary s, body s, actions as, hints a{sv}, expire_timeout i in ms, 0 for never) and returns the notification's id.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ _SERVER: Final = DBusAddress(
     "/org/freedesktop/Notifications", "org.freedesktop.Notifications", "org.freedesktop.Notifications"
 )
 _EXPIRE: Final = {LOW: 10_000, NORMAL: 30_000, CRITICAL: 0}  # ms
-_KEPT: Final = 64  # bubbles whose ids are known
+_KEPT: Final = 64  # limit of notifications whose ids are kept
 _NOBODY: Final = ("org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner")
 
 
 class Desktop:
-    """Shows one bubble for each quota, and changes it. The connection is kept, so that the server knows us again."""
+    """Shows one notification for each quota, and updates it. Keeps the connection: a server may let only the
+    connection that made a notification replace it."""
 
     def __init__(self, buses: Callable[[], Iterator[str]] = session_buses) -> None:
         self._buses = buses
@@ -35,7 +36,7 @@ class Desktop:
         self._bubbles: dict[Hashable, int] = {}
 
     def tell(self, notice: QuotaNotice, text: str, /) -> None:
-        """A connection that was good the last time may have ended since: then once more with a new one."""
+        """Shows a notice. If the kept connection has ended meanwhile, tries once more with a new one. ModuleFailed."""
         known = self._bus is not None
         try:
             self._show(notice, text)
@@ -52,7 +53,7 @@ class Desktop:
     def _show(self, notice: QuotaNotice, text: str) -> None:
         if self._bus is None:
             self._bus, self._bubbles = Bus(self._buses()), {}
-        (able,) = self._bus.call(new_method_call(_SERVER, "GetCapabilities"))  # each time: it may be another server
+        (able,) = self._bus.call(new_method_call(_SERVER, "GetCapabilities"))  # each time: may be another server
         key, urgent = key_of(notice), urgency(notice)
         title, body = headline(notice), printable(text)
         if "body" not in able:
@@ -77,7 +78,7 @@ class Desktop:
 
 
 def _escaped(text: str) -> str:
-    """Where the body is markup, nothing in it is an order. The spec knows these three; not all servers know more."""
+    """Escapes a text for servers whose body is markup. The specification defines these three entities only."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

@@ -1,4 +1,4 @@
-"""What a notice is recognised by when it is sent twice."""
+"""Computes an identifier of a notice, by which receivers detect duplicates."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from upcall.protocols.quota.notice import QuotaNotice, pack
 
 
 def identity(notice: QuotaNotice) -> str:
-    """32 hexadecimal digits that are the same whenever this notice is told again."""
+    """Returns 32 hexadecimal digits, the same for each delivery of this notice."""
     return hashlib.sha256(pack(notice)).hexdigest()[:32]

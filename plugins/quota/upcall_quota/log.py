@@ -1,4 +1,4 @@
-"""The journal, with a field for each thing that is known; or the daemon's log where there is none."""
+"""Writes notices to systemd's journal, with structured fields; without a journal, to the daemon's log."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from upcall.protocols.quota.notice import QuotaNotice
 from upcall.sink import Sink, TryLater
 from upcall_quota.words import CRITICAL, LOW, NORMAL, urgency
 
-MESSAGE_ID: Final = "c1c28c7101394a769e7ef097e1caf01d"  # of all quota warnings; made for this, and for good
+MESSAGE_ID: Final = "c1c28c7101394a769e7ef097e1caf01d"  # identifies quota warnings in the journal; must not change
 _PRIORITY: Final = {LOW: 6, NORMAL: 5, CRITICAL: 4}  # info, notice, warning (syslog(3))
 
 
 class Log:
-    """Writes each notice to the journal behind `path`, or to `fallback` if nobody listens there."""
+    """A sink that writes to the journal's socket `path`, or to `fallback` if there is no journal."""
 
     def __init__(self, path: Path, fallback: EventLog | None = None) -> None:
         self._path, self._fallback = path, fallback
@@ -45,7 +45,7 @@ class Log:
 
 
 def _about(notice: QuotaNotice) -> list[tuple[str, object]]:
-    """What is known, by name; what is not is left out."""
+    """Returns the fields of a notice as (name, value), without unknown ones."""
     subject, cause, where = notice.subject, notice.cause, notice.filesystem
     fields: list[tuple[str, object]] = [
         ("EVENT", notice.event), ("RESOURCE", notice.resource),

@@ -1,4 +1,4 @@
-"""A mail to the person, by SMTP: to this machine's own mail server if nothing else is said."""
+"""Sends notices by mail (SMTP), by default through this machine's mail server."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from upcall_quota.patience import cut_off
 from upcall_quota.secret import read_secret
 from upcall_quota.words import headline, person
 
-PATIENCE: Final = 10.0  # seconds for each answer of the server
-WHOLE: Final = 60.0  # for all of it
+PATIENCE: Final = 10.0  # seconds for each reply of the server
+WHOLE: Final = 60.0  # seconds for the whole conversation
 _PORTS: Final = {"none": 25, "starttls": 587, "tls": 465}
 
 
 class Mail:
-    """One connection for each mail: there are few."""
+    """A sink that sends mails, with a connection for each."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._host = str(settings.get("host", "localhost"))
@@ -47,7 +47,7 @@ class Mail:
     def tell(self, notice: QuotaNotice, text: str, /) -> None:
         try:
             message = self._message(notice, text)
-        except (ValueError, MessageError) as error:  # UnicodeError is one; the words of email's hold the name
+        except (ValueError, MessageError) as error:  # includes UnicodeError; texts of `email` contain the name
             name = printable(person(notice)[1])[:100]
             raise ModuleFailed(f"no mail can be addressed to {name!r}: {type(error).__name__}") from None
         password = read_secret(self._password, "quota.mail.password-file") if self._password else ""
@@ -67,20 +67,20 @@ class Mail:
             raise TryLater(f"{self._host}:{self._port}: {error.strerror or error}") from error
 
     def _failed(self, code: int) -> ModuleFailed:
-        """4xx is for now, 5xx for good (RFC 5321, 4.2.1)."""
+        """Translates a reply code: 4xx is temporary, 5xx permanent (RFC 5321, 4.2.1)."""
         kind = TryLater if 400 <= code < 500 else ModuleFailed
         return kind(f"{self._host}:{self._port}: the mail server answers {code}")
 
     def _message(self, notice: QuotaNotice, text: str) -> EmailMessage:
-        """ValueError or MessageError if a name cannot stand in an address. Headers cannot be smuggled in: what is not
-        printable is escaped, and EmailMessage takes no line feeds."""
+        """Composes the mail. ValueError or MessageError if a name is not valid in an address. Header injection is not
+        possible: unprintable characters are escaped, and EmailMessage refuses line feeds."""
         message = EmailMessage()
         message["From"] = _address(self._from, "")
         message["To"] = _address(self._to, person(notice)[1])
         message["Subject"] = f"{headline(notice)}: {place(notice.filesystem)} on {self._here}"
         message["Date"] = format_datetime(localtime())
-        message["Message-ID"] = f"<{identity(notice)}@{self._here}>"  # the same, if it is sent again
-        message["Auto-Submitted"] = "auto-generated"  # no answers from holidays (RFC 3834)
+        message["Message-ID"] = f"<{identity(notice)}@{self._here}>"  # the same for each attempt
+        message["Auto-Submitted"] = "auto-generated"  # prevents automatic replies (RFC 3834)
         message.set_content(textwrap.fill(text, 72, break_long_words=False) + f"\n\n-- \nupcall on {self._here}\n")
         return message
 
@@ -102,7 +102,7 @@ class Mail:
 
 
 def _connect(server: smtplib.SMTP, host: str, port: int) -> None:
-    """Like the constructor, which would leave a server that does not greet us open."""
+    """Connects as the constructor does, but closes the socket if the server does not send its greeting."""
     server._host = host  # type: ignore[attr-defined]  # the name to check the certificate against
     code, _ = server.connect(host, port)
     if code != 220:
@@ -111,7 +111,8 @@ def _connect(server: smtplib.SMTP, host: str, port: int) -> None:
 
 
 def _address(template: str, name: str) -> Address:
-    """{name} stands for the person's name, in the local part. Address quotes what has to be quoted."""
+    """Returns the address for a user. `template`: an address with {name} in its local part. Address quotes the
+    name."""
     local, at, domain = template.rpartition("@")
     if not at:
         local, domain = template, ""

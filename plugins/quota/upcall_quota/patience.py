@@ -1,4 +1,5 @@
-"""An end for conversations: a timeout on a socket only bounds each single wait, and a peer can drip."""
+"""Limits the duration of conversations: a socket's time-out bounds each call only, so a slow peer could prolong
+them."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def cut_off(seconds: float, connection: Callable[[], socket.socket | None]) -> Iterator[None]:
-    """After so many seconds both directions of the socket are shut, and whoever waits on it gets an error or an end;
-    TimeoutError if the block takes that for a good one."""
+    """Shuts down the socket after `seconds`, so that blocked calls on it return. TimeoutError if the block ends
+    normally after that. `connection()`: returns the socket, or None before it is connected."""
     over = threading.Event()
 
     def cut() -> None:
@@ -19,7 +20,7 @@ def cut_off(seconds: float, connection: Callable[[], socket.socket | None]) -> I
         found = connection()
         if found is not None:
             with contextlib.suppress(OSError):
-                # The plain socket's: that of TLS would first take its state away from the thread that uses it.
+                # The plain socket's method: that of a TLS socket would drop TLS state that another thread uses.
                 socket.socket.shutdown(found, socket.SHUT_RDWR)
 
     timer = threading.Timer(seconds, cut)

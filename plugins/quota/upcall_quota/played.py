@@ -1,4 +1,4 @@
-"""Servers on this machine that misbehave, and a certificate for those that do not: for tests."""
+"""Runs misbehaving servers, and makes certificates, for tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Behave = Callable[[socket.socket], None]
 
 
 def serve_once(behave: Behave) -> int:
-    """A server that does this with its one connection; gives the port on 127.0.0.1."""
+    """Starts a server that accepts one connection and passes it to `behave`. Returns its port on 127.0.0.1."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def run() -> None:
@@ -29,7 +29,7 @@ def serve_once(behave: Behave) -> int:
                 try:
                     behave(connection)
                 except OSError:
-                    return  # the other side has had enough
+                    return  # the client has closed the connection
 
     threading.Thread(target=run, daemon=True).start()
     port: int = listener.getsockname()[1]
@@ -37,18 +37,18 @@ def serve_once(behave: Behave) -> int:
 
 
 def stall(connection: socket.socket) -> None:
-    """Takes everything and says nothing."""
+    """Reads everything and sends nothing."""
     while connection.recv(65536):
         pass
 
 
 def close(connection: socket.socket) -> None:
-    """Ends before it has said anything."""
+    """Closes the connection without sending anything."""
     connection.recv(10)
 
 
 def drip(words: bytes, again: bytes) -> Behave:
-    """Says `words`, and then `again` for ever, every 50 ms: no single wait is long."""
+    """Sends `words`, then `again` every 50 ms without end: no single read takes long."""
     never = threading.Event()
 
     def behave(connection: socket.socket) -> None:
@@ -60,7 +60,7 @@ def drip(words: bytes, again: bytes) -> Behave:
 
 
 def say(words: bytes) -> Behave:
-    """Says this, whatever it is asked."""
+    """Sends `words`, whatever it receives."""
 
     def behave(connection: socket.socket) -> None:
         connection.sendall(words)
@@ -70,7 +70,7 @@ def say(words: bytes) -> Behave:
 
 
 def certificate(folder: Path) -> Path:
-    """For 127.0.0.1, signed by itself; certificate and key in one file."""
+    """Makes a self-signed certificate for 127.0.0.1. Returns the file with certificate and key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
     now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)

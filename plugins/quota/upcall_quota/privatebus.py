@@ -1,5 +1,5 @@
-"""A message bus of one's own, with a desktop that shows notifications on a screen that nobody sees: for tests, and
-for the picture in the documentation. Needs dbus-daemon; Xvfb and dunst for the desktop; scrot for pictures."""
+"""Runs a private message bus, and a desktop that shows notifications on a virtual screen, for tests and for the
+picture in the documentation. Needs dbus-daemon; Xvfb and dunst for the desktop; scrot for pictures."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ _DUNST: Final = """[global]
 
 
 def lacking(*programs: str) -> str:
-    """Which of these programs are not installed, for a test's reason to be skipped."""
+    """Returns which of these programs are not installed, as the reason for skipping a test; "" if all are."""
     missing = [name for name in programs if shutil.which(name) is None]
     return f"not installed: {', '.join(missing)}" if missing else ""
 
 
 @contextlib.contextmanager
 def running(arguments: Sequence[str], environment: Mapping[str, str] | None = None, fd: int = -1) -> Iterator[None]:
-    """A program, until the block ends."""
+    """Runs a program until the block ends."""
     process = subprocess.Popen(
         arguments,
         stdin=subprocess.DEVNULL,
@@ -78,7 +78,7 @@ def running(arguments: Sequence[str], environment: Mapping[str, str] | None = No
 
 @contextlib.contextmanager
 def message_bus(folder: Path) -> Iterator[str]:
-    """A bus at FOLDER/bus, which is its path."""
+    """Runs a bus at FOLDER/bus; yields that path."""
     path, written = folder / "bus", folder / "bus.conf"
     written.write_text(_CONFIG.format(path=path))
     with running(["dbus-daemon", f"--config-file={written}", "--nofork", "--nopidfile"]):
@@ -95,7 +95,7 @@ def _answers(bus: str) -> bool:
 
 
 class Desktop:
-    """What is on the screen."""
+    """The virtual screen and its notifications."""
 
     _COMMAND = DBusAddress("/org/freedesktop/Notifications", "org.freedesktop.Notifications", "org.dunstproject.cmd0")
 
@@ -104,7 +104,7 @@ class Desktop:
         self._bus = Bus(iter([bus]))
 
     def displayed(self) -> int:
-        """How many bubbles are to be seen."""
+        """Returns the number of visible notifications."""
         ((_, number),) = self._bus.call(Properties(self._COMMAND).get("displayedLength"))
         return int(number)
 
@@ -112,12 +112,12 @@ class Desktop:
         self._bus.call(new_method_call(self._COMMAND, "NotificationCloseAll"))
 
     def history(self) -> list[dict[str, Any]]:
-        """The bubbles that were closed, the last first."""
+        """Returns the closed notifications, the last first."""
         (bubbles,) = self._bus.call(new_method_call(self._COMMAND, "NotificationListHistory"))
         return [{key: value for key, (_, value) in one.items()} for one in bubbles]
 
     def picture(self, path: Path, area: str) -> None:
-        """`area`: x,y,width,height."""
+        """Writes a screenshot. `area`: "x,y,width,height" in pixels."""
         command = ["scrot", "--overwrite", "--autoselect", area, str(path)]
         subprocess.run(command, env={**os.environ, "DISPLAY": self._display}, check=True, timeout=20)
 
@@ -127,7 +127,7 @@ class Desktop:
 
 @contextlib.contextmanager
 def desktop(folder: Path, bus: str) -> Iterator[Desktop]:
-    """Xvfb, and dunst on the bus."""
+    """Runs Xvfb, and dunst on the bus."""
     written = folder / "dunstrc"
     written.write_text(_DUNST)
     reader, writer = os.pipe()

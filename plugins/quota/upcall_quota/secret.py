@@ -1,5 +1,5 @@
-"""Passwords and tokens: in a private file, or what systemd hands over (LoadCredential=). Read each time they are used,
-so that a new one counts at once. Python cannot wipe the text that its libraries want."""
+"""Reads passwords and tokens from private files or systemd's credentials (LoadCredential=), on each use, so that
+changes take effect at once. They are str, which the libraries require and Python cannot wipe."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ MAX_SECRET: Final = 4096  # bytes
 
 
 def read_secret(named: str, key: str) -> str:
-    """The one line of the file: a whole path, or the name of a credential. `key`: where it is said."""
+    """Reads a secret of one line. `named`: an absolute path, or the name of a credential. `key`: the setting that
+    names it, for errors."""
     folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
     if not named.startswith("/") and not folder:
         raise ModuleFailed(f"{key}: {named!r} is no whole path, and systemd has given us no credentials")
-    path = Path(folder, named)  # a whole path stays what it is
+    path = Path(folder, named)  # an absolute path replaces the folder
     try:
         data, _ = read_private(path, MAX_SECRET)
     except OSError as error:

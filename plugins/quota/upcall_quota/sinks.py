@@ -1,7 +1,7 @@
-"""Which sinks there are, and which of them are used.
+"""Selects the sinks to use, by configuration and user.
 
-Those of this plugin are known by name: looking for entry points costs a daemon 25 ms and 5 MB, so only who names
-another sink in the configuration pays for it.
+This plugin's sinks are listed here. Entry points are searched only if the configuration names another sink: that costs
+a daemon 25 ms and 5 MB.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ Opener = Callable[[], Sink]
 BUILT_IN: Final = {name: f"upcall_quota.{name}:sink" for name in ("desktop", "terminal", "log", "mail", "webhook")}
 BUILT_IN["dbus"] = "upcall_quota.systembus:sink"
 
-OF_USERS: Final = ("desktop", "terminal", "log")  # who has a daemon is logged in, or was
-OF_SYSTEM: Final = ("log", "dbus")  # with mail and webhook as soon as they have a table of their own
+OF_USERS: Final = ("desktop", "terminal", "log")  # default for users' daemons: the user is logged in
+OF_SYSTEM: Final = ("log", "dbus")  # default for the system; mail and webhook are added if they are configured
 TABLE: Final = "quota"
 
 
 def configured() -> dict[str, Opener]:
-    """The sinks of this process's user, by name. ConfigError."""
+    """Returns the sinks for this process's user, by name. ConfigError."""
     return chosen(config.settings(TABLE, user=True), os.geteuid())
 
 
 def chosen(settings: Mapping[str, Any], uid: int) -> dict[str, Opener]:
-    """The sinks that the table [quota] chooses for this uid's daemon. Nothing is imported before one is opened."""
+    """Returns the sinks that the table [quota] selects for the daemon of this uid. A sink is imported when it is
+    opened."""
     if uid == machine.uid():
         also = tuple(name for name in ("mail", "webhook") if name in settings)
         names = settings.get("system-sinks", OF_SYSTEM + also)
@@ -43,17 +44,18 @@ def chosen(settings: Mapping[str, Any], uid: int) -> dict[str, Opener]:
 
 
 def known() -> set[str]:
-    """Every sink that is installed, whether it is used or not."""
+    """Returns the names of all installed sinks."""
     return {*BUILT_IN, *modules.sinks()}
 
 
 def opener(name: str, settings: Mapping[str, Any]) -> Opener:
-    """What opens the sink of this name."""
+    """Returns a function that opens the sink of this name."""
     return functools.partial(opened, name, settings)
 
 
 def opened(name: str, settings: Mapping[str, Any]) -> Sink:
-    """The sink of this name. UsageError if there is none or it is set up wrongly, ModuleFailed if it is broken."""
+    """Opens the sink of this name. UsageError if there is none or its settings are wrong; ModuleFailed if it cannot be
+    loaded."""
     if name in BUILT_IN:
         return modules.load_sink(BUILT_IN[name], name).open(settings.get(name, {}))
     found = modules.sinks()

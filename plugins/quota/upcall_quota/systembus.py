@@ -1,4 +1,4 @@
-"""The signal that quota-tools' quota_nld sends on the system bus, for those who listen to it already.
+"""Sends the D-Bus signal of quota-tools' quota_nld on the system bus, for programs that listen to it.
 
 Interface com.system.quota.warning, member warning, path /: quota type u, id of the quota t, warning u, device's major
 and minor number u u, uid of who wrote t, as in the kernel's message (quota_nld.c, write_dbus_warning).
@@ -19,7 +19,7 @@ _FROM: Final = DBusAddress("/", interface="com.system.quota.warning")
 
 
 class Signal:
-    """Sends one signal for each notice that comes of a warning of the kernel; others cannot be said in its words."""
+    """A sink that sends one signal for each notice of a kernel warning. The signal cannot express other notices."""
 
     def __init__(self, buses: Callable[[], Iterator[str]] = system_buses) -> None:
         self._buses = buses
@@ -28,7 +28,7 @@ class Signal:
         raw = notice.raw
         if raw is None and notice.event != TEST:
             return
-        bus = Bus(self._buses())  # each time: whoever keeps one has to read what comes
+        bus = Bus(self._buses())  # a new connection each time: a kept one would have to be read
         try:
             if raw is not None:
                 body = (raw.qtype, notice.subject.id, raw.warning, raw.major, raw.minor, notice.cause.uid or 0)

@@ -1,7 +1,7 @@
-"""The person's terminals: every tty that is theirs and takes messages (mesg y), or the one that was used last.
+"""Writes notices to a user's terminals: all that accept messages (mesg y), or the one that was used last.
 
-They are found by their owner, not in utmp, which few programs write any more. Nothing that a name holds reaches the
-terminal as an order, and a terminal that does not drain costs nothing.
+Terminals are found by their owner, not by utmp, which few programs still write. Names cannot inject escape sequences,
+and a terminal that is blocked does not block the sink.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from upcall.protocols.quota.notice import QuotaNotice, printable
 from upcall.sink import Sink
 from upcall_quota.words import headline, person
 
-MOST: Final = 16  # terminals of one person: more would be spread over a wall
+MOST: Final = 16  # limit of terminals of one user
 ALL, LAST = WHICH = ("all", "last")
 
 _NAMES: Final = re.compile(r"tty[A-Za-z]*[0-9]+|hvc[0-9]+")  # in /dev: consoles, serial lines
 _OPEN: Final = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
-_IUTF8: Final = 0o40000  # of c_iflag: this terminal speaks UTF-8 (termios(3))
+_IUTF8: Final = 0o40000  # bit of c_iflag: the terminal uses UTF-8 (termios(3))
 
 
 class Found(NamedTuple):
-    """A terminal, and when somebody last typed there."""
+    """A terminal, and the time of its last input."""
 
     path: str
     used: float
 
 
 class Terminal:
-    """Writes to the terminals of one user: `uid`, or if that is None, of whom the notice is for."""
+    """A sink that writes to the terminals of one user: `uid`; None: the user whom the notice is for."""
 
     def __init__(self, uid: int | None, which: str = ALL, devices: Path = Path("/dev")) -> None:
         self._uid, self._which, self._devices = uid, which, devices
         self._writers = _tty_group()
 
     def tell(self, notice: QuotaNotice, text: str, /) -> None:
-        """ModuleFailed if no terminal has taken it: nobody will be there later to whom this is news."""
+        """Writes a notice. ModuleFailed, permanent, if no terminal accepted it: a notice is of no use later."""
         uid = person(notice)[0] if self._uid is None else self._uid
         found = sorted(terminals(uid, self._writers, self._devices), key=lambda one: -one.used)
         if not found:
             raise ModuleFailed(f"uid {uid} has no terminal that takes messages")
-        # A daemon that was started in one of them is no foreground process there: SIGTTOU would stop it (stty tostop).
+        # A daemon started on one of these terminals is in the background there: SIGTTOU would stop it (stty tostop).
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
         failures = [self._write(one.path, uid, f"{headline(notice)}: {text}") for one in self._chosen(found)]
         if all(failures):
@@ -62,7 +62,7 @@ class Terminal:
         return found[: 1 if self._which == LAST else MOST]
 
     def _write(self, path: str, uid: int, text: str) -> str:
-        """Empty, or why not."""
+        """Writes to one terminal. Returns why that failed; "" if it did not."""
         try:
             fd = os.open(path, _OPEN)
         except OSError as error:
@@ -80,13 +80,14 @@ class Terminal:
 
 
 def _line(text: str, utf8: bool) -> bytes:
-    """A line of its own. In another encoding than UTF-8, bytes of a harmless character can be control characters."""
+    """Returns the bytes of a line. ASCII only unless the terminal uses UTF-8: in other encodings, bytes of a character
+    may be control characters."""
     encoded = printable(text).encode("utf-8") if utf8 else printable(text).encode("ascii", "backslashreplace")
     return b"\r\n" + encoded + b"\r\n"
 
 
 def terminals(uid: int, writers: int, devices: Path = Path("/dev")) -> Iterator[Found]:
-    """The terminals of this user that take messages."""
+    """Yields the terminals of this user that accept messages. `writers`: the group tty."""
     for folder, names in ((devices / "pts", re.compile("[0-9]+")), (devices, _NAMES)):
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
@@ -98,7 +99,7 @@ def terminals(uid: int, writers: int, devices: Path = Path("/dev")) -> Iterator[
 
 
 def _takes_messages(found: os.stat_result, uid: int, writers: int) -> bool:
-    """As write(1) and wall(1) see it: the group tty may write."""
+    """Returns whether a terminal accepts messages, as write(1) and wall(1) decide: the group tty may write to it."""
     return (
         stat.S_ISCHR(found.st_mode)
         and found.st_uid == uid
@@ -111,7 +112,7 @@ def _tty_group() -> int:
     try:
         return grp.getgrnam("tty").gr_gid
     except KeyError:
-        return 5  # what it is everywhere
+        return 5  # its usual number
 
 
 class TerminalModule:

@@ -1,7 +1,7 @@
-"""What one sink has still to tell. Pure; times are seconds on any clock.
+"""Implements the queue of one sink, with exponential back-off. Pure; times are seconds on any clock.
 
-Of each quota only the newest state is worth telling: it takes the place of an older one that waits. A sink that
-could not tell is left alone for a while, twice as long each time, and each notice is tried a few times only.
+A new notice replaces a waiting one of the same quota: only the newest state matters. After a failure the sink pauses,
+twice as long each time. The attempts for each notice are limited.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Final, NamedTuple
 
 from upcall.protocols.quota.notice import DIGEST, TEST, QuotaNotice
 
-MOST: Final = 64  # notices that wait
-TRIES: Final = 10  # of one notice: with the pauses between them, a quarter of an hour
+MOST: Final = 64  # limit of waiting notices
+TRIES: Final = 10  # attempts for one notice; with the pauses, a quarter of an hour
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 300.0
 
 
 class Item(NamedTuple):
-    """A notice that waits, its text, and how often it was tried in vain."""
+    """A waiting notice, its text for people, and the number of failed attempts."""
 
     notice: QuotaNotice
     text: str
@@ -27,13 +27,15 @@ class Item(NamedTuple):
 
 
 def key_of(notice: QuotaNotice) -> Hashable:
-    """Whose quota of what, and where. A digest speaks for several, and a test for none."""
+    """Returns the identity of a notice's quota: subject, resource and file system. Digests and tests have their
+    own."""
     apart = notice.event if notice.event in (DIGEST, TEST) else ""
     return (*notice.subject[:2], notice.filesystem.device, notice.resource, apart)
 
 
 class Waiting:
-    """A sink's queue. `replaced` counts what something newer took the place of, `dropped` what had no room."""
+    """A sink's queue. `replaced`: number of notices replaced by newer ones. `dropped`: number dropped for lack of
+    room. Not thread-safe."""
 
     def __init__(self) -> None:
         self._items: dict[Hashable, Item] = {}
@@ -45,7 +47,8 @@ class Waiting:
         return len(self._items)
 
     def put(self, notice: QuotaNotice, text: str) -> None:
-        """In the place of what is older, or at the end. What has waited longest goes if there is no room."""
+        """Queues a notice: in place of an older one of the same quota, otherwise at the end. Drops the oldest one if
+        the queue is full."""
         key = key_of(notice)
         if key in self._items:
             self.replaced += 1
@@ -55,7 +58,7 @@ class Waiting:
         self._items[key] = Item(notice, text)
 
     def take(self, now: float) -> Item | float:
-        """What is to be told now; or how many seconds to wait, inf if nothing waits."""
+        """Returns the next notice if it is due; otherwise the seconds to wait, inf if the queue is empty."""
         if not self._items:
             return math.inf
         if now < self._not_before:
@@ -63,11 +66,12 @@ class Waiting:
         return self._items.pop(next(iter(self._items)))
 
     def told(self) -> None:
-        """The sink works."""
+        """Resets the back-off after a success."""
         self._failures, self._not_before = 0, -math.inf
 
     def failed(self, item: Item, now: float, jitter: float) -> bool:
-        """It may be tried again, after a pause that `jitter` (0 to 1) shortens by up to half. False: given up."""
+        """Starts the back-off after a failure, and queues the notice again. `jitter`: 0 to 1, shortens the pause by up
+        to half. False if the notice is dropped: after TRIES attempts, or if the queue is full."""
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failures, 30))
         self._failures += 1
         self._not_before = now + pause * (1 - jitter / 2)

@@ -1,4 +1,4 @@
-"""A POST to a URL: the notice as JSON, as docs/quota.md has it, with "text" and "host" beside."""
+"""Posts notices to a URL (HTTP POST), as the JSON of docs/quota.md with "text" and "host" added."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from upcall_quota.patience import cut_off
 from upcall_quota.secret import read_secret
 
 PATIENCE: Final = 10.0  # seconds for each step
-WHOLE: Final = 30.0  # for all of it
-_LATER: Final = (408, 425, 429)  # of the 4xx, which are for good otherwise
+WHOLE: Final = 30.0  # seconds for the whole conversation
+_LATER: Final = (408, 425, 429)  # temporary status codes; other 4xx are permanent
 
 
 class Webhook:
-    """One connection for each notice. Redirections are not followed: they could lead anywhere."""
+    """A sink that posts notices, with a connection for each. Does not follow redirections."""
 
     def __init__(self, settings: Mapping[str, Any], patience: float = PATIENCE, whole: float = WHOLE) -> None:
         if "url" not in settings:
@@ -38,7 +38,7 @@ class Webhook:
         headers = {
             "Content-Type": "application/json",
             "User-Agent": "upcall",
-            "Idempotency-Key": identity(notice),  # the same for each try
+            "Idempotency-Key": identity(notice),  # the same for each attempt
         }
         if self._token:
             headers["Authorization"] = f"Bearer {read_secret(self._token, 'quota.webhook.token-file')}"
@@ -55,7 +55,7 @@ class Webhook:
         raise failed(f"{self._url.netloc}: answers {status}")
 
     def _post(self, body: bytes, headers: Mapping[str, str]) -> int:
-        """The status. What else the server says is not read."""
+        """Posts the body. Returns the HTTP status; does not read the rest of the response."""
         host, port = self._url.hostname or "", self._url.port
         path = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
         connection: http.client.HTTPConnection

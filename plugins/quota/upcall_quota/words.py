@@ -1,4 +1,4 @@
-"""How bad a notice is, and the few words that say it before the sentence does."""
+"""Determines a notice's urgency, headline and recipient."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from upcall.protocols.quota.notice import (
     QuotaNotice,
 )
 
-LOW, NORMAL, CRITICAL = range(3)  # as desktops count urgency
+LOW, NORMAL, CRITICAL = range(3)  # urgency levels of the notification specification
 
 _URGENCY: Final = {OVER_HARD: CRITICAL, OVER_SOFT_LONG: CRITICAL, BELOW: LOW, TEST: LOW}
 _HEADLINES: Final = {
@@ -38,14 +38,14 @@ def urgency(notice: QuotaNotice) -> int:
 
 
 def headline(notice: QuotaNotice) -> str:
-    """A title, without anything in it that comes from outside."""
+    """Returns a title from fixed texts only, without names."""
     text = _HEADLINES.get(notice.event, "Quota warning")
     return text.replace("Quota", "Quota of files", 1) if notice.resource == FILES else text
 
 
 def person(notice: QuotaNotice) -> tuple[int, str]:
-    """(uid, name) of whom it is for: who has the quota, or of a group's or project's, who wrote; root if nobody knows.
-    The name may hold anything."""
+    """Returns (uid, name) of the recipient: the owner of a user quota; for group and project quotas the user who
+    wrote, or root if that is unknown. The name is not validated."""
     if notice.subject.kind == USER:
         return notice.subject.id, notice.subject.name
     if notice.cause.uid is None:

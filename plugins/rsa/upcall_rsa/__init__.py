@@ -1,10 +1,10 @@
-"""RSA keys in PEM files, as the openssl key module of ecryptfs-utils keeps them.
+"""Wraps keys with RSA keys in PEM files, compatible with the openssl key module of ecryptfs-utils.
 
-Keys are wrapped with PKCS #1 OAEP, SHA-1 and MGF1 with SHA-1: that is what lies in the headers of every file
-that ecryptfs-utils ever made. OAEP does not need the hash to be free of collisions.
+Keys are wrapped with PKCS #1 OAEP, SHA-1 and MGF1 with SHA-1: the format of all files made by ecryptfs-utils. OAEP
+does not rely on collision resistance of the hash.
 
 A handle holds the loaded key, so a request costs one RSA operation. Loading skips OpenSSL's validation, which
-takes 30 to 220 ms: `enrol` and `generate` have done it, and the signature proves that it is the same key.
+takes 30 to 220 ms: `import_key` and `generate` have validated the key, and the signature proves that it is the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Handle", "OpensslModule", "module", "signature_of"]
 
 MAX_FILE: Final = 64 * 1024  # bytes of a key file
 MIN_BITS: Final = 2048
-MIN_BITS_TO_OPEN: Final = 1024  # ecryptfs-manager made such keys: what they protect stays readable
+MIN_BITS_TO_OPEN: Final = 1024  # ecryptfs-manager made such keys; their files must stay readable
 MAX_BITS: Final = MAX_WRAPPED * 8
 EXPONENT: Final = 65537
 COMPAT: Final = "compat"
@@ -37,9 +37,9 @@ _OAEP = padding.OAEP(mgf=padding.MGF1(SHA1()), algorithm=SHA1(), label=None)  # 
 
 
 def signature_of(key: rsa.RSAPublicKey) -> str:
-    """16 hexadecimal digits: half of the fingerprint that the key would have in OpenPGP (RFC 4880, 12.2).
+    """Returns the signature, 16 hexadecimal digits: half of the key's OpenPGP fingerprint (RFC 4880, 12.2).
 
-    Hashed is `0x99, u16 length, version 4, time 0, algorithm 2, MPI n, MPI e`, as ecryptfs-utils does.
+    Hashes `0x99, u16 length, version 4, time 0, algorithm 2, MPI n, MPI e`, as ecryptfs-utils does.
     """
     numbers = key.public_numbers()
     body = b"\x04\0\0\0\0\x02" + _pack_mpi(numbers.n) + _pack_mpi(numbers.e)
@@ -54,7 +54,7 @@ def _pack_mpi(number: int) -> bytes:
 
 
 class Handle(FileHandle):
-    """A loaded RSA key. Its verbs release the GIL and may run in several threads at a time."""
+    """A KeyHandle of a loaded RSA key. Thread-safe; its verbs release the GIL."""
 
     def __init__(self, key: rsa.RSAPrivateKey, path: str, found: Fingerprint) -> None:
         super().__init__(path, found)
@@ -71,16 +71,16 @@ class Handle(FileHandle):
         try:
             return self._private.decrypt(wrapped, _OAEP)
         except ValueError:
-            pass  # raised anew outside: OpenSSL's error queue is no part of what people should see
+            pass  # raised outside of this block, so that OpenSSL's error queue is not its context
         raise ModuleFailed(f"{self._path}: this key did not wrap these {len(wrapped)} bytes")
 
     def export_public(self) -> bytes:
-        """SubjectPublicKeyInfo in PEM, as `openssl pkey -pubout` writes it."""
+        """Returns the SubjectPublicKeyInfo in PEM, as `openssl pkey -pubout` writes it."""
         return self._public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 class OpensslModule:
-    """A KeyModule, a KeyMaker and a KeyImporter."""
+    """A KeyModule, KeyMaker and KeyImporter for RSA keys in PEM files. Thread-safe."""
 
     name = "openssl"
     api = API
@@ -109,7 +109,7 @@ class OpensslModule:
         return Handle(key, told.path, file.found)
 
     def generate(self, making: Making, /) -> Enrolled:
-        """An empty passphrase with the source `none` leaves the key file unencrypted."""
+        """Makes a key file. It is not encrypted if the passphrase is empty and its source is "none"."""
         check_new(making)
         bits = int(making.values["bits"])
         path = Path(os.path.abspath(making.path))  # noqa: PTH100  resolve() would follow symbolic links
@@ -120,10 +120,10 @@ class OpensslModule:
         return Enrolled(signature_of(key.public_key()), blob, f"RSA-{bits}")
 
     def import_key(self, making: Making, /) -> Enrolled:
-        """An existing PEM file; it stays where it is.
+        """Imports an existing PEM file, which stays where it is.
 
-        One that is not encrypted gets the source `none`, whatever `source` says. With the source `compat` the blob
-        holds the passphrase itself, as ecryptfs-utils has it.
+        If it is not encrypted, the source is "none", whatever `making` says. With the source "compat" the blob
+        contains the passphrase itself, as with ecryptfs-utils.
         """
         if making.path == Path():
             raise UsageError("an RSA key is imported from a file")

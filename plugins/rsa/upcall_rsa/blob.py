@@ -1,10 +1,9 @@
-"""The blob of the openssl key module: which file, and where its passphrase is kept.
+"""Packs and parses the blob of the openssl key module: key file, and passphrase or its source. Pure.
 
     u16 len, path NUL, u16 len, passphrase NUL [, u16 len, source NUL]
 
 Source: src/key_mod/ecryptfs_key_mod_openssl.c of ecryptfs-utils 111. Lengths are in native byte order and
-count the NUL. The third field is ours: ecryptfs-utils stops reading before it. With it, the passphrase is
-empty.
+include the NUL. The third field is an extension: ecryptfs-utils does not read it. With it, the passphrase is empty.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _LENGTH = struct.Struct("=H")
 
 
 class Blob(NamedTuple):
-    """A key file, and its passphrase (`source` None, as ecryptfs-utils keeps it) or where that is kept."""
+    """A parsed blob. `source`: of the passphrase; None: the blob contains the passphrase, as with ecryptfs-utils."""
 
     path: str
     source: str | None
@@ -36,7 +35,7 @@ class Blob(NamedTuple):
 
 
 def pack_blob(blob: Blob) -> bytes:
-    """UsageError for what could not be read back."""
+    """Packs a blob. UsageError if a field is out of bounds."""
     path = os.fsencode(blob.path)
     if not path.startswith(b"/"):
         raise UsageError(f"the path of a key file must be absolute, {blob.path!r} is not")
@@ -53,13 +52,13 @@ def pack_blob(blob: Blob) -> bytes:
 
 
 def take_blob(data: bytes) -> Blob:
-    """A blob from exactly these bytes. PeerError says which field is wrong and where."""
+    """Parses a blob that fills `data`. PeerError if it is malformed; it names field and offset."""
     path, at = _take_field(data, 0, "path", MAX_PATH)
     if not path.startswith(b"/"):
         raise PeerError(WHAT, "the path is not absolute", 2)
     passphrase, at = _take_field(data, at, "passphrase", MAX_PASSPHRASE)
     if at == len(data):
-        # ecryptfs-utils with a key file that is not encrypted leaves the passphrase empty
+        # ecryptfs-utils leaves the passphrase empty if the key file is not encrypted
         return Blob(os.fsdecode(path), None if passphrase else NONE, passphrase)
     start = at
     source, at = _take_field(data, at, "source", MAX_SOURCE)

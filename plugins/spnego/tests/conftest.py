@@ -1,4 +1,4 @@
-"""A realm for each file of tests, and a handler in it."""
+"""Provides a realm for each test file, and a handler in it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def realm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Realm]:
 
 @pytest.fixture
 def handler(realm: Realm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SpnegoHandler:
-    """One that finds nothing but what the test puts into its folder."""
+    """A handler that finds only the files that the test puts into its folder."""
     for name, value in realm.at_home(tmp_path).items():
         monkeypatch.setenv(name, value)
     return SpnegoHandler(str(tmp_path / "krb5cc"))

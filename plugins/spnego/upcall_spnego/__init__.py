@@ -1,7 +1,7 @@
-"""Answers cifs.spnego: a Kerberos session with a file server, in the name of the user whose daemon this runs in.
+"""Answers cifs.spnego requests: establishes Kerberos sessions with file servers, with the daemon's user's credentials.
 
-The kernel gets a session key and the first token for the server. Which cache or keytab the ticket comes from is
-decided anew for each request (`credentials`), so that a new kinit counts at once; libgssapi does the rest (`gssapi`).
+The kernel receives a session key and the first token for the server. The cache or keytab is selected for each request
+(`credentials`), so that kinit takes effect at once; libgssapi makes the token (`gssapi`).
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ __all__ = ["SpnegoHandler", "explain", "handler"]
 
 MECHANISMS: Final = {"krb5": KRB5, "mskrb5": MS_KRB5}
 _ADDRESS = re.compile(r"[0-9.]+|.*:.*")
-_ANOTHER_MAY_DO = frozenset({"no-ticket", "ticket-expired", "wrong-realm", "kdc-refused"})  # then the next is tried
+_ANOTHER_MAY_DO = frozenset({"no-ticket", "ticket-expired", "wrong-realm", "kdc-refused"})  # tries the next candidate
 _HEAD = 16  # bytes of a payload before the key
 
 
 class SpnegoHandler:
-    """A Handler that can explain itself. `prefix`: of the files that PAM modules make, for tests."""
+    """A Handler of cifs.spnego that implements Explaining. `prefix`: of credential caches made by PAM modules; tests
+    pass another one."""
 
     services: tuple[str, ...] = ("cifs.spnego",)
 
@@ -45,18 +46,19 @@ class SpnegoHandler:
         self.copies = Copies()
 
     def lane(self, envelope: Envelope, /) -> str:
-        """One for each server: what hangs at one KDC does not keep the tickets from working that are there."""
+        """Returns one lane for each server: requests that wait for a KDC do not block those with valid tickets."""
         return f"cifs.spnego {_asked(envelope.body).host.lower()}"
 
     def answer(self, envelope: Envelope, /) -> bytes:
-        """An Instance that does not expire: the kernel uses it once. May wait for a KDC as long as libkrb5 does."""
+        """Returns the body of an Instance. It does not expire, because the kernel uses it once. May block while
+        libkrb5 waits for a KDC."""
         asked = _asked(envelope.body)
         session = self._session(asked)
         blob = pack_negtokeninit(MECHANISMS[asked.sec], session.token)
         return pack_instance(Instance(0, pack_payload(session.key, _fitting(session, blob))))
 
     def explain(self, ask: bytes, /, contact: bool = False) -> dict[str, Any]:
-        """What would be answered to this Ask, and why; no secrets. KDCs are asked only with `contact`.
+        """Reports how this Ask would be answered, and why, without secrets. Contacts KDCs only with `contact`.
 
         {"answer": "would answer" or the reason of the refusal, "why", "server",
          "credential": one of the candidates or None, "candidates": [{"name", "principal", "expires", "verdict"}],
@@ -85,10 +87,10 @@ class SpnegoHandler:
             told |= {"answer": "module-failed", "why": str(error)}
         return told
 
-    # --- whose name, and the session in it -------------------------------------------------------------------
+    # --- credentials and session -----------------------------------------------------------------------------
 
     def _candidates(self, krb5: Context, wanted: Wanted) -> Iterator[Candidate]:
-        """The best first. Keytabs are opened only if no cache can be used."""
+        """Yields the candidates, the best first. Opens keytabs only if no cache can be used."""
         found = credentials.caches(krb5, wanted, self.copies, self._prefix)
         yield from found
         if all(one.rank == USELESS for one in found):
@@ -109,7 +111,7 @@ class SpnegoHandler:
             raise ModuleFailed(f"libkrb5: {error}") from None
 
     def _first(self, krb5: Context, wanted: Wanted) -> Session:
-        """By the best candidate with which it works; if none does, the best one's refusal is what counts."""
+        """Establishes a session with the first candidate that works. If none does, raises the first one's refusal."""
         first: Refused | None = None
         found: list[Candidate] = []
         for one in self._candidates(krb5, wanted):
@@ -139,7 +141,8 @@ def _asked(body: bytes) -> Spnego:
 
 
 def _wanted(krb5: Context, asked: Spnego) -> Wanted:
-    """The machine's daemon is asked for root, and for people who have none: then with the machine's keytab only."""
+    """Parses the request. The machine's daemon also answers for root and for users without a daemon; for these with
+    the machine's keytab only."""
     if asked.sec not in MECHANISMS:
         raise Refused("no-mechanism", why=f"sec={asked.sec}: {' and '.join(MECHANISMS)} are spoken here")
     uid = os.geteuid()
@@ -147,17 +150,18 @@ def _wanted(krb5: Context, asked: Spnego) -> Wanted:
     machines = (uid == machine.ROOT or not own) and machine.is_ours()
     if not own and not machines:
         raise Refused("not-permitted", why=f"asked for the credentials of uid {asked.creduid}, this is uid {uid}")
-    wish = asked.user if own or asked.creduid == machine.ROOT else ""  # others do not choose among the machine's keys
+    wish = asked.user if own or asked.creduid == machine.ROOT else ""  # others must not choose the machine's key
     return Wanted(krb5.server(_name_of(asked.host)), wish or None, uid, own, machines)
 
 
 def _name_of(host: str) -> str:
-    """In lower case, as cifs.upcall asks for it. An address is asked for as it is: DNS could lie about its name."""
+    """Returns the host's name in lower case, as cifs.upcall does. An address is kept: DNS is not trusted to name
+    it."""
     return host.lower().removesuffix(".")
 
 
 def _full_name(host: str) -> str:
-    """Of a short name, that with the domain which the resolver knows; empty if there is none. May block."""
+    """Returns the full name of a short host name, by the resolver; "" if there is none. May block."""
     if "." in host or _ADDRESS.fullmatch(host):
         return ""
     try:
@@ -169,7 +173,7 @@ def _full_name(host: str) -> str:
 
 
 def _fitting(session: Session, blob: bytes) -> bytes:
-    """The kernel believes every size: what does not fit goes no further."""
+    """Returns the blob. Refused if its size or that of the session key is out of bounds: the kernel does not check."""
     if not MIN_KEY <= len(session.key) <= MAX_KEY:
         raise Refused("kdc-refused", why=f"a session key of {len(session.key)} bytes, at least {MIN_KEY} are needed")
     if _HEAD + len(session.key) + len(blob) > MAX_PAYLOAD:
@@ -186,6 +190,6 @@ handler = SpnegoHandler()
 
 
 def explain(description: str | bytes, contact: bool = False) -> dict[str, Any]:
-    """As `SpnegoHandler.explain`, for a key's description. PeerError if no kernel would write it."""
+    """Calls `SpnegoHandler.explain` for a key's description. PeerError if it does not have the kernel's format."""
     text = description.encode() if isinstance(description, str) else description
     return handler.explain(pack_ask(Ask(text, b"")), contact)

@@ -1,4 +1,4 @@
-"""What a file server does with a blob, for tests: MIT's own acceptor, with a keytab."""
+"""Accepts blobs as a file server does, by MIT's acceptor with a keytab, for tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 
 class Accepted(NamedTuple):
-    """Who has come, the key that was agreed on, and what the client promised (flags of RFC 2744)."""
+    """An accepted session: client, session key, and flags of the client (RFC 2744)."""
 
     client: str
     key: bytes
@@ -30,7 +30,8 @@ class Accepted(NamedTuple):
 
 
 def accept(blob: bytes, keytab: Path) -> Accepted:
-    """GssError if the server would refuse it. Without KRB5RCACHENAME=none: in the environment it leaves a file."""
+    """Accepts a blob. GssError if a server would refuse it. Leaves a replay cache file, unless KRB5RCACHENAME is
+    "none:" in the environment."""
     gss = library()
     for called, takes in _SIGNATURES.items():
         function = getattr(gss, called)

@@ -1,7 +1,7 @@
-"""Copies, in this process's memory, of caches that are files: libgssapi reads a file four times for one session.
+"""Copies file caches to memory caches, because libgssapi reads a file four times for one session.
 
-A copy counts for as long as the file is the same by inode, size and times; so a new kinit or kdestroy counts at once.
-What was changed a moment ago can change again without its times changing, and is not copied.
+A copy is valid while the file's inode, size and times are unchanged, so kinit and kdestroy take effect at once. A file
+that was changed less than _SETTLED seconds ago is not copied: another change might not change its times.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 
 from upcall_spnego.krb5 import Context, Held
 
-MOST: Final = 8  # copies of caches at a time
-_SETTLED: Final = 2.0  # seconds: more than any filesystem's clock is coarse
+MOST: Final = 8  # limit of copies
+_SETTLED: Final = 2.0  # seconds: more than the resolution of any file system's times
 _Stamp = tuple[int, ...]
 
 
@@ -23,11 +23,12 @@ class _Copy(NamedTuple):
     stamp: _Stamp
     name: str  # MEMORY:...
     held: Held
-    offset: int  # seconds: what the KDC's clock is ahead of ours
+    offset: int  # seconds by which the KDC's clock is ahead of ours
 
 
 class Copies:
-    """For any number of threads. All is done in `with copies:`; what is out of date is destroyed once nobody is."""
+    """The copies. Thread-safe. Must be used within `with copies:`; outdated copies are destroyed when no thread is in
+    such a block."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -52,7 +53,8 @@ class Copies:
                     krb5.destroy(name)
 
     def look(self, krb5: Context, name: str) -> tuple[Held, str]:
-        """What is in a cache, and the name to open it by: the copy's, if there is one. OSError, Krb5Error."""
+        """Returns a cache's content, and the name to open it by: that of the copy, if there is one. OSError,
+        Krb5Error."""
         if not name.startswith("FILE:"):
             return krb5.look(name), name
         path = name.removeprefix("FILE:")
@@ -69,14 +71,14 @@ class Copies:
         return copy.held._replace(now=int(now) + copy.offset), copy.name
 
     def _copied(self, krb5: Context, path: str, stamp: _Stamp, now: float) -> _Copy | None:
-        """None if the file has changed of late, or meanwhile."""
+        """Copies a file cache. None if the file was changed recently, or meanwhile."""
         *_, modified, changed = stamp
         if not max(modified, changed) / 1e9 < now - _SETTLED:
             return None
         with self._lock:
             self._made += 1
             name = f"MEMORY:upcall-spnego-copy-{self._made}"
-            self._useless.append(name)  # so far
+            self._useless.append(name)  # until the copy is complete
         krb5.copy(f"FILE:{path}", name)
         held = krb5.look(name)
         with self._lock:
@@ -89,7 +91,7 @@ class Copies:
         return copy
 
     def sweep(self) -> None:
-        """Gives up what is out of date, although nobody has looked at its file."""
+        """Drops outdated copies, also of files that no request uses any more."""
         with self._lock:
             for path, copy in tuple(self._copies.items()):
                 try:

@@ -1,11 +1,11 @@
-"""Whose name we can act in: the user's caches and keytabs, which of them may be used, and which is the best.
+"""Finds the user's credential caches and keytabs, checks which may be used, and ranks them.
 
-    the default cache, the others of its collection            if none of them fits the server:
+    the default cache, the others of its collection            if none of these fits the server:
     PREFIX_UID and PREFIX_UID_*, as PAM modules make them      if none of all these can be used:
     the user's client keytab, and in the machine's daemon the machine's keytab
 
-A cache fits if it has a ticket that is still valid for the server or its realm. Among those which fit, the
-principal that mount was told of (`user=`) comes first, and then the order above.
+A cache fits if it has a valid ticket for the server or its realm. Among those that fit, the principal of the mount
+option `user=` comes first, then the order above applies.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from upcall_spnego.krb5 import FCC_NOFILE, Context, Held, Krb5Error, realm_of
 
 PREFIX: Final = "/tmp/krb5cc"  # noqa: S108 - where libkrb5 itself looks
 FITS, USABLE, USELESS = 2, 1, 0
-MOST_FILES: Final = 64  # of those lying about that are looked at
-MOST_PRINCIPALS: Final = 4  # of a keytab that are tried
+MOST_FILES: Final = 64  # limit of PREFIX_UID_* files that are examined
+MOST_PRINCIPALS: Final = 4  # limit of a keytab's principals that are tried
 _MACHINE: Final = ("host/", "cifs/")
 
 _IN_FILES = ("FILE", "WRFILE", "DIR")
 
 
 class Wanted(NamedTuple):
-    """For which server, and by whom. `wish`: the principal that mount was told of."""
+    """The server, and the user whose credentials to use. `wish`: the principal of the mount option user=."""
 
     server: str  # cifs/HOST@REALM
     wish: str | None
     uid: int
-    own: bool  # the caches are of whoever is meant
-    machines: bool  # this is the machine's daemon, and its keytab may be used
+    own: bool  # the request is for the daemon's own user, whose caches may be used
+    machines: bool  # this is the machine's daemon, whose keytab may be used
 
 
 class Candidate(NamedTuple):
-    """A cache or a principal of a keytab, and what is to be said of it."""
+    """A cache or a principal of a keytab, with its rank."""
 
-    name: str  # as the user knows it
-    opened: str  # the name to open: the same cache or a copy, and nobody else can change what it leads to
+    name: str  # for people
+    opened: str  # the name to open: the cache or a copy; other users cannot change its target
     principal: str
     expires: int | None  # seconds since 1970
     rank: int  # FITS, USABLE or USELESS
-    reason: str  # why it is USELESS: a word of REASONS
-    why: str  # what is to be said of it, for people
+    reason: str  # why it is USELESS: one of REASONS
+    why: str  # its state, for people
     keytab: str = ""
-    at_hand: bool = False  # the server's own ticket is there: no KDC will be asked
+    at_hand: bool = False  # it has a ticket for the server: no KDC is needed
 
 
 def caches(krb5: Context, wanted: Wanted, copies: Copies, prefix: str = PREFIX) -> list[Candidate]:
-    """All that were looked at, the best first. More are looked for only while none fits."""
+    """Returns the examined caches, the best first. Examines further ones only if none fits so far."""
     if not wanted.own:
         return []
     found = [_judged(krb5, name, wanted, copies) for name in _named(krb5)]
@@ -65,7 +65,7 @@ def caches(krb5: Context, wanted: Wanted, copies: Copies, prefix: str = PREFIX) 
 
 
 def keys(krb5: Context, wanted: Wanted) -> Iterator[Candidate]:
-    """The principals of the keytabs that may be used, the best of each first."""
+    """Yields the principals of the usable keytabs, the best of each keytab first."""
     if wanted.own:
         name = krb5.client_keytab()
         yield from _of_keytab(krb5, name, wanted, wanted.wish, ())
@@ -74,13 +74,13 @@ def keys(krb5: Context, wanted: Wanted) -> Iterator[Candidate]:
 
 
 def wished(principal: str, wish: str | None) -> bool:
-    """Whether mount meant this principal: NAME, or NAME@REALM."""
+    """Returns whether the mount option user= names this principal: NAME, or NAME@REALM."""
     name, _, realm = (wish or "").partition("@")
     return bool(name) and principal in (wish, f"{name}@{realm.upper() or realm_of(principal)}")
 
 
 def why_none(candidates: Iterable[Candidate], own: bool = True) -> Refused:
-    """The refusal if none can be used. What the user can mend soonest comes first."""
+    """Returns the refusal if no candidate can be used. Prefers the reason that the user can fix most easily."""
     useless = [one for one in candidates if one.rank == USELESS]
     for reason in ("ticket-expired", "cache-refused"):
         for one in useless:
@@ -98,19 +98,20 @@ def _said(one: Candidate) -> str:
 
 
 def _named(krb5: Context) -> Iterable[str]:
-    """The default cache's name, and the rest of the collection's, each once. A file is a collection of one."""
+    """Returns the names of the default cache and of the rest of its collection, without duplicates."""
     try:
         first = krb5.default_cache()
         if first.startswith(("FILE:", "MEMORY:")):
             return (first,)
         others = krb5.collection()
-    except Krb5Error:  # a folder of caches (DIR) that is not there
+    except Krb5Error:  # type DIR without its folder
         return ()
-    return dict.fromkeys((first, *(name for name in others if not name.startswith("MEMORY:"))))  # which is our own
+    return dict.fromkeys((first, *(name for name in others if not name.startswith("MEMORY:"))))  # these are our copies
 
 
 def _lying_about(prefix: str, uid: int) -> list[str]:
-    """The user's own first: anybody can put any number of others there."""
+    """Returns the files PREFIX_UID and PREFIX_UID_*, those that the user owns first: any user can create others
+    there."""
     folder, base = os.path.split(f"{prefix}_{uid}")
     try:
         with os.scandir(folder) as entries:
@@ -124,7 +125,7 @@ def _lying_about(prefix: str, uid: int) -> list[str]:
 def _owner(entry: os.DirEntry[str]) -> int:
     try:
         return entry.stat(follow_symlinks=False).st_uid
-    except OSError:  # it has just gone
+    except OSError:  # removed meanwhile
         return -1
 
 
@@ -141,12 +142,13 @@ def _judged(krb5: Context, name: str, wanted: Wanted, copies: Copies) -> Candida
         return Candidate(name, "", "", None, USELESS, "no-ticket", why)
     rank, expires, reason, why = _worth(held, wanted.server)
     at_hand = any(_same_server(one.server, wanted.server) and one.end > held.now for one in held.tickets)
-    opened = copy if at_hand else opened  # tickets that the KDC gives belong into the user's own cache
+    opened = copy if at_hand else opened  # new tickets must be stored in the user's cache, not in the copy
     return Candidate(name, opened, held.principal, expires, rank, reason, why, at_hand=at_hand)
 
 
 def _openable(name: str, uid: int) -> str:
-    """Caches that are not files are the kernel's (KEYRING) or a daemon's (KCM), who know whose they are."""
+    """Returns the name by which a cache can be opened safely. NotTrusted. Caches that are not files need no check: the
+    kernel (KEYRING) or a daemon (KCM) checks their owner."""
     kind, colon, rest = name.partition(":")
     if not colon or kind not in _IN_FILES:
         return name
@@ -154,7 +156,7 @@ def _openable(name: str, uid: int) -> str:
 
 
 def _worth(held: Held, server: str) -> tuple[int, int | None, str, str]:
-    """(rank, end of what it can be used for, reason, why)."""
+    """Returns (rank, expiry in seconds since 1970, reason, why) of a cache."""
     home, there = realm_of(held.principal), realm_of(server)
     gates = {f"krbtgt/{home}": USABLE} | {f"krbtgt/{there or home}": FITS}
     best, end, expired = USELESS, 0, False
@@ -176,12 +178,12 @@ def _worth(held: Held, server: str) -> tuple[int, int | None, str, str]:
 
 
 def _same_server(held: str, server: str) -> bool:
-    """Of a server whose realm is not known (an empty one) any realm's ticket will do."""
+    """Returns whether a ticket is for this server. If the server's realm is unknown (empty), any realm matches."""
     return held == server or (server.endswith("@") and held.startswith(server))
 
 
 def reaches(krb5: Context, one: Candidate, server: str) -> bool:
-    """Whether there is a ticket for the server's realm by now."""
+    """Returns whether the candidate's cache now has a ticket for the server's realm."""
     gate = f"krbtgt/{realm_of(server)}@"
     try:
         held = krb5.look(one.opened)
@@ -196,11 +198,12 @@ def reaches(krb5: Context, one: Candidate, server: str) -> bool:
 def _of_keytab(
     krb5: Context, name: str, wanted: Wanted, wish: str | None, prefixes: tuple[str, ...]
 ) -> Iterator[Candidate]:
-    """`prefixes`: of the principals that count, and those that end in `$`, a machine's account; none: all count."""
+    """Yields the principals of a keytab. `prefixes`: only principals with these prefixes, and machine accounts, which
+    end in `$`; (): all."""
     try:
         kind, _, path = name.partition(":")
         if kind != "FILE":
-            return  # whose it is, nobody could say
+            return  # not a file: its owner cannot be checked
         real = f"FILE:{trusted(path, (wanted.uid, 0), KEYTAB)}"
         names = krb5.principals(real)
     except FileNotFoundError:
@@ -222,7 +225,7 @@ def _is_account(principal: str) -> bool:
 
 
 def _kept(krb5: Context, memory: str) -> int | None:
-    """Until when what this process has got with the key is valid."""
+    """Returns the expiry of the tickets that this process has obtained with the key; None without any."""
     try:
         held = krb5.look(memory)
     except Krb5Error:

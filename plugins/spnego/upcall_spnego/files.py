@@ -1,4 +1,4 @@
-"""Whether a file with credentials can be believed: whoever can plant one makes us act in another name."""
+"""Checks that credential files can be trusted: a planted file would make the daemon use another identity."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Final
 
 from upcall.core.errors import UpcallError
 
-CACHE: Final = 0o077  # rights that nobody else may have to a cache of tickets
-KEYTAB: Final = 0o022  # to a keytab: some are read by a group of services
+CACHE: Final = 0o077  # forbidden permissions of a credential cache
+KEYTAB: Final = 0o022  # forbidden permissions of a keytab; groups of services may read it
 
 
 class NotTrusted(UpcallError):
-    """A file that others could have put there, or can read or write. The text says why, and not which."""
+    """Other users could have put the file there, or can access it. The text gives the reason, without the path."""
 
 
 def trusted(path: str, owners: tuple[int, ...], forbidden: int) -> str:
-    """The path by which it can be opened: without symbolic links, through folders that only these owners can change.
+    """Returns a path by which the file can be opened: without symbolic links, through folders that only `owners`
+    (uids) can change. So other users cannot replace the file before it is opened.
 
-    NotTrusted says what is wrong; FileNotFoundError and other OSErrors come through. Nobody but the owners can put
-    something else there between this and the opening.
+    `forbidden`: permission bits that the file must not have. NotTrusted; OSError, such as FileNotFoundError.
     """
     if not path.startswith("/"):
         raise NotTrusted("not an absolute path")
@@ -42,9 +42,10 @@ def trusted(path: str, owners: tuple[int, ...], forbidden: int) -> str:
 
 
 def _folders_are_safe(folder: str, owners: tuple[int, ...]) -> bool:
-    """False if one of them is a symbolic link; NotTrusted if others could put another in its place.
+    """Checks a folder and those above it. False if one is a symbolic link; NotTrusted if other users could replace
+    one.
 
-    In a sticky folder others can add files, but not move or remove ours.
+    Sticky folders are allowed: other users can add files there, but not replace ours.
     """
     while True:
         found = os.lstat(folder)

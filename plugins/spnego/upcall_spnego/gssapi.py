@@ -1,7 +1,7 @@
-"""MIT's libgssapi_krb5 by ctypes: a Kerberos session with a server, as far as the client begins it.
+"""Calls MIT's libgssapi_krb5 by ctypes: the initiator's first step of a Kerberos session with a server.
 
-One security context per call, nothing shared: any number of threads may call. Others can run while this one waits
-for a KDC. Source: RFC 2744; gssapi/gssapi_ext.h and gssapi_krb5.h of MIT Kerberos 1.20.
+Thread-safe: each call uses a security context of its own. Releases the interpreter while it waits for a KDC.
+Source: RFC 2744; gssapi/gssapi_ext.h and gssapi_krb5.h of MIT Kerberos 1.20.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 
 
-_WAITING: Final = ("gss_acquire_cred_from", "gss_init_sec_context")  # perhaps, for files and KDCs
+_WAITING: Final = ("gss_acquire_cred_from", "gss_init_sec_context")  # may block on files and KDCs
 
 
 class GssError(UpcallError):
-    """What the library said: the code of Kerberos's own tables (0: none), and its words."""
+    """An error of the library. `code`: of Kerberos's error tables; 0: none. The text is the library's."""
 
     def __init__(self, major: int, code: int, text: str) -> None:
         self.major, self.code = major, code
@@ -89,7 +89,7 @@ class GssError(UpcallError):
 
 
 class Session(NamedTuple):
-    """The key that client and server will share, and the AP-REQ that tells the server of it."""
+    """The session key, and the AP-REQ that transports it to the server."""
 
     key: bytes
     token: bytes
@@ -100,12 +100,12 @@ class Session(NamedTuple):
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The loaded library. Refused: no-library."""
+    """Returns the loaded library. Refused("no-library") if it is not installed."""
     try:
         loaded = ctypes.CDLL(NAME)
     except OSError as error:
         raise Refused("no-library", why=str(error)) from None
-    quick = ctypes.PyDLL(NAME)  # keeps the interpreter: getting it back costs more, where many work
+    quick = ctypes.PyDLL(NAME)  # keeps the GIL: for short calls, reacquiring it costs more
     for name, takes in _SIGNATURES.items():
         function = getattr(loaded if name in _WAITING else quick, name)
         function.argtypes, function.restype = [_MINOR, *takes], c_uint32
@@ -114,11 +114,12 @@ def library() -> ctypes.CDLL:
 
 
 def initiate(server: str, cache: str, principal: str = "", keytab: str = "") -> Session:
-    """A session with `server` (cifs/HOST@REALM) by the tickets in `cache`; may ask KDCs for those that are missing.
+    """Begins a session with `server` (cifs/HOST@REALM), with the tickets in `cache`. May block to request missing
+    tickets from KDCs.
 
-    With `keytab` the cache is filled by the keys of `principal` there, as needed. GssError. The kernel takes the
-    initiator's subkey: so no mutual authentication, which would have the server choose another. Python's copy of the
-    key cannot be wiped; the library's is.
+    With `keytab`, obtains tickets into the cache with the keys of `principal` as needed. GssError. Without mutual
+    authentication, because the kernel uses the initiator's subkey, and the server would choose another one. The
+    library's copy of the key is wiped; Python's cannot be.
     """
     gss = library()
     minor, name, whose = c_uint32(), c_void_p(), c_void_p()
@@ -153,14 +154,14 @@ def _import(gss: ctypes.CDLL, text: str) -> c_void_p:
 
 
 def store_of(**settings: str) -> Store:
-    """Where credentials are: those settings of gss_acquire_cred_from that are not empty."""
+    """Returns a credential store for gss_acquire_cred_from, from the settings that are not empty."""
     told = [(key.encode(), value.encode(errors="surrogateescape")) for key, value in settings.items() if value]
     elements = (_Setting * len(told))(*(_Setting(*one) for one in told))
     return Store(len(told), elements)
 
 
 def session_key(gss: ctypes.CDLL, context: c_void_p) -> bytes:
-    """Of an established context. The library's copy is wiped before it is freed."""
+    """Returns the session key of an established context. Wipes the library's copy."""
     minor, keys = c_uint32(), POINTER(BufferSet)()
     check(gss, gss.gss_inquire_sec_context_by_oid(byref(minor), context, byref(SESSION_KEY), byref(keys)), minor)
     try:
@@ -190,14 +191,14 @@ def _release(
 
 
 def check(gss: ctypes.CDLL, major: int, minor: c_uint32) -> None:
-    """Anything but GSS_S_COMPLETE is an error here: nothing is to be continued without mutual authentication."""
+    """GssError unless the status is GSS_S_COMPLETE. Without mutual authentication there is no second step."""
     if major != 0:
         code = c_int32(minor.value).value
         raise GssError(major, code, _words(gss, minor.value) or f"GSS-API status {major:#x}")
 
 
 def _words(gss: ctypes.CDLL, status: int) -> str:
-    """The library keeps them per thread, until its next error."""
+    """Returns the text of a status. Must be called in the thread of the failed call, before its next one."""
     minor, more, text = c_uint32(), c_uint32(), Buffer()
     told = (status, _MECHANISM_STATUS, byref(_KRB5), byref(more), byref(text))
     if gss.gss_display_status(byref(minor), *told) != 0 or text.value is None:

@@ -1,6 +1,6 @@
-"""MIT's libkrb5 by ctypes: whose tickets are where. It reads caches and keytabs, and asks no KDC.
+"""Calls MIT's libkrb5 by ctypes: reads credential caches and keytabs. Contacts no KDC.
 
-A `Context` belongs to one thread, and costs 10 us: each request makes its own, and so sees what has changed.
+A `Context` belongs to one thread and costs 10 us. Each request makes a new one, so configuration changes take effect.
 Source: krb5/krb5.h of MIT Kerberos 1.20, whose ABI has not changed since 1.10.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, Self
 from upcall.core.errors import Refused, UpcallError
 
 NAME: Final = "libkrb5.so.3"
-REFERRAL: Final = ""  # the realm of a host that krb5.conf does not place: the client's KDC knows it, or who does
+REFERRAL: Final = ""  # realm of hosts without an entry in krb5.conf: the client's KDC refers to the right one
 
 _NT_UNKNOWN = 0
 CC_END, KT_END, FCC_NOFILE = -1765328242, -1765328202, -1765328189
@@ -29,7 +29,7 @@ class _Data(ctypes.Structure):
 
 
 class _Creds(ctypes.Structure):
-    """krb5_creds. `end`, like all of Kerberos's times, is unsigned, and lasts until 2106."""
+    """krb5_creds. `end`, like all times of Kerberos, is an unsigned 32-bit number, valid until 2106."""
 
     _fields_ = [
         ("magic", c_int32),
@@ -53,18 +53,18 @@ class _Creds(ctypes.Structure):
 
 
 class _KeytabEntry(ctypes.Structure):
-    """krb5_keytab_entry, with room for what it ends in."""
+    """krb5_keytab_entry, with room for its last members."""
 
     _fields_ = [("magic", c_int32), ("principal", c_void_p), ("rest", c_void_p * 8)]
 
 
-# What does not wait for anything keeps the interpreter: getting it back costs more, where many work.
+# Calls that do not block keep the GIL: reacquiring it costs more.
 _QUICK: Final = frozenset(
     {"krb5_free_cred_contents", "krb5_free_principal", "krb5_free_string", "krb5_free_unparsed_name"}
     | {"krb5_timeofday", "krb5_unparse_name"}
 )
 
-# What each takes after the context; all but those named below return a krb5_error_code.
+# Argument types after the context. All return a krb5_error_code, except those named below.
 _OUT = POINTER(c_void_p)
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "krb5_cc_default": (_OUT,),
@@ -104,7 +104,7 @@ _OTHER_RESULTS: dict[str, Any] = {"krb5_get_error_message": c_void_p}
 
 
 class Krb5Error(UpcallError):
-    """What libkrb5 said: a code of its tables, and its words."""
+    """An error of libkrb5: a code of its tables, and its text."""
 
     def __init__(self, code: int, text: str) -> None:
         self.code = code
@@ -112,23 +112,24 @@ class Krb5Error(UpcallError):
 
 
 class Ticket(NamedTuple):
-    """A ticket in a cache, without its keys."""
+    """A ticket in a cache, without its key."""
 
     server: str
     end: int  # seconds since 1970
 
 
 class Held(NamedTuple):
-    """What a cache holds."""
+    """The content of a cache."""
 
     principal: str
     tickets: tuple[Ticket, ...]
-    now: int  # by the clock of the KDC that it came from, as far as the cache knows that
+    now: int  # the KDC's time, by the offset stored in the cache; seconds since 1970
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The loaded library. CDLL lets other threads run: a cache can be locked by somebody else. Refused: no-library."""
+    """Returns the loaded library. By CDLL, which releases the GIL: a call may wait for another process's lock on a
+    cache. Refused("no-library")."""
     try:
         loaded = ctypes.CDLL(NAME)
     except OSError as error:
@@ -144,7 +145,7 @@ def library() -> ctypes.CDLL:
 
 
 class Context:
-    """What libkrb5 knows of krb5.conf and the environment, for one thread. Closed at the end of a `with` block."""
+    """A krb5_context, for one thread: krb5.conf and environment. A context manager. Methods raise Krb5Error."""
 
     def __init__(self) -> None:
         self._krb5 = library()
@@ -161,12 +162,12 @@ class Context:
     # --- caches ------------------------------------------------------------------------------------------------
 
     def default_cache(self) -> str:
-        """Its name, TYPE:REST; whether there is anything in it is not looked at."""
+        """Returns the default cache's name, TYPE:REST. The cache may not exist."""
         with self._got("krb5_cc_default", "krb5_cc_close") as cache:
             return self._full_name(cache)
 
     def collection(self) -> list[str]:
-        """The names of all caches of the default one's type, and the default one's."""
+        """Returns the names of all caches of the default cache's type."""
         names: list[str] = []
         with self._got("krb5_cccol_cursor_new", "krb5_cccol_cursor_free", by_reference=True) as cursor:
             while True:
@@ -176,7 +177,7 @@ class Context:
                     names.append(self._full_name(cache))
 
     def look(self, name: str) -> Held:
-        """What is in the cache of this name. Krb5Error, with FCC_NOFILE if there is none."""
+        """Reads the cache of this name. Krb5Error; code FCC_NOFILE if there is none."""
         with self._got("krb5_cc_resolve", "krb5_cc_close", _bytes(name)) as cache:
             with self._got("krb5_cc_get_principal", "krb5_free_principal", cache) as principal:
                 whose = self._name(principal)
@@ -196,7 +197,7 @@ class Context:
             return Held(whose, tuple(tickets), self._now())
 
     def copy(self, name: str, target: str) -> None:
-        """All of the cache into another one, whatever was in that."""
+        """Copies a cache to another one, whose content is replaced."""
         with (
             self._got("krb5_cc_resolve", "krb5_cc_close", _bytes(name)) as cache,
             self._got("krb5_cc_get_principal", "krb5_free_principal", cache) as principal,
@@ -206,7 +207,7 @@ class Context:
             self._call("krb5_cc_copy_creds", cache, made)
 
     def destroy(self, name: str) -> None:
-        """The cache and what is in it; nothing if there is none."""
+        """Destroys a cache. Does nothing if there is none."""
         cache = c_void_p()
         self._call("krb5_cc_resolve", _bytes(name), byref(cache))
         self._krb5.krb5_cc_destroy(self._context, cache)
@@ -223,15 +224,15 @@ class Context:
     # --- keytabs -----------------------------------------------------------------------------------------------
 
     def client_keytab(self) -> str:
-        """The name of the keytab whose keys this user may get tickets with."""
+        """Returns the name of this user's client keytab, with whose keys tickets can be obtained."""
         return self._keytab_name("krb5_kt_client_default")
 
     def machine_keytab(self) -> str:
-        """The name of the keytab of this machine's services."""
+        """Returns the name of the keytab of this machine's services."""
         return self._keytab_name("krb5_kt_default")
 
     def principals(self, keytab: str) -> list[str]:
-        """Whose keys are in it, in its order, each once."""
+        """Returns the principals of a keytab, in its order, without duplicates."""
         found: dict[str, None] = {}
         with self._got("krb5_kt_resolve", "krb5_kt_close", _bytes(keytab)) as opened:
             cursor, entry = c_void_p(), _KeytabEntry()
@@ -257,8 +258,8 @@ class Context:
     # --- names -------------------------------------------------------------------------------------------------
 
     def server(self, host: str) -> str:
-        """cifs/HOST@REALM, the realm by [domain_realm] of krb5.conf. DNS is not asked for another name of the host:
-        who can lie there could choose whom we prove ourselves to."""
+        """Returns cifs/HOST@REALM; the realm is from [domain_realm] of krb5.conf. Does not canonicalise the host by
+        DNS: a forged answer could choose the server to which the daemon authenticates."""
         told = (_bytes(host), b"cifs", _NT_UNKNOWN)
         with self._got("krb5_sname_to_principal", "krb5_free_principal", *told) as principal:
             return self._name(principal)
@@ -270,7 +271,7 @@ class Context:
     # --- calls -------------------------------------------------------------------------------------------------
 
     def _got(self, getter: str, release: str, *arguments: Any, by_reference: bool = False) -> _Got:
-        """What a function gives by its last parameter, until the block ends."""
+        """A context with the object that a function returns by its last parameter; releases it at the end."""
         got = c_void_p()
         self._call(getter, *arguments, byref(got))
         return _Got(self._context, getattr(self._krb5, release), got, by_reference)
@@ -291,7 +292,8 @@ class Context:
 
 
 class _Got:
-    """Something of the library's, and what frees it. Twenty of them a request: contextlib would cost 30 us."""
+    """A context manager for an object of the library. Not by contextlib: twenty of them per request would cost 30
+    us."""
 
     __slots__ = ("_by_reference", "_context", "_got", "_release")
 

@@ -1,9 +1,9 @@
-"""A Kerberos realm on the loopback, for tests and measurements: MIT's KDC as a process, in a folder of its own.
+"""Runs a Kerberos realm on the loopback, for tests and measurements: MIT's KDC as a process, in a folder of its own.
 
     with Realm(folder) as realm:
         realm.kinit("alice", "FILE:/somewhere/cache")
 
-Whatever is to see it has `realm.environment` in its environment. Nothing outside the folder is read or written.
+Programs that use it need `realm.environment` in their environment. Nothing outside the folder is read or written.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from upcall.protocols.request_key.messages import Ask, pack_ask
 from upcall.wire.envelope import Envelope
 
 NAME = "LAB.TEST"
-ELSEWHERE = "ELSEWHERE.TEST"  # a realm that nobody serves
+ELSEWHERE = "ELSEWHERE.TEST"  # a realm without a KDC
 SERVER = "fs.lab.test"
 UNKNOWN = "unknown.lab.test"  # the KDC has no principal for it
-FOREIGN = "fs.elsewhere.test"  # belongs to the realm that nobody serves
+FOREIGN = "fs.elsewhere.test"  # belongs to the realm without a KDC
 PEOPLE = ("alice", "bob")
-PATIENCE = 20.0  # seconds that one of MIT's programs may take
+PATIENCE = 20.0  # seconds, the time-out of MIT's programs
 
 _PROGRAMS = ("krb5kdc", "kdb5_util", "kadmin.local", "kinit", "klist")
 _PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
@@ -71,11 +71,11 @@ kdc = FILE:{folder}/kdc.log
 
 
 class KerberosFailed(UpcallError):
-    """One of MIT's programs did not do what it should; the text is what it said."""
+    """A program of MIT Kerberos failed. The text is its output."""
 
 
 def missing() -> str:
-    """Why there can be no KDC; empty if there can."""
+    """Returns why a KDC cannot run here; "" if it can."""
     lacking = [name for name in _PROGRAMS if shutil.which(name, path=_PATH) is None]
     return f"{', '.join(lacking)}: not installed (Debian packages krb5-kdc, krb5-admin-server, krb5-user)" * bool(
         lacking
@@ -83,7 +83,7 @@ def missing() -> str:
 
 
 class Realm:
-    """A KDC for alice and bob, and for cifs/SERVER and host/SERVER; the keys of both in `keytab`."""
+    """A KDC with the principals alice, bob, cifs/SERVER and host/SERVER. `keytab` has the keys of the last two."""
 
     def __init__(self, folder: Path, enctype: str = "aes256-cts-hmac-sha1-96") -> None:
         self.folder = folder
@@ -110,7 +110,7 @@ class Realm:
         )
 
     def administer(self, *commands: str) -> None:
-        """Commands of kadmin.local, by its standard input: there are passwords in them."""
+        """Runs commands of kadmin.local. Passes them by its standard input, because they contain passwords."""
         stdin = "".join(f"{command}\n" for command in commands)
         said = self.run(["kadmin.local", "-r", NAME, "-p", f"admin@{NAME}"], stdin)
         complaints = [line for line in said.splitlines() if line.startswith("kadmin.local: ") and " while " in line]
@@ -118,7 +118,7 @@ class Realm:
             raise KerberosFailed("; ".join(complaints))
 
     def run(self, argv: Sequence[str], stdin: str = "", **environment: str) -> str:
-        """One of MIT's programs; what it printed. KerberosFailed."""
+        """Runs a program of MIT Kerberos; returns its output. KerberosFailed."""
         done = subprocess.run(
             argv,
             input=stdin,
@@ -133,11 +133,11 @@ class Realm:
         return done.stdout
 
     def kinit(self, who: str, cache: str, lifetime: int = 3600) -> None:
-        """A ticket-granting ticket for `lifetime` seconds in `cache`, a name as in KRB5CCNAME."""
+        """Obtains a ticket-granting ticket for `lifetime` seconds. `cache`: a name as in KRB5CCNAME."""
         self.run(["kinit", "-l", f"{lifetime}s", who], f"{self._passwords[who]}\n", KRB5CCNAME=cache)
 
     def expired(self, who: str, cache: str) -> None:
-        """A ticket that has expired when this returns."""
+        """Obtains a ticket and waits until it has expired."""
         self.kinit(who, cache, 1)
         deadline = time.monotonic() + PATIENCE
         while self._valid(cache):
@@ -153,7 +153,7 @@ class Realm:
         return True
 
     def at_home(self, home: Path) -> dict[str, str]:
-        """The environment of somebody whose files are in `home`: the cache `default`, and two keytabs."""
+        """Returns an environment for a user with files in `home`: the cache `default`, and two keytabs."""
         return self.environment | {
             "KRB5CCNAME": f"FILE:{home}/default",
             "KRB5_CLIENT_KTNAME": f"FILE:{home}/client.keytab",
@@ -162,11 +162,12 @@ class Realm:
         }
 
     def client_keytab(self, path: Path, *principals: str) -> None:
-        """Their keys in a keytab, 0600."""
+        """Writes a keytab with the principals' keys, mode 0600."""
         self.administer(*(f"ktadd -norandkey -k {path} {principal}" for principal in principals))
 
     def start(self, **environment: str) -> None:
-        """Returns when the KDC takes connections. `environment`: more that it is to see, a false time for one."""
+        """Starts the KDC and waits until it accepts connections. `environment`: additional variables, such as those
+        that fake the time."""
         with (self.folder / "kdc.out").open("ab") as output:
             told = self.environment | environment
             self._kdc = subprocess.Popen(["krb5kdc", "-n"], env=told, stdout=output, stderr=output)
@@ -188,7 +189,7 @@ class Realm:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """It takes connections still, and answers nothing: the worst that a KDC can do."""
+        """A context in which the KDC is stopped: the kernel accepts connections, but there are no answers."""
         if self._kdc is None:
             raise KerberosFailed("there is no KDC that could be paused")
         self._kdc.send_signal(signal.SIGSTOP)
@@ -198,7 +199,7 @@ class Realm:
             self._kdc.send_signal(signal.SIGCONT)
 
     def asked(self) -> int:
-        """How many requests the KDC has logged."""
+        """Returns the number of requests in the KDC's log."""
         log = self.folder / "kdc.log"
         return sum(" TGS_REQ " in line or " AS_REQ " in line for line in log.read_text(errors="replace").splitlines())
 
@@ -211,7 +212,7 @@ class Realm:
 
 
 def asking(host: str = SERVER, sec: str = "krb5", user: str | None = "nobody", creduid: int | None = None) -> Envelope:
-    """What the broker sends when the kernel wants this; for the user who runs this, if nothing else is said."""
+    """Returns the broker's message for such a request of the kernel. `creduid`: by default the uid of this process."""
     uid = os.geteuid() if creduid is None else creduid
     wish = "" if user is None else f";user={user}"
     text = f"ver=0x2;host={host};ip4=127.0.0.1;sec={sec};uid=0x0;creduid={uid:#x}{wish};pid=0x164"

@@ -1,4 +1,4 @@
-"""The token that a CIFS server gets first: SPNEGO's NegTokenInit with one mechanism and its token, in DER.
+"""Packs and parses the first token for a CIFS server: SPNEGO's NegTokenInit with one mechanism and its token, in DER.
 
     [APPLICATION 0] { OID spnego, [0] { SEQUENCE { [0] mechTypes SEQUENCE OF OID, [2] mechToken OCTET STRING } } }
 
@@ -14,7 +14,7 @@ from upcall.core.errors import PeerError
 
 SPNEGO: Final = "1.3.6.1.5.5.2"
 KRB5: Final = "1.2.840.113554.1.2.2"
-MS_KRB5: Final = "1.2.840.48018.1.2.2"  # what Windows 2000 wrote by mistake, and servers have understood since
+MS_KRB5: Final = "1.2.840.48018.1.2.2"  # the wrong identifier of Windows 2000, which servers still accept
 
 _APPLICATION_0, _CONTEXT_0, _CONTEXT_2 = 0x60, 0xA0, 0xA2
 _SEQUENCE, _OID, _OCTETS = 0x30, 0x06, 0x04
@@ -23,14 +23,15 @@ _MAX_OID: Final = 64  # bytes; those of mechanisms have about ten
 
 
 def pack_negtokeninit(mechanism: str, token: bytes) -> bytes:
-    """`mechanism`: an object identifier with dots. `token`: what that mechanism has to say."""
+    """Packs a NegTokenInit. `mechanism`: a dotted object identifier. `token`: of that mechanism."""
     types = _pack(_CONTEXT_0, _pack(_SEQUENCE, pack_oid(mechanism)))
     inner = _pack(_SEQUENCE, types + _pack(_CONTEXT_2, _pack(_OCTETS, token)))
     return _pack(_APPLICATION_0, pack_oid(SPNEGO) + _pack(_CONTEXT_0, inner))
 
 
 def take_negtokeninit(blob: bytes) -> tuple[tuple[str, ...], bytes]:
-    """(mechanisms, token) from exactly these bytes; reqFlags and MIC are not known here. PeerError."""
+    """Parses a NegTokenInit that fills `blob`. Returns (mechanisms, token). PeerError if it is malformed, or has
+    reqFlags or a MIC."""
     spnego, rest = _take(_whole(blob, _APPLICATION_0), _OID)
     if (oid := take_oid(spnego)) != SPNEGO:
         raise PeerError(_WHAT, f"for {oid}, not for SPNEGO")
@@ -44,13 +45,13 @@ def take_negtokeninit(blob: bytes) -> tuple[tuple[str, ...], bytes]:
 
 @functools.cache
 def pack_oid(dotted: str) -> bytes:
-    """An OBJECT IDENTIFIER, with tag and length."""
+    """Packs an OBJECT IDENTIFIER, with tag and length."""
     first, second, *arcs = map(int, dotted.split("."))
     return _pack(_OID, b"".join(map(_pack_arc, (40 * first + second, *arcs))))
 
 
 def take_oid(content: bytes) -> str:
-    """What an OBJECT IDENTIFIER says, from the bytes after tag and length."""
+    """Parses an OBJECT IDENTIFIER from its content, without tag and length. Returns it dotted. PeerError."""
     if len(content) > _MAX_OID:
         raise PeerError(_WHAT, f"an object identifier of {len(content)} bytes, at most {_MAX_OID} are known")
     arcs, value, begins = list[int](), 0, True
@@ -84,7 +85,7 @@ def _pack(tag: int, content: bytes) -> bytes:
 
 
 def _take(data: bytes, tag: int) -> tuple[bytes, bytes]:
-    """(content, what follows) of the element at the beginning, which must have this tag."""
+    """Returns (content, rest) of the first element, which must have this tag. PeerError."""
     if len(data) < 2 or data[0] != tag:
         raise PeerError(_WHAT, f"no element with the tag {tag:#04x}, {len(data)} bytes before the end")
     size, start = data[1], 2

@@ -1,4 +1,4 @@
-"""What becomes of the library's errors: a reason each, and the errno that mount(2) gives.
+"""Maps errors of MIT's libraries to refusals: a reason, and the errno that mount(2) returns.
 
 Source: krb5/krb5.h and gssapi_krb5's error table (com_err), RFC 4120, 7.5.9.
 """
@@ -11,8 +11,8 @@ from upcall.core.errors import Refused
 from upcall_spnego.gssapi import GssError
 from upcall_spnego.krb5 import FCC_NOFILE, realm_of
 
-_KDC = -1765328384  # where Kerberos's table begins: RFC 4120's own numbers, up to 127, and the library's above
-_GSS = 39756032  # where the mechanism's table begins
+_KDC = -1765328384  # base of Kerberos's error table: RFC 4120's numbers up to 127, the library's above
+_GSS = 39756032  # base of the mechanism's error table
 
 SERVER_UNKNOWN: Final = _KDC + 7  # KDC_ERR_S_PRINCIPAL_UNKNOWN
 
@@ -27,7 +27,7 @@ _REASONS: Final = {
     _KDC + 68: "wrong-realm",  # KDC_ERR_WRONG_REALM
     _KDC + 141: "no-ticket",  # KRB5_CC_NOTFOUND
     _KDC + 148: "clock-skew",  # KRB5_KDCREP_SKEW
-    _KDC + 154: "wrong-realm",  # KRB5_REALM_UNKNOWN: nobody knows a KDC for it
+    _KDC + 154: "wrong-realm",  # KRB5_REALM_UNKNOWN: no KDC is configured for it
     _KDC + 156: "kdc-unreachable",  # KRB5_KDC_UNREACH
     _KDC + 181: "no-ticket",  # KRB5_KT_NOTFOUND: the keytab does not hold the key
     FCC_NOFILE: "no-ticket",
@@ -40,11 +40,12 @@ _REASONS: Final = {
 
 
 def refused(error: GssError, server: str, client: str, reaches: bool) -> Refused:
-    """`reaches`: whether the client has a ticket for the server's realm now. Its words are for the daemon's log."""
+    """Returns the refusal for an error. `reaches`: the client now has a ticket for the server's realm. The refusal's
+    text is for the daemon's log."""
     reason = _REASONS.get(error.code, "kdc-refused")
     at_home = realm_of(server) in ("", realm_of(client))
     if reason == "unknown-service" and not reaches and not at_home:
-        reason = "wrong-realm"  # what is not known to our KDC is the way there
+        reason = "wrong-realm"  # the client's KDC does not know the way to the server's realm
     if reason == "wrong-realm" and at_home and error.code == _KDC + 154:
-        reason = "kdc-unreachable"  # the ticket came from there: it is only not to be found now
+        reason = "kdc-unreachable"  # the realm's KDC issued a ticket before, so it is only unreachable now
     return Refused(reason, why=f"{server} for {client}: {error}")

@@ -1,4 +1,4 @@
-"""Who waits for which realm's KDC: one that is dead must not take all of the daemon's workers."""
+"""Limits the requests that wait for an unresponsive KDC, so that they do not use all of the daemon's workers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Final
 
 from upcall.core.errors import Refused
 
-OVERLONG: Final = 2.0  # seconds after which a KDC counts as one that does not answer
-AT_MOST: Final = 4  # requests that wait for such a KDC; the next ones are refused at once
+OVERLONG: Final = 2.0  # seconds after which a KDC counts as unresponsive
+AT_MOST: Final = 4  # requests that may wait for such a KDC; further ones are refused at once
 
 
 class Waiting:
-    """libkrb5 gives up on a KDC after 10 to 30 s, and nobody can interrupt it."""
+    """Counts waiting requests by realm. Thread-safe. Needed because libkrb5's time-out for a KDC is 10 to 30 s, and
+    its calls cannot be interrupted."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -24,7 +25,8 @@ class Waiting:
 
     @contextlib.contextmanager
     def for_kdc(self, realm: str) -> Iterator[None]:
-        """Refused if too many have been waiting for too long."""
+        """A context for a call that may wait for the realm's KDC. Refused if AT_MOST calls have waited for
+        OVERLONG."""
         now = self._clock()
         with self._lock:
             begun = self._since.setdefault(realm, [])

@@ -1,8 +1,8 @@
-"""Keys sealed by a TPM 2.0: without this very machine, the PCRs and the PIN that were chosen, they cannot be had.
+"""Wraps keys with keys that a TPM 2.0 has sealed: unsealing needs this TPM, and the chosen PCR values and PIN.
 
-What is sealed is an AES-256 key that wraps with padding (AES-KWP, RFC 5649): 67 bytes become 80. The TPM unseals it
-once, when the key is opened; it is then kept until the key is locked or its file changes, so that a request costs
-microseconds and no TPM.
+The sealed key is an AES-256 key, which wraps with padding (AES-KWP, RFC 5649): 67 bytes become 80. The TPM unseals it
+when the key is opened. It is kept in memory until the key is locked or its file changes, so a request takes
+microseconds and does not use the TPM.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from upcall_tpm2.sealed import Pcrs, parse_pcrs
 
 __all__ = ["Handle", "Tpm2Module", "module", "signature_of"]
 
-PATIENCE: Final = 8.0  # seconds for a conversation: slow TPMs need one; the kernel's request is refused before
-MIN_PIN, MAX_PIN = 4, 32  # bytes; a TPM takes no more than the size of the name's hash
+PATIENCE: Final = 8.0  # seconds, the time-out of a conversation; slow TPMs need one; the kernel's time-out is shorter
+MIN_PIN, MAX_PIN = 4, 32  # bytes; a TPM's limit is the size of the name's hash
 T = TypeVar("T")
 _DOMAIN: Final = b"upcall tpm2 sealed key\0"
 
@@ -42,12 +42,13 @@ _TCTI = Parameter("tcti", "Where the TPM is.", "device:/dev/tpmrm0")
 
 
 def signature_of(key: KeyFile) -> str:
-    """16 hexadecimal digits: 8 bytes of SHA-256 over the name of the sealed object, which stands for all it says."""
+    """Returns the signature, 16 hexadecimal digits: 8 bytes of SHA-256 over the sealed object's name, which is a hash
+    of its whole public area."""
     return hashlib.sha256(_DOMAIN + key.sealed().name).digest()[:8].hex()
 
 
 class Handle(FileHandle):
-    """An unsealed key. Its verbs take turns: a key may only be wiped while nobody wraps with it."""
+    """A KeyHandle of an unsealed key. Thread-safe: a lock serialises the verbs with `close`, which wipes the key."""
 
     def __init__(self, key: bytearray, path: str, found: Fingerprint) -> None:
         super().__init__(path, found)
@@ -73,7 +74,7 @@ class Handle(FileHandle):
     def _unlocked(self) -> bytes:
         if self._key is None:
             raise ModuleFailed(f"{self._path}: the key has been locked")
-        return self._key  # type: ignore[return-value] # any buffer will do
+        return self._key  # type: ignore[return-value] # callers accept any buffer
 
     def close(self) -> None:
         with self._lock:
@@ -83,7 +84,7 @@ class Handle(FileHandle):
 
 
 class Tpm2Module:
-    """A KeyModule, a KeyMaker and a KeyImporter."""
+    """A KeyModule, KeyMaker and KeyImporter for keys sealed by a TPM 2.0. Thread-safe."""
 
     name = "tpm2"
     api = API
@@ -116,7 +117,7 @@ class Tpm2Module:
             pcrs = parse_pcrs(making.values["pcrs"])
         if making.values["parent"]:
             parent = _parse_parent(making.values["parent"])
-        _ask(tcti, Chip.lockout)  # a TPM that is not there is said before anybody thinks of a PIN
+        _ask(tcti, Chip.lockout)  # reports a missing TPM before the prompt for a PIN
         pin = _new_pin(path, making.secrets) if making.values["pin"] == "yes" else None
         try:
             key, name = _seal(tcti, parent, pcrs, pin)
@@ -130,7 +131,7 @@ class Tpm2Module:
         return Enrolled(signature_of(key), blob, _describe(key))
 
     def import_key(self, making: Making, /) -> Enrolled:
-        """A key file that exists: sealed by this TPM, 32 bytes, opened once to see that it can be."""
+        """Imports an existing key file: 32 bytes sealed by this TPM. Unseals it once as a check."""
         _check_limits(making.limits)
         path, tcti = _where(making.path), making.values["tcti"]
         check_tcti(tcti)
@@ -144,7 +145,7 @@ class Tpm2Module:
 
 
 def _ask(tcti: str, work: Callable[[Chip], T], drop: Callable[[T], None] = lambda _: None) -> T:
-    """One conversation, for as long as we are patient."""
+    """Runs `work` in one conversation with the TPM. ModuleFailed after PATIENCE seconds. `drop`: see `within`."""
 
     def converse() -> T:
         with conversation(tcti) as chip:
@@ -154,7 +155,7 @@ def _ask(tcti: str, work: Callable[[Chip], T], drop: Callable[[T], None] = lambd
 
 
 def _seal(tcti: str, parent: int, pcrs: Pcrs | None, pin: bytearray | None) -> tuple[KeyFile, bytes]:
-    """A new key, proved by unsealing it, and the storage key's name."""
+    """Seals a new key, and checks it by unsealing. Returns it and the storage key's name. ModuleFailed."""
     secret, again = bytearray(os.urandom(KEY)), bytearray()
     try:
         key, name = _ask(tcti, lambda chip: chip.seal(parent, secret, pcrs, pin))
@@ -168,7 +169,8 @@ def _seal(tcti: str, parent: int, pcrs: Pcrs | None, pin: bytearray | None) -> t
 
 
 def _unseal(path: str, tcti: str, key: KeyFile, trusted: bytes | None, secrets: Secrets) -> tuple[bytearray, bytes]:
-    """The key, and the storage key's name. A PIN is asked for, and tried, only if the TPM would look at it."""
+    """Returns the key, which the caller wipes, and the storage key's name. Asks for a PIN only if the TPM would check
+    it: not during its lock-out. ModuleFailed, Refused."""
     if not key.pin:
         return _ask(tcti, lambda chip: chip.unseal(key, trusted, None), _drop)
     lockout = _ask(tcti, Chip.lockout)
@@ -176,7 +178,7 @@ def _unseal(path: str, tcti: str, key: KeyFile, trusted: bytes | None, secrets: 
     token = _token(path)
     pin = secrets.pin(token, _prompt(path, lockout))
     try:
-        if not 1 <= len(pin) <= MAX_PIN:  # cannot be it, so the TPM need not count it
+        if not 1 <= len(pin) <= MAX_PIN:  # certainly wrong: avoids an attempt that the TPM counts
             raise WrongPin(f"{path}: wrong PIN")
         unsealed = _unseal_by(tcti, key, trusted, pin)
     except WrongPin:
@@ -189,7 +191,8 @@ def _unseal(path: str, tcti: str, key: KeyFile, trusted: bytes | None, secrets: 
 
 
 def _unseal_by(tcti: str, key: KeyFile, trusted: bytes | None, pin: bytearray) -> tuple[bytearray, bytes]:
-    """The PIN is copied: who gives up waiting wipes it, and a TPM that comes back must not be told a wrong one."""
+    """Unseals with a copy of the PIN: after a time-out the caller wipes its own, and a TPM that responds later must
+    not receive a wiped, wrong PIN."""
     own = bytearray(pin)
 
     def work(chip: Chip) -> tuple[bytearray, bytes]:
@@ -209,7 +212,7 @@ def _drop(unsealed: tuple[bytearray, bytes]) -> None:
 
 
 def _token(path: str) -> str:
-    """Whose PIN it is: that of the key file, for a TPM may have any number of them."""
+    """Returns the name of the PIN for prompts: the key file's, because each key of a TPM has a PIN of its own."""
     return f"tpm2 {path}"
 
 
@@ -262,7 +265,7 @@ def _read(path: str) -> tuple[KeyFile, Fingerprint]:
 
 
 def _wipe(buffer: bytearray | None) -> None:
-    """Overwrites in place. Copies that libraries or the interpreter made are out of reach."""
+    """Overwrites a buffer with zeros. Copies made by libraries or the interpreter remain."""
     if buffer is not None:
         buffer[:] = bytes(len(buffer))
 

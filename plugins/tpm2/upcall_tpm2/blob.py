@@ -1,8 +1,8 @@
-"""The blob in the auth token: which key file, which TPM.
+"""Packs and parses the blob of a sealed key: key file, TPM, and the name of the storage key. Pure.
 
     u8 version, u16 len, path, u16 len, TCTI, u16 34, name of the storage key         (big-endian)
 
-The storage key's name is what is trusted: whoever sits on the TPM's bus cannot put a key of his own in its place.
+The storage key's name authenticates the TPM: an attacker on the TPM's bus cannot substitute another storage key.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ VERSION = 1
 NAME = 34  # bytes of a name with SHA-256
 MAX_PATH, MAX_TCTI = 1024, 255
 
-# Not every TCTI: "cmd" would run a command, a path would load a library, and any process of the user can write auth
-# tokens.
+# Only these TCTIs: "cmd" would run a command, and a path would load a library, although any process of the user can
+# write auth tokens.
 _TCTI = re.compile(r"device:/[^\0]*|(?:swtpm|mssim):[A-Za-z0-9.,=:_/-]*|tabrmd(?::[A-Za-z0-9.,=:_-]*)?")
 
 
@@ -30,13 +30,13 @@ class Blob(NamedTuple):
 
 
 def check_tcti(tcti: str) -> None:
-    """UsageError unless it is one of those that only talk to a TPM."""
+    """UsageError unless the TCTI only connects to a TPM."""
     if len(tcti) > MAX_TCTI or _TCTI.fullmatch(tcti) is None:
         raise UsageError(f"a TPM is at device:/dev/tpmrm0, tabrmd:, swtpm:host=H,port=N or mssim:..., not at {tcti!r}")
 
 
 def pack_blob(blob: Blob) -> bytes:
-    """UsageError for what could not be read back."""
+    """Packs a blob. UsageError if a field is out of bounds."""
     path = os.fsencode(blob.path)
     if not path.startswith(b"/") or len(path) > MAX_PATH:
         raise UsageError(f"the path of a key file must be absolute, and of at most {MAX_PATH} bytes: {blob.path!r}")
@@ -48,7 +48,7 @@ def pack_blob(blob: Blob) -> bytes:
 
 
 def take_blob(data: bytes) -> Blob:
-    """A blob from exactly these bytes. PeerError says which field is wrong and where."""
+    """Parses a blob that fills `data`. PeerError if it is malformed; it names field and offset."""
     if data[:1] != bytes((VERSION,)):
         raise PeerError(WHAT, f"is not of version {VERSION}", 0)
     path, at = _take_field(data, 1, "path", MAX_PATH)

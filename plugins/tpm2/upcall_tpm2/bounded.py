@@ -1,7 +1,7 @@
-"""Work that may never come back, and an end to waiting for it.
+"""Runs work with a time-out, in a thread of its own.
 
-Calls of the TPM library wait for the TPM without any limit, and a thread cannot be killed. So they are made in a
-thread of their own: who waited too long goes away with an error, and what comes too late is dropped.
+Calls of the TPM library block without a time-out, and a thread cannot be killed. So after the time-out the caller gets
+an error, the thread is left behind, and a late result is dropped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Job(Generic[T]):
     def run(self) -> None:
         try:
             result = self._work()
-        except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits for it
+        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
             self.error = error
             return
         with self._lock:
@@ -45,7 +45,8 @@ def _keep(_: object) -> None:
 
 
 def within(seconds: float, what: str, work: Callable[[], T], drop: Callable[[T], None] = _keep) -> T:
-    """What `work` gives or raises; ModuleFailed with `what` after that time. `drop` gets what came too late."""
+    """Returns or raises what `work` does. ModuleFailed with the text `what` after `seconds`. `drop`: receives a late
+    result, for wiping."""
     job = _Job(work, drop)
     thread = threading.Thread(target=job.run, name="tpm2", daemon=True)
     thread.start()

@@ -1,8 +1,8 @@
-"""Conversations with a TPM: sealing, unsealing, and how near it is to its lock-out.
+"""Seals and unseals keys in a TPM, and reads the state of its lock-out.
 
-Secrets go through a session that is salted with the storage key and encrypts the first parameter: on the TPM's bus
-neither the key nor the PIN can be read. A conversation is one connection, made and ended here, and only one at a time
-per process: /dev/tpm0 and swtpm take no more, and a TPM works on one command at a time anyway.
+Secrets pass through a session that is salted with the storage key and encrypts the first parameter, so neither key nor
+PIN can be read on the TPM's bus. A conversation is one connection. Only one is open at a time per process: /dev/tpm0
+and swtpm accept only one, and a TPM handles one command at a time in any case.
 
 Numbers and response codes: TCG "TPM 2.0 Library", part 2. Calls: tpm2-tss (ESAPI), by way of tpm2-pytss.
 """
@@ -28,45 +28,45 @@ KEY = 32  # bytes that are sealed
 _FORMAT_ONE = 0x080
 _RC_VALUE, _RC_HIERARCHY, _RC_HANDLE, _RC_AUTH_FAIL, _RC_POLICY_FAIL = 0x084, 0x085, 0x08B, 0x08E, 0x09D
 _RC_INTEGRITY, _RC_BAD_AUTH, _RC_PCR_CHANGED, _RC_LOCKOUT = 0x09F, 0x0A2, 0x128, 0x921
-_LAYER, _TCTI_LAYER = 16, 10  # TSS2_RC: who says it, above these bits; 0, 11 and 12 speak in the TPM's own codes
-_LAYERS_OF_TPM = (0, 11, 12)  # the TPM, and two kinds of resource manager
+_LAYER, _TCTI_LAYER = 16, 10  # TSS2_RC: bits of the code; the layer that reports it is above them
+_LAYERS_OF_TPM = (0, 11, 12)  # the TPM and two kinds of resource manager: these use the TPM's own codes
 
 # TPM_PT
 _PERMANENT, _LOCKOUT_COUNTER, _MAX_AUTH_FAIL, _LOCKOUT_INTERVAL = 0x200, 0x20E, 0x20F, 0x210
 _IN_LOCKOUT = 1 << 9  # TPMA_PERMANENT
 _CAP_TPM_PROPERTIES = 6
 
-# What is being done, where that says what a response code means
+# The current step: determines the meaning of a response code
 _PRIMARY, _PERSISTENT, _UNSEALING = "the storage primary key", "the persistent storage key", "unsealing"
-_LOADING, _LOADING_OURS = "loading a key", "loading our key"  # ours: the storage key is the one that it was made under
+_LOADING, _LOADING_OURS = "loading a key", "loading our key"  # ours: made under this storage key
 
 _turn = threading.Lock()
 
 
 class Lockout(NamedTuple):
-    """The TPM's dictionary attack protection. It counts wrong PINs of everybody's keys together."""
+    """The state of the TPM's dictionary attack protection. It counts the wrong PINs of all keys and users together."""
 
     locked: bool
     wrong: int
     allowed: int
-    interval: int  # seconds after which one wrong PIN is forgotten
+    interval: int  # seconds after which the count decreases by one
 
     def check(self, where: str) -> None:
-        """ModuleFailed if a PIN would not even be looked at."""
+        """ModuleFailed during the lock-out: the TPM would not check a PIN."""
         if self.locked:
             raise _locked_out(where, self.interval)
 
 
 class WrongPin(ModuleFailed):
-    """The TPM looked at the PIN, and counted it."""
+    """The TPM checked the PIN, and counted it as wrong."""
 
 
 def library() -> Any:
-    """tpm2-pytss. ModuleFailed names what is not installed."""
-    os.environ.setdefault("TSS2_LOG", "all+NONE")  # else it writes to our stderr whatever is refused
+    """Returns the module tpm2-pytss. ModuleFailed if it or its libraries are not installed."""
+    os.environ.setdefault("TSS2_LOG", "all+NONE")  # otherwise it writes all errors to stderr
     try:
         return importlib.import_module("tpm2_pytss")
-    except Exception as error:  # noqa: BLE001 - older ones fail in many ways beside a newer cryptography
+    except Exception as error:  # noqa: BLE001 - older versions fail in many ways with a newer cryptography
         raise ModuleFailed(
             "the TPM library tpm2-pytss is missing, or cannot be loaded: pip install 'upcall-tpm2[tss]', which needs "
             "apt-get install libtss2-dev libtss2-tcti-device0 gcc pkg-config python3-dev "
@@ -75,7 +75,7 @@ def library() -> Any:
 
 
 class Chip:
-    """One conversation. Made by `conversation`."""
+    """One conversation with a TPM, opened by `conversation`. Methods raise ModuleFailed."""
 
     def __init__(self, tss: Any, esys: Any, stack: contextlib.ExitStack, where: str) -> None:
         self._tss, self._esys, self._stack, self._where = tss, esys, stack, where
@@ -89,7 +89,7 @@ class Chip:
         return Lockout(locked, *counts)
 
     def storage_key(self, number: int) -> tuple[Any, bytes]:
-        """A storage key and its name: the owner's primary key, or the one at a persistent handle."""
+        """Returns a storage key and its name: the owner's primary key, or the one at a persistent handle."""
         if number != OWNER:
             with self._doing(_PERSISTENT):
                 handle = self._esys.tr_from_tpmpublic(number)
@@ -104,7 +104,7 @@ class Chip:
         return handle, bytes(self._esys.tr_get_name(handle))
 
     def seal(self, parent: int, key: bytearray, pcrs: Pcrs | None, pin: bytearray | None) -> tuple[KeyFile, bytes]:
-        """Seals it to what the PCRs hold now; gives the name of the storage key, too."""
+        """Seals a key to the PCRs' present values. Returns the sealed key and the storage key's name."""
         tss, esys = self._tss, self._esys
         values = hashlib.sha256(b"".join(map(self._pcr, _each(pcrs)))).digest() if pcrs else b""
         storage, name = self.storage_key(parent)
@@ -123,7 +123,8 @@ class Chip:
         return KeyFile(parent, public, private, pin is not None, pcrs, values), name
 
     def unseal(self, sealed: KeyFile, trusted: bytes | None, pin: bytearray | None) -> tuple[bytearray, bytes]:
-        """The key, for the caller to wipe, and the storage key's name, which must be `trusted` if that is known."""
+        """Unseals a key. Returns it, for the caller to wipe, and the storage key's name, which must equal `trusted`
+        unless that is None. WrongPin."""
         storage, name = self.storage_key(sealed.parent)
         if trusted is not None and name != trusted:
             raise self._foreign()
@@ -175,16 +176,17 @@ class Chip:
         return getattr(self._tss, shape).unmarshal(sized)[0]
 
     def _flush_later(self, handle: Any) -> None:
-        """Without a resource manager a TPM has room for three objects, and nobody else takes them out."""
+        """Registers an object for flushing at the end. Without a resource manager a TPM has room for three objects,
+        and keeps them until they are flushed."""
         self._stack.callback(self._flush, handle)
 
     def _flush(self, handle: Any) -> None:
-        with contextlib.suppress(self._tss.TSS2_Exception):  # a TPM that is gone has forgotten it
+        with contextlib.suppress(self._tss.TSS2_Exception):  # a TPM that has gone holds no objects
             self._esys.flush_context(handle)
 
     @contextlib.contextmanager
     def _doing(self, what: str, pcrs: Pcrs | None = None) -> Iterator[None]:
-        """Says what a response code means at this step."""
+        """A context that translates response codes at this step to ModuleFailed."""
         try:
             yield
         except self._tss.TSS2_Exception as error:
@@ -222,7 +224,7 @@ class Chip:
 
 @contextlib.contextmanager
 def conversation(tcti: str) -> Iterator[Chip]:
-    """A TPM that answers. ModuleFailed if there is none, or none for us."""
+    """A context with an open conversation. ModuleFailed if the TPM is missing, or this user may not use it."""
     _check_device(tcti)  # first: the library takes a while to load
     tss = library()
     with _turn, contextlib.ExitStack() as stack:
@@ -234,7 +236,7 @@ def conversation(tcti: str) -> Iterator[Chip]:
 
 
 def _check_device(tcti: str) -> None:
-    """The library says only that it has failed."""
+    """ModuleFailed with the reason if a TPM device cannot be opened: the library gives no reason."""
     kind, _, name = tcti.partition(":")
     if kind != "device":
         return
@@ -254,5 +256,5 @@ def _each(pcrs: Pcrs) -> list[str]:
 
 
 def _wipe(buffer: bytearray | memoryview) -> None:
-    """Overwrites in place. Copies that the library or the interpreter made are out of reach."""
+    """Overwrites a buffer with zeros. Copies made by the library or the interpreter remain."""
     buffer[:] = bytes(len(buffer))

@@ -1,4 +1,4 @@
-"""Key files: `-----BEGIN TSS2 PRIVATE KEY-----`, what other programs keep their TPM keys in, too.
+"""Packs and parses key files, `-----BEGIN TSS2 PRIVATE KEY-----`, the common format of TPM keys. Pure.
 
     TPMKey ::= SEQUENCE {
         type       OBJECT IDENTIFIER,                 -- 2.23.133.10.1.5: sealed data
@@ -10,8 +10,8 @@
     }
     TPMPolicy ::= SEQUENCE { commandCode [0] EXPLICIT INTEGER, commandPolicy [1] EXPLICIT OCTET STRING }
 
-Source: "ASN.1 Specification for TPM 2.0 Key Files" (J. Bottomley). It has optional fields that we neither write nor
-read. DER is read strictly: what could not have been written by `pack_key_file` is refused.
+Source: "ASN.1 Specification for TPM 2.0 Key Files" (J. Bottomley). Its other optional
+fields are not supported. DER is parsed strictly: only the output of `pack_key_file` is accepted.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _TRUE = b"\xff"
 
 
 class KeyFile(NamedTuple):
-    """A sealed object, and what it takes to unseal it."""
+    """A sealed object, with what is needed to unseal it."""
 
     parent: int  # OWNER, or a persistent handle
     public: bytes  # TPM2B_PUBLIC
-    private: bytes  # TPM2B_PRIVATE: encrypted by the TPM, for itself
+    private: bytes  # TPM2B_PRIVATE: encrypted by the TPM
     pin: bool
     pcrs: Pcrs | None
-    values: bytes  # SHA-256 over the values that the PCRs must have; empty without PCRs
+    values: bytes  # SHA-256 over the required values of the PCRs; empty without PCRs
 
     def sealed(self) -> Sealed:
         return take_sealed(self.public)
@@ -64,7 +64,7 @@ class KeyFile(NamedTuple):
 
 
 def pack_key_file(key: KeyFile) -> bytes:
-    """The whole text."""
+    """Returns the text of a key file."""
     fields = [_pack(_OID, _SEALED_KEY)]
     if not key.pin:
         fields.append(_pack(_TAG0, _pack(_BOOLEAN, _TRUE)))
@@ -98,9 +98,9 @@ def _pack(tag: int, content: bytes) -> bytes:
 
 
 def take_key_file(text: bytes) -> KeyFile:
-    """A key file of exactly this text. PeerError says what is wrong with it.
+    """Parses the text of a key file. PeerError if it is malformed.
 
-    The policy in the file must be the one in the object, so that nothing in it can lead astray.
+    The policy in the file must match the object's policy digest, so a manipulated file is detected.
     """
     outer = _Der(_take_pem(text))
     fields = _Der(outer.take(_SEQUENCE, "key"))
@@ -143,7 +143,7 @@ def _take_true(data: bytes) -> bool:
 
 
 def _take_policy(data: bytes, pin: bool) -> tuple[Pcrs, bytes]:
-    """PCRs, then the PIN if there is one: nothing else, and in no other order."""
+    """Parses a policy: PCRs, then the PIN if there is one. PeerError for other commands, or another order."""
     outer = _Der(data)
     steps = _Der(outer.take(_SEQUENCE, "policy"))
     outer.end()
@@ -171,13 +171,13 @@ def _take_step(steps: _Der, wanted: int) -> bytes:
 
 
 class _Der:
-    """Takes one value after the other (X.690, definite lengths in their shortest form)."""
+    """Parses a sequence of DER values (X.690: definite lengths in their shortest form)."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
 
     def next(self) -> int:
-        """The tag of the next value; 0 at the end."""
+        """Returns the tag of the next value; 0 at the end."""
         return self._data[self._at] if self._at < len(self._data) else 0
 
     def take(self, tag: int, what: str) -> bytes:
@@ -190,7 +190,7 @@ class _Der:
         return self._data[at : self._at]
 
     def _length(self, what: str) -> tuple[int, int]:
-        """The length of the next value, and where its content begins."""
+        """Returns the length of the next value, and the offset of its content. PeerError."""
         at = self._at + 1
         first = self._data[at] if at < len(self._data) else 0xFF
         if first < 0x80:

@@ -1,4 +1,4 @@
-"""What a TPM tells of an object, without its secret: public areas, PCR selections, policies. No TPM is needed here.
+"""Packs and parses public structures of sealed objects: public areas, PCR selections, policies. Pure; needs no TPM.
 
 Numbers and layouts: TCG "TPM 2.0 Library", part 2 (structures: TPMT_PUBLIC, TPML_PCR_SELECTION) and part 3
 (commands: PolicyPCR, PolicyAuthValue). All is big-endian.
@@ -33,15 +33,15 @@ _HEAD = struct.Struct(">HHI")  # type, nameAlg, objectAttributes
 _SIZE = struct.Struct(">H")
 _SELECTION = struct.Struct(">IHB3s")  # TPML_PCR_SELECTION of one bank: count, hash, sizeofSelect, bitmap
 
-# The storage primary key: ECC P-256, AES-128-CFB, no authorisation, nothing in `unique`. From the owner's seed, it is
-# the same after every boot. (TCG "Provisioning Guidance" 7.5.1; the primary template of TSS2 key files.)
+# The storage primary key: ECC P-256, AES-128-CFB, no authorisation, `unique` empty. It is derived from the owner's
+# seed and the same after each boot. (TCG "Provisioning Guidance" 7.5.1; the primary template of TSS2 key files.)
 STORAGE_TEMPLATE = _HEAD.pack(ALG_ECC, ALG_SHA256, STORAGE | DATA_ORIGIN | WITH_AUTH | NO_DA) + struct.pack(
     ">HHHHHHHHH", 0, ALG_AES, 128, ALG_CFB, ALG_NULL, CURVE_P256, ALG_NULL, 0, 0
 )
 
 
 class Pcrs(NamedTuple):
-    """PCRs of one bank, ascending."""
+    """A selection of PCRs of one bank, in ascending order."""
 
     bank: str
     indexes: tuple[int, ...]
@@ -54,12 +54,12 @@ class Sealed(NamedTuple):
     """The public area of a sealed object."""
 
     attributes: int
-    policy: bytes  # the digest of its policy; empty if it has none
-    name: bytes  # 34 bytes: nameAlg, and the hash of all of it
+    policy: bytes  # digest of its policy; empty without one
+    name: bytes  # 34 bytes: nameAlg, and the hash of the public area
 
 
 def parse_pcrs(text: str) -> Pcrs:
-    """`sha256:7,11`. UsageError."""
+    """Parses a selection such as "sha256:7,11". UsageError."""
     found = re.fullmatch(r"([a-z0-9]+):([0-9]{1,2}(?:,[0-9]{1,2})*)", text)
     if found is None:
         raise UsageError(f"PCRs are given like sha256:7,11 and not like {text!r}")
@@ -72,13 +72,13 @@ def parse_pcrs(text: str) -> Pcrs:
 
 
 def pack_pcrs(pcrs: Pcrs) -> bytes:
-    """A TPML_PCR_SELECTION."""
+    """Packs a TPML_PCR_SELECTION."""
     bitmap = sum(1 << index for index in pcrs.indexes).to_bytes(3, "little")
     return _SELECTION.pack(1, BANKS[pcrs.bank], 3, bitmap)
 
 
 def take_pcrs(data: bytes) -> Pcrs:
-    """The PCRs of exactly these bytes; PeerError for what `pack_pcrs` would not have written."""
+    """Parses a TPML_PCR_SELECTION that fills `data`. PeerError unless it has the form of `pack_pcrs`."""
     if len(data) != _SELECTION.size:
         raise PeerError("PCR selection", f"{len(data)} bytes, {_SELECTION.size} are needed")
     _, algorithm, _, bitmap = _SELECTION.unpack(data)
@@ -91,9 +91,10 @@ def take_pcrs(data: bytes) -> Pcrs:
 
 
 def policy_of(pcrs: Pcrs | None, values: bytes, pin: bool) -> bytes:
-    """The digest of the policy: these PCRs have the values with this digest, and then, the PIN was given.
+    """Computes the policy digest: PolicyPCR with these PCRs and the digest of their values, then PolicyAuthValue if
+    `pin`.
 
-    Without PCRs there is no policy: a PIN alone is asked for by the object itself.
+    Empty without PCRs: a PIN alone is the object's authorisation value and needs no policy.
     """
     if pcrs is None:
         return b""
@@ -104,10 +105,10 @@ def policy_of(pcrs: Pcrs | None, values: bytes, pin: bool) -> bytes:
 
 
 def pack_template(policy: bytes, pin: bool) -> bytes:
-    """A TPMT_PUBLIC from which a TPM makes a sealed object.
+    """Packs a TPMT_PUBLIC, the template of a sealed object.
 
-    Guessing PINs counts towards the lock-out. Without a PIN there is nothing to guess, and others' lock-out is none of
-    ours. With a policy the authorisation value alone opens nothing.
+    Wrong PINs count towards the lock-out. An object without PIN sets noDA: it is not affected by a lock-out that
+    others cause. With a policy, the authorisation value alone does not suffice for unsealing.
     """
     attributes = FIXED | (0 if policy else WITH_AUTH) | (0 if pin else NO_DA)
     head = _HEAD.pack(ALG_KEYEDHASH, ALG_SHA256, attributes)
@@ -115,7 +116,7 @@ def pack_template(policy: bytes, pin: bool) -> bytes:
 
 
 def take_sealed(data: bytes) -> Sealed:
-    """From a TPM2B_PUBLIC of exactly these bytes. PeerError."""
+    """Parses a TPM2B_PUBLIC that fills `data`. PeerError."""
     size = _SIZE.size + _HEAD.size
     if len(data) < size + _SIZE.size or _SIZE.unpack_from(data)[0] != len(data) - _SIZE.size:
         raise PeerError(WHAT, "its size is wrong", 0)
@@ -133,7 +134,8 @@ def take_sealed(data: bytes) -> Sealed:
 
 
 def check_attributes(found: Sealed, pin: bool) -> None:
-    """PeerError unless it cannot leave its TPM, its policy cannot be gone around, and PINs cannot be guessed."""
+    """PeerError unless the attributes bind the object to its TPM, enforce its policy, and protect its PIN by the
+    lock-out."""
     if found.attributes & (FIXED | RESTRICTED | DECRYPT | DATA_ORIGIN) != FIXED:
         raise PeerError(WHAT, "could be moved to another TPM")
     if bool(found.attributes & WITH_AUTH) is bool(found.policy):

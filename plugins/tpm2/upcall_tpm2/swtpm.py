@@ -1,4 +1,4 @@
-"""A TPM in software (swtpm, libtpms), for tests and measurements. Everybody on the machine may talk to it."""
+"""Runs a software TPM (swtpm, libtpms), for tests and measurements. Any local user can connect to it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from upcall.core.errors import ModuleFailed
 from upcall_tpm2.chip import library
 
 _HOST = "127.0.0.1"
-_PATIENCE = 10.0  # seconds for a process to begin or end
+_PATIENCE = 10.0  # seconds for a process to start or end
 _TRIES = 20
 
 
 def missing() -> str:
-    """What to install before a SoftwareTpm can be used; empty if all is there."""
+    """Returns what must be installed for `SoftwareTpm`; "" if nothing is missing."""
     try:
         library()
     except ModuleFailed as error:
@@ -29,7 +29,8 @@ def missing() -> str:
 
 
 class SoftwareTpm:
-    """Its state is kept in `folder`, also over restarts, which are like reboots. Leaving the `with` block ends it."""
+    """A swtpm process with its state in `folder`. A restart is like a reboot. A context manager: its end kills the
+    process."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -47,24 +48,24 @@ class SoftwareTpm:
         return 0 if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """At the same ports as before; answers when this returns. OSError."""
+        """Starts the process, on the same ports as before, and waits until it answers. OSError."""
         for _ in range(_TRIES):
             port = self._port or _two_free_ports()
             self._process = _run(self._folder, port)
             if _listens(port, self._process):
                 self._port = port
                 return
-            self.kill()  # somebody else has taken one of the ports, or it cannot run at all
+            self.kill()  # another process has taken one of the ports, or swtpm cannot run
         raise OSError(errno.EADDRINUSE, f"swtpm does not run in {self._folder}")
 
     def restart(self) -> None:
-        """A reboot: PCRs are as at the beginning."""
+        """Simulates a reboot: resets the PCRs."""
         self.shutdown()
         self.kill()
         self.start()
 
     def shutdown(self) -> None:
-        """TPM2_Shutdown: without it, a TPM counts one wrong PIN more after a PIN was used."""
+        """Sends TPM2_Shutdown. Without it, a TPM counts one more wrong PIN after a PIN was used."""
         tss = library()
         with tss.ESAPI(self.tcti) as esys:
             esys.shutdown(tss.TPM2_SU.CLEAR)
@@ -83,7 +84,7 @@ class SoftwareTpm:
 
 
 def _run(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    """It ends with us, however we end."""
+    """Starts swtpm, which ends with this process (PR_SET_PDEATHSIG)."""
     command = ["setpriv", "--pdeathsig", "KILL", "swtpm", "socket", "--tpm2", "--tpmstate", f"dir={folder}"]
     command += ["--server", f"type=tcp,port={port},bindaddr={_HOST}"]
     command += ["--ctrl", f"type=tcp,port={port + 1},bindaddr={_HOST}", "--flags", "not-need-init,startup-clear"]
@@ -91,7 +92,7 @@ def _run(folder: Path, port: int) -> subprocess.Popen[bytes]:
 
 
 def _listens(port: int, process: subprocess.Popen[bytes]) -> bool:
-    """Waits until it does, or has ended."""
+    """Waits until the server listens. Returns False if its process has ended."""
     deadline = time.monotonic() + _PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(ConnectionRefusedError), socket.create_connection((_HOST, port), _PATIENCE):
@@ -101,7 +102,7 @@ def _listens(port: int, process: subprocess.Popen[bytes]) -> bool:
 
 
 def _two_free_ports() -> int:
-    """The first of two in a row: the library looks for the control channel at the port after the TPM's."""
+    """Returns the first of two consecutive free ports: the library expects the control channel at the second."""
     for _ in range(_TRIES):
         with socket.socket() as first, socket.socket() as second, contextlib.suppress(OSError, OverflowError):
             first.bind((_HOST, 0))

@@ -1,8 +1,8 @@
-"""X25519 keys in PEM files; a file's key is wrapped with HPKE (RFC 9180), in the form of `upcall_x25519.sealed`.
+"""Wraps keys with X25519 keys in PEM files, by HPKE (RFC 9180), in the format of `upcall_x25519.sealed`.
 
-A handle holds the loaded key, so that a request costs one or two multiplications on the curve, 35 to 55 us:
-it is done on the thread that asks. Every 32 bytes are an X25519 private key, so the signature in the auth token is
-what shows that the right one was loaded.
+A handle holds the loaded key, so a request costs one or two multiplications on the curve, 35 to 55 us, in the calling
+thread. Any 32 bytes are an X25519 private key, so only the signature in the auth token shows that the right one was
+loaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from upcall_x25519.sealed import AES_128_GCM, AES_256_GCM, CHACHA20_POLY1305, OV
 
 __all__ = ["Handle", "X25519Module", "module", "signature_of"]
 
-MAX_FILE: Final = 16 * 1024  # bytes of a key file; one of ours has about 300
+MAX_FILE: Final = 16 * 1024  # bytes of a key file; one made by this module has about 300
 DESCRIPTION: Final = "X25519"
 FORMS: Final = {"aes-256-gcm": AES_256_GCM, "aes-128-gcm": AES_128_GCM, "chacha20-poly1305": CHACHA20_POLY1305}
 
@@ -31,14 +31,15 @@ _SIGNED = b"upcall x25519 1: signature\0"
 
 
 def signature_of(key: X25519PublicKey) -> str:
-    """16 hexadecimal digits: the first 8 bytes of SHA-256 over `_SIGNED` and the 32 bytes of the public key."""
+    """Returns the signature, 16 hexadecimal digits: the first 8 bytes of SHA-256 over `_SIGNED` and the 32 bytes of
+    the public key."""
     digest = Hash(SHA256())
     digest.update(_SIGNED + key.public_bytes_raw())
     return digest.finalize()[:8].hex()
 
 
 class Handle(FileHandle):
-    """A loaded X25519 key. Nothing in it changes: both verbs may run in several threads at a time."""
+    """A KeyHandle of a loaded X25519 key. Immutable, therefore thread-safe."""
 
     def __init__(self, key: X25519PrivateKey, form: int, path: str, found: Fingerprint) -> None:
         super().__init__(path, found)
@@ -48,19 +49,19 @@ class Handle(FileHandle):
         return f"Handle({self._path!r}, {DESCRIPTION})"
 
     def wrap(self, key: bytes, /) -> bytes:
-        """`len(key)` + 49 bytes; two of the same key differ."""
+        """Wraps a key. Returns `len(key)` + 49 bytes, which differ on each call."""
         check_clear(key)
         return seal(self._form, key, self._public)
 
     def unwrap(self, wrapped: bytes, /) -> bytes:
-        """Of any form, whatever form this handle wraps in."""
+        """Unwraps a key of any form, also of another one than this handle wraps to."""
         try:
             return unseal(wrapped, self._private)
         except PeerError as error:
             raise ModuleFailed(f"{self._path}: {error}") from None
 
     def export_public(self) -> bytes:
-        """SubjectPublicKeyInfo (RFC 8410) in PEM."""
+        """Returns the SubjectPublicKeyInfo (RFC 8410) in PEM."""
         return self._public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -68,7 +69,7 @@ _CIPHER = Parameter("cipher", "Cipher that new files' keys are sealed with.", "a
 
 
 class X25519Module:
-    """A KeyModule, a KeyMaker and a KeyImporter."""
+    """A KeyModule, KeyMaker and KeyImporter for X25519 keys in PEM files. Thread-safe."""
 
     name = "x25519"
     api = API
@@ -93,7 +94,7 @@ class X25519Module:
         return Handle(key, told.form, told.path, file.found)
 
     def generate(self, making: Making, /) -> Enrolled:
-        """A new key in PKCS #8. An empty passphrase with the source `none` leaves the file unencrypted."""
+        """Makes a key file in PKCS #8. It is not encrypted if the passphrase is empty and its source is "none"."""
         check_new(making)
         form = _form(making)
         path = making.path.absolute()
@@ -104,7 +105,7 @@ class X25519Module:
         return Enrolled(signature_of(key.public_key()), blob, DESCRIPTION)
 
     def import_key(self, making: Making, /) -> Enrolled:
-        """An existing PKCS #8 file. One that is not encrypted gets the source `none`, whatever `source` says."""
+        """Imports an existing PKCS #8 file. If it is not encrypted, the source is "none", whatever `making` says."""
         form, path = _form(making), str(making.path.absolute())
         with PemFile(path, MAX_FILE) as file:
             encrypted = file.encrypted
@@ -119,7 +120,7 @@ class X25519Module:
 
 
 def _form(making: Making) -> int:
-    """What the longest key is wrapped into must fit the caller; a shorter one then does, too."""
+    """Returns the form that was chosen. ModuleFailed unless the longest key, wrapped, fits the caller's limit."""
     check_room(making.limits.key + OVERHEAD, making.limits)
     cipher = making.values.get(_CIPHER.name, "")
     if cipher not in FORMS:

@@ -1,4 +1,5 @@
-"""The blob of the x25519 key module: which file, where its passphrase is kept, and how new keys are sealed.
+"""Packs and parses the blob of the x25519 key module: key file, source of its passphrase, form of new wrapped keys.
+Pure.
 
     u8 version 1, u8 form, u16 len, path, u16 len, source
 
@@ -24,7 +25,7 @@ _LENGTH = struct.Struct("!H")
 
 
 class Blob(NamedTuple):
-    """A key file, where its passphrase is kept, and the form of what the key wraps."""
+    """A parsed blob: key file, source of its passphrase, form of new wrapped keys."""
 
     path: str
     source: str
@@ -32,7 +33,7 @@ class Blob(NamedTuple):
 
 
 def pack_blob(blob: Blob) -> bytes:
-    """UsageError for what could not be read back."""
+    """Packs a blob. UsageError if a field is out of bounds."""
     _check(blob)
     return (
         _HEAD.pack(VERSION, blob.form)
@@ -42,7 +43,7 @@ def pack_blob(blob: Blob) -> bytes:
 
 
 def take_blob(data: bytes) -> Blob:
-    """A blob from exactly these bytes. PeerError says what is wrong and where."""
+    """Parses a blob that fills `data`. PeerError if it is malformed; it names the offset."""
     if len(data) < _HEAD.size:
         raise PeerError(WHAT, f"{len(data)} bytes, at least {_HEAD.size} are needed")
     version, form = _HEAD.unpack_from(data)

@@ -1,10 +1,10 @@
-"""The wrapped form of a key: sealed to an X25519 public key with HPKE (RFC 9180), base mode, single shot.
+"""Seals keys to an X25519 public key and unseals them: HPKE (RFC 9180), base mode, single shot. Pure.
 
     u8 form, 32 bytes enc (the sender's ephemeral public key), the sealed key and a tag of 16 bytes
 
 The form is 0x10, the version, plus the id that RFC 9180, 7.3 gives the AEAD. KEM and KDF are always
 DHKEM(X25519, HKDF-SHA256) and HKDF-SHA256. HPKE binds the three of them, the recipient's public key and `INFO` to the
-sealed key: another form byte opens nothing.
+sealed key, so a key with a changed form byte cannot be unsealed.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ SUITES: Final = {
 
 
 def seal(form: int, key: bytes, public: X25519PublicKey) -> bytes:
-    """`len(key)` + OVERHEAD bytes, which are never the same twice."""
+    """Seals a key. Returns `len(key)` + OVERHEAD bytes, which differ on each call."""
     return bytes((form,)) + SUITES[form].encrypt(key, public, INFO)
 
 
 def unseal(sealed: bytes, private: X25519PrivateKey) -> bytes:
-    """1 to 67 bytes. PeerError if this key's public half did not seal them, or they were changed.
+    """Unseals a key of 1 to 67 bytes. PeerError if it was not sealed to this key's public half, or was changed.
 
-    Everybody who has the public key can seal, so the size is checked although the tag is.
+    Any holder of the public key can seal any bytes, so the size is checked in addition to the tag.
     """
     if not OVERHEAD < len(sealed) <= OVERHEAD + MAX_KEY:
         raise PeerError(WHAT, f"{len(sealed)} bytes, {OVERHEAD + 1} to {OVERHEAD + MAX_KEY} are possible")

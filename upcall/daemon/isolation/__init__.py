@@ -3,17 +3,17 @@
     KeyHandler -- IsolatedModule -- Child ===== socketpair ===== serving -- the module
                   module.py         child.py                     serving.py
 
-What foreign libraries do to a process (abort, hang, leak, scribble) they do to one that serves this module only: the
-requests that were in its hands are refused, and the next one starts another. Secrets cross the socketpair only when
-the module asks for them, in the name of the request that it is at work for.
+A fault of a foreign library (abort, hang, leak, memory corruption) affects only the process of this module. Pending
+requests of that process are refused, and the next request starts another process. Secrets cross the socketpair only
+when the module requests them, for the request that it handles.
 
-Who is who. A *Child* is a process, the daemon's end of its socketpair, and the calls that are under way. There is no
-thread that reads: of the callers that wait, one reads for all, which saves a hand-over on each round trip. A thread
-of its own starts the process and waits for its end, because PR_SET_PDEATHSIG means the thread that forked.
+Terms. A *Child* is a process, the daemon's end of its socketpair, and the pending calls. There is no reader thread:
+one of the waiting callers reads for all, which saves a hand-over on each round trip. A thread per child starts the
+process and waits for its end, because PR_SET_PDEATHSIG refers to the thread that forked.
 
-What ends a child. Its own death; a call that is overdue by `GRACE`; nonsense on the socketpair; the daemon's end; and
-the closing of its last key, so that nothing of it stays in memory.
+End of a child. A child ends by its own fault; when a call is overdue by `GRACE`; after a malformed message; with the
+daemon; and with its last key, so that no key material stays in memory.
 
-Why not multiprocessing: it forks a process that has threads, or starts a helper for each of its own; it unpickles what
-the child says, which is to run its code; and it inherits whatever descriptors there are.
+Why not multiprocessing: it forks a process with threads, or starts a helper process for each child; it unpickles
+messages, which lets the child run code in the daemon; and the child inherits all descriptors.
 """

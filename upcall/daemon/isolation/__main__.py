@@ -18,14 +18,15 @@ DESCRIPTORS = 256
 
 
 def run(fd: int, memory: int, spec: str) -> NoReturn:
-    """`memory`: bytes of private memory (RLIMIT_DATA) after which allocations fail; 0: no bound."""
+    """Serves the key module `spec` on socket `fd`. `memory`: bytes of private memory (RLIMIT_DATA) above which
+    allocations fail; 0: no limit."""
     die_with_parent(signal.SIGKILL)
     harden()
     _limit(resource.RLIMIT_NOFILE, DESCRIPTORS)
     if memory:
         _limit(resource.RLIMIT_DATA, memory)
     os.set_inheritable(fd, False)  # for programs that the module runs
-    ownfiles.refuse(keyring, lambda *_, **__: None)  # the error tells
+    ownfiles.refuse(keyring, lambda *_, **__: None)  # no log: the daemon logs the error
     ModuleServer(socket.socket(fileno=fd), spec).run()
 
 

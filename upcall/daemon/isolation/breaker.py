@@ -14,8 +14,8 @@ class Breaker:
 
     def __init__(self) -> None:
         self.failures = 0
-        self._next = 0.0  # not before
-        self._trial = 0.0  # until then, one request has gone first
+        self._next = 0.0  # time of the next attempt
+        self._trial = 0.0  # until then, one trial request is running
 
     def admit(self, now: float, deadline: float) -> float:
         """Returns for how many seconds a request must wait before its attempt. `now`, `deadline`: seconds, monotonic.

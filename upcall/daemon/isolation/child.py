@@ -34,16 +34,16 @@ from upcall.wire.isolation import (
     take,
 )
 
-GRACE: Final = 1.0  # seconds after a call's deadline in which its answer still saves the child
+GRACE: Final = 1.0  # seconds after a call's deadline until a child that has not answered counts as hanging
 CONCURRENT: Final = 16  # calls at a time; the child has a thread for each
 
 
 class Gone(UpcallError):
-    """The child has ended, or is being ended, and what it was asked is lost."""
+    """The child has ended, or is being ended. The call has no answer."""
 
 
 class _Call:
-    """Something asked. `heard` is what the child has said last about it, until the caller takes it."""
+    """A pending call. `heard`: the child's last message about it, until the caller takes it."""
 
     __slots__ = ("heard", "key", "overdue")
 
@@ -54,8 +54,11 @@ class _Call:
 
 
 class Child:
-    """Starts a process at once and waits for nothing. `failed(why, keys)` is called once if it fails, not if it was
-    told to end. `keys`: the signatures whose calls were in its hands."""
+    """Starts a process; does not block. Thread-safe.
+
+    `spec`: of the module, "package:attribute". `memory`: limit in bytes. `failed(why, keys)` is called once, from any
+    thread, if the process fails; not if `end` was called without a failure. `keys`: signatures of the pending calls.
+    """
 
     def __init__(self, spec: str, memory: int, failed: Callable[[str, set[str]], None]) -> None:
         self._failed = failed
@@ -67,9 +70,9 @@ class Child:
         self._buffer = bytearray(MAX_MESSAGE)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
-        self._running = False  # there is a process to kill
-        self.gone = False  # nothing more comes from it, nothing more is sent to it
-        self.retired = False  # it hangs or leaks: what is under way may come to its end, nothing new is begun
+        self._running = False  # the process has not been reaped: its pid is valid
+        self.gone = False  # no messages are sent or received any more
+        self.retired = False  # it hangs or leaks: pending calls may finish, new ones are refused
         self.pid: int | None = None
         self.status: int | None = None
         arguments = startpython.command("upcall.daemon.isolation", str(theirs.fileno()), str(memory), spec)
@@ -78,9 +81,9 @@ class Child:
     # --- its life ------------------------------------------------------------------------------------------
 
     def _live(self, arguments: list[str], theirs: socket.socket) -> None:
-        """The thread that forks it, and lives as long as it does: PR_SET_PDEATHSIG looks at the thread."""
+        """Forks the process and waits for its end, in a thread of its own: PR_SET_PDEATHSIG refers to that thread."""
         why = "could not be started"
-        null = subprocess.DEVNULL  # its words are dropped: who knows what a library prints
+        null = subprocess.DEVNULL  # discards output: a library may print secrets
         try:
             with theirs:
                 process = subprocess.Popen(
@@ -109,19 +112,19 @@ class Child:
                 self._kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         with self._change:
-            self._kill()  # what it has forked, while its pid is still its own
+            self._kill()  # kills its descendants before the pid can be reused
             self._running = False
         self.status = process.wait()
         return f"ended with status {self.status}"
 
     def _kill(self) -> None:
-        """The process and what it has forked; the lock is held."""
+        """Kills the process group. The caller holds the lock."""
         if self._running and self.pid is not None:
             with contextlib.suppress(OSError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     def end(self, failure: str | None = None) -> None:
-        """Kills it; every call that is under way is over. `failure`: why, if it is its own fault."""
+        """Kills the process. All pending calls raise Gone. `failure`: the child's fault, None if it has none."""
         with self._change:
             if self.gone:
                 return
@@ -130,13 +133,13 @@ class Child:
             told, self.retired = self.retired, True
             self._kill()
             with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)  # wakes whoever reads
+                self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads
             self._change.notify_all()
         if failure is not None and not told:
             self._failed(failure, keys)
 
     def lost(self) -> bool:
-        """Whether nothing new should be asked of it."""
+        """Returns whether new calls need another child."""
         if self.gone or self.retired:
             return True
         with self._change:
@@ -149,9 +152,11 @@ class Child:
     def ask(
         self, kind: int, handle: int, key: str, secrets: Secrets, deadline: float, text: str = "", data: bytes = b""
     ) -> ChildMessage:
-        """The outcome. Gone; Refused("timed-out") after the deadline (monotonic), "busy" if its turn has not come.
+        """Sends a call and returns its outcome; blocks until then. Answers the child's questions by `secrets`, in the
+        calling thread.
 
-        The child's questions are answered by `secrets`, in this thread.
+        `kind`, `handle`, `text`, `data`: as in upcall/wire/isolation.py. `key`: the signature. `deadline`: seconds of
+        CLOCK_MONOTONIC. Gone; Refused: "timed-out" after the deadline, "busy" if CONCURRENT calls ran until then.
         """
         call = _Call(key)
         with self._change:
@@ -177,13 +182,13 @@ class Child:
             self.end("closed its socket")
             raise
         except BaseException:
-            call.overdue = True  # it still owes us an answer
+            call.overdue = True  # its answer may still arrive
             raise
         finally:
             self._leave(number, call)
 
     def _send(self, message: ChildMessage) -> None:
-        """Never waits; the lock is held. Gone."""
+        """Sends without blocking. The caller holds the lock. Gone."""
         if self.gone:
             raise Gone
         data = pack(message)
@@ -192,12 +197,12 @@ class Child:
         except BlockingIOError:
             raise Refused("busy") from None
         except OSError:
-            raise Gone from None  # whoever waits for its end will say so
+            raise Gone from None  # the thread that waits for its end reports it
         finally:
             data[:] = bytes(len(data))
 
     def _await(self, call: _Call, deadline: float) -> ChildMessage:
-        """The next thing that the child says about this call. One of those who wait reads for all."""
+        """Waits for the child's next message about this call. One of the waiting threads reads for all."""
         while True:
             with self._change:
                 self._change.wait_for(
@@ -217,7 +222,7 @@ class Child:
             self._read(call, deadline)
 
     def _read(self, call: _Call, deadline: float) -> None:
-        """Hands out what comes, until there is something for `call`, or the deadline; then somebody else reads."""
+        """Reads and dispatches messages until one is for `call`, or until the deadline. Then another thread reads."""
         why = None
         try:
             while call.heard is None and not self.gone:
@@ -235,7 +240,7 @@ class Child:
             self.end(why)
 
     def _receive(self) -> str | None:
-        """One message, or why there will be no more."""
+        """Receives and dispatches one message. Returns why the child cannot be used any more, otherwise None."""
         try:
             size = self._socket.recv_into(self._buffer)
             if not size:
@@ -254,7 +259,7 @@ class Child:
             if not call.overdue:
                 call.heard = message
             elif message.kind in OUTCOMES:
-                del self._calls[message.id]  # late, but the child lives
+                del self._calls[message.id]  # late, but the child does not hang
             else:
                 with contextlib.suppress(Gone, Refused):
                     self._send(ChildMessage(REFUSED, message.id, code=REASONS["timed-out"], text="timed-out"))
@@ -275,7 +280,7 @@ class Child:
             self._end_if_due()
 
     def _look_after(self, number: int) -> None:
-        """A while after a call was given up: has it been answered? If not, the child hangs, at least in part."""
+        """Checks, GRACE seconds after a call timed out, whether it was answered. If not, retires the child."""
         with self._change:
             self._change.wait_for(lambda: not self._reading or number not in self._calls or self.gone, GRACE)
             reads = not self._reading and not self.gone
@@ -290,14 +295,14 @@ class Child:
         self._end_if_due()
 
     def _retire(self, why: str, key: str) -> None:
-        """Nothing new is begun here."""
+        """Refuses new calls, and ends the child once no pending call can succeed."""
         with self._change:
             told, self.retired = self.retired, True
         if not told:
             self._failed(why, {key})
 
     def _end_if_due(self) -> None:
-        """Once all that is left in a child that was retired is overdue."""
+        """Ends a retired child once all its pending calls are overdue."""
         with self._change:
             if not self.retired or not all(call.overdue for call in self._calls.values()):
                 return
@@ -305,7 +310,7 @@ class Child:
 
 
 def _answered(question: ChildMessage, secrets: Secrets) -> ChildMessage:
-    """What the user's own side says to a question of the module."""
+    """Answers a question of the module by `secrets`."""
     kind, number, text, prompt = question.kind, question.id, question.text, str(question.data, "utf-8", "replace")
     try:
         secret = bytearray()
@@ -322,5 +327,5 @@ def _answered(question: ChildMessage, secrets: Secrets) -> ChildMessage:
         return ChildMessage(REFUSED, number, code=refused.errno & 0xFFFF, text=fitting(refused.reason))
     except ModuleFailed as error:
         return ChildMessage(FAILED, number, text=fitting(str(error)))
-    except Exception:  # noqa: BLE001 - the child learns that there was one, and no more
+    except Exception:  # noqa: BLE001 - the child must not see the text: it may contain secrets
         return ChildMessage(BROKE, number)

@@ -27,8 +27,8 @@ from upcall.wire.isolation import (
     ChildMessage,
 )
 
-PATIENCE: Final = 10.0  # seconds, for what no request stands behind
-CLOSING: Final = 1.0  # seconds that a key may take to be closed
+PATIENCE: Final = 10.0  # seconds, the time-out of calls outside of requests
+CLOSING: Final = 1.0  # seconds, the time-out for closing a key
 MEMORY: Final = 1 << 30  # bytes of private memory: a leak ends the child, not the machine
 
 
@@ -43,10 +43,10 @@ def _silent(event: str, /, **fields: object) -> None:
 
 
 class IsolatedModule:
-    """A KeyModule. `spec`: "package:attribute" of the one that the child loads.
+    """A KeyModule that runs another one in a child process. Thread-safe. `spec`: that module's "package:attribute".
 
-    `deadline()`: until when (monotonic) the request can wait that the calling thread serves; 0 if it serves none. What
-    is not answered by then is Refused("timed-out").
+    `deadline()`: returns the deadline, in seconds of CLOCK_MONOTONIC, of the request that the calling thread handles;
+    0 if it handles none. Calls that have no answer by then raise Refused("timed-out"). `memory`: see `Child`.
     """
 
     api = API
@@ -64,14 +64,14 @@ class IsolatedModule:
         self._deadline_of_request = deadline
         self._lock = threading.Lock()
         self._child: Child | None = None
-        self._handles: dict[Child, int] = {}  # how many keys each child holds, or is opening
+        self._handles: dict[Child, int] = {}  # open keys by child, including those being opened
         self._numbers = itertools.count(1)
         self._started = 0
         self._breaker = Breaker()
-        self._broken: dict[str, Breaker] = {}  # signature -> of keys that broke it
+        self._broken: dict[str, Breaker] = {}  # by signature, for keys that made a child fail
 
     def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> KeyHandle:
-        """As the module's own. Refused("module-off") while the circuit breaker is open."""
+        """Opens a key in the child, as `KeyModule.open`. Refused("module-off") while the circuit breaker is open."""
         deadline = self.deadline()
         self._admit(signature, deadline)
         number = next(self._numbers)
@@ -96,14 +96,14 @@ class IsolatedModule:
         return kind(self, child, number, signature, secrets, bool(powers & WATCHED))
 
     def close(self) -> None:
-        """Ends the child; keys that are open are lost."""
+        """Ends the child. Open keys become stale."""
         with self._lock:
             child, self._child = self._child, None
         if child is not None:
             child.end()
 
     def report(self) -> dict[str, object]:
-        """For the daemon's status."""
+        """Returns entries for the daemon's status, as plain data."""
         with self._lock:
             child = self._child
             pid = None if child is None or child.gone else child.pid
@@ -121,7 +121,7 @@ class IsolatedModule:
     # --- children ------------------------------------------------------------------------------------------
 
     def _take_child(self) -> Child:
-        """The one that serves, for one key more."""
+        """Returns the current child, started if necessary, and counts one more key in it."""
         with self._lock:
             child = self._child
             if child is None or child.lost():
@@ -175,14 +175,14 @@ class IsolatedModule:
             self._log("module-died", module=self.name, why=why, calls=len(keys), in_a_row=self._breaker.failures)
 
     def succeeded(self, signature: str) -> None:
-        """A verb has come to its end; that a key can be opened says nothing yet."""
+        """Resets the circuit breaker of a key after a verb. Opening a key does not count as success."""
         if self._breaker.failures or self._broken:
             with self._lock:
                 self._breaker.succeeded()
                 self._broken.pop(signature, None)
 
     def outcome(self, outcome: ChildMessage) -> ChildMessage:
-        """An answer, or what stands for it as an error."""
+        """Returns an answer; raises the exception that another message stands for."""
         if outcome.kind == ANSWER:
             return outcome
         if outcome.kind == REFUSED:
@@ -196,7 +196,7 @@ class IsolatedModule:
 
 
 class _Handle:
-    """A key in a child."""
+    """A KeyHandle of a key in a child."""
 
     def __init__(
         self, module: IsolatedModule, child: Child, number: int, signature: str, secrets: Secrets, watched: bool
@@ -212,7 +212,7 @@ class _Handle:
         return bytes(self._verb(UNWRAP, wrapped).data)
 
     def stale(self) -> bool:
-        """Also once the child has gone: then the key has to be opened in another."""
+        """Returns whether the key must be opened again: its source has changed, or the child has ended."""
         if self._child.lost():
             return True
         if not self._watched:
@@ -229,7 +229,7 @@ class _Handle:
         try:
             self._ask(CLOSE, time.monotonic() + CLOSING)
         except (Gone, Refused):
-            pass  # what it held ends with it
+            pass  # the child's end has closed it
         finally:
             self._module.give_back(self._child, True)
 
@@ -239,7 +239,7 @@ class _Handle:
         try:
             outcome = self._ask(kind, self._module.deadline(), data)
         except Gone:
-            if not self._open:  # the last key that is closed takes the child with it
+            if not self._open:  # closed meanwhile, and the child ends with its last key
                 raise ModuleFailed("the key was closed meanwhile") from None
             raise Refused("module-broke") from None
         except PeerError as error:

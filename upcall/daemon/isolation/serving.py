@@ -41,15 +41,15 @@ from upcall.wire.isolation import (
     take,
 )
 
-_TO_WORK_WITH = 4 << 20  # bytes
+_TO_WORK_WITH = 4 << 20  # bytes of memory that must be free for the next request
 
 
 class _Nonsense(Exception):
-    """What the module gave is not what its protocol says; the text names types and sizes only."""
+    """The module returned a value that its interface does not allow. The text names types and sizes only."""
 
 
 class ModuleServer:
-    """Serves one module until the other side closes. Never returns."""
+    """Serves one module until the daemon closes the connection."""
 
     def __init__(self, connection: socket.socket, spec: str) -> None:
         self._socket, self._spec = connection, spec
@@ -62,7 +62,7 @@ class ModuleServer:
         self._serving = threading.local()
         self._own: OwnWaits[ChildMessage] = OwnWaits(self._refuse_own)
         self._busy = threading.Event()
-        os.register_at_fork(after_in_child=self._socket.close)  # a module that forks must leave no second server
+        os.register_at_fork(after_in_child=self._socket.close)  # a module's fork must not serve, too
 
     def run(self) -> NoReturn:
         with self._lock:
@@ -71,8 +71,8 @@ class ModuleServer:
         self._work()
 
     def _watch(self) -> NoReturn:
-        """Answers in the place of threads that wait for the daemon, by eCryptfs; asleep while nobody works. Nobody
-        else may look at how this process waits."""
+        """Refuses calls whose threads wait for the daemon itself, through eCryptfs (self-deadlock). Sleeps while no
+        call runs. The daemon cannot detect this: it may not read /proc/PID/wchan of this process."""
         while True:
             self._busy.wait()
             self._busy.clear()
@@ -85,7 +85,7 @@ class ModuleServer:
         self._send(ChildMessage(REFUSED, asked.id, code=refused.errno, text=refused.reason))
 
     def _work(self) -> NoReturn:
-        """A thread at the socket: it sees what it takes through, and somebody else waits there meanwhile."""
+        """Receives and answers requests, in a thread of its own. While it handles one, another thread receives."""
         buffer = bytearray(MAX_MESSAGE)
         view = memoryview(buffer)
         status = 1
@@ -107,15 +107,15 @@ class ModuleServer:
                 if self._own.let_go(message.id):
                     self._send(answer)
                 elif message.kind == OPEN:
-                    self._handles.pop(message.handle, None)  # nobody knows of it
+                    self._handles.pop(message.handle, None)  # the daemon did not learn of the handle
                 with self._lock:
                     self._receiving += 1
             status = 0
         finally:
-            os._exit(status)  # no tidy end: other threads may hang
+            os._exit(status)  # without cleanup: other threads may hang
 
     def _enter(self) -> None:
-        """Leaves the socket to somebody else. The daemon sends no more requests at a time than there are threads."""
+        """Makes another thread receive. The daemon sends at most as many requests at a time as there are threads."""
         with self._lock:
             self._receiving -= 1
             if not self._receiving:
@@ -123,7 +123,7 @@ class ModuleServer:
                 threading.Thread(target=self._work, daemon=True).start()
 
     def _exhausted(self) -> bool:
-        """Whether nothing is left to work with: something leaks, and a new process has everything again."""
+        """Returns whether memory or descriptors are used up by a leak. The process then ends, and is replaced."""
         try:
             os.close(os.dup(self._socket.fileno()))
             bytearray(_TO_WORK_WITH)
@@ -141,7 +141,7 @@ class ModuleServer:
     # --- requests ------------------------------------------------------------------------------------------
 
     def _serve(self, asked: ChildMessage) -> ChildMessage:
-        """What the module says, whatever that is."""
+        """Calls the module. Returns its answer, or its exception as a message."""
         self._serving.request = asked
         try:
             answer = self._answer(asked)
@@ -154,7 +154,7 @@ class ModuleServer:
             return ChildMessage(FAILED, asked.id, text=fitting(str(error)))
         except _Nonsense as error:
             return ChildMessage(BROKE, asked.id, text=fitting(str(error)))
-        except BaseException as error:  # noqa: BLE001 - whatever a module raises is an answer
+        except BaseException as error:  # noqa: BLE001 - any exception of a module becomes an answer
             return ChildMessage(BROKE, asked.id, text=fitting(_where(error)))
         finally:
             self._serving.request = None
@@ -193,8 +193,11 @@ class ModuleServer:
     # --- questions -----------------------------------------------------------------------------------------
 
     def ask(self, kind: int, handle: int, text: str, data: bytes = b"", code: int = 0) -> bytearray:
-        """What the daemon says, in the name of the request that this thread is at work for. From another thread, or
-        for the passphrase of another key than the request's, nobody is asked: Refused("locked")."""
+        """Asks the daemon for a secret, for the request that the calling thread handles. Blocks until its answer.
+
+        Refused("locked"), without asking, if the thread handles no request, or the passphrase of another key than the
+        request's is wanted.
+        """
         request: ChildMessage | None = getattr(self._serving, "request", None)
         if request is None or (kind == PASSPHRASE and request.handle != handle):
             raise Refused("locked")
@@ -223,7 +226,7 @@ def _said(outcome: ChildMessage) -> bytearray:
 
 
 class _AskedFor:
-    """`keymodule.Secrets` of one key, kept by the daemon."""
+    """Implements `keymodule.Secrets` for one key, by asking the daemon."""
 
     def __init__(self, server: ModuleServer, handle: int) -> None:
         self._server, self._handle = server, handle
@@ -248,6 +251,6 @@ def _bytes(value: object) -> bytes:
 
 
 def _where(error: BaseException) -> str:
-    """Type, file and line; the error's own text may hold secrets."""
+    """Returns type, file and line of an exception. Its text is left out: it may contain secrets."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__} at {frames[-1].filename}:{frames[-1].lineno}" if frames else type(error).__name__

@@ -1,9 +1,9 @@
-"""A terminal that runs `upcall prompt`: the daemon's side.
+"""Prompts on terminals that run `upcall prompt`: the daemon's side of the connection.
 
-The terminal's process connects to the daemon's control socket, and stays. From then on the messages are those of
-upcall.wire.isolation: PIN, TOUCH and CLOSE (never mind that PIN) from here, each with its text in `data`, and that of
-a PIN with what is to be typed, "PIN" or "Passphrase", in `text`; ANSWER, REFUSED (the person said no) or FAILED (it
-cannot be shown) from there.
+The terminal's process connects to the daemon's control socket and keeps the connection. The messages are those of
+upcall.wire.isolation. The daemon sends PIN, TOUCH and CLOSE (withdraws a PIN), with the text to show in `data`; `text`
+of a PIN is what to type, "PIN" or "Passphrase". The terminal sends ANSWER, REFUSED (cancelled) or FAILED (it cannot
+show the prompt).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from upcall.process.log import EventLog
 from upcall.wire.isolation import ANSWER, CLOSE, FAILED, HEAD, PIN, REFUSED, TOUCH, ChildMessage, pack, take
 
 REPLACED = "another terminal answers prompts now"
-_LATE = 16  # answers to questions of a while ago that one terminal may still owe
+_LATE = 16  # late answers to earlier questions that are skipped, at most
 _BUFFER = HEAD.size + 4096
 
 
@@ -41,16 +41,16 @@ class Agent:
         self._numbers = itertools.count(1)
 
     def attach(self, connection: socket.socket, welcome: bytes) -> None:
-        """Attaches a terminal; does not block. `welcome`: the first message that it is sent."""
+        """Attaches a terminal; does not block. `welcome`: the first message to send to it."""
         connection.setblocking(False)
-        with self._lock:  # once the terminal knows, so do all others
+        with self._lock:  # other threads use the connection only after the welcome was sent
             with contextlib.suppress(OSError):
                 connection.send(welcome)
             before, self._connection = self._connection, connection
         if before is not None:
             with contextlib.suppress(OSError):
                 before.send(pack(ChildMessage(FAILED, 0, text=REPLACED)))
-                before.shutdown(socket.SHUT_RDWR)  # wakes whoever waits for its answer, who lets go of it
+                before.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for its answer, which closes it
         self._log("terminal-attached")
 
     def available(self) -> bool:
@@ -92,14 +92,14 @@ class Agent:
 
 
 def _ask(connection: socket.socket, number: int, question: Question, turn: Turn) -> bytearray:
-    """One question, until its answer. _Gone, OSError."""
+    """Asks one question and waits for its answer. _Gone, OSError, and the outcomes of `Way.ask`."""
     connection.send(pack(ChildMessage(PIN, number, text=question.wanted, data=question.text().encode())))
     buffer = bytearray(_BUFFER)
     try:
         for _ in range(_LATE):
             turn.wait(connection.fileno())
             message = _receive(connection, buffer)
-            if message.id != number:  # about an earlier question, which was withdrawn meanwhile
+            if message.id != number:  # answers an earlier question, withdrawn meanwhile
                 _wipe(message)
             elif message.kind == ANSWER and isinstance(message.data, bytearray):
                 return message.data

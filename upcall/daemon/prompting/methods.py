@@ -15,20 +15,21 @@ from upcall.process.log import EventLog
 
 
 def ways(names: Sequence[str], pinentry: str | None, environment: Mapping[str, str], agent: Agent) -> list[Way]:
-    """Returns the methods that are named, in that order. The default order is WAYS, for these reasons:"""
+    """Returns the methods with these names, in that order. The comments give the reasons for the default order,
+    WAYS."""
     known: dict[str, Way] = {
-        # Chosen by the person, who has started it in a terminal; works over ssh.
+        # First: by starting `upcall prompt`, a person has chosen this terminal. It works over ssh.
         "agent": agent,
-        # Needs a display or terminal in our environment; appears in front of the person at once.
+        # Second: needs a display or terminal in the daemon's environment, and appears there at once.
         "pinentry": Pinentry(pinentry, environment),
-        # Does not tell whether an agent is running: a prompt that nobody sees lasts until its time-out.
+        # Last: cannot tell whether a person is present. An unseen prompt takes its whole time-out.
         "systemd": PasswordAgents(environment),
     }
     return [known[name] for name in names]
 
 
 def prompts(settings: PromptSettings, log: EventLog) -> Prompts:
-    """Returns the daemon's prompting, which uses this process's environment."""
+    """Returns the daemon's `Prompts`, which uses this process's environment."""
     agent = Agent(log)
     methods = ways(settings.ways, settings.pinentry, os.environ, agent)
     return Prompts(methods, settings, log, agent if "agent" in settings.ways else None)

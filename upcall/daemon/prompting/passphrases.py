@@ -18,7 +18,7 @@ from upcall.process.log import EventLog
 _WORDS = "Passphrase of a key"
 _QUIETENING = frozenset(
     {"cancelled", "unanswered", "wrong"}
-)  # ends of a prompt after which nobody is asked for a while
+)  # outcomes after which no prompt opens for `Settings.quiet` seconds
 
 Kept = Callable[[], bytearray | None]
 Tried = Callable[[bytearray], bool]
@@ -31,17 +31,18 @@ class AskPerson(Protocol):
 
 
 class _PassphrasePrompt:
-    """A prompt that is open, for one key."""
+    """An open prompt for one key."""
 
     __slots__ = ("over", "turn", "withdrawn")
 
     def __init__(self) -> None:
-        self.turn: Turn | None = None  # while a person has it before them
+        self.turn: Turn | None = None  # while it is shown
         self.over = self.withdrawn = False
 
 
 class Passphrases:
-    """Each prompt has a thread of its own, as those for PINs. `person`: who has it talks to them."""
+    """Runs each passphrase prompt in a thread of its own, as for PINs. Thread-safe. `anybody()`: whether a method may
+    reach a person. `person`: a lock, held while a prompt is shown."""
 
     def __init__(
         self,
@@ -54,11 +55,11 @@ class Passphrases:
         self._ask_person, self._anybody, self._person = ask, anybody, person
         self._settings, self._log = settings, log
         self._change = threading.Condition()
-        self._prompts: dict[str, _PassphrasePrompt] = {}  # those that are open, by signature
-        self._quiet: dict[str, float] = {}  # signature -> until when nobody is asked
+        self._prompts: dict[str, _PassphrasePrompt] = {}  # open prompts, by signature
+        self._quiet: dict[str, float] = {}  # signature -> time before which no prompt opens
 
     def ask(self, signature: str, asker: Asker, kept: Kept, tried: Tried) -> bytearray:
-        """See `asking.Prompter`."""
+        """Implements `upcall.daemon.secrets.Prompter.passphrase`."""
         until = asker.deadline - MARGIN if asker.patient() else 0.0
         joined: _PassphrasePrompt | None = None
         with self._change:
@@ -92,7 +93,7 @@ class Passphrases:
     # --- one prompt ----------------------------------------------------------------------------------------
 
     def _open(self, signature: str, asker: Asker, tried: Tried) -> _PassphrasePrompt:
-        """A new prompt, in a thread of its own. The lock is held."""
+        """Opens a prompt in a thread of its own. The caller holds the lock."""
         now = time.monotonic()
         self._quiet = {key: until for key, until in self._quiet.items() if until > now}
         if signature in self._quiet:
@@ -114,10 +115,10 @@ class Passphrases:
         return opened
 
     def _converse(self, signature: str, prompt: _PassphrasePrompt, asker: Asker, tried: Tried) -> None:
-        """The prompt's thread."""
+        """Runs a prompt, in a thread of its own."""
         outcome = "withdrawn"
         try:
-            who = describe(asker.service, asker.requester)  # at once: it may end before its turn has come
+            who = describe(asker.service, asker.requester)  # before waiting: the requester may end meanwhile
             key = f"Key: {plain(_name_of(signature))}"
             with self._person:
                 for wrong in range(self._settings.tries):
@@ -132,7 +133,7 @@ class Passphrases:
             self._end(signature, prompt, outcome)
 
     def _once(self, signature: str, prompt: _PassphrasePrompt, question: Question, tried: Tried) -> str:
-        """One question and its answer: "answered" if that opens the key, "wrong" if not, or how else it has ended."""
+        """Asks once. Returns "answered" if the passphrase opens the key, "wrong" if not, otherwise the outcome."""
         with self._change:
             if prompt.withdrawn:
                 return "withdrawn"
@@ -170,7 +171,7 @@ def _warning(wrong: int, tries: int) -> tuple[str, ...]:
 
 
 def _name_of(signature: str) -> str:
-    """What its owner calls the key, if that is known here."""
+    """Returns the key's name in the user's key store with the signature; only the signature if it is not there."""
     from upcall.keys.store import KeyStore
 
     store = KeyStore()

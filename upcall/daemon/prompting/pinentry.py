@@ -1,4 +1,4 @@
-"""A dialog on the person's desktop or terminal, shown by GnuPG's pinentry: one process per question.
+"""Prompts by GnuPG's pinentry, on a desktop or terminal: one process per question.
 
 Source: the Assuan protocol (info assuan, "Client requests" and "Server responses") and pinentry's manual (info
 pinentry, "Protocol"). Lines of at most 1000 bytes; `%`, CR and LF are percent-escaped; D lines carry what was typed.
@@ -19,15 +19,15 @@ from typing import Final
 from upcall.daemon.prompting.question import MAX_PIN, Cancelled, Question, Turn, Unanswered, Unavailable, checked
 
 _LINE: Final = 1000  # bytes, with the newline
-_LINES: Final = 100  # that one dialog may write
-_PARTING: Final = 1.0  # seconds that it has to put the terminal in order
+_LINES: Final = 100  # limit of lines that one dialog may write
+_PARTING: Final = 1.0  # seconds for the dialog to restore the terminal before it is killed
 _CANCELLED: Final = frozenset({99, 114, 198})  # GPG_ERR_CANCELED, NOT_CONFIRMED, FULLY_CANCELED of libgpg-error
 _TIMEOUT: Final = 62  # GPG_ERR_TIMEOUT
-_CODE: Final = 0xFFFF  # of an error number; what is above it names the program that it comes from
+_CODE: Final = 0xFFFF  # mask of the code in a libgpg-error number; the higher bits name the source
 
 
 class Pinentry:
-    """Needs a display, or the terminal that GPG_TTY names, in the daemon's own environment."""
+    """A `Way` by pinentry. Needs a display, or the terminal of GPG_TTY, in the daemon's environment."""
 
     name = "pinentry"
 
@@ -36,7 +36,7 @@ class Pinentry:
         self._path, self._environment = path, environment
 
     def _program(self) -> str | None:
-        """shutil.which without shutil, which brings three compression libraries into the daemon."""
+        """Does what shutil.which does, without shutil: it would load three compression libraries into the daemon."""
         name = self._path or "pinentry"
         folders = [""] if "/" in name else os.get_exec_path(dict(self._environment))
         found = (os.path.join(folder, name) for folder in folders)  # noqa: PTH118
@@ -46,7 +46,7 @@ class Pinentry:
         return bool(self._environment.get("DISPLAY") or self._environment.get("WAYLAND_DISPLAY"))
 
     def _terminal(self) -> str | None:
-        """The terminal, while there is one: the window may have been closed since."""
+        """Returns the path of the terminal in GPG_TTY; None if it has been closed."""
         name = self._environment.get("GPG_TTY", "")
         try:
             return name if name.startswith("/dev/") and stat.S_ISCHR(Path(name).stat().st_mode) else None
@@ -62,7 +62,7 @@ class Pinentry:
             return checked(dialog.say("GETPIN"))
 
     def notify(self, question: Question, turn: Turn, /) -> bool:
-        """On a display only: on a terminal it would take the terminal away until somebody presses a key."""
+        """Shows a notice on a display only: on a terminal it would occupy the terminal until a key is pressed."""
         if not self._display():
             return False
         with contextlib.suppress(Cancelled, Unanswered), self._start(question, turn) as dialog:
@@ -83,7 +83,7 @@ class Pinentry:
                 dialog.try_to_say(
                     f"OPTION lc-ctype={self._environment.get('LC_CTYPE', self._environment.get('LANG'))}"
                 )
-            # So that it ends by itself, with the terminal in order, before it is killed; 0 would be for ever.
+            # Ends by itself and restores the terminal before it is killed; 0 would mean no time-out.
             dialog.try_to_say(f"SETTIMEOUT {max(1, int(turn.left()) - 1)}")
             dialog.say("SETTITLE upcall")
             dialog.say("SETDESC", question.text())
@@ -94,7 +94,7 @@ class Pinentry:
 
 
 class _Dialog:
-    """The process, in a session of its own: it has to find its terminal by name, and is killed with all it starts."""
+    """A pinentry process, in a session of its own: it gets its terminal by name, and is killed with its children."""
 
     def __init__(self, program: str, environment: Mapping[str, str], turn: Turn) -> None:
         self._turn = turn
@@ -114,7 +114,8 @@ class _Dialog:
             raise Unavailable(f"{program}: {error.strerror}") from None
 
     def say(self, command: str, text: str = "") -> bytearray:
-        """A command, and the data that it is answered with. Cancelled, Unanswered, Withdrawn, Unavailable."""
+        """Sends a command. Returns the data of the response; the caller wipes it. Cancelled, Unanswered, Withdrawn,
+        Unavailable."""
         line = command.encode() + (b" " + escaped(text, _LINE - len(command) - 2) if text else b"") + b"\n"
         if self._process.stdin is None:
             raise Unavailable("no way to talk to it")
@@ -125,12 +126,12 @@ class _Dialog:
         return self.reply()
 
     def try_to_say(self, line: str) -> None:
-        """Something that an older one may not know."""
+        """Sends a command that older versions may not know. Ignores an error."""
         with contextlib.suppress(_Error):
             self.say(line)
 
     def reply(self) -> bytearray:
-        """D lines until OK or ERR. The caller wipes them."""
+        """Reads D lines until OK or ERR. Returns their data; the caller wipes it."""
         data = bytearray(MAX_PIN + 1)
         size = 0
         try:
@@ -149,7 +150,7 @@ class _Dialog:
             data[:] = bytes(len(data))
 
     def _line(self) -> _Line:
-        """The next line, which is wiped once it was looked at."""
+        """Reads the next line, as a context manager that wipes it at its end."""
         self._lines += 1
         if self._lines > _LINES:
             raise Unavailable("it talks without end")
@@ -168,7 +169,7 @@ class _Dialog:
         return _Line(self, end)
 
     def done(self, end: int) -> None:
-        """Wipes the line that ends there, and moves the rest up."""
+        """Wipes the line that ends at offset `end`, and moves the rest of the buffer to its start."""
         rest = self._size - end - 1
         self._buffer[:rest] = self._buffer[end + 1 : self._size]
         self._buffer[rest:] = bytes(len(self._buffer) - rest)
@@ -178,17 +179,17 @@ class _Dialog:
         return memoryview(self._buffer)[:end]
 
     def close(self) -> None:
-        """Ends it: asked first, so that the terminal is put in order."""
+        """Ends the process: sends BYE first, so that it restores the terminal, then kills it."""
         self._buffer[:] = bytes(len(self._buffer))
         process = self._process
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
         os.kill(process.pid, signal.SIGTERM)
-        with contextlib.suppress(OSError):  # no more descriptors: then it is not waited for
+        with contextlib.suppress(OSError):  # without a free descriptor, it is killed at once
             _wait_for_end(process.pid, _PARTING)
         with contextlib.suppress(PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # what it has started, while its pid is still its own
+            os.killpg(process.pid, signal.SIGKILL)  # kills its children before the pid can be reused
         process.wait()
 
     def __enter__(self) -> _Dialog:
@@ -199,7 +200,7 @@ class _Dialog:
 
 
 def _wait_for_end(pid: int, seconds: float) -> None:
-    """Without reaping it."""
+    """Waits for the end of a process without reaping it."""
     watch = os.pidfd_open(pid)
     try:
         poll = select.poll()
@@ -224,11 +225,11 @@ class _Line:
 
 
 class _Error(Unavailable):
-    """It cannot do what it was told."""
+    """pinentry has answered with an error."""
 
 
 def _error(text: bytes) -> Exception:
-    """`ERR number words`: the words are not shown to anybody."""
+    """Translates a line `ERR number words` to an exception. The words are dropped: they are not trusted."""
     number = text.split(b" ", 1)[0]
     if not number.isdigit():
         return Unavailable("it talks nonsense")
@@ -241,7 +242,7 @@ def _error(text: bytes) -> Exception:
 
 
 def escaped(text: str, room: int) -> bytes:
-    """As much of the text as fits into `room` bytes, escaped, no character and no escape cut in two."""
+    """Escapes a text and truncates it to `room` bytes, without splitting a character or an escape."""
     found = bytearray()
     for character in text:
         more = {"%": b"%25", "\r": b"%0D", "\n": b"%0A"}.get(character) or character.encode("utf-8", "replace")
@@ -252,7 +253,7 @@ def escaped(text: str, room: int) -> bytes:
 
 
 def _unescape(source: memoryview, target: bytearray, at: int) -> int:
-    """What a D line says, into the buffer; gives its size."""
+    """Unescapes the data of a D line into `target`, from offset `at`. Returns the number of bytes."""
     size, index = 0, 0
     while index < len(source):
         byte = source[index]

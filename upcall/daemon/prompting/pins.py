@@ -8,26 +8,27 @@ from upcall.kernel.process import LockedMemory
 
 UNTRIED = 60.0  # seconds that a PIN waits for a request that tries it
 TRIAL = 10.0  # seconds until a verdict is no longer expected
-SHARED = 5.0  # seconds that a PIN that is not to be kept is there for those who waited for it together
+SHARED = 5.0  # seconds that a PIN is kept for requests that waited for the same prompt, even if PINs are not kept
 
 
 class Pin:
-    """Not for several threads: its owner holds a lock. Time is an argument, in monotonic seconds.
+    """The PIN of one token. Not thread-safe: the owner holds a lock. Times are in seconds of CLOCK_MONOTONIC.
 
-    `who`: an identifier of the thread that is at work for a request.
+    `who`: identifies the thread that handles a request.
     """
 
     def __init__(self, budget: int, keep: float) -> None:
-        """`budget`: wrong PINs after which there are no more; `keep`: seconds, from the first good verdict on."""
+        """`budget`: wrong PINs after which no more may be tried. `keep`: seconds to keep a PIN after its first good
+        verdict."""
         self._budget, self._keep = budget, keep
         self._secret: LockedMemory | None = None
-        self._good = False  # the token has taken it
-        self._until = math.inf  # when it is forgotten
-        self._trial: int | None = None  # who tries it
+        self._good = False  # the token has accepted it
+        self._until = math.inf  # when it expires
+        self._trial: int | None = None  # the thread that tries it
         self._trial_until = 0.0
-        self._counted: set[int] = set()  # whose trial has counted as wrong already, for want of a verdict
+        self._counted: set[int] = set()  # threads whose trial has counted as wrong, without a verdict
         self._wrong = 0
-        self.failures = 0  # wrong ones since the last good one, whatever was reset meanwhile
+        self.failures = 0  # wrong PINs since the last good one; `reset` does not clear it
 
     @property
     def worn_out(self) -> bool:
@@ -40,11 +41,11 @@ class Pin:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing would be lost with it."""
+        """Returns whether the object holds no state: no PIN, trial or wrong PINs."""
         return self._secret is None and self._trial is None and not self.failures
 
     def put(self, secret: bytearray, now: float) -> None:
-        """A PIN that was typed; the buffer is wiped."""
+        """Stores a PIN that was typed, and wipes the buffer."""
         self.forget()
         self._secret, self._good, self._until = LockedMemory(secret), False, now + UNTRIED
 
@@ -59,7 +60,7 @@ class Pin:
 
     @property
     def due(self) -> float | None:
-        """When `expire` has something to do at the latest; None if there is nothing to forget."""
+        """Returns when to call `expire` at the latest; None if there is nothing to expire."""
         return None if self._secret is None else max(self._until, self.tried_until or 0.0)
 
     @property
@@ -68,7 +69,8 @@ class Pin:
         return None if self._trial is None else self._trial_until
 
     def verdict(self, who: int, good: bool, now: float, awaited: bool) -> None:
-        """`awaited`: others have waited for the same PIN."""
+        """Ends the trial of thread `who`. `good`: the token accepted the PIN. `awaited`: other requests wait for
+        it."""
         mine, counted = self._trial == who, who in self._counted
         self._counted.discard(who)
         if mine:
@@ -109,7 +111,7 @@ class Pin:
         if self._secret is not None:
             self._secret.wipe()
         self._secret, self._good, self._until = None, False, math.inf
-        self._trial = None  # a verdict that still comes is not about the next one
+        self._trial = None  # a late verdict must not apply to the next PIN
 
     def reset(self) -> None:
         """Resets the budget of wrong PINs: a person has asked for another attempt."""

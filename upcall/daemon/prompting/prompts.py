@@ -17,23 +17,23 @@ from upcall.daemon.prompting.settings import HINT, MARGIN, MAX_OPEN, PromptSetti
 from upcall.daemon.secrets import Asker
 from upcall.process.log import EventLog
 
-MARGIN_OF_TRIAL = 1.0  # the same, while somebody else tries the PIN: it takes a token that long at most
+MARGIN_OF_TRIAL = 1.0  # the same while another request tries the PIN, which takes a token at most that long
 TOUCH_EVERY, TOUCH_SHOWN = 10.0, 15.0  # seconds
 MAX_TOKENS = 64
 
 
 class _Prompt:
-    """A prompt that is open. Once it is over, `failed` says whether without a PIN."""
+    """An open prompt. After its end, `failed` tells whether it gave no PIN."""
 
     __slots__ = ("failed", "turn", "withdrawn")
 
     def __init__(self) -> None:
-        self.turn: Turn | None = None  # while a person has it before them
+        self.turn: Turn | None = None  # while it is shown
         self.withdrawn = self.failed = False
 
 
 class _Token:
-    """All that is known of one token."""
+    """The state of one token: its PIN and its open prompt."""
 
     __slots__ = ("name", "pin", "prompt", "quiet_until", "timer", "told_until", "waiting")
 
@@ -47,16 +47,17 @@ class _Token:
 
 
 class Prompts:
-    """See `asking.Prompter`. `ways` are tried in their order. `passphrases`: what is asked for keys, not tokens."""
+    """Implements `upcall.daemon.secrets.Prompter`. Thread-safe. `ways`: methods of prompting, tried in order.
+    `passphrases`: the prompts for keys; this class itself prompts for tokens."""
 
     def __init__(
         self, ways: Sequence[Way], settings: PromptSettings, log: EventLog, agent: Agent | None = None
     ) -> None:
-        """`agent`: the one of the ways that terminals attach to."""
+        """`agent`: the method to which terminals attach; None: terminals are refused."""
         self._ways, self._settings, self._log, self._agent = ways, settings, log, agent
         self._change = threading.Condition()
         self._tokens: dict[str, _Token] = {}
-        self._person = threading.Lock()  # who has it talks to them
+        self._person = threading.Lock()  # held while a prompt is shown
         self.passphrases = Passphrases(self.ask, self.anybody, self._person, settings, log)
 
     # --- for modules ---------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ class Prompts:
             return secret
 
     def _wait(self, state: _Token, until: float, wake: float) -> None:
-        """Until something has changed, or `wake`. Refused("prompting") after `until`. The lock is held."""
+        """Waits for a change, at most until `wake`. Refused("prompting") after `until`. The caller holds the lock."""
         now = time.monotonic()
         if now >= until:
             raise Refused("prompting")
@@ -141,7 +142,7 @@ class Prompts:
                 state.quiet_until = 0.0
 
     def attach(self, connection: socket.socket, welcome: bytes, /) -> None:
-        """A terminal that answers prompts from now on. Refused("no-service")."""
+        """Attaches a terminal, which then answers prompts. Refused("no-service") without an agent."""
         if self._agent is None:
             raise Refused("no-service")
         self._agent.attach(connection, welcome)
@@ -149,7 +150,7 @@ class Prompts:
     # --- one prompt ----------------------------------------------------------------------------------------
 
     def _token(self, name: str) -> _Token:
-        """The lock is held."""
+        """Returns the state of a token. The caller holds the lock."""
         state = self._tokens.get(name)
         if state is None:
             if len(self._tokens) >= MAX_TOKENS:
@@ -180,7 +181,7 @@ class Prompts:
             self._changed(state)
 
     def _open(self, state: _Token, prompt: str, asker: Asker) -> _Prompt:
-        """A new prompt, in a thread of its own. The lock is held."""
+        """Opens a prompt in a thread of its own. The caller holds the lock."""
         if time.monotonic() < state.quiet_until:
             raise Refused("locked")
         if not self.anybody():
@@ -200,10 +201,10 @@ class Prompts:
         return opened
 
     def _converse(self, state: _Token, prompt: _Prompt, words: str, asker: Asker) -> None:
-        """The prompt's thread."""
+        """Runs a prompt, in a thread of its own."""
         secret, outcome = None, "withdrawn"
         try:
-            who = describe(asker.service, asker.requester)  # at once: it may end before its turn has come
+            who = describe(asker.service, asker.requester)  # before waiting: the requester may end meanwhile
             with self._person:
                 with self._change:
                     details = (f"Token: {state.name}", *who, *self._warnings(state.pin))
@@ -246,7 +247,8 @@ class Prompts:
         return any(way.available() for way in self._ways)
 
     def ask(self, question: Question, turn: Turn, **what: object) -> tuple[bytearray | None, str]:
-        """What was typed, or what came instead of it. `what`: for the log."""
+        """Asks by the first method that is available. Returns (input, outcome); the input is None unless the outcome
+        is "answered". `what`: fields for the log."""
         for way in self._ways:
             try:
                 if not way.available():
@@ -257,8 +259,8 @@ class Prompts:
                 return None, type(error).__name__.lower()
             except Unavailable as error:
                 self._log("prompt-failed", way=way.name, why=plain(str(error)))
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one way, another may do
-                self._log("prompt-failed", way=way.name, why=type(error).__name__)  # its text could hold the PIN
+            except Exception as error:  # noqa: BLE001 - if one method fails, the next one is tried
+                self._log("prompt-failed", way=way.name, why=type(error).__name__)  # its text may contain the PIN
         return None, "nobody"
 
     def _notify(self, state: _Token, prompt: str, asker: Asker) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from upcall.core.errors import UpcallError
 
-MAX_PIN = 256  # bytes; tokens take far less. And of a passphrase that is typed here
+MAX_PIN = 256  # bytes of a PIN (tokens accept far less) or passphrase
 
 
 class Unavailable(UpcallError):
@@ -30,18 +30,18 @@ class Withdrawn(UpcallError):
 
 
 class Question(NamedTuple):
-    """What a person is shown. All of it is printable and short: see `requester.plain`."""
+    """The text of a prompt. All of it must be printable and short: see `requester.plain`."""
 
     prompt: str  # one line: "PIN of the card"
-    details: tuple[str, ...]  # lines: whose PIN, who wants it, what happened before
-    wanted: str = "PIN"  # what is to be typed, in a word
+    details: tuple[str, ...]  # lines: token or key, requester, earlier failures
+    wanted: str = "PIN"  # what to type: "PIN" or "Passphrase"
 
     def text(self, between: str = "\n") -> str:
         return between.join((self.prompt, *self.details))
 
 
 class Turn:
-    """The time that a person has for one question. `withdraw` ends it early, from any thread."""
+    """The time-out of one question. `withdraw` ends it early, from any thread."""
 
     def __init__(self, seconds: float) -> None:
         self.until = time.monotonic() + seconds
@@ -54,7 +54,7 @@ class Turn:
         return max(0.0, self.until - time.monotonic())
 
     def wait(self, fd: int) -> None:
-        """Until there is something to read, or the other side has gone. Unanswered, Withdrawn."""
+        """Waits until `fd` is readable, or its peer has closed. Unanswered after the time-out; Withdrawn."""
         self._poll.register(fd, select.POLLIN)
         try:
             ready = {one for one, _ in self._poll.poll(self.left() * 1000)}
@@ -77,7 +77,7 @@ class Turn:
 
 
 class Way(Protocol):
-    """A way of asking a person. Not for several threads at a time, but for `available` and `notify`."""
+    """A method of prompting. `available` and `notify` are thread-safe; `ask` is called by one thread at a time."""
 
     name: str
 
@@ -85,14 +85,15 @@ class Way(Protocol):
         """Returns whether this method may reach a person. Must not block."""
 
     def ask(self, question: Question, turn: Turn, /) -> bytearray:
-        """The PIN, 1 to MAX_PIN bytes, for the caller to wipe. Unavailable, Cancelled, Unanswered, Withdrawn."""
+        """Shows a question and returns the input, 1 to MAX_PIN bytes, which the caller wipes. Unavailable, Cancelled,
+        Unanswered, Withdrawn."""
 
     def notify(self, question: Question, turn: Turn, /) -> bool:
-        """Shows something that needs no answer, until the turn is over at most; False if it cannot."""
+        """Shows a notice that needs no answer, at most until the turn ends. False if it cannot be shown."""
 
 
 def checked(pin: bytearray) -> bytearray:
-    """Nothing is no answer; what is too long is neither PIN nor passphrase. The buffer that is refused is wiped."""
+    """Returns the input if its size is 1 to MAX_PIN bytes. Otherwise wipes it and raises Cancelled or Unavailable."""
     if not pin:
         raise Cancelled("nothing was typed")
     if len(pin) > MAX_PIN:

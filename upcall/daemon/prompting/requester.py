@@ -12,13 +12,14 @@ _MAX_LINE = 160  # characters
 
 
 def plain(text: str, limit: int = _MAX_LINE) -> str:
-    """On one line, printable (no escape sequences, no characters that turn the direction of writing), not too long."""
+    """Returns a text on one line of at most `limit` characters, without unprintable ones: no escape sequences, and no
+    characters that change the direction of writing."""
     shown = "".join(c if c.isprintable() else "?" for c in text[: limit + 1])
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 
 
 def describe(service: str, requester: Requester) -> tuple[str, ...]:
-    """Lines that say who asks. A process may have ended meanwhile; then its pid is all that there is."""
+    """Returns lines that describe the requester and its ancestors. Only the pid if the process has ended."""
     if not service:
         return ("For: your daemon itself, which opens your keys before they are used",)
     if not requester.pid:
@@ -26,7 +27,7 @@ def describe(service: str, requester: Requester) -> tuple[str, ...]:
         file = f"a file on an eCryptfs mount, opened by uid {requester.uid}"
         return (f"For: {file if service == 'ecryptfs' else unnamed}",)
     first, by = _process(requester.pid), f"by the service {plain(service, 64)}"
-    if first is None or first.uid != requester.uid:  # ended, and its pid may belong to another process by now
+    if first is None or first.uid != requester.uid:  # ended; the pid may have been reused
         return (f"For: a process that has ended, pid {requester.pid}, uid {requester.uid}, {by}",)
     exe = f", {plain(first.exe, 100)}" if first.exe else ""
     lines = [f"For: {plain(first.name, 32)} (pid {requester.pid}, uid {requester.uid}{exe}), {by}"]
@@ -36,7 +37,7 @@ def describe(service: str, requester: Requester) -> tuple[str, ...]:
 
 class _Process(NamedTuple):
     name: str
-    exe: str  # "" if it is not ours to know
+    exe: str  # "" if it may not be read
     uid: int  # real
     parent: int
 
@@ -53,7 +54,7 @@ def _above(process: _Process) -> list[tuple[int, _Process]]:
 
 
 def _process(pid: int) -> _Process | None:
-    """What proc(5) tells."""
+    """Reads a process's description from /proc (proc(5)). None if it has ended."""
     try:
         with procfs.ProcessFolder(pid) as folder:
             status, comm, exe = folder.read("status"), folder.read("comm"), folder.link("exe")

@@ -1,23 +1,23 @@
-"""Methods, times and bounds of prompts."""
+"""Defines methods, times and limits of prompts."""
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
 WAYS: Final = ("agent", "pinentry", "systemd")  # methods of prompting: see upcall.daemon.prompting.methods
-PIN_TIME, PROMPT_TIME = 900.0, 60.0  # seconds: how long a PIN is kept, and how long a person may take for it
-MARGIN = 2.0  # seconds that a request keeps for its work, once what was asked for is there
-MAX_OPEN = 8  # prompts, one after the other before one person
+PIN_TIME, PROMPT_TIME = 900.0, 60.0  # seconds: how long a PIN is kept, time-out of a prompt
+MARGIN = 2.0  # seconds of a request's time that are reserved for its work after the prompt
+MAX_OPEN = 8  # limit of open prompts; one is shown at a time
 HINT = "run `upcall prompt` in a terminal, and try again"
 
 
 class PromptSettings(NamedTuple):
     """Times in seconds."""
 
-    ways: tuple[str, ...] = WAYS  # how people are asked, the best first
-    pinentry: str | None = None  # the program; None: "pinentry", in PATH
-    pin_time: float = PIN_TIME  # how long a PIN is kept, from when the token first took it; 0: not at all
-    prompt_time: float = PROMPT_TIME  # how long a person may take for one
-    wrong: int = 2  # PINs, after which nobody is asked: one less than the fewest that lock a token
-    tries: int = 3  # of a passphrase, in one prompt
-    quiet: float = 10.0  # after a prompt was cancelled or ignored, nobody is asked for so long
+    ways: tuple[str, ...] = WAYS  # methods of prompting, tried in order
+    pinentry: str | None = None  # path of the program; None: "pinentry", in PATH
+    pin_time: float = PIN_TIME  # how long a PIN is kept after the token first accepted it; 0: not at all
+    prompt_time: float = PROMPT_TIME  # time-out of a prompt
+    wrong: int = 2  # wrong PINs after which no prompt opens: one less than the fewest that lock a token
+    tries: int = 3  # passphrases in one prompt
+    quiet: float = 10.0  # time without prompts after one was cancelled or timed out

@@ -1,8 +1,8 @@
-"""The password agents of systemd: a question is a file in a folder that they watch, the answer a datagram.
+"""Prompts by systemd's password agents: a question is a file in a folder that they watch, the answer a datagram.
 
-Source: systemd's "Password Agents" specification. Ours and not the `systemd-ask-password` command: that one prints the
-secret to a pipe through buffers of its own, shows who asks for what in its arguments to every user, and is missing
-where an agent of a desktop is there.
+Source: systemd's "Password Agents" specification. The `systemd-ask-password` command is not used: it copies the secret
+through buffers of its own to a pipe, shows the question in its arguments to every user, and may not be installed
+although a desktop's agent is.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from upcall.kernel import ucred
 
 SYSTEM: Final = Path("/run/systemd/ask-password")
 _DATAGRAM: Final = 1 + 4 * MAX_PIN
-_TRIES: Final = 64  # datagrams of others
+_TRIES: Final = 64  # datagrams from unexpected senders that are skipped, at most
 
 
 def folder(environment: Mapping[str, str]) -> Path | None:
-    """Where this user's agents look: their own folder (systemd 257), or the system's, which only root can write to.
+    """Returns the folder that agents watch: the user's own (systemd 257), otherwise the system's, if it is writable:
+    only root can write to it. None without one.
 
-    It is made by the first agent: where there is none, nobody looks. That somebody looks now cannot be known.
+    The first agent creates the folder, so without a folder there is no agent. The reverse is not known.
     """
     own = environment.get("XDG_RUNTIME_DIR")
     places = [Path(own) / "systemd" / "ask-password"] if own else []
@@ -43,7 +44,7 @@ def _ours(place: Path) -> bool:
 
 
 class PasswordAgents:
-    """The way that comes last: it alone cannot tell whether anybody is there."""
+    """A `Way` by systemd's password agents. Tried last, because it cannot tell whether an agent runs."""
 
     name = "systemd"
 
@@ -70,17 +71,17 @@ class PasswordAgents:
         except OSError as error:
             raise Unavailable(f"{place}: {error.strerror}") from None
         finally:
-            for path in (asked, answers):  # the file's end tells the agents that it is over
+            for path in (asked, answers):  # removing the file tells the agents to close the prompt
                 with contextlib.suppress(OSError):
                     path.unlink()
 
     def notify(self, question: Question, turn: Turn, /) -> bool:
-        """They only know questions."""
+        """Returns False: agents cannot show notices."""
         return False
 
 
 def _ask_file(question: Question, answers: Path, turn: Turn) -> str:
-    message = question.text("; ")  # one line, and printable: nothing in it can begin another
+    message = question.text("; ")  # one line, printable: cannot inject a line into the file
     return (
         f"[Ask]\nPID={os.getpid()}\nSocket={answers}\nAcceptCached=0\nEcho=0\nNotAfter={int(turn.until * 1e6)}\n"
         f"Silent=0\nMessage={message}\nIcon=dialog-password\nId=upcall\n"
@@ -88,7 +89,7 @@ def _ask_file(question: Question, answers: Path, turn: Turn) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """At once or not at all: agents read it as soon as it has its name."""
+    """Creates a file atomically: agents read it as soon as it has its name."""
     beside = path.with_name(f"tmp.{path.name.removeprefix('ask.')}")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -99,7 +100,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _answer(listener: socket.socket, turn: Turn) -> bytearray:
-    """The first answer of root or of this user; others may write to any socket whose name they know."""
+    """Returns the first answer from root or this user. Others are ignored: any user may send to the socket."""
     buffer = bytearray(_DATAGRAM)
     try:
         for _ in range(_TRIES):
@@ -110,7 +111,7 @@ def _answer(listener: socket.socket, turn: Turn) -> bytearray:
                 continue
             if buffer[0] == 0x2D:  # "-"
                 raise Cancelled("the person said no")
-            if buffer[0] == 0x2B:  # "+", then one secret or more, each with a NUL behind it
+            if buffer[0] == 0x2B:  # "+", then one secret or more, each NUL-terminated
                 end = buffer.find(b"\0", 1, size)
                 return buffer[1 : end if end >= 0 else size]
         raise Unavailable("too many answers from others")

@@ -1,4 +1,4 @@
-"""`upcall prompt`, the terminal's side of upcall.daemon.prompting.agent."""
+"""Shows the daemon's prompts on a terminal, for `upcall prompt`: the peer of upcall.daemon.prompting.agent."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from upcall.daemon.prompting.question import MAX_PIN
 from upcall.daemon.prompting.requester import plain
 from upcall.wire.isolation import ANSWER, CLOSE, FAILED, MAX_MESSAGE, PIN, REFUSED, TOUCH, ChildMessage, pack, take
 
-_LINE = 4096  # bytes: what a terminal hands over at once at most (termios(3), canonical mode)
-_WORD = 32  # characters: what is to be typed
+_LINE = 4096  # bytes: the longest line of a terminal in canonical mode (termios(3))
+_WORD = 32  # characters of "PIN" or "Passphrase", at most
 _NO = 0x03  # Ctrl-C
 _HANG_UP = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 class Ended(UpcallError):
-    """No more prompts come here. The text says why."""
+    """The daemon sends no more prompts to this terminal. The text is the reason, for people."""
 
 
 class TerminalGone(Ended):
-    """The window was closed; an open prompt stays unanswered."""
+    """The terminal was closed. An open prompt stays unanswered."""
 
 
 class Terminal:
     """Shows the daemon's prompts on a terminal, one at a time, and sends what is typed."""
 
     def __init__(self, fd: int, connection: socket.socket) -> None:
-        """`fd`: the terminal, to read and write."""
+        """`fd`: the terminal, open for reading and writing. `connection`: to the daemon."""
         self._fd, self._connection = fd, connection
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
 
     def run(self) -> None:
-        """Until Ctrl-C between two prompts (KeyboardInterrupt), or Ended."""
-        self._poll.register(self._fd, 0)  # what is typed now is not for us; only its end is seen
+        """Serves prompts until Ctrl-C between two prompts (KeyboardInterrupt), or Ended. Blocks."""
+        self._poll.register(self._fd, 0)  # ignores input between prompts; detects hang-up only
         while True:
             self._wait()
             message = self._receive()
@@ -49,7 +49,7 @@ class Terminal:
                 self._other(message)
 
     def _wait(self) -> bool:
-        """Whether a line was typed; otherwise there is a message."""
+        """Waits. Returns True if a line was typed, False if a message has arrived."""
         ready = dict(self._poll.poll())
         if ready.get(self._fd, 0) & _HANG_UP:
             raise TerminalGone("the terminal has gone")
@@ -69,7 +69,7 @@ class Terminal:
             raise Ended(message.text)
         if message.kind == TOUCH:
             self._write("\n" + _text(message) + "\n")
-        elif message.kind != CLOSE:  # of a prompt that has been answered meanwhile
+        elif message.kind != CLOSE:  # CLOSE: withdraws a prompt that was answered meanwhile
             raise PeerError("prompt", f"the daemon says {message.kind}")
 
     def _write(self, text: str) -> None:
@@ -87,7 +87,7 @@ class Terminal:
     # --- one prompt ----------------------------------------------------------------------------------------
 
     def _prompt(self, asked: ChildMessage) -> None:
-        if os.tcgetpgrp(self._fd) != os.getpgrp():  # touching the terminal would stop us
+        if os.tcgetpgrp(self._fd) != os.getpgrp():  # changing the terminal would raise SIGTTOU
             self._send(ChildMessage(FAILED, asked.id, text="upcall prompt is in the background of its terminal"))
             return
         self._write(f"\n{_text(asked)}\n")
@@ -109,7 +109,7 @@ class Terminal:
             buffer[:] = bytes(len(buffer))
 
     def _read(self, number: int, wanted: str, buffer: bytearray) -> int | None:
-        """The size of the line that was typed; 0 for none, which is a no; None if the daemon has taken it back."""
+        """Reads a line into the buffer. Returns its size; 0: cancelled; None: withdrawn by the daemon."""
         size = 0
         self._write(f"{wanted}: ")
         try:
@@ -138,8 +138,8 @@ class Terminal:
 
     @contextmanager
     def _hidden(self) -> Iterator[None]:
-        """Nothing of what is typed is shown, and no key sends a signal, which could come at any time and leave the
-        terminal so; Ctrl-C ends a line instead."""
+        """Disables echo and signal keys: a signal could end the process before the terminal is restored. Ctrl-C ends a
+        line instead."""
         try:
             before = termios.tcgetattr(self._fd)
             hidden = termios.tcgetattr(self._fd)

@@ -1,4 +1,4 @@
-"""The tables of the configuration that are about keys. Pure."""
+"""Defines the configuration tables of keys. Pure."""
 
 from __future__ import annotations
 

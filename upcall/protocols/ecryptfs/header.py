@@ -1,4 +1,4 @@
-"""Parses the header of an eCryptfs lower file: its size, and its key, wrapped once or more.
+"""Packs and parses the header of an eCryptfs lower file: the file's size and its wrapped keys. Pure.
 
 Source: fs/ecryptfs/crypto.c (ecryptfs_write_headers_virt) and keystore.c (parse_tag_1_packet, parse_tag_3_packet,
 parse_tag_11_packet) of Linux 6.1. All numbers are big-endian.
@@ -8,7 +8,7 @@ parse_tag_11_packet) of Linux 6.1. All numbers are big-endian.
     16  flags, u32; the version is in the top byte
     20  size of a header extent, u32       | not in version 0
     24  number of header extents, u16      |
-    26  packets, until there is a byte 0   (version 0: at 20)
+    26  packets, terminated by a byte 0    (version 0: at 20)
 
     tag 1   01 len 03 signature(8) algorithm wrapped-key
     tag 3   8c len 04 cipher 03 01 salt(8) rounds wrapped-key, and then its
@@ -60,25 +60,25 @@ _NAME_AND_DATE = b"_CONSOLE" + bytes(4)
 
 
 class PublicKeyPacket(NamedTuple):
-    """Tag 1: the file's key, wrapped by a key module. The cipher is inside."""
+    """Tag 1: the file's key, wrapped by a key module. The wrapped data includes the cipher."""
 
     signature: str  # 16 hexadecimal digits
     wrapped: bytes
-    algorithm: int = 1  # RFC 2440 9.1; the kernel writes 1 (RSA) whatever it is, and does not read it
+    algorithm: int = 1  # RFC 2440 9.1; the kernel always writes 1 (RSA), and ignores it when reading
 
 
 class PassphrasePacket(NamedTuple):
-    """Tags 3 and 11: the file's key, wrapped by the kernel with a key made of a passphrase."""
+    """Tags 3 and 11: the file's key, wrapped by the kernel with a key that is derived from a passphrase."""
 
     signature: str  # 16 hexadecimal digits
     wrapped: bytes
     cipher: int  # RFC 2440 code
     salt: bytes  # 8 bytes
-    rounds: int  # u8: RFC 2440 3.6.1.3 says how many it means
+    rounds: int  # u8, encoded as in RFC 2440 3.6.1.3
 
     @property
     def key_size(self) -> int:
-        """Bytes of the file's key: AES-192 keys are padded before they are wrapped."""
+        """Size of the file's key in bytes. Less than that of the wrapped key for AES-192, whose keys are padded."""
         return 24 if self.cipher == CIPHER_AES_192 else len(self.wrapped)
 
 
@@ -86,7 +86,7 @@ Packet = PublicKeyPacket | PassphrasePacket
 
 
 class Header(NamedTuple):
-    """A header. `marker` is the random half of the marker."""
+    """A parsed header. `marker`: the random half of the marker."""
 
     size: int
     marker: int
@@ -98,7 +98,7 @@ class Header(NamedTuple):
 
     @property
     def header_size(self) -> int:
-        """Bytes in front of the data."""
+        """Size of the header in bytes, which is the offset of the data."""
         return self.extent_size * self.extents
 
 
@@ -106,7 +106,7 @@ class Header(NamedTuple):
 
 
 def has_marker(data: bytes) -> bool:
-    """Whether this is an eCryptfs header at all, sound or not."""
+    """Returns whether the data begins with an eCryptfs header, valid or not."""
     if len(data) < 16:
         return False
     _, first, second = struct.unpack_from(">QII", data)
@@ -114,10 +114,8 @@ def has_marker(data: bytes) -> bool:
 
 
 def take_header(data: bytes) -> Header:
-    """A header from the first bytes of a file, up to MAX_HEADER. PeerError says what is wrong and at which byte.
-
-    Stricter than the kernel where it would go on with nonsense: a file whose key is lost is told from a sound one.
-    """
+    """Parses a header. `data`: the first bytes of a file, at most MAX_HEADER. PeerError if it is malformed; it names
+    the offset. Stricter than the kernel, which accepts some headers whose key is lost."""
     if len(data) < _FIXED.size:
         raise PeerError(_WHAT, f"{len(data)} bytes, at least {_FIXED.size} are needed", len(data))
     size, first, second, flags = _FIXED.unpack_from(data)
@@ -129,7 +127,7 @@ def take_header(data: bytes) -> Header:
     if version > VERSION:
         raise PeerError(_WHAT, f"format version {version}, at most {VERSION} is known", 16)
     at = _FIXED.size
-    extent_size, extents = LEAST_SIZE, 1  # of version 0, which does not say
+    extent_size, extents = LEAST_SIZE, 1  # fixed in version 0, which has no such fields
     if version >= 1:
         if len(data) < at + _EXTENTS.size:
             raise PeerError(_WHAT, "ends before the number of header extents", len(data))
@@ -163,7 +161,8 @@ def _take_packets(data: bytes, at: int) -> tuple[Packet, ...]:
 
 
 def _take_body(data: bytes, at: int, what: str, least: int) -> tuple[int, int]:
-    """Where the body of the packet at `at` begins and ends."""
+    """Returns the offsets of the start and end of the body of the packet at `at`. PeerError if it is shorter than
+    `least` bytes."""
     size, start = take_length(data, at + 1, what)
     if size < least:
         raise PeerError(what, f"a body of {size} bytes, at least {least} are needed", at + 1)
@@ -194,7 +193,7 @@ def _take_tag_3(data: bytes, at: int) -> tuple[PassphrasePacket, int]:
     _expect(data, start + 3, b"\x01", what, "hash")
     rounds_at = start + 4 + _SALT
     wrapped = bytes(data[rounds_at + 1 : end])
-    if len(wrapped) > MAX_KEY:  # the cipher is a block cipher without padding: the key is as long
+    if len(wrapped) > MAX_KEY:  # a block cipher without padding: wrapped and clear key have the same size
         raise PeerError(what, f"a wrapped key of {len(wrapped)} bytes, at most {MAX_KEY} are possible", at + 1)
     signature, behind = _take_tag_11(data, end)
     return PassphrasePacket(signature, wrapped, cipher, bytes(data[start + 4 : rounds_at]), data[rounds_at]), behind
@@ -223,7 +222,8 @@ def _expect(data: bytes, at: int, byte: bytes, what: str, called: str) -> None:
 
 
 def pack_header(header: Header) -> bytes:
-    """What `take_header` reads, up to the last packet: zeros follow in the file. PeerError for what it would not."""
+    """Returns the bytes of a header, up to its last packet: zeros follow in the file. PeerError if `take_header` would
+    reject them."""
     flags = header.version << 24 | header.flags
     try:
         fixed = _FIXED.pack(header.size, header.marker, header.marker ^ MARKER, flags)

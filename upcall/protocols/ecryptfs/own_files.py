@@ -33,7 +33,8 @@ class KeyringReader(Protocol):
 
 
 def answered_for(keyring: KeyringReader, signature: str) -> bool:
-    """Whether a daemon with this keyring is asked when a key of this signature is needed: not for a passphrase's."""
+    """Returns whether the kernel requests this key from the daemon. Not if its auth token holds a passphrase's key,
+    which the kernel uses itself. `keyring`: that of the daemon. `signature`: 16 hexadecimal digits."""
     serial = keyring.find(signature)
     try:
         return serial is not None and take_auth_tok(keyring.read(serial)).signature == signature
@@ -82,8 +83,9 @@ def _device_of(path: Path) -> int:
 
 
 def refuse(keyring: KeyringReader, told: Callable[..., None]) -> None:
-    """From now on, and for good, opening such a file is an OSError (EDEADLK) in this process, with the path as
-    `filename`. `told`: a log."""
+    """Installs the audit hook. From then on, opening such a file raises OSError (EDEADLK) in this process, with the
+    path as `filename`. It cannot be removed (sys.addaudithook). `told`: logs an event, in the
+    thread that opens the file."""
     own = OwnMounts(keyring)
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:

@@ -31,12 +31,12 @@ MAX_KEY = 64  # ECRYPTFS_MAX_KEY_BYTES
 MAX_WRAPPED = 512  # ECRYPTFS_MAX_ENCRYPTED_KEY_BYTES
 MAX_READ = 547  # the longest frame that the kernel hands out
 MAX_WRITE = 531  # the longest frame that it accepts
-PACKET_LENGTH_MAX = 8383  # what two bytes of packet length can say
+PACKET_LENGTH_MAX = 8383  # the greatest length that two bytes can encode
 
-CIPHER_OPAQUE = 0x00  # not one of the kernel's: a key that did not come from eCryptfs
+CIPHER_OPAQUE = 0x00  # not a code of the kernel: marks a key that did not come from eCryptfs
 CIPHER_AES_128, CIPHER_AES_192, CIPHER_AES_256 = 0x07, 0x08, 0x09
 AES_SIZES = {CIPHER_AES_128: 16, CIPHER_AES_192: 24, CIPHER_AES_256: 32}
-# RFC 2440 9.2 codes that fs/ecryptfs/crypto.c knows: 3DES, CAST5, Blowfish, AES, Twofish, CAST6
+# RFC 2440 9.2 codes that fs/ecryptfs/crypto.c supports: 3DES, CAST5, Blowfish, AES, Twofish, CAST6
 CIPHER_CODES = frozenset({0x02, 0x03, 0x04, 0x07, 0x08, 0x09, 0x0A, 0x0B})
 
 _FRAME = struct.Struct(">BI")
@@ -48,7 +48,7 @@ _ASK_HEAD = struct.Struct(">BB16sB")  # tag, length, signature, first byte of th
 
 
 def pack_length(size: int) -> bytes:
-    """A packet length: one byte below 192, two up to 8383 (ecryptfs_write_packet_length)."""
+    """Packs a packet length: one byte below 192, two up to 8383 (ecryptfs_write_packet_length). PeerError above."""
     if 0 <= size < 192:
         return bytes((size,))
     if size <= PACKET_LENGTH_MAX and size > 0:
@@ -57,7 +57,8 @@ def pack_length(size: int) -> bytes:
 
 
 def take_length(data: bytes, at: int, what: str) -> tuple[int, int]:
-    """The packet length at `at`, and the offset behind it (ecryptfs_parse_packet_length)."""
+    """Parses the packet length at offset `at`. Returns it and the offset behind it (ecryptfs_parse_packet_length).
+    PeerError. `what`: the packet, for the error."""
     if at >= len(data):
         raise PeerError(what, "ends before its length", at)
     first = data[at]
@@ -81,7 +82,7 @@ def _take_counted(data: bytes, at: int, what: str) -> tuple[bytes, int]:
 
 
 class Frame(NamedTuple):
-    """One read from, or write to, /dev/ecryptfs. `index` and `data` are None in a frame of five bytes."""
+    """One read from, or write to, /dev/ecryptfs. `index` and `data` are None in a frame that ends after `seq`."""
 
     type: int
     seq: int
@@ -90,7 +91,7 @@ class Frame(NamedTuple):
 
 
 def pack_frame(frame: Frame) -> bytes:
-    """The bytes of a frame; PeerError where the kernel's field widths cannot say it."""
+    """Packs a frame. PeerError if a value does not fit the kernel's field widths."""
     head = _FRAME.pack(frame.type, frame.seq)
     if frame.data is None or frame.index is None:
         return head
@@ -99,7 +100,7 @@ def pack_frame(frame: Frame) -> bytes:
 
 
 def take_frame(data: bytes) -> Frame:
-    """A frame from exactly these bytes. Every length must agree with every other."""
+    """Parses a frame that fills `data`. PeerError if it is malformed, or its lengths contradict each other."""
     if len(data) < _FRAME.size:
         raise PeerError("frame", f"{len(data)} bytes, at least {_FRAME.size} are needed")
     kind, seq = _FRAME.unpack_from(data)
@@ -120,7 +121,7 @@ def take_frame(data: bytes) -> Frame:
 
 
 def is_signature(text: str) -> bool:
-    """Whether it can be a key's signature: 16 hexadecimal digits, lower case."""
+    """Returns whether this has the format of a key's signature: 16 hexadecimal digits, lower case."""
     return len(text) == SIGNATURE_LENGTH and not text.strip("0123456789abcdef")
 
 
@@ -128,7 +129,8 @@ def is_signature(text: str) -> bool:
 
 
 class Ask(NamedTuple):
-    """Tag 64 (decrypt) or 66 (encrypt): for whom, and what. `content` is secret in a tag 66."""
+    """A packet of tag 64 (decrypt) or 66 (encrypt). `signature`: of the key. `content`: the file key, encrypted in a
+    tag 64, in clear and secret in a tag 66."""
 
     tag: int
     signature: str
@@ -139,7 +141,8 @@ class Ask(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """Tag 65 or 67. `content` is empty when status is not 0, and secret in a tag 65."""
+    """A packet of tag 65 or 67. `status`: 0 for success; otherwise `content` is empty. `content` is secret in a tag
+    65."""
 
     tag: int
     status: int
@@ -163,8 +166,8 @@ def pack_ask(ask: Ask) -> bytes:
 
 
 def take_ask(data: bytes) -> Ask:
-    """A tag 64 or 66 packet from exactly these bytes; the signature must be 16 hexadecimal digits."""
-    if len(data) >= _ASK_HEAD.size:  # a good one, at once; whatever is wrong is found out below
+    """Parses a packet of tag 64 or 66 that fills `data`. PeerError if it is malformed."""
+    if len(data) >= _ASK_HEAD.size:  # fast path for valid packets; the code below finds the error in others
         tag, size, signature, count = _ASK_HEAD.unpack_from(data)
         at = _ASK_HEAD.size
         if count >= 192:
@@ -194,7 +197,7 @@ def pack_reply(reply: Reply) -> bytes:
 
 
 def take_reply(data: bytes) -> Reply:
-    """A tag 65 or 67 packet from exactly these bytes."""
+    """Parses a packet of tag 65 or 67 that fills `data`. PeerError if it is malformed."""
     if len(data) < 2:
         raise PeerError("answer packet", f"{len(data)} bytes, at least 2 are needed")
     tag, status = data[0], data[1]
@@ -212,7 +215,7 @@ def take_reply(data: bytes) -> Reply:
 
 
 def pack_failure(asked: bytes) -> bytes:
-    """The answer that makes the kernel return EIO at once, whatever was asked, even an unknown tag."""
+    """Returns the failure packet for a request: the kernel then returns EIO at once. Works for unknown tags, too."""
     return bytes((ANSWER_TO.get(asked[0], TAG_65) if asked else TAG_65, STATUS_FAILED))
 
 
@@ -220,7 +223,7 @@ def pack_failure(asked: bytes) -> bytes:
 
 
 class FileKey(NamedTuple):
-    """What tag 65 and 66 carry: a cipher's RFC 2440 code and the key itself. `key` is secret."""
+    """The content of tags 65 and 66: the cipher's RFC 2440 code and the file's key, which is secret."""
 
     cipher: int
     key: bytes
@@ -230,13 +233,13 @@ class FileKey(NamedTuple):
 
 
 def pack_file_key(file_key: FileKey) -> bytes:
-    """`code u8, key, checksum u16 big-endian`; the checksum is the sum of the key's bytes."""
+    """Packs `code u8, key, checksum u16 big-endian`. The checksum is the sum of the key's bytes."""
     key = file_key.key
     return b"".join((bytes((file_key.cipher,)), key, (sum(key) & 0xFFFF).to_bytes(2, "big")))
 
 
 def take_file_key(data: bytes) -> FileKey:
-    """The key from exactly these bytes; size, checksum and cipher must fit each other."""
+    """Parses a file key that fills `data`. PeerError if size, checksum or cipher are wrong."""
     if len(data) < 4:
         raise PeerError("file key", f"{len(data)} bytes, at least 4 are needed")
     cipher, key = data[0], data[1:-2]
@@ -252,10 +255,10 @@ def take_file_key(data: bytes) -> FileKey:
 
 
 def check_answer(asked: bytes, answer: bytes) -> None:
-    """PeerError unless `answer` is a good, successful answer to `asked`.
+    """Checks the packet of an answer. PeerError unless it is a valid, successful answer to the packet `asked`.
 
-    The kernel checks less than this: it takes an encrypted key of any size, 0 included, and writes it into
-    the file's header, after which nobody can ever read the file (fs/ecryptfs/keystore.c, parse_tag_67_packet).
+    The kernel checks less: it accepts an encrypted key of any size, including 0, and writes it into the file's header.
+    The file is then lost (fs/ecryptfs/keystore.c, parse_tag_67_packet).
     """
     reply = take_reply(answer)
     if ANSWER_TO.get(asked[0]) != reply.tag:
@@ -273,5 +276,5 @@ def check_answer(asked: bytes, answer: bytes) -> None:
             2,
         )
     key = content[1:-2]
-    if len(key) >= 8 and key in reply.content:  # shorter ones are found by chance
+    if len(key) >= 8 and key in reply.content:  # shorter keys may occur by chance
         raise PeerError("tag 67 packet", "the wrapped key holds the key in clear", 2)

@@ -13,12 +13,12 @@ from upcall.protocols.protocol import Given, Protocol
 if TYPE_CHECKING:
     from upcall.process.source import MakeSource
 
-# The kernel gives up after 3 s (ecryptfs_message_wait_timeout) and then leaves a context that a late answer
-# could hit: half a second is left for the way back. It has 32 contexts, too (ecryptfs_message_buf_len), but for all
-# uids together: a key module that hangs must leave some to the others.
+# The kernel's time-out is 3 s (ecryptfs_message_wait_timeout). A late answer could reach a context that is in use
+# again, so half a second is reserved for the answer. The kernel has 32 contexts (ecryptfs_message_buf_len) for all
+# uids together, so some are reserved: one user's hanging key module must not use up all.
 ECRYPTFS: Final = Service("ecryptfs", 2.5, 32, 8, check_answer, take_ask, local=False)
 
-# The same packets, asked for by processes: they may wait longer than the kernel does.
+# The same packets, requested by processes, which may wait longer than the kernel.
 KEY: Final = Service("key", 10.0, 32, 0, check_answer, take_ask, local=True)
 
 

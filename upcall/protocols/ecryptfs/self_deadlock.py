@@ -23,7 +23,7 @@ Job = TypeVar("Job")
 PATIENCE: Final = 0.5  # seconds that a request may take while a thread or child of the daemon waits
 _ASTRAY: Final = 5.0  # seconds until the worker of a refused request is ignored: the kernel's time-out is 3 s
 _REMEMBERED: Final = 60.0  # seconds after that in which its late answer is still suppressed
-_WAITS: Final = b"ecryptfs_"  # prefix of the kernel functions that wait (proc(5), wchan)
+_WAITS: Final = b"ecryptfs_"  # prefix of the kernel functions that wait: /proc/PID/wchan, proc(5)
 _GENERATIONS: Final = 4  # of descendants that are searched
 
 
@@ -91,7 +91,8 @@ class OwnWaits(Generic[Job]):
 
 
 def waiting_for_ecryptfs() -> list[str]:
-    """Our threads, and our children and theirs, that wait for eCryptfs. Those who let nobody look are not seen."""
+    """Returns this process's threads and descendants that wait for eCryptfs, as "NAME (PID)" for people. Processes
+    whose /proc/PID/wchan this process may not read are not seen."""
     names = {thread.native_id: thread.name for thread in threading.enumerate()}
     found = [f"thread {names.get(task, task)}" for task in procfs.tasks() if _waits(task)]
     family: list[int] = procfs.children()

@@ -1,13 +1,13 @@
-"""Keys of type "cifs.idmap": SIDs and ids that the kernel's CIFS client translates, on mounts with cifsacl.
+"""Packs and parses keys of type "cifs.idmap", by which the kernel's CIFS client maps SIDs to ids and back. Pure.
 
-    description  "os:SID", "gs:SID": the uid or gid is wanted; "oi:UID", "gi:GID": the SID is wanted
+    description  "os:SID", "gs:SID": requests a uid or gid; "oi:UID", "gi:GID": requests a SID
     callout      empty
     payload      of an id: u32 in native byte order; of a SID: revision u8, count of sub-authorities u8,
                  authority (6 bytes, big-endian), 15 sub-authorities u32 (little-endian; those beyond the count are 0)
 
-SID is "S-REVISION-AUTHORITY-SUB-..." as a server sent it; an authority of more than 32 bits is in hexadecimal. The
-kernel checks the size of an id (4) and that a SID's count fits the payload. If it is refused, it takes the ids of the
-mount.
+The client requests such keys on mounts with the option cifsacl. SID is "S-REVISION-AUTHORITY-SUB-..." as a server sent
+it; an authority of more than 32 bits is in hexadecimal. The kernel checks the size of an id (4) and that a SID's count
+fits the payload. If a key is refused, the kernel uses the mount's ids.
 Source: fs/smb/client/cifsacl.c (sid_to_key_str(), id_to_sid(), sid_to_id()) and cifspdu.h; cifs.idmap(8).
 """
 
@@ -24,7 +24,7 @@ from upcall.protocols.request_key.messages import MAX_ID, take_ask, take_id, tak
 
 TYPE: Final = "cifs.idmap"
 MAX_SUB_AUTHORITIES: Final = 15
-MAX_EXPIRY: Final = 86400  # seconds: an account that gets another id is noticed within a day
+MAX_EXPIRY: Final = 86400  # seconds; bounds how long a changed id stays unnoticed
 REVISION: Final = 1
 
 _TO_ID: Final = {b"os": False, b"gs": True}
@@ -49,14 +49,14 @@ class Sid(NamedTuple):
 
 
 class Query(NamedTuple):
-    """What is asked for: the id of the user or group `subject`, if that is a SID, or the SID, if it is an id."""
+    """A parsed description. If `subject` is a SID, the uid or gid is requested; if it is an id, the SID is."""
 
     group: bool
     subject: Sid | int
 
 
 def take_description(text: bytes) -> Query:
-    """What a description asks for. PeerError if it is not what a kernel writes."""
+    """Parses a description. PeerError if it does not have the kernel's format."""
     kind, colon, value = text.partition(b":")
     if colon and kind in _TO_ID:
         return Query(_TO_ID[kind], take_sid(value))
@@ -66,7 +66,7 @@ def take_description(text: bytes) -> Query:
 
 
 def pack_description(query: Query) -> bytes:
-    """What a kernel writes. PeerError for what it could not."""
+    """Returns the description of a query, as the kernel writes it. PeerError if a value is out of bounds."""
     what = "s" if isinstance(query.subject, Sid) else "i"
     text = f"{'g' if query.group else 'o'}{what}:{query.subject}".encode()
     take_description(text)
@@ -74,7 +74,7 @@ def pack_description(query: Query) -> bytes:
 
 
 def take_sid(text: bytes) -> Sid:
-    """A SID from exactly these characters. PeerError for what is none, or not in its shortest form."""
+    """Parses a SID that fills `text`. PeerError if it is malformed, or not in its shortest form."""
     found = _SID.fullmatch(text)
     if found is None:
         raise PeerError(TYPE, f"a SID of {len(text)} bytes that is not S-1-AUTHORITY-SUB-...")
@@ -85,14 +85,14 @@ def take_sid(text: bytes) -> Sid:
 
 
 def pack_id(number: int) -> bytes:
-    """The payload for a SID. PeerError for a number that is no id."""
+    """Returns the payload of a key that maps a SID to this uid or gid. PeerError unless it is 0 to MAX_ID."""
     if not 0 <= number <= MAX_ID:
         raise PeerError(TYPE, "an id out of bounds")
     return _NUMBER.pack(number)
 
 
 def pack_sid(sid: Sid) -> bytes:
-    """The payload for an id. PeerError for what does not fit."""
+    """Returns the payload of a key that maps an id to this SID. PeerError if a number is out of bounds."""
     if not (0 <= sid.authority < 1 << 48 and len(sid.sub_authorities) <= MAX_SUB_AUTHORITIES):
         raise PeerError(TYPE, "a SID out of bounds")
     if any(not 0 <= number < 1 << 32 for number in sid.sub_authorities):
@@ -103,7 +103,7 @@ def pack_sid(sid: Sid) -> bytes:
 
 
 def take_payload_sid(payload: bytes) -> Sid:
-    """The SID in a payload. PeerError for what a kernel could not take, and for bytes that mean nothing."""
+    """Parses a payload with a SID. PeerError if the kernel would reject it, or unused bytes are not 0."""
     if len(payload) != _PAYLOAD_SIZE:
         raise PeerError(TYPE, f"a SID of {len(payload)} bytes, {_PAYLOAD_SIZE} are right")
     revision, count, authority = _HEAD.unpack_from(payload)
@@ -116,22 +116,23 @@ def take_payload_sid(payload: bytes) -> Sid:
 
 
 def take_payload_id(payload: bytes) -> int:
-    """The id in a payload. PeerError if it is none."""
+    """Parses a payload with an id. PeerError unless it is 4 bytes long and the id is 0 to MAX_ID."""
     if len(payload) != _NUMBER.size:
         raise PeerError(TYPE, f"an id of {len(payload)} bytes, {_NUMBER.size} are right")
     number: int = _NUMBER.unpack(payload)[0]
     if number > MAX_ID:
-        raise PeerError(TYPE, "an id that is nobody's")
+        raise PeerError(TYPE, "an id out of bounds")
     return number
 
 
 def check_request(body: bytes) -> None:
-    """For the broker: what a daemon is asked."""
+    """Checks the body of an Ask. PeerError if its description is malformed, or it has a callout."""
     take_description(take_plain_ask(TYPE, body))
 
 
 def check_answer(asked: bytes, answer: bytes) -> None:
-    """For the broker: an id for a SID, a SID for an id, and for a limited time."""
+    """Checks the body of an Instance. `asked`: that of the Ask. PeerError unless the payload is an id for a SID or a
+    SID for an id, and expires within MAX_EXPIRY seconds."""
     query = take_description(take_ask(asked).description)
     instance = take_limited(TYPE, answer, MAX_EXPIRY)
     if isinstance(query.subject, Sid):
@@ -149,7 +150,7 @@ KEY_TYPE = KeyType(
     of_the_system(take_description),
     check_request,
     check_answer,
-    patience=6.0,  # whoever looks at a file waits for it; the mount's own id is better than a folder that hangs
+    patience=6.0,  # stat(2) blocks meanwhile; after a refusal the kernel shows the mount's ids
     patterns=(b"os:S-*", b"gs:S-*", b"oi:*", b"gi:*"),
     typical=(
         RequestedKey(b"cifs.idmap", b"os:S-1-5-21-1-2-3-1000"),
@@ -161,5 +162,5 @@ KEY_TYPE = KeyType(
     described=by_name(TYPE, take_description),
     kernel=("CIFS can ask for SIDs and ids", "cifs", "CONFIG_CIFS_UPCALL"),
     of_the_system=True,
-    network=True,  # winbind has what a domain controller says; and no right is needed to ask it
+    network=True,  # winbind returns data of a domain controller; querying it needs no privilege
 )

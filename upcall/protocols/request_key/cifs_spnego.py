@@ -4,8 +4,8 @@
     payload: version u32, flags u32, key length u32, blob length u32 (little-endian), session key, SPNEGO blob
 
 `user=` may be missing and so may `upcall_target=`, which newer kernels write. The kernel copies the names of host and
-user as they were given to mount, semicolons included, and believes every length in the payload: a key of no bytes
-makes it crash, a blob longer than the payload sends its memory to the server.
+user as they were given to mount, semicolons included. It does not check the lengths in the payload: an empty key makes
+it dereference NULL, and a blob longer than the payload makes it send kernel memory to the server.
 Source: fs/smb/client/cifs_spnego.c and .h, sess.c, smb2pdu.c; cifs.upcall(8).
 """
 
@@ -23,14 +23,14 @@ from upcall.protocols.request_key.messages import take_ask, take_instance
 
 TYPE = "cifs.spnego"
 VERSION = 2  # CIFS_SPNEGO_UPCALL_VERSION
-MIN_KEY, MAX_KEY = 16, 64  # SMB2_NTLMV2_SESSKEY_SIZE; Kerberos knows no key longer than 32
+MIN_KEY, MAX_KEY = 16, 64  # bytes; the least is SMB2_NTLMV2_SESSKEY_SIZE; Kerberos keys have at most 32
 MIN_BLOB = 16
 NOBODY = 0xFFFFFFFF  # (uid_t) -1
 
 _HEAD = struct.Struct("<IIII")
 
-# One expression for the whole, in the kernel's order, with nothing left over: a field that occurs twice, or a name
-# that brings a field of its own, does not fit.
+# One expression for the whole description, in the kernel's order. It rejects repeated fields, and names that contain
+# further fields.
 _FIELDS = (
     rb"ver=0x(?P<version>[0-9a-f]{1,8})",
     rb";host=(?P<host>[A-Za-z0-9_.:%\[\]-]{1,255})",
@@ -46,20 +46,20 @@ _DESCRIPTION = re.compile(b"".join(_FIELDS))
 
 
 class Spnego(NamedTuple):
-    """What the kernel wants: a Kerberos session with `host`, by the credentials of `creduid`."""
+    """A parsed description: requests a Kerberos session with `host`, using the credentials of `creduid`."""
 
     host: str  # from the UNC name: a name or an address
     ip: str
     sec: str  # krb5, mskrb5, iakerb
-    uid: int  # who mounted
+    uid: int  # uid that mounted the share
     creduid: int
-    user: str | None  # what mount was told; a wish, not an identity
-    pid: int  # who asked, in the first pid namespace
-    target: str | None  # whose namespaces are meant: mount, app
+    user: str | None  # the mount option user=; not verified
+    pid: int  # of the requester, in the initial pid namespace
+    target: str | None  # whose namespaces to use: "mount" or "app"
 
 
 def take_description(text: bytes) -> Spnego:
-    """What a description says. PeerError if it is not exactly what a kernel writes."""
+    """Parses a description. PeerError if it does not have exactly the kernel's format."""
     found = _DESCRIPTION.fullmatch(text)
     if found is None:
         raise PeerError("cifs.spnego", "the description is not what a kernel writes", _fits_until(text))
@@ -68,7 +68,9 @@ def take_description(text: bytes) -> Spnego:
         raise PeerError("cifs.spnego", f"version {version}, {VERSION} is known", 0)
     creduid, pid = int(found["creduid"], 16), int(found["pid"], 16)
     if creduid == NOBODY or not 0 < pid < 1 << 31:
-        raise PeerError("cifs.spnego", f"creduid {creduid:#x} and pid {pid:#x} are nobody's", found.start("creduid"))
+        raise PeerError(
+            "cifs.spnego", f"creduid {creduid:#x} or pid {pid:#x} is out of bounds", found.start("creduid")
+        )
     user, target = found["user"], found["target"]
     try:
         name = None if user is None else user.decode()
@@ -87,7 +89,8 @@ def take_description(text: bytes) -> Spnego:
 
 
 def pack_description(asked: Spnego) -> bytes:
-    """What a kernel writes. PeerError for what it could not write so that it is read back as it was."""
+    """Returns the description of a request, as the kernel writes it. PeerError if parsing it would not give the same
+    values."""
     ip = f"{'ip6' if ':' in asked.ip else 'ip4'}={asked.ip}"
     user = "" if asked.user is None else f";user={asked.user}"
     target = "" if asked.target is None else f";upcall_target={asked.target}"
@@ -99,14 +102,16 @@ def pack_description(asked: Spnego) -> bytes:
 
 
 def pack_payload(key: bytes, blob: bytes) -> bytes:
-    """What the kernel takes: the session key, and the token for the server."""
+    """Returns a key's payload. `key`: the session key, MIN_KEY to MAX_KEY bytes. `blob`: the SPNEGO token for the
+    server, at least MIN_BLOB bytes. PeerError if a size is out of bounds. The payload is secret."""
     payload = _HEAD.pack(VERSION, 0, len(key), len(blob)) + key + blob
     check_payload(payload)
     return payload
 
 
 def take_payload(payload: bytes) -> tuple[bytes, bytes]:
-    """(session key, blob). PeerError says what is wrong with it, and never what is in it."""
+    """Parses a payload. Returns (session key, blob). PeerError if it is malformed; its text contains no payload
+    bytes."""
     if len(payload) < _HEAD.size:
         raise PeerError("cifs.spnego payload", f"{len(payload)} bytes, at least {_HEAD.size} are needed")
     version, flags, key, blob = _HEAD.unpack_from(payload)
@@ -122,21 +127,22 @@ def take_payload(payload: bytes) -> tuple[bytes, bytes]:
 
 
 def check_payload(payload: bytes) -> None:
+    """PeerError as `take_payload`."""
     take_payload(payload)
 
 
 def check_request(body: bytes) -> None:
-    """For the broker: what a daemon is asked."""
+    """Checks the body of an Ask. PeerError if its description is malformed. The callout is not used."""
     take_description(take_ask(body).description)
 
 
 def check_answer(asked: bytes, answer: bytes) -> None:
-    """For the broker: what a daemon answered."""
+    """Checks the body of an Instance. PeerError if its payload is malformed. `asked` is not used."""
     take_payload(take_instance(answer).payload)
 
 
 def _fits_until(text: bytes) -> int:
-    """Where the first field begins that does not fit."""
+    """Returns the offset of the first field that does not match."""
     at = 0
     for field in _FIELDS:
         found = re.compile(field).match(text, at)
@@ -148,7 +154,7 @@ def _fits_until(text: bytes) -> int:
 
 # --- the type ------------------------------------------------------------------------------------------------
 
-_ANY_PID = 1  # there is no process, and nobody looks for it
+_ANY_PID = 1  # a place holder: `upcall explain` has no requesting process, and checks none
 _IPV4, _NO_ADDRESS = re.compile(r"[0-9.]{7,15}"), "0.0.0.0"  # noqa: S104 - a place holder in a text
 
 
@@ -158,7 +164,7 @@ def wanted(description: bytes) -> Wanted:
 
 
 def described(told: Mapping[str, str]) -> RequestedKey:
-    """For a mount of //host/... with cruid=uid."""
+    """Builds the request for a mount of //host/... with cruid=uid. PeerError."""
     host = told["host"]
     ip = host if ":" in host or _IPV4.fullmatch(host) else _NO_ADDRESS
     asked = Spnego(host, ip, told.get("sec", "krb5"), 0, int(told["uid"]), told.get("user"), _ANY_PID, None)
@@ -176,8 +182,8 @@ KEY_TYPE = KeyType(
     wanted,
     check_request,
     check_answer,
-    patience=8.0,  # a mount hangs for as long, and with it every other one; a KDC that is slow answers within seconds
-    # Less wild than the distribution's "*", and true of every key that a kernel describes.
+    patience=8.0,  # this mount, and all others, block meanwhile; a slow KDC answers within seconds
+    # Matches every description that the kernel writes, and takes precedence over cifs-utils' pattern "*".
     patterns=(b"ver=0x2;host=*",),
     typical=(_typical(b""), _typical(b";upcall_target=app"), _typical(b";upcall_target=mount")),
     options=(

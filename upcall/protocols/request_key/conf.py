@@ -30,7 +30,7 @@ Wildness = tuple[int, ...]  # of the four columns
 
 
 class BadLine(UpcallError):
-    """A malformed line, on which request-key fails; `why` is for people."""
+    """A malformed line, on which request-key fails. `why`: the reason, for people."""
 
     def __init__(self, path: str, number: int, why: str) -> None:
         self.path, self.number, self.why = path, number, why
@@ -38,7 +38,7 @@ class BadLine(UpcallError):
 
 
 class RequestedKey(NamedTuple):
-    """What a line must fit."""
+    """The columns of a request that a line must match."""
 
     type: bytes
     description: bytes
@@ -75,7 +75,7 @@ def lines(path: str, data: bytes) -> Iterator[Line]:
         elif not text:
             yield Line(path, number, (), b"", "begins with a NUL")
         elif len(text) > 1 and text[0] not in b"#" + _SPACE:
-            columns, command = _split(text[:-1])  # the newline; request-key does not look whether it is one
+            columns, command = _split(text[:-1])  # request-key drops the last byte without checking for a newline
             yield Line(path, number, columns, command)
 
 
@@ -109,7 +109,8 @@ def _ends(pattern: bytes) -> tuple[bytes, bytes]:
 
 
 def wildness(line: Line, key: RequestedKey) -> Wildness | None:
-    """How wildly the line fits; None if it does not. BadLine if request-key gives up on it."""
+    """Returns the wildness of a line's match, by column. None if it does not match. BadLine if request-key would fail
+    on this line."""
     if line.fault:
         raise BadLine(line.path, line.number, line.fault)
     found: list[int] = []
@@ -126,7 +127,8 @@ def wildness(line: Line, key: RequestedKey) -> Wildness | None:
 
 
 def choose(read: Iterable[Line], key: RequestedKey) -> Line | None:
-    """The line that makes the key, of all lines in the order in which they are read. BadLine as above."""
+    """Returns the line that applies to a key; None if none matches. `read`: all lines, in the order in which
+    request-key reads them. BadLine if request-key would fail on one of them."""
     best: Line | None = None
     least: Wildness = ()
     for line in read:
@@ -163,7 +165,8 @@ def _is_argument(word: bytes) -> bool:
 
 
 def narrower(line: Line, kind: bytes, description: bytes) -> bool:
-    """Returns whether a key of this type can match both the pattern `description` and this line's less wild one."""
+    """Returns whether a key of type `kind` can match both the pattern `description` and this line's pattern, and this
+    line's is the less wild one."""
     if len(line.columns) < 3 or any(
         wildness_of(pattern, text) != 0 for pattern, text in zip(line.columns, (OPERATION, kind), strict=False)
     ):

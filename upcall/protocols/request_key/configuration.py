@@ -1,4 +1,4 @@
-"""The tables of the configuration that are about types of keys: one for each. Pure."""
+"""Defines the configuration tables of the key types: one table per type. Pure."""
 
 from __future__ import annotations
 

@@ -2,13 +2,13 @@
 
     description  "NAME" or "TYPE:NAME"; TYPE is a, aaaa or afsdb
     callout      options with blanks between: ipv4, ipv6, list, srv=1; none: one IPv4 address (of servers: all)
-    payload      "ADDRESS[+PORT],..." and NUL; "#dnserror=ERRNO" and NUL for an answer that says no; or, if srv=1 asks
-                 for it, a server list:
+    payload      "ADDRESS[+PORT],..." and NUL; "#dnserror=ERRNO" and NUL for a negative answer; or, with srv=1, a
+                 server list:
                  zero, content 0, version 1, source, status, servers (u8 each), and for each server
                  length of name, priority, weight, port (u16 each, little-endian),
                  source, status, protocol, addresses (u8 each), name, and for each address its type (u8) and its bytes
 
-CIFS, NFS and Ceph ask for "NAME" without options, AFS for "afsdb:CELL" with "srv=1".
+CIFS, NFS and Ceph request "NAME" without options, AFS "afsdb:CELL" with "srv=1". Pure.
 Source: Documentation/networking/dns_resolver.rst, net/dns_resolver/dns_key.c and dns_query.c,
 include/uapi/linux/dns_resolver.h; key.dns_resolver(8).
 """
@@ -32,7 +32,7 @@ MAX_HOST = 253  # without a dot at the end
 MAX_NAME = 255  # of a server
 MAX_TEXT = 4095
 MAX_ERROR = 511
-MAX_EXPIRY = 86400  # seconds: nobody trusts a name for longer than a day
+MAX_EXPIRY = 86400  # seconds
 
 # enum dns_record_source
 FROM_DNS_A, FROM_DNS_AFSDB, FROM_DNS_SRV, FROM_NSS, _SOURCES = 2, 3, 4, 5, 6
@@ -47,10 +47,10 @@ _SIZES = {0: 4, 1: 16}  # enum dns_payload_address_type: bytes of an address
 _TYPES = {size: kind for kind, size in _SIZES.items()}
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-# The last label is not a number: what looks like an address is none, if it is not a whole one.
+# The last label must not be a number: rejects incomplete IPv4 addresses.
 _HOST = re.compile(rf"(?:{_LABEL}\.)*(?!\d+\.?\Z){_LABEL}\.?")
 _IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)(?:\.(?!\Z)|\Z)){4}")
-_IPV6 = re.compile(r"(?=.*:.*:)[0-9A-Fa-f:.]{2,45}")  # whether it really is one, inet_pton knows
+_IPV6 = re.compile(r"(?=.*:.*:)[0-9A-Fa-f:.]{2,45}")  # candidates only: inet_pton(3) decides
 _OPTION = re.compile(r"[a-z0-9_-]+(?:=[!-+.-~-]*)?")
 _ERROR = re.compile(rb"dnserror=([1-9][0-9]{0,2})")
 _ITEMS = re.compile(rb"[!-+\--~]+(?:,[!-+\--~]+)*")  # graphic, and no comma
@@ -58,58 +58,62 @@ _ANSWER = re.compile(r"([0-9A-Fa-f:.]+)(\+[0-9]{1,5})?")
 
 
 class Query(NamedTuple):
-    """`kind`: "" for plain host names, a, aaaa, afsdb. `name` is a host's, a cell's or an address."""
+    """A parsed description. `kind`: "a", "aaaa", "afsdb", or "" without a type. `name`: of a host or cell, or an
+    address."""
 
     kind: str
     name: str
 
     @property
     def literal(self) -> int:
-        """IPV4 or IPV6 if the name looks like an address, or 0."""
+        """IPV4 or IPV6 if the name looks like an address, otherwise 0."""
         return IPV4 if _IPV4.fullmatch(self.name) else IPV6 if _IPV6.fullmatch(self.name) else 0
 
 
 class Options(NamedTuple):
-    """What the callout says."""
+    """A parsed callout."""
 
-    families: tuple[int, ...]
-    several: bool  # all addresses, or the best one
-    servers: bool  # a server list is understood
+    families: tuple[int, ...]  # IPV4, IPV6 or both
+    several: bool  # True: all addresses; False: the best one
+    servers: bool  # the requester can parse a server list
 
 
 class Text(NamedTuple):
-    """Addresses, with "+PORT" behind those of servers; or an errno, and then they do not count."""
+    """A payload of addresses, those of servers with "+PORT". If `error` (an errno) is not 0, the kernel ignores
+    `items`."""
 
     items: tuple[str, ...]
     error: int = 0
 
 
 class CellServer(NamedTuple):
-    """One server of a cell. Addresses are of 4 or 16 bytes."""
+    """One server of a cell. Addresses have 4 or 16 bytes, in network byte order."""
 
     name: str
     priority: int
     weight: int
     port: int
     addresses: tuple[bytes, ...]
-    source: int = FROM_DNS_A  # of the addresses
+    source: int = FROM_DNS_A  # enum dns_record_source, of the addresses
     status: int = GOOD
     protocol: int = UDP
 
 
 class ServerList(NamedTuple):
+    """A payload of servers (struct dns_server_list_v1_header), for requests with srv=1."""
+
     source: int
     status: int
     servers: tuple[CellServer, ...]
 
 
 def is_host(name: str) -> bool:
-    """Whether a host can have this name. IDNA is for those who ask: names are ASCII here."""
+    """Returns whether this is a valid host name. ASCII only: requesters must encode IDNA themselves."""
     return _HOST.fullmatch(name) is not None and len(name.rstrip(".")) <= MAX_HOST
 
 
 def take_description(text: bytes) -> Query:
-    """What a description asks for. PeerError for a type that is not known, and a name that no host can have."""
+    """Parses a description. PeerError if its type is unknown or its name is not a valid host name or address."""
     try:
         whole = text.decode("ascii")
     except UnicodeDecodeError as error:
@@ -126,7 +130,8 @@ def take_description(text: bytes) -> Query:
 
 
 def take_callout(text: bytes, query: Query) -> Options:
-    """The options of this query; those that are not known are passed over, as by key.dns_resolver."""
+    """Parses the callout of a query. Unknown options are ignored, as by key.dns_resolver(8). PeerError if an option is
+    malformed."""
     several, servers = query.kind == "afsdb", False
     families: tuple[int, ...] = (IPV4, IPV6) if text or several else (IPV4,)  # as it was before there were options
     at = 0
@@ -143,14 +148,16 @@ def take_callout(text: bytes, query: Query) -> Options:
 
 
 def pack_text(text: Text) -> bytes:
-    told = ",".join(text.items).encode("ascii")
-    payload = told + (b"#dnserror=%d\0" % text.error if text.error else b"\0")
+    """Returns a payload of addresses or an error. PeerError if it is out of bounds (see `take_payload`)."""
+    items = ",".join(text.items).encode("ascii")
+    payload = items + (b"#dnserror=%d\0" % text.error if text.error else b"\0")
     check_payload(payload)
     return payload
 
 
 def pack_servers(found: ServerList) -> bytes:
-    """Servers in the order given; the kernel sorts them by priority."""
+    """Returns a payload of servers, in the order given: the kernel sorts them by priority. PeerError or struct.error
+    if a field is out of bounds."""
     parts = [_HEAD.pack(0, 0, 1, found.source, found.status, len(found.servers))]
     for server in found.servers:
         name, count = server.name.encode("ascii"), len(server.addresses)
@@ -163,22 +170,24 @@ def pack_servers(found: ServerList) -> bytes:
 
 
 def take_payload(payload: bytes) -> Text | ServerList:
-    """What a payload says. PeerError says what is wrong with it; forwarder/decide.c accepts the same."""
+    """Parses a payload. PeerError if it is malformed; it names the offset."""
     return _take_servers(payload) if payload[:1] == b"\0" else _take_text(payload)
 
 
 def check_payload(payload: bytes) -> None:
+    """PeerError as `take_payload`."""
     take_payload(payload)
 
 
 def check_request(body: bytes) -> None:
-    """For the broker: what a daemon is asked."""
+    """Checks the body of an Ask. PeerError if its description or callout is malformed."""
     ask = take_ask(body)
     take_callout(ask.callout, take_description(ask.description))
 
 
 def check_answer(asked: bytes, answer: bytes) -> None:
-    """For the broker: what a daemon answered. It must end some time, and be of the form that was asked for."""
+    """Checks the body of an Instance. `asked`: that of the Ask. PeerError unless the key expires within MAX_EXPIRY
+    seconds, and the payload has the form that was requested: families, number of addresses, server list."""
     ask = take_ask(asked)
     query = take_description(ask.description)
     options = take_callout(ask.callout, query)
@@ -187,7 +196,7 @@ def check_answer(asked: bytes, answer: bytes) -> None:
     cell = query.kind == "afsdb"
     if isinstance(found, ServerList):
         if not (cell and options.servers):
-            raise PeerError(TYPE, "a server list, and nobody asked for one")
+            raise PeerError(TYPE, "a server list, which was not requested")
         return
     if not options.several and len(found.items) > 1:
         raise PeerError(TYPE, f"{len(found.items)} addresses, one was asked for")
@@ -206,16 +215,16 @@ def _take_text(payload: bytes) -> Text:
         raise PeerError(TYPE, f"a text of {len(payload)} bytes, 2 to {MAX_TEXT + 1} are right")
     if payload[-1]:
         raise PeerError(TYPE, "a text without a NUL at its end", len(payload) - 1)
-    told, mark, option = payload[:-1].partition(b"#")
-    if told and not _ITEMS.fullmatch(told):
+    items, mark, option = payload[:-1].partition(b"#")
+    if items and not _ITEMS.fullmatch(items):
         raise PeerError(TYPE, "items that are empty or not graphic", 0)
     error = 0
     if mark:
         found = _ERROR.fullmatch(option)
         error = int(found[1]) if found else 0
         if not 1 <= error <= MAX_ERROR:
-            raise PeerError(TYPE, f"an option that is not dnserror=1 to {MAX_ERROR}", len(told) + 1)
-    return Text(tuple(told.decode("ascii").split(",")) if told else (), error)
+            raise PeerError(TYPE, f"an option that is not dnserror=1 to {MAX_ERROR}", len(items) + 1)
+    return Text(tuple(items.decode("ascii").split(",")) if items else (), error)
 
 
 def _take_servers(payload: bytes) -> ServerList:
@@ -234,7 +243,7 @@ def _take_servers(payload: bytes) -> ServerList:
 
 
 def _take_server(payload: bytes, at: int) -> tuple[CellServer, int]:
-    """The server that begins at `at`, and where it ends."""
+    """Parses the server at offset `at`. Returns it and the offset behind it."""
     head = _span(payload, at, _SERVER.size)
     size, priority, weight, port, source, status, protocol, count = _SERVER.unpack(head)
     if source >= _SOURCES or status >= _STATUSES or protocol >= _PROTOCOLS:
@@ -265,7 +274,7 @@ def _span(payload: bytes, at: int, size: int) -> bytes:
 
 
 def described(told: Mapping[str, str]) -> RequestedKey:
-    """For a host by its name, or "afsdb:CELL"; `options` as the kernel gives them, with blanks between."""
+    """Builds the request for a host name or "afsdb:CELL". "options": the callout, with blanks between. PeerError."""
     name, options = told["name"].encode(), told.get("options", "").encode()
     take_callout(options, take_description(name))
     return RequestedKey(TYPE.encode(), name, options)
@@ -277,8 +286,9 @@ KEY_TYPE = KeyType(
     of_the_system(take_description),
     check_request,
     check_answer,
-    patience=6.0,  # mounts and reconnections wait for it; a resolver gives up after some seconds, too
-    # A name has nothing in common with others: our line has to be read first, and request-key.conf is read last.
+    patience=6.0,  # mounts and reconnections block meanwhile; resolvers, too, time out after some seconds
+    # Names share no prefix, so the pattern is no narrower than the distribution's. Of equally wild lines the first one
+    # read applies, and request-key.conf is read last.
     patterns=(b"*",),
     typical=(RequestedKey(b"dns_resolver", b"any.invalid"),),
     options=(

@@ -1,15 +1,15 @@
-"""Keys of type "id_resolver": names and ids that the kernel's NFSv4 client has the system translate.
+"""Packs and parses keys of type "id_resolver", by which the kernel's NFSv4 client maps names to ids and back. Pure.
 
-    description  "uid:NAME", "gid:NAME": the id is wanted; "user:ID", "group:ID": the name is wanted
+    description  "uid:NAME", "gid:NAME": requests an id; "user:ID", "group:ID": requests a name
     callout      empty
-    payload      of an id: decimal digits and NUL, 11 bytes at most; of a name: "NAME@DOMAIN" without NUL
+    payload      of an id: decimal digits and NUL, at most 11 bytes; of a name: "NAME@DOMAIN" without NUL
 
-NAME is what the server sent, as a rule "name@domain", any bytes but NUL. The kernel copies an id into a buffer of 11
-bytes on its stack and gives that to kstrtol() without looking for the NUL: one that is missing makes it read beyond.
-A name is copied into a buffer of 128 bytes, by its length. If the kernel is refused, it takes -2 for an id, and sends
-the digits for a name.
+NAME is what the server sent: usually "name@domain", any bytes but NUL. The kernel copies an id into a buffer of 11
+bytes on its stack and calls kstrtol() without checking for the NUL: without one it reads beyond the buffer. A name is
+copied into a buffer of 128 bytes, by its length. If a key is refused, the kernel uses -2 as id, and sends the digits
+as name.
 
-Type "id_legacy" is no type of ours: its requests go to rpc.idmapd by a pipe, never to /sbin/request-key.
+Type "id_legacy" is not handled here: its requests go to rpc.idmapd through a pipe, not to /sbin/request-key.
 Source: fs/nfs/nfs4idmap.c; nfsidmap(8).
 """
 
@@ -25,21 +25,21 @@ from upcall.protocols.request_key.messages import take_ask, take_id, take_limite
 TYPE: Final = "id_resolver"
 MAX_NAME: Final = 128  # bytes of an answer: IDMAP_NAMESZ
 MAX_ASKED: Final = 1024  # bytes of a name that a server may send: XDR_MAX_NETOBJ
-MAX_EXPIRY: Final = 86400  # seconds: an account that was renamed is noticed within a day
+MAX_EXPIRY: Final = 86400  # seconds; bounds how long a renamed account stays unnoticed
 
 _TO_ID: Final = {b"uid": False, b"gid": True}
 _TO_NAME: Final = {b"user": False, b"group": True}
 
 
 class Query(NamedTuple):
-    """What is asked for: the id of the user or group `subject`, if that is a name, or the name, if it is an id."""
+    """A parsed description. If `subject` is a name, the uid or gid is requested; if it is an id, the name is."""
 
     group: bool
     subject: str | int
 
 
 def take_description(text: bytes) -> Query:
-    """What a description asks for. PeerError if it is not what a kernel writes."""
+    """Parses a description. PeerError if it does not have the kernel's format."""
     kind, colon, value = text.partition(b":")
     if colon and kind in _TO_ID:
         return Query(_TO_ID[kind], _take_name(value, MAX_ASKED))
@@ -49,7 +49,7 @@ def take_description(text: bytes) -> Query:
 
 
 def pack_description(query: Query) -> bytes:
-    """What a kernel writes. PeerError for what it could not."""
+    """Returns the description of a query, as the kernel writes it. PeerError if a value is out of bounds."""
     if isinstance(query.subject, str):
         text = ("gid:" if query.group else "uid:") + query.subject
     else:
@@ -59,26 +59,28 @@ def pack_description(query: Query) -> bytes:
 
 
 def pack_id(number: int) -> bytes:
-    """The payload for a name. PeerError for a number that is no id."""
+    """Returns the payload of a key that maps a name to this uid or gid. PeerError unless it is 0 to MAX_ID."""
     payload = b"%d\0" % number
     take_id(TYPE, payload[:-1])
     return payload
 
 
 def pack_name(name: str) -> bytes:
-    """The payload for an id: NAME@DOMAIN. PeerError for what is none, or too long for the kernel."""
+    """Returns the payload of a key that maps an id to this name. PeerError unless it is NAME@DOMAIN, printable, and
+    at most MAX_NAME bytes long in UTF-8."""
     payload = name.encode()
     _check_answered_name(payload)
     return payload
 
 
 def check_request(body: bytes) -> None:
-    """For the broker: what a daemon is asked."""
+    """Checks the body of an Ask. PeerError if its description is malformed, or it has a callout."""
     take_description(take_plain_ask(TYPE, body))
 
 
 def check_answer(asked: bytes, answer: bytes) -> None:
-    """For the broker: an id for a name, a name for an id, and for a limited time."""
+    """Checks the body of an Instance. `asked`: that of the Ask. PeerError unless the payload is an id for a name or a
+    name for an id, and expires within MAX_EXPIRY seconds."""
     query = take_description(take_ask(asked).description)
     instance = take_limited(TYPE, answer, MAX_EXPIRY)
     if isinstance(query.subject, int):
@@ -90,7 +92,7 @@ def check_answer(asked: bytes, answer: bytes) -> None:
 
 
 def _check_answered_name(payload: bytes) -> None:
-    """Its domain has to be there: to a server, digits alone would be an id."""
+    """PeerError unless the name has a domain: a server would take digits without one for an id."""
     name, at, domain = _take_name(payload, MAX_NAME).rpartition("@")
     if not (name and at and domain):
         raise PeerError(TYPE, f"a name of {len(payload)} bytes that is not NAME@DOMAIN")
@@ -117,7 +119,7 @@ KEY_TYPE = KeyType(
     of_the_system(take_description),
     check_request,
     check_answer,
-    patience=6.0,  # whoever looks at a file waits for it; nobody's id is better than a folder that hangs
+    patience=6.0,  # stat(2) blocks meanwhile; after a refusal the kernel shows the id of nobody
     patterns=(b"uid:*", b"gid:*", b"user:*", b"group:*"),
     typical=(
         RequestedKey(b"id_resolver", b"uid:any@any.invalid"),
@@ -129,5 +131,5 @@ KEY_TYPE = KeyType(
     described=by_name(TYPE, take_description),
     kernel=("NFSv4 can ask for names and ids", "nfsv4", "CONFIG_NFS_V4"),
     of_the_system=True,
-    network=True,  # name services have what a directory in the network says; and no right is needed to ask them
+    network=True,  # name services return data from the network; querying them needs no privilege
 )

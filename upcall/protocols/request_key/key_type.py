@@ -13,14 +13,16 @@ ROOT = 0
 
 
 class Wanted(NamedTuple):
-    """A parsed description: the uid whose daemon must answer, and the requesting process (None: not in it)."""
+    """The part of a description that selects the daemon: the uid whose daemon must answer, and the pid of the
+    requesting process (None: the description names none)."""
 
     uid: int
     pid: int | None
 
 
 def of_the_system(take_description: Callable[[bytes], object]) -> Callable[[bytes], Wanted]:
-    """`KeyType.wanted` of a type whose descriptions name no uid: root's daemon, or that of the configuration."""
+    """Returns a `KeyType.wanted` for a type whose descriptions name no uid. It checks the description and selects
+    root's daemon; the configuration may select another one. `take_description`: parses it, or raises PeerError."""
 
     def wanted(description: bytes) -> Wanted:
         take_description(description)
@@ -36,11 +38,12 @@ class Option(NamedTuple):
     metavar: str
     help: str
     required: bool = False
-    is_uid: bool = False  # a number; the caller's if it is not given
+    is_uid: bool = False  # a uid; default: that of the process
 
 
 def by_name(kind: str, take_description: Callable[[bytes], object]) -> Callable[[Mapping[str, str]], RequestedKey]:
-    """`KeyType.described` of a type with one option, "name": the description as the kernel writes it."""
+    """Returns a `KeyType.described` for a type with the single option "name", whose value is the whole description.
+    `take_description`: checks it, or raises PeerError."""
 
     def described(told: Mapping[str, str]) -> RequestedKey:
         name = told["name"].encode()
@@ -51,34 +54,36 @@ def by_name(kind: str, take_description: Callable[[bytes], object]) -> Callable[
 
 
 class KeyType(NamedTuple):
-    """One type of keys."""
+    """Describes one key type: how its requests are parsed, checked, routed, configured and explained."""
 
-    name: str  # as the kernel calls it, and the name of its service
-    about: str  # in one line of the configuration's documentation
-    wanted: Callable[[bytes], Wanted]  # of a description; PeerError if no kernel writes it so
-    check_request: Callable[[bytes], None]  # of an Ask; PeerError
-    check_answer: Callable[[bytes, bytes], None]  # of an Ask and an Instance; PeerError
-    patience: float  # seconds until the broker refuses
-    patterns: tuple[bytes, ...]  # of descriptions, in request-key's configuration: a line each
-    typical: tuple[RequestedKey, ...]  # keys as the kernel asks for them, by which our line is tried
+    name: str  # the kernel's name of the type, and the name of its service
+    about: str  # one line of the configuration's documentation
+    wanted: Callable[[bytes], Wanted]  # parses a description; PeerError if the kernel would not write it
+    check_request: Callable[[bytes], None]  # checks the body of an Ask; PeerError
+    check_answer: Callable[[bytes, bytes], None]  # checks the body of an Instance, given that of the Ask; PeerError
+    patience: float  # seconds until the broker refuses a request
+    patterns: tuple[bytes, ...]  # description patterns for request-key's configuration: one line each
+    typical: tuple[RequestedKey, ...]  # requests as the kernel makes them, for testing the configuration
     options: tuple[Option, ...]  # of `upcall explain`
-    described: Callable[[Mapping[str, str]], RequestedKey]  # of their values; PeerError
-    kernel: tuple[str, str, str]  # what the kernel then can do, by which module, by which option
+    described: Callable[[Mapping[str, str]], RequestedKey]  # builds a request from the options' values; PeerError
+    kernel: tuple[str, str, str]  # capability for people, kernel module, CONFIG_ option
     # Its descriptions name no uid. Root's daemon answers (the machine's if `network`) unless the configuration names
     # another user.
     of_the_system: bool = False
     network: bool = True  # its handler parses network data
-    machine: bool = False  # the machine's daemon may answer for a user who has none, if the configuration says so
+    machine: bool = False  # the configuration may let the machine's daemon answer for users without a daemon
 
     @property
     def service(self) -> Service:
-        """The service of this type. 128 contexts: at boot, or when a server returns, all mounts ask at once."""
+        """The service of this type. 128 contexts, because all mounts make requests at once at boot, or when a server
+        is reachable again."""
         return Service(
             self.name, self.patience, 128, 0, self.check_answer, self.check_request, local=False, network=self.network
         )
 
     def key(self, told: Mapping[str, str]) -> RequestedKey:
-        """The key that a kernel would ask for, from options that a person gave. UsageError."""
+        """Builds the request that the kernel would make, from option values (name -> text) given on a command line.
+        UsageError if an option is unknown, missing or malformed."""
         names = {option.name for option in self.options}
         if unknown := sorted(told.keys() - names):
             raise UsageError(f"--{unknown[0]} has no meaning for {self.name}")

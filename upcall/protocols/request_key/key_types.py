@@ -1,4 +1,4 @@
-"""Lists the key types that upcall answers. A new type is a file like these, and a line here. Pure."""
+"""Lists the key types that upcall answers. A new type is one file beside these, and one line here. Pure."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ KEY_TYPES: Final = {
     )
 }
 
-# Those whose descriptions do not say whose daemon answers: the configuration does.
+# Types whose descriptions name no uid: the configuration selects the daemon.
 OF_THE_SYSTEM: Final = frozenset(name for name, key_type in KEY_TYPES.items() if key_type.of_the_system)

@@ -1,4 +1,4 @@
-"""Packs and parses the messages of request_key(2): from forwarder to broker, to a daemon, and back. Pure.
+"""Packs and parses the messages of request_key(2): forwarder to broker, broker to daemon, and the answers. Pure.
 
 Bodies of the messages in upcall/wire/envelope.py, in native byte order:
 
@@ -25,7 +25,7 @@ MAX_CALLOUT = 4095
 MAX_DESCRIBED = MAX_DESCRIPTION + 64  # the type (31 at most), uid, gid and permissions come before
 MAX_PAYLOAD = 32767  # user_preparse() in security/keys/user_defined.c
 
-MAX_ID = 0xFFFFFFFE  # (uid_t) -1 is no user
+MAX_ID = 0xFFFFFFFE  # the kernel reserves (uid_t) -1: INVALID_UID
 
 _UPCALL = struct.Struct("=iiHH")
 _ASK = struct.Struct("=HH")
@@ -93,7 +93,8 @@ def take_upcall(body: bytes) -> Upcall:
 
 
 def take_described(text: bytes) -> Described:
-    """Parses the text of KEYCTL_DESCRIBE, without its NUL. Only the description may contain semicolons. PeerError."""
+    """Parses the text of KEYCTL_DESCRIBE, without its NUL. Only the description may contain semicolons. PeerError if
+    a field is malformed, or the description is longer than MAX_DESCRIPTION bytes."""
     found = _DESCRIBED.fullmatch(text)
     if found is None:
         raise PeerError("key", "it is not described as type;uid;gid;permissions;description")
@@ -129,7 +130,8 @@ def pack_instance(instance: Instance) -> bytes:
 
 
 def take_instance(body: bytes) -> Instance:
-    """Parses an Instance that fills `body`. PeerError if its size is wrong. The payload is checked by its type."""
+    """Parses an Instance that fills `body`. PeerError if the payload is not 1 to MAX_PAYLOAD bytes long. Does not
+    check the payload's format: see `KeyType.check_answer`."""
     size = len(body) - _EXPIRY.size
     if not 1 <= size <= MAX_PAYLOAD:
         raise PeerError("key", f"a payload of {size} bytes, 1 to {MAX_PAYLOAD} are possible", _EXPIRY.size)
@@ -137,7 +139,8 @@ def take_instance(body: bytes) -> Instance:
 
 
 def take_plain_ask(kind: str, body: bytes) -> bytes:
-    """The description in an Ask of a type of keys for which the kernel gives no callout."""
+    """Parses an Ask of a key type without callouts. Returns the description. PeerError if `body` is malformed or has a
+    callout. `kind`: the key type, for the error."""
     ask = take_ask(body)
     if ask.callout:
         raise PeerError(kind, f"a callout of {len(ask.callout)} bytes, the kernel gives none")
@@ -145,7 +148,8 @@ def take_plain_ask(kind: str, body: bytes) -> bytes:
 
 
 def take_limited(kind: str, body: bytes, most: int) -> Instance:
-    """An Instance of a type of keys that are believed for 1 to `most` seconds only."""
+    """Parses an Instance of a key type whose keys must expire. PeerError if `body` is malformed or its expiry is not 1
+    to `most` seconds. `kind`: the key type, for the error."""
     instance = take_instance(body)
     if not 1 <= instance.expiry <= most:
         raise PeerError(kind, f"an answer for {instance.expiry} s, 1 to {most} are right")
@@ -153,13 +157,15 @@ def take_limited(kind: str, body: bytes, most: int) -> Instance:
 
 
 def take_id(kind: str, text: bytes) -> int:
-    """A uid or gid in decimal, as the kernel writes it."""
+    """Parses a uid or gid, in decimal without leading zeros, as the kernel writes it. PeerError if it is not 0 to
+    MAX_ID. `kind`: the key type, for the error."""
     if not _ID.fullmatch(text) or int(text) > MAX_ID:
         raise PeerError(kind, f"an id of {len(text)} bytes that is not 0 to {MAX_ID} in decimal")
     return int(text)
 
 
 def _two(body: bytes, start: int, first: int, second: int, what: str) -> tuple[bytes, bytes]:
+    """Splits `body` from `start` into fields of `first` and `second` bytes. PeerError unless they fill it."""
     middle, end = start + first, start + first + second
     if end != len(body):
         raise PeerError(what, f"{len(body)} bytes, its lengths make {end}", start)

@@ -1,4 +1,4 @@
-"""What the broker asks the kernel about an upcall of request_key: the keys themselves, and the process behind it.
+"""Queries the kernel about an upcall of request_key: both keys, and the requesting process. Needs root.
 
 Source: keyctl(2), proc(5), pidfd_open(2).
 """
@@ -20,16 +20,20 @@ started_at = procfs.started_at
 
 
 class Process:
-    """The process that a thread belongs to, held by a pidfd: `who` stays true for as long as it `lives`."""
+    """Pins a process by a pidfd. `who` describes it; its pid cannot be reused while `lives` is true.
+
+    `close` must be called once. May be used by any thread, one at a time.
+    """
 
     def __init__(self, pid: int) -> None:
-        """`pid`: of any of its threads. ProcessLookupError if there is none."""
+        """`pid`: of any of the process's threads. ProcessLookupError if there is no such thread, or the pid was reused
+        meanwhile. OSError if no descriptor is left."""
         self._fd, held = procfs.hold(pid)
         try:
             tgid, uid, euid = procfs.ids(pid)
             started = started_at(pid)
-            if tgid != held or not self.lives:  # while it lives, nobody else can have its pid
-                raise ProcessLookupError(f"pid {pid} has changed hands")
+            if tgid != held or not self.lives:  # the pid cannot have been reused while the process lives
+                raise ProcessLookupError(f"pid {pid} was reused by another process")
         except BaseException:
             self.close()
             raise
@@ -37,7 +41,7 @@ class Process:
 
     @property
     def lives(self) -> bool:
-        """A thread can end before its process does: that is noticed by nobody here, and harms nobody."""
+        """Whether the process, not the thread, still lives. Does not block."""
         return not select.select([self._fd], [], [], 0)[0]
 
     def close(self) -> None:
@@ -45,13 +49,17 @@ class Process:
 
 
 def key(serial: int) -> Described:
-    """The kernel's words about a key. OSError if there is none that we may look at; PeerError if it is no sense."""
+    """Returns the kernel's description of the key with this serial number (KEYCTL_DESCRIBE). OSError if there is none
+    or it may not be viewed; PeerError if the text is malformed."""
     return take_described(describe_raw(serial))
 
 
 def asked_by(authorisation: int) -> int:
-    """The process that has asked for a key, by the key's authorisation; 0 if it has gone, or the kernel does not say:
-    /proc/keys lists what we may look at, and not at all where /proc shows processes only."""
+    """Returns the pid of the process that requested a key, given the serial number of the authorisation key.
+
+    Reads /proc/keys. 0 if the process has gone or the key is not listed: the broker may not view it, or /proc is
+    mounted with subset=pid.
+    """
     try:
         line = rb"^%08x .* pid:(\d+) ci:\d+$" % authorisation
         found = re.search(line, KEYS.read_bytes(), re.MULTILINE)

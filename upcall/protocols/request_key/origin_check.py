@@ -22,7 +22,7 @@ _OWNER_AND_OTHERS, _ONLY_LOOKING = 0x00FFFFFF, 0x00010000
 
 
 class Who(NamedTuple):
-    """The process on whose behalf the kernel asks, from /proc."""
+    """The process on whose behalf the kernel made the request, as described by /proc."""
 
     pid: int  # of the process, where the kernel named a thread
     uid: int  # real
@@ -34,9 +34,9 @@ def check_key(upcall: Upcall, key: Described, authorisation: Described) -> None:
     """Checks that the kernel made this upcall. `key`, `authorisation`: the kernel's descriptions of both keys. Refused
     with "unknown-type" or "forged"."""
     if key.type not in KEY_TYPES:
-        raise Refused("unknown-type", why=f"keys of type {key.type!r} are nobody's here")
+        raise Refused("unknown-type", why=f"upcall answers no keys of type {key.type!r}")
     if (key.uid, key.gid) != (ROOT, ROOT):
-        raise Refused("forged", why=f"the key belongs to uid {key.uid}, gid {key.gid}: not the kernel asked for it")
+        raise Refused("forged", why=f"the key belongs to uid {key.uid}, gid {key.gid}: the kernel did not request it")
     if key.permissions & _OWNER_AND_OTHERS != _ONLY_LOOKING:
         raise Refused("forged", why=f"permissions {key.permissions:08x} are not those that the kernel gives")
     if authorisation.type != AUTHORISATION or authorisation.uid != ROOT:
@@ -46,7 +46,8 @@ def check_key(upcall: Upcall, key: Described, authorisation: Described) -> None:
 
 
 def wanted(key: Described) -> Wanted:
-    """Parses the description of a checked key. Refused ("forged") if the kernel would not write it so."""
+    """Parses the description of a key that passed `check_key`. Refused ("forged") if it does not have the format that
+    the kernel writes for this type."""
     try:
         return KEY_TYPES[key.type].wanted(key.description)
     except PeerError as error:

@@ -28,7 +28,7 @@ _WAY_BACK = 0.25  # seconds before the forwarder's deadline, reserved for instan
 
 
 class Waiting(Protocol):
-    """The process that the kernel is working for: upcall.protocols.request_key.origin.Process."""
+    """The requesting process, pinned: upcall.protocols.request_key.origin.Process."""
 
     who: gate.Who
 
@@ -38,18 +38,18 @@ class Waiting(Protocol):
 
 
 class Kernel(Protocol):
-    """What the kernel says: upcall.protocols.request_key.origin."""
+    """Queries about keys and processes: upcall.protocols.request_key.origin. Tests pass another implementation."""
 
     def key(self, serial: int, /) -> Described:
-        """OSError, PeerError."""
+        """Returns the description of a key. OSError, PeerError."""
         ...
 
     def Process(self, pid: int, /) -> Waiting:
-        """ProcessLookupError."""
+        """Pins the process of a thread. ProcessLookupError."""
         ...
 
     def started_at(self, pid: int, /) -> int:
-        """ProcessLookupError."""
+        """Returns a process's start time, in clock ticks since boot. ProcessLookupError."""
         ...
 
     def asked_by(self, authorisation: int, /) -> int:
@@ -78,7 +78,7 @@ class Forwarders(Listener):
 
     name = "request_key"
     per_person = in_all = for_root = 512
-    limited = False  # only root's can connect
+    limited = False  # no rate limit: only root can connect
     once = True
 
     def __init__(
@@ -86,7 +86,7 @@ class Forwarders(Listener):
         owners: Mapping[str, int], me: int,
     ) -> None:  # fmt: skip
         """`owners`: type -> uid whose daemon answers, for types whose descriptions name none. `me`: the only uid that
-        forwarders may have."""
+        forwarders may have. `path`: of the socket. Must be constructed and used in the loop's thread."""
         self._kernel, self.owners, self._me = kernel, owners, me
         self._pending: set[int] = set()
         self.counts: Counter[str] = Counter()
@@ -102,7 +102,7 @@ class Forwarders(Listener):
         return connection.uid == self._me and super().admits(connection)
 
     def owner(self, connection: Connection) -> int:
-        return URGENT  # it acts for the kernel: no fair queueing
+        return URGENT  # forwarders act for the kernel and bypass fair queueing
 
     def ask(self, connection: Connection, envelope: Envelope, origin: Asked) -> None:
         upcall = None
@@ -143,7 +143,8 @@ class Forwarders(Listener):
         self.router.ask(uid, service.name, requester, body, answer_to, self.loop.now, deadline, line)
 
     def _process(self, want: Wanted, connection: Connection) -> Waiting | None:
-        """Returns the requesting process, checked, if the description names one. Refused."""
+        """Pins and checks the requesting process. None if the description names none. Refused if a check fails. The
+        caller must close it."""
         if want.pid is None:
             return None
         try:

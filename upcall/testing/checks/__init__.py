@@ -1,5 +1,6 @@
-"""The contract of key modules, check by check. Each has a name that reads as a sentence, takes a `Subject`, and raises
-ContractBroken, or NotApplicable. `CHECKS` has them in the order in which they are best made."""
+"""Defines the checks of the contract of key modules. `CHECKS` lists them in the order in which to run them.
+
+Each is a function whose name reads as a sentence. It takes a `Subject` and raises ContractBroken, or NotApplicable."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def its_signature_and_blob_fit_an_auth_token(subject: Subject) -> None:
 
 
 def its_blob_holds_no_secret(subject: Subject) -> None:
-    """Every process of the user can read an auth token."""
+    """Reason: every process of the user can read an auth token."""
     made = subject.made
     for what, secret in (("passphrase", made.passphrase), ("PIN", made.pin)):
         for form in (secret, secret.hex().encode(), base64.b64encode(secret)):
@@ -86,7 +86,7 @@ def generate_never_overwrites_a_file(subject: Subject) -> None:
 
 
 def what_it_writes_is_for_its_owner_only(subject: Subject) -> None:
-    """Whatever the umask says."""
+    """Checks the modes of all created files, with umask 0."""
     _writes_files(subject)
     before = os.umask(0)
     try:
@@ -115,7 +115,7 @@ def another_key_cannot_unwrap_what_it_wrapped(subject: Subject) -> None:
 
 
 def a_key_that_cannot_be_made_leaves_no_file(subject: Subject) -> None:
-    """A wrong choice; the module may also take it for a right one."""
+    """Makes a key with an invalid choice of a parameter. The module may also accept it."""
     maker, made = _writes_files(subject), subject.made
     wrong = {name: f"{value}?" for name, value in made.values.items()}
     if not wrong:

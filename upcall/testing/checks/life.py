@@ -25,7 +25,7 @@ from upcall.testing.subject import (
     refused,
 )
 
-QUICK = 0.001  # seconds for `stale`: it is asked on every request
+QUICK = 0.001  # seconds for `stale`, which is called on every request
 _CLEAR = b"0123456789abcdef"
 _WRAPS = 50  # while another thread closes the key
 
@@ -68,7 +68,7 @@ def _seconds(key: Watched) -> float:
 
 
 def without_its_token_it_fails_cleanly(subject: Subject) -> None:
-    """A file that was deleted, a card that was pulled out: an open key may go on for a while, or not."""
+    """Uses an open key while its file or token is removed. The key may work on for a while."""
     key = subject.open()
     wrapped = key.wrap(_CLEAR)
     with subject.away():
@@ -79,7 +79,7 @@ def without_its_token_it_fails_cleanly(subject: Subject) -> None:
 
 
 def once_closed_it_fails_cleanly(subject: Subject) -> None:
-    """Or goes on; but it does not wrap with what is left of the key."""
+    """Uses a closed key. It may work on, but must not wrap with remains of the key."""
     key = _closable(subject)
     wrapped, after = key.wrap(_CLEAR), b""
     key.close()
@@ -98,7 +98,7 @@ def _lost(subject: Subject, wrapped: bytes) -> bool:
 
 
 def closing_harms_no_call_under_way(subject: Subject) -> None:
-    """Calls in other threads may fail when a key is closed; what they wrap can be unwrapped."""
+    """Closes a key during calls of another thread. These may fail, but what they have wrapped can be unwrapped."""
     key = _closable(subject)
     wrapped: list[bytes] = []
     wrong: list[str] = []
@@ -111,7 +111,7 @@ def closing_harms_no_call_under_way(subject: Subject) -> None:
                 wrapped.append(key.wrap(_CLEAR))
         except CLEAN:
             return
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the check fails with it
+        except BaseException as error:  # noqa: BLE001 - any exception fails the check
             wrong.append(described(error))
 
     thread = threading.Thread(target=work, daemon=True)
@@ -136,7 +136,8 @@ def _closable(subject: Subject) -> _ClosableKey:
 
 
 def it_leaves_no_process_behind(subject: Subject) -> None:
-    """Whoever starts one waits for its end, and does not fork the daemon."""
+    """Checks for child processes after opening and using a key. A module must reap its children, and must not
+    fork the daemon."""
     if isinstance(subject.made.module, IsolatedModule):
         raise NotApplicable("it has a process of its own, as it should")
     before = set(procfs.children())
@@ -168,7 +169,7 @@ _WRONG = ("garbage", "another key's signature", "a wrong passphrase")
 
 
 def _refusals(subject: Subject, key: KeyHandle) -> Iterator[str]:
-    """What becomes of each of `_WRONG`."""
+    """Yields the outcome of unwrapping each of `_WRONG`, as text."""
     told = GivenSecrets(b"wrong", pin=subject.made.pin or None)
     calls: tuple[Callable[[], object], ...] = (
         lambda: key.unwrap(b"garbage"),

@@ -17,8 +17,8 @@ from upcall.testing.subject import CLEAN, FAILED, Check, Made, NotApplicable, Su
 _WRONG = b"a-wrong-passphrase"
 _WRONG_PIN = b"271828"
 _GARBAGE = (b"", b"\0", b"x", b"\xff" * 100, bytes(4096))
-_FUZZING = 3.0  # seconds; damaged blobs may lead to slow places
-_DAMAGED = 200  # blobs at most
+_FUZZING = 3.0  # seconds; some damaged blobs may take a module long
+_DAMAGED = 200  # blobs, at most
 
 
 def the_signature_of_another_key_is_refused(subject: Subject) -> None:
@@ -29,7 +29,7 @@ def the_signature_of_another_key_is_refused(subject: Subject) -> None:
 
 
 def a_blob_that_makes_no_sense_is_refused(subject: Subject) -> None:
-    """Anybody of this user may put anything into the keyring. What is slightly damaged may also still work."""
+    """Opens damaged blobs: any process of the user can write to the keyring. Slight damage may go unnoticed."""
     for blob in _GARBAGE:
         refused(f"open, with a blob of {len(blob)} bytes of garbage", CLEAN, subject.open, None, None, blob)
     until = time.monotonic() + _FUZZING
@@ -40,8 +40,8 @@ def a_blob_that_makes_no_sense_is_refused(subject: Subject) -> None:
 
 
 def _damaged(blob: bytes) -> Iterator[tuple[bytes, str]]:
-    """Cut short, grown, changed; the same ones each time, so that a failure can be looked into."""
-    chance = random.Random(0)  # noqa: S311 - reproducible is what is wanted
+    """Yields truncated, extended and changed blobs, each with a description. The same ones in each run."""
+    chance = random.Random(0)  # noqa: S311 - must be reproducible
     for _ in range(_DAMAGED):
         at = chance.randrange(len(blob) + 1)
         match chance.randrange(4):
@@ -63,7 +63,7 @@ def a_wrong_passphrase_is_refused(subject: Subject) -> None:
 
 
 def a_passphrase_that_is_not_at_hand_is_not_its_matter(subject: Subject) -> None:
-    """The refusal of whoever was asked goes through: people are told "locked", and not "broken"."""
+    """Opens a key whose passphrase is refused. The module must pass on that refusal, so that users see "locked"."""
     _with_passphrase(subject)
     locked = GivenSecrets(pin=subject.made.pin or None)
     error = refused("open, without the passphrase", (Refused,), subject.open, locked)
@@ -80,7 +80,7 @@ def the_secrets_that_it_was_given_are_wiped(subject: Subject) -> None:
 
 
 def a_wrong_pin_is_reported_and_not_tried_again(subject: Subject) -> None:
-    """Tokens lock themselves after a few wrong ones."""
+    """Opens a key with a wrong PIN. A repeated attempt could lock the token, which counts wrong PINs."""
     made = subject.made
     right = made.told()
     key = subject.open(right)
@@ -89,7 +89,7 @@ def a_wrong_pin_is_reported_and_not_tried_again(subject: Subject) -> None:
         raise NotApplicable("it asks for no PIN")
     expect(all(good for _, good in right.verdicts), "it said that the right PIN was wrong")
     if isinstance(key, Closable):
-        key.close()  # some tokens stay logged in for as long as a key is open
+        key.close()  # some tokens stay logged in while a key is open
     wrong = GivenSecrets(made.passphrase or None, pin=_WRONG_PIN)
     with contextlib.suppress(*CLEAN):
         key = subject.open(wrong)
@@ -102,7 +102,7 @@ def a_wrong_pin_is_reported_and_not_tried_again(subject: Subject) -> None:
 
 
 def no_secret_stands_in_what_it_shows(subject: Subject) -> None:
-    """In error texts, in the traces of errors, in the names that objects give themselves: all of them are logged."""
+    """Searches error texts, tracebacks and reprs for secrets: all of these may be logged."""
     made = subject.made
     key = subject.open()
     clear = b"this-clear-key-must-never-be-seen".ljust(MAX_KEY, b"-")
@@ -138,10 +138,10 @@ def _asks_for_pin(subject: Subject, made: Made) -> bool:
 
 
 def _trace(call: Callable[[], object]) -> str:
-    """What a log would show of its failure; nothing if it does not fail, or if another check says so."""
+    """Returns the traceback that a log would show of a failure; "" without one."""
     try:
         call()
-    except Exception as error:  # noqa: BLE001 - of any kind
+    except Exception as error:  # noqa: BLE001 - all kinds are searched
         return "".join(traceback.format_exception(error))
     return ""
 

@@ -23,8 +23,8 @@ from upcall.testing.subject import (
 )
 
 SIZES = range(1, MAX_KEY + 1)
-TIMES = 20  # for each of two threads
-_WINDOW = 8  # bytes that stand somewhere by chance once in 2^50 times
+TIMES = 20  # wraps in each of two threads
+_WINDOW = 8  # bytes; a match by chance has a probability of about 2^-50
 _SAME = b"0123456789abcdef"
 
 
@@ -87,7 +87,7 @@ def a_wrapped_key_that_was_changed_is_refused(subject: Subject) -> None:
 
 
 def sizes_out_of_range_fail_cleanly(subject: Subject) -> None:
-    """Nobody asks for them; but who does must hear of it, and the key must live."""
+    """Calls the verbs with sizes out of range. They must raise an error, and the key must still work."""
     key = subject.open()
     for size in (0, MAX_KEY + 1, 8000):
         failure(f"wrap, of {size} bytes", CLEAN, key.wrap, bytes(size))
@@ -112,12 +112,12 @@ def _work(key: KeyHandle, wrong: list[str]) -> None:
             clear = os.urandom(32)
             if key.unwrap(key.wrap(clear)) != clear:
                 wrong.append("another key came back")
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the check fails with it
+    except BaseException as error:  # noqa: BLE001 - any exception fails the check
         wrong.append(described(error))
 
 
 def a_forked_process_does_not_repeat_random_numbers(subject: Subject) -> None:
-    """Of two processes with one opened key each wraps and unwraps; what they wrap differs, if it is salted."""
+    """Wraps in a process and in its fork, with one open key. The results must differ if the module is randomised."""
     key, clear = subject.open(), os.urandom(16)
     theirs = bytes.fromhex(in_child(lambda: key.wrap(clear).hex()))
     ours, again = key.wrap(clear), key.wrap(clear)

@@ -1,7 +1,6 @@
 """Forwards the guest's streams to their consumers while the machine runs.
 
-One readiness loop: the guest's ports are sockets, QEMU's own end shows on a pidfd, the time limit is the
-loop's."""
+One event loop: the guest's ports are sockets, a pidfd reports the end of QEMU, and the time limit is the loop's."""
 
 from __future__ import annotations
 
@@ -18,15 +17,16 @@ from .errors import LabTimedOut
 from .terminal import PseudoTerminal
 
 CHUNK = 1 << 16
-REST_PATIENCE = 20.0  # seconds without a byte, once the command has ended, before a stream's end is given up
+REST_PATIENCE = 20.0  # seconds without data, after the command's end, until a stream counts as ended
 
 Sink = Callable[[bytes], object]
 
 
 class Carrier:
-    """`sinks` take what comes through the port of their name. `deadline` is a time.monotonic() or None.
+    """Forwards streams. `sinks`: port's name -> function that receives its data. `deadline`: seconds of
+    CLOCK_MONOTONIC, or None.
 
-    Afterwards `returncode` is the command's, or None if the machine ended first; `ready_at` is when it
+    Afterwards `returncode` is the command's exit code, None if the machine ended first. `ready_at`: when the command
     started."""
 
     def __init__(
@@ -41,17 +41,17 @@ class Carrier:
         self.returncode: int | None = None
 
     def carry(self, process: subprocess.Popen[bytes], ports: Mapping[str, socket.socket]) -> None:
-        """Returns when the command has ended and all its output is here, or when the machine is gone.
+        """Blocks until the command has ended and all its output was received, or the machine has ended.
 
-        Raises LabTimedOut at the deadline, and whatever a sink raises."""
+        LabTimedOut at the deadline; exceptions of sinks."""
         with self._watching(process, ports) as readiness:
             while self.returncode is None or not all(stream.complete for stream in self._streams.values()):
                 events = readiness.select(self._patience())
                 arrived = [key for key, _ in events if key.data != "ended"]
                 if events and not arrived:
-                    break  # the machine is gone, and nothing is left to read
+                    break  # the machine has ended, and all data was read
                 if not events and self.returncode is not None:
-                    break  # the kernel's log may lack its end when it was too long to follow
+                    break  # the kernel's log may lack its end if it was too long
                 for key in arrived:
                     self._serve(readiness, key, ports)
         for name, stream in self._streams.items():

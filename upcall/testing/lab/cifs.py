@@ -1,7 +1,7 @@
-"""`upcall lab cifs`, the part that runs in the guest: two people's files on a kerberised, sealed CIFS share.
+"""Runs `upcall lab cifs` in the guest: two users' files on an encrypted CIFS share with Kerberos.
 
-A KDC, an smbd and one mount on which everybody acts in their own name. The kernel is answered by what people would
-start: `upcall broker`, one `upcall daemon` each, the line of `upcall request-key install`.
+It uses a KDC, an smbd and one mount with each user's own credentials. Broker, daemons and request-key's configuration
+are set up as on a real system: `upcall broker`, one `upcall daemon` per user, `upcall request-key install`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from upcall.testing.lab.kerberos import Realm
 from upcall.testing.lab.stage import Person, Task
 
 MOUNT = Path("/tmp/cifs")  # noqa: S108 - the guest's own
-_MOUNTS = 8  # for the comparison
+_MOUNTS = 8  # of each contender, for the comparison
 
 
 class Folder:
-    """One person's files on the share."""
+    """One user's files on the share."""
 
     def __init__(self, who: Person, share: FileServer, files: int) -> None:
         self.who, self.share = who, share
@@ -43,7 +43,7 @@ class Folder:
             (MOUNT / self.who.name / name).write_bytes(content)
 
     def read(self) -> None:
-        """Failed unless every byte is what was written."""
+        """Reads all files. Failed unless the content is as written."""
         for name, content in self.contents.items():
             path = MOUNT / self.who.name / name
             must(path.read_bytes() == content, f"{path} came back different")
@@ -59,7 +59,7 @@ def options(who: Person, *others: str) -> list[str]:
 
 
 def at_once(folders: Sequence[Folder], verb: str) -> float:
-    """Everybody at the same time; seconds for all."""
+    """Runs a method of all folders in parallel. Returns the seconds for all."""
     start = time.monotonic()
     for task in [Task(folder.who, getattr(folder, verb)) for folder in folders]:
         task.result(2 * stage.PATIENCE)
@@ -67,7 +67,7 @@ def at_once(folders: Sequence[Folder], verb: str) -> float:
 
 
 def touching(who: Person) -> tuple[int, float]:
-    """(errno, seconds) of looking at one's own folder, which may need a session with the server."""
+    """Lists the user's own folder, which may need a session with the server. Returns (errno, seconds)."""
     start = time.monotonic()
     try:
         stage.do_as(who, lambda: list((MOUNT / who.name).iterdir()))
@@ -77,7 +77,7 @@ def touching(who: Person) -> tuple[int, float]:
 
 
 def install() -> None:
-    """By `upcall request-key install`, as an administrator would; the line of cifs-utils stays where it is."""
+    """Runs `upcall request-key install`, as an administrator would. The line of cifs-utils remains."""
     command = startpython.command("upcall", "request-key", "install", "--copy")
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     must(done.returncode == 0, f"upcall request-key install: {done.stderr.strip()}")
@@ -116,7 +116,7 @@ def without_a_ticket(realm: Realm, loser: Person, other: Person) -> None:
         code, span = touching(other)
         must(code == 0, f"{other.name} is affected: {errno.errorcode.get(code, code)}")
         realm.login(loser)
-        time.sleep(1.1)  # the kernel refuses whoever was refused less than a second ago
+        time.sleep(1.1)  # a rejected key is refused again for one second
         code, span = touching(loser)
         must(code == 0, f"{loser.name} with a ticket again: {errno.errorcode.get(code, code)}")
         say(f"{other.name} notices nothing; with a new ticket {loser.name} is back in {span * 1000:.0f} ms")
@@ -136,14 +136,14 @@ def stopped(daemon: subprocess.Popen[bytes], who: Person) -> None:
 
 
 def mount_time(who: Person) -> float:
-    """Seconds."""
+    """Returns the seconds of one mount."""
     start = time.monotonic()
     with fileserver.mounted(MOUNT, *options(who)):
         return time.monotonic() - start
 
 
 def compare(who: Person) -> None:
-    """Mounts that cifs.upcall answers, and mounts that we do, by turns."""
+    """Compares mounts with keys by cifs.upcall and by upcall, alternately."""
     peers, ours = [], []
     for _ in range(_MOUNTS):
         with fileserver.request_key_lines(PEER):
@@ -186,7 +186,7 @@ def run(files: int, log: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`FILES`: so many for each of them. What the programs log goes to /results."""
+    """Runs the demonstration. `arguments`: the number of files per user. Logs go to /results."""
     log = os.open("/results/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
         run(int(arguments[0]), log)

@@ -10,7 +10,7 @@ console = Console(highlight=False)
 
 
 class Failed(UpcallError):
-    """Something is not as it must be."""
+    """A check of a demonstration has failed."""
 
 
 def say(text: str) -> None:

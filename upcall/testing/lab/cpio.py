@@ -1,8 +1,8 @@
-"""The "newc" cpio format, as the kernel's init/initramfs.c reads it
-(Documentation/driver-api/early-userspace).
+"""Writes archives in the "newc" cpio format of the kernel's initramfs.
 
-Only what an initramfs needs: folders, files and symbolic links, all owned by root. The kernel accepts several
-archives in a row as long as each starts on a four-byte boundary, which every archive from here keeps."""
+Supports folders, files and symbolic links, all owned by root. The kernel accepts several archives in a row if each
+begins at a multiple of four bytes; archives made here are padded accordingly.
+Source: Documentation/driver-api/early-userspace, init/initramfs.c."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALIGNMENT = 4
 
 @dataclass(frozen=True)
 class ArchiveEntry:
-    """One member: a relative name, the mode with its type bits, and a file's bytes or a link's target."""
+    """One member. `name`: relative. `mode`: with type bits. `data`: a file's content or a link's target."""
 
     name: str
     mode: int
@@ -38,8 +38,8 @@ def link(name: str, target: str) -> ArchiveEntry:
 
 
 def archive(entries: Iterable[ArchiveEntry]) -> bytes:
-    """The whole archive. Folders that hold an entry are added in front of it: the kernel makes none by
-    itself."""
+    """Returns the archive's bytes. Adds the parent folders of each entry before it: the kernel does not create
+    them."""
     made: set[str] = set()
     members: list[bytes] = []
     for entry in entries:

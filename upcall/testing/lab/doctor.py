@@ -23,7 +23,7 @@ NO_TRACING = "3"  # Documentation/admin-guide/LSM/Yama.rst
 
 @dataclass(frozen=True)
 class LabCheck:
-    """One need: its name, whether it is met, what was found, and what to do if it is not."""
+    """One requirement: its name, whether it is met, what was found, and the remedy."""
 
     name: str
     met: bool
@@ -32,7 +32,8 @@ class LabCheck:
 
 
 def checks(kernel: str = "qemu") -> Iterator[LabCheck]:
-    """All that this kernel needs, in the order in which it should be seen to. Nothing is downloaded or changed."""
+    """Yields the checks of all requirements of this kernel, in the order in which to fix them. Changes and downloads
+    nothing."""
     wanted = image.named(kernel)
     yield _processor()
     if wanted is image.QEMU:
@@ -47,7 +48,7 @@ def checks(kernel: str = "qemu") -> Iterator[LabCheck]:
 
 
 def why_not(kernel: str = "qemu") -> str | None:
-    """Why the lab cannot run this kernel here, with the remedy; None when it can."""
+    """Returns why the lab cannot run this kernel here, with the remedy; None if it can."""
     for check in checks(kernel):
         if not check.met:
             return f"{check.name}: {check.found}" + (f" ({check.remedy})" if check.remedy else "")
@@ -56,13 +57,13 @@ def why_not(kernel: str = "qemu") -> str | None:
 
 def _processor() -> LabCheck:
     found = f"{platform.system()} on {platform.machine()}"
-    # The guest runs the host's own programs, so it has to be of the host's kind.
+    # The guest runs the host's programs, so it needs the host's architecture.
     return LabCheck("processor", found == "Linux on x86_64", found, "use a Linux machine with an x86_64 processor")
 
 
 def _processor_state() -> LabCheck:
-    """User-mode Linux before 6.10 keeps a processor's state in a buffer of fixed size and panics at boot, in
-    put_fp_registers, where that of AMX does not fit in."""
+    """Checks for AMX: User-mode Linux before 6.10 stores the processor's state in a buffer of fixed size, and panics
+    at boot, in put_fp_registers, if that state does not fit."""
     try:
         flags = PROCESSORS.read_text("ascii", "replace").split()
     except OSError:
@@ -144,7 +145,7 @@ def _memory_file() -> LabCheck:
 
 
 def _available_memory() -> int:
-    """In MB, as the kernel estimates it."""
+    """Returns the kernel's estimate of available memory, in MB."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     return int(fields["MemAvailable"].split()[0]) >> 10

@@ -1,6 +1,6 @@
-"""`upcall lab ecryptfs`, the part that runs in the guest: three people's files on the real kernel's eCryptfs.
+"""Runs `upcall lab ecryptfs` in the guest: three users' files on the real kernel's eCryptfs.
 
-Everything is what people would start: `upcall broker`, one `upcall daemon` each, keys by `upcall key generate`.
+Set up as on a real system: `upcall broker`, one `upcall daemon` per user, keys by `upcall key generate`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from upcall.testing.lab.console import Failed, complain, console, must, say
 from upcall.testing.lab.stage import Person, Task
 
 NAMES = ("root", "alice", "bob")
-_IN_HAND = 4  # requests that alice's daemon holds when it is killed
+_IN_HAND = 4  # pending requests of alice's daemon when it is killed
 _PATIENCE = 10.0  # seconds until it has them: the kernel gives each up after 3
 _TRIES = 10
 
 
 class Vault:
-    """One person's files: `lower` holds ciphertext, `upper` is the eCryptfs mount."""
+    """One user's files. `lower`: folder with ciphertext. `upper`: the eCryptfs mount."""
 
     def __init__(self, who: Person, signature: str, files: int) -> None:
         self.who, self.signature = who, signature
@@ -47,14 +47,14 @@ class Vault:
         self.mount()
 
     def write(self) -> float:
-        """Seconds for all of them."""
+        """Writes all files. Returns the seconds."""
         start = time.monotonic()
         for name, content in self.contents.items():
             (self.upper / name).write_bytes(content)
         return time.monotonic() - start
 
     def read(self) -> float:
-        """The same; Failed unless every byte is what was written."""
+        """Reads all files. Returns the seconds. Failed unless the content is as written."""
         start = time.monotonic()
         for name, content in self.contents.items():
             must((self.upper / name).read_bytes() == content, f"{self.upper / name} came back different")
@@ -69,7 +69,7 @@ class Vault:
 
 
 def make_keys(people: Sequence[Person], bits: int) -> None:
-    """By `upcall key generate`, all at the same time, with the passphrase in a file of the person's own."""
+    """Runs `upcall key generate` for all users in parallel, each with the passphrase in a file of that user."""
     running = [_make_key(who, bits) for who in people]
     for who, process in zip(people, running, strict=True):
         _, complaints = process.communicate(timeout=2 * stage.PATIENCE)
@@ -133,8 +133,8 @@ def opening(who: Person, path: Path) -> Task[OpenResult]:
 
 
 def kill_a_daemon(daemon: subprocess.Popen[bytes], alices: Vault, bobs: Vault) -> bool:
-    """Alice's, with requests in its hands: they are refused because of that, and bob notices nothing. False if the
-    machine was so busy that some were given up before."""
+    """Kills alice's daemon with pending requests. Checks that these are refused for that reason, and that bob's files
+    work meanwhile. False if the machine was so busy that some requests timed out before."""
     before = daemon_gone()
     for vault in (alices, bobs):
         vault.remount()
@@ -167,7 +167,7 @@ def kill_a_daemon(daemon: subprocess.Popen[bytes], alices: Vault, bobs: Vault) -
 
 
 def daemon_gone() -> int:
-    """How many requests the broker has refused because their daemon was gone."""
+    """Returns the number of requests that the broker has refused because their daemon had ended."""
     outcomes = (stage.broker_status() or {}).get("outcomes", {}).get("ecryptfs", {})
     return int(outcomes.get("daemon-gone", 0))
 
@@ -212,7 +212,7 @@ def run(files: int, bits: int, log: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`FILES BITS`: so many files for each of them, keys of so many bits. What the programs log goes to /results."""
+    """Runs the demonstration. `arguments`: number of files per user, size of keys in bits. Logs go to /results."""
     log = os.open("/results/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
         run(int(arguments[0]), int(arguments[1]), log)

@@ -1,14 +1,13 @@
 """Detects that a stream from the guest is complete.
 
-The guest's ports are queues of their own: the exit code can arrive while output is still under way, and
-closing a port tells the host nothing. So the guest ends every stream with a mark that is new for each run,
-and whoever reads the stream takes the mark out again."""
+The guest's ports are separate queues: the exit code can arrive before the end of the output, and the host does not see
+that a port was closed. So the guest ends every stream with a mark, unique for each run, which the reader removes."""
 
 from __future__ import annotations
 
 
 class MarkedStream:
-    """Takes chunks as they arrive; gives them back without the mark, and knows when the mark has come."""
+    """Removes the mark from a stream, chunk by chunk, and detects it."""
 
     def __init__(self, mark: bytes) -> None:
         self._mark = mark
@@ -16,7 +15,7 @@ class MarkedStream:
         self.complete = False
 
     def feed(self, chunk: bytes) -> bytes:
-        """The bytes that may be passed on now. What could be the beginning of the mark is held back."""
+        """Returns the bytes that can be passed on. Holds back what may be the beginning of the mark."""
         if self.complete:
             return b""
         data = self._held + chunk
@@ -30,7 +29,7 @@ class MarkedStream:
         return data[: len(data) - hold]
 
     def rest(self) -> bytes:
-        """What was held back, for when the machine ended without a mark."""
+        """Returns the bytes that were held back, if the machine has ended without a mark."""
         held, self._held = self._held, b""
         return held
 

@@ -6,24 +6,24 @@ import os
 
 
 class LabError(Exception):
-    """The lab could not do what was asked. `exit_code` is one of sysexits' codes."""
+    """Base class of the lab's errors. `exit_code`: as in sysexits.h."""
 
     exit_code = os.EX_SOFTWARE
 
 
 class LabUnavailable(LabError):
-    """Something the lab needs is missing on this machine; the message names it and the remedy."""
+    """A requirement of the lab is missing on this machine. The text names it and the remedy."""
 
     exit_code = os.EX_UNAVAILABLE
 
 
 class LabTimedOut(LabError):
-    """The time limit passed before the command ended; the machine was stopped."""
+    """The command did not end within the time limit. The machine was stopped."""
 
     exit_code = os.EX_TEMPFAIL
 
 
 class MachineDied(LabError):
-    """The machine ended before the command did: it did not boot, or its kernel panicked."""
+    """The machine ended before the command: it did not boot, or its kernel panicked."""
 
     exit_code = os.EX_OSERR

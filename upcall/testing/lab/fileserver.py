@@ -1,4 +1,4 @@
-"""A file server inside the lab's guest: a standalone smbd that knows people by their Kerberos tickets, and its mounts.
+"""Runs a file server in the lab's guest: a standalone smbd that authenticates users by Kerberos, and its mounts.
 
 with realm() as lab, server(lab) as share, request_key_lines(PEER):
     with mounted(share.unc, Path("/mnt"), sec="krb5", multiuser=True): ...
@@ -25,7 +25,7 @@ PORT = 445
 PEER = "create cifs.spnego * * /usr/sbin/cifs.upcall %k"
 RULES = Path("/etc/request-key.d")
 
-# What must be installed on the host, by Debian's packages.
+# Debian packages that must be installed on the host.
 PROGRAMS = {
     "krb5kdc": "krb5-kdc",
     "kadmin.local": "krb5-admin-server",
@@ -35,7 +35,7 @@ PROGRAMS = {
     "keyctl": "keyutils",
 }
 
-# What the kernel loads for the first mount, seconds long in a slow guest.
+# Modules that the kernel loads for the first mount, which takes seconds in a slow guest.
 _MODULES = ("cifs", "nls_utf8", "cmac", "ctr", "gcm", "ccm", "aes_generic", "ghash_generic", "sha512_generic")
 
 _SMB_CONF = """\
@@ -77,9 +77,9 @@ create mask = 0644
 
 
 class FileServer:
-    """smbd with one share, SHARE, in which each person has a folder; `files` is what it shows. Closed by `server`.
+    """smbd with one share, SHARE, with a folder for each user. `files`: the shared folder. Made by `server`.
 
-    Who comes with the machine's own ticket is root there."""
+    The machine's own principal is mapped to root."""
 
     def __init__(self, realm: Realm, folder: Path, encrypt: str = "required") -> None:
         self.realm, self.folder = realm, folder
@@ -107,9 +107,9 @@ class FileServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns when it takes connections."""
+        """Starts smbd, and waits until it accepts connections."""
         with (self.folder / "out").open("ab") as output:
-            process = self._process = subprocess.Popen(  # it makes itself a session, and so must not lead a group
+            process = self._process = subprocess.Popen(  # it calls setsid(2), so it must not lead a group
                 ["smbd", "-F", "-s", str(self.config)],
                 env=self.realm.environment,
                 stdin=subprocess.DEVNULL,
@@ -121,19 +121,19 @@ class FileServer:
             raise KerberosFailed(f"smbd: {self.log()}")
 
     def stop(self) -> None:
-        """Its children, one for each connection, end with it."""
+        """Ends smbd and its children, one for each connection."""
         if self._process is not None:
             end(self._process)
             self._process = None
             wait_until(lambda: not listening(PORT), "smbd to end")
 
     def restart(self) -> None:
-        """Every connection breaks: whoever uses the share next makes a new session."""
+        """Restarts smbd. All connections break, and the next access makes a new session."""
         self.stop()
         self.start()
 
     def drop_connections(self) -> None:
-        """The same for the clients, in a moment: the server itself goes on."""
+        """Breaks all connections, without restarting the server."""
         self.realm.run(["smbcontrol", "-s", str(self.config), "smbd", "kill-client-ip", "127.0.0.1"])
 
     def log(self) -> str:
@@ -141,13 +141,13 @@ class FileServer:
 
 
 def missing() -> list[str]:
-    """The packages that are not installed and need to be, for a realm and a file server."""
+    """Returns the missing packages for a realm and a file server."""
     return [package for program, package in PROGRAMS.items() if shutil.which(program, path=SYSTEM_PATH) is None]
 
 
 @contextlib.contextmanager
 def server(realm: Realm, encrypt: str = "required") -> Iterator[FileServer]:
-    """A file server that runs, and a kernel that is ready. `encrypt` as in smb.conf(5): required, desired, off."""
+    """Runs a file server, and loads the kernel's modules. `encrypt`: as in smb.conf(5): required, desired, off."""
     subprocess.run(["modprobe", "-a", *_MODULES], stderr=subprocess.DEVNULL, timeout=2 * PATIENCE)  # some are built in
     with tempfile.TemporaryDirectory(prefix="smbd-") as folder:
         Path(folder).chmod(0o755)
@@ -161,7 +161,7 @@ def server(realm: Realm, encrypt: str = "required") -> Iterator[FileServer]:
 
 @contextlib.contextmanager
 def request_key_lines(*lines: str) -> Iterator[None]:
-    """The only lines that /sbin/request-key finds in its folder meanwhile."""
+    """A context in which request-key's folder contains only these lines."""
     hidden = [(path, path.with_name(path.name + ".away")) for path in sorted(RULES.glob("*.conf"))]
     for path, away in hidden:
         path.rename(away)
@@ -179,9 +179,9 @@ def request_key_lines(*lines: str) -> Iterator[None]:
 
 
 def mount_here(mountpoint: Path, *options: str, host: str = FILE_SERVER, share: str = SHARE) -> None:
-    """mount(2) by this process, which may hang for good. OSError as the kernel has it.
+    """Calls mount(2) in this process; may block without a time-out. OSError of the kernel.
 
-    Not by mount.cifs, which tries other names and addresses and has its own words for errors."""
+    Not by mount.cifs, which tries other names and addresses, and reports errors by texts of its own."""
     mountpoint.mkdir(parents=True, exist_ok=True)
     source = f"//{host}/{share}"
     told = ",".join(["ip=127.0.0.1", f"unc={source.replace('/', chr(92))}", "vers=3.1.1", "sec=krb5", *options])
@@ -189,7 +189,7 @@ def mount_here(mountpoint: Path, *options: str, host: str = FILE_SERVER, share: 
 
 
 def mount_cifs(mountpoint: Path, *options: str, host: str = FILE_SERVER, patience: float = PATIENCE) -> int:
-    """The same in a child, waited for: 0, or the errno. TimeoutError if the kernel is still at it."""
+    """Calls mount(2) in a child. Returns 0 or the errno. TimeoutError after `patience` seconds."""
 
     def work() -> int:
         try:
@@ -203,7 +203,7 @@ def mount_cifs(mountpoint: Path, *options: str, host: str = FILE_SERVER, patienc
 
 @contextlib.contextmanager
 def mounted(mountpoint: Path, *options: str, host: str = FILE_SERVER) -> Iterator[Path]:
-    """A mount, taken away at the end. OSError as mount(2)."""
+    """A context with a mount, which is unmounted at its end. OSError of mount(2)."""
     do_as(person("root"), lambda: mount_here(mountpoint, *options, host=host), patience=PATIENCE)
     try:
         yield mountpoint
@@ -212,7 +212,7 @@ def mounted(mountpoint: Path, *options: str, host: str = FILE_SERVER) -> Iterato
 
 
 def unmount_soon(mountpoint: Path) -> None:
-    """Waits for whoever is in there still."""
+    """Unmounts; waits while processes use the mount."""
     wait_until(lambda: _unmounted(mountpoint), f"unmounting {mountpoint}")
 
 

@@ -1,4 +1,4 @@
-"""Makes the guest's configuration files in the initramfs."""
+"""Makes the guest's configuration files for the initramfs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True)
 class Session:
-    """One command for the guest. `mark` ends each of its streams; it is new for every run and one word.
-    `terminal` is (rows, columns) for a command that talks to a person; `kernel` names the lab's kernel; `init` is a
-    systemd that is to be process 1."""
+    """One command for the guest. `mark`: ends each of its streams; one word, unique for each run. `terminal`: (rows,
+    columns) for an interactive command. `kernel`: "qemu" or "uml". `init`: path of a systemd to run as process 1."""
 
     argv: Sequence[str]
     cwd: Path
@@ -38,7 +37,7 @@ class Session:
 
 
 def files(session: Session) -> dict[str, bytes]:
-    """The initramfs's files by name. Text that is no UTF-8 passes as the bytes it was on the command line."""
+    """Returns the initramfs's files by name. Arguments that are not UTF-8 keep their bytes."""
     scripts = resources.files(__package__)
     return {
         "init": (scripts / "init.sh").read_bytes(),
@@ -52,8 +51,8 @@ def files(session: Session) -> dict[str, bytes]:
 
 
 def command_script(session: Session) -> str:
-    """A shell script that becomes the command. The host's /bin/sh does the last step: busybox's would take
-    its own `ls` before the host's. 127 and 126 mean what they mean in any shell."""
+    """Returns a shell script that executes the command. The host's /bin/sh does that: busybox's would prefer its own
+    `ls` to the host's. Exit codes 126 and 127 are as in any shell."""
     environment = [shlex.quote(f"{name}={value}") for name, value in environment_for(session).items()]
     argv = [shlex.quote(argument) for argument in session.argv]
     return "\n".join(
@@ -66,7 +65,7 @@ def command_script(session: Session) -> str:
 
 
 def environment_for(session: Session) -> dict[str, str]:
-    """All that the command finds in its environment: nothing of the host's passes by itself."""
+    """Returns the command's environment. Nothing is inherited from the host."""
     environment = {
         "HOME": "/home/root",
         "LANG": "C.UTF-8",
@@ -83,7 +82,7 @@ def environment_for(session: Session) -> dict[str, str]:
 
 
 def python_folders() -> list[Path]:
-    """Where this Python and what it imports live, by every name they go by."""
+    """Returns the folders of this Python and its modules, by all their names (symbolic links included)."""
     package = Path(__file__).parent.parent.parent
     executable = Path(sys.executable)
     prefixes = [Path(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path)]
@@ -93,12 +92,12 @@ def python_folders() -> list[Path]:
 
 
 def hidden(paths: Sequence[Path]) -> list[Path]:
-    """Those that lie in folders which start empty in the guest, the outer before the inner."""
+    """Returns the paths in folders that are empty in the guest at first, outer ones first."""
     return sorted({path for path in paths if any(empty in path.parents for empty in EMPTY_IN_GUEST)})
 
 
 def closed(paths: Sequence[Path]) -> list[Path]:
-    """Of the paths and the folders above them those that not everybody may enter."""
+    """Returns those of the paths and their parent folders that not all users may enter."""
     folders = {folder for path in paths for folder in (path, *path.parents)}
     return sorted(folder for folder in folders if ~folder.stat().st_mode & EVERYBODY_ENTERS)
 
@@ -109,7 +108,7 @@ def _settings(session: Session) -> str:
         "RELEASE": session.release,
         "MODULES": str(session.modules),
         "MARK": session.mark,
-        # Whose files these are is as on the host; in the guest root runs them.
+        # Files have the same owners as on the host; the guest's root runs them.
         "TRUSTED": "" if os.geteuid() != 0 or trust.faults() else "yes",
         "INIT": str(session.init or ""),
         "INTERACTIVE": "yes" if session.terminal else "",

@@ -1,11 +1,11 @@
-"""The lab's kernels, each with a busybox, kept in the user's cache folder, and the initramfs made from them.
+"""Fetches the lab's kernels, each with a busybox, into the user's cache folder, and makes the initramfs.
 
     ~/.cache/upcall/testing/lab/PACKAGE_VERSION/   vmlinuz  busybox  release  modules/
     ~/.cache/upcall/testing/lab/current            a link to the newest of these that QEMU boots
     ~/.cache/upcall/testing/lab/current-uml        the same for User-mode Linux: there vmlinuz is a program
 
-A folder is made under another name and renamed when it is complete, so that two first runs at once disturb
-nobody. Whoever uses one holds a shared lock on it; a fetch removes older ones that nobody holds."""
+A folder is made under another name and renamed when it is complete, so that concurrent first runs do not conflict. A
+process that uses a folder holds a shared lock on it. A fetch removes older ones that are not locked."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ from upcall.testing.lab.modules import load_order
 from upcall.testing.lab.packages import Say
 
 BUSYBOX_PACKAGE = "busybox-static"
-NEEDED_BYTES = 1 << 30  # while it is unpacked; about 400 MB stay
+NEEDED_BYTES = 1 << 30  # while unpacking; afterwards about 400 MB
 
 
 @dataclass(frozen=True)
 class GuestKernel:
-    """One of the lab's two. `current` is its link in the cache, `folders` what the names of its folders begin with,
-    `origin` the package that apt must know, `modules` what the guest needs before it sees the host's files, and what
-    every command finds loaded."""
+    """One of the lab's two kernels. `current`: its link in the cache. `folders`: prefix of its folders' names.
+    `origin`: its package. `modules`: loaded before each command; the guest needs them to access the host's files."""
 
     name: str
     current: str
@@ -41,7 +40,7 @@ class GuestKernel:
     modules: tuple[str, ...]
 
     def package(self) -> str | None:
-        """The package with the kernel itself; None when apt knows none."""
+        """Returns the package with the kernel itself; None if apt does not know one."""
         if self.origin == packages.KERNEL_META_PACKAGE:
             return packages.kernel_package()
         return self.origin
@@ -59,7 +58,7 @@ KERNELS = {kernel.name: kernel for kernel in (QEMU, UML)}
 
 
 def named(kernel: str) -> GuestKernel:
-    """One of KERNELS. Raises ValueError, which names them, for any other."""
+    """Returns one of KERNELS by name. ValueError, which names them, for another name."""
     try:
         return KERNELS[kernel]
     except KeyError:
@@ -68,7 +67,7 @@ def named(kernel: str) -> GuestKernel:
 
 @dataclass(frozen=True)
 class Image:
-    """A complete folder in the cache; `release` is what `uname -r` says in the guest."""
+    """A complete folder in the cache. `release`: as `uname -r` prints it in the guest."""
 
     folder: Path
     release: str
@@ -84,12 +83,12 @@ class Image:
 
     @property
     def modules(self) -> Path:
-        """What belongs at /lib/modules/RELEASE."""
+        """The folder for /lib/modules/RELEASE."""
         return self.folder / "modules"
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keeps a later fetch from removing the folder."""
+        """A context in which a fetch does not remove the folder."""
         with (self.folder / "release").open("rb") as held:
             fcntl.flock(held, fcntl.LOCK_SH)
             yield
@@ -101,7 +100,7 @@ def cache_folder() -> Path:
 
 
 def cached(kernel: GuestKernel = QEMU) -> Image | None:
-    """The image that a run would use, or None before the first fetch."""
+    """Returns the image that a run uses; None before the first fetch."""
     try:
         folder = (cache_folder() / kernel.current).resolve(strict=True)
         return Image(folder, (folder / "release").read_text().strip(), kernel)
@@ -110,14 +109,14 @@ def cached(kernel: GuestKernel = QEMU) -> Image | None:
 
 
 def ensure(say: Say, kernel: GuestKernel = QEMU) -> Image:
-    """The cached image, fetched first if there is none."""
+    """Returns the cached image; fetches it first if there is none. LabUnavailable."""
     return cached(kernel) or fetch(say, kernel)
 
 
 def fetch(say: Say, kernel: GuestKernel = QEMU) -> Image:
-    """Downloads the newest kernel that apt knows, unless the cache has it, and makes it the current one.
+    """Downloads apt's newest kernel, unless the cache has it, and makes it the current one.
 
-    Raises LabUnavailable with the remedy when it cannot."""
+    LabUnavailable, with the remedy, if that fails."""
     packages.require_tools()
     package, version = _package_to_fetch(kernel, say)
     cache = cache_folder()
@@ -152,13 +151,13 @@ def _package_to_fetch(kernel: GuestKernel, say: Say) -> tuple[str, str]:
 
 
 def _make(package: str, temporary: Path, say: Say) -> Path:
-    """Downloads and unpacks into `temporary`; gives the folder that is ready to be renamed."""
+    """Downloads and unpacks into `temporary`. Returns the complete folder, to be renamed."""
     unpacked, made = temporary / "unpacked", temporary / "made"
     made.mkdir()
     for file in packages.download([package, BUSYBOX_PACKAGE], temporary, say):
         packages.unpack(file, unpacked)
     say("indexing the kernel's modules")
-    # Older and newer packages differ in what lies below /usr; User-mode Linux has places of its own.
+    # Packages differ in whether files are below /usr; User-mode Linux has other paths.
     busybox = _only(unpacked, "bin/busybox", "usr/bin/busybox")
     vmlinuz = _only(unpacked, "boot/vmlinuz-*", "usr/bin/linux.uml")
     modules = _only(unpacked, "lib/modules/*", "usr/lib/modules/*", "usr/lib/uml/modules/*")
@@ -180,9 +179,9 @@ def _only(folder: Path, *patterns: str) -> Path:
 
 
 def _index(busybox: Path, modules: Path, root: Path) -> None:
-    """Moves the modules to where depmod looks for them below `root`, and indexes them there.
+    """Moves the modules to depmod's path below `root`, and runs depmod.
 
-    Debian's package leaves modules.dep and its like to the installation; busybox's depmod needs no root."""
+    Debian's package does not contain modules.dep and similar files. busybox's depmod needs no root."""
     (root / "lib/modules").mkdir(parents=True)
     moved = modules.rename(root / "lib/modules" / modules.name)
     done = subprocess.run([str(busybox), "depmod", "-b", str(root), moved.name], capture_output=True, text=True)
@@ -194,7 +193,7 @@ def _put_in_place(made: Path, complete: Path) -> None:
     try:
         made.rename(complete)
     except OSError:
-        if not complete.is_dir():  # otherwise somebody else was quicker, with the same contents
+        if not complete.is_dir():  # otherwise another process was faster, with the same content
             raise
 
 
@@ -215,9 +214,8 @@ def _remove_older(complete: Path, kernel: GuestKernel) -> None:
 
 
 def initramfs(image: Image, files: dict[str, bytes]) -> bytes:
-    """An uncompressed initramfs (unpacking is what an emulated processor is slow at): busybox as
-    /bin/busybox, the modules as /modules/NN-NAME in the order they must be loaded, and `files`, of which only
-    root may see the inside."""
+    """Returns an initramfs, uncompressed because an emulated processor is slow at unpacking: busybox as /bin/busybox,
+    the modules as /modules/NN-NAME in the order in which to load them, and `files`, readable by root only."""
     order = load_order((image.modules / "modules.dep").read_text(), image.of.modules)
     entries = [
         cpio.file("bin/busybox", image.busybox.read_bytes(), 0o755),

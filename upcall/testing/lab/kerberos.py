@@ -1,9 +1,10 @@
-"""A Kerberos realm inside the lab's guest: MIT's KDC with a fresh database, people's tickets, keytabs.
+"""Runs a Kerberos realm in the lab's guest: MIT's KDC with a new database, users' tickets, keytabs.
 
     with realm() as lab:
         lab.login(person("alice"))
 
-The guest's /etc/krb5.conf and /etc/hosts lead to it meanwhile: what the kernel starts sees no environment of ours.
+Meanwhile the guest's /etc/krb5.conf and /etc/hosts refer to it: programs that the kernel starts inherit no
+environment.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from upcall.core.errors import UpcallError
 from upcall.testing.lab.stage import PATIENCE, Person, end, wait_until
 
 NAME = "LAB.TEST"
-ELSEWHERE = "ELSEWHERE.TEST"  # a realm that nobody serves
+ELSEWHERE = "ELSEWHERE.TEST"  # a realm without a KDC
 HOST = "lab.lab.test"  # this machine's own principal is host/ of it
 FILE_SERVER = "fs.lab.test"
 UNKNOWN_SERVER = "unknown.lab.test"  # the KDC has no principal for it
-FOREIGN_SERVER = "fs.elsewhere.test"  # belongs to the realm that nobody serves
+FOREIGN_SERVER = "fs.elsewhere.test"  # belongs to the realm without a KDC
 PEOPLE = ("alice", "bob")
 
 KDC_PORT = 88
@@ -55,7 +56,7 @@ admin_server = FILE:{folder}/kadmin.log
 default = FILE:{folder}/krb5.log
 """
 
-# The account information of Active Directory (PAC) would take a domain: a standalone smbd goes by the ticket's name.
+# No account information of Active Directory (PAC), which needs a domain: a standalone smbd uses the ticket's name.
 _KDC_CONF = """\
 [kdcdefaults]
 kdc_listen = ""
@@ -73,11 +74,11 @@ kdc_tcp_listen = 127.0.0.1:{port}
 
 
 class KerberosFailed(UpcallError):
-    """A program of Kerberos or Samba did not do what it should; the text is what it said."""
+    """A program of Kerberos or Samba failed. The text is its output."""
 
 
 class Realm:
-    """A KDC on the loopback, its files in `folder`. Closed by `realm`."""
+    """A KDC on the loopback, with its files in `folder`. Made by `realm`."""
 
     def __init__(self, folder: Path, name: str = NAME) -> None:
         self.folder, self.name = folder, name
@@ -100,23 +101,23 @@ class Realm:
 
     @property
     def server_keytab(self) -> Path:
-        """Of the file server."""
+        """The path of the file server's keytab."""
         return self.folder / "server.keytab"
 
     @property
     def machine_keytab(self) -> Path:
-        """Of host/HOST; `installed_keytab` puts it where programs look for it."""
+        """The path of the keytab of host/HOST. `installed_keytab` copies it to the system's path."""
         return self.folder / "machine.keytab"
 
     def administer(self, *commands: str) -> None:
-        """Commands of kadmin.local. They go in by its standard input: there are passwords in them."""
+        """Runs commands of kadmin.local. Passes them by its standard input, because they contain passwords."""
         said = self.run(["kadmin.local", "-r", self.name], stdin="".join(f"{command}\n" for command in commands))
         complaints = [line for line in said.splitlines() if line.startswith("kadmin.local: ") and " while " in line]
         if complaints:
             raise KerberosFailed("; ".join(complaints))
 
     def run(self, argv: Sequence[str], who: Person | None = None, stdin: str = "", **environment: str) -> str:
-        """One of Kerberos's programs, as root or as somebody else; what it printed. KerberosFailed."""
+        """Runs a program of Kerberos; returns its output. `who`: its user; None: root. KerberosFailed."""
         done = subprocess.run(
             argv,
             input=stdin,
@@ -137,7 +138,7 @@ class Realm:
     # --- the KDC -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Returns when it takes connections."""
+        """Starts the KDC, and waits until it accepts connections."""
         with (self.folder / "kdc.out").open("ab") as output:
             self._kdc = subprocess.Popen(["krb5kdc", "-n"], env=self.environment, stdout=output, stderr=output)
         wait_until(lambda: listening(KDC_PORT), "the KDC")
@@ -148,7 +149,7 @@ class Realm:
             self._kdc = None
 
     def pause(self) -> None:
-        """It takes connections still, and answers nothing: the worst that a KDC can do."""
+        """Stops the KDC by SIGSTOP: the kernel accepts connections, but there are no answers."""
         self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
@@ -161,17 +162,18 @@ class Realm:
     # --- tickets -----------------------------------------------------------------------------------------------
 
     def login(self, who: Person, principal: str | None = None, lifetime: float = 3600, ccache: str = "") -> None:
-        """A ticket-granting ticket for this person. `ccache` is a name as in KRB5CCNAME; "" is where all look."""
+        """Obtains a ticket-granting ticket for this user. `lifetime`: seconds. `ccache`: a name as in KRB5CCNAME; "":
+        the default cache."""
         name = principal or who.name
         where = {"KRB5CCNAME": ccache} if ccache else {}
         self.run(["kinit", "-l", f"{lifetime:.0f}s", name], who, f"{self._passwords[name]}\n", **where)
 
     def logout(self, who: Person) -> None:
-        """Takes the ticket away again, if there is one."""
+        """Destroys the user's ticket, if there is one."""
         default_ccache(who).unlink(missing_ok=True)
 
     def login_for_a_moment(self, who: Person) -> None:
-        """A ticket that has expired when this returns."""
+        """Obtains a ticket and waits until it has expired."""
         self.login(who, lifetime=1)
         wait_until(lambda: not self.has_valid_ticket(who), f"the ticket of {who.name} to expire")
 
@@ -184,7 +186,7 @@ class Realm:
 
     @contextlib.contextmanager
     def installed_keytab(self) -> Iterator[Path]:
-        """The machine's keytab, where root's programs look for it."""
+        """A context with the machine's keytab at the system's path."""
         shutil.copyfile(self.machine_keytab, MACHINE_KEYTAB)
         MACHINE_KEYTAB.chmod(0o600)
         try:
@@ -197,11 +199,11 @@ class Realm:
 
 
 def default_ccache(who: Person) -> Path:
-    return Path(f"/tmp/krb5cc_{who.uid}")  # noqa: S108 - where Kerberos has it
+    return Path(f"/tmp/krb5cc_{who.uid}")  # noqa: S108 - the default of libkrb5
 
 
 def listening(port: int) -> bool:
-    """Whether somebody takes connections at this port of the loopback."""
+    """Returns whether a process accepts connections at this port of the loopback."""
     try:
         socket.create_connection(("127.0.0.1", port), 2).close()
     except OSError:
@@ -211,7 +213,7 @@ def listening(port: int) -> bool:
 
 @contextlib.contextmanager
 def realm(name: str = NAME) -> Iterator[Realm]:
-    """A realm whose KDC runs. One at a time; everything is as before afterwards, but for people's tickets."""
+    """A context with a running realm, one at a time. Restores all files at its end, except users' tickets."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="realm-")))
         config = _KRB5_CONF.format(name=name, folder=folder, port=KDC_PORT, elsewhere=ELSEWHERE)
@@ -226,7 +228,7 @@ def realm(name: str = NAME) -> Iterator[Realm]:
 
 @contextlib.contextmanager
 def replaced(file: Path, change: Callable[[str], str]) -> Iterator[None]:
-    """Other contents for one of the guest's own files. Refuses on any machine that is not the lab's."""
+    """A context with another content for one of the guest's files. Refuses to run outside the lab."""
     if not os.environ.get("UPCALL_LAB"):
         raise KerberosFailed(f"{file} is changed in the lab's guest only")
     before = file.read_text() if file.exists() else None

@@ -1,5 +1,6 @@
-"""The kernel's log as /dev/kmsg gives it (Documentation/ABI/testing/dev-kmsg): reading it, and finding faults
-in it."""
+"""Parses the kernel's log as read from /dev/kmsg, and finds faults in it.
+
+Source: Documentation/ABI/testing/dev-kmsg."""
 
 from __future__ import annotations
 
@@ -18,8 +19,7 @@ FAULT = re.compile(
 
 @dataclass(frozen=True)
 class KernelMessage:
-    """One message: its facility (0 is the kernel itself), its level (0 to 7), seconds since boot, and its
-    text."""
+    """One message: facility (0: the kernel), level (0 to 7), seconds since boot, and text."""
 
     facility: int
     level: int
@@ -31,10 +31,10 @@ class KernelMessage:
 
 
 def records(raw: bytes) -> Iterator[KernelMessage]:
-    """The messages in what was read from /dev/kmsg: `priority,sequence,microseconds,flags;text`.
+    """Yields the messages in data from /dev/kmsg, with lines `priority,sequence,microseconds,flags;text`.
 
-    Lines that begin with a space belong to the message before (its dictionary) and are left out, as is a line
-    that was cut short by the machine's end."""
+    Skips lines that begin with a space (the dictionary of the message before), and a line that the machine's end
+    truncated."""
     for line in raw.decode(errors="replace").split("\n"):
         prefix, semicolon, text = line.partition(";")
         fields = prefix.split(",")
@@ -44,17 +44,15 @@ def records(raw: bytes) -> Iterator[KernelMessage]:
 
 
 def faults(raw: bytes) -> list[str]:
-    """The texts in which the kernel reports a fault of its own. What programs write to /dev/kmsg does not
-    count."""
+    """Returns the texts that report a fault of the kernel itself. Ignores what programs write to /dev/kmsg."""
     return [record.text for record in records(raw) if record.facility == KERNEL_FACILITY and FAULT.search(record.text)]
 
 
 def console_faults(console: str) -> list[str]:
-    """The same in what reached the console: after a panic it holds lines that /dev/kmsg had no time to
-    give."""
+    """Returns faults in the console's output, which after a panic has lines that did not reach /dev/kmsg."""
     return [line.strip() for line in console.splitlines() if FAULT.search(line)]
 
 
 def readable(raw: bytes) -> str:
-    """The log as `dmesg --raw` prints it."""
+    """Formats the log as `dmesg --raw` does."""
     return "".join(f"{record}\n" for record in records(raw))

@@ -31,9 +31,9 @@ RUNNING = {"qemu": qemu.running, "uml": uml.running}
 
 @dataclass(frozen=True)
 class Result:
-    """How the command ended, and what the guest said. `stdout` and `stderr` are empty where a sink took them.
-    `kernel_faults` are the lines in which the guest's kernel reports a fault of its own; `kernel_log` is all
-    of it. `boot_seconds` passed before the command started, `seconds` in all."""
+    """The result of a command. `stdout` and `stderr`: empty if a sink received them. `kernel_faults`: lines of the
+    kernel's log that report a fault of the kernel. `kernel_log`: the whole log. `boot_seconds`: until the command
+    started; `seconds`: in all."""
 
     returncode: int
     stdout: bytes
@@ -63,13 +63,13 @@ def run(
     kernel: str = "qemu",
     init: Path | None = None,
 ) -> Result:
-    """Boots a machine and runs `argv` there as root, in the folder `cwd` (ours if not given).
+    """Boots a machine and runs `argv` there as root. Blocks until the command ends.
 
-    `kernel` is "qemu" or "uml" (see `upcall.testing.lab`). `timeout` (seconds) covers the boot too; `memory` is in MB;
-    `cpus` (2 if not given) is for "qemu" only; `init` is the path of a systemd that becomes process 1 and runs the
-    command as its first service, and nothing else by itself. What the command writes goes to the sinks as
-    it comes, or into the Result. Files that it leaves in /results, and the kernel's log as `kmsg`, appear in
-    the folder `results`, also when this raises: LabUnavailable, LabTimedOut or MachineDied."""
+    `cwd`: its working directory; default: this process's. `kernel`: "qemu" or "uml", see `upcall.testing.lab`.
+    `timeout`: seconds, including the boot. `memory`: MB. `cpus`: for "qemu" only; default: 2. `init`: path of a
+    systemd to run as process 1, with the command as its only service. Output goes to the sinks as it arrives,
+    otherwise to the Result. `results`: a folder that receives the files of /results, and the kernel's log as `kmsg`,
+    also if this raises LabUnavailable, LabTimedOut or MachineDied."""
     if not argv:
         raise ValueError("no command to run")
     wanted = image.named(kernel)
@@ -106,12 +106,12 @@ def _through(
     given: Mapping[str, Sink | None],
     terminal: PseudoTerminal | None,
 ) -> Result:
-    """The machine's life, from its start to its Result."""
+    """Runs a machine from its start to its end. Returns the Result."""
     started = time.monotonic()
     kept = {"out": bytearray(), "err": bytearray(), "log": bytearray()}
     sinks: dict[str, Sink] = {name: given.get(name) or gathered.extend for name, gathered in kept.items()}
     if terminal:
-        del sinks["err"]  # a terminal has but one stream
+        del sinks["err"]  # a terminal has only one stream
     carrier = Carrier(mark, sinks, started + timeout if timeout else None, terminal)
     try:
         with _ports() as (ours, theirs), _running(machine, theirs) as process:
@@ -140,7 +140,7 @@ def _through(
 
 @contextlib.contextmanager
 def _ports() -> Iterator[tuple[dict[str, socket.socket], dict[str, socket.socket]]]:
-    """Connected sockets by the ports' names: our ends, and those for the machine."""
+    """A context with connected sockets by the ports' names: this process's ends, and the machine's."""
     with contextlib.ExitStack() as stack:
         pairs = {name: socket.socketpair() for name in PORTS}
         for pair in pairs.values():
@@ -151,10 +151,10 @@ def _ports() -> Iterator[tuple[dict[str, socket.socket], dict[str, socket.socket
 
 @contextlib.contextmanager
 def _running(machine: Machine, ports: Mapping[str, socket.socket]) -> Iterator[subprocess.Popen[bytes]]:
-    """The started machine; however the block is left, it has ended and is reaped afterwards."""
+    """A context with a running machine. At its end the machine was killed and reaped, also after an exception."""
     with RUNNING[machine.image.of.name](machine, ports) as process:
         for port in ports.values():
-            port.close()  # or we would never see the end of our own ends
+            port.close()  # otherwise this process's ends would never report end of file
         yield process
 
 
@@ -163,7 +163,7 @@ def _faults(machine: Machine, log: bytes) -> list[str]:
 
 
 def last_words(machine: Machine, booted: bool) -> str:
-    """Why the machine ended, as far as it or what runs it said."""
+    """Returns why the machine ended, from its console and the output of the program that runs it."""
     what = "the machine ended before the command did" if booted else "the machine did not boot"
     lines = [line.strip() for line in _text(machine.complaints).splitlines()]
     console = _text(machine.console).splitlines()

@@ -1,4 +1,4 @@
-"""Which kernel modules must be loaded before which, read from a kernel's modules.dep."""
+"""Determines the order in which to load kernel modules, from a kernel's modules.dep."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import PurePosixPath
 
 
 def module_name(path: str) -> str:
-    """`kernel/fs/9p/9p.ko.xz` is the module `9p`; the kernel takes - and _ for the same letter."""
+    """Returns the name of a module: `kernel/fs/9p/9p.ko.xz` is `9p`. `-` becomes `_`, which the kernel treats as
+    equal."""
     return PurePosixPath(path).name.split(".ko")[0].replace("-", "_")
 
 
 def parse_dependencies(modules_dep: str) -> dict[str, list[str]]:
-    """The text of modules.dep as {path: the paths it needs}, paths relative to the kernel's module folder."""
+    """Parses modules.dep. Returns path -> paths that it needs, relative to the kernel's module folder."""
     needs: dict[str, list[str]] = {}
     for line in modules_dep.splitlines():
         path, colon, rest = line.partition(":")
@@ -22,10 +23,10 @@ def parse_dependencies(modules_dep: str) -> dict[str, list[str]]:
 
 
 def load_order(modules_dep: str, wanted: Iterable[str]) -> list[str]:
-    """The paths to load, each after all it needs, so that every name in `wanted` is loaded at the end.
+    """Returns the paths to load for the modules `wanted`, each after the ones that it needs.
 
-    Raises KeyError with the name of a module that modules.dep does not list, and ValueError for a circle.
-    The order that depmod writes is not relied on: kmod and busybox disagree about it."""
+    KeyError with a module's name if modules.dep does not list it; ValueError if dependencies are circular. Does not
+    rely on the order of modules.dep, which differs between kmod and busybox."""
     needs = parse_dependencies(modules_dep)
     paths = {module_name(path): path for path in needs}
     order: list[str] = []

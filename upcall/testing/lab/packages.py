@@ -1,5 +1,4 @@
-"""Debian packages, fetched with apt and unpacked with dpkg-deb: nothing is installed, and root is not
-needed."""
+"""Downloads Debian packages with apt and unpacks them with dpkg-deb. Installs nothing, and needs no root."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ def missing_tools() -> list[str]:
 
 
 def require_tools() -> None:
-    """Raises LabUnavailable when this is no system with apt and dpkg."""
+    """LabUnavailable if the system has no apt or dpkg."""
     if missing := missing_tools():
         raise LabUnavailable(
             f"{', '.join(missing)} not found: the lab's kernel comes from Debian's archive; "
@@ -35,20 +34,19 @@ def require_tools() -> None:
 
 
 def candidate(package: str) -> str | None:
-    """The version that apt would download now, or None when its lists do not have the package."""
+    """Returns the version that apt would download; None if its lists do not have the package."""
     found = re.search(r"^ *Candidate: (\S+)$", _query("policy", package), re.MULTILINE)
     return found[1] if found and found[1] != "(none)" else None
 
 
 def kernel_package() -> str | None:
-    """The package with the kernel itself, which Debian's meta package depends on; None when apt knows
-    none."""
+    """Returns the package with the kernel itself, on which Debian's meta package depends; None if apt knows none."""
     found = re.search(r"^ *Depends: (linux-image-\S+)$", _query("depends", KERNEL_META_PACKAGE), re.MULTILINE)
     return found[1] if found else None
 
 
 def update_lists(say: Say) -> None:
-    """Runs `apt-get update`, which only root may. Raises LabUnavailable otherwise, or when it fails."""
+    """Runs `apt-get update`, which needs root. LabUnavailable if this process is not root, or it fails."""
     if os.geteuid() != 0:
         raise LabUnavailable("apt's package lists do not have what the lab needs: run `apt-get update` as root first")
     say("updating apt's package lists")
@@ -56,8 +54,7 @@ def update_lists(say: Say) -> None:
 
 
 def download(packages: Sequence[str], folder: Path, say: Say) -> list[Path]:
-    """Downloads the packages into `folder`, apt checking their hashes; gives the .deb files, in no special
-    order."""
+    """Downloads packages into `folder`; apt checks their hashes. Returns the .deb files, in any order."""
     say(f"downloading {', '.join(packages)}")
     _apt_get("download", folder, *packages)
     return sorted(folder.glob("*.deb"))
@@ -76,9 +73,9 @@ def _query(*arguments: str) -> str:
 
 
 def _apt_get(verb: str, folder: Path, *packages: str) -> None:
-    options = ["-q", "-o", "APT::Sandbox::User=root"]  # apt's own user could not write to the folder
+    options = ["-q", "-o", "APT::Sandbox::User=root"]  # the user _apt could not write to the folder
     try:
-        # What apt says belongs to people, so it goes where errors go: standard output is the guest's.
+        # apt's output goes to stderr: stdout is for the guest's output.
         done = subprocess.run(
             ["apt-get", *options, verb, *packages],
             cwd=folder,

@@ -20,24 +20,22 @@ PROGRAM = "qemu-system-x86_64"
 REMEDY = "apt-get install --no-install-recommends qemu-system-x86"
 PR_SET_PDEATHSIG = 1
 
-# `quiet` keeps all but errors from the emulated serial line, which is slow; the whole log comes through
-# /dev/kmsg. The processor's side channels do not matter to a guest that its user owns, and their remedies are
-# slow to emulate.
+# `quiet` limits the output on the slow emulated serial line to errors; the whole log is read from /dev/kmsg.
+# Mitigations of the processor's side channels are off: the guest belongs to the user, and they are slow to emulate.
 #
-# The kernel would mistrust the emulated TSC and read the time from an emulated HPET, which costs microseconds.
+# The kernel would not trust the emulated TSC, and would read an emulated HPET, which costs microseconds.
 KERNEL_OPTIONS = (
     "console=ttyS0 quiet panic=-1 printk.devkmsg=on log_buf_len=4M mitigations=off tsc=reliable clocksource=tsc"
 )
 
 
 def command_line(machine: Machine, ports: Mapping[str, int]) -> list[str]:
-    """The whole argument list; `ports` has the descriptor of a connected socket for each of PORTS."""
+    """Returns QEMU's command. `ports`: descriptors of connected sockets for all of PORTS."""
     line = [
         PROGRAM,
         *("-no-user-config", "-nodefaults", "-no-reboot"),
         *("-display", "none", "-machine", "pc", "-rtc", "base=utc"),
-        # KVM is left alone on purpose: in a machine that is itself virtual it may exist and hang at the
-        # firmware.
+        # Without KVM: in a virtual machine it may exist, but hang in the firmware.
         *("-accel", "tcg,thread=multi", "-cpu", "max"),
         *("-smp", str(machine.cpus), "-m", str(machine.memory)),
         *("-kernel", str(machine.image.kernel), "-initrd", str(machine.initramfs), "-append", KERNEL_OPTIONS),
@@ -55,7 +53,8 @@ def command_line(machine: Machine, ports: Mapping[str, int]) -> list[str]:
 
 @contextlib.contextmanager
 def running(machine: Machine, ports: Mapping[str, socket.socket]) -> Iterator[subprocess.Popen[bytes]]:
-    """QEMU, started with our ends' partners; however the block is left, it has ended and is reaped afterwards."""
+    """A context with a running QEMU. `ports`: its ends of the sockets. At the context's end QEMU was killed and
+    reaped, also after an exception."""
     with machine.complaints.open("wb") as complaints:
         process = _start(machine, ports, complaints.fileno())
     try:
@@ -75,13 +74,14 @@ def _start(machine: Machine, ports: Mapping[str, socket.socket], errors: int) ->
         stdout=errors,
         stderr=errors,
         pass_fds=tuple(descriptors.values()),
-        start_new_session=True,  # a Ctrl-C is for us; we end the machine in our own order
+        start_new_session=True,  # Ctrl-C must reach only this process, which ends the machine in order
         preexec_fn=_die_with(os.getpid()),
     )
 
 
 def _die_with(parent: int) -> Callable[[], None]:
-    """For the child to run before it becomes QEMU: the kernel is to kill it when we end, however we end."""
+    """Returns a function for the child to call before exec: sets PR_SET_PDEATHSIG, so that QEMU ends with this
+    process."""
     prctl = libc.function("prctl")
 
     def in_child() -> None:
@@ -97,5 +97,5 @@ def _shared(tag: str, folder: Path, access: str) -> str:
 
 
 def _escaped(path: Path) -> str:
-    """A comma ends a value in QEMU's options, two stand for one."""
+    """Escapes a path in QEMU's options, where commas end a value and are doubled."""
     return str(path).replace(",", ",,")

@@ -1,7 +1,7 @@
-"""The folder that the guest writes its results to.
+"""Manages the folder to which the guest writes its results.
 
-Every user in the guest may write there, which nobody else on the host should: the guest gets a folder inside
-a private one, and what it left is moved to its place when the machine has ended."""
+All users of the guest may write there, but other users of the host must not. So the guest writes to a folder inside a
+private one, and its files are moved when the machine has ended."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def staging(results: Path | None) -> Iterator[Path]:
-    """Gives the folder for the guest; at the end, however it comes, its contents are in `results` (if
-    any)."""
+    """A context with the folder for the guest. At its end, also after an exception, moves the content to `results`,
+    unless that is None."""
     if results is not None:
         results.mkdir(parents=True, exist_ok=True)
-    # Inside `results`, so that moving is renaming.
+    # Inside `results`, so that files can be renamed.
     private = Path(tempfile.mkdtemp(prefix=".lab-", dir=results))
     writable = private / "results"
     try:
@@ -34,8 +34,8 @@ def staging(results: Path | None) -> Iterator[Path]:
 
 
 def merge(source: Path, target: Path) -> None:
-    """Moves what is in `source` into `target`, replacing what has the same name. Links are moved, not
-    followed."""
+    """Moves the content of `source` into `target`, replacing entries of the same name. Does not follow symbolic
+    links."""
     for entry in sorted(source.iterdir()):
         place = target / entry.name
         if place.is_dir() and not place.is_symlink():

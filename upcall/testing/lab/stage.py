@@ -1,7 +1,7 @@
-"""Inside the lab's guest: people with daemons, keys and eCryptfs mounts of their own, for demonstrations and tests.
+"""Sets up users with daemons, keys and eCryptfs mounts in the lab's guest, for demonstrations and tests.
 
-Everything here is done by root in the guest, partly in forked children that take another person's place: credentials
-and keyrings belong to processes.
+Runs as the guest's root, partly in forked children with another user's credentials and keyrings, which belong to
+processes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from upcall.testing.lab import kernellog
 
 T = TypeVar("T")
 
-PATIENCE = 180.0  # seconds for anything to become true in a guest that is emulated on a busy machine
+PATIENCE = 180.0  # seconds: time-out for events in a guest that is emulated on a busy machine
 
 
 class Person(NamedTuple):
@@ -55,7 +55,7 @@ class Person(NamedTuple):
 
 
 def person(name: str) -> Person:
-    """A user by name, with a runtime folder as a login would have made it."""
+    """Returns a user by name, and creates the runtime folder that a login would create."""
     entry = pwd.getpwnam(name)
     folder = Path(f"/run/user/{entry.pw_uid}")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -64,13 +64,13 @@ def person(name: str) -> Person:
 
 
 class ChildFailed(UpcallError):
-    """A forked child raised, or was killed; the text is its traceback."""
+    """A forked child raised an exception, or was killed. The text is its traceback."""
 
 
 class Task(Generic[T]):
-    """A forked child that does something in a person's place: with that person's ids and keyrings.
+    """A forked child that runs a function with a user's ids and keyrings.
 
-    `output` takes what it writes to stderr. Forked, not started: importing Python anew costs seconds in the guest.
+    `output`: a file for its stderr. By fork without exec: starting Python takes seconds in the guest.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Task(Generic[T]):
         return f"<Task {self.pid}>"
 
     def fileno(self) -> int:
-        """Readable once it has ended; until then, and before `result` was asked for."""
+        """Returns a descriptor that is readable once the child has ended. Only before `result` was called."""
         return self._pidfd
 
     @property
@@ -103,7 +103,8 @@ class Task(Generic[T]):
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def result(self, patience: float = PATIENCE) -> T:
-        """What the work returned. Raises its OSError, ChildFailed for anything else, TimeoutError if it goes on."""
+        """Waits for the function's end, and returns its result. Raises its OSError; ChildFailed for other exceptions;
+        TimeoutError after `patience` seconds."""
         if self._pidfd >= 0:
             self._outcome = self._collect(time.monotonic() + patience)
         if isinstance(self._outcome, OSError | ChildFailed):
@@ -120,7 +121,7 @@ class Task(Generic[T]):
         _, status = os.waitpid(self.pid, 0)
         if not data:
             return ChildFailed(f"{self!r} ended with {os.waitstatus_to_exitcode(status)}")
-        return pickle.loads(data)  # noqa: S301 - our own child wrote it
+        return pickle.loads(data)  # noqa: S301 - written by our own child
 
     def _read(self, deadline: float) -> bytes:
         if not select.select([self._reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -128,7 +129,7 @@ class Task(Generic[T]):
         return os.read(self._reader, 1 << 16)
 
     def end(self, number: int = signal.SIGTERM) -> None:
-        """Asks it to end, and kills it if that does not help within a few seconds."""
+        """Sends a signal, and SIGKILL if the child does not end within a few seconds."""
         if self._pidfd < 0:
             return
         self.send_signal(number)
@@ -142,12 +143,12 @@ class Task(Generic[T]):
 
 
 def _run_in_child(writer: int, work: Callable[[], object]) -> NoReturn:
-    """Whatever the work does, the child must not return into its parent's code."""
+    """Runs the function in the child and ends it: the child must never return into the parent's code."""
     try:
         result = work()
     except OSError as error:
         result = error
-    except BaseException:  # noqa: BLE001 - goes to the parent as a text
+    except BaseException:  # noqa: BLE001 - passed to the parent as text
         result = ChildFailed(traceback.format_exc())
     try:
         with os.fdopen(writer, "wb") as pipe:
@@ -165,12 +166,12 @@ def _in_place_of(who: Person, work: Callable[[], T], keep_root: bool, output: Pa
 
 
 def do_as(who: Person, work: Callable[[], T], *, keep_root: bool = False, patience: float = 300.0) -> T:
-    """Does it in a child with this person's ids and keyrings, and gives its result. ChildFailed, or the OSError."""
+    """Runs a function in a child with this user's ids and keyrings. Returns its result, as `Task.result`."""
     return Task(who, work, keep_root=keep_root).result(patience)
 
 
 def _become(who: Person, keep_root: bool) -> None:
-    """`keep_root`: the real uid is the person's, the effective one stays 0: what a mount helper looks like."""
+    """Changes to the user's ids and keyrings. `keep_root`: the effective uid stays 0, as in a set-uid mount helper."""
     os.environ.update(who.environment())
     os.setgroups([])
     os.setresgid(who.gid, 0 if keep_root else who.gid, 0 if keep_root else who.gid)
@@ -179,20 +180,22 @@ def _become(who: Person, keep_root: bool) -> None:
 
 
 def wait_until(true: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
-    """Looks every few milliseconds, less often as time goes by. TimeoutError names what did not come true."""
+    """Polls a condition, with increasing pauses, until it is true. TimeoutError after `patience` seconds. `what`: the
+    condition, for the error."""
     start, pause = time.monotonic(), 0.01
     while not true():
         if time.monotonic() - start > patience:
             raise TimeoutError(f"{what}: not within {patience} s")
         time.sleep(pause)
-        pause = min(0.1, pause * 1.1)  # looking costs the one who is waited for
+        pause = min(0.1, pause * 1.1)  # polling slows down what is waited for
 
 
 # --- broker and daemons --------------------------------------------------------------------------------------
 
 
 def start_broker(stderr: int | None = None) -> subprocess.Popen[bytes]:
-    """The system's broker as people start it, ready for daemons. `stderr`: the descriptor that takes its log."""
+    """Starts the system's broker by `upcall broker`, and waits until it is ready. `stderr`: a descriptor for its
+    log."""
     process = subprocess.Popen(startpython.command("upcall", "broker"), stderr=stderr)
     with _killed_unless_ready(process.kill):
         wait_until(lambda: broker_status() is not None, "the broker", 2 * PATIENCE)
@@ -200,12 +203,12 @@ def start_broker(stderr: int | None = None) -> subprocess.Popen[bytes]:
 
 
 def start_daemon(who: Person, stderr: int | None = None) -> subprocess.Popen[bytes]:
-    """This person's daemon as people start it, registered, its device open."""
+    """Starts this user's daemon by `upcall daemon`, and waits until it is registered and its device is open."""
     return start_daemons(who, stderr=stderr)[0]
 
 
 def start_daemons(*people: Person, stderr: int | None = None) -> list[subprocess.Popen[bytes]]:
-    """A daemon each. All start at the same time."""
+    """Starts a daemon for each user, in parallel, and waits for all."""
     with contextlib.ExitStack() as on_failure:
         started = []
         for who in people:
@@ -231,7 +234,7 @@ def _serves(who: Person, pid: int) -> bool:
 
 
 def fork_broker(output: Path | None = None) -> Task[None]:
-    """The same broker, forked from this process: there at once."""
+    """Starts the broker by fork, which is faster. Waits until it is ready."""
     from upcall.broker.server import main
     from upcall.broker.settings import BrokerSettings
 
@@ -242,7 +245,7 @@ def fork_broker(output: Path | None = None) -> Task[None]:
 
 
 def fork_daemon(who: Person, handler: Callable[[], Handler], output: Path | None = None) -> Task[None]:
-    """A daemon with this handler, made in the child. Returns when its device is open."""
+    """Starts a daemon by fork, with a handler that the child makes. Waits until its device is open."""
     from upcall.daemon.process import Daemon, serve
 
     task = Task(who, lambda: serve(Daemon(Place(SYSTEM_FOLDER), [handler()])), output=output)
@@ -261,7 +264,7 @@ def _killed_unless_ready(kill: Callable[[], None]) -> Iterator[None]:
 
 
 def broker_status() -> dict[str, Any] | None:
-    """The broker's status, or None while there is none."""
+    """Returns the broker's status; None without a broker."""
     try:
         with Client(SYSTEM_FOLDER) as client:
             return client.status()
@@ -275,18 +278,19 @@ def broker_pid() -> int | None:
 
 
 def daemon_status(uid: int) -> dict[str, Any]:
-    """What the broker says of a uid's daemon; empty if there is none."""
+    """Returns the broker's status of a uid's daemon; {} without one."""
     daemons = (broker_status() or {}).get("daemons", [])
     return next((daemon for daemon in daemons if daemon["uid"] == uid), {})
 
 
 def pending(uid: int) -> int:
-    """How many requests a uid's daemon owes the broker."""
+    """Returns the number of pending requests of a uid's daemon."""
     return len(daemon_status(uid).get("pending", []))
 
 
 def serving(uid: int) -> int | None:
-    """The pid of the daemon that is registered for a uid and has its device open, if this kernel has the device."""
+    """Returns the pid of the registered daemon of a uid whose device is open (if this kernel has the device); None
+    without one."""
     status = broker_status()
     if status is None:
         return None
@@ -296,7 +300,7 @@ def serving(uid: int) -> int | None:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, and SIGKILL if that does not help within a few seconds."""
+    """Ends a process by SIGTERM, and by SIGKILL if it has not ended within a few seconds."""
     if process.poll() is None:
         process.send_signal(signal.SIGCONT)
         process.terminate()
@@ -311,7 +315,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def mount(who: Person, lower: Path, upper: Path, *signatures: str, key_bytes: int = 16) -> None:
-    """An eCryptfs mount by this person, whose user keyring holds the auth tokens. OSError as mount(2)."""
+    """Mounts eCryptfs as this user, whose user keyring has the auth tokens. OSError of mount(2)."""
     options = ",".join(
         [f"ecryptfs_sig={one}" for one in signatures] + ["ecryptfs_cipher=aes", f"ecryptfs_key_bytes={key_bytes}"]
     )
@@ -331,9 +335,9 @@ def unmount(upper: Path) -> None:
 
 
 def drop_caches() -> None:
-    """Pages, dentries and inodes: what is opened next is read from the lower file.
+    """Drops pages, dentries and inodes, so that the next open reads the lower file.
 
-    Three times: after one, eCryptfs inodes that were used a moment ago are still there.
+    Three times, because recently used inodes of eCryptfs survive the first time.
     """
     os.sync()
     for _ in range(3):
@@ -342,7 +346,7 @@ def drop_caches() -> None:
 
 @contextlib.contextmanager
 def mounted(who: Person, lower: Path, upper: Path, *signatures: str, key_bytes: int = 16) -> Iterator[Path]:
-    """The same, unmounted at the end."""
+    """A context with an eCryptfs mount, which is unmounted at its end."""
     mount(who, lower, upper, *signatures, key_bytes=key_bytes)
     try:
         yield upper
@@ -351,7 +355,7 @@ def mounted(who: Person, lower: Path, upper: Path, *signatures: str, key_bytes: 
 
 
 def kernel_faults() -> list[str]:
-    """The lines of the kernel's log in which it reports a fault of its own."""
+    """Returns the lines of the kernel's log that report a fault of the kernel."""
     log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     raw = b""
     try:
@@ -361,6 +365,6 @@ def kernel_faults() -> list[str]:
             except BlockingIOError:
                 return kernellog.faults(raw)
             except BrokenPipeError:
-                continue  # records were overwritten while we read: it goes on with the oldest
+                continue  # EPIPE: records were overwritten; reading continues with the oldest
     finally:
         os.close(log)

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from .image import Image
 
-# The guest's streams, in this order; session.sh finds them by these names (qemu.sh, uml.sh).
+# The guest's streams, in this order; session.sh uses these names (qemu.sh, uml.sh).
 PORTS = ("control", "out", "err", "log")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`console` is the file for the kernel's console, `results` the folder the guest may write, `memory` is in MB;
-    with `terminal` the port `out` is a terminal in the guest. All of it lies in folders of this run's own."""
+    """The parameters of one start. `console`: file for the kernel's console. `results`: folder to which the guest
+    writes. `memory`: MB. `terminal`: the port `out` is a terminal in the guest. All files are in folders of this
+    run."""
 
     image: Image
     initramfs: Path
@@ -26,5 +27,5 @@ class Machine:
 
     @property
     def complaints(self) -> Path:
-        """The file for what the program says that runs the machine."""
+        """The file for the output of the program that runs the machine."""
         return self.console.with_name("complaints")

@@ -14,18 +14,18 @@ LEAVE = b"\x1d"  # Ctrl-], as in telnet: Ctrl-C belongs to the guest
 
 @dataclass(frozen=True)
 class PseudoTerminal:
-    """The terminal behind an open descriptor, both ways."""
+    """A terminal, by an open descriptor for reading and writing."""
 
     descriptor: int = 0
 
     def size(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """Returns (rows, columns)."""
         size = os.get_terminal_size(self.descriptor)
         return size.lines, size.columns
 
     @contextlib.contextmanager
     def raw(self) -> Iterator[None]:
-        """Every key goes to the guest as it is; afterwards the terminal is as it was."""
+        """A context in raw mode: all keys go to the guest unchanged. Restores the terminal at its end."""
         before = termios.tcgetattr(self.descriptor)
         tty.setraw(self.descriptor)
         try:
@@ -34,7 +34,7 @@ class PseudoTerminal:
             termios.tcsetattr(self.descriptor, termios.TCSADRAIN, before)
 
     def read(self) -> bytes:
-        """What was typed. Raises KeyboardInterrupt for the key that leaves, and when the terminal is gone."""
+        """Reads input. KeyboardInterrupt for the key LEAVE, and if the terminal was closed."""
         try:
             typed = os.read(self.descriptor, 1024)
         except OSError:

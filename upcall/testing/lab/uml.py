@@ -1,8 +1,8 @@
 """Starts User-mode Linux, a kernel that is an ordinary program, so that all its processes end with this one.
 
-The program is several processes: the kernel, its helper threads, and one for each address space of the guest, which
-the kernel traces. Those that are traced would run on untraced, their system calls the host's, if only the kernel
-itself were killed. So its whole process group is killed at once: by us, or by a shell that waits for our end."""
+It consists of several processes: the kernel, helper threads, and one for each address space of the guest, which the
+kernel traces. If only the kernel were killed, the traced ones would continue, with system calls on the host. So the
+whole process group is killed at once: by this process, or by a shell that waits for this process's end."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from .errors import LabUnavailable
 from .start import PORTS, Machine
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
-# Reads the process group from the pipe, and then the pipe's end: nobody is left who could have ended the group.
+# Reads the process group from the pipe, and then the pipe's end: the process that should have ended the group is gone.
 GUARDIAN = ("/bin/sh", "-c", "read -r group || exit; read -r nothing; kill -s KILL -- -$group")
 
-# `quiet` keeps all but errors from the console; the whole log comes through /dev/kmsg.
+# `quiet` limits the console's output to errors; the whole log is read from /dev/kmsg.
 KERNEL_OPTIONS = ("quiet", "panic=-1", "noreboot", "printk.devkmsg=on", "log_buf_len=4M")
 CHANNELS = ("con=null", "con0=null,fd:1", "ssl=null")  # nothing but what is asked for below; the console is our stdout
 
 
 def command_line(machine: Machine, ports: Mapping[str, int]) -> list[str]:
-    """The whole argument list; `ports` has the descriptor of a connected socket for each of PORTS."""
+    """Returns the kernel's command. `ports`: descriptors of connected sockets for all of PORTS."""
     line = [str(machine.image.kernel), f"mem={machine.memory}M", f"initrd={machine.initramfs}"]
     line += [f"uml_dir={machine.console.parent}", "umid=lab", *KERNEL_OPTIONS, *CHANNELS]
     return line + [f"ssl{number}=fd:{ports[name]},fd:{ports[name]}" for number, name in enumerate(PORTS, start=1)]
@@ -37,23 +37,24 @@ def command_line(machine: Machine, ports: Mapping[str, int]) -> list[str]:
 
 @contextlib.contextmanager
 def running(machine: Machine, ports: Mapping[str, socket.socket]) -> Iterator[subprocess.Popen[bytes]]:
-    """The kernel, started with our ends' partners; however the block is left, its processes have ended."""
+    """A context with a running kernel. `ports`: its ends of the sockets. At the context's end all its processes were
+    killed, also after an exception."""
     folder = memory_folder(machine.memory)
     with _guardian() as guardian:
         process = _start(machine, ports, folder, guardian)
         try:
             yield process
         finally:
-            with contextlib.suppress(ProcessLookupError):  # it ended by itself and is reaped
+            with contextlib.suppress(ProcessLookupError):  # it has ended already and was reaped
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
 def memory_folder(needed: int) -> Path:
-    """Where the file that is the guest's memory may lie, `needed` MB. Raises LabUnavailable if nowhere.
+    """Returns a folder for the file of the guest's memory, of `needed` MB. LabUnavailable if there is none.
 
-    The kernel removes the file's name at once. It runs programs from it, so a folder mounted noexec will not do; on a
-    disk it works, but slower."""
+    The kernel unlinks the file at once. It maps code from it, so the folder must not be mounted noexec. A folder on a
+    disk is slower."""
     for folder in (SHARED_MEMORY, Path(tempfile.gettempdir())):
         with contextlib.suppress(OSError):
             found = os.statvfs(folder)
@@ -68,7 +69,8 @@ def memory_folder(needed: int) -> Path:
 
 @contextlib.contextmanager
 def _guardian() -> Iterator[int]:
-    """The descriptor that takes a process group's id, as a line. When we end, however we end, the group is killed."""
+    """A context with a descriptor to which to write a process group's id, as a line. The group is killed when this
+    process ends, for whatever reason."""
     shell = subprocess.Popen(GUARDIAN, stdin=subprocess.PIPE, bufsize=0, start_new_session=True)
     try:
         assert shell.stdin is not None  # noqa: S101 - it was asked for
@@ -102,8 +104,9 @@ def _start(
 
 
 def _prepare(guardian: int) -> None:
-    """For the child to run before it becomes the kernel, which ends by abort() after a panic, and which has a
-    descriptor open for each of the host's files that the guest remembers."""
+    """Reports the process group to the guardian, and sets limits, in the child before exec: no core files, because the
+    kernel aborts after a panic; many descriptors, because it needs one for each of the host's files in the guest's
+    caches."""
     os.write(guardian, b"%d\n" % os.getpid())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -1,4 +1,4 @@
-"""What `upcall plugin new` writes: the files below `plugin`, with the plugin's name put in."""
+"""Writes the project of a new plugin, for `upcall plugin new`: the files below `plugin`, with names filled in."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from upcall.core.errors import UsageError
 from upcall.keys.plugins import MAX_ALIAS
 
 _NAME = re.compile(rf"[a-z][a-z0-9_]{{0,{MAX_ALIAS - 1}}}")
-_SUFFIX = ".in"  # so that no tool takes a template for what it will be
+_SUFFIX = ".in"  # keeps tools from treating templates as source files
 
 
 def write_plugin(name: str, folder: Path) -> list[Path]:
-    """Writes the project into `folder`, which must be new or empty; gives the files. UsageError, OSError."""
+    """Writes the project into `folder`, which must be new or empty. Returns the files. UsageError, OSError."""
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{name!r}: a key module's name is 1 to {MAX_ALIAS} of a-z, 0-9 and _, and begins with a letter"
@@ -29,7 +29,7 @@ def write_plugin(name: str, folder: Path) -> list[Path]:
 
 
 def _templates() -> Iterator[tuple[str, Traversable]]:
-    """Path below the project, and template. Names with `@` are filled in like the text."""
+    """Yields (path below the project, template). `@` in names is replaced as in the text."""
     left = [("", resources.files(__package__) / "plugin")]
     while left:
         path, found = left.pop()

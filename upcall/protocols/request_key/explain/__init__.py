@@ -1,1 +1,1 @@
-"""What would become of a key that the kernel asked for: step by step, without asking for it. docs/request-key.md."""
+"""`upcall explain`: shows step by step how a key request would be answered, without making it. docs/request-key.md."""

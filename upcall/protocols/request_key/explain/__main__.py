@@ -1,4 +1,4 @@
-"""The process in which a handler explains itself."""
+"""Runs a handler's `explain` in a process of its own."""
 
 from upcall.protocols.request_key.explain.child import run
 

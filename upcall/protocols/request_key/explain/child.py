@@ -1,5 +1,7 @@
-"""A handler explains itself in a process of the user whose daemon would be asked: only there are that user's
-credentials found as the daemon finds them, and a plugin never runs as root for somebody else."""
+"""Calls a handler's `explain` in a child process with the uid of the daemon that would answer.
+
+Only such a process finds that user's credentials as the daemon does. Besides, no plugin runs as root for another user.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,11 @@ Report = dict[str, Any]
 
 
 def explained_as(uid: int, service: str, ask: bytes, contact: bool) -> Report:
-    """What the handler of this user says of an Ask; at least "answer" and "why". UsageError if there is no such user.
+    """Returns the report of this user's handler about a request; it has at least "answer" and "why".
 
-    The user may do to the process what they like: what comes from it is no more than their word.
+    `ask`: the body of an Ask. `contact`: the handler may contact servers. Blocks for up to PATIENCE seconds. If the
+    child fails, "answer" is "module-broke". UsageError if there is no such user. The user controls the child process,
+    so the report is not trusted: it is for display only.
     """
     asked = {"service": service, "ask": ask.hex(), "contact": contact}
     process = _start(uid)
@@ -59,13 +63,13 @@ def _start(uid: int) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # no terminal, into which another user could type for root
+        start_new_session=True,  # no controlling terminal: another user's process could inject input (TIOCSTI)
         **other,
     )
 
 
 def _of(uid: int) -> dict[str, Any]:
-    """Another user's ids and surroundings, with nothing of ours."""
+    """Returns Popen's arguments for another user's ids, groups and a clean environment. UsageError."""
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:
@@ -78,7 +82,7 @@ def _of(uid: int) -> dict[str, Any]:
 
 
 def _talk(process: subprocess.Popen[bytes], asked: bytes) -> bytes:
-    """What it says until it has nothing more to say, or too much, or no more time."""
+    """Sends the request and reads the child's output to its end. Empty if it exceeds MAX_REPORT or PATIENCE."""
     if process.stdin is None or process.stdout is None:
         return b""
     with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
@@ -96,10 +100,10 @@ def _talk(process: subprocess.Popen[bytes], asked: bytes) -> bytes:
 
 
 def run() -> None:
-    """Answers one question, from stdin to stdout."""
+    """The child: reads a request from stdin and writes the report to stdout, both as JSON."""
     harden()
     asked = json.load(sys.stdin)
-    with contextlib.suppress(OSError):  # the quota may be used up
+    with contextlib.suppress(OSError):  # EDQUOT: the user's key quota may be used up
         keyring.join_session_and_link_user_keyring()  # as the daemon does
     found = explained(asked["service"], bytes.fromhex(asked["ask"]), asked["contact"])
     out = json.dumps(found, default=lambda value: f"<{type(value).__name__}>")
@@ -107,7 +111,7 @@ def run() -> None:
 
 
 def explained(service: str, ask: bytes, contact: bool) -> Report:
-    """What the handler says in this process; what keeps it from that, in the same words."""
+    """Calls the handler in this process and returns its report. Errors become a report: "answer" and "why"."""
     try:
         spec = _spec(service)
         handler = load_handler(spec, service)

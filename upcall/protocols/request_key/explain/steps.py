@@ -1,4 +1,4 @@
-"""The way of a key, looked at without going it: request-key's line, the gate, whose daemon, its handler's word."""
+"""Predicts the answer to a key request: request-key's line, the broker's checks, the daemon, and its handler."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ Report = dict[str, Any]
 
 
 def explain(key: RequestedKey, folder: Path, contact: bool, system: System | None = None) -> Report:
-    """Every step's report by its name, and the first thing that is in the way as "answer" and "why".
+    """Returns the reports of all steps by name. "answer" and "why" are those of the first step that would refuse.
 
     {"key", "request-key": as of `upcall request-key status`, "gate": {"uid", "answer", "why"},
-     "daemon": {"uid", "pid", "without", "answer", "why"}, "handler": its own words, "answer", "why"}
+     "daemon": {"uid", "pid", "without", "answer", "why"}, "handler": its report, "answer", "why"}
 
-    PermissionError if the daemon is that of another user, and we are not root.
+    `folder`: of the broker's sockets. `contact`: the handler may contact servers. PermissionError if the daemon
+    belongs to another user and this process is not root. Blocks for up to PATIENCE seconds of explain/child.py.
     """
     report: Report = {"key": {name: _shown(text) for name, text in key._asdict().items()}}
     report["request-key"] = _request_key(system or System(), key)
@@ -59,13 +60,13 @@ def _request_key(system: System, key: RequestedKey) -> Report:
 
 
 def _gate(key: RequestedKey) -> Report:
-    """As the broker sees it. The process behind the request is judged when there is one."""
+    """Runs the broker's checks of the request. Not those of the requesting process: there is none yet."""
     kind = key.type.decode("ascii")
-    told = Described(kind, _ROOT, _ROOT, _PERMISSIONS, key.description)
+    described = Described(kind, _ROOT, _ROOT, _PERMISSIONS, key.description)
     try:
         if kind not in KEY_TYPES:
             raise Refused("unknown-type", why=f"the broker knows no keys of type {kind!r}")
-        want = gate.wanted(told)
+        want = gate.wanted(described)
         _SERVICES[kind].check_request(pack_ask(Ask(key.description, key.callout)))
     except Refused as error:
         return {"uid": None, "answer": error.reason, "why": error.why}
@@ -78,7 +79,7 @@ def _gate(key: RequestedKey) -> Report:
 
 
 def _daemon(folder: Path, service: str, uid: int) -> Report:
-    """Whose daemon is asked: the machine's in its place, where the configuration says so."""
+    """Determines the daemon that would be asked: the machine's instead of the user's if so configured."""
     from upcall.broker.settings import configured
 
     without = configured(_SERVICES).services[service].absent
@@ -93,7 +94,7 @@ def _daemon(folder: Path, service: str, uid: int) -> Report:
     if uid not in pids and without == "machine":
         report["uid"] = machine.uid()
         if os.geteuid() != _ROOT:
-            return report  # whether the machine's is there only root can see
+            return report  # only root can see whether the machine's daemon is registered
     report["pid"] = pids.get(report["uid"])
     if report["pid"] is not None:
         return report

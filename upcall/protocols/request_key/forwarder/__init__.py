@@ -1,7 +1,7 @@
-"""`upcall-request-key`: what a line of request-key.conf runs, as root, once for each key that the kernel wants.
+"""Locates `upcall-request-key`, the forwarder: request-key runs it as root, once for each key request of the kernel.
 
-It is a C program (forward.c, decide.c, host.c), compiled when the package is built (build.py). Where that could not be
-done, a stand-in in Python (standin.py) does the same. docs/request-key.md tells what both do.
+It is a C program (forward.c, decide.c, host.c), compiled when the package is built (build.py). If it could not be
+compiled, a Python program (standin.py) takes its place. See docs/request-key.md.
 """
 
 from __future__ import annotations
@@ -21,18 +21,21 @@ SYSTEM_PYTHON: Final = Path("/usr/bin/python3")
 
 
 def program() -> Path:
-    """The compiled program if it is there and runs on this machine, else the stand-in."""
+    """Returns the path of the compiled program if it runs on this machine, otherwise that of the stand-in. Runs the
+    program once with --version; may block for 10 s."""
     return PROGRAM if _runs([str(PROGRAM)]) else STANDIN
 
 
 def command() -> list[str]:
-    """The words for the line of request-key.conf, before its own `%k`; absolute."""
+    """Returns the command for a line of request-key.conf, without the final `%k`. Paths are absolute. May block as
+    `program`."""
     found = program()
     return [str(found)] if found == PROGRAM else [*_interpreter(), str(found)]
 
 
 def _interpreter() -> list[str]:
-    """The system's Python rather than one that belongs to a user; without the environment and site-packages."""
+    """Returns the command for Python, without environment and site-packages: the system's if possible, because a user
+    may be able to change another one."""
     options = ["-I", "-S"]
     if _runs([str(SYSTEM_PYTHON), *options, str(STANDIN)]):
         return [str(SYSTEM_PYTHON), *options]

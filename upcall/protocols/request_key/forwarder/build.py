@@ -1,7 +1,7 @@
 """Compiles the forwarder when the package is built. Named by [tool.setuptools.cmdclass] in pyproject.toml.
 
-Without a compiler, or if it fails, the build says so and goes on; the package then names the stand-in. Imports nothing
-of upcall, because a build runs before the package is installed.
+Without a compiler, or if compiling fails, the build prints a warning and continues; the package then uses the
+stand-in. Imports nothing of upcall, because a build runs before the package is installed.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ BASE: Final = ["-std=c11", "-O2"]
 HARDENING: Final = shlex.split(
     "-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fPIE -Wl,-z,relro,-z,now"
 )
-# What not every compiler has for every machine.
+# Not supported by all compilers and machines.
 _CHOSEN: Final = ["-fstack-clash-protection"]
 _X86: Final = ["-fcf-protection"]
 
 
 def variants() -> Iterator[list[str]]:
-    """Flags, the best first. Static, because the loader would take a third of the whole time."""
+    """Yields compiler flags, in order of preference. Static first: the dynamic loader takes a third of the run
+    time."""
     machine = _X86 if os.uname().machine == "x86_64" else []
     yield [*BASE, *HARDENING, *_CHOSEN, *machine, "-static-pie"]
     yield [*BASE, *HARDENING, *_CHOSEN, *machine, "-pie"]
@@ -50,16 +51,16 @@ def variants() -> Iterator[list[str]]:
 
 
 def static() -> Iterator[list[str]]:
-    """Flags for a program that no dynamic loader may touch (session.c)."""
+    """Yields compiler flags for a program that must not use the dynamic loader (session.c)."""
     machine = _X86 if os.uname().machine == "x86_64" else []
     yield [*BASE, *HARDENING, *_CHOSEN, *machine, "-static-pie"]
     yield [*BASE, "-static"]
 
 
 def compiler() -> list[str] | None:
-    """$CC, or the first of the usual ones; None if there is none."""
-    told = shlex.split(os.environ.get("CC", ""))
-    for words in (told, ["cc"], ["gcc"], ["clang"]):
+    """Returns the compiler's command: $CC, otherwise cc, gcc or clang. None if none is installed."""
+    configured = shlex.split(os.environ.get("CC", ""))
+    for words in (configured, ["cc"], ["gcc"], ["clang"]):
         if words and shutil.which(words[0]):
             return words
     return None
@@ -68,7 +69,9 @@ def compiler() -> list[str] | None:
 def compile_program(
     target: Path, folder: Path = FOLDER, names: Sequence[str] = SOURCES, flags_of: Flags = variants
 ) -> str | None:
-    """Makes `target` out of these sources in `folder`; the flags that worked, or None: then the reason was said."""
+    """Compiles the sources `names` in `folder` to `target`, with the first flags that give a program that runs.
+    Returns these flags; None if none do: the reason is then on stderr. Takes at most TIME_LIMIT seconds for each
+    attempt."""
     words = compiler()
     if words is None:
         _say(target.name, "there is no C compiler")
@@ -88,7 +91,7 @@ def compile_program(
 
 
 def _run(command: Sequence[str]) -> str:
-    """Why it failed; empty if it did not."""
+    """Runs a command. Returns why it failed, "" if it did not."""
     try:
         subprocess.run(command, check=True, capture_output=True, timeout=TIME_LIMIT)
     except subprocess.CalledProcessError as error:
@@ -104,7 +107,7 @@ def _say(name: str, reason: str) -> None:
 
 
 class BuildPy(build_py):  # type: ignore[misc]
-    """Puts the program beside the package's modules; in an editable install, into the source folder itself."""
+    """Compiles the programs into the package's folder; in an editable install, into the source folder."""
 
     def run(self) -> None:
         super().run()
@@ -128,7 +131,7 @@ class BuildPy(build_py):  # type: ignore[misc]
 
 
 class BdistWheel(bdist_wheel):  # type: ignore[misc]
-    """A wheel with a program in it is for this kind of machine."""
+    """Tags a wheel that contains a compiled program with this machine's platform."""
 
     def get_tag(self) -> tuple[str, str, str]:
         python, abi, platform = super().get_tag()

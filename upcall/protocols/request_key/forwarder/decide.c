@@ -1,4 +1,4 @@
-/* Decides what to do with the broker's answer. standin.py does the same in Python. */
+/* Checks the broker's answer and decides how to answer the key. standin.py does the same in Python. */
 
 #define _GNU_SOURCE
 #include "decide.h"
@@ -31,7 +31,8 @@ static uint32_t little32(const uint8_t *at)
 
 /* --- cifs.spnego: struct cifs_spnego_msg of fs/smb/client/cifs_spnego.h ---------------------------------------- */
 
-/* The kernel checks none of the lengths: no key is a NULL dereference, a blob too long sends its heap to the server. */
+/* The kernel does not check the lengths: an empty key makes it dereference NULL, a blob that is too long makes it send
+ * heap memory to the server. */
 static bool is_spnego(const uint8_t *data, size_t size)
 {
 	enum { HEAD = 16, MIN_KEY = 16, MAX_KEY = 64, MIN_BLOB = 16 };
@@ -45,9 +46,9 @@ static bool is_spnego(const uint8_t *data, size_t size)
 
 /* --- all types -------------------------------------------------------------------------------------------------- */
 
-/* What a payload of each type must be, the broker checks: it is root's, and knows which types there are. Here stands
- * only what would break the kernel's memory, in case the broker was taken over; tests/test_forwarder_decide.py compares
- * it with the broker's rule. A type that is not named here needs nothing here. */
+/* Rejects payloads that would corrupt or disclose kernel memory, in case the broker is compromised. All other checks of
+ * payloads are the broker's, by type. Types that are not named here need no check here. tests/test_forwarder_decide.py
+ * compares this with the broker's rule. */
 static bool is_harmless(const char *described, size_t described_size, const uint8_t *payload, size_t size)
 {
 	static const char SPNEGO[] = "cifs.spnego;";
@@ -61,7 +62,7 @@ static bool is_harmless(const char *described, size_t described_size, const uint
 
 int rejectable(int code)
 {
-	enum { MAX_ERRNO = 4095, RESTARTS = 512, LAST_RESTART = 516 }; /* ERESTARTSYS and its kin */
+	enum { MAX_ERRNO = 4095, RESTARTS = 512, LAST_RESTART = 516 }; /* ERESTARTSYS and similar codes */
 	if (code < 1 || code >= MAX_ERRNO || (code >= RESTARTS && code <= LAST_RESTART))
 		return EIO;
 	return code;

@@ -1,10 +1,10 @@
-/* upcall-request-key: carries one key request of the kernel to the broker, and the answer into the key.
+/* upcall-request-key: sends one key request of the kernel to the broker, and instantiates the key with the answer.
  *
- * /sbin/request-key starts it as root. From the moment it has the key's authority, every way out answers: with the
- * payload, or with a rejection for a second. Without an answer the kernel would refuse the key for a minute; and it
- * waits without any limit of its own, so a timer ends this program whatever happens.
+ * /sbin/request-key starts it as root. Once it has the key's authority, it answers on every path: with the payload, or
+ * with a rejection for one second. Without an answer the kernel would refuse the key for a minute. The kernel waits for
+ * this program without a time-out, so a timer ends it in any case.
  *
- * No memory is allocated, no environment and no locale is read. standin.py does the same where there is no compiler.
+ * Allocates no memory, reads no environment and no locale. standin.py does the same on machines without a compiler.
  */
 
 #define _GNU_SOURCE
@@ -31,9 +31,9 @@
 #define USAGE "usage: " NAME " [-s SOCKET] [-t SECONDS] KEY\n"
 
 enum { ANSWERED = 0, BAD_USAGE = 64, UNANSWERED = 70, NO_AUTHORITY = 77 }; /* as in sysexits.h */
-enum { MAX_DESCRIBED = 4095 + 64, MAX_CALLOUT = 4095 };                  /* type, uid, gid and permissions before it */
+enum { MAX_DESCRIBED = 4095 + 64, MAX_CALLOUT = 4095 };                  /* 64: type, uid, gid, permissions */
 enum { REQUEST = 102, VERSION = 1, BEFORE_DATA = 24, REJECTED_FOR = 1 };   /* the last in seconds */
-enum { FIRST_REAL_TIME = 32 };                                           /* signal, of which libc hides two */
+enum { FIRST_REAL_TIME = 32 };                                           /* a signal's number; libc reserves two */
 static const char SERVICE[] = "request-key";
 static const int64_t SECOND = 1000000000;
 
@@ -51,13 +51,13 @@ struct request { /* upcall/wire/envelope.py, and the body of the service */
 	char rest[MAX_DESCRIBED + 1 + MAX_CALLOUT + 1];
 } __attribute__((packed));
 
-/* All that may be secret, and how much of it is: that is wiped at every end. No more, because pages that were never
- * touched would cost more than the rest of the end. */
+/* All memory that may hold secrets, and the bytes of it in use. Only these are wiped before the program ends: touching
+ * unused pages would cost more than everything else at the end. */
 static struct {
 	struct request request;
 	uint8_t response[MAX_RESPONSE + 1];
 } memory;
-static size_t told, heard; /* bytes of the one and the other */
+static size_t told, heard; /* bytes in use of request and response */
 
 static int32_t key;
 static const char *path = "/run/upcall/request-key.sock";
@@ -68,7 +68,7 @@ static int64_t deadline; /* CLOCK_MONOTONIC, ns */
 static void say(const char *text)
 {
 	if (write(STDERR_FILENO, text, strlen(text)) < 0)
-		return; /* nobody is listening */
+		return; /* stderr may be closed */
 }
 
 _Noreturn static void end(int code, const char *text)
@@ -79,7 +79,7 @@ _Noreturn static void end(int code, const char *text)
 
 static const uint64_t ALL = ~UINT64_C(0), REAL_TIME = ~UINT64_C(0) << (FIRST_REAL_TIME - 1);
 
-/* By the system call, because libc leaves two of its own out. */
+/* Blocks exactly these signals. Uses the system call, because libc never blocks the two that it reserves. */
 static void hold(uint64_t signals)
 {
 	syscall(SYS_rt_sigprocmask, (long)SIG_SETMASK, &signals, NULL, sizeof signals);
@@ -105,8 +105,8 @@ _Noreturn static void refuse(int code)
 	_exit(ANSWERED);
 }
 
-/* For what an administrator has to mend, and the broker cannot log. The answer goes first, and the log is not waited
- * for: the kernel's caller is released when this program ends. */
+/* Rejects the key, logs, and ends. For faults that an administrator must fix and the broker cannot log. The answer goes
+ * first and logging does not block: the kernel's caller waits for this program's end. */
 _Noreturn static void refuse_and_log(int code, const char *why)
 {
 	answer_rejection(code);
@@ -129,7 +129,7 @@ static void on_signal(int number)
 
 /* --- the start ---------------------------------------------------------------------------------------------------- */
 
-/* A positive decimal number of at most `limit`, without sign, space or leading zero; 0 if it is none. */
+/* Parses a positive decimal number of at most `limit`, without sign, space or leading zero. 0 if malformed. */
 static int32_t number_in(const char *text, int32_t limit)
 {
 	int64_t value = 0;
@@ -150,7 +150,7 @@ static bool is_path(const char *text)
 	return text[0] == '/' && strlen(text) < sizeof((struct sockaddr_un *)0)->sun_path;
 }
 
-/* The seconds it may take. Everything else goes where it belongs. */
+/* Parses the arguments into `key` and `path`. Returns the seconds until the deadline. Ends the program if malformed. */
 static int32_t take_arguments(int argc, char **argv)
 {
 	int32_t seconds = 10;
@@ -181,7 +181,7 @@ static int64_t now(void)
 	return time.tv_sec * SECOND + time.tv_nsec;
 }
 
-/* Descriptors 0 to 2 exist, so that no socket becomes one of them, and there are no others. */
+/* Opens descriptors 0 to 2 if they are closed, so that no socket gets their numbers, and closes all others. */
 static void tidy_descriptors(void)
 {
 	int fd;
@@ -203,14 +203,14 @@ static bool is_harmless(int number)
 	return number == SIGCHLD || number == SIGCONT || number == SIGURG || number == SIGWINCH;
 }
 
-/* Every signal that would end or stop this program makes it answer; but those of real time, which nobody sends, are
- * held to the end. Called with all of them held. */
+/* Installs a handler that rejects the key, for every signal that would end or stop this program. Real-time signals stay
+ * blocked. Call with all signals blocked. */
 static void catch_signals(void)
 {
 	struct sigaction action = {.sa_handler = on_signal};
 	sigfillset(&action.sa_mask);
 	for (int number = 1; number < FIRST_REAL_TIME; number++)
-		if (!is_harmless(number) && number != SIGKILL && number != SIGSTOP) /* those two cannot be had */
+		if (!is_harmless(number) && number != SIGKILL && number != SIGSTOP) /* cannot be caught */
 			sigaction(number, &action, NULL);
 }
 
@@ -223,11 +223,11 @@ static void start_timer(int32_t seconds)
 
 /* --- the conversation --------------------------------------------------------------------------------------------- */
 
-/* What the kernel wants to know, packed; its size. */
+/* Packs the request for the broker into memory.request. Returns its size. Rejects the key on failure. */
 static size_t pack_request(void)
 {
 	struct request *request = &memory.request;
-	told = sizeof *request; /* until it is known better */
+	told = sizeof *request; /* until the size is known */
 	long described = describe(key, request->rest, MAX_DESCRIBED + 1);
 	if (described < 1)
 		refuse(described < 0 ? errno : EIO);
@@ -236,7 +236,7 @@ static size_t pack_request(void)
 		refuse(errno);
 	if (described > MAX_DESCRIBED + 1)
 		refuse(EMSGSIZE);
-	size_t described_size = (size_t)described - 1; /* without the NUL, over which the callout goes */
+	size_t described_size = (size_t)described - 1; /* without the NUL, which the callout overwrites */
 	long callout = read_callout((uint8_t *)request->rest + described_size, MAX_CALLOUT + 1);
 	if (callout < 0)
 		refuse(errno);
@@ -260,7 +260,8 @@ static size_t pack_request(void)
 	return size;
 }
 
-/* Lets no call on the socket outlast the deadline. Unlike poll, this works for connect to a busy broker, too. */
+/* Sets the socket's time-out to the time until the deadline. Unlike poll(2), this also bounds connect(2) to a busy
+ * broker. */
 static void limit(int broker, int option)
 {
 	int64_t left = (deadline - now()) / 1000;
@@ -298,7 +299,8 @@ _Noreturn static void refuse_talking(int code)
 	refuse(code == EAGAIN ? ETIMEDOUT : code);
 }
 
-/* The size of the one answer in memory.response. */
+/* Sends the request of `size` bytes and receives the answer into memory.response. Returns the answer's size. Rejects
+ * the key on failure. */
 static size_t ask(size_t size)
 {
 	int broker = call_broker();
@@ -306,7 +308,7 @@ static size_t ask(size_t size)
 	if (send(broker, &memory.request, size, MSG_NOSIGNAL) < 0)
 		refuse_talking(errno);
 	limit(broker, SO_RCVTIMEO);
-	heard = sizeof memory.response; /* until it is known better */
+	heard = sizeof memory.response; /* until the size is known */
 	ssize_t received = recv(broker, memory.response, sizeof memory.response, MSG_TRUNC);
 	if (received <= 0)
 		refuse_talking(received < 0 ? errno : ECONNRESET);
@@ -322,8 +324,8 @@ _Noreturn static void answer(size_t size)
 	struct decision made = decide(memory.request.rest, described, (uint32_t)key, memory.response, size);
 	if (made.refusal)
 		refuse(made.refusal);
-	hold(ALL); /* from here there is nothing to wait for, and a rejection could come too late */
-	/* Before the key is made, while the authority lasts. */
+	hold(ALL); /* nothing blocks from here on, and a rejection after instantiating would come too late */
+	/* Must be set before instantiating, which ends the authority. */
 	if (made.expiry && set_timeout(key, as_counted(made.expiry, gone_of_second())) < 0)
 		refuse(errno);
 	if (instantiate(key, made.payload, made.size) < 0)

@@ -1,4 +1,4 @@
-/* The real host. Raw system calls, because glibc has no wrappers. Source: include/uapi/linux/keyctl.h. */
+/* Implements host.h by raw system calls: glibc has no wrappers. Source: include/uapi/linux/keyctl.h. */
 
 #define _GNU_SOURCE
 #include "host.h"
@@ -51,7 +51,7 @@ long reject(int32_t key, uint32_t seconds, int code)
 long gone_of_second(void)
 {
 	struct timespec time = {0};
-	clock_gettime(CLOCK_REALTIME_COARSE, &time); /* what ktime_get_real_seconds() reads, to the tick */
+	clock_gettime(CLOCK_REALTIME_COARSE, &time); /* the clock of ktime_get_real_seconds() */
 	return time.tv_nsec;
 }
 

@@ -1,8 +1,8 @@
-/* upcall-session: what pam_exec(8) runs, `upcall-session PROGRAM [ARGUMENT...]`: runs PROGRAM with a clean environment.
+/* upcall-session: runs a program with a clean environment. pam_exec(8) runs `upcall-session PROGRAM [ARGUMENT...]`.
  *
- * pam_exec hands PAM's environment on, and a user may have a say in that (pam_env with user_readenv, sshd's
- * PermitUserEnvironment); it runs as root without AT_SECURE, so the dynamic loader follows LD_PRELOAD and its like in
- * whatever it loads, env(1) and shells included. So this program is linked statically, or not made at all.
+ * pam_exec passes on PAM's environment, which a user may influence (pam_env with user_readenv, sshd's
+ * PermitUserEnvironment). It runs as root without AT_SECURE, so the dynamic loader obeys LD_PRELOAD and similar
+ * variables in every program it loads, including env(1) and shells. Therefore this program must be linked statically.
  */
 #include <stddef.h>
 #include <string.h>

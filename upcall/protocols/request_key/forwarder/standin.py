@@ -1,8 +1,8 @@
-"""upcall-request-key for machines without a compiler: does what forward.c, decide.c and host.c do, more slowly.
+"""upcall-request-key in Python, for machines without a compiler. Slower than forward.c, decide.c and host.c.
 
-Run as `python3 -I -S standin.py [-s SOCKET] [-t SECONDS] KEY`, so there is nothing but the standard library, and not
-even this package. The opening comment of forward.c says what is promised. Two things are less than there: a fault
-of the interpreter itself (SIGSEGV and its kin) is not answered, and copies that Python made cannot be wiped.
+Run as `python3 -I -S standin.py [-s SOCKET] [-t SECONDS] KEY`: only the standard library can be imported, not even
+this package. Behaves as the opening comment of forward.c specifies, with two exceptions: a fault of the interpreter
+(SIGSEGV and the like) is not answered, and copies that Python makes cannot be wiped.
 """
 
 from __future__ import annotations
@@ -47,12 +47,13 @@ PEER = struct.Struct("=iII")  # struct ucred
 
 
 class Host:
-    """The key system calls, whom we trust, where the log is. Tests pass another one to `main`."""
+    """The key system calls, the broker's uid and the log's path. Tests pass another implementation to `main`. Calls
+    raise OSError."""
 
     broker_uid = 0
     log_path = "/dev/log"
     _AUTHORISATION_KEY = -7
-    _REALTIME_COARSE = 5  # what ktime_get_real_seconds() reads, to the tick
+    _REALTIME_COARSE = 5  # CLOCK_REALTIME_COARSE: the clock of ktime_get_real_seconds(), with the tick's resolution
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -66,7 +67,7 @@ class Host:
         self._call(16, key)
 
     def describe(self, key: int) -> bytes:
-        """Without the NUL."""
+        """Returns the key's description, without the NUL."""
         return self._text(6, key, MAX_DESCRIBED + 1)[:-1]
 
     def authorisation(self) -> int:
@@ -85,7 +86,7 @@ class Host:
         self._call(19, key, seconds, code)
 
     def gone_of_second(self) -> int:
-        """How many ns of the second have gone in the clock by which keys expire."""
+        """Returns the nanoseconds since the last full second of the clock by which keys expire."""
         return time.clock_gettime_ns(self._REALTIME_COARSE) % 10**9
 
     def harden(self) -> None:
@@ -112,7 +113,8 @@ class Host:
 
 
 def decide(described: bytes, seq: int, message: bytes) -> Decision:
-    """`described` begins with "type;"; the message must be the answer to `seq`, whole and nothing more."""
+    """Decides how to answer the key. `described`: the key's description, which begins with "type;". `message`: the
+    broker's message; rejected with EPROTO unless it is exactly one response to `seq`."""
     size = len(message)
     if not RESPONSE_HEAD.size <= size <= MAX_RESPONSE:
         return _refused(errno.EPROTO)
@@ -136,18 +138,23 @@ def _refused(code: int) -> Decision:
 
 
 def rejectable(code: int) -> int:
-    """An errno that KEYCTL_REJECT takes, or EIO. 512 to 516 are ERESTARTSYS and its kin."""
+    """Returns `code` if KEYCTL_REJECT accepts it, otherwise EIO. 512 to 516 are ERESTARTSYS and similar codes."""
     return code if 1 <= code < 4095 and not 512 <= code <= 516 else errno.EIO
 
 
 def as_counted(seconds: int, gone: int) -> int:
-    """What to tell the kernel for `seconds`, when `gone` ns of its clock's second have. It counts whole seconds of
-    that clock, the present one included: this makes it half a second too much or too little, and never nothing."""
+    """Returns the time-out to pass to the kernel for `seconds`. `gone`: nanoseconds since the clock's last full
+    second.
+
+    The kernel counts whole seconds, the current one included. Rounding keeps the error within half a second, and the
+    result above 0.
+    """
     return min(seconds + (gone >= 500_000_000), 0xFFFFFFFF)
 
 
 def is_spnego(data: bytes) -> bool:
-    """The kernel checks none of the lengths: no key is a NULL dereference, a blob too long sends its heap away."""
+    """Checks a cifs.spnego payload, whose lengths the kernel does not check: an empty key makes it dereference NULL, a
+    blob that is too long makes it send heap memory to the server."""
     if len(data) < 16:
         return False
     version, flags, key, blob = struct.unpack_from("<IIII", data)
@@ -158,13 +165,13 @@ def is_spnego(data: bytes) -> bool:
 
 
 def end(code: int, text: str, fd: int = 2) -> NoReturn:
-    with contextlib.suppress(OSError):  # perhaps nobody is listening
+    with contextlib.suppress(OSError):  # stderr may be closed
         os.write(fd, text.encode())
     os._exit(code)
 
 
 def number_in(text: str, limit: int) -> int:
-    """A positive decimal number of at most `limit`, without sign, space or leading zero; 0 if it is none."""
+    """Parses a positive decimal number of at most `limit`, without sign, space or leading zero. 0 if malformed."""
     wellformed = text.isascii() and text.isdigit() and not text.startswith("0") and len(text) <= 10
     return int(text) if wellformed and int(text) <= limit else 0
 
@@ -193,14 +200,14 @@ def take_arguments(words: Sequence[str]) -> Arguments:
 
 
 class Refusal(Exception):
-    """The key is to be rejected; `log` says what an administrator has to mend."""
+    """Raised to reject the key with errno `code`. `log`: the fault for an administrator to fix, or ""."""
 
     def __init__(self, code: int, log: str = "") -> None:
         self.code, self.log = code, log
 
 
 class Forwarder:
-    """One request. `run` comes back only from its own errors; every other way out answers."""
+    """Handles one request. `run` ends the process; once it has the key's authority, it answers on every path."""
 
     def __init__(self, host: Host, arguments: Arguments) -> None:
         self._host = host
@@ -222,7 +229,7 @@ class Forwarder:
             self._refuse(refusal.code, refusal.log)
         except OSError as error:
             self._refuse(error.errno or errno.EIO)
-        except BaseException:  # noqa: BLE001 - whatever it is, the kernel waits for an answer
+        except BaseException:  # noqa: BLE001 - the kernel waits for an answer, whatever the error
             self._refuse(errno.EIO)
 
     def _answer(self) -> NoReturn:
@@ -233,8 +240,8 @@ class Forwarder:
         refusal, expiry, payload = decide(described, self._key, self._ask(self._request(described)))
         if refusal:
             raise Refusal(refusal)
-        hold_signals()  # from here there is nothing to wait for, and a rejection could come too late
-        if expiry:  # before the key is made, while the authority lasts
+        hold_signals()  # nothing blocks from here on, and a rejection after instantiating would come too late
+        if expiry:  # must be set before instantiating, which ends the authority
             self._host.set_timeout(self._key, as_counted(expiry, self._host.gone_of_second()))
         try:
             self._host.instantiate(self._key, payload)
@@ -243,7 +250,7 @@ class Forwarder:
         os._exit(ANSWERED)
 
     def _request(self, described: bytes) -> bytes:
-        """As upcall/wire/envelope.py packs it."""
+        """Packs the request in the format of upcall/wire/envelope.py."""
         authorisation, callout = self._host.authorisation(), self._host.read_callout()
         body = UPCALL_HEAD.pack(self._key, authorisation, len(described), len(callout)) + described + callout
         size = REQUEST_HEAD.size + len(SERVICE) + len(body)
@@ -284,15 +291,16 @@ class Forwarder:
         return broker
 
     def _limit(self, broker: socket.socket, option: int) -> None:
-        """Lets no call on the socket outlast the deadline. Unlike poll, this works for connect to a busy broker."""
+        """Sets the socket's time-out to the time until the deadline. Unlike poll(2), this also bounds connect(2) to a
+        busy broker."""
         left = (self._deadline - time.monotonic_ns()) // 1000
         if left <= 0:
             raise Refusal(errno.ETIMEDOUT)
         broker.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", *divmod(left, 10**6)))
 
     def _catch_signals(self) -> None:
-        """Every signal that would end or stop this program makes it answer; but those of real time, which nobody
-        sends, are held to the end. Called with all of them held."""
+        """Installs a handler that rejects the key, for every signal that would end or stop this program. Real-time
+        signals stay blocked. Call with all signals blocked."""
         left_alone = real_time_signals()
         left_alone |= {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
         left_alone |= {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGSYS}
@@ -303,7 +311,7 @@ class Forwarder:
         self._refuse(errno.ETIMEDOUT if number == signal.SIGALRM else errno.ECANCELED)
 
     def _refuse(self, code: int, log: str = "") -> NoReturn:
-        """The answer goes first, and the log is not waited for: the caller is released when this program ends."""
+        """Rejects the key, then logs without blocking, and ends: the kernel's caller waits for this program's end."""
         hold_signals()
         try:
             seconds = as_counted(REJECTED_FOR, self._host.gone_of_second())
@@ -329,7 +337,7 @@ def real_time_signals() -> set[int]:
 
 
 def tidy_descriptors() -> None:
-    """Descriptors 0 to 2 exist, so that no socket becomes one of them, and there are no others."""
+    """Opens descriptors 0 to 2 if they are closed, so that no socket gets their numbers, and closes all others."""
     with contextlib.suppress(OSError):
         while os.open(os.devnull, os.O_RDWR) <= 2:
             pass

@@ -1,1 +1,1 @@
-"""request-key's configuration on this machine: what it says, and our lines in it. docs/request-key.md tells more."""
+"""Reads request-key's configuration, and adds and removes upcall's lines. See docs/request-key.md."""

@@ -1,4 +1,4 @@
-"""Who makes a key, and whether that can work."""
+"""Determines which line of request-key's configuration answers for a key, and whether it can work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from upcall.protocols.request_key.key_types import KEY_TYPES
 
 
 class Standing(NamedTuple):
-    """The line that makes the key, if there is one, and what is wrong, for people."""
+    """The line that applies to a key (None: none matches), and its problems, for people."""
 
     key: RequestedKey
     line: Line | None
@@ -22,6 +22,7 @@ class Standing(NamedTuple):
         return self.line is not None and self.line.path == FILE
 
     def report(self) -> dict[str, Any]:
+        """Returns plain data for JSON: type, description, callout, line, ours, problems."""
         line = self.line
         return {
             **{name: text.decode(errors="backslashreplace") for name, text in self.key._asdict().items()},
@@ -32,7 +33,7 @@ class Standing(NamedTuple):
 
 
 def standing(system: System, key: RequestedKey) -> Standing:
-    """For this very key."""
+    """Returns the standing of one key. OSError if the configuration cannot be read."""
     try:
         line = choose(system.lines(), key)
     except BadLine as error:
@@ -45,6 +46,7 @@ def standing(system: System, key: RequestedKey) -> Standing:
 
 
 def standing_of_type(system: System, name: str) -> Standing:
-    """For the keys that the kernel asks for; of these the first with which something is wrong, or that others make."""
+    """Returns the standing of a key type, by its typical keys: the first that has a problem or that another program
+    answers; without one, the first. OSError."""
     found = [standing(system, key) for key in KEY_TYPES[name].typical]
     return next((one for one in found if one.problems or not one.ours), found[0])

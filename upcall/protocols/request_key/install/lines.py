@@ -1,4 +1,5 @@
-"""Our lines put into request-key's configuration, and taken out again; nobody else's file is ever touched."""
+"""Installs upcall's lines into request-key's configuration and removes them. Never changes a file that upcall did not
+write."""
 
 from __future__ import annotations
 
@@ -20,14 +21,19 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Plan(NamedTuple):
-    """What is to be there. `program`: what the copy holds, if there is to be one."""
+    """The intended content of our file. `program`: the content of the copy of the program; None: no copy."""
 
     ours: Ours
     program: bytes | None
 
 
 def plan(system: System, types: Sequence[str], command: Sequence[str], copy: bool) -> Plan:
-    """`command`: what runs upcall-request-key, which is its last word. ConfigError if root cannot run it safely."""
+    """Returns the plan for an installation. Changes nothing.
+
+    `types`: key types. `command`: the words that run upcall-request-key, whose path is the last. `copy`: install a
+    copy of it that only root can change. ConfigError if root cannot run the command safely. OSError if the program
+    cannot be read.
+    """
     program = None
     if copy:
         program = Path(command[-1]).read_bytes()
@@ -47,7 +53,7 @@ def plan(system: System, types: Sequence[str], command: Sequence[str], copy: boo
 
 
 def check_winning(system: System, planned: Plan) -> None:
-    """ConfigError if another line would make the keys that ours are for; BadLine if request-key gives up on one."""
+    """ConfigError if another line would take precedence over ours; BadLine if request-key would fail on a line."""
     read = system.lines_if(render(planned.ours))
     for name in planned.ours.types:
         for key in KEY_TYPES[name].typical:
@@ -58,7 +64,7 @@ def check_winning(system: System, planned: Plan) -> None:
 
 
 def others(system: System, types: Sequence[str]) -> list[tuple[str, Line, bool]]:
-    """(type, line, whether it keeps the keys that fit it) for other lines of these types."""
+    """Returns the lines of other files for these types, as (type, line, whether keys that match it still go to it)."""
     found = []
     for line in system.lines(without=FILE):
         for name in types:
@@ -69,7 +75,8 @@ def others(system: System, types: Sequence[str]) -> list[tuple[str, Line, bool]]
 
 
 def missing(system: System, planned: Plan) -> list[str]:
-    """What has to be done, for people; nothing if all is there. FileExistsError if FILE is somebody else's."""
+    """Returns the differences between the plan and the system, for people; [] if there are none. FileExistsError if
+    FILE was not written by upcall, or was edited."""
     current = system.ours()
     todo = []
     if planned.program is not None and (found := _content(system.at(COPY))) != planned.program:
@@ -84,7 +91,10 @@ def missing(system: System, planned: Plan) -> list[str]:
 
 
 def install(system: System, planned: Plan) -> list[str]:
-    """Does what is missing; what was done, for people. All that can be refused is refused before."""
+    """Carries out a plan. Returns what was done, for people. Makes all checks before the first change.
+
+    ConfigError, BadLine, FileExistsError as above; OSError if a file cannot be written.
+    """
     before = system.ours()
     check_winning(system, planned)
     todo, done = missing(system, planned), []
@@ -101,7 +111,7 @@ def install(system: System, planned: Plan) -> list[str]:
 
 
 def uninstall(system: System) -> list[str]:
-    """Takes away what `install` made; what was done, for people. FileExistsError if FILE is somebody else's."""
+    """Removes what `install` wrote. Returns what was done, for people. FileExistsError as `missing`."""
     ours = system.ours()
     if ours is None:
         return []
@@ -123,7 +133,7 @@ def _remove_copy(system: System, ours: Ours) -> list[str]:
     if hashlib.sha256(content).hexdigest() != ours.copied:
         return [f"{COPY}: left there, for it is not as upcall made it"]
     path.unlink()
-    with contextlib.suppress(OSError):  # something else is in it
+    with contextlib.suppress(OSError):  # ENOTEMPTY: the folder holds other files
         path.parent.rmdir()
     return [f"{COPY}: removed"]
 
@@ -136,12 +146,13 @@ def _content(path: Path) -> bytes | None:
 
 
 def replace(path: Path, data: bytes, mode: int) -> None:
-    """The file, whole or as it was before. Its folders are made if need be."""
+    """Replaces a file atomically and durably (fsync). Creates its folders with mode 0755. `mode`: of the file,
+    whatever the umask. OSError; the file is then unchanged."""
     for folder in reversed(path.parents):
         if not folder.exists():
             folder.mkdir()
             folder.chmod(0o755)
-    beside = path.with_name(f".{path.name}.{os.urandom(6).hex()}")  # a name that request-key passes over
+    beside = path.with_name(f".{path.name}.{os.urandom(6).hex()}")  # request-key ignores names that begin with a dot
     try:
         fd = os.open(beside, _NEW, mode)
     except OSError as error:

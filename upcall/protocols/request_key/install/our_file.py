@@ -1,4 +1,4 @@
-"""/etc/request-key.d/upcall.conf: our lines, and how we know them again."""
+"""Renders and parses /etc/request-key.d/upcall.conf. A checksum in it detects later edits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _COPY = re.compile(rb"# The program is a copy with the SHA-256 ([0-9a-f]{64})\.\
 
 
 class Ours(NamedTuple):
-    """What the file says. `command`: the program and its arguments before the key; `copied`: the SHA-256 of a copy."""
+    """The content of the file. `types`: key types. `command`: the program and its arguments before the key. `copied`:
+    the SHA-256 of the program's copy, in hexadecimal; None: no copy."""
 
     types: tuple[str, ...]
     command: tuple[str, ...]
@@ -26,6 +27,7 @@ class Ours(NamedTuple):
 
 
 def render(ours: Ours) -> bytes:
+    """Returns the bytes of the file."""
     body = b"" if ours.copied is None else f"# The program is a copy with the SHA-256 {ours.copied}.\n".encode("ascii")
     command = " ".join((*ours.command, "%k")).encode()
     for name in ours.types:
@@ -35,12 +37,12 @@ def render(ours: Ours) -> bytes:
 
 
 def is_ours(data: bytes) -> bool:
-    """Whether we made this file; it may have been edited since."""
+    """Returns whether upcall wrote this file. It may have been edited since."""
     return data.startswith(_FIRST)
 
 
 def take(data: bytes) -> Ours | None:
-    """What our file says; None if it is not as we wrote it."""
+    """Parses our file. None if it was edited since upcall wrote it."""
     found = _SUM.match(data, len(_FIRST)) if is_ours(data) else None
     if found is None or hashlib.sha256(body := data[found.end() :]).hexdigest().encode("ascii") != found[1]:
         return None

@@ -1,4 +1,4 @@
-"""What is on this machine, or in a system's image: request-key's configuration, our file in it, and who answers."""
+"""Reads request-key's configuration from this machine or from a system image, and checks the files it depends on."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ SOCKET: Final = "/run/upcall/request-key.sock"
 
 
 class System:
-    """Everything below `root`; paths are given, and shown, as they are called there."""
+    """A system whose files are below `root`. Paths in arguments, results and messages are relative to `root`."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self.root = Path(os.path.realpath(root))
-        # Whoever builds an image need not be root, and what is theirs now will be root's.
+        # An image may be built without root: files of the building user belong to root later.
         self.owners = {0} if self.root == Path("/") else {0, os.geteuid()}
 
     def at(self, path: str) -> Path:
         return self.root / path.lstrip("/")
 
     def distrust(self, path: str, may_miss: bool = False) -> str:
-        """Why others than root could change this program, or ""."""
+        """Returns why users other than root could change this program, or "" if they cannot."""
         return distrust(path, self.root, self.owners, may_miss)
 
     def lines(self, without: str = "") -> list[Line]:
-        """Every line in the order in which request-key reads them, but for those of one file."""
+        """Returns all lines in the order in which request-key reads them. `without`: a file to leave out. OSError."""
         return [line for path in self._files() if path != without for line in lines(path, self.at(path).read_bytes())]
 
     def lines_if(self, data: bytes) -> list[Line]:
-        """The same if FILE held this; last in its folder, for the folder's order is its file system's affair."""
+        """Returns the lines as if FILE contained `data`. FILE is assumed to be read last of its folder, the worst
+        case: the file system determines the order."""
         others = self.lines(without=FILE)
         before = [line for line in others if line.path != LAST]
         return [*before, *lines(FILE, data), *others[len(before) :]]
 
     def _files(self) -> Iterator[str]:
-        """As readdir(3) gives them; request-key passes symbolic links over."""
+        """Yields the configuration files in the order of readdir(3). request-key ignores symbolic links."""
         try:
             with os.scandir(self.at(FOLDER)) as entries:
                 for entry in entries:
@@ -58,7 +59,8 @@ class System:
             yield LAST
 
     def ours(self) -> Ours | None:
-        """What our file says, if there is one. FileExistsError if somebody else has written there."""
+        """Returns the content of our file; None if there is none. FileExistsError if upcall did not write it, or it
+        was edited since."""
         path = self.at(FILE)
         try:
             found = path.lstat()
@@ -74,7 +76,7 @@ class System:
         return ours
 
     def request_key(self) -> str:
-        """What is wrong with the program that the kernel starts, or ""."""
+        """Returns what is wrong with /sbin/request-key, which the kernel starts, or ""."""
         try:
             found = self.at(REQUEST_KEY).stat()
         except OSError as error:
@@ -83,7 +85,7 @@ class System:
         return "" if runs else "is not a program"
 
     def socket(self) -> str:
-        """What is wrong with the broker's socket, or ""."""
+        """Returns what is wrong with the broker's socket for forwarders, or ""."""
         try:
             found = self.at(SOCKET).lstat()
         except FileNotFoundError:
