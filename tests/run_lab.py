@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import compileall
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -43,6 +44,7 @@ def main() -> int:
     parser.add_argument("--kernel", choices=("qemu", "uml"), help="only the groups that this one boots for")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="for each group")
     options, arguments = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # nothing stays behind
     reasons = {kernel: why_not(kernel) for kernel in ("uml", "qemu")}
     uml = reasons["uml"] is None or reasons["qemu"] is not None
     chosen = {
