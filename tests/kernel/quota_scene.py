@@ -66,7 +66,7 @@ digest-after = 100
 
 def run(command: str | Sequence[str]) -> None:
     words = command.split() if isinstance(command, str) else command
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
 
 
@@ -195,7 +195,7 @@ class QuotaHouse:
         if self.source is None or self.source.ended:
             self.source = Task(root, serve_quota, output=self.folder / "source.log")
             self._tasks.append(self.source)
-        wait_until(lambda: bool((broker_status() or {}).get("quota", {}).get("listening")), "the source listens", 60)
+        wait_until(lambda: bool((broker_status() or {}).get("quota", {}).get("listening")), "the source listens")
 
     @contextlib.contextmanager
     def source_stopped(self) -> Iterator[None]:

@@ -23,7 +23,6 @@ from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
 from upcall.testing.lab.stage import Person, do_as, end, start_broker, start_daemon, wait_until
 from upcall.testing.secrets import GivenSecrets
 
-LONG = 60.0  # seconds for a module and its libraries to be loaded by the emulated processor
 ROUNDS = 3
 
 
@@ -76,14 +75,14 @@ def _token(who: Person, alias: str, make: Callable[[Person], Enrolled]) -> str:
         keyring.add_user_key(made.signature, pack_auth_tok(AuthTok(made.signature, alias, made.blob)))
         return made.signature
 
-    return do_as(who, work, patience=LONG)
+    return do_as(who, work)
 
 
 def _files_work(who: Person, alias: str, make: Callable[[Person], Enrolled]) -> None:
     signature = _token(who, alias, make)
     daemon = start_daemon(who)
     try:
-        wait_until(lambda: _is_open(who, signature), f"the key of {alias}", LONG)
+        wait_until(lambda: _is_open(who, signature), f"the key of {alias}")
         with vault(who, signature) as files:
             paths = [files.upper / f"file-{number}" for number in range(ROUNDS)]
             assert [attempt(who, creating(path)).errno for path in paths] == [0] * ROUNDS
