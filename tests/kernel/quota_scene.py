@@ -20,6 +20,7 @@ from upcall.core.errors import ModuleFailed
 from upcall.kernel import quotactl
 from upcall.kernel.mounts import mounts
 from upcall.process.paths import SYSTEM_FOLDER, Place
+from upcall.protocols.ecryptfs.device import DEVICE
 from upcall.protocols.ecryptfs.packets import (
     CIPHER_AES_256,
     STATUS_OK,
@@ -190,7 +191,7 @@ class QuotaHouse:
     def open(self, root: Person) -> None:
         """Starts what does not run, and waits until the broker knows that the source listens."""
         if self.broker is None or self.broker.ended:
-            self.broker = Task(root, serve_broker, output=self.folder / "broker.log")
+            self.broker = Task(root, lambda: serve_broker(None, DEVICE), output=self.folder / "broker.log")
             self._tasks.append(self.broker)
         if self.source is None or self.source.ended:
             self.source = Task(root, serve_quota, output=self.folder / "source.log")
