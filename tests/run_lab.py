@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import compileall
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -24,6 +26,10 @@ from upcall.testing.lab import LabError, LabUnavailable, run, why_not
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
 RESULTS = PROJECT / "build" / "ring3"
+# Without the settings of the other rings, which load what takes an emulated processor seconds. The option of Python is
+# theirs, too: plugins of tests are in PYTHONPATH, root's, too (upcall/process/start_python.py).
+PYTEST = ["-X", "upcall-environment", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
+PYTEST += ["--confcutdir=tests/kernel"]
 TIME_LIMIT = 1200.0  # seconds for each file of a group on a busy machine; a quiet one needs 20 to 230
 
 
@@ -38,6 +44,7 @@ def main() -> int:
     parser.add_argument("--kernel", choices=("qemu", "uml"), help="only the groups that this one boots for")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="for each group")
     options, arguments = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # nothing stays behind
     reasons = {kernel: why_not(kernel) for kernel in ("uml", "qemu")}
     uml = reasons["uml"] is None or reasons["qemu"] is not None
     chosen = {
@@ -55,13 +62,21 @@ def main() -> int:
         left_out = [group for group in chosen.values() if group.kernel == kernel]
         if reason is not None and left_out:
             codes.append(_left_out(left_out, kernel, reason, options.require))
-    # Compiling costs the guest seconds, and what it writes is gone with it.
-    for folder in (PROJECT / "upcall", PROJECT / "plugins", HERE):
-        compileall.compile_dir(folder, quiet=2)
+    _compile([file for group in chosen.values() for file in group.files])
     for name, group in chosen.items():
         if reasons[group.kernel] is None:
             codes.append(_run_group(name, group, arguments, options.timeout or TIME_LIMIT * len(group.files)))
     return next((code for code in codes if code), 0)
+
+
+def _compile(files: Iterable[str]) -> None:
+    """For the guest, which would take a quarter of a minute for each boot, and whose own is gone with it: also what
+    pytest makes of assertions."""
+    for folder in (PROJECT / "upcall", PROJECT / "plugins", HERE):
+        compileall.compile_dir(folder, quiet=2)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, *PYTEST, "--collect-only", *(f"tests/kernel/{file}" for file in files)]
+    subprocess.run(command, cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL, check=False)
 
 
 def _left_out(left_out: Iterable[Group], kernel: str, reason: str, required: bool) -> int:
@@ -72,7 +87,7 @@ def _left_out(left_out: Iterable[Group], kernel: str, reason: str, required: boo
 
 def _run_group(name: str, group: Group, arguments: list[str], timeout: float) -> int:
     """One boot. 71 is for a kernel that reported a fault although every test went well."""
-    command = ["python", "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml=/results/{name}.xml", *arguments]
+    command = ["python", *PYTEST, f"--junitxml=/results/{name}.xml", *arguments]
     command += [f"tests/kernel/{file}" for file in group.files]
     print(f"--- ring 3, {name} on {group.kernel}: {' '.join(group.files)}", flush=True)
     started = time.monotonic()

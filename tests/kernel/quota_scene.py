@@ -21,6 +21,7 @@ from upcall.core.errors import ModuleFailed
 from upcall.kernel import quotactl
 from upcall.kernel.mounts import mounts
 from upcall.process.paths import SYSTEM_FOLDER, Place
+from upcall.protocols.ecryptfs.device import DEVICE
 from upcall.protocols.ecryptfs.packets import (
     CIPHER_AES_256,
     STATUS_OK,
@@ -68,7 +69,7 @@ digest-after = 100
 
 def run(command: str | Sequence[str]) -> None:
     words = command.split() if isinstance(command, str) else command
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
 
 
@@ -192,12 +193,14 @@ class QuotaHouse:
     def open(self, root: Person) -> None:
         """Starts what does not run, and waits until the broker knows that the source listens."""
         if self.broker is None or self.broker.ended:
-            self.broker = Task(root, lambda: serve_broker(BrokerSettings()), output=self.folder / "broker.log")
+            self.broker = Task(
+                root, lambda: serve_broker(BrokerSettings(device=DEVICE)), output=self.folder / "broker.log"
+            )
             self._tasks.append(self.broker)
         if self.source is None or self.source.ended:
             self.source = Task(root, lambda: serve_quota(SourceSettings()), output=self.folder / "source.log")
             self._tasks.append(self.source)
-        wait_until(lambda: bool((broker_status() or {}).get("quota", {}).get("listening")), "the source listens", 60)
+        wait_until(lambda: bool((broker_status() or {}).get("quota", {}).get("listening")), "the source listens")
 
     @contextlib.contextmanager
     def source_stopped(self) -> Iterator[None]:

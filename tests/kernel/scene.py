@@ -267,6 +267,17 @@ def pending(who: Person) -> int:
     return stage.pending(who.uid)
 
 
+def waiting(who: Person, paths: Sequence[Path]) -> list[Task[Outcome]]:
+    """Attempts to open these, all of which wait for this person's daemon. On a busy machine the first can be given up
+    before the last has begun: then all are begun anew."""
+    tasks = [begin(who, opening(path)) for path in paths]
+    wait_until(lambda: pending(who) == len(tasks) or any(task.ended for task in tasks), "requests")
+    if pending(who) == len(tasks):
+        return tasks
+    results(tasks)
+    return waiting(who, paths)
+
+
 def daemon_status(who: Person) -> dict[str, Any]:
     return stage.daemon_status(who.uid)
 

@@ -13,14 +13,13 @@ from tests.kernel.scene import (
     CONTENT,
     House,
     attempt,
-    begin,
     creating,
     kernel_counts,
     keys,
     opening,
-    pending,
     results,
     vault,
+    waiting,
 )
 from tests.kernel.test_daemon_faults import blocking
 from upcall.daemon.process import Daemon, serve
@@ -60,8 +59,7 @@ def test_a_killed_brokers_requests_end_and_a_new_one_serves_all_again(
     with vault(alice, KEY.signature) as files:
         paths = files.cold(5)
         alices = house.daemon(alice, blocking(house.gate()))
-        tasks = [begin(alice, opening(path)) for path in paths[:4]]
-        wait_until(lambda: pending(alice) == 4, "four requests")
+        tasks = waiting(alice, paths[:4])
         assert house.broker is not None
         house.broker.end(signal.SIGKILL)
         # A creation waits for its folder, which an opening of another name does not hold
@@ -80,8 +78,7 @@ def test_a_broker_that_ends_refuses_what_is_pending(house: House, alice: Person)
     with vault(alice, KEY.signature) as files:
         paths = files.cold(4)
         house.daemon(alice, blocking(house.gate()))
-        tasks = [begin(alice, opening(path)) for path in paths]
-        wait_until(lambda: pending(alice) == 4, "four requests")
+        tasks = waiting(alice, paths)
         assert house.broker is not None
         house.broker.send_signal(signal.SIGTERM)
         assert [outcome.errno for outcome in results(tasks)] == [errno.EIO] * 4

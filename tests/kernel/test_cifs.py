@@ -68,7 +68,7 @@ def test_the_mount_helper_gets_a_ticket(share: FileServer, alice: Person) -> Non
     folder.mkdir(parents=True)
     options = f"sec=krb5,{','.join(mount_of(alice))},uid={alice.uid}"
     done = subprocess.run(
-        ["mount.cifs", f"//{FILE_SERVER}/{SHARE}", folder, "-o", options], capture_output=True, text=True, timeout=30
+        ["mount.cifs", f"//{FILE_SERVER}/{SHARE}", folder, "-o", options], capture_output=True, text=True, timeout=180
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     try:

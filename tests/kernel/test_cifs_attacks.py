@@ -105,7 +105,7 @@ def test_a_forged_key_that_lies_there_already_is_not_used(share: FileServer, ali
 
 
 def _keyctl(*words: str) -> str:
-    return subprocess.run(["keyctl", *words], stdout=-1, stderr=-2, text=True, timeout=20).stdout
+    return subprocess.run(["keyctl", *words], stdout=-1, stderr=-2, text=True, timeout=180).stdout
 
 
 @pytest.mark.parametrize("name", ["a;creduid={uid:#x}", "a;uid=0x0;creduid={uid:#x};pid=0x1", ";creduid={uid:#x}"])

@@ -77,7 +77,7 @@ def winbind(share: FileServer) -> Iterator[Path]:
     Path("/run/samba").mkdir(exist_ok=True)
     Path("/etc/resolv.conf").write_text("nameserver 127.0.0.1\n")  # where nobody listens: it need not wait
     words = ["smbpasswd", "-c", str(config), "-s", "-a", "bob"]
-    subprocess.run(words, input=b"secret\nsecret\n", check=True, timeout=60, stdout=subprocess.DEVNULL)
+    subprocess.run(words, input=b"secret\nsecret\n", check=True, timeout=180, stdout=subprocess.DEVNULL)
     process = subprocess.Popen(
         ["winbindd", "-F", "-s", str(config)],
         stdin=subprocess.DEVNULL,
@@ -121,18 +121,18 @@ def forget() -> None:
     """Has the kernel's client ask anew for every SID and id."""
     for line in Path("/proc/keys").read_text().splitlines():
         if ".cifs_idmap" in line:
-            subprocess.run(["keyctl", "clear", str(int(line.split()[0], 16))], check=True, timeout=30)
+            subprocess.run(["keyctl", "clear", str(int(line.split()[0], 16))], check=True, timeout=180)
 
 
 def _ok(*words: str) -> bool:
     with contextlib.suppress(subprocess.TimeoutExpired):
-        done = subprocess.run(words, capture_output=True, timeout=60)
+        done = subprocess.run(words, capture_output=True, timeout=180)
         return done.returncode == 0 and b"NOT MAPPED" not in done.stdout
     return False
 
 
 def output(*words: str) -> str:
-    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=180).stdout.strip()
 
 
 # --- every answer, side by side ------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def output(*words: str) -> str:
 def test_every_answer_is_that_of_cifs_idmap(winbind: Path, tmp_path: Path, alice: Person, bob: Person) -> None:
     (tmp_path / "keys.c").write_text(_KEYS)
     keys = tmp_path / "keys.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", keys, tmp_path / "keys.c"], check=True, timeout=60)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", keys, tmp_path / "keys.c"], check=True, timeout=180)
     bobs = output("wbinfo", f"--unix-ids-to-sids=u{bob.uid}")
     domain = bobs.rpartition("-")[0]
     assert domain.startswith("S-1-5-21-")
@@ -171,7 +171,7 @@ def meaning(description: str, payload: bytes) -> int | str:
 def theirs(keys: Path, answer: Path, description: str) -> int | str | None:
     answer.unlink(missing_ok=True)
     told = {"LD_PRELOAD": str(keys), "TOLD": f"cifs.idmap;0;0;39010000;{description}", "ANSWER": str(answer)}
-    subprocess.run([HELPER, "1"], env=os.environ | told, timeout=30, capture_output=True)
+    subprocess.run([HELPER, "1"], env=os.environ | told, timeout=180, capture_output=True)
     return meaning(description, answer.read_bytes()) if answer.exists() else None
 
 

@@ -41,12 +41,12 @@ def upcall_user() -> Iterator[Person]:
     """Where there is this user, its daemon is asked for root's keys: so it goes again."""
     Path(SYSUSERS).parent.mkdir(parents=True, exist_ok=True)
     Path(SYSUSERS).write_bytes(content(SYSTEMD, SYSUSERS, "/usr/bin/python3"))
-    subprocess.run(["systemd-sysusers", "upcall.conf"], check=True, timeout=30)
+    subprocess.run(["systemd-sysusers", "upcall.conf"], check=True, timeout=180)
     machine.uid.cache_clear()
     user = person(machine.USER)
     assert 0 < user.uid == machine.uid()
     yield user
-    subprocess.run(["userdel", "--force", machine.USER], check=True, timeout=30)
+    subprocess.run(["userdel", "--force", machine.USER], check=True, timeout=180)
     machine.uid.cache_clear()
 
 

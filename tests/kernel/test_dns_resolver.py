@@ -90,7 +90,7 @@ def world() -> Iterator[None]:
 
 
 def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, timeout=30)
+    subprocess.run(["ip", *words], check=True, timeout=180)
 
 
 def ours(description: str, callout: str) -> Instance:
@@ -187,8 +187,8 @@ def test_the_same_answers_as_key_dns_resolver(description: str, callout: str) ->
 @pytest.fixture(scope="module")
 def answering(root: Person) -> Iterator[House]:
     """The whole way: request-key's rule, the forwarder, the broker, and root's daemon."""
-    subprocess.run(["modprobe", "dns_resolver"], check=True, timeout=30)
-    subprocess.run(["mount", "-t", "tmpfs", "rules", RULES], check=True, timeout=30)
+    subprocess.run(["modprobe", "dns_resolver"], check=True, timeout=180)
+    subprocess.run(["mount", "-t", "tmpfs", "rules", RULES], check=True, timeout=180)
     (RULES / "upcall.conf").write_text(f"create dns_resolver * * {' '.join(forwarder.command())} %k\n")
     house = House()
     try:
@@ -197,7 +197,7 @@ def answering(root: Person) -> Iterator[House]:
         yield house
     finally:
         house.close()
-        subprocess.run(["umount", RULES], check=True, timeout=30)
+        subprocess.run(["umount", RULES], check=True, timeout=180)
 
 
 def key(description: str) -> tuple[range, str]:
@@ -266,10 +266,10 @@ def test_only_the_kernel_is_answered(answering: House, alice: Person) -> None:
 @pytest.fixture
 def afs(tmp_path: Path) -> Iterator[Path]:
     """A mount whose folders are cells, found when somebody looks."""
-    subprocess.run(["modprobe", "kafs"], check=True, timeout=30)
-    subprocess.run(["mount", "-t", "afs", "none", tmp_path, "-o", "dyn"], check=True, timeout=30)
+    subprocess.run(["modprobe", "kafs"], check=True, timeout=180)
+    subprocess.run(["mount", "-t", "afs", "none", tmp_path, "-o", "dyn"], check=True, timeout=180)
     yield tmp_path
-    subprocess.run(["umount", tmp_path], check=True, timeout=30)
+    subprocess.run(["umount", tmp_path], check=True, timeout=180)
 
 
 def test_afs_finds_its_servers(answering: House, root: Person, afs: Path) -> None:

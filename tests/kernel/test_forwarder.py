@@ -69,12 +69,12 @@ def rule(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rule]:
         words = ["/usr/bin/python3", "-I", "-S", str(forwarder.STANDIN)]
     elif len(words) > 1:
         pytest.skip("there is no compiled forwarder")
-    subprocess.run(["modprobe", "dns_resolver"], check=True, timeout=30)
-    subprocess.run(["mount", "-t", "tmpfs", "rules", RULES], check=True, timeout=30)
+    subprocess.run(["modprobe", "dns_resolver"], check=True, timeout=180)
+    subprocess.run(["mount", "-t", "tmpfs", "rules", RULES], check=True, timeout=180)
     made = Rule(RULES / "upcall.conf", tmp_path / "broker", words)
     made.write()
     yield made
-    subprocess.run(["umount", RULES], check=True, timeout=30)
+    subprocess.run(["umount", RULES], check=True, timeout=180)
 
 
 @pytest.fixture
@@ -269,6 +269,6 @@ def test_a_socket_of_another_user_is_told_nothing(root: Person, alice: Person, r
 
 def test_a_user_cannot_ask_for_a_cifs_spnego_key(root: Person, rule: Rule) -> None:
     """Kernels without the fix of CVE-2026-46243 let anybody ask; then there is an upcall, and here no broker."""
-    subprocess.run(["modprobe", "cifs"], check=True, timeout=60)
+    subprocess.run(["modprobe", "cifs"], check=True, timeout=180)
     refused_by = begin(root, lambda: request_key(b"cifs.spnego", b"ver=0x2;host=x")).result().errno
     assert refused_by in (errno.EPERM, errno.EINVAL, errno.EACCES, errno.ENOTCONN)

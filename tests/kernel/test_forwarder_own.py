@@ -52,14 +52,14 @@ def _code(description: bytes) -> int:
 
 
 def _in_a_child(description: bytes) -> int:
-    ran = subprocess.run(["keyctl", "request2", TYPE, description, "x", "@s"], capture_output=True, timeout=30)
+    ran = subprocess.run(["keyctl", "request2", TYPE, description, "x", "@s"], capture_output=True, timeout=180)
     return errno.EDEADLK if b"deadlock" in ran.stderr else ran.returncode
 
 
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
-    subprocess.run(["modprobe", "dns_resolver"], check=True, timeout=30)
-    subprocess.run(["mount", "-t", "tmpfs", "rules", RULES], check=True, timeout=30)
+    subprocess.run(["modprobe", "dns_resolver"], check=True, timeout=180)
+    subprocess.run(["mount", "-t", "tmpfs", "rules", RULES], check=True, timeout=180)
     (RULES / "upcall.conf").write_text(f"create {TYPE} * * {' '.join(forwarder.command())} %k\n")
     house = House()
     try:
@@ -67,7 +67,7 @@ def house() -> Iterator[House]:
         yield house
     finally:
         house.close()
-        subprocess.run(["umount", RULES], check=True, timeout=30)
+        subprocess.run(["umount", RULES], check=True, timeout=180)
 
 
 @pytest.mark.parametrize("how", ["itself", "child"])

@@ -24,7 +24,7 @@ def snippet(mark: str) -> str:
     return found[1]
 
 
-def run(*command: str, folder: Path, timeout: float = 120) -> str:
+def run(*command: str, folder: Path, timeout: float = 900) -> str:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
@@ -54,7 +54,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     source.write_text(with_verbs(source.read_text()))
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     options = ["--no-index", "--no-build-isolation", "--no-deps"]
-    run(*pip, "install", *options, f"./upcall-{NAME}", folder=folder, timeout=300)
+    run(*pip, "install", *options, f"./upcall-{NAME}", folder=folder)
     yield folder / f"upcall-{NAME}"
     run(*pip, "uninstall", "--yes", f"upcall-{NAME}", folder=folder)
 

@@ -43,7 +43,7 @@ def mark(tmp_path: Path) -> Iterator[Path]:
     PROGRAM.parent.mkdir(exist_ok=True)
     PROGRAM.write_text(f'#!/bin/sh\necho "$# $1" >> {found}\nexec /bin/keyctl reject "$1" 60 {errno.ETIME} 0\n')
     PROGRAM.chmod(0o755)
-    subprocess.run(["modprobe", "dns_resolver"], check=True, timeout=30)
+    subprocess.run(["modprobe", "dns_resolver"], check=True, timeout=180)
     spnego = Path("/etc/request-key.d/cifs.spnego.conf")
     if not spnego.exists():
         spnego.write_text(CIFS)
@@ -62,7 +62,7 @@ def would_run(key: RequestedKey) -> str:
     """The command that request-key chooses."""
     describe = f"{key.type.decode()};0;0;39010000;{key.description.decode()}"
     words = [REQUEST_KEY, "-d", "-n", "-v", "-D", describe, "create", "77", *"00000", key.callout.decode()]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=180)
     return done.stderr.partition("execute_program(")[2].partition("\n")[0]
 
 
