@@ -106,7 +106,7 @@ sbom: .tools/made
 # tests that need what is missing say so and are left out.
 TOOLS := qemu-system-x86 softhsm2 swtpm libtss2-dev libtss2-tcti-device0 libtss2-tcti-swtpm0 gcc pkg-config \
 	pinentry-tty pinentry-curses keyutils dnsmasq-base krb5-kdc krb5-admin-server krb5-user samba winbind cifs-utils faketime \
-	nfs-common nfs-kernel-server quota e2fsprogs xfsprogs systemd libpam-systemd dbus openssh-server \
+	nfs-common nfs-kernel-server kmod quota e2fsprogs xfsprogs systemd libpam-systemd dbus openssh-server \
 	mandoc groff-base man-db bash-completion zsh fish \
 	dbus-daemon dunst xvfb scrot fonts-dejavu-core
 
