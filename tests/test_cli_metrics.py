@@ -158,7 +158,7 @@ def test_metrics_of_a_real_broker_are_printed(used: RunningBroker) -> None:
     assert found["upcall_daemon_replies_total", ("answered", str(os.getuid()))] == 1
     if os.getuid() == 0:
         assert found["upcall_request_duration_seconds_count", ("key",)] == 1
-        assert 0 < found["upcall_request_duration_seconds_sum", ("key",)] < 5
+        assert found["upcall_request_duration_seconds_sum", ("key",)] > 0
 
 
 def test_a_text_file_for_node_exporter_is_replaced_leaving_no_other_file(used: RunningBroker, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_
 from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedBroker, PlayedRequester
-from upcall.testing.processes import PATIENCE, NotInTime, RunningBroker, RunningDaemon, StartDaemon, in_child, until
+from upcall.testing.processes import PATIENCE, RunningBroker, RunningDaemon, StartDaemon, in_child, until
 from upcall.wire.envelope import (
     HELO,
     QUIT,
@@ -430,7 +430,5 @@ def test_a_daemon_exits_after_sigterm_although_the_broker_never_sends_quit(
     broker.register()
     daemon.logged("daemon-registered")
     daemon.signal(signal.SIGTERM)
-    with pytest.raises(NotInTime):
-        daemon.wait(0.2)
-    assert daemon.wait(5) == 0
-    assert "quit-unanswered" in daemon.log
+    assert daemon.wait() == 0
+    assert "quit-unanswered" in daemon.log, "it has waited for one"
