@@ -6,7 +6,6 @@ import datetime
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -80,9 +79,7 @@ def test_asked_once_and_kept(broker: RunningBroker, daemon: RunningDaemon, key: 
 
 def test_ecryptfs_finds_it_when_it_comes_again(broker: RunningBroker, daemon: RunningDaemon, key: str) -> None:
     with terminal() as typist:
-        began = time.monotonic()
         assert asked(broker, key, IMPATIENT) == "prompting"
-        assert time.monotonic() - began < IMPATIENT - 1
         typist.expect("Passphrase: ")
         assert asked(broker, key, IMPATIENT) == "prompting"
         typist.type(PASSPHRASE + "\n")

@@ -6,7 +6,6 @@ import os
 import signal
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,11 +80,9 @@ def open_key(key: Enrolled, told: GivenSecrets) -> KeyHandle:
 
 
 def refusal(key: Enrolled, told: GivenSecrets) -> str:
-    """Why it cannot be opened; in bounded time."""
-    begun = time.monotonic()
+    """Why it cannot be opened; not after the time-out, which says something else."""
     with pytest.raises(ModuleFailed) as caught:
         open_key(key, told)
-    assert time.monotonic() - begun < 5
     assert told.wiped()
     return str(caught.value)
 
