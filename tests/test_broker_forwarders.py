@@ -88,7 +88,11 @@ class Forwarder:
         self._keys = keys
 
     def ask(
-        self, described: bytes | None = None, callout: bytes = b"", body: bytes | None = None, timeout: float = 10.0
+        self,
+        described: bytes | None = None,
+        callout: bytes = b"",
+        body: bytes | None = None,
+        timeout: float = PATIENCE,
     ) -> int:
         """Returns the deadline that it has told, in nanoseconds of CLOCK_MONOTONIC."""
         if described is None:

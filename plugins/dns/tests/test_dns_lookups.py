@@ -88,7 +88,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dnsmasq]:
         yield running
 
 
-def envelope(description: bytes, callout: bytes = b"", patience: float = 10.0) -> Envelope:
+def envelope(description: bytes, callout: bytes = b"", patience: float = 60.0) -> Envelope:
     deadline = int((time.monotonic() + patience) * 1e9)
     return Envelope(1, 0, TYPE, Requester(0, 0), deadline, pack_ask(Ask(description, callout)))
 

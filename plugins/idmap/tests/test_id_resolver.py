@@ -255,7 +255,7 @@ class Silent:
         self.goes_on = threading.Event()
 
     def __call__(self, name: str) -> int:
-        assert self.goes_on.wait(30)
+        assert self.goes_on.wait(60)
         return USERS[name]
 
 
@@ -274,7 +274,7 @@ def test_a_name_service_that_hangs_holds_up_nobody(tmp_path: Path) -> None:
     assert len(hanging) == MOST
     silent.goes_on.set()
     for thread in hanging:
-        thread.join(30)
+        thread.join(60)
     assert take_instance(handler.answer(asking("uid:alice@lab.test"))).payload == b"1000\0"
 
 

@@ -292,9 +292,9 @@ def test_closed_while_another_thread_wraps() -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert started.wait(20)
+    assert started.wait(60)
     handle.close()
-    thread.join(20)
+    thread.join(60)
     assert failed == ["the key was closed"]
     assert set(wrapped) == {other.wrap(b"a file's key")}
 
@@ -303,7 +303,7 @@ def test_two_threads(made: Enrolled) -> None:
     start, right = threading.Barrier(2), []
 
     def work() -> None:
-        start.wait(20)
+        start.wait(60)
         handle = open_(made)
         for _ in range(500):
             clear = os.urandom(67)

@@ -196,7 +196,7 @@ def test_many_threads_open_and_use_keys(generate: Generate, told: GivenSecrets) 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     assert wrong == []
 
@@ -374,7 +374,7 @@ def test_a_tpm_that_says_nothing(
     os.kill(stopped.pid, signal.SIGCONT)
     for thread in threading.enumerate():
         if thread.name == "tpm2":
-            thread.join(10)
+            thread.join(60)
     assert len(late) == 1
     assert not any(late[0]), "what comes too late is wiped"
     assert told.verdicts == []
