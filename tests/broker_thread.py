@@ -16,9 +16,9 @@ from upcall.core.registry import Association
 from upcall.process.loop import URGENT
 from upcall.process.paths import own_place
 from upcall.process.waker import Waker
+from upcall.testing.processes import PATIENCE
 
 T = TypeVar("T")
-PATIENCE = 10.0
 
 
 class Link:

@@ -108,7 +108,7 @@ def _worked_in(folder: Path) -> None:
 
 def _ran() -> None:
     """Runs a program, a thread and a child process."""
-    subprocess.run(["true"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True, timeout=20)
+    subprocess.run(["true"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True, timeout=60)
     thread = threading.Thread(target=os.getpid)
     thread.start()
     thread.join()

@@ -25,7 +25,7 @@ def ask(folder: str, signature: str) -> str:
 
 def _in_a_child(*arguments: str) -> str:
     command = [sys.executable, __file__, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
 
 
 def _as_told(manner: str, folder: str, signature: str) -> str:

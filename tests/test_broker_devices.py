@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from upcall.client import Client
 from upcall.core.messages import Answer, Refusal
 from upcall.process.log import EventLog
 from upcall.process.paths import own_place
+from upcall.protocols.catalogue import SERVICES
 from upcall.protocols.ecryptfs import source as devices
 from upcall.protocols.ecryptfs.packets import (
     REQUEST,
@@ -32,7 +34,7 @@ from upcall.protocols.ecryptfs.source import Devices
 from upcall.testing.kernel import PlayedKernel, PlayedUpcall, broker_below, source_of, sources
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedDaemon, PlayedRequester
-from upcall.testing.processes import StartDaemon, until
+from upcall.testing.processes import PATIENCE, StartDaemon, until
 from upcall.testing.toy import make_toy_key
 
 ME = os.getuid()
@@ -40,16 +42,20 @@ FILE_KEY = pack_file_key(FileKey(7, b"0123456789abcdef"))
 SIGNATURE = "0123456789abcdef"
 ENCRYPT, DECRYPT = pack_ask(Ask(0x42, SIGNATURE, FILE_KEY)), pack_ask(Ask(0x40, SIGNATURE, bytes(256)))
 GOOD = Answer(pack_reply(Reply(0x41, 0, FILE_KEY)))
+HOUR = 3600.0  # seconds: longer than any test waits
+PATIENT = {**SERVICES, "ecryptfs": SERVICES["ecryptfs"]._replace(patience=HOUR)}
 
 
 @pytest.fixture
 def kernel() -> PlayedKernel:
-    return PlayedKernel()
+    """Its processes wait longer than those of the real one, which a busy machine does not always answer in time."""
+    return PlayedKernel(timeout=PATIENCE)
 
 
 @pytest.fixture
 def server(kernel: PlayedKernel, folder: Path) -> Iterator[Server]:
-    with broker_below(kernel, folder) as running:
+    """A broker without a time-out of its own: what is failed is failed at once, or never."""
+    with broker_below(kernel, folder, services=PATIENT) as running:
         yield running
 
 
@@ -142,7 +148,6 @@ def test_a_malformed_packet_is_failed_at_once_without_asking_the_daemon(
 ) -> None:
     upcall = kernel.ask(ME, packet)
     until(lambda: upcall.settled, "settled")
-    assert upcall.took < 1
     assert (upcall.answer or b"")[1:] == b"\xff"
     assert daemon.silent()
 
@@ -169,7 +174,7 @@ def test_an_invalid_answer_of_the_daemon_fails_the_caller_with_eio_at_once(
     upcall = kernel.ask(ME, packet)
     daemon.answer(daemon.request(), outcome)
     assert error_of(upcall) == "EIO"
-    assert upcall.took < 1
+    assert upcall.answer == bytes([packet[0] + 1, 0xFF]), "the broker's answer, and not the kernel's time-out"
     assert (kernel.refused, kernel.lost) == ([], [])
 
 
@@ -184,29 +189,45 @@ def test_a_daemon_killed_with_a_request_in_hand_fails_the_caller_with_eio_at_onc
     until(lambda: kernel.unread(ME) == 0, "read")
     running.kill()
     assert error_of(upcall) == "EIO"
-    assert upcall.took < 1
+    assert upcall.answer == b"\x43\xff", "the broker's answer, and not the kernel's time-out"
     until(lambda: not kernel.is_open(ME), "the device is closed")
 
 
 def test_requests_of_a_stopped_daemon_are_failed_before_the_kernel_gives_up(
-    server: Server, kernel: PlayedKernel, daemon: PlayedDaemon
+    kernel: PlayedKernel, folder: Path
 ) -> None:
-    """2.5 s after the earliest time at which the kernel may have sent them; the device is read until it is empty."""
-    upcalls = [kernel.ask(ME, DECRYPT) for _ in range(ECRYPTFS.contexts)]
-    assert error_of(kernel.ask(ME, DECRYPT)) == "ENOMEM"
-    until(lambda: kernel.unread(ME) == 0, "all are read")
-    assert {error_of(upcall) for upcall in upcalls} == {"EIO"}
-    assert all(2.0 < upcall.took < 2.9 for upcall in upcalls)
-    assert all(upcall.answer == b"\x41\xff" for upcall in upcalls)
-    late = daemon.request()
-    daemon.answer(late, GOOD)
-    until(lambda: server.router.rejected.get(ME), "the late answer is rejected")
-    upcall = kernel.ask(ME, DECRYPT)
-    for _ in range(ECRYPTFS.contexts):
-        request = daemon.request()
-    daemon.answer(request, GOOD)
-    assert upcall.result() == FILE_KEY
-    assert (kernel.refused, kernel.lost) == ([], [])
+    """By the broker's own time-out, see below; the device is read until it is empty."""
+    with broker_below(kernel, folder) as server, PlayedDaemon(folder) as daemon:
+        until(lambda: kernel.is_open(ME), "the device is open")
+        upcalls = [kernel.ask(ME, DECRYPT) for _ in range(ECRYPTFS.contexts)]
+        assert error_of(kernel.ask(ME, DECRYPT)) == "ENOMEM"
+        until(lambda: kernel.unread(ME) == 0, "all are read")
+        assert {error_of(upcall) for upcall in upcalls} == {"EIO"}
+        assert all(upcall.answer == b"\x41\xff" for upcall in upcalls)
+        late = daemon.request()
+        daemon.answer(late, GOOD)
+        until(lambda: server.router.rejected.get(ME), "the late answer is rejected")
+        upcall = kernel.ask(ME, DECRYPT)
+        for _ in range(ECRYPTFS.contexts):
+            request = daemon.request()
+        daemon.answer(request, GOOD)
+        assert upcall.result() == FILE_KEY
+        assert (kernel.refused, kernel.lost) == ([], [])
+
+
+def test_an_upcalls_deadline_counts_from_the_earliest_time_at_which_the_kernel_may_have_sent_it(
+    kernel: PlayedKernel, folder: Path
+) -> None:
+    """2.5 s of the 3 s that it waits."""
+    with broker_below(kernel, folder), PlayedDaemon(folder) as daemon:
+        until(lambda: kernel.is_open(ME), "the device is open")
+        for _ in range(3):
+            before = time.monotonic()
+            upcall = kernel.ask(ME, DECRYPT)
+            request = daemon.request()
+            assert request.deadline_ns / 1e9 - 2.5 <= before
+            daemon.answer(request, GOOD)
+            assert upcall.result() == FILE_KEY
 
 
 def test_an_answer_to_a_caller_that_has_gone_is_refused_and_counted_only(
@@ -235,12 +256,12 @@ def test_a_newer_daemon_answers_the_kernels_pending_request(
 
 
 def test_a_broker_that_ends_fails_the_kernels_pending_requests(kernel: PlayedKernel, folder: Path) -> None:
-    with broker_below(kernel, folder), PlayedDaemon(folder) as daemon:
+    with broker_below(kernel, folder, services=PATIENT), PlayedDaemon(folder) as daemon:
         until(lambda: kernel.is_open(ME), "the device is open")
         held = [kernel.ask(ME, DECRYPT) for _ in range(3)]
         daemon.request()
     assert [error_of(upcall) for upcall in held] == ["EIO"] * 3
-    assert all(upcall.took < 2 for upcall in held)
+    assert [upcall.answer for upcall in held] == [b"\x41\xff"] * 3, "the broker's answers, and not a time-out"
     assert not kernel.is_open(ME)
 
 

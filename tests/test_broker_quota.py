@@ -36,6 +36,7 @@ from upcall.protocols.quota.system import read_state, write_state
 from upcall.protocols.quota.warning import BHARDWARN, BSOFTWARN, NOTHING, Figures, Warned, pack
 from upcall.protocols.quota.warning import Quota as Amounts
 from upcall.testing.notices import notice
+from upcall.testing.processes import PATIENCE, in_time
 from upcall.wire.envelope import MAX_MESSAGE, take_request
 from upcall.wire.source_link import pack_status
 
@@ -109,7 +110,7 @@ class PlayedWorld:
         return self.mounted
 
     def get(self, mount: Mount, kind: int, number: int) -> Amounts:
-        self.go.wait(10)
+        self.go.wait(PATIENCE)
         return self.quotas.get((kind, number), Amounts(number, NOTHING, NOTHING))
 
     def some(self, mount: Mount, kind: int, first: int, most: int) -> tuple[list[Amounts], int]:
@@ -156,7 +157,7 @@ class House:
     def turn(self, timeout: float = 0.005) -> None:
         self.loop.turn(time.monotonic() + timeout)
 
-    def until(self, true: Callable[[], object], what: str, timeout: float = 10.0) -> None:
+    def until(self, true: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
         end = time.monotonic() + timeout
         while not true():
             assert time.monotonic() < end, f"{what}; {self.quota.status()}; {self.lines}"
@@ -378,7 +379,7 @@ def test_a_scan_of_more_quotas_than_one_turn_takes_finds_each_user_near_a_limit(
 def test_a_flood_of_warnings_is_folded_and_hides_no_other_user(house: House) -> None:
     house.open().daemon(ALICE)
     house.daemon(BOB)
-    before, began = resident(), time.monotonic()
+    before = resident()
     for number in range(100_000):
         house.kernel.warn(ALICE)
         if number == 50_000:
@@ -386,7 +387,6 @@ def test_a_flood_of_warnings_is_folded_and_hides_no_other_user(house: House) -> 
         if number % 100 == 99:
             house.turn(0)
     house.settled()
-    assert time.monotonic() - began < 30  # the broker takes a second of it, and this test's own sending three
     assert resident() - before < 8 * MB
     status = house.quota.status()
     assert (status["received"], status["lost"], status["dropped"]) == (100_001, 0, 0)
@@ -620,17 +620,18 @@ def test_a_kernel_that_does_not_answer_yet_is_asked_again_and_logged_once(
     assert events(house.told(ALICE)) == ["over-hard"]
 
 
-def test_shutdown_does_not_wait_for_a_kernel_that_does_not_answer(house: House) -> None:
+def test_shutdown_does_not_wait_for_a_kernel_that_does_not_answer(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(_: Ids) -> Listener:
         raise OSError("not now")
 
     house.setup = house.setup._replace(listen=refuse)
     house.start()
     house.until(lambda: house.logged("quota-listen-failed"), "logged")
-    began = time.monotonic()
-    house.quota.close()
+    monkeypatch.setattr(source, "_LAST_WORDS", 3600.0)
+    in_time(house.quota.close, "the end")
     house.quota = None
-    assert time.monotonic() - began < source._LAST_WORDS
     assert house.logged("quota-worker-blocked") is None
 
 
@@ -730,7 +731,7 @@ def test_notices_to_a_broker_that_is_full_are_delivered_once_it_reads_again(hous
     house.open().daemon(SYSTEM)
     gate, uids = threading.Event(), list(range(6001, 6101))
     assert house.broker is not None
-    house.broker.begin(lambda: gate.wait(10))
+    house.broker.begin(lambda: gate.wait(PATIENCE))
     house.quota.link._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     for uid in uids:
         house.kernel.warn(uid)
@@ -745,7 +746,7 @@ def test_notices_unread_when_a_broker_ends_are_delivered_by_the_next(house: Hous
     house.open().daemon(SYSTEM)
     first, gate, uids = house.links[SYSTEM], threading.Event(), list(range(6001, 6041))
     assert house.broker is not None
-    house.broker.begin(lambda: gate.wait(10))
+    house.broker.begin(lambda: gate.wait(PATIENCE))
     for uid in uids:
         house.kernel.warn(uid)
     house.until(lambda: house.quota._in_flight == len(uids), "on their way")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
 
@@ -121,10 +120,9 @@ def test_a_daemon_answers_pending_requests_after_sigterm_but_gets_no_new_ones(
 
 
 def test_an_idle_daemon_ends_at_once_on_sigterm(broker: RunningBroker, daemon: RunningDaemon) -> None:
-    began = time.monotonic()
     daemon.signal(signal.SIGTERM)
     assert daemon.wait() == 0
-    assert time.monotonic() - began < 1
+    assert "quit-unanswered" not in daemon.log, "it has not waited for a time-out"
     assert "Traceback" not in daemon.log
 
 
@@ -205,10 +203,8 @@ def test_a_daemon_killed_with_a_request_in_hand_has_it_refused_at_once(
     with PlayedRequester(broker.folder) as requester:
         requester.ask(wrap_of(busy_key(keyring, gate)))
         gate.arrived()
-        began = time.monotonic()
         daemon.kill()
-        assert requester.reason() == "daemon-gone"
-        assert time.monotonic() - began < 1
+        assert requester.reason() == "daemon-gone"  # at its deadline it would be "timed-out"
         requester.ask(PLEASE)
         assert requester.reason() == "no-daemon"
 
@@ -217,13 +213,13 @@ def test_requests_to_a_stopped_daemon_time_out_and_it_works_again_later(
     broker: RunningBroker, daemon: RunningDaemon, keyring: FolderKeyring, gate: Gate, signature: str
 ) -> None:
     with PlayedRequester(broker.folder) as requester:
-        requester.ask(wrap_of(busy_key(keyring, gate)), timeout=0.4)
+        patient = requester.ask(wrap_of(busy_key(keyring, gate)), timeout=4.0)
         held = gate.arrived()
         daemon.stop()
-        began = time.monotonic()
-        requester.ask(wrap_of(signature), timeout=0.2)
-        assert [requester.reason(), requester.reason()] == ["timed-out", "timed-out"]
-        assert time.monotonic() - began < 1
+        hasty = requester.ask(wrap_of(signature), timeout=0.2)
+        timed_out = refusal("timed-out")
+        responses = [requester.response(), requester.response()]
+        assert [(one.seq, one.outcome) for one in responses] == [(hasty, timed_out), (patient, timed_out)]
         daemon.go_on()
         held.release()
     until(lambda: broker.status()["rejected"] == {"state": 1}, "the late answer is rejected")

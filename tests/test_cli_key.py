@@ -98,7 +98,7 @@ class Running:
 
     def close(self) -> None:
         self._stop.set()
-        self._thread.join(10)
+        self._thread.join(60)
         self._control.close()
 
     def works(self, signature: str) -> bool:

@@ -158,7 +158,7 @@ def test_metrics_of_a_real_broker_are_printed(used: RunningBroker) -> None:
     assert found["upcall_daemon_replies_total", ("answered", str(os.getuid()))] == 1
     if os.getuid() == 0:
         assert found["upcall_request_duration_seconds_count", ("key",)] == 1
-        assert 0 < found["upcall_request_duration_seconds_sum", ("key",)] < 5
+        assert found["upcall_request_duration_seconds_sum", ("key",)] > 0
 
 
 def test_a_text_file_for_node_exporter_is_replaced_leaving_no_other_file(used: RunningBroker, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_text_file_for_node_exporter_is_replaced_leaving_no_other_file(used: R
 
 
 def get(connection: socket.socket) -> tuple[str, str]:
-    connection.settimeout(10)
+    connection.settimeout(60)
     connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
     data = b""
     while more := connection.recv(65536):
@@ -228,7 +228,7 @@ def test_slow_readers_are_cut_off_and_block_no_other_reader(listening: tuple[Sta
     slow = [socket.socket(socket.AF_UNIX) for _ in range(100)]
     for one in slow:
         one.connect(str(path))
-        one.settimeout(10)
+        one.settimeout(60)
         with contextlib.suppress(BrokenPipeError):  # it was cut already
             one.sendall(b"GET /metrics HT")  # and nothing more
     with socket.socket(socket.AF_UNIX) as connection:
@@ -286,7 +286,7 @@ def test_metrics_refuses_two_outputs_at_once_and_a_missing_library(monkeypatch: 
 
 def test_broker_and_daemon_do_not_import_the_metrics_library(broker: RunningBroker) -> None:
     code = "import sys, upcall.broker.__main__, upcall.daemon.__main__; print(*sorted(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert not {"prometheus_client", "datetime", "ast", "upcall.observe.recorder", "upcall.observe.doctor"} & set(
         loaded.stdout.split()
     )

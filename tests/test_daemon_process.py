@@ -22,7 +22,7 @@ from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_
 from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedBroker, PlayedRequester
-from upcall.testing.processes import PATIENCE, NotInTime, RunningBroker, RunningDaemon, StartDaemon, in_child, until
+from upcall.testing.processes import PATIENCE, RunningBroker, RunningDaemon, StartDaemon, in_child, until
 from upcall.wire.envelope import (
     HELO,
     QUIT,
@@ -415,11 +415,11 @@ def test_a_requester_of_another_uid_is_refused_whatever_the_broker_says(
     start_daemon()
     played.register()
     for seq, (service, uid) in enumerate([("key", 1), ("ecryptfs", 4711), ("key", 0xFFFFFFFF)]):
-        deadline = int((time.monotonic() + 5) * 1e9)
+        deadline = int((time.monotonic() + PATIENCE) * 1e9)
         played.socket.send(pack_request(Envelope(seq, seq, service, Requester(uid, 0), deadline, wrap_of(signature))))
         assert refused(played.response()) == (seq, "not-permitted")
     for seq, uid in enumerate([0, os.getuid()]):
-        deadline = int((time.monotonic() + 5) * 1e9)
+        deadline = int((time.monotonic() + PATIENCE) * 1e9)
         played.socket.send(pack_request(Envelope(seq, seq, "key", Requester(uid, 0), deadline, wrap_of(signature))))
         assert isinstance(played.response().outcome, Answer)
 
@@ -439,7 +439,5 @@ def test_a_daemon_exits_after_sigterm_although_the_broker_never_sends_quit(
     broker.register()
     daemon.logged("daemon-registered")
     daemon.signal(signal.SIGTERM)
-    with pytest.raises(NotInTime):
-        daemon.wait(0.2)
-    assert daemon.wait(5) == 0
-    assert "quit-unanswered" in daemon.log
+    assert daemon.wait() == 0
+    assert "quit-unanswered" in daemon.log, "it has waited for one"

@@ -74,7 +74,7 @@ def the_problem(check: str, scene: Scene, words: str) -> Finding:
 
 def mend(finding: Finding) -> None:
     assert finding.command
-    subprocess.run(["/bin/sh", "-c", finding.command], check=True, timeout=20)
+    subprocess.run(["/bin/sh", "-c", finding.command], check=True, timeout=60)
 
 
 @contextlib.contextmanager
@@ -112,7 +112,7 @@ def played(path: Path, status: dict[str, object] | None) -> Iterator[None]:
         yield
     finally:
         listener.shutdown(socket.SHUT_RDWR)
-        thread.join(5)
+        thread.join(60)
         for one in (listener, *held):
             one.close()
 
@@ -204,7 +204,7 @@ def test_a_device_held_by_another_process_is_reported_and_freed(folder: Path, ho
             finding = the_problem("device", Scene(folder, machine=made), why)
         assert finding.remedy == f"pid {other.pid} ('ecryptfsd') has it open"
         mend(finding)
-        assert other.wait(10) == -signal.SIGTERM
+        assert other.wait(60) == -signal.SIGTERM
     (made / "dev" / "ecryptfs").unlink()
     with played(folder / "broker.sock", {"broker": told, "devices": [device]}):
         assert not problems("device", Scene(folder, machine=made))
@@ -299,7 +299,7 @@ def test_an_unregistered_daemon_of_another_version_is_reported_and_replaced(
 def key(home: Path) -> Iterator[Path]:
     """A key that was made, and is well; gives its file. Its auth token goes afterwards."""
     command = [str(BIN / "upcall"), "key", "generate", "--no-passphrase", "work"]
-    subprocess.run(command, check=True, timeout=30, capture_output=True)
+    subprocess.run(command, check=True, timeout=60, capture_output=True)
     signature = _entry(home).split('signature = "')[1][:16]
     try:
         yield next((home / "data" / "upcall" / "keys").glob("work.pem"))
@@ -464,7 +464,7 @@ def test_missing_edited_or_shadowed_request_key_lines_are_reported_and_fixed(fol
     (image / "sbin" / "request-key").write_text("")
     (image / "sbin" / "request-key").chmod(0o755)
     finding = next(one for one in found("request-key", Scene(folder, image)) if "cifs.spnego" in one.what)
-    subprocess.run(["/bin/sh", "-c", f"{finding.command} --copy"], check=True, timeout=20)
+    subprocess.run(["/bin/sh", "-c", f"{finding.command} --copy"], check=True, timeout=60)
     assert [one.state for one in found("request-key", Scene(folder, image))] == [OK]
 
     lines = image / FILE.lstrip("/")
@@ -472,7 +472,7 @@ def test_missing_edited_or_shadowed_request_key_lines_are_reported_and_fixed(fol
     mend(the_problem("request-key", Scene(folder, image), "was edited"))
     assert not problems("request-key", Scene(folder, image))
 
-    subprocess.run(["/bin/sh", "-c", f"{finding.command} --copy"], check=True, timeout=20)
+    subprocess.run(["/bin/sh", "-c", f"{finding.command} --copy"], check=True, timeout=60)
     other = lines.with_name("other.conf")
     other.write_text("create cifs.spnego ver=0x2;host=any.invalid* * /usr/sbin/cifs.upcall %k\n")
     assert the_problem("request-key", Scene(folder, image), "/etc/request-key.d/other.conf:1")

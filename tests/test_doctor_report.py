@@ -48,7 +48,7 @@ def test_a_check_that_hangs_becomes_a_finding_after_its_earlier_ones() -> None:
 
     def look(scene: Scene) -> Iterator[Finding]:
         yield ok("so far")
-        release.wait(20)
+        release.wait(60)
 
     try:
         first, second = bounded(Check("it", "", look, 0.05), Scene())

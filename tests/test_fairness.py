@@ -132,7 +132,7 @@ def test_the_longest_idle_connection_is_evicted_and_none_with_a_request_pending(
                 return [ended(asking.socket), *(ended(one) for one in idle)]
 
         assert in_child(hold, uid=PERSON) == [False, True] + [False] * 62
-        assert "connection-evicted" in broker.log
+        broker.logged("connection-evicted")
 
 
 def test_roots_connections_are_never_evicted(folder: Path, subuid: Path) -> None:

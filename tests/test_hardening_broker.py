@@ -108,7 +108,7 @@ def _cannot(
     program.chmod(0o755)
 
     def run(path: Path) -> Callable[[], object]:
-        return lambda: subprocess.run([path], check=True, timeout=20, stdin=subprocess.DEVNULL)
+        return lambda: subprocess.run([path], check=True, timeout=60, stdin=subprocess.DEVNULL)
 
     def acts() -> dict[str, str]:
         told = {name: escaping.outcome(act) for name, act in escaping.forbidden(closed_home, neighbour).items()}

@@ -302,9 +302,7 @@ def test_a_missing_module_is_refused_by_name(make: Make) -> None:
 def test_a_crash_fails_its_request_at_once_and_a_new_process_serves_the_next(scene: Scene, verb: str) -> None:
     handle, other = scene.open(verb), scene.open("peace")
     assert not other.stale()
-    start = time.monotonic()
-    assert outcome(lambda: handle.wrap(KEY)) == "module-broke"
-    assert time.monotonic() - start < PATIENCE / 2
+    assert outcome(lambda: handle.wrap(KEY)) == "module-broke"  # at its deadline it would be "timed-out"
     assert other.stale()
     assert outcome(lambda: other.wrap(KEY)) == "module-broke"  # who does not look whether it is stale
     again = scene.open("peace")
@@ -355,9 +353,8 @@ def test_a_forked_child_of_a_module_answers_no_request(scene: Scene) -> None:
 
 
 def test_processes_forked_by_a_module_end_with_it(scene: Scene, tmp_path: Path) -> None:
-    start = time.monotonic()
-    assert outcome(lambda: scene.open(f"fork_and_stay {tmp_path / 'pid'}").wrap(KEY)) == "module-broke"
-    assert time.monotonic() - start < PATIENCE / 2  # although the socket is still open there
+    said = outcome(lambda: scene.open(f"fork_and_stay {tmp_path / 'pid'}").wrap(KEY))
+    assert said == "module-broke"  # and not "timed-out", although the socket is still open there
     left = int((tmp_path / "pid").read_text())
     until(lambda: gone(left) or ") Z" in Path(f"/proc/{left}/stat").read_text(), "what was left behind ended")
 

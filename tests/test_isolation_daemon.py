@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -66,20 +66,17 @@ def scene(
 
 
 class Steady:
-    """A requester that uses the other module all the time; `worst` is its longest wait."""
+    """A requester that uses the other module all the time; `said` is what came of it."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
-        self.worst, self.said, self.times = 0.0, {"answered"}, 0
+        self.said = {"answered"}
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            start = time.monotonic()
             self.said.add(self._scene.wrap(self._scene.other))
-            self.worst = max(self.worst, time.monotonic() - start)
-            self.times += 1
 
     def __enter__(self) -> Steady:
         self._thread.start()
@@ -99,7 +96,6 @@ def test_a_crash_fails_only_its_own_requests(scene: Scene, verb: str) -> None:
             assert scene.wrap(bad) == "module-broke"
             assert scene.wrap(good) == "answered"
     assert steady.said == {"answered"}
-    assert steady.worst < 2
     assert scene.daemon.process.poll() is None
     assert SECRET not in scene.daemon.log
 
@@ -112,8 +108,19 @@ def test_a_hang_times_out_only_its_own_request(scene: Scene) -> None:
         scene.daemon.logged("why=hangs")
         assert scene.wrap(good) == "answered"
     assert steady.said == {"answered"}
-    assert steady.worst < 2
     assert scene.status()["restarts"] == 1
+
+
+def test_keys_of_other_modules_are_answered_while_one_hangs(scene: Scene) -> None:
+    good, bad = scene.key("peace"), scene.key("hang_with_everything")
+    assert scene.wrap(good) == "answered"
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(scene.wrap, bad)
+        scene.broker.pending(1)
+        assert [scene.wrap(scene.other) for _ in range(3)] == ["answered"] * 3
+        assert not hanging.done(), "the others were answered first"
+        os.kill(scene.status()["pid"], signal.SIGKILL)
+        assert hanging.result(PATIENCE) == "module-broke"
 
 
 def test_a_killed_isolated_process_is_restarted_by_the_next_request(scene: Scene) -> None:
@@ -164,7 +171,7 @@ def test_a_daemon_with_inline_modules_only_imports_no_isolation_code() -> None:
         "import sys, upcall.daemon.__main__\n"
         "print([name for name in sys.modules if 'isolation' in name or name in ('subprocess', 'multiprocessing')])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"
 
 

@@ -90,7 +90,7 @@ def test_a_later_mount_is_noticed_once() -> None:
         "subprocess.run(['mount', '-t', 'tmpfs', 'none', '/mnt'], check=True)\n"
         "print(changes.seen(), changes.seen())\n"
     )
-    done = subprocess.run(["unshare", "-m", sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["unshare", "-m", sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     if "Operation not permitted" in done.stderr or "must be superuser" in done.stderr:
         pytest.skip("only root may mount")
     assert done.stdout.split() == ["False", "True", "False"], done.stderr

@@ -160,7 +160,7 @@ def test_the_filter_applies_to_threads_that_run_already() -> None:
         go = threading.Event()
 
         def work() -> None:
-            go.wait(10)
+            go.wait(60)
             found.append(escaping.outcome(lambda: escaping._by_name("personality", 0xFFFFFFFF)))
 
         thread = threading.Thread(target=work)
@@ -168,7 +168,7 @@ def test_the_filter_applies_to_threads_that_run_already() -> None:
         process.harden()
         seccomp.install(seccomp.OF_DAEMON, AND_INTERNET, NETLINK)
         go.set()
-        thread.join(10)
+        thread.join(60)
         return found
 
     assert in_child(tried) == ["EPERM"]

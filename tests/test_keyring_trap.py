@@ -164,7 +164,7 @@ def test_a_daemon_works_after_its_login_sessions_keyring_was_revoked(
         other = make("other", "--no-passphrase")
         assert works(broker, other)
     finally:
-        session.communicate("\n", timeout=20)
+        session.communicate("\n", timeout=60)
 
 
 def child_of(control: DaemonControl) -> Any:

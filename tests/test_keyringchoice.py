@@ -42,7 +42,7 @@ def container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
 def chosen(code: str = "") -> keyringchoice.Choice:
     """In a process of its own: the library chooses once."""
     code += "\nimport json; from upcall.keys.keyring_choice import chosen; print(json.dumps(chosen()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return keyringchoice.Choice(*json.loads(done.stdout))
 
@@ -151,7 +151,7 @@ def test_the_daemon_starts_without_importing_the_keyring_library() -> None:
         "heavy = ('keyring', 'jaraco', 'secretstorage', 'upcall.keys.passphrase', 'upcall.keys.keyring_backend')\n"
         "print([name for name in sys.modules if name.startswith(heavy)])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"
 
 

@@ -439,7 +439,7 @@ def test_first_runs_at_the_same_time_leave_one_complete_image(cache: Path, archi
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert len(fetched) == 4
     assert set(fetched) == {image.cached()}
     assert sorted(path.name for path in cache.iterdir()) == ["current", fetched[0].folder.name]

@@ -12,22 +12,29 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.carded import PIN, make_card_key
 from tests.typing_there import Typist
 from upcall.core.errors import Refused
+from upcall.core.messages import Requester
+from upcall.daemon import secrets
+from upcall.daemon.prompting.prompts import Prompts
+from upcall.daemon.prompting.question import Question, Turn
 from upcall.daemon.prompting.settings import PIN_TIME, PROMPT_TIME, PromptSettings
+from upcall.daemon.secrets import PATIENT, Asker
 from upcall.daemon.settings import DaemonSettings
 from upcall.process.control import DaemonControl
+from upcall.process.log import EventLog
 from upcall.protocols.ecryptfs.settings import LockSettings
 from upcall.testing.keys import FolderKeyring
-from upcall.testing.processes import ONLY_AGENT, RunningBroker, RunningDaemon, until
+from upcall.testing.processes import ONLY_AGENT, RunningBroker, RunningDaemon, in_time, until
 
 KEY = b"0123456789abcdef"
 TYPED = PIN.decode() + "\n"
-IMPATIENT = 2.5  # seconds, as eCryptfs
+IMPATIENT = PATIENT - 0.5  # seconds; eCryptfs waits for half of that, which may be short on a busy machine
 
 Start = Callable[..., RunningDaemon]
 
@@ -138,9 +145,7 @@ def test_a_short_request_is_refused_as_prompting_and_answered_when_repeated(
 ) -> None:
     daemon, key = start(manner), card.key()
     with terminal() as typist:
-        began = time.monotonic()
         assert asked(broker, key, IMPATIENT) == "prompting"
-        assert time.monotonic() - began < IMPATIENT - 1
         assert asked(broker, key, IMPATIENT) == "prompting"
         typist.expect("PIN: ")
         typist.type(TYPED)
@@ -148,6 +153,50 @@ def test_a_short_request_is_refused_as_prompting_and_answered_when_repeated(
         assert asked(broker, key, IMPATIENT) == "answered"
     assert typist.seen.count("PIN: ") == 1
     assert card.tries == ["good"]
+
+
+@pytest.mark.parametrize("kind", ["pin", "passphrase"])
+def test_one_that_cannot_wait_is_refused_before_its_deadline(kind: str) -> None:
+    """At once: its deadline is an hour away, and the person has as long."""
+
+    class Hasty(Asker):
+        def patient(self) -> bool:
+            return False
+
+    class Thinking:
+        name = "thinking"
+
+        def available(self) -> bool:
+            return True
+
+        def ask(self, question: Question, turn: Turn, /) -> bytearray:
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                turn.wait(ours.fileno())  # until it is withdrawn
+            raise AssertionError("nothing comes there")
+
+        def notify(self, question: Question, turn: Turn, /) -> bool:
+            return False
+
+    log = EventLog("daemon", os.open(os.devnull, os.O_WRONLY))
+    prompts = Prompts([Thinking()], PromptSettings(prompt_time=3600.0), log)
+    asker = Hasty("ecryptfs", Requester(os.getuid(), 0), time.monotonic() + 3600.0)
+    try:
+        with pytest.raises(Refused, match="prompting"):
+            if kind == "pin":
+                in_time(lambda: prompts.pin("card", "PIN of the card", asker), "an answer")
+            else:
+                in_time(lambda: prompts.passphrases.ask("f" * 16, asker, lambda: None, lambda _: True), "an answer")
+    finally:
+        prompts.lock()
+
+
+def test_what_cannot_wait_for_a_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    asker = Asker("ecryptfs", Requester(0, 0), 102.5)
+    assert not asker.patient()
+    assert not asker._replace(deadline=104.9).patient()
+    assert asker._replace(deadline=105.0).patient()
 
 
 def test_requests_for_one_token_share_one_prompt_and_one_try(

@@ -6,7 +6,6 @@ import datetime
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -84,9 +83,7 @@ def test_a_short_request_is_refused_as_prompting_and_answered_when_repeated(
     broker: RunningBroker, daemon: RunningDaemon, key: str
 ) -> None:
     with terminal() as typist:
-        began = time.monotonic()
         assert asked(broker, key, IMPATIENT) == "prompting"
-        assert time.monotonic() - began < IMPATIENT - 1
         typist.expect("Passphrase: ")
         assert asked(broker, key, IMPATIENT) == "prompting"
         typist.type(PASSPHRASE + "\n")

@@ -7,10 +7,8 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +25,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may send to
 
 HERE = Path(__file__).parent
 SURROUNDINGS = {"PYTHONPATH": str(HERE.parent)}
-OURS, NOBODYS = 26, 27  # groups
+OURS = 26  # a group
 ROUNDS, RATE, SECONDS = 5, 10_000, 2
 COUNT = RATE * SECONDS  # in a round
 MB = 1 << 20
@@ -98,15 +96,14 @@ class Scene:
         notices = [take(line) for line in self._told.read_bytes().splitlines()]
         return [(one.subject.id, one.event) for one in notices]
 
-    def asked_until(self, kernel: Kernel) -> float:
-        """The median of what somebody else waits for an answer meanwhile, in seconds."""
-        waits = []
+    def answered_until(self, kernel: Kernel) -> int:
+        """How often somebody else has asked and been answered meanwhile."""
+        answered = 0
         with Client(self._folder) as client:
             while not kernel.done():
-                began = time.monotonic()
                 client.wrap(self._signature, bytes(32))
-                waits.append(time.monotonic() - began)
-        return statistics.median(waits)
+                answered += 1
+        return answered
 
     def resident(self) -> int:
         """The source's memory, in bytes."""
@@ -126,21 +123,17 @@ def scene(folder: Path, signature: str, kernel: Kernel) -> Iterator[Scene]:
 
 
 def test_a_flood_of_warnings_is_folded_without_loss_and_told_once_per_user(scene: Scene, kernel: Kernel) -> None:
-    memory, ratios, took = scene.resident(), [], 0.0
+    """What it costs others in time is the benchmark's (`quota`)."""
+    memory = scene.resident()
     for _ in range(ROUNDS):
-        kernel.begin(NOBODYS)  # whoever sends needs a processor, too
-        calm = scene.asked_until(kernel)
         kernel.begin(OURS)
-        began = time.monotonic()
-        ratios.append(scene.asked_until(kernel) / calm)
-        took += time.monotonic() - began
+        assert scene.answered_until(kernel) > 0, "others are answered while it lasts"
     sent = ROUNDS * (COUNT + 1)
     until(lambda: scene.status()["received"] >= sent, "all received")
     found = scene.status()
     assert (found["received"], found["lost"], found["dropped"], found["nonsense"]) == (sent, 0, 0, 0)
     assert found["folded"] > sent * 0.98
     assert scene.resident() - memory < 8 * MB
-    assert statistics.median(ratios) <= 2, f"{ratios}; the flood took {took} s"
     until(lambda: len(scene.told()) >= 2, "both are told of")
     assert sorted(scene.told()) == [(ALICE, "over-hard"), (BOB, "over-hard")]
 

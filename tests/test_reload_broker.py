@@ -8,7 +8,6 @@ import select
 import signal
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,9 +210,7 @@ def test_requests_are_answered_while_a_slow_reload_runs(
     with broker_below(None, folder, keys, read=read) as server:
         server.reload()
         assert reading.wait(PATIENCE)
-        start = time.monotonic()
-        assert without_daemon(folder, keys) == "no-daemon"
-        assert time.monotonic() - start < PATIENCE
+        assert without_daemon(folder, keys) == "no-daemon"  # while it is being read
         go_on.set()
         until(lambda: "reloaded" in (folder.parent / "broker.log").read_text(), "it was read again")
 

@@ -442,7 +442,7 @@ def test_the_real_request_key_runs_our_program(system: System, name: str) -> Non
         """The command that request-key would run."""
         describe = f"{name};0;0;39010000;{key.description.decode()}"
         words = [str(REQUEST_KEY), "-l", "-d", "-n", "-v", "-D", describe, "create", "77", *"00000", ""]
-        done = subprocess.run(words, cwd=system.at("/etc"), capture_output=True, text=True, timeout=10)
+        done = subprocess.run(words, cwd=system.at("/etc"), capture_output=True, text=True, timeout=60)
         return done.stderr.partition("execute_program(")[2].partition("\n")[0]
 
     for key in KEY_TYPES[name].typical:

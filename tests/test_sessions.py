@@ -54,7 +54,7 @@ def never() -> int:
 
 
 def terminated(started: subprocess.Popen[bytes]) -> bool:
-    return started.wait(10) == -signal.SIGTERM
+    return started.wait(60) == -signal.SIGTERM
 
 
 # --- counting ------------------------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ with Records(pathlib.Path({str(folder / "sessions")!r})).held():
     assert not got.wait(0.1)
     held.kill()
     held.communicate()
-    assert got.wait(10)
+    assert got.wait(60)
     waiting.join()
 
 
@@ -271,7 +271,7 @@ def test_a_malformed_event_is_refused(arguments: list[str], change: dict[str, st
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-m", "upcall.install.sessions", *(arguments or ("open",))]
     environment["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_without_pam_the_command_is_a_usage_error() -> None:
@@ -304,7 +304,7 @@ sessions.work, sessions.PATIENCE = work, 0.05
 sys.exit(sessions.run(["open"]))
 """
     environment = {**os.environ, **PAM}
-    done = subprocess.run([sys.executable, "-c", hangs], env=environment, timeout=20, check=False, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", hangs], env=environment, timeout=60, check=False, capture_output=True)
     assert done.returncode == 0
     gate.arrived().release()  # it goes on alone
 
@@ -321,7 +321,7 @@ sessions.work = work
 sys.exit(sessions.run(["open"]))
 """
     environment = {**os.environ, **PAM}
-    done = subprocess.run([sys.executable, "-c", fails], env=environment, timeout=20, check=False, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", fails], env=environment, timeout=60, check=False, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
@@ -340,7 +340,7 @@ def test_a_malformed_uid_is_a_usage_error(arguments: tuple[str, ...]) -> None:
 def test_the_documented_hook_does_nothing_for_users_without_a_private_folder(user: str) -> None:
     script = Path(__file__).parents[1] / "docs" / "private" / "private"
     environment = {"PAM_USER": user, "PAM_TYPE": "open_session"}
-    done = subprocess.run(["sh", script], env=environment, capture_output=True, timeout=20, check=False)
+    done = subprocess.run(["sh", script], env=environment, capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 

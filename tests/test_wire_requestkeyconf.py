@@ -153,7 +153,7 @@ def really_chosen(folder: Path, key: RequestedKey) -> str | None:
     """As file:line; "bad" if it gave up."""
     describe = f"{key.type.decode()};0;0;3f010000;{key.description.decode()}"
     command = [str(REQUEST_KEY), "-l", "-d", "-n", "-v", "-D", describe, "create", *"100000", key.callout.decode()]
-    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=10)
+    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=60)
     if b"No matching action" in done.stderr:
         return None
     preferred = re.findall(rb"^(.*:\d+): Prefer command", done.stderr, re.MULTILINE)

@@ -26,7 +26,7 @@ from upcall.wire.envelope import MAX_MESSAGE, Envelope, pack_response, take_requ
 HERE = Path(__file__).parent
 SOURCES = Path(forwarder.__file__).parent
 SANITIZED = ["-std=c11", "-g", "-O1", "-Werror", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-PATIENCE = 20.0  # seconds: time-out for events that are immediate on an idle machine
+PATIENCE = 60.0  # seconds: time-out for events that are immediate on an idle machine
 KEY = 123456789
 
 

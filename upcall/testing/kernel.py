@@ -54,15 +54,12 @@ class PlayedUpcall:
     def __init__(self, packet: bytes, deadline: float) -> None:
         self.packet, self.deadline = packet, deadline
         self.index = self.seq = -1
-        self.asked = time.monotonic()
-        self.took = 0.0  # seconds until it was settled
         self.answer: bytes | None = None
         self.error = 0
         self._settled = threading.Event()
 
     def settle(self, answer: bytes | None, error: int = 0) -> None:
         self.answer, self.error = answer, error
-        self.took = time.monotonic() - self.asked
         self._settled.set()
 
     @property

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,28 @@ def until(look: Callable[[], T | None], what: str, timeout: float = PATIENCE) ->
         if time.monotonic() > deadline:
             raise NotInTime(f"{what}: not within {timeout} s")
         time.sleep(0.002)
+
+
+def in_time(work: Callable[[], T], what: str, timeout: float = PATIENCE) -> T:
+    """What `work` returns or raises, in a thread of its own; NotInTime if it has not ended within `timeout` seconds.
+    For what would wait for ever, or for an hour, if it were wrong."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise NotInTime(f"{what}: not within {timeout} s")
+    return results[0]
 
 
 class Started:
@@ -206,10 +229,11 @@ class ChildFailed(Exception):
 _FAILED: Final = b"\0"  # begins no JSON
 
 
-def in_child(function: Callable[[], object], uid: int | None = None, timeout: float = PATIENCE) -> Any:
+def in_child(function: Callable[[], object], uid: int | None = None, timeout: float = 2 * PATIENCE) -> Any:
     """Returns what `function` returns in a forked child, passed on as JSON. `uid`: runs it as that user; root only.
 
-    ChildFailed with the child's traceback; NotInTime after `timeout` seconds."""
+    ChildFailed with the child's traceback; NotInTime after `timeout` seconds, which are more than `function` waits for
+    itself."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -21,7 +21,7 @@ from upcall.core.errors import Refused
 from upcall.core.messages import Requester
 from upcall.protocols.request_key.dns_resolver import TYPE, ServerList, take_payload
 from upcall.protocols.request_key.messages import Ask, Instance, pack_ask, take_instance
-from upcall.testing.processes import PATIENCE
+from upcall.testing.processes import PATIENCE, in_time
 from upcall.wire.envelope import Envelope
 
 HOST, OTHER = "127.0.0.1", "127.0.0.2"
@@ -89,10 +89,8 @@ def ask(
 
 
 def reason(folder: Path, port: int, patience: float = PATIENCE) -> str:
-    begun = time.monotonic()
     with pytest.raises(Refused) as caught:
-        ask(folder, port, patience=patience)
-    assert time.monotonic() - begun < patience
+        in_time(lambda: ask(folder, port, patience=patience), "a refusal")
     return caught.value.reason
 
 

@@ -14,7 +14,7 @@ from typing import Self
 
 HOST = "127.0.0.1"
 TTL = 120  # seconds, of records whose option has no TTL
-_PATIENCE = 10.0  # seconds for the process to start or end
+_PATIENCE = 60.0  # seconds for the process to start or end
 _TRIES = 20
 
 

@@ -258,7 +258,7 @@ class Silent:
         self.goes_on = threading.Event()
 
     def __call__(self, name: str) -> int:
-        assert self.goes_on.wait(30)
+        assert self.goes_on.wait(60)
         return USERS[name]
 
 
@@ -277,7 +277,7 @@ def test_requests_are_refused_without_waiting_while_the_name_service_hangs(tmp_p
     assert len(hanging) == MOST
     silent.goes_on.set()
     for thread in hanging:
-        thread.join(30)
+        thread.join(60)
     assert take_instance(handler.answer(asking("uid:alice@lab.test"))).payload == b"1000\0"
 
 

@@ -104,7 +104,7 @@ def a_wrong_pin_is_not_tried_by_each_of_four_requests(hsm: SoftHsm) -> None:
     class Slow(TypedPins):
         def pin(self, token: str, prompt: str, /) -> bytearray:
             for _ in range(4 if not self.asked else 0):
-                assert waiting.acquire(timeout=20)
+                assert waiting.acquire(timeout=60)
             return super().pin(token, prompt)
 
     secrets = Slow(b"0000")
@@ -113,7 +113,7 @@ def a_wrong_pin_is_not_tried_by_each_of_four_requests(hsm: SoftHsm) -> None:
     told: list[str] = []
 
     def work() -> None:
-        gate.wait(20)
+        gate.wait(60)
         waiting.release()
         try:
             handle.unwrap(wrapped)
@@ -124,7 +124,7 @@ def a_wrong_pin_is_not_tried_by_each_of_four_requests(hsm: SoftHsm) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert len(told) == 4
     assert 1 <= len(secrets.asked) <= 2  # a thread that was late to the queue asks for itself
 

@@ -76,7 +76,7 @@ def hook() -> Iterator[str]:
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}/"
         server.shutdown()
-        thread.join(10)
+        thread.join(60)
 
 
 class Told:
@@ -105,7 +105,7 @@ def shown(terminal: int) -> bytes:
     """Whole lines; there is an empty one before each."""
     text = b""
     while len(text) <= 2 or not text.endswith(b"\r\n"):
-        if not select.select([terminal], [], [], 10)[0]:
+        if not select.select([terminal], [], [], 60)[0]:
             raise NotInTime(f"only {text!r} on the terminal")
         text += os.read(terminal, 65536)
     return text

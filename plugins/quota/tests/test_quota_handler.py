@@ -6,15 +6,16 @@ import functools
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import Queue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from upcall_quota import QuotaHandler, sinks
+from upcall_quota import delivery as delivering
 from upcall_quota.delivery import Delivery
 from upcall_quota.sinks import Opener
 
@@ -30,11 +31,10 @@ from upcall.protocols.quota.notice import Cause, QuotaNotice, Subject, pack
 from upcall.sink import Sink, SinkModule, TryLater
 from upcall.testing.handlercontract import HandlerContract
 from upcall.testing.notices import notice
-from upcall.testing.processes import until
+from upcall.testing.processes import PATIENCE, in_time, until
 from upcall.wire.envelope import Envelope
 
 ALICE, BOB = 5001, 5002
-PATIENCE = 10.0
 
 
 class Noted:
@@ -150,10 +150,12 @@ def test_a_sink_that_hangs_delays_no_other_and_gets_the_newest_state() -> None:
     asked.notice(envelope(notice(used=1)))
     assert hanging.there.wait(PATIENCE)
     assert noted.next()[0].used == 1
-    start = time.monotonic()
-    for used in range(2, 1002):
-        asked.notice(envelope(notice(used=used)))
-    assert time.monotonic() - start < PATIENCE / 2
+
+    def thousand() -> None:
+        for used in range(2, 1002):
+            asked.notice(envelope(notice(used=used)))
+
+    in_time(thousand, "a thousand notices, while it hangs")
     until(lambda: noted.next()[0].used == 1001, "the newest")
     hanging.go_on.set()
     until(lambda: len(hanging.told) == 2, "the newest state, and none of those between")
@@ -179,13 +181,30 @@ def test_a_sink_that_raises_still_gets_the_next_notice(tmp_path: Path) -> None:
     assert "secret" not in log()
 
 
-def test_a_sink_that_asks_to_try_later_is_tried_again(tmp_path: Path) -> None:
+def test_a_sink_that_asks_to_try_later_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noted = Noted(TryLater("not there yet"), TryLater("not there yet"))
     mine, _, log = delivery(lambda: noted, tmp_path)
-    start = time.monotonic()
+    pauses: list[float] = []
+
+    class Clock:
+        """Moved by those who wait. The pauses are not shortened."""
+
+        now = 100.0
+
+        def wait(self, seconds: float | None = None) -> bool:
+            if seconds is None:
+                return wait()
+            pauses.append(seconds)
+            self.now += seconds
+            return False
+
+    clock, wait = Clock(), mine._change.wait
+    monkeypatch.setattr(delivering, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(delivering, "random", SimpleNamespace(random=lambda: 0.0))
+    monkeypatch.setattr(mine._change, "wait", clock.wait)
     mine.put(notice(), "once")
     assert noted.next()[1] == "once"
-    assert time.monotonic() - start >= 1.5  # 1 and 2 s, each shortened by half at most
+    assert pauses == [1.0, 2.0]
     until(lambda: "sink-works" in log(), "what the log says")
     assert log().count("not there yet") == 1
 

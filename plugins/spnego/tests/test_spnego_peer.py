@@ -54,7 +54,7 @@ def by_the_peer(keys: Path, folder: Path, description: str) -> bytes | None:
     answer.unlink(missing_ok=True)
     told = {"LD_PRELOAD": str(keys), "TOLD": f"cifs.spnego;0;0;39010000;{description}", "ANSWER": str(answer)}
     environment = os.environ | told | {"PATH": "/usr/sbin:/sbin"}
-    subprocess.run(["cifs.upcall", "--no-env-probe", "1"], env=environment, timeout=20, stderr=subprocess.DEVNULL)
+    subprocess.run(["cifs.upcall", "--no-env-probe", "1"], env=environment, timeout=60, stderr=subprocess.DEVNULL)
     return answer.read_bytes() if answer.exists() else None
 
 

@@ -207,14 +207,14 @@ def test_sixty_four_requests_at_a_time_get_keys_of_their_own(
     start = threading.Barrier(64)
 
     def work() -> None:
-        start.wait(20)
+        start.wait(60)
         answers.append(handler.answer(asking()))
 
     threads = [threading.Thread(target=work) for _ in range(64)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert len({proved(realm, one).key for one in answers}) == 64
 
 

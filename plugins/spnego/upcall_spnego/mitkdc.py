@@ -31,7 +31,7 @@ SERVER = "fs.lab.test"
 UNKNOWN = "unknown.lab.test"  # the KDC has no principal for it
 FOREIGN = "fs.elsewhere.test"  # belongs to the realm without a KDC
 PEOPLE = ("alice", "bob")
-PATIENCE = 20.0  # seconds, the time-out of MIT's programs
+PATIENCE = 60.0  # seconds, the time-out of MIT's programs
 
 _PROGRAMS = ("krb5kdc", "kdb5_util", "kadmin.local", "kinit", "klist")
 _PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))

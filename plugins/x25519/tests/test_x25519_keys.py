@@ -147,15 +147,15 @@ def test_keys_that_the_openssl_command_made_are_imported_and_used(tmp_path: Path
     assert OPENSSL is not None
     path, word = tmp_path / "key.pem", tmp_path / "word"
     word.write_bytes(WORD)
-    made = subprocess.run([OPENSSL, "genpkey", "-algorithm", "X25519"], capture_output=True, check=True, timeout=20)
+    made = subprocess.run([OPENSSL, "genpkey", "-algorithm", "X25519"], capture_output=True, check=True, timeout=60)
     path.touch(0o600)
     command = [OPENSSL, "pkcs8", "-topk8", *options, "-passout", f"file:{word}", "-out", str(path)]
-    subprocess.run(command, input=made.stdout, check=True, timeout=20)
+    subprocess.run(command, input=made.stdout, check=True, timeout=60)
     enrolled = module.import_key(making(path))
     handle = module.open(enrolled.signature, enrolled.blob, GivenSecrets(WORD))
     assert handle.unwrap(handle.wrap(bytes(67))) == bytes(67)
     public = subprocess.run(
-        [OPENSSL, "pkey", "-pubout"], input=made.stdout, capture_output=True, check=True, timeout=20
+        [OPENSSL, "pkey", "-pubout"], input=made.stdout, capture_output=True, check=True, timeout=60
     )
     assert handle.export_public() == public.stdout
 
@@ -261,7 +261,7 @@ def test_two_threads_wrap_and_unwrap_at_once(made: Enrolled) -> None:
     handle, start, right = open_(made), threading.Barrier(2), []
 
     def work() -> None:
-        start.wait(20)
+        start.wait(60)
         for _ in range(500):
             clear = os.urandom(67)
             right.append(handle.unwrap(handle.wrap(clear)) == clear)
