@@ -23,14 +23,12 @@ SEEDS = [
 ]
 
 
+def _attach(connection: socket.socket, welcome: bytes) -> None:
+    connection.send(welcome)
+    connection.close()
+
+
 class _Keys:
-    def __init__(self) -> None:
-        self.prompter = self
-
-    def attach(self, connection: socket.socket, welcome: bytes) -> None:
-        connection.send(welcome)
-        connection.close()
-
     def status(self) -> list[object]:
         return []
 
@@ -45,9 +43,6 @@ class _Keys:
         passphrase[:] = bytes(len(passphrase))
 
     def unlock_all(self) -> None:
-        pass
-
-    def warm(self, signatures: list[str]) -> None:
         pass
 
 
@@ -66,6 +61,7 @@ def run(data: bytes) -> None:
         return
     control = object.__new__(Control)
     control._keys, control.on_reload, control.more = cast(Any, _Keys()), lambda: None, dict
+    control._warm, control._attach = lambda _: None, _attach
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     control.listener = cast(Any, _Played(theirs))
     with ours:
