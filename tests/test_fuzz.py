@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fuzz.__main__ import LARGEST, Done, _move
+from fuzz.__main__ import LARGEST, Done, _fast_enough, _move
 from fuzz.target import CORPUS, HERE, Target, load, names
 from upcall.protocols.request_key.key_types import KEY_TYPES
 
@@ -214,3 +214,9 @@ def test_the_fuzzer_without_atheris_exits_with_a_plain_error(tmp_path: Path) -> 
         "netlink: there is no atheris for this Python and machine (requirements/fuzz.txt)\n",
     )
     assert Done("netlink", 69, 0, "", ()).code == 69
+
+
+def test_an_input_that_a_busy_machine_stopped_is_no_finding(tmp_path: Path) -> None:
+    (tmp_path / "config-timeout-0").write_bytes(b"[broker]\n")
+    assert _fast_enough("config", tmp_path / "config-timeout-0")
+    assert not _fast_enough("config", tmp_path / "not there")
