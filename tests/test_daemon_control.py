@@ -11,10 +11,13 @@ import pytest
 
 from upcall.core.errors import Refused
 from upcall.kernel.local import connect
+from upcall.kernel.netlink import give_pair, is_control, pair
 from upcall.process.control import DaemonControl, NoDaemon
 from upcall.testing.keys import FolderKeyring
+from upcall.testing.played import PlayedBroker
 from upcall.testing.processes import ONLY_AGENT, RunningBroker, RunningDaemon, StartDaemon, in_child, until
 from upcall.testing.toy import make_toy_key
+from upcall.wire.envelope import HELO, pack_control
 
 KEY = b"0123456789abcdef"
 PASSPHRASE = b"open sesame"
@@ -124,6 +127,38 @@ def test_a_newer_daemon_takes_over_the_control_socket(
     assert second.wait() == 0
     with pytest.raises(NoDaemon):
         DaemonControl()
+
+
+def test_of_daemons_that_start_at_once_the_registered_one_has_the_control_socket(
+    broker: RunningBroker, start_daemon: StartDaemon
+) -> None:
+    """Otherwise `lock` would report success, and the registered daemon would go on using the keys."""
+    started = [start_daemon(control=True) for _ in range(4)]
+    until(lambda: sum(one.process.poll() is None for one in started) == 1, "one is left")
+    (left,) = (one for one in started if one.process.poll() is None)
+    broker.registered(left.pid)
+    with DaemonControl() as control:
+        assert control.status()["pid"] == left.pid
+
+
+def test_a_daemon_whose_helo_is_not_answered_does_not_take_the_control_socket(
+    folder: Path, start_daemon: StartDaemon, signature: str, runtime_folder: Path
+) -> None:
+    """As in another pid namespace, where the broker rejects it."""
+    with (
+        RunningBroker(folder.with_name("first")) as broker,
+        RunningDaemon(broker.folder, folder.parent / "keys", {}, control=True, settings=ONLY_AGENT) as serving,
+    ):
+        broker.registered(serving.pid)
+        played = PlayedBroker(folder)
+        start_daemon(control=True)
+        connection, _ = played.listener.accept()
+        assert is_control(connection.recv(64), HELO)
+        ours, far = pair()
+        give_pair(connection, pack_control(HELO), ours, far)
+        until(ours.receive, "its HELO")
+        with DaemonControl() as control:
+            assert control.status()["pid"] == serving.pid
 
 
 def test_an_unregistered_daemon_does_not_take_the_control_socket(

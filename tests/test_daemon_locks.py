@@ -9,7 +9,7 @@ def test_locking_one_key_refuses_only_that_key() -> None:
     locks = Locks()
     locks.lock("a")
     assert locks.refuses("a") and not locks.refuses("b")
-    assert (locks.single, locks.causes, locks.times) == (["a"], [], 0)
+    assert (locks.single, locks.causes, locks.times("a"), locks.times("b")) == (["a"], [], 1, 0)
     locks.unlock("a")
     assert not locks.refuses("a")
 
@@ -56,9 +56,12 @@ def test_a_user_unlocks_one_key_whatever_had_locked_it() -> None:
     assert not locks.refuses("a") and locks.refuses("b")
 
 
-def test_the_number_of_locks_of_all_keys_is_counted() -> None:
+def test_the_number_of_locks_of_a_key_is_counted() -> None:
     """A thread that opens a key compares it: the keys may have been locked and unlocked meanwhile."""
     locks = Locks()
     locks.lock_all("suspend")
     locks.unlock_all("suspend")
-    assert locks.times == 1
+    assert locks.times("a") == 1
+    locks.lock("a")
+    locks.unlock("a")
+    assert (locks.times("a"), locks.times("b")) == (2, 1)

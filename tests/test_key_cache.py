@@ -15,6 +15,7 @@ from upcall.keymodule import API, KeyModule, Secrets
 from upcall.protocols.ecryptfs import key_cache
 from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
 from upcall.protocols.ecryptfs.key_handler import KeyHandler
+from upcall.protocols.ecryptfs.key_secrets import KeySecrets, Serving
 from upcall.protocols.ecryptfs.packets import TAG_66, Ask, FileKey, pack_ask, pack_file_key
 from upcall.protocols.ecryptfs.passphrases import Passphrases
 from upcall.testing.processes import PATIENCE
@@ -338,11 +339,65 @@ def test_a_passphrase_that_is_tried_while_the_key_is_locked_is_not_kept(
     assert asking.closed == [1]
 
 
+def lock_and_unlock_it(scene: Scene) -> None:
+    scene.cache.lock(KEY)
+    scene.cache.unlock_all()
+
+
+@pytest.mark.parametrize("lock", [lock_it, lock_all, lock_and_unlock_all, lock_and_unlock_it])
+def test_a_module_that_was_opening_gets_no_passphrase_or_pin_after_its_key_was_locked(
+    scene: Scene, lock: Callable[[Scene], None]
+) -> None:
+    """It may take its time before it asks: no prompt opens, and nothing that is typed is kept."""
+    asked: list[str] = []
+    told = KeySecrets(
+        KEY, scene.cache.times_locked(KEY), Serving(), scene.cache, RecordingPrompter(asked), lambda *_: bytearray(),
+        scene.opener.open,
+    )  # fmt: skip
+    told.touch("card", "Touch the card")
+    lock(scene)
+    told.touch("card", "Touch the card")
+    with pytest.raises(Refused, match="locked"):
+        told.passphrase("ask")
+    with pytest.raises(Refused, match="locked"):
+        told.pin("card", "PIN of the card")
+    assert asked == ["touch"]
+
+
+class RecordingPrompter(NoPrompter):
+    """Opens a prompt unless the key is locked, as the real one does under its own lock."""
+
+    def __init__(self, asked: list[str]) -> None:
+        self._asked = asked
+
+    def pin(self, token: str, prompt: str, asker: Asker, /) -> bytearray:
+        if asker.locked():
+            raise Refused("locked")
+        self._asked.append("pin")
+        return bytearray(b"1234")
+
+    def touch(self, token: str, prompt: str, asker: Asker, /) -> None:
+        self._asked.append("touch")
+
+
+@pytest.mark.parametrize("lock", [lock_it, lock_all, lock_and_unlock_all, lock_and_unlock_it])
+def test_a_key_that_is_locked_and_unlocked_while_it_opens_is_not_kept(
+    scene: Scene, pool: ThreadPoolExecutor, lock: Callable[[Scene], None]
+) -> None:
+    gate = scene.gate()
+    request = pool.submit(scene.outcome)
+    gate.arrived()
+    lock(scene)
+    gate.release()
+    assert finished(request) == "locked"
+    assert not scene.is_open()
+
+
 @pytest.mark.parametrize("lock", [lock_it, lock_all, lock_and_unlock_all])
 def test_a_passphrase_is_not_kept_if_the_key_is_locked_after_it_has_opened_it(
     scene: Scene, lock: Callable[[Scene], None]
 ) -> None:
-    times = scene.cache.times_locked
+    times = scene.cache.times_locked(KEY)
     lock(scene)
     with pytest.raises(Refused, match="locked"):
         scene.cache.keep_passphrase(KEY, bytearray(b"typed"), times)
@@ -350,7 +405,7 @@ def test_a_passphrase_is_not_kept_if_the_key_is_locked_after_it_has_opened_it(
 
 
 def test_a_typed_passphrase_does_not_replace_one_that_a_command_has_set_meanwhile(scene: Scene) -> None:
-    times = scene.cache.times_locked
+    times = scene.cache.times_locked(KEY)
     scene.cache.unlock(KEY, bytearray(b"of the command"))
     scene.cache.keep_passphrase(KEY, bytearray(b"typed"), times)
     assert scene.cache.passphrase(KEY) == bytearray(b"of the command")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from upcall import __version__
@@ -51,10 +53,34 @@ class Control:
         self.more: Callable[[], dict[str, object]] = dict  # for the status, as JSON has it
 
     def take(self) -> None:
-        """Takes over the socket's path: only the registered daemon serves commands. Otherwise a daemon that waits for
-        a broker would report keys as locked that the other one uses."""
-        with contextlib.suppress(FileNotFoundError):  # it is there already
-            self._own.replace(self._path)
+        """Takes over the socket's path, unless it has it: only the registered daemon serves commands. Otherwise a
+        daemon that waits for a broker would report keys as locked that the other one uses. OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._path.stat().st_ino == self._inode:
+                return
+        beside = self._own.with_name(f"{self._own.name}.new")
+        beside.unlink(missing_ok=True)
+        os.link(self._own, beside)  # the own name stays: another daemon may take the path in between, and end
+        beside.replace(self._path)
+
+    @contextlib.contextmanager
+    def registering(self, timeout: float) -> Iterator[None]:
+        """Keeps other daemons of this user from registering between this one's HELO and its `take`: the one that
+        registers last must have the socket. Waits for `timeout` seconds at most: another one may have been stopped."""
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            until = time.monotonic() + timeout
+            while True:
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        break
+                    time.sleep(0.01)
+            yield
+        finally:
+            os.close(folder)
 
     def serve_one(self) -> None:
         """Accepts one connection and serves its request. Blocks for a second at most."""

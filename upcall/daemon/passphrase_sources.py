@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from upcall.core.errors import ModuleFailed, Refused, UpcallError
 
-_KEYRING_PATIENCE = 2.0  # seconds: the kernel's requester waits for 3
+_KEYRING_PATIENCE: Final = 2.0  # seconds: the kernel's requester waits for 3
 
 
 def fetch(signature: str, source: str) -> bytearray:

@@ -144,9 +144,14 @@ class Daemon:
         try:
             link = BrokerLink(self._place)
             link.take(_HELLO_PATIENCE)
-            if self._control is not None:
-                self._control.take()  # before HELO, which ends the daemon that has the socket now
-            if not link.greet(_HELLO_PATIENCE):
+            if self._control is None:
+                registered = link.greet(_HELLO_PATIENCE)
+            else:
+                with self._control.registering(_HELLO_PATIENCE):
+                    registered = link.greet(_HELLO_PATIENCE)
+                    if registered:
+                        self._control.take()  # not before: commands must reach the daemon that serves requests
+            if not registered:
                 return "it does not answer HELO"
         except Refused as error:
             return f"it refuses: {error.reason}{_KEY_OF.get(error.reason, '')}"

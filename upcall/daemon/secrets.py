@@ -13,12 +13,18 @@ from upcall.core.messages import Requester
 PATIENT = 5.0  # seconds before its deadline from which a request does not wait for a prompt
 
 
+def _never() -> bool:
+    return False
+
+
 class Asker(NamedTuple):
-    """The request that needs a prompt: its service, requester and deadline (seconds of CLOCK_MONOTONIC)."""
+    """The request that needs a prompt: its service, requester and deadline (seconds of CLOCK_MONOTONIC). `locked()`:
+    whether its key has been locked meanwhile; the prompter calls it under its own lock, before it opens a prompt."""
 
     service: str
     requester: Requester
     deadline: float
+    locked: Callable[[], bool] = _never
 
     def patient(self) -> bool:
         """Returns whether the request can wait for a prompt. Never for eCryptfs: the kernel's time-out is 3 s."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from upcall.core.errors import PeerError, UpcallError, UsageError
 from upcall.process.connection import LocalConnection
 from upcall.process.paths import daemon_socket
+
+_HANDOVER: Final = 1.0  # seconds that a newer daemon may need from its registration until it has the socket
 
 
 class NoDaemon(UpcallError):
@@ -27,10 +30,17 @@ class DaemonControl:
         self._connect().close()
 
     def _connect(self) -> LocalConnection:
-        try:
-            return LocalConnection(self._path, frozenset({os.geteuid()}))
-        except (OSError, UsageError) as error:
-            raise NoDaemon(f"no daemon at {self._path}: {error}") from error
+        """Waits for a daemon that is about to take the socket over: for a moment no process listens there."""
+        until = time.monotonic() + _HANDOVER
+        while True:
+            try:
+                return LocalConnection(self._path, frozenset({os.geteuid()}))
+            except (ConnectionRefusedError, FileNotFoundError) as error:
+                if time.monotonic() > until or not any(self._path.parent.glob(f"{self._path.name}.*")):
+                    raise NoDaemon(f"no daemon at {self._path}: {error}") from error
+                time.sleep(0.02)
+            except (OSError, UsageError) as error:
+                raise NoDaemon(f"no daemon at {self._path}: {error}") from error
 
     def unlock(self, signature: str, passphrase: bytearray) -> None:
         """Passes a key's passphrase to the daemon, which keeps it in locked memory. The caller must wipe its own."""
@@ -68,12 +78,23 @@ class DaemonControl:
         return connection.detach()
 
     def _ask(self, service: str, body: bytes) -> bytes:
-        """Sends one request on a connection of its own, so that the daemon's main thread need not watch idle ones."""
+        """Sends one request on a connection of its own, so that the daemon's main thread need not watch idle ones. If
+        the daemon ends before it answers, sends it once more: a repeated command has the same effect."""
+        try:
+            return self._ask_once(service, body)
+        except ConnectionError:
+            pass
+        except OSError as error:
+            raise NoDaemon(f"the daemon does not answer: {error}") from error
+        try:
+            return self._ask_once(service, body)
+        except OSError as error:
+            raise NoDaemon(f"the daemon does not answer: {error}") from error
+
+    def _ask_once(self, service: str, body: bytes) -> bytes:
         connection = self._connect()
         try:
             return connection.ask(service, os.geteuid(), body, 5.0)
-        except OSError as error:
-            raise NoDaemon(f"the daemon does not answer: {error}") from error
         finally:
             connection.close()
 

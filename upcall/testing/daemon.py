@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from upcall.core.errors import ModuleFailed, UsageError
+from upcall.daemon import passphrase_sources
 from upcall.daemon.control import Control
 from upcall.daemon.loading import handlers, loaders
 from upcall.daemon.passphrase_sources import fetch
@@ -44,8 +45,12 @@ class DaemonForTests(NamedTuple):
     found: Path | None = None  # a file with `Discovered`, which a reload reads; None: plugin discovery
 
 
+_PATIENCE: Final = 60.0  # seconds for the keyring library on a busy machine
+
+
 def run(settings: DaemonForTests, _: object) -> None:
     """As `serve_with` of upcall.daemon, but for the keyring."""
+    passphrase_sources._KEYRING_PATIENCE = _PATIENCE  # type: ignore[misc]
     hangup = Hangup()
     harden()
     told, found = settings.daemon, settings.found

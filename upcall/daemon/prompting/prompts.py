@@ -68,6 +68,8 @@ class Prompts:
         me, joined = threading.get_ident(), None
         until = asker.deadline - MARGIN if asker.patient() else 0.0
         with self._change:
+            if asker.locked():
+                raise Refused("locked")
             state = self._token(token)
             while (secret := state.pin.take(me, time.monotonic())) is None:
                 if state.pin.worn_out:

@@ -60,10 +60,15 @@ class KeyCache:
         opened = self._opened.get(signature)
         return "" if opened is None else opened.module
 
-    @property
-    def times_locked(self) -> int:
-        """How often all keys were locked. Read it before what is handed to `keep` or `keep_passphrase` is begun."""
-        return self._locks.times
+    def times_locked(self, signature: str) -> int:
+        """Returns how often the key was locked, alone or with all. To be read before an opening, or the trial of a
+        passphrase, whose result is handed to `keep` or `keep_passphrase`."""
+        return self._locks.times(signature)
+
+    def locked_since(self, signature: str, times: int) -> bool:
+        """Returns whether the key is locked, or has been since `times` was read. Takes no lock.
+        `lock` calls the prompter's afterwards, which withdraws a prompt that is opened on a "no" of this meanwhile."""
+        return times != self._locks.times(signature) or self._locks.refuses(signature)
 
     def keep(self, signature: str, before: Opened | None, new: Opened, module: KeyModule, times: int) -> Opened | None:
         """Caches a newly opened key in place of `before`, which `find` returned. Returns the key to use: `new`, or the
@@ -73,7 +78,7 @@ class KeyCache:
         `times`: `times_locked` when the opening began."""
         with self._lock:
             there = self._opened.get(signature)
-            locked = self._locked_since(signature, times)
+            locked = self.locked_since(signature, times)
             beaten = there is not None and there is not before and there.token == new.token
             late = not self._modules.has(new.module, module)
             if not locked and not beaten and not late:
@@ -113,10 +118,11 @@ class KeyCache:
         """Copies a passphrase that has opened the key to locked memory, unless a command has set one meanwhile.
         Refused("locked"): the key was locked meanwhile. `times`: `times_locked` when the passphrase was tried."""
         with self._lock:
-            if self._locked_since(signature, times):
+            if self.locked_since(signature, times):
                 raise Refused("locked")
             if signature not in self._passphrases:
                 self._passphrases.keep(signature, passphrase.copy())
+                self._used[signature] = now()
 
     # --- locks: by the user's commands, events such as suspend, and time -----------------------------------
 
@@ -189,9 +195,6 @@ class KeyCache:
             return self._locks.causes
 
     # --- with the lock held, except for `_overdue` ---------------------------------------------------------
-
-    def _locked_since(self, signature: str, times: int) -> bool:
-        return times != self._locks.times or self._locks.refuses(signature)
 
     def _overdue(self, signature: str, at: float) -> bool:
         return bool(self.lock_after) and at - self._used.get(signature, at) >= self.lock_after

@@ -53,8 +53,8 @@ class KeyHandler:
         modules = KeyModules(loaders)
         self.cache = KeyCache(modules, self._prompter)
 
-        def secrets_of(signature: str) -> KeySecrets:
-            return KeySecrets(signature, self._serving, self.cache, self._prompter, fetch, self.opener.open)
+        def secrets_of(signature: str, times: int) -> KeySecrets:
+            return KeySecrets(signature, times, self._serving, self.cache, self._prompter, fetch, self.opener.open)
 
         self.opener = KeyOpener(keyring, modules, self.cache, secrets_of, prove_all)
 

@@ -28,8 +28,8 @@ class Keyring(Protocol):
 class KeyOpener:
     """Thread-safe; has no lock of its own.
 
-    `secrets_of(signature)`: what a module is given to open a key. `prove_all`: verify each wrapped key by unwrapping
-    it.
+    `secrets_of(signature, times)`: what a module is given to open a key; `times`: `KeyCache.times_locked` before.
+    `prove_all`: verify each wrapped key by unwrapping it.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class KeyOpener:
         keyring: Keyring,
         modules: KeyModules,
         cache: KeyCache,
-        secrets_of: Callable[[str], Secrets],
+        secrets_of: Callable[[str, int], Secrets],
         prove_all: bool,
     ) -> None:
         self._keyring, self._modules, self._cache = keyring, modules, cache
@@ -57,10 +57,10 @@ class KeyOpener:
         return self._open(serial, signature, cached)
 
     def _open(self, serial: int, signature: str, cached: Opened | None) -> Opened:
-        times = self._cache.times_locked
+        times = self._cache.times_locked(signature)
         token = self._token(serial, signature)
         module = self._modules.get(token.alias)
-        handle = module.open(signature, token.blob, self._secrets_of(signature))
+        handle = module.open(signature, token.blob, self._secrets_of(signature, times))
         new = Opened(handle, token.alias, serial, token, self._prove_all)
         kept = self._cache.keep(signature, cached, new, module, times)
         return self.open(signature) if kept is None else kept

@@ -34,6 +34,9 @@ class Serving(threading.local):
 class KeySecrets:
     """Implements `keymodule.Secrets` for one key. Thread-safe; refused as said there.
 
+    `times`: `KeyCache.times_locked` before the key's opening began. If the key is locked after that, nothing more is
+    asked for or given: Refused("locked").
+
     `fetch(signature, source)`: returns a passphrase that is kept elsewhere than in this process.
     `open_key(signature)`: opens the key, with `serving.typed` for its passphrase.
     """
@@ -41,13 +44,14 @@ class KeySecrets:
     def __init__(
         self,
         signature: str,
+        times: int,
         serving: Serving,
         cache: KeyCache,
         prompter: Prompter,
         fetch: Callable[[str, str], bytearray],
         open_key: Callable[[str], object],
     ) -> None:
-        self._signature, self._serving, self._cache = signature, serving, cache
+        self._signature, self._times, self._serving, self._cache = signature, times, serving, cache
         self._prompter, self._fetch, self._open_key = prompter, fetch, open_key
 
     def passphrase(self, source: str, /) -> bytearray:
@@ -62,27 +66,37 @@ class KeySecrets:
             return kept
         if self._serving.ahead:
             raise Refused("locked")
-        return self._prompter.passphrase(self._signature, self._serving.asker(), self._kept, self._try)
+        return self._prompter.passphrase(self._signature, self._asker(), self._kept, self._try)
 
     def pin(self, token: str, prompt: str, /) -> bytearray:
         if self._serving.ahead:
             raise Refused("locked")
         self._serving.asked = True
-        return self._prompter.pin(token, prompt, self._serving.asker())
+        return self._prompter.pin(token, prompt, self._asker())
 
     def verdict(self, token: str, good: bool, /) -> None:
         self._prompter.verdict(token, good)
 
     def touch(self, token: str, prompt: str, /) -> None:
-        self._prompter.touch(token, prompt, self._serving.asker())
+        if not self._locked():
+            self._prompter.touch(token, prompt, self._asker())
+
+    def _asker(self) -> Asker:
+        return self._serving.asker()._replace(locked=self._locked)
+
+    def _locked(self) -> bool:
+        return self._cache.locked_since(self._signature, self._times)
 
     def _kept(self) -> bytearray | None:
+        """Called by the prompter under its own lock, before it opens a prompt, too."""
+        if self._locked():
+            raise Refused("locked")
         return self._cache.passphrase(self._signature)
 
     def _try(self, typed: bytearray) -> bool:
         """Opens the key with a typed passphrase and keeps it in locked memory. False if it is wrong; Refused if that
         cannot be determined. Runs in the prompt's thread, so that waiting requests do not lose time."""
-        times, self._serving.typed = self._cache.times_locked, typed
+        times, self._serving.typed = self._cache.times_locked(self._signature), typed
         try:
             self._open_key(self._signature)
         except ModuleFailed:

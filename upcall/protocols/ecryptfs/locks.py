@@ -8,7 +8,7 @@ COMMAND: Final = "command"  # the cause of a person's lock; only a person's unlo
 
 
 class Locks:
-    """Not thread-safe: the owner must hold a lock, except for `refuses`.
+    """Not thread-safe: the owner must hold a lock, except for `refuses` and `times`.
 
     A lock is on one key, or on all keys for a cause (a command, suspend, ...). Unlocking a key exempts it from all
     present locks, not from later ones.
@@ -17,7 +17,8 @@ class Locks:
     def __init__(self) -> None:
         self._single: set[str] = set()
         self._all: dict[str, set[str]] = {}  # cause -> the keys that were unlocked since
-        self.times = 0  # how often all keys were locked; a key whose opening began before must not be kept
+        self._times = 0  # how often all keys were locked
+        self._single_times: dict[str, int] = {}  # how often each key was locked individually
 
     def refuses(self, signature: str) -> bool:
         """Returns whether the key is locked. Needs no lock: it is called on every request."""
@@ -25,12 +26,17 @@ class Locks:
             return True
         return bool(self._all) and any(signature not in but for but in [*self._all.values()])
 
+    def times(self, signature: str) -> int:
+        """Returns how often the key was locked; a key whose opening began before must not be kept. Needs no lock."""
+        return self._times + self._single_times.get(signature, 0)
+
     def lock(self, signature: str) -> None:
         self._single.add(signature)
+        self._single_times[signature] = self._single_times.get(signature, 0) + 1
 
     def lock_all(self, cause: str) -> None:
         self._all[cause] = set()
-        self.times += 1
+        self._times += 1
 
     def unlock(self, signature: str) -> None:
         self._single.discard(signature)
