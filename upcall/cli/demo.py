@@ -23,6 +23,7 @@ from rich.table import Table
 
 from upcall.client import Client, NoBroker
 from upcall.core.errors import Refused, UpcallError
+from upcall.kernel import procfs
 from upcall.process import start_python as startpython
 
 _PATIENCE = 20.0
@@ -114,8 +115,10 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _type: object, error: object, _traceback: object) -> None:
         self._close()
+        if isinstance(error, UpcallError):
+            self._show_log()
 
     def _close(self) -> None:
         if self._signature:
@@ -239,6 +242,7 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
         """Stops the daemon, sends it requests, kills it. Checks that they are refused at once, and that a new daemon
         works."""
         self._daemon.send_signal(signal.SIGSTOP)
+        _wait(lambda: procfs.stopped(self._daemon.pid), "the daemon's stop")
         ended: list[float] = []
 
         def ask() -> None:
@@ -248,6 +252,8 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
             except Refused as refused:
                 tally.refusal(refused.reason)
                 ended.append(time.monotonic())
+            except (NoBroker, TimeoutError) as error:
+                tally.refusal(str(error))
 
         threads = [threading.Thread(target=ask) for _ in range(_IN_HAND)]
         for thread in threads:
@@ -289,9 +295,11 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
         good = tally.equal == keys and not tally.different and tally.refused == {"daemon-gone": _IN_HAND}
         self._console.print("every key came back equal" if good else "SOMETHING WENT WRONG")
         if not good:
-            self._log.flush()
-            self._console.print((self._folder / "log").read_text("utf-8", "replace")[-4000:], markup=False)
+            self._show_log()
         return good
+
+    def _show_log(self) -> None:
+        self._console.print((self._folder / "log").read_text("utf-8", "replace")[-4000:], markup=False)
 
     def _say(self, text: str) -> None:
         self._console.print(f"✓ {text}", highlight=False)

@@ -70,6 +70,14 @@ def state(pid: int) -> str:
         return ""
 
 
+def stopped(pid: int) -> bool:
+    """Returns whether every thread of a process has stopped: SIGSTOP reaches them one after the other."""
+    try:
+        return all(state(int(task)) == "T" for task in os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return False
+
+
 def ids(pid: int) -> ThreadIds:
     """Returns the ids of a process or thread. ProcessLookupError."""
     found = _IDS.search(read(pid, "status"))  # on the hot path: the file has sixty lines

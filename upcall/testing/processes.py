@@ -107,7 +107,7 @@ class Started:
     def stop(self) -> None:
         """Sends SIGSTOP and waits until the process has stopped."""
         self.signal(signal.SIGSTOP)
-        until(lambda: procfs.state(self.pid) == "T", "stopped")
+        until(lambda: procfs.stopped(self.pid), "stopped")
 
     def go_on(self) -> None:
         self.signal(signal.SIGCONT)
