@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -70,3 +71,16 @@ def test_malformed_texts_give_empty_values() -> None:
     assert procfs.real_uid_in(b"") is None
     assert procfs.parent_in(b"PPid:\tx\n") == 0
     assert procfs.stat_in(b"") == []
+
+
+def test_a_process_has_stopped_once_all_of_its_threads_have() -> None:
+    program = "import time as t; from threading import Thread as T; [T(target=t.sleep, args=(99,)).start() for _ in 'abc']; print()"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert not procfs.stopped(process.pid)
+        process.send_signal(signal.SIGSTOP)
+        until(lambda: procfs.stopped(process.pid), "it has stopped")
+        assert {procfs.state(int(task)) for task in os.listdir(f"/proc/{process.pid}/task")} == {"T"}
+        process.kill()
+    assert not procfs.stopped(process.pid)

@@ -73,7 +73,7 @@ def state(pid: int) -> str:
 def stopped(pid: int) -> bool:
     """Returns whether every thread of a process has stopped: SIGSTOP reaches them one after the other."""
     try:
-        return all(state(int(task)) == "T" for task in os.listdir(f"/proc/{pid}/task"))
+        return all(state(int(task.name)) == "T" for task in Path(f"/proc/{pid}/task").iterdir())
     except OSError:
         return False
 
