@@ -74,7 +74,8 @@ def test_malformed_texts_give_empty_values() -> None:
 
 
 def test_a_process_has_stopped_once_all_of_its_threads_have() -> None:
-    program = "import time as t; from threading import Thread as T; [T(target=t.sleep, args=(99,)).start() for _ in 'abc']; print()"
+    threads = "[threading.Thread(target=time.sleep, args=(99,)).start() for _ in range(3)]"
+    program = f"import threading, time; {threads}; print()"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
