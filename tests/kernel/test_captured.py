@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from tests.kernel.scene import VECTORS, attempt, enrol, key_service, keys, nothing_given_up, opening, vault
+from tests.kernel.scene import VECTORS, answered, attempt, enrol, key_service, keys, nothing_given_up, opening, vault
 from upcall.protocols.ecryptfs import packets as wire
 from upcall.testing.lab.stage import Person, do_as, fork_broker, fork_daemon
 
@@ -78,7 +78,7 @@ def test_a_file_whose_key_ecryptfsd_wrapped_is_read(alice: Person, number: int) 
     with vault(alice, CAPTURED.signature) as files:
         lower = files.lower / "captured"
         do_as(alice, lambda: lower.write_bytes(_lower_file(captured, content)))
-        assert attempt(alice, opening(files.upper / "captured")).value == content
+        assert answered(alice, opening(files.upper / "captured")).value == content
 
 
 def test_a_header_that_ecryptfsd_wrote_is_accepted(alice: Person) -> None:
@@ -88,7 +88,7 @@ def test_a_header_that_ecryptfsd_wrote_is_accepted(alice: Person) -> None:
         for name, header in vectors.items():
             whole = bytes.fromhex(header).ljust(HEADER, b"\0") + bytes(PAGE)
             do_as(alice, lambda name=name, whole=whole: (files.lower / name).write_bytes(whole))  # type: ignore[misc]
-            assert len(attempt(alice, opening(files.upper / name)).value) == 100  # type: ignore[arg-type]
+            assert len(answered(alice, opening(files.upper / name)).value) == 100  # type: ignore[arg-type]
 
 
 def test_a_damaged_wrapped_key_is_refused_at_once(alice: Person) -> None:

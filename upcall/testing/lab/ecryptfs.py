@@ -12,9 +12,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from upcall.core.errors import UpcallError
 from upcall.keys.store import KeyStore
@@ -25,6 +26,7 @@ from upcall.testing.lab import stage
 from upcall.testing.lab.console import Failed, complain, console, must, say
 from upcall.testing.lab.stage import Person, Task
 
+T = TypeVar("T")
 NAMES = ("root", "alice", "bob")
 _IN_HAND = 4  # pending requests of alice's daemon when it is killed
 _PATIENCE = 10.0  # seconds until it has them: the kernel gives each up after 3
@@ -50,19 +52,35 @@ class Vault:
         """Writes all files. Returns the seconds."""
         start = time.monotonic()
         for name, content in self.contents.items():
-            (self.upper / name).write_bytes(content)
+            _unless_given_up(self.upper / name, partial(_write, content))
         return time.monotonic() - start
 
     def read(self) -> float:
         """Reads all files. Returns the seconds. Failed unless the content is as written."""
         start = time.monotonic()
         for name, content in self.contents.items():
-            must((self.upper / name).read_bytes() == content, f"{self.upper / name} came back different")
+            found = _unless_given_up(self.upper / name, Path.read_bytes)
+            must(found == content, f"{self.upper / name} came back different")
         return time.monotonic() - start
 
     def check_ciphertext(self) -> None:
         for name, content in self.contents.items():
             must(content[:64] not in (self.lower / name).read_bytes(), f"{self.lower / name} holds clear text")
+
+
+def _write(content: bytes, path: Path) -> int:
+    return path.write_bytes(content)
+
+
+def _unless_given_up(path: Path, work: Callable[[Path], T]) -> T:
+    """Does it to a file, three times at most: eCryptfs waits for 3 s, which a busy emulated processor may exceed."""
+    for last in (False, False, True):
+        try:
+            return work(path)
+        except OSError as error:
+            if last or error.errno != errno.EIO:
+                raise
+    raise AssertionError("unreachable")
 
 
 # --- the acts ------------------------------------------------------------------------------------------------
