@@ -24,6 +24,7 @@ MAX_LINE: Final = 4096  # bytes; a record is far shorter
 _PREFIX = re.compile(r"(?:^|\s)(upcall-[a-z]+)\[(\d+)\]: (\S+)(?: |$)", re.ASCII)
 _FIELD = re.compile(r"""([a-z]+)=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s"']*)(?: |$)""", re.ASCII)
 _INFO = 6  # syslog(3)
+_LATEST = 253370764800.0  # 9999-01-01: any time zone's local time can still be shown
 
 
 class Record(NamedTuple):
@@ -98,9 +99,10 @@ def take_journal(entry: Mapping[str, object]) -> tuple[RecordSource, Record] | N
 
 
 def _record(fields: Mapping[str, str]) -> Record:
-    """Makes a record. Unknown fields are ignored: a newer version wrote them. PeerError if one is missing."""
+    """Makes a record. Unknown fields are ignored: a newer version wrote them. PeerError if one is missing or
+    out of range."""
     try:
-        return Record(
+        record = Record(
             datetime.fromisoformat(fields["at"]).timestamp(),
             int(fields["uid"]),
             fields["service"],
@@ -111,6 +113,9 @@ def _record(fields: Mapping[str, str]) -> Record:
         )
     except (KeyError, ValueError, OverflowError) as error:
         raise PeerError("record", f"{type(error).__name__}: {error}") from None
+    if not 0 <= record.at < _LATEST:
+        raise PeerError("record", "the time is out of range")
+    return record
 
 
 def _unquoted(text: str) -> str:
