@@ -47,7 +47,7 @@ class Control:
         self._inode = self._own.stat().st_ino
         if not listens(path):
             self.take()
-        self.on_reload: Callable[[], None] = lambda: None  # must not block
+        self.on_reload: Callable[[], None] = lambda: None  # must not block; RuntimeError: no more threads
         self.more: Callable[[], dict[str, object]] = dict  # for the status, as JSON has it
 
     def take(self) -> None:
@@ -69,15 +69,23 @@ class Control:
                     return
                 data = receive(connection)
                 if data:
-                    envelope = take_request(data)
-                    answer = self._answer(envelope, connection)
-                    if envelope.service == UNLOCK:
-                        wipe(data)
-                        wipe(envelope.body)
-                    if answer is not None:
-                        connection.send(pack_response(envelope.seq, envelope.index, answer))
+                    self._serve(connection, data)
             except (OSError, UpcallError):
                 return
+
+    def _serve(self, connection: socket.socket, data: bytes) -> None:
+        """Answers a message and wipes it: it may have a passphrase, also if it is malformed. OSError, UpcallError."""
+        try:
+            envelope = take_request(data)
+            try:
+                answer = self._answer(envelope, connection)
+            finally:
+                if envelope.service == UNLOCK:
+                    wipe(envelope.body)
+            if answer is not None:
+                connection.send(pack_response(envelope.seq, envelope.index, answer))
+        finally:
+            wipe(data)
 
     def _answer(self, envelope: Envelope, connection: socket.socket) -> Answer | Refusal | None:
         """Returns the outcome; None if the connection was passed to the prompter."""
@@ -91,6 +99,8 @@ class Control:
             refused = Refused("bad-request")
         except Refused as error:
             refused = error
+        except RuntimeError:  # no more threads
+            refused = Refused("busy")
         return Refusal(refused.reason, refused.errno)
 
     def _do(self, service: str, body: bytes) -> bytes:
