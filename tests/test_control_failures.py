@@ -1,9 +1,12 @@
-"""Commands to a daemon that has no more threads, and what is left of a passphrase in messages."""
+"""Commands to a daemon without threads, what is left of a passphrase in messages, sockets of other daemons."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import threading
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -13,6 +16,7 @@ from upcall.daemon import control as module
 from upcall.daemon.control import RELOAD, UNLOCK, Control
 from upcall.daemon.plugins import Plugins
 from upcall.daemon.reload import Renewing
+from upcall.kernel.local import connect, listen, listens
 from upcall.wire.envelope import Envelope, pack_request, take_response
 
 SIGNATURE = b"80f0e50e8a936f95"
@@ -83,6 +87,33 @@ def test_a_malformed_message_is_wiped(damaged: int, received: list[bytes]) -> No
     message[damaged] ^= 0xFF
     assert serve(bytes(message)) == b""
     assert received == [bytes(len(message))]
+
+
+def test_a_hung_daemon_with_a_full_backlog_does_not_prevent_a_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "daemon.sock"
+    with contextlib.ExitStack() as stack:
+        hung = stack.enter_context(listen(path, 0o600))
+        hung.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(9):
+                stack.enter_context(connect(path, frozenset({os.geteuid()}), wait=False))
+        assert listens(path)
+        control = Control(path, cast(Any, Keys()), lambda _: None, lambda *_: None)
+        control.close()
+        assert path.is_socket()  # the hung one's, until the new one is registered
+
+
+def test_sockets_of_daemons_that_are_gone_are_removed_at_start(tmp_path: Path) -> None:
+    path = tmp_path / "daemon.sock"
+    gone = 1 << 22  # the kernel's limit of pids
+    stale, ours, alive = (path.with_name(f"daemon.sock.{pid}") for pid in (gone, os.getppid(), gone + 1))
+    for one in (stale, ours):
+        listen(one, 0o600).close()
+    (tmp_path / "daemon.sock.notes").touch()
+    with listen(alive, 0o600):  # of another pid namespace
+        Control(path, cast(Any, Keys()), lambda _: None, lambda *_: None).close()
+    assert {one.name for one in tmp_path.iterdir()} >= {ours.name, alive.name, "daemon.sock.notes"}
+    assert not stale.exists()
 
 
 def test_a_reload_without_threads_is_logged_and_a_hangup_does_not_end_the_daemon(

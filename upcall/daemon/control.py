@@ -43,6 +43,7 @@ class Control:
         self._own = path.with_name(f"{path.name}.{os.getpid()}")
         with contextlib.suppress(FileNotFoundError):
             self._own.unlink()
+        _remove_leftovers(path)
         self.listener = listen(self._own, 0o600)
         self._inode = self._own.stat().st_ino
         if not listens(path):
@@ -129,6 +130,17 @@ class Control:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_ino == self._inode:  # otherwise a newer daemon listens there
                     path.unlink()
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes the sockets beside `path` of daemons that were killed before they registered: their pid is gone, and no
+    process of another pid namespace listens there."""
+    for found in path.parent.glob(f"{path.name}.*"):
+        pid = found.name.removeprefix(f"{path.name}.")
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            with contextlib.suppress(OSError):
+                if found.is_socket() and not listens(found):
+                    found.unlink()
 
 
 def _signature(data: bytes) -> str:
