@@ -120,6 +120,17 @@ def test_status_of_an_unknown_user_or_group_is_a_usage_error(option: str, what: 
     assert run("status", option, "no-such-name") == (os.EX_USAGE, f"upcall: there is no {what} 'no-such-name'\n")
 
 
+@pytest.mark.parametrize("listening", [True, False])
+def test_status_of_a_quota_source_that_says_nonsense_is_shown_without_control_characters(listening: bool) -> None:
+    told = {"listening": listening, "why": "\x1b]0;x", "received": "\x1b]0;x"}
+    for quota in (told, {"listening": listening}):
+        written = io.StringIO()
+        nothing: dict[str, Any] = {"daemons": [], "outcomes": {}, "rejected": {}, "devices": []}
+        show({"broker": {"pid": 1, "uid": 0}, "quota": quota, **nothing}, Console(file=written, width=200))
+        assert "quota warnings: " in written.getvalue()
+        assert "\x1b" not in written.getvalue()
+
+
 def test_control_characters_and_markup_in_a_mount_point_are_escaped() -> None:
     """Users choose the names of removable disks, which root sees in `upcall status`."""
     counts = dict.fromkeys(("received", "folded", "lost", "delivered", "undelivered"), 0)
