@@ -22,6 +22,8 @@ from upcall.kernel import quotactl
 from upcall.kernel.genetlink import Ids
 from upcall.kernel.mounts import Mount
 from upcall.observe.status import show
+from upcall.process.settings import dumps
+from upcall.protocols.quota.settings import SourceSettings
 from upcall.protocols.quota.warning import BHARDWARN, NOTHING, Figures, Quota, Warned, pack
 from upcall.testing.processes import Started
 
@@ -229,3 +231,13 @@ def test_the_brokers_old_quota_option_names_the_new_command(folder: Path) -> Non
     with Started(words, folder.parent / "log") as broker:
         broker.logged("ready")
         assert "upcall quota serve" in broker.log
+
+
+def test_a_source_refuses_a_folder_that_others_can_write_to(tmp_path: Path) -> None:
+    """Its state is read from there and written to it."""
+    tmp_path.chmod(0o777)
+    words = [sys.executable, "-m", "upcall.protocols.quota", dumps(SourceSettings(tmp_path))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode not in (0, 1)
+    assert "not a folder of our own" in done.stderr
+    assert list(tmp_path.iterdir()) == []
