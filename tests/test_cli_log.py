@@ -121,14 +121,18 @@ def test_log_reads_records_from_the_journal_and_reports_its_failures(
     """journalctl is a script that notes its arguments and prints prepared entries."""
     entry = {"MESSAGE_ID": MESSAGE_ID, "__REALTIME_TIMESTAMP": "1769860800250000", "_PID": "5", "UPCALL_UID": "1000"}
     entry |= {"SYSLOG_IDENTIFIER": "upcall-broker", "UPCALL_SERVICE": "key", "UPCALL_OUTCOME": "answered"}
-    entry |= {"UPCALL_SECONDS": "0.000062", "UPCALL_SEQ": "7", "UPCALL_HANDLER": "toy"}
+    entry |= {"UPCALL_SECONDS": "0.000062", "UPCALL_SEQ": "7", "UPCALL_HANDLER": "toy", "_UID": "0"}
+    forged = {**entry, "_UID": str(os.geteuid() + 1)}
     program = tmp_path / "journalctl"
-    program.write_text(f"#!/bin/sh\necho \"$@\" >{tmp_path}/asked\ncat <<'E'\n{json.dumps(entry)}\nnonsense\n[]\nE\n")
+    program.write_text(
+        f"#!/bin/sh\necho \"$@\" >{tmp_path}/asked\ncat <<'E'\n"
+        f"{json.dumps(entry)}\n{json.dumps(forged)}\nnonsense\n[]\nE\n"
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     result = log("--json")
     assert json.loads(result.stdout) == {"who": "upcall-broker", "pid": 5, **RECORD._asdict()}
-    assert result.stderr == "2 damaged records passed over\n"
+    assert result.stderr == "3 damaged records passed over\n"
     assert (tmp_path / "asked").read_text().split()[-1] == f"MESSAGE_ID={MESSAGE_ID}"
     program.write_text("#!/bin/sh\nexit 1\n")
     assert "journalctl ended with 1" in log().stderr

@@ -22,6 +22,8 @@ from upcall.kernel import quotactl
 from upcall.kernel.genetlink import Ids
 from upcall.kernel.mounts import Mount
 from upcall.observe.status import show
+from upcall.process.settings import dumps
+from upcall.protocols.quota.settings import SourceSettings
 from upcall.protocols.quota.warning import BHARDWARN, NOTHING, Figures, Quota, Warned, pack
 from upcall.testing.processes import Started
 
@@ -118,6 +120,17 @@ def test_status_of_another_user_is_refused_except_to_root() -> None:
 @pytest.mark.parametrize(("option", "what"), [("--user", "user"), ("--group", "group")])
 def test_status_of_an_unknown_user_or_group_is_a_usage_error(option: str, what: str) -> None:
     assert run("status", option, "no-such-name") == (os.EX_USAGE, f"upcall: there is no {what} 'no-such-name'\n")
+
+
+@pytest.mark.parametrize("listening", [True, False])
+def test_status_of_a_quota_source_that_says_nonsense_is_shown_without_control_characters(listening: bool) -> None:
+    told = {"listening": listening, "why": "\x1b]0;x", "received": "\x1b]0;x"}
+    for quota in (told, {"listening": listening}):
+        written = io.StringIO()
+        nothing: dict[str, Any] = {"daemons": [], "outcomes": {}, "rejected": {}, "devices": []}
+        show({"broker": {"pid": 1, "uid": 0}, "quota": quota, **nothing}, Console(file=written, width=200))
+        assert "quota warnings: " in written.getvalue()
+        assert "\x1b" not in written.getvalue()
 
 
 def test_control_characters_and_markup_in_a_mount_point_are_escaped() -> None:
@@ -218,3 +231,13 @@ def test_the_brokers_old_quota_option_names_the_new_command(folder: Path) -> Non
     with Started(words, folder.parent / "log") as broker:
         broker.logged("ready")
         assert "upcall quota serve" in broker.log
+
+
+def test_a_source_refuses_a_folder_that_others_can_write_to(tmp_path: Path) -> None:
+    """Its state is read from there and written to it."""
+    tmp_path.chmod(0o777)
+    words = [sys.executable, "-m", "upcall.protocols.quota", dumps(SourceSettings(tmp_path))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode not in (0, 1)
+    assert "not a folder of our own" in done.stderr
+    assert list(tmp_path.iterdir()) == []

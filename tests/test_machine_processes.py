@@ -183,3 +183,10 @@ def test_the_doctor_notes_a_machines_daemon_that_runs_as_root(monkeypatch: pytes
 def test_the_doctor_suggests_a_reload_of_a_broker_with_another_machines_uid(as_nobody: None, tmp_path: Path) -> None:
     (finding,) = findings(tmp_path, 0, 0)
     assert finding.command == "systemctl reload upcall-broker.service"
+
+
+def test_units_and_program_name_the_folder_that_the_docs_name() -> None:
+    units = Path(machine.__file__).parents[1] / "install" / "units"
+    assert str(machine.FOLDER) == "/run/upcall/machine"
+    assert "RuntimeDirectory=upcall/machine\n" in (units / "upcall-system-daemon.service.in").read_text()
+    assert f"XDG_RUNTIME_DIR={machine.FOLDER}\n" in (units / "upcall.init.in").read_text()

@@ -59,6 +59,9 @@ def test_a_line_cut_short_anywhere_is_a_peer_error() -> None:
         ("uid=1000 ", ""),
         ("seconds=0.000062", "seconds=soon"),
         ("at=2026", "at=20266"),
+        ("2026-01-31T12:00:00.250000Z", "0001-01-01T00:00:00+14:00"),
+        ("2026-01-31T12:00:00.250000Z", "9999-12-31T23:59:59-14:00"),
+        ("2026-01-31T12:00:00.250000Z", "1969-12-31T23:59:59Z"),
         ("key", "'ke"),
         ("key", "'k\\x'"),
         ("=openssl", '=o"p'),
@@ -86,18 +89,42 @@ def test_any_text_behind_request_is_a_record_or_a_peer_error(text: str) -> None:
 
 def entry(**changes: object) -> dict[str, object]:
     fields = {name: str(value) for name, value in fields_of(RECORD, "upcall-daemon").items()}
-    return {"__REALTIME_TIMESTAMP": "1769860800250000", "_PID": "4711", **fields, **changes}
+    return {"__REALTIME_TIMESTAMP": "1769860800250000", "_PID": "4711", "_UID": "1000", **fields, **changes}
 
 
 def test_a_journal_entry_is_read_back_and_other_entries_are_skipped() -> None:
-    assert take_journal(json.loads(json.dumps(entry()))) == (WHO, RECORD)
+    assert take_journal(json.loads(json.dumps(entry())), 0, 0) == (WHO, RECORD)
     assert entry()["MESSAGE"] == "key answered for uid 1000 after 0.062 ms"
-    assert take_journal(entry(MESSAGE_ID="other")) is None
+    assert take_journal(entry(MESSAGE_ID="other"), 0, 0) is None
 
 
 @pytest.mark.parametrize(
-    "changes", [{"UPCALL_UID": "x"}, {"__REALTIME_TIMESTAMP": "x"}, {"_PID": "?"}, {"UPCALL_SECONDS": [1, 2]}]
+    "changes",
+    [{"UPCALL_UID": "x"}, {"__REALTIME_TIMESTAMP": "x"}, {"_PID": "?"}, {"_UID": "?"}, {"UPCALL_SECONDS": [1, 2]}],
 )
 def test_a_damaged_journal_entry_is_a_peer_error(changes: dict[str, object]) -> None:
     with pytest.raises(PeerError):
-        take_journal(entry(**changes))
+        take_journal(entry(**changes), 0, 0)
+
+
+OWN, MACHINE, ANOTHER = "1001", "990", "1002"  # the record's uid is 1000
+
+
+@pytest.mark.parametrize(("name", "uids"), [("upcall-broker", ["0", OWN]), ("upcall-daemon", ["0", MACHINE, "1000"])])
+def test_a_journal_entry_counts_only_if_its_process_may_have_written_it(name: str, uids: list[str]) -> None:
+    """Any user may write entries in any process's name: only `_UID` is journald's."""
+    for uid in ("0", "1000", OWN, MACHINE, ANOTHER):
+        one = entry(SYSLOG_IDENTIFIER=name, _UID=uid)
+        if uid in uids:
+            assert take_journal(one, int(OWN), int(MACHINE)) == (RecordSource(name, 4711), RECORD)
+        else:
+            with pytest.raises(PeerError, match=f"uid {uid} is not that of"):
+                take_journal(one, int(OWN), int(MACHINE))
+
+
+def test_a_journal_entry_of_another_program_or_without_a_uid_is_a_peer_error() -> None:
+    without = entry()
+    del without["_UID"]
+    for one in (without, entry(SYSLOG_IDENTIFIER="sshd", _UID="0")):
+        with pytest.raises(PeerError):
+            take_journal(one, int(OWN), int(MACHINE))

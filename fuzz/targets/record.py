@@ -12,7 +12,7 @@ from upcall.cli.log import _object
 from upcall.wire.record import MESSAGE_ID, Record, fields_of, line_of, take_journal, take_line
 
 _RECORD = Record(1_700_000_000.25, 1000, "key", "answered", 0.0031, 77, "openssl")
-_ENTRY = {**fields_of(_RECORD, "upcall-broker"), "__REALTIME_TIMESTAMP": "1700000000250000", "_PID": "7"}
+_ENTRY = {**fields_of(_RECORD, "upcall-broker"), "__REALTIME_TIMESTAMP": "1700000000250000", "_PID": "7", "_UID": "0"}
 SEEDS = [
     f"upcall-broker[7]: {line_of(_RECORD)}".encode(),
     f"Nov 3 host upcall-daemon[8]: {line_of(_RECORD._replace(service='a b', handler=''))}".encode(),
@@ -31,4 +31,4 @@ def run(data: bytes) -> None:
             same(again[1][1:4], record[1:4])
     entry = taken(_object, text)
     if entry is not None:
-        taken(take_journal, entry)
+        taken(lambda one: take_journal(one, 0, 0), entry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import click
 from upcall.cli import completing, for_terminal
 from upcall.core.errors import PeerError, UpcallError
 from upcall.observe.tail import lines
+from upcall.process import machine
 from upcall.process import start_python as startpython
 from upcall.wire.record import MESSAGE_ID, Record, RecordSource, take_journal, take_line
 
@@ -66,7 +68,8 @@ def command(
 
     Broker and daemon write a record of each request if they are told to by `--log-requests` or by [log] in the
     configuration. The broker's record has the whole time, the daemon's only its own; the sequence number is the same.
-    What is damaged is passed over and counted.
+    What is damaged is passed over and counted, as are entries of the journal that another user wrote in the name of
+    broker or daemon.
 
     \b
     Exit codes: 0 shown, even if there was nothing; 66 there is no such file; 69 there is no journal.
@@ -106,6 +109,7 @@ def _journal(follow: bool) -> Iterator[_Told | None]:
     program = shutil.which(JOURNALCTL, path=environment.get("PATH"))
     if program is None:
         raise NoJournal("there is no journalctl here: give the file to which requests are logged")
+    own, machine_uid = os.geteuid(), machine.uid()
     command = [program, "--output=json", "--no-pager", "--quiet", f"MESSAGE_ID={MESSAGE_ID}"]
     if follow:
         command += ["--follow", "--lines=100"]
@@ -115,7 +119,7 @@ def _journal(follow: bool) -> Iterator[_Told | None]:
         try:
             assert one.stdout is not None  # noqa: S101 - it is a pipe
             for line in one.stdout:
-                yield from _taken(lambda line=line: take_journal(_object(line)))  # type: ignore[misc]
+                yield from _taken(lambda line=line: take_journal(_object(line), own, machine_uid))  # type: ignore[misc]
         finally:
             one.terminate()
     if one.returncode > 0:

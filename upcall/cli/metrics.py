@@ -40,7 +40,7 @@ def command(runtime: Path | None, per_uid: bool, textfile: Path | None, listen: 
     Examples:
       # upcall metrics
       # upcall metrics --textfile /var/lib/node_exporter/upcall.prom
-      # upcall metrics --listen unix:/run/upcall/observe/metrics.sock --group prometheus
+      # upcall metrics --listen unix:/run/upcall/metrics.sock --group prometheus
     """
     if importlib.util.find_spec("prometheus_client") is None:
         raise UsageError("prometheus_client is not installed: pip install 'upcall[metrics]'")

@@ -77,7 +77,8 @@ def serve_with(settings: DaemonSettings, faults: Sequence[Fault] = ()) -> int:
     place = find_place(settings.folder)
     try:
         daemon = Daemon(place, [keys, *handlers(settings.plugins.handlers)], control, log, manager, record)
-        control.on_reload = daemon.on_reload = Renewing(settings.plugins, keys, daemon, log, locking=locking).ask
+        renewing = Renewing(settings.plugins, keys, daemon, log, locking=locking)
+        control.on_reload, daemon.on_reload = renewing.ask, renewing.on_hangup
         serve(daemon, hangup)
         if daemon.replaced and _another_is_registered(place):
             return REPLACED

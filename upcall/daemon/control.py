@@ -45,11 +45,12 @@ class Control:
         self._own = path.with_name(f"{path.name}.{os.getpid()}")
         with contextlib.suppress(FileNotFoundError):
             self._own.unlink()
+        _remove_leftovers(path)
         self.listener = listen(self._own, 0o600)
         self._inode = self._own.stat().st_ino
         if not listens(path):
             self.take()
-        self.on_reload: Callable[[], None] = lambda: None  # must not block
+        self.on_reload: Callable[[], None] = lambda: None  # must not block; RuntimeError: no more threads
         self.more: Callable[[], dict[str, object]] = dict  # for the status, as JSON has it
 
     def take(self) -> None:
@@ -95,15 +96,23 @@ class Control:
                     return
                 data = receive(connection)
                 if data:
-                    envelope = take_request(data)
-                    answer = self._answer(envelope, connection)
-                    if envelope.service == UNLOCK:
-                        wipe(data)
-                        wipe(envelope.body)
-                    if answer is not None:
-                        connection.send(pack_response(envelope.seq, envelope.index, answer))
+                    self._serve(connection, data)
             except (OSError, UpcallError):
                 return
+
+    def _serve(self, connection: socket.socket, data: bytes) -> None:
+        """Answers a message and wipes it: it may have a passphrase, also if it is malformed. OSError, UpcallError."""
+        try:
+            envelope = take_request(data)
+            try:
+                answer = self._answer(envelope, connection)
+            finally:
+                if envelope.service == UNLOCK:
+                    wipe(envelope.body)
+            if answer is not None:
+                connection.send(pack_response(envelope.seq, envelope.index, answer))
+        finally:
+            wipe(data)
 
     def _answer(self, envelope: Envelope, connection: socket.socket) -> Answer | Refusal | None:
         """Returns the outcome; None if the connection was passed to the prompter."""
@@ -117,6 +126,8 @@ class Control:
             refused = Refused("bad-request")
         except Refused as error:
             refused = error
+        except RuntimeError:  # no more threads
+            refused = Refused("busy")
         return Refusal(refused.reason, refused.errno)
 
     def _do(self, service: str, body: bytes) -> bytes:
@@ -145,6 +156,17 @@ class Control:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_ino == self._inode:  # otherwise a newer daemon listens there
                     path.unlink()
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes the sockets beside `path` of daemons that were killed before they registered: their pid is gone, and no
+    process of another pid namespace listens there."""
+    for found in path.parent.glob(f"{path.name}.*"):
+        pid = found.name.removeprefix(f"{path.name}.")
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            with contextlib.suppress(OSError):
+                if found.is_socket() and not listens(found):
+                    found.unlink()
 
 
 def _signature(data: bytes) -> str:

@@ -5,6 +5,7 @@ Running requests are completed, also by a plugin that is no longer allowed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable
 from typing import Final
@@ -43,8 +44,17 @@ class Renewing:
         self._reloading = Reloading(self._renew)
 
     def ask(self) -> None:
-        """Starts a reload in a thread of its own. Does not block."""
-        self._reloading.ask()
+        """Starts a reload in a thread of its own. Does not block. RuntimeError, logged, if there are no threads."""
+        try:
+            self._reloading.ask()
+        except RuntimeError as error:
+            self._log("reload-failed", why=error)
+            raise
+
+    def on_hangup(self) -> None:
+        """Does the same for SIGHUP, which has no requester: the daemon goes on with what it has. Does not raise."""
+        with contextlib.suppress(RuntimeError):
+            self.ask()
 
     def _renew(self) -> None:
         try:

@@ -85,7 +85,8 @@ def discard(connection: socket.socket) -> bool:
 
 
 def listens(path: Path) -> bool:
-    """Returns whether a process listens at this socket. OSError if unknown: no permission, or a full backlog."""
+    """Returns whether a process listens at this socket, if only with a full backlog. OSError if unknown: no
+    permission."""
     if not path.is_socket():
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
@@ -94,6 +95,8 @@ def listens(path: Path) -> bool:
             probe.connect(os.fspath(path))
         except (ConnectionRefusedError, FileNotFoundError):
             return False
+        except BlockingIOError:  # its backlog is full
+            return True
     return True
 
 

@@ -84,11 +84,16 @@ def _outcomes(status: dict[str, Any]) -> Table:
 
 
 def _quota(quota: dict[str, Any]) -> str:
-    if not quota["listening"]:
-        return f"quota warnings: off: {quota['why']}"
+    """Tells what the quota source has said, which the broker does not check."""
+    if not quota.get("listening"):
+        return f"quota warnings: off: {printable(str(quota.get('why', '?')))}"
     counts = ("received", "folded", "lost", "delivered", "undelivered")
-    where = ", ".join(map(printable, quota["filesystems"])) or "no filesystem has any"
-    return "quota warnings: " + ", ".join(f"{name} {quota[name]}" for name in counts) + f"; quotas: {where}"
+    where = ", ".join(printable(str(one)) for one in quota.get("filesystems", ())) or "no filesystem has any"
+    return (
+        "quota warnings: "
+        + ", ".join(f"{name} {printable(str(quota.get(name, '?')))}" for name in counts)
+        + f"; quotas: {where}"
+    )
 
 
 def _age(seconds: float) -> str:

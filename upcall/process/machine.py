@@ -16,7 +16,7 @@ from upcall import config
 USER: Final = "upcall"
 ROOT: Final = 0
 UNIT: Final = "upcall-system-daemon.service"
-FOLDER: Final = Path("/run/upcall/process/machine")  # the daemon's own
+FOLDER: Final = Path("/run/upcall/machine")  # the daemon's own
 _CREDENTIALS: Final = (f"run/credentials/{UNIT}", "run/upcall/credentials")  # systemd's, the init script's
 KEYTAB: Final = "krb5.keytab"
 PEOPLE: Final = 1000  # the first uid of people's accounts (UID_MIN of login.defs)

@@ -24,6 +24,7 @@ MAX_LINE: Final = 4096  # bytes; a record is far shorter
 _PREFIX = re.compile(r"(?:^|\s)(upcall-[a-z]+)\[(\d+)\]: (\S+)(?: |$)", re.ASCII)
 _FIELD = re.compile(r"""([a-z]+)=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s"']*)(?: |$)""", re.ASCII)
 _INFO = 6  # syslog(3)
+_LATEST = 253370764800.0  # 9999-01-01: any time zone's local time can still be shown
 
 
 class Record(NamedTuple):
@@ -83,24 +84,34 @@ def take_line(text: str) -> tuple[RecordSource, Record] | None:
     return RecordSource(start[1], int(start[2])), _record(fields)
 
 
-def take_journal(entry: Mapping[str, object]) -> tuple[RecordSource, Record] | None:
+def take_journal(entry: Mapping[str, object], own: int, machine: int) -> tuple[RecordSource, Record] | None:
     """Parses a record from an entry of `journalctl --output=json`. None if it is another entry. PeerError if it is
-    damaged."""
+    damaged or forged.
+
+    Any user may write entries with any fields, except those that journald adds: `_UID` tells who wrote one. A broker
+    is root's, or that of `own`, the caller's uid; a daemon writes records of its own user, unless it is root's or of
+    `machine`, the uid of the machine's daemon."""
     if entry.get("MESSAGE_ID") != MESSAGE_ID:
         return None
     fields = {key.removeprefix("UPCALL_").lower(): str(value) for key, value in entry.items() if key[:7] == "UPCALL_"}
     try:
         at = _time(int(str(entry["__REALTIME_TIMESTAMP"])) / 1e6)
         pid = int(str(entry.get("_PID", 0)))
+        writer = int(str(entry["_UID"]))
     except (KeyError, ValueError, OverflowError, OSError):  # the last two: the time is out of range
-        raise PeerError("record", "the journal gives no time") from None
-    return RecordSource(str(entry.get("SYSLOG_IDENTIFIER", "")), pid), _record({**fields, "at": at})
+        raise PeerError("record", "the journal gives no time, pid or uid") from None
+    name, record = str(entry.get("SYSLOG_IDENTIFIER", "")), _record({**fields, "at": at})
+    writers = {"upcall-broker": {0, own}, "upcall-daemon": {0, machine, record.uid}}
+    if writer not in writers.get(name, ()):
+        raise PeerError("record", f"uid {writer} is not that of {name!r}")
+    return RecordSource(name, pid), record
 
 
 def _record(fields: Mapping[str, str]) -> Record:
-    """Makes a record. Unknown fields are ignored: a newer version wrote them. PeerError if one is missing."""
+    """Makes a record. Unknown fields are ignored: a newer version wrote them. PeerError if one is missing or
+    out of range."""
     try:
-        return Record(
+        record = Record(
             datetime.fromisoformat(fields["at"]).timestamp(),
             int(fields["uid"]),
             fields["service"],
@@ -111,6 +122,9 @@ def _record(fields: Mapping[str, str]) -> Record:
         )
     except (KeyError, ValueError, OverflowError) as error:
         raise PeerError("record", f"{type(error).__name__}: {error}") from None
+    if not 0 <= record.at < _LATEST:
+        raise PeerError("record", "the time is out of range")
+    return record
 
 
 def _unquoted(text: str) -> str:

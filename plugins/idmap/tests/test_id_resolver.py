@@ -118,6 +118,37 @@ def test_a_name_of_another_domain_that_begins_with_digits_is_nobody(tmp_path: Pa
     assert answer(tmp_path, "uid:1000@other.test")[0] == "65534"
 
 
+@pytest.mark.parametrize("mapping", ["", "No-Strip = both\n", "No-Strip = both\nReformat-Group = true\n"])
+def test_a_domain_that_only_unicode_folds_to_the_own_is_another_domain(tmp_path: Path, mapping: str) -> None:
+    """The lower case of U+212A KELVIN SIGN is "k"; libnfsidmap compares by strcasecmp(3)."""
+    conf = f"[General]\nDomain = kernel.org\n{mapping}"
+    assert answer(tmp_path, "uid:root@KERNEL.org", conf) == ("0", EXPIRY)
+    for name in ("root@\u212aernel.org", "0@\u212aernel.org"):
+        assert answer(tmp_path, f"uid:{name}", conf) == ("65534", NOBODYS_EXPIRY)
+        assert answer(tmp_path, f"gid:{name}", conf) == (str(NOBODY), NOBODYS_EXPIRY)
+
+
+def test_reformat_group_changes_the_case_of_ascii_letters_only(tmp_path: Path) -> None:
+    conf = f"{DOMAIN}No-Strip = group\nReformat-Group = true\n"
+    asked: list[str] = []
+
+    def group_id(name: str) -> int:
+        asked.append(name)
+        raise KeyError(name)
+
+    (tmp_path / "idmapd.conf").write_text(conf)
+    IdResolver(tmp_path / "idmapd.conf", PLAYED._replace(group_id=group_id)).answer(asking("gid:team@o\u00dfo.test"))
+    assert asked[0] == "O\u00dfO\\team"  # not OSSO, which is another domain's
+
+
+def test_an_account_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "idmapd.conf").write_text(DEBIANS)
+    resolver = IdResolver(tmp_path / "idmapd.conf", PLAYED._replace(user_name=lambda number: "b\udce4r"))
+    with pytest.raises(Refused) as caught:
+        resolver.answer(asking("user:1000"))
+    assert caught.value.reason == "no-such-name"
+
+
 @pytest.mark.parametrize(
     ("conf", "user", "group"),
     [

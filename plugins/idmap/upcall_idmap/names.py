@@ -88,10 +88,16 @@ def _local_names(settings: Settings, name: str, group: bool) -> list[str]:
         user, at, domain = name.partition("@")
         short, dot, _ = domain.partition(".")
         if at and dot:
-            found.append(f"{short.upper()}\\{user}")
+            found.append(f"{_bytes(short).upper().decode('utf-8', 'surrogatepass')}\\{user}")
     elif settings.unstripped_groups if group else settings.unstripped_users:
         found.append(name)
     user, at, domain = name.rpartition("@")
-    if at and user and domain.lower() == settings.domain.lower():
+    if at and user and _bytes(domain).lower() == _bytes(settings.domain).lower():
         found.append(user)
     return found
+
+
+def _bytes(text: str) -> bytes:
+    """Returns the bytes whose case libnfsidmap changes (strcasecmp, toupper): only ASCII letters have one. In Unicode,
+    U+212A KELVIN SIGN is a "k", too, and a foreign domain would pass for the own."""
+    return text.encode("utf-8", "surrogatepass")

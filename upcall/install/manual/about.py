@@ -86,7 +86,7 @@ FILES: Final[dict[str, dict[str, str]]] = {
         "/usr/local/share/man": "These pages; completions for bash, zsh and fish are near them.",
     },
     "session": {
-        "/run/upcall/install/sessions/UID": "A line for each session of that user.",
+        "/run/upcall/sessions/UID": "A line for each session of that user.",
     },
 }
 

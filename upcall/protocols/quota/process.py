@@ -13,7 +13,7 @@ from upcall.kernel.process import harden, prefer_us, raise_descriptor_limit
 from upcall.process.hardening import of_quota_source
 from upcall.process.log import EventLog
 from upcall.process.loop import URGENT, Loop
-from upcall.process.paths import SYSTEM_FOLDER, Place
+from upcall.process.paths import SYSTEM_FOLDER, Place, own_place
 from upcall.process.trust import Fault
 from upcall.process.waker import Waker
 from upcall.protocols.quota.settings import SourceSettings
@@ -81,7 +81,7 @@ def main(settings: SourceSettings, faults: Sequence[Fault] = ()) -> None:
     harden()
     raise_descriptor_limit()
     prefer_us()
-    place = Place(settings.folder or SYSTEM_FOLDER)
+    place = own_place(settings.folder) if settings.folder else Place(SYSTEM_FOLDER)  # state is kept there
     setup = with_room_kept(configured(place))
     hardened = of_quota_source(setup.state, config.settings("hardening").get("broker", True))
     process = SourceProcess(place, setup, Manager())

@@ -68,7 +68,10 @@ def pack_id(number: int) -> bytes:
 def pack_name(name: str) -> bytes:
     """Returns the payload of a key that maps an id to this name. PeerError unless it is NAME@DOMAIN, printable, and
     at most MAX_NAME bytes long in UTF-8."""
-    payload = name.encode()
+    try:
+        payload = name.encode()
+    except UnicodeEncodeError as error:  # an account's name that is not UTF-8 has lone surrogates
+        raise PeerError(TYPE, "the name is not UTF-8", error.start) from None
     _check_answered_name(payload)
     return payload
 
