@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import stat
 from pathlib import Path
 
@@ -151,3 +152,29 @@ def test_the_key_directory_follows_xdg_data_home_if_absolute(monkeypatch: pytest
     for ignored in ("", "relative"):
         monkeypatch.setenv("XDG_DATA_HOME", ignored)
         assert default_directory() == Path.home() / ".local/share/upcall/keys"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives a folder to another user")
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_key_directory_of_another_user_is_neither_listed_nor_read(store: KeyStore, linked: bool) -> None:
+    write(store, SOUND)
+    os.chown(store.directory, 65533, 65533)
+    if linked:
+        link = store.directory.with_name("link")
+        link.symlink_to(store.directory)
+        store = KeyStore(link)
+    for read in (store.names, lambda: store.load("home"), lambda: store.find(SIGNATURE)):
+        with pytest.raises(PermissionError, match="belongs to uid 65533, not to uid 0 or root") as error:
+            read()
+        assert str(store.directory) in str(error.value)
+
+
+def test_an_entry_that_is_a_link_is_not_followed(store: KeyStore, tmp_path: Path) -> None:
+    store.prepare()
+    secret = tmp_path / "root-only"
+    secret.touch(0o600)
+    secret.write_text('topsecretname = "x"')
+    (store.directory / "home.toml").symlink_to(secret)
+    with pytest.raises(OSError, match="is a symbolic link") as error:
+        store.load("home")
+    assert "topsecretname" not in str(error.value)

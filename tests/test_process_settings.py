@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import errno
+import fcntl
 import json
 import math
 import os
@@ -23,7 +25,7 @@ from upcall.daemon.settings import DaemonSettings
 from upcall.keys.store import Entry, KeyStore
 from upcall.process import entry, trust
 from upcall.process.hardening import DaemonHardening
-from upcall.process.settings import MAX, dumps, loads, of_arguments
+from upcall.process.settings import MAX, dumps, handed_over, loads, of_arguments
 from upcall.protocols.ecryptfs import auto_add
 from upcall.protocols.ecryptfs.settings import AddedKey, FailedKey, LockSettings, LoginKeys
 from upcall.protocols.quota.settings import SourceSettings
@@ -157,6 +159,66 @@ def test_a_process_takes_one_argument_or_none() -> None:
         of_arguments(DaemonSettings, ["{}", "{}"])
 
 
+def test_settings_in_a_memfd_come_back_equal_and_its_descriptor_is_closed() -> None:
+    argument = handed_over(FULL)
+    fd = int(argument.removeprefix("@"))
+    assert os.get_inheritable(fd)
+    with pytest.raises(PermissionError):
+        os.write(fd, b"x")
+    assert of_arguments(DaemonSettings, [argument]) == FULL
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+@pytest.mark.parametrize("argument", ["@", "@x", "@-1", "@ 1", "@1\n", "@\u0663", "@1.0", "@" + "9" * 5000])
+def test_an_argument_that_names_no_descriptor_is_refused(argument: str) -> None:
+    with pytest.raises(UsageError, match="@ and the number of a descriptor is wanted") as error:
+        of_arguments(DaemonSettings, [argument])
+    assert len(str(error.value)) < 250
+
+
+def test_a_descriptor_that_is_not_open_or_no_memfd_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Bad file descriptor"):
+        of_arguments(DaemonSettings, ["@999999999"])
+    reading, writing = os.pipe()  # nothing is written: reading it would block
+    try:
+        with pytest.raises(UsageError, match="not a sealed memfd: Invalid argument"):
+            of_arguments(DaemonSettings, [f"@{reading}"])
+    finally:
+        os.close(reading)
+        os.close(writing)
+    (tmp_path / "x").write_text("{}")
+    with (tmp_path / "x").open() as file, pytest.raises(UsageError, match="not a sealed memfd"):
+        of_arguments(DaemonSettings, [f"@{file.fileno()}"])
+
+
+@pytest.mark.parametrize(
+    ("data", "seal", "why"),
+    [(b"{}", False, "the memfd is not sealed"), (b" " * (MAX + 1), True, f"more than {MAX} bytes"),
+     (b"\xff", True, "not ASCII"), (b"", True, "not JSON"), (b'{"folder": 1}', True, "folder: a path is wanted")],
+)  # fmt: skip
+def test_a_memfd_with_wrong_content_is_refused(data: bytes, seal: bool, why: str) -> None:
+    fd = os.memfd_create("settings", os.MFD_ALLOW_SEALING)
+    os.write(fd, data)
+    if seal:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0xF)
+    try:
+        with pytest.raises(UsageError, match=why):
+            of_arguments(DaemonSettings, [f"@{fd}"])
+    finally:
+        if not seal:
+            os.close(fd)
+
+
+def test_without_a_memfd_the_error_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    with pytest.raises(UpcallError, match="handed over in memory: Function not implemented"):
+        handed_over(DaemonSettings())
+
+
 def test_results_of_any_number_of_keys_fit_into_the_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     store = KeyStore()
@@ -182,8 +244,9 @@ def test_results_of_any_number_of_keys_fit_into_the_argument(tmp_path: Path, mon
 
 @pytest.mark.parametrize("module", ["upcall.daemon", "upcall.broker", "upcall.protocols.quota"])
 @pytest.mark.parametrize(
-    ("text", "why"), [('{"folder": 1}', "folder: a path is wanted, not 1"), ("folder=/x", "not JSON")]
-)
+    ("text", "why"), [('{"folder": 1}', "folder: a path is wanted, not 1"), ("folder=/x", "not JSON"),
+     ("@999", "'@999': not a sealed memfd: Bad file descriptor"), ("@x", "'@x': @ and the number")],
+)  # fmt: skip
 def test_a_process_with_wrong_settings_ends_with_the_field_and_a_status(module: str, text: str, why: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, text], capture_output=True, text=True, timeout=60)
     assert done.returncode == os.EX_USAGE
@@ -210,7 +273,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Da
         daemon.command.main(options, standalone_mode=False)
         (words,) = handed
         assert words[-3:-1] == ["-m", "upcall.daemon"]
-        return loads(DaemonSettings, words[-1])
+        assert words[-1].startswith("@")
+        return of_arguments(DaemonSettings, words[-1:])
 
     return settings
 

@@ -18,7 +18,7 @@ from upcall.daemon.settings import DaemonSettings
 from upcall.observe.recorder import check_where, wanted
 from upcall.process import start_python as startpython
 from upcall.process.hardening import DaemonHardening
-from upcall.process.settings import dumps
+from upcall.process.settings import handed_over
 from upcall.protocols.ecryptfs.auto_add import add_auto_keys
 
 _FOREVER: Final = 1e9  # seconds, for "--pin-time inf"
@@ -125,7 +125,8 @@ def command(
         _hardening()._replace(network=not keys_only()),
         add_auto_keys(),
     )
-    command = startpython.command("upcall.daemon", dumps(settings))
+    # Not as text: all users can read arguments, and the settings name keys and files.
+    command = startpython.command("upcall.daemon", handed_over(settings))
     os.execve(command[0], command, startpython.cleaned())  # noqa: S606
 
 

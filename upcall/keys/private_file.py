@@ -39,16 +39,16 @@ def fingerprint(found: os.stat_result) -> Fingerprint:
     )
 
 
-def read_private(path: str | Path, limit: int) -> tuple[bytearray, Fingerprint]:
+def read_private(path: str | Path, limit: int, *, follow: bool = True) -> tuple[bytearray, Fingerprint]:
     """Reads a file that no other user can read or write. Returns its content, which the caller wipes, and its
     fingerprint from before reading.
 
     OSError if it is not a regular file, belongs to a user other than this process's or root, is accessible to others,
     or is longer than `limit` bytes. All is checked on the open descriptor, so the file cannot be swapped in between.
-    Symbolic links are followed: the checks apply to their target.
+    Symbolic links are followed: the checks apply to their target. Without `follow`, a link is refused with ELOOP.
     """
     name = os.fspath(path)
-    fd = os.open(name, _READ)
+    fd = os.open(name, _READ if follow else _READ | os.O_NOFOLLOW)
     try:
         found = os.fstat(fd)
         _check_private(found, name)

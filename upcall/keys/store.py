@@ -78,11 +78,16 @@ class KeyStore:
         self.directory = default_directory() if directory is None else directory
 
     def names(self) -> list[str]:
-        """Returns the sorted names of all entries, valid or not; [] if there is no directory."""
+        """Returns the sorted names of all entries, valid or not; [] if there is no directory. PermissionError if it
+        belongs to another user than this process's or root."""
         try:
-            files = [path.name for path in self.directory.iterdir()]
+            directory = self._open()
         except FileNotFoundError:
             return []
+        try:
+            files = os.listdir(directory)  # noqa: PTH208 - of a descriptor
+        finally:
+            os.close(directory)
         names = [name.removesuffix(SUFFIX) for name in files if name.endswith(SUFFIX)]
         return sorted(name for name in names if _NAME.fullmatch(name))
 
@@ -91,9 +96,14 @@ class KeyStore:
         key."""
         path = self._path(name)
         try:
-            text, _ = read_private(path, MAX_FILE)
+            os.close(self._open())
+            text, _ = read_private(path, MAX_FILE, follow=False)
         except FileNotFoundError as error:
             raise UsageError(f"there is no key {name!r} in {self.directory}") from error
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise OSError(errno.ELOOP, "is a symbolic link, put the file itself there", str(path)) from None
         return _parse(name, bytes(text), str(path))
 
     def find(self, name_or_signature: str) -> Entry:
@@ -139,6 +149,16 @@ class KeyStore:
             mode = stat.S_IMODE(found.st_mode)
             why = f"uid {found.st_uid}, mode {mode:04o}: others can write here"
             raise PermissionError(errno.EPERM, why, str(self.directory))
+
+    def _open(self) -> int:
+        """Returns a descriptor of the directory, whose owner is checked behind links. OSError."""
+        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        owner = os.fstat(fd).st_uid
+        if owner not in (os.geteuid(), 0):
+            os.close(fd)
+            why = f"the keys folder {self.directory} belongs to uid {owner}, not to uid {os.geteuid()} or root"
+            raise PermissionError(errno.EPERM, why, str(self.directory))
+        return fd
 
     def _path(self, name: str) -> Path:
         check_name(name)

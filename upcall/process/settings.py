@@ -1,7 +1,8 @@
 """Passes a process's settings across exec as one argument: a typed tuple as JSON, checked by field and type.
 
 Fields that have their default are left out, so that `ps` shows what differs. The text is ASCII in every locale. All
-users can read the arguments of a process: put no secrets into settings.
+users can read the arguments of a process: settings that hold anything private are handed over in a sealed memfd, whose
+descriptor N is the argument `@N`. No secrets belong into either.
 
 A settings class is a NamedTuple whose fields are bool, int, float, str, Path, `X | None`, `tuple[X, ...]`, or another
 such class.
@@ -9,18 +10,23 @@ such class.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import os
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Final, TypeVar
 
-from upcall.core.errors import UsageError
+from upcall.core.errors import UpcallError, UsageError
 
 MAX: Final = 0x1FFFF  # characters: the kernel passes no longer argument (MAX_ARG_STRLEN, execve(2))
 _SHOWN: Final = 60  # characters of a wrong value in an error
+_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_DESCRIPTOR: Final = re.compile(r"@([0-9]{1,9})", re.ASCII)
 _WANTED: Final[dict[object, str]] = {
     bool: "true or false",
     int: "a whole number",
@@ -51,11 +57,52 @@ def loads(kind: type[T], text: str) -> T:
     return checked
 
 
+def handed_over(settings: tuple[Any, ...]) -> str:
+    """Puts the text of `settings` into a sealed memfd that is inherited across exec. Returns the argument `@N` for
+    `of_arguments`. UsageError as `dumps`; UpcallError if there can be no memfd."""
+    text = dumps(settings).encode("ascii")
+    fd = -1
+    try:
+        fd = os.memfd_create("settings", os.MFD_ALLOW_SEALING)  # without MFD_CLOEXEC
+        if os.write(fd, text) < len(text):
+            raise OSError("the memfd took only a part")
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError as error:
+        if fd >= 0:
+            os.close(fd)
+        raise UpcallError(f"the settings cannot be handed over in memory: {error.strerror or error}") from error
+    return f"@{fd}"
+
+
 def of_arguments(kind: type[T], arguments: Sequence[str]) -> T:
-    """Returns the settings from a process's arguments: one, or none for defaults. UsageError."""
+    """Returns the settings from a process's arguments: one, or none for defaults. An argument `@N` is read from the
+    descriptor N, which is closed. UsageError."""
     if len(arguments) > 1:
         raise UsageError(f"settings: {len(arguments)} arguments, at most one is allowed")
-    return loads(kind, *arguments) if arguments else loads(kind, "{}")
+    text = arguments[0] if arguments else "{}"
+    return loads(kind, _taken(text) if text.startswith("@") else text)
+
+
+def _taken(argument: str) -> str:
+    """Returns the text in the sealed memfd that `argument` names."""
+    shown = ascii(argument[:_SHOWN])
+    if not (match := _DESCRIPTOR.fullmatch(argument)):
+        raise UsageError(f"settings: {shown}: @ and the number of a descriptor is wanted")
+    fd = int(match[1])
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)  # EINVAL unless it is a memfd: a pipe could block
+        if seals & _SEALS != _SEALS:
+            raise UsageError(f"settings: {shown}: the memfd is not sealed")
+        data = os.pread(fd, MAX + 1, 0)
+    except OSError as error:
+        raise UsageError(f"settings: {shown}: not a sealed memfd: {error.strerror}") from None
+    os.close(fd)
+    if len(data) > MAX:
+        raise UsageError(f"settings: {shown}: more than {MAX} bytes")
+    try:
+        return data.decode("ascii")
+    except UnicodeDecodeError:
+        raise UsageError(f"settings: {shown}: not ASCII") from None
 
 
 def _plain(value: Any) -> Any:
