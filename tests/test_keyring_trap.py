@@ -265,7 +265,7 @@ def test_damaged_auto_keys_are_reported_and_a_good_one_is_added(
     assert works(broker, good)
     reasons = {
         "damaged": "Invalid value", "open": "mode 0644 lets others in", "alias": "", "compat": "compat key holds",
-        "deep": "", "folder": "is a directory", "nowhere": "there is no key",
+        "deep": "", "folder": "is a directory", "nowhere": "is a symbolic link",
     }  # fmt: skip
     if os.geteuid() == 0:
         reasons["nobodys"] = "belongs to uid 65534"
