@@ -39,16 +39,20 @@ def fingerprint(found: os.stat_result) -> Fingerprint:
     )
 
 
-def read_private(path: str | Path, limit: int, *, follow: bool = True) -> tuple[bytearray, Fingerprint]:
+def read_private(path: str | Path, limit: int, directory: int | None = None) -> tuple[bytearray, Fingerprint]:
     """Reads a file that no other user can read or write. Returns its content, which the caller wipes, and its
     fingerprint from before reading.
 
     OSError if it is not a regular file, belongs to a user other than this process's or root, is accessible to others,
     or is longer than `limit` bytes. All is checked on the open descriptor, so the file cannot be swapped in between.
-    Symbolic links are followed: the checks apply to their target. Without `follow`, a link is refused with ELOOP.
+    Symbolic links are followed: the checks apply to their target. With `directory`, a descriptor, the file of that name
+    in it is opened wherever `path` leads by now, and a link is refused with ELOOP.
     """
     name = os.fspath(path)
-    fd = os.open(name, _READ if follow else _READ | os.O_NOFOLLOW)
+    if directory is None:
+        fd = os.open(name, _READ)
+    else:
+        fd = os.open(Path(name).name, _READ | os.O_NOFOLLOW, dir_fd=directory)
     try:
         found = os.fstat(fd)
         _check_private(found, name)

@@ -96,8 +96,11 @@ class KeyStore:
         key."""
         path = self._path(name)
         try:
-            os.close(self._open())
-            text, _ = read_private(path, MAX_FILE, follow=False)
+            directory = self._open()
+            try:
+                text, _ = read_private(path, MAX_FILE, directory)
+            finally:
+                os.close(directory)
         except FileNotFoundError as error:
             raise UsageError(f"there is no key {name!r} in {self.directory}") from error
         except OSError as error:
