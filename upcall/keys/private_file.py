@@ -45,8 +45,8 @@ def read_private(path: str | Path, limit: int, directory: int | None = None) -> 
 
     OSError if it is not a regular file, belongs to a user other than this process's or root, is accessible to others,
     or is longer than `limit` bytes. All is checked on the open descriptor, so the file cannot be swapped in between.
-    Symbolic links are followed: the checks apply to their target. With `directory`, a descriptor, the file of that name
-    in it is opened wherever `path` leads by now, and a link is refused with ELOOP.
+    Symbolic links are followed: the checks apply to their target. With `directory`, a descriptor, the file of that
+    name in it is opened, wherever `path` leads by now, and a link is refused with ELOOP.
     """
     name = os.fspath(path)
     if directory is None:
