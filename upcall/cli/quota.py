@@ -6,10 +6,11 @@ import importlib.util
 import json
 import os
 import select
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import click
 from rich.console import Console
@@ -46,6 +47,9 @@ class _Group(click.Group):
             return super().get_command(ctx, cmd_name)
         found = importlib.import_module(_TEST).command
         return found if isinstance(found, click.Command) else None
+
+
+_PIPED: Final = 1000  # columns where there is no terminal: paths are not cut off
 
 
 @click.group(cls=_Group)
@@ -116,7 +120,7 @@ def status(user: str | None, group: str | None, project: str | None, everybody: 
     if as_json:
         click.echo(json.dumps([_as_data(row, names) for row in rows], indent=2))
     elif rows:
-        _show(rows, names, Console())
+        _show(rows, names, Console(width=None if sys.stdout.isatty() else _PIPED))
     else:
         click.echo("no limits")
 
