@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -13,7 +14,7 @@ from upcall.core.errors import PeerError, UpcallError, UsageError
 from upcall.process.connection import LocalConnection
 from upcall.process.paths import daemon_socket
 
-_HANDOVER: Final = 1.0  # seconds that a newer daemon may need from its registration until it has the socket
+_HANDOVER: Final = 5.0  # seconds that a newer daemon may need from its registration until it has the socket
 
 
 class NoDaemon(UpcallError):
@@ -36,11 +37,18 @@ class DaemonControl:
             try:
                 return LocalConnection(self._path, frozenset({os.geteuid()}))
             except (ConnectionRefusedError, FileNotFoundError) as error:
-                if time.monotonic() > until or not any(self._path.parent.glob(f"{self._path.name}.*")):
+                if time.monotonic() > until or not self._another_lives():
                     raise NoDaemon(f"no daemon at {self._path}: {error}") from error
                 time.sleep(0.02)
             except (OSError, UsageError) as error:
                 raise NoDaemon(f"no daemon at {self._path}: {error}") from error
+
+    def _another_lives(self) -> bool:
+        """Returns whether a daemon of this user runs that may be about to take the socket: its own is beside it."""
+        pids = (
+            path.name.removeprefix(f"{self._path.name}.") for path in self._path.parent.glob(f"{self._path.name}.*")
+        )
+        return any(pid.isdecimal() and Path(f"/proc/{pid}").exists() for pid in pids)
 
     def unlock(self, signature: str, passphrase: bytearray) -> None:
         """Passes a key's passphrase to the daemon, which keeps it in locked memory. The caller must wipe its own."""
