@@ -18,6 +18,7 @@ from upcall.core.messages import Answer, Refusal
 from upcall.kernel import ucred
 from upcall.kernel.local import listen, listens, receive
 from upcall.kernel.process import wipe
+from upcall.process.paths import own_daemon_socket, own_daemon_sockets
 from upcall.protocols.ecryptfs.key_cache import KeyCache
 from upcall.protocols.ecryptfs.packets import SIGNATURE_LENGTH, is_signature
 from upcall.wire.envelope import Envelope, pack_response, take_request
@@ -42,9 +43,8 @@ class Control:
 
         Does not listen yet if another daemon of this user does: see `take`."""
         self._path, self._keys, self._warm, self._attach = path, keys, warm, attach
-        self._own = path.with_name(f"{path.name}.{os.getpid()}")
-        with contextlib.suppress(FileNotFoundError):
-            self._own.unlink()
+        self._own = own_daemon_socket(path)
+        self._own.unlink(missing_ok=True)
         _remove_leftovers(path)
         self.listener = listen(self._own, 0o600)
         self._inode = self._own.stat().st_ino
@@ -159,14 +159,12 @@ class Control:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Removes the sockets beside `path` of daemons that were killed before they registered: their pid is gone, and no
-    process of another pid namespace listens there."""
-    for found in path.parent.glob(f"{path.name}.*"):
-        pid = found.name.removeprefix(f"{path.name}.")
-        if pid.isdecimal() and not Path("/proc", pid).exists():
-            with contextlib.suppress(OSError):
-                if found.is_socket() and not listens(found):
-                    found.unlink()
+    """Removes the sockets beside `path` of daemons that were killed: their pid is gone, and no process of another pid
+    namespace listens there."""
+    for found, lives in own_daemon_sockets(path):
+        with contextlib.suppress(OSError):
+            if not lives and found.is_socket() and not listens(found):
+                found.unlink()
 
 
 def _signature(data: bytes) -> str:

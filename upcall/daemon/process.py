@@ -5,6 +5,7 @@ Threads: see the package's docstring.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import os
@@ -144,15 +145,12 @@ class Daemon:
         try:
             link = BrokerLink(self._place)
             link.take(_HELLO_PATIENCE)
-            if self._control is None:
-                registered = link.greet(_HELLO_PATIENCE)
-            else:
-                with self._control.registering(_HELLO_PATIENCE):
-                    registered = link.greet(_HELLO_PATIENCE)
-                    if registered:
-                        self._control.take()  # not before: commands must reach the daemon that serves requests
-            if not registered:
-                return "it does not answer HELO"
+            control = self._control
+            with contextlib.nullcontext() if control is None else control.registering(_HELLO_PATIENCE):
+                if not link.greet(_HELLO_PATIENCE):
+                    return "it does not answer HELO"
+                if control is not None:
+                    control.take()  # not before: commands must reach the daemon that serves requests
         except Refused as error:
             return f"it refuses: {error.reason}{_KEY_OF.get(error.reason, '')}"
         except (OSError, UsageError) as error:

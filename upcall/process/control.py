@@ -6,13 +6,12 @@ import json
 import os
 import socket
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 from upcall.core.errors import PeerError, UpcallError, UsageError
 from upcall.process.connection import LocalConnection
-from upcall.process.paths import daemon_socket
+from upcall.process.paths import daemon_socket, own_daemon_sockets
 
 _HANDOVER: Final = 5.0  # seconds that a newer daemon may need from its registration until it has the socket
 
@@ -37,18 +36,11 @@ class DaemonControl:
             try:
                 return LocalConnection(self._path, frozenset({os.geteuid()}))
             except (ConnectionRefusedError, FileNotFoundError) as error:
-                if time.monotonic() > until or not self._another_lives():
+                if time.monotonic() > until or not any(lives for _, lives in own_daemon_sockets(self._path)):
                     raise NoDaemon(f"no daemon at {self._path}: {error}") from error
                 time.sleep(0.02)
             except (OSError, UsageError) as error:
                 raise NoDaemon(f"no daemon at {self._path}: {error}") from error
-
-    def _another_lives(self) -> bool:
-        """Returns whether a daemon of this user runs that may be about to take the socket: its own is beside it."""
-        pids = (
-            path.name.removeprefix(f"{self._path.name}.") for path in self._path.parent.glob(f"{self._path.name}.*")
-        )
-        return any(pid.isdecimal() and Path(f"/proc/{pid}").exists() for pid in pids)
 
     def unlock(self, signature: str, passphrase: bytearray) -> None:
         """Passes a key's passphrase to the daemon, which keeps it in locked memory. The caller must wipe its own."""
@@ -85,26 +77,18 @@ class DaemonControl:
             raise
         return connection.detach()
 
-    def _ask(self, service: str, body: bytes) -> bytes:
+    def _ask(self, service: str, body: bytes, again: bool = True) -> bytes:
         """Sends one request on a connection of its own, so that the daemon's main thread need not watch idle ones. If
-        the daemon ends before it answers, sends it once more: a repeated command has the same effect."""
-        try:
-            return self._ask_once(service, body)
-        except ConnectionError:
-            pass
-        except OSError as error:
-            raise NoDaemon(f"the daemon does not answer: {error}") from error
-        try:
-            return self._ask_once(service, body)
-        except OSError as error:
-            raise NoDaemon(f"the daemon does not answer: {error}") from error
-
-    def _ask_once(self, service: str, body: bytes) -> bytes:
+        the daemon ends before it answers, sends it once more (`again`): a repeated command has the same effect."""
         connection = self._connect()
         try:
             return connection.ask(service, os.geteuid(), body, 5.0)
+        except OSError as error:
+            if not (again and isinstance(error, ConnectionError)):
+                raise NoDaemon(f"the daemon does not answer: {error}") from error
         finally:
             connection.close()
+        return self._ask(service, body, again=False)
 
     def __enter__(self) -> Self:
         return self

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,3 +91,16 @@ def find_place(folder: Path | None = None) -> Place:
 def daemon_socket() -> Path:
     """Returns the socket of this user's daemon for the user's commands. UsageError, OSError."""
     return user_folder() / "daemon.sock"
+
+
+def own_daemon_socket(path: Path) -> Path:
+    """Returns the name that this process's socket has beside `path`, of which several daemons' sockets take turns."""
+    return path.with_name(f"{path.name}.{os.getpid()}")
+
+
+def own_daemon_sockets(path: Path) -> Iterator[tuple[Path, bool]]:
+    """Yields the names of `own_daemon_socket` beside `path`, of whatever process, and whether its pid is in use."""
+    for found in path.parent.glob(f"{path.name}.*"):
+        pid = found.name.removeprefix(f"{path.name}.")
+        if pid.isdecimal():
+            yield found, Path("/proc", pid).exists()
