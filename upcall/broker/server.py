@@ -29,7 +29,7 @@ from upcall.process.paths import Place, own_place
 from upcall.process.people import People
 from upcall.process.reload import Hangup, Reloading
 from upcall.process.source import MakeSource, Source
-from upcall.process.trust import Fault
+from upcall.process.trust import Fault, log_faults
 from upcall.process.waker import Waker
 from upcall.protocols.catalogue import PROTOCOLS, SERVICES
 from upcall.protocols.local.source import Requesters
@@ -214,8 +214,7 @@ def main(settings: BrokerSettings, faults: Sequence[Fault] = ()) -> None:
     manager = Manager()
     server = Server(place, make, found.services, None, found.start, read, manager, machine=found.machine)
     server.harden(hardened, not found.hardening or (found.command is not None and hands_on(found.command)))
-    for fault in faults:
-        server.log("file-not-trusted", file=fault.path, why=fault.why)
+    log_faults(faults, server.log)
     server.router.limits = found.limits
     server.heed_signals()
     record = _recorder(where, server)

@@ -28,7 +28,7 @@ from upcall.process.hardening import done_listening, of_daemon
 from upcall.process.log import EventLog
 from upcall.process.paths import Place, daemon_socket, find_place, user_folder
 from upcall.process.reload import Hangup
-from upcall.process.trust import Fault
+from upcall.process.trust import Fault, log_faults
 from upcall.protocols.ecryptfs import own_files as ownfiles
 from upcall.protocols.ecryptfs.auto_lock import Locking
 from upcall.protocols.ecryptfs.key_handler import KeyHandler
@@ -51,8 +51,7 @@ def serve_with(settings: DaemonSettings, faults: Sequence[Fault] = ()) -> int:
     hardened = of_daemon(settings.hardening, settings.records, _own_folder())
     log = EventLog("upcall-daemon")
     log("privileges-dropped", **hardened._asdict())
-    for fault in faults:
-        log("file-not-trusted", file=fault.path, why=fault.why)
+    log_faults(faults, log)
     if not settings.hardening.network:
         log("network-refused", why="root's daemon serves root's keys only: the machine's has a user of its own")
     elif os.geteuid() == 0:

@@ -15,7 +15,10 @@ import sys
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from shlex import quote
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from upcall.process.log import EventLog
 
 _MAX_LINKS: Final = 40  # the kernel's limit
 _OTHERS_WRITE: Final = 0o022
@@ -36,6 +39,12 @@ class Fault(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.path} {self.why}"
+
+
+def log_faults(faults: Iterable[Fault], log: EventLog) -> None:
+    """Logs the faults that are no reason to refuse: those of `require`."""
+    for fault in faults:
+        log("file-not-trusted", file=fault.path, why=fault.why)
 
 
 def distrust(path: str, root: Path = Path("/"), owners: Collection[int] = (0,), may_miss: bool = False) -> str:

@@ -14,7 +14,7 @@ from upcall.process.hardening import of_quota_source
 from upcall.process.log import EventLog
 from upcall.process.loop import URGENT, Loop
 from upcall.process.paths import SYSTEM_FOLDER, Place, own_place
-from upcall.process.trust import Fault
+from upcall.process.trust import Fault, log_faults
 from upcall.process.waker import Waker
 from upcall.protocols.quota.settings import SourceSettings
 from upcall.protocols.quota.setup import configured
@@ -88,7 +88,6 @@ def main(settings: SourceSettings, faults: Sequence[Fault] = ()) -> None:
     process.heed_signals()
     process.source.hardening = hardened._asdict()
     process.log("privileges-dropped", **hardened._asdict())
-    for fault in faults:
-        process.log("file-not-trusted", file=fault.path, why=fault.why)
+    log_faults(faults, process.log)
     gc.freeze()
     process.run()
