@@ -9,9 +9,9 @@ from upcall.core.errors import ModuleFailed, Refused, UpcallError
 _KEYRING_PATIENCE: Final = 2.0  # seconds: the kernel's requester waits for 3
 
 
-def fetch(signature: str, source: str) -> bytearray:
+def fetch(signature: str, source: str, timeout: float = _KEYRING_PATIENCE) -> bytearray:
     """Returns a key's passphrase; the caller wipes it. `source`: "keyring", "file:/path" or "none", as the auth token
-    says.
+    says. `timeout`: seconds for the library.
 
     Imported only when it is called, because most daemons never need it.
     """
@@ -21,7 +21,7 @@ def fetch(signature: str, source: str) -> bytearray:
         if source == "none":
             return bytearray()
         if source == "keyring":
-            return fetch_from_keyring(signature, _KEYRING_PATIENCE)
+            return fetch_from_keyring(signature, timeout)
         if source.startswith("file:"):
             return from_file(source.removeprefix("file:"))
     except (UpcallError, OSError) as error:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import datetime
 import errno
 import os
 import re
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -81,13 +82,10 @@ class KeyStore:
         """Returns the sorted names of all entries, valid or not; [] if there is no directory. PermissionError if it
         belongs to another user than this process's or root."""
         try:
-            directory = self._open()
+            with self._opened() as directory:
+                files = os.listdir(directory)  # noqa: PTH208 - of a descriptor
         except FileNotFoundError:
             return []
-        try:
-            files = os.listdir(directory)  # noqa: PTH208 - of a descriptor
-        finally:
-            os.close(directory)
         names = [name.removesuffix(SUFFIX) for name in files if name.endswith(SUFFIX)]
         return sorted(name for name in names if _NAME.fullmatch(name))
 
@@ -96,11 +94,8 @@ class KeyStore:
         key."""
         path = self._path(name)
         try:
-            directory = self._open()
-            try:
+            with self._opened() as directory:
                 text, _ = read_private(path, MAX_FILE, directory)
-            finally:
-                os.close(directory)
         except FileNotFoundError as error:
             raise UsageError(f"there is no key {name!r} in {self.directory}") from error
         except OSError as error:
@@ -153,15 +148,18 @@ class KeyStore:
             why = f"uid {found.st_uid}, mode {mode:04o}: others can write here"
             raise PermissionError(errno.EPERM, why, str(self.directory))
 
-    def _open(self) -> int:
-        """Returns a descriptor of the directory, whose owner is checked behind links. OSError."""
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        """Yields a descriptor of the directory, whose owner is checked behind links. OSError."""
         fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        owner = os.fstat(fd).st_uid
-        if owner not in (os.geteuid(), 0):
+        try:
+            owner = os.fstat(fd).st_uid
+            if owner not in (os.geteuid(), 0):
+                why = f"the keys folder {self.directory} belongs to uid {owner}, not to uid {os.geteuid()} or root"
+                raise PermissionError(errno.EPERM, why, str(self.directory))
+            yield fd
+        finally:
             os.close(fd)
-            why = f"the keys folder {self.directory} belongs to uid {owner}, not to uid {os.geteuid()} or root"
-            raise PermissionError(errno.EPERM, why, str(self.directory))
-        return fd
 
     def _path(self, name: str) -> Path:
         check_name(name)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from upcall.core.errors import ModuleFailed, UsageError
-from upcall.daemon import passphrase_sources
 from upcall.daemon.control import Control
 from upcall.daemon.loading import handlers, loaders
 from upcall.daemon.passphrase_sources import fetch
@@ -50,7 +50,6 @@ _PATIENCE: Final = 60.0  # seconds for the keyring library on a busy machine
 
 def run(settings: DaemonForTests, _: object) -> None:
     """As `serve_with` of upcall.daemon, but for the keyring."""
-    passphrase_sources._KEYRING_PATIENCE = _PATIENCE  # type: ignore[misc]
     hangup = Hangup()
     harden()
     told, found = settings.daemon, settings.found
@@ -59,7 +58,9 @@ def run(settings: DaemonForTests, _: object) -> None:
     log("privileges-dropped", **hardened._asdict())
     modules = loaders(told.plugins.modules, lambda: keys.deadline(), log)
     prompter = LazyPrompter(told.prompting, log, told.locking.after)
-    keys = KeyHandler(FolderKeyring(settings.keys), modules, fetch, told.prove_all, prompter)
+    keys = KeyHandler(
+        FolderKeyring(settings.keys), modules, partial(fetch, timeout=_PATIENCE), told.prove_all, prompter
+    )
     control = None
     if settings.control:
         control = Control(daemon_socket(), keys.cache, keys.warm, prompter.attach)
