@@ -204,16 +204,28 @@ def lock_and_unlock_all(scene: Scene) -> None:
     scene.cache.unlock_all("suspend")
 
 
-@pytest.mark.parametrize("lock", [lock_it, lock_all, lock_and_unlock_all])
-def test_a_key_that_is_locked_while_it_is_opened_is_closed_and_not_cached(
-    scene: Scene, pool: ThreadPoolExecutor, lock: Callable[[Scene], None]
-) -> None:
+def lock_and_unlock_it(scene: Scene) -> None:
+    scene.cache.lock(KEY)
+    scene.cache.unlock_all()
+
+
+LOCKS = [lock_it, lock_all, lock_and_unlock_all, lock_and_unlock_it]
+
+
+def outcome_if_locked_while_opening(scene: Scene, pool: ThreadPoolExecutor, lock: Callable[[Scene], None]) -> str:
     gate = scene.gate()
     request = pool.submit(scene.outcome)
     gate.arrived()
     lock(scene)
     gate.release()
-    assert finished(request) == "locked"
+    return finished(request)
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_key_that_is_locked_while_it_is_opened_is_closed_and_not_cached(
+    scene: Scene, pool: ThreadPoolExecutor, lock: Callable[[Scene], None]
+) -> None:
+    assert outcome_if_locked_while_opening(scene, pool, lock) == "locked"
     assert scene.closed == [1]
     assert not scene.is_open()
 
@@ -325,26 +337,16 @@ def test_a_wrong_passphrase_is_not_kept(asking: Scene) -> None:
     assert asking.prompter.results == [False]
 
 
-@pytest.mark.parametrize("lock", [lock_it, lock_all, lock_and_unlock_all])
+@pytest.mark.parametrize("lock", LOCKS)
 def test_a_passphrase_that_is_tried_while_the_key_is_locked_is_not_kept(
     asking: Scene, pool: ThreadPoolExecutor, lock: Callable[[Scene], None]
 ) -> None:
-    gate = asking.gate()
-    request = pool.submit(asking.outcome)
-    gate.arrived()
-    lock(asking)
-    gate.release()
-    assert finished(request) == "locked"
+    assert outcome_if_locked_while_opening(asking, pool, lock) == "locked"
     assert asking.cache.passphrase(KEY) is None
     assert asking.closed == [1]
 
 
-def lock_and_unlock_it(scene: Scene) -> None:
-    scene.cache.lock(KEY)
-    scene.cache.unlock_all()
-
-
-@pytest.mark.parametrize("lock", [lock_it, lock_all, lock_and_unlock_all, lock_and_unlock_it])
+@pytest.mark.parametrize("lock", LOCKS)
 def test_a_module_that_was_opening_gets_no_passphrase_or_pin_after_its_key_was_locked(
     scene: Scene, lock: Callable[[Scene], None]
 ) -> None:
@@ -380,20 +382,7 @@ class RecordingPrompter(NoPrompter):
         self._asked.append("touch")
 
 
-@pytest.mark.parametrize("lock", [lock_it, lock_all, lock_and_unlock_all, lock_and_unlock_it])
-def test_a_key_that_is_locked_and_unlocked_while_it_opens_is_not_kept(
-    scene: Scene, pool: ThreadPoolExecutor, lock: Callable[[Scene], None]
-) -> None:
-    gate = scene.gate()
-    request = pool.submit(scene.outcome)
-    gate.arrived()
-    lock(scene)
-    gate.release()
-    assert finished(request) == "locked"
-    assert not scene.is_open()
-
-
-@pytest.mark.parametrize("lock", [lock_it, lock_all, lock_and_unlock_all])
+@pytest.mark.parametrize("lock", LOCKS)
 def test_a_passphrase_is_not_kept_if_the_key_is_locked_after_it_has_opened_it(
     scene: Scene, lock: Callable[[Scene], None]
 ) -> None:
