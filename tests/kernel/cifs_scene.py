@@ -1,4 +1,4 @@
-"""What the tests of CIFS share: who answers the kernel (the peer, cifs.upcall, or we), mounts, and files in them."""
+"""Provides CIFS mounts, files in them, and who answers the kernel (upcall or its peer, cifs.upcall)."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ _numbers = itertools.count()
 
 
 def mountpoint() -> Path:
-    """A new one."""
+    """Returns a new mount point."""
     return Path(f"/tmp/ring3/cifs-{next(_numbers)}")
 
 
 def mount_of(who: Person, *options: str) -> tuple[str, ...]:
-    """The options of a sealed mount for this person, whose ticket it takes."""
+    """Returns the options of an encrypted mount with this user's ticket."""
     return ("seal", f"user={who.name}", f"cruid={who.uid}", *options)
 
 
 @contextlib.contextmanager
 def mount_for(who: Person) -> Iterator[Path]:
-    """A sealed mount on which everybody acts as this person."""
+    """An encrypted mount with one session, this user's, for all users."""
     with mounted(mountpoint(), *mount_of(who, f"uid={who.uid}", f"gid={who.gid}")) as folder:
         yield folder
 
 
 @contextlib.contextmanager
 def shared_mount(first: Person) -> Iterator[Path]:
-    """A sealed mount on which everybody acts in their own name; `first` has it made."""
+    """An encrypted mount with a session per user; the first one is that of `first`."""
     with mounted(mountpoint(), *mount_of(first, "multiuser")) as folder:
         yield folder
 
 
 def begin_mounting(who: Person, *options: str, host: str = FILE_SERVER) -> Task[Outcome]:
-    """An attempt to mount for this person, by root; what it mounts, it unmounts."""
+    """Attempts to mount as root for this user; unmounts again."""
 
     def work() -> None:
         folder = mountpoint()
@@ -64,7 +64,7 @@ def mounting(who: Person, *options: str, host: str = FILE_SERVER) -> Outcome:
 
 
 def writing(folder: Path, who: Person, name: str = "file") -> Callable[[], object]:
-    """Writes a file of this person's, and reads it."""
+    """Writes a file as this user, and reads it."""
 
     def work() -> str:
         path = folder / who.name / name
@@ -85,45 +85,45 @@ def try_again(who: Person, work: Callable[[], object]) -> Outcome:
 
 
 def owner(share: FileServer, who: Person, name: str = "file") -> int:
-    """Whose it is on the server."""
+    """Returns the file's owner on the server."""
     return (share.files / who.name / name).stat().st_uid
 
 
 def sessions() -> dict[int, str]:
-    """Whose sessions the kernel has with servers, and what it says of their packets: encrypted, signed, or nothing."""
+    """Returns the kernel's sessions with servers: uid -> "encrypted", "signed" or ""."""
     text = Path("/proc/fs/cifs/DebugData").read_text()
     return {int(uid): how for how, uid in re.findall(r"SessionId: \S+ ?(\w*)\n.*Cred User: (\d+)", text)}
 
 
 def session_numbers() -> set[str]:
-    """What the server has given them: a session that is made anew has another."""
+    """Returns the sessions' ids of the server: a new session has another one."""
     return set(re.findall(r"SessionId: (\S+)", Path("/proc/fs/cifs/DebugData").read_text()))
 
 
-# --- who answers the kernel ----------------------------------------------------------------------------------
+# --- answering the kernel -----------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def ours() -> Iterator[None]:
-    """The line of `upcall request-key install`, and no other."""
+    """Installs the line of `upcall request-key install`, and no other."""
     with request_key_lines(f"create cifs.spnego * * {' '.join(forwarder.command())} %k"):
         yield
 
 
 def spnego() -> Handler:
-    """The handler, imported in the daemon."""
+    """Imports and returns the handler, in the daemon."""
     from upcall_spnego import handler
 
     return handler
 
 
 def counts() -> Counter[str]:
-    """How often the kernel's upcalls ended in what, by the broker's count."""
+    """Returns outcome -> number of the kernel's upcalls, as counted by the broker."""
     return Counter((broker_status() or {}).get("request_key", {}))
 
 
 class Blocking:
-    """The real handler, once the gate is open."""
+    """The real handler; waits for the gate first."""
 
     services: tuple[str, ...] = (SERVICE,)
 
@@ -139,7 +139,7 @@ class Blocking:
 
 
 class Lying:
-    """The real handler, and what `lie` makes of the payloads. Without the daemon's own checks."""
+    """The real handler, with its payloads changed by `lie` after the daemon's own checks."""
 
     services: tuple[str, ...] = (SERVICE,)
 

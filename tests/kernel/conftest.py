@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _sound_kernel(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After each test the kernel must have nothing to complain about; where it has, no later test means anything."""
+    """Fails a test after which the kernel's log has a fault, and all later ones: their results would mean nothing."""
 
     def too_long(_number: int, _frame: FrameType | None) -> None:
         pytest.fail(f"still running after {limit} s")
@@ -81,7 +81,7 @@ def _enrolled(name: str, key: str) -> Person:
 
 @pytest.fixture
 def house() -> Iterator[House]:
-    """A broker of the test's own; its daemons are the test's to start."""
+    """A broker for one test, which starts its daemons itself."""
     made = House()
     try:
         made.open()
@@ -92,7 +92,7 @@ def house() -> Iterator[House]:
 
 @pytest.fixture(scope="session")
 def kerberos() -> Iterator[Realm]:
-    """A realm whose KDC runs. Nobody has a ticket."""
+    """A realm with a running KDC. No user has a ticket."""
     if packages := missing():
         pytest.skip(f"not installed: {', '.join(packages)}")
     with realm() as made:
@@ -101,6 +101,6 @@ def kerberos() -> Iterator[Realm]:
 
 @pytest.fixture(scope="session")
 def share(kerberos: Realm) -> Iterator[FileServer]:
-    """A file server that runs, and takes nothing that is not encrypted."""
+    """A running file server that requires encryption."""
     with server(kerberos) as made:
         yield made

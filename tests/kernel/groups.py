@@ -1,4 +1,4 @@
-"""Which files of ring 3 share a boot, and which of the lab's kernels boots.
+"""Assigns the files of ring 3 to boots of the lab's kernels.
 
 A boot for each kernel and process 1, and for what would disturb each other: mounts of eCryptfs, request-key's lines
 and name services, logins and disks. A file's name says where its tests run: by default they need QEMU's kernel, which
@@ -29,12 +29,12 @@ ELSEWHERE: Mapping[str, Place] = {
     "test_dns": Place("requests"),
     "test_nfs": Place("requests"),
     "test_cifs": Place("requests", ("uml", "qemu")),
-    "test_cifs_idmap": Place("requests"),  # last: its winbindd would have its say in the others' file server
+    "test_cifs_idmap": Place("requests"),  # last: its winbindd would change the others' file server
     "test_quota_ext4": Place("machine", ("uml",)),
     "test_quota_xfs": Place("machine"),
     "test_login_pam": Place("machine"),
     "test_session": Place("machine", ("uml",)),
-    "test_units": Place("machine"),  # last: systemd leaves its folder in /run, by which others know it
+    "test_units": Place("machine"),  # last: systemd leaves its folder in /run, by which it is detected
     "test_login_systemd": Place("systemd"),
     "test_machine_systemd": Place("systemd"),
 }

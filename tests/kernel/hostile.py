@@ -1,4 +1,4 @@
-"""Key modules and daemons that do what they must not."""
+"""Implements hostile key modules and daemons."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Handle:
 
 
 class HostileModule:
-    """Opens keys as the openssl module does; a verb that is given replaces the handle's."""
+    """Opens keys as the openssl module does; a given verb replaces that of the opened key."""
 
     name, api = "openssl", API
 
@@ -48,7 +48,7 @@ COLD = "UPCALL_TEST_COLD"  # the variable with the path of a file that a C libra
 
 
 def read_in_c(path: str | Path) -> None:
-    """As a C library does: nobody but the kernel learns of it."""
+    """Opens a file by a system call, as a C library does: Python's hooks do not see it."""
     fd = _libc.open(os.fsencode(path), os.O_RDONLY | os.O_CLOEXEC)
     if fd >= 0:
         os.close(fd)
@@ -63,7 +63,7 @@ reads_in_c = HostileModule(unwrap=_reads_in_c)
 
 
 class LyingDaemon:
-    """A handler without the daemon's own checks: whatever `answer` gives goes to the broker."""
+    """A handler without the daemon's own checks: what `answer` returns is sent to the broker."""
 
     services: tuple[str, ...] = ("ecryptfs",)
 

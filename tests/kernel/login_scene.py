@@ -1,4 +1,4 @@
-"""Logins as people make them, in the lab's guest: over ssh and on a terminal, with PAM's whole stack."""
+"""Logs in over ssh and on a terminal, with the complete PAM stack, in the lab's guest."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _numbers = itertools.count()
 
 
 def upcall_command(*arguments: str) -> str:
-    """As root; what it says."""
+    """Runs a command as root. Returns its output."""
     command = [sys.executable, "-I", "-m", "upcall", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SLOW)
     assert done.returncode == 0, done.stderr
@@ -48,23 +48,23 @@ def upcall_command(*arguments: str) -> str:
 
 
 def require_setup() -> None:
-    """`upcall setup` refuses what others than root could change, like a copy below /tmp."""
+    """Makes a copy of upcall that only root can change: `upcall setup` refuses others, as one below /tmp."""
     for path in (sys.executable, upcall.__file__):
         if why := distrust(path):
             pytest.skip(f"upcall setup would refuse this copy: {path}: {why}")
 
 
 class Session:
-    """Somebody who is logged in: a shell that does what it is told. `process` ends with it."""
+    """A login session: a shell that runs commands. `process` ends with it."""
 
     def __init__(self, process: subprocess.Popen[bytes], write: int, read: int) -> None:
         self.process, self._write, self._read = process, write, read
         self.say("stty -echo 2>/dev/null; PS1= PS2=; export PS1 PS2")
 
     def say(self, command: str) -> str:
-        """What the command writes; what it ended with, if that is not 0, comes last, as `ended with N`."""
+        """Returns the command's output, followed by `ended with N` if its exit status is not 0."""
         number = next(_numbers)
-        # A terminal shows what is typed, too: there the number is an expression still.
+        # A terminal echoes what is typed: there the number is still an expression.
         os.write(self._write, f"{{ {command}\n}} 2>&1; s=$?; echo; echo end-$((0+{number}))-$s-\n".encode())
         told, sign = b"", re.compile(rb"\r?\n?end-%d-(\d+)-" % number)
         deadline = time.monotonic() + SLOW
@@ -92,7 +92,7 @@ class Session:
 
 @contextlib.contextmanager
 def ssh(who: Person, port: int = 22) -> Iterator[Session]:
-    """A login over the network, without a terminal."""
+    """A login by ssh, without a terminal."""
     process = subprocess.Popen(
         [*CALL, "-p", str(port), f"{who.name}@127.0.0.1"],
         stdin=subprocess.PIPE,
@@ -106,7 +106,7 @@ def ssh(who: Person, port: int = 22) -> Iterator[Session]:
 
 @contextlib.contextmanager
 def terminal(who: Person) -> Iterator[Session]:
-    """A login on a terminal, as getty begins it."""
+    """A login on a terminal, as getty starts it."""
     ours, theirs = pty.openpty()
     try:
         process = subprocess.Popen(
@@ -131,7 +131,7 @@ def _left(process: subprocess.Popen[bytes], write: int, read: int) -> Iterator[S
 
 
 def prepare_sshd() -> None:
-    """Its configuration, and a key with which root gets in as anybody."""
+    """Writes sshd's configuration, and a key with which root logs in as any user."""
     if shutil.which("sshd", path="/usr/sbin") is None:
         pytest.skip("sshd is not installed (openssh-server)")
     SSH.mkdir(0o755)
@@ -142,8 +142,7 @@ def prepare_sshd() -> None:
 
 @contextlib.contextmanager
 def private_folder(who: Person) -> Iterator[Path]:
-    """What docs/operations.md tells an administrator to do, and the user: a key, and a folder that is mounted at
-    logins."""
+    """Follows docs/operations.md, as administrator and as user: a key, and a folder that is mounted at login."""
     script = Path("/usr/local/sbin/private")
     program = Path(sys.executable).with_name("upcall")
     script.write_text(SCRIPT.read_text().replace("\nupcall=upcall ", f"\nupcall={program} "))
@@ -172,7 +171,7 @@ NAMES = tuple(f"name-{number}" for number in range(1, 200))
 
 
 def prepare_names(owner: str) -> None:
-    """The kernel's NAMES are looked up by `owner`'s daemon, which is started for that."""
+    """Has `owner`'s daemon look up the kernel's names; it is started for that."""
     CONFIG.parent.mkdir(exist_ok=True)
     told = f'[request-key.dns_resolver]\nuser = "{owner}"\nwithout-daemon = "start"\n'
     CONFIG.write_text(told)
@@ -182,14 +181,14 @@ def prepare_names(owner: str) -> None:
 
 
 def name_key(name: str) -> bool:
-    """Whether the kernel, by request-key and all that follows, makes a key with the addresses of `name`. What was
-    refused once is not asked for again for a while."""
+    """Returns whether request_key(2) gets a key with the addresses of `name`. The kernel remembers a refusal for a
+    while."""
     words = ["keyctl", "request2", "dns_resolver", name, "", "@s"]
     return subprocess.run(words, capture_output=True, timeout=SLOW, check=False).returncode == 0
 
 
 def registered(uid: int, other_than: Sequence[int | None] = ()) -> int:
-    """The pid of a daemon that serves this uid, once there is one."""
+    """Waits for a daemon that serves this uid. Returns its pid."""
     wait_until(lambda: serving(uid) not in (None, *other_than), f"a daemon of uid {uid}", SLOW)
     found = serving(uid)
     assert found is not None

@@ -1,4 +1,4 @@
-"""What the tests of NFSv4 share: a real nfsd with rpc.idmapd, mounts with id mapping, and who answers the kernel.
+"""Provides nfsd with rpc.idmapd, NFSv4 mounts with id mapping, and who answers the kernel (upcall or nfsidmap).
 
 Client and server are one kernel, and have a view each of who is called what: rpc.idmapd runs with a passwd and a
 domain of its own.
@@ -33,7 +33,7 @@ KNOWN_TO_THE_SERVER = {"carol": 5003, "stall1": 6001, "stall2": 6002}  # and to 
 _SETTINGS = "[General]\nDomain = {}\n[Mapping]\nNobody-User = nobody\nNobody-Group = nogroup\n"
 _JOIN_SESSION = 1
 
-# A name service that knows nobody, and takes its time for names that begin with "stall".
+# An NSS module without any user, which blocks for names that begin with "stall".
 _STALL = r"""
 #include <grp.h>
 #include <nss.h>
@@ -51,7 +51,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def missing() -> list[str]:
-    """The packages that are not installed and need to be."""
+    """Returns the missing packages."""
     return [package for program, package in PROGRAMS.items() if shutil.which(program, path=SYSTEM_PATH) is None]
 
 
@@ -60,7 +60,7 @@ def run(*words: str | Path) -> None:
 
 
 class Server:
-    """nfsd, and rpc.idmapd, which says what the server calls people."""
+    """nfsd, and rpc.idmapd, which maps the server's ids to names."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -82,7 +82,7 @@ class Server:
         run("rpc.nfsd", "-N", "3", "-G", "10", "-L", "10", "-H", "127.0.0.1", "2")
 
     def calls_people(self, domain: str) -> None:
-        """By names of this domain, from now on."""
+        """Sets the domain of names."""
         if self._idmapd is not None:
             end(self._idmapd)
         passwd, conf = self._folder / "passwd", self._folder / "idmapd.conf"
@@ -107,7 +107,7 @@ class Server:
 
 @contextlib.contextmanager
 def furnished(folder: Path) -> Iterator[None]:
-    """The client's side: its domain, and a name service that can be made to hang."""
+    """The client: its domain, and a name service that can be made to block."""
     (folder / "stall.c").write_text(_STALL)
     library = "/usr/lib/x86_64-linux-gnu/libnss_stall.so.2"
     run("gcc", "-shared", "-fPIC", "-o", library, folder / "stall.c")
@@ -121,7 +121,7 @@ def furnished(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def by_the_peer() -> Iterator[None]:
-    """nfsidmap answers, as Debian's nfs-common has it, and no other line is there."""
+    """Installs the line of Debian's nfs-common, and no other: nfsidmap answers."""
     with request_key_lines(PEER):
         yield
     forget()
@@ -129,20 +129,20 @@ def by_the_peer() -> Iterator[None]:
 
 @contextlib.contextmanager
 def by_us() -> Iterator[None]:
-    """The broker is asked."""
+    """Installs upcall's line: the broker answers."""
     with request_key_lines(f"create id_resolver * * {' '.join(forwarder.command())} %k"):
         yield
     forget()
 
 
 def forget() -> None:
-    """Has the kernel's client ask anew for every name and id."""
+    """Has the kernel's client request every name and id again."""
     run("nfsidmap", "-c")
 
 
 @contextlib.contextmanager
 def mounted(folder: Path) -> Iterator[Path]:
-    """Attributes are fetched again by each stat(2)."""
+    """Disables the attribute cache: each stat(2) fetches them again."""
     folder.mkdir(parents=True, exist_ok=True)
     run("mount", "-t", "nfs4", "-o", "vers=4.2,sec=sys,noac", "127.0.0.1:/", folder)
     try:
@@ -153,7 +153,7 @@ def mounted(folder: Path) -> Iterator[Path]:
 
 
 def requested(description: str) -> bytes | int:
-    """The payload that this process's own request for this key gets, or the errno; nothing of before is remembered."""
+    """Requests this key, without cached results. Returns its payload or the errno."""
     if _libc.syscall(250, _JOIN_SESSION, None, 0, 0, 0) < 0:
         raise OSError(ctypes.get_errno(), "keyctl join")
     serial = _libc.syscall(249, TYPE.encode(), description.encode(), b"", keyring.SESSION_KEYRING)
@@ -169,7 +169,7 @@ def is_running(program: str) -> bool:
 
 
 def owned_file(name: str, uid: int, gid: int = 0) -> Path:
-    """A file on the server."""
+    """Makes a file on the server."""
     path = EXPORT / name
     path.touch()
     os.chown(path, uid, gid)

@@ -1,4 +1,4 @@
-"""What must be true of quotas on every filesystem; test_quota_ext4 and test_quota_xfs say on which."""
+"""Tests of quotas for every filesystem; test_quota_ext4 and test_quota_xfs inherit them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from upcall.testing.lab.stage import PATIENCE, Person, do_as, person, wait_until
 
 
 class QuotaCases:
-    """Inherit it and name the filesystem."""
+    """To be inherited; the subclass names the filesystem."""
 
     kind: str
 
@@ -80,7 +80,7 @@ class QuotaCases:
         reads(place.wait(alice, "grace"), alice, words)
         told = place.wait(alice, "over-soft-long")
         reads(told, alice, "nothing more can be written until they are below 1 MiB. Delete or move files.")
-        # XFS goes by whole seconds, and has room beyond the old file's end.
+        # XFS counts whole seconds, and preallocates beyond the old file's end.
         wait_until(lambda: try_to_write(alice, drive.point / "more", 65536) in NO_ROOM, "refused")
         remove(alice, file)
         wait_until(lambda: drive.used(alice.uid) == 0, "the kernel counts nothing")
@@ -179,7 +179,7 @@ class QuotaCases:
     def test_what_happened_before_a_login_is_told_then(
         self, drive: Disk, tmp_path: Path, people: tuple[Person, Person, Person]
     ) -> None:
-        """Nobody is there when it happens; then broker and source are started anew; then somebody logs in."""
+        """Without a daemon at the time of the event; then broker and source are restarted; then the user logs in."""
         root, alice, _ = people
         folder = tmp_path / "house"
         folder.mkdir()
@@ -201,7 +201,7 @@ class QuotaCases:
     def test_a_source_that_is_killed_tells_nothing_twice_and_loses_nothing(
         self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]
     ) -> None:
-        """What the kernel has warned of while there was no source is read from the figures."""
+        """Warnings that the kernel sent while no source was running are derived from the figures."""
         root, alice, bob = people
         drive.limit("u", alice.uid, 0, MB)
         drive.limit("u", bob.uid, MB, 4 * MB)  # over it he stays; just below a hard one, figures say only "near"
@@ -224,7 +224,7 @@ class QuotaCases:
     def test_warnings_while_there_is_no_broker_are_delivered_later(
         self, drive: Disk, place: QuotaHouse, people: tuple[Person, Person, Person]
     ) -> None:
-        """The source hears the kernel meanwhile, and delivers when there is a broker again."""
+        """The source receives warnings meanwhile, and delivers them when a broker is back."""
         root, alice, bob = people
         for who in (alice, bob):
             drive.limit("u", who.uid, 0, MB)
@@ -249,7 +249,7 @@ class QuotaCases:
         before = status()["received"]
 
         def flood() -> int:
-            """Over the soft limit and back, as often as it goes: a warning each time; on XFS only upwards."""
+            """Exceeds the soft limit and goes below it repeatedly: a warning each time; on XFS only when exceeded."""
             for number in range(3):
                 (drive.point / f"alice{number}").touch()
             path = str(drive.point / "alice-more")

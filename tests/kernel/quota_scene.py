@@ -1,4 +1,4 @@
-"""What the tests of real quotas share: a filesystem in a file, limits, daemons that write down what they are told."""
+"""Provides a filesystem in a file, limits, and daemons that record their notices, for tests of real quotas."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def run(command: str | Sequence[str]) -> None:
 
 
 class Disk:
-    """A filesystem with all three kinds of quota, over a file in the guest's memory."""
+    """A filesystem with user, group and project quota, in a file in the guest's memory."""
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.kind, self.image, self.point = kind, folder / "image", folder / "a disk"
@@ -112,7 +112,7 @@ class Disk:
         run(["setquota", "-t", f"-{whose}", str(seconds), str(seconds), str(self.point)])
 
     def used(self, uid: int) -> int:
-        """Bytes, as the kernel counts them now."""
+        """Returns the usage in bytes, as the kernel counts it now."""
         with quotactl.Filesystem(str(self.point), "") as filesystem:
             return filesystem.get(quotactl.USER, uid).space.used
 
@@ -122,7 +122,7 @@ class Disk:
 
 
 def give_names() -> None:
-    """To the group and the project, in the guest's own /etc."""
+    """Adds names of the group and the project to the guest's /etc."""
     for file, line in (("group", f"{NAMES[STAFF]}:x:{STAFF}:"), ("projid", f"{NAMES[PROJECT]}:{PROJECT}")):
         path = Path("/etc", file)
         before = path.read_text() if path.exists() else ""
@@ -141,7 +141,7 @@ def disk(kind: str, folder: Path) -> Iterator[Disk]:
 
 @contextlib.contextmanager
 def reachable_disk(kind: str, tmp_path: Path) -> Iterator[Disk]:
-    """In pytest's folder, which is opened to everybody who is to write there."""
+    """Makes a folder in pytest's, accessible to the users who write there."""
     for folder in (tmp_path, *tmp_path.parents[:3]):
         folder.chmod(0o755)
     with disk(kind, tmp_path) as made:
@@ -149,7 +149,7 @@ def reachable_disk(kind: str, tmp_path: Path) -> Iterator[Disk]:
 
 
 class Listening:
-    """A handler that writes down what it is told."""
+    """A handler that records its notices in a file."""
 
     services: tuple[str, ...] = ("quota",)
 
@@ -168,7 +168,7 @@ class Listening:
 
 
 class Answering(Listening):
-    """Answers others, too: everybody whose key it is asked to wrap gets the same."""
+    """Answers requests, too: every wrap returns the same."""
 
     ASK = pack_ask(Ask(TAG_66, "0" * 16, pack_file_key(FileKey(CIPHER_AES_256, bytes(32)))))
     REPLY = pack_reply(Reply(TAG_67, STATUS_OK, b"w" * 64))
@@ -179,7 +179,7 @@ class Answering(Listening):
 
 
 class QuotaHouse:
-    """The system's broker, its quota source, and daemons; what they are told is kept."""
+    """The system's broker, its quota source, and daemons whose notices are recorded."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -191,7 +191,7 @@ class QuotaHouse:
         self._tasks: list[Task[None]] = []
 
     def open(self, root: Person) -> None:
-        """Starts what does not run, and waits until the broker knows that the source listens."""
+        """Starts what is not running, and waits until the source is connected to the broker."""
         if self.broker is None or self.broker.ended:
             self.broker = Task(
                 root, lambda: serve_broker(BrokerSettings(device=DEVICE)), output=self.folder / "broker.log"
@@ -204,7 +204,7 @@ class QuotaHouse:
 
     @contextlib.contextmanager
     def source_stopped(self) -> Iterator[None]:
-        """It reads nothing meanwhile, and so sees nothing half-done."""
+        """Stops the source (SIGSTOP), so that it reads no intermediate figures."""
         assert self.source is not None
         self.source.send_signal(signal.SIGSTOP)
         try:
@@ -213,7 +213,7 @@ class QuotaHouse:
             self.source.send_signal(signal.SIGCONT)
 
     def kill_source(self) -> None:
-        """It gets no time to write anything down."""
+        """Kills the source (SIGKILL), so that it cannot save its state."""
         assert self.source is not None
         self.source.end(signal.SIGKILL)
 
@@ -222,7 +222,7 @@ class QuotaHouse:
         self.broker.end(signal.SIGKILL)
 
     def end(self) -> None:
-        """In the order of a machine that goes down."""
+        """Ends all, in the order of a shutdown."""
         for task in (self.source, self.broker):
             assert task is not None
             task.end()
@@ -243,11 +243,11 @@ class QuotaHouse:
             return []
 
     def events(self, who: Person) -> list[str]:
-        """All but "near": whether that is told on the way to a limit depends on when the source reads."""
+        """Returns the events but "near", which depends on the moment at which the source reads."""
         return [notice.event for notice in self.told(who) if notice.event != "near"]
 
     def wait(self, who: Person, event: str, times: int = 1) -> QuotaNotice:
-        """Until this person has been told of the event so often; gives the last of them."""
+        """Waits until this user has had this number of notices of the event. Returns the last one."""
 
         def log() -> str:
             return "".join((self.folder / f"{name}.log").read_text() for name in ("broker", "source"))
@@ -272,7 +272,7 @@ def status() -> dict[str, Any]:
 
 
 def kernel_says() -> dict[str, list[Quota]]:
-    """The figures of everybody who has a limit, by filesystem and kind."""
+    """Returns the figures of all ids with a limit, by filesystem and kind."""
     found: dict[str, list[Quota]] = {}
     for mount, kinds in quotactl.with_quotas(mounts()).items():
         with quotactl.opened(mount) as filesystem:
@@ -289,7 +289,7 @@ def is_registered(who: Person) -> bool:
 
 
 def levels(uid: int) -> list[float]:
-    """What the source has written down of this user's quotas."""
+    """Returns the source's saved state of this user's quotas."""
     try:
         states = json.loads(STATE.read_text())["states"]
     except FileNotFoundError:
@@ -298,8 +298,8 @@ def levels(uid: int) -> list[float]:
 
 
 def quiet() -> None:
-    """Until the source has read all quotas often enough to have said what it has to say: once to see that somebody is
-    below, once more when that has settled, and another time so that it has been delivered."""
+    """Waits until the source has read all quotas three times: to see a usage below the limit, to confirm it, and to
+    deliver the notice."""
 
     def readings() -> int:
         return int(status().get("readings", 0))
@@ -309,13 +309,13 @@ def quiet() -> None:
 
 
 def reads(notice: QuotaNotice, who: Person, *words: str) -> None:
-    """What this person is told says this."""
+    """Asserts that the notice, put into words for this user, contains these words."""
     text = sentence(notice, notice.at, who.uid)
     assert all(one in text for one in words), text
 
 
 def writing(path: Path, size: int) -> Callable[[], int]:
-    """Writes so many bytes, or as many as there is room for; gives the errno."""
+    """Returns work that writes this number of bytes, or as many as fit, and returns the errno."""
 
     def work() -> int:
         try:
@@ -335,7 +335,7 @@ def fill(who: Person, path: Path, size: int) -> int:
 
 
 def try_to_write(who: Person, path: Path, size: int) -> int:
-    """Like `fill`, and removes it again: XFS keeps room for minutes beyond the end of a file that grows."""
+    """As `fill`, and removes the file: XFS keeps preallocated space beyond a growing file's end for minutes."""
 
     def work() -> int:
         try:

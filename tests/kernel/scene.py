@@ -1,4 +1,4 @@
-"""What the tests of the real kernel share: keys, files on eCryptfs, and attempts whose errno and time are kept."""
+"""Provides keys, files on eCryptfs, and attempts with errno and duration, for tests on the real kernel."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CONTENT = b"what only its owner may read\n"
 
 
 class Key(NamedTuple):
-    """A key of tests/vectors/keys.json."""
+    """Returns a key of tests/vectors/keys.json."""
 
     name: str
     bits: int
@@ -59,7 +59,7 @@ def keys() -> dict[str, Key]:
 
 
 def enrol(who: Person, key: Key, source: str | None = None) -> None:
-    """Puts the key's file into the person's home and its auth token into the person's user keyring.
+    """Writes the key's file into the user's home, and adds its auth token to the user keyring.
 
     `source` as in the blob: None leaves the passphrase in the token, as ecryptfs-utils does.
     """
@@ -76,7 +76,7 @@ def enrol(who: Person, key: Key, source: str | None = None) -> None:
 
 
 def strike_out(who: Person, key: Key) -> None:
-    """Takes the auth token out of the person's user keyring, if it is there."""
+    """Unlinks the auth token from the user keyring, if it is there."""
 
     def work() -> None:
         serial = keyring.find(key.signature)
@@ -87,7 +87,7 @@ def strike_out(who: Person, key: Key) -> None:
 
 
 def key_service(module: Callable[[], KeyModule] = lambda: openssl, prove_all: bool = False) -> KeyHandler:
-    """The handler of a daemon whose one key module this is, under the alias that the auth tokens name."""
+    """Returns the handler of a daemon with this key module only, under the alias that the auth tokens name."""
     return KeyHandler(keyring, {"openssl": module}, fetch, prove_all)
 
 
@@ -95,7 +95,7 @@ def key_service(module: Callable[[], KeyModule] = lambda: openssl, prove_all: bo
 
 
 class Outcome(NamedTuple):
-    """What became of an attempt: its errno (0: it went well), how long it took, what it returned."""
+    """The result of an attempt: errno (0: success), duration, returned value."""
 
     errno: int
     seconds: float
@@ -124,7 +124,7 @@ def attempt(who: Person, work: Callable[[], object]) -> Outcome:
 
 
 def opening(path: Path) -> Callable[[], object]:
-    """Opens a file that is there, and reads it."""
+    """Opens an existing file, and reads it."""
     return path.read_bytes
 
 
@@ -138,7 +138,7 @@ _numbers = itertools.count()
 
 
 class Vault:
-    """A person's eCryptfs mount: ciphertext in `lower`, the files in `upper`."""
+    """A user's eCryptfs mount: ciphertext in `lower`, plain files in `upper`."""
 
     def __init__(self, who: Person, *signatures: str, key_bytes: int = 16) -> None:
         self.who, self.signatures, self.key_bytes = who, signatures, key_bytes
@@ -151,7 +151,7 @@ class Vault:
         self.is_mounted = True
 
     def unmount(self) -> None:
-        """Waits for whoever is in there still: a killed process takes as long as the kernel's patience."""
+        """Unmounts. Retries while processes still use it: a killed one ends with the kernel's time-out."""
         if self.is_mounted:
             wait_until(self._unmount, f"unmounting {self.upper}")
             self.is_mounted = False
@@ -166,19 +166,19 @@ class Vault:
         return True
 
     def remount(self, *signatures: str) -> None:
-        """Everything that is opened now asks the daemon anew."""
+        """Drops the kernel's caches: every open from now on makes a request."""
         self.unmount()  # eCryptfs's inodes, and the files' keys in them, are gone with it
         self.signatures = signatures or self.signatures
         self.mount()
 
     def fill(self, count: int) -> list[Path]:
-        """Files, made by their owner; all with CONTENT."""
+        """Makes files as their owner, all with CONTENT."""
         paths = [self.upper / f"file-{number}" for number in range(count)]
         do_as(self.who, lambda: [path.write_bytes(CONTENT) for path in paths] and None)
         return paths
 
     def cold(self, count: int) -> list[Path]:
-        """The same, and the next opening of each asks the daemon."""
+        """As `make`; the next open of each makes a request."""
         paths = self.fill(count)
         self.remount()
         return paths
@@ -195,7 +195,7 @@ def vault(who: Person, *signatures: str, key_bytes: int = 16) -> Iterator[Vault]
 
 
 def results(tasks: Sequence[Task[Outcome]], patience: float = PATIENCE) -> list[Outcome]:
-    """Of attempts that were begun, in their order."""
+    """Returns the results of started attempts, in their order."""
     return [task.result(patience) for task in tasks]
 
 
@@ -207,7 +207,7 @@ def lower_names(vault: Vault) -> list[str]:
 
 
 class House:
-    """A broker and daemons, forked from the test; what they log is kept."""
+    """A broker and daemons, forked from the test, with their logs."""
 
     def __init__(self) -> None:
         self.folder = Path(f"/tmp/ring3/{next(_numbers)}")
@@ -217,7 +217,7 @@ class House:
         self.others: list[Task[object]] = []
 
     def open(self) -> Task[None]:
-        """Starts the broker, anew if it is gone."""
+        """Starts the broker; again if it has ended."""
         self.broker = fork_broker(self.folder / "broker.log")
         return self.broker
 
@@ -227,7 +227,7 @@ class House:
         return task
 
     def run(self, who: Person, work: Callable[[], object]) -> Task[object]:
-        """Something else that is to end with the test."""
+        """Registers another process that must end with the test."""
         task = Task(who, work, output=self.folder / f"{who.name}.log")
         self.others.append(task)
         return task
@@ -246,7 +246,7 @@ class House:
 
 
 class Gate:
-    """Closed until somebody opens it; works across processes."""
+    """A gate, closed until it is opened; works across processes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -263,13 +263,13 @@ class Gate:
 
 
 def pending(who: Person) -> int:
-    """How many requests the broker waits for this person's daemon to answer."""
+    """Returns the number of this uid's pending requests."""
     return stage.pending(who.uid)
 
 
 def waiting(who: Person, paths: Sequence[Path]) -> list[Task[Outcome]]:
-    """Attempts to open these, all of which wait for this person's daemon. On a busy machine the first can be given up
-    before the last has begun: then all are begun anew."""
+    """Starts attempts to open these, and waits until all are pending. On a busy machine the first can time out before
+    the last has started: then all are started again."""
     tasks = [begin(who, opening(path)) for path in paths]
     wait_until(lambda: pending(who) == len(tasks) or any(task.ended for task in tasks), "requests")
     if pending(who) == len(tasks):
@@ -283,14 +283,14 @@ def daemon_status(who: Person) -> dict[str, Any]:
 
 
 def outcome_counts() -> dict[str, int]:
-    """How often the kernel's requests ended in what."""
+    """Returns outcome -> number of the kernel's requests."""
     outcomes: Any = (broker_status() or {}).get("outcomes", {})
     return dict(outcomes.get("ecryptfs", {}))
 
 
 def answered(who: Person, work: Callable[[], object]) -> Outcome:
-    """Attempts it until the daemon has answered: on a busy machine the broker gives requests up, as it must. Five
-    times at most."""
+    """Repeats the attempt until the daemon has answered, five times at most: on a busy machine requests time
+    out in the broker."""
     for _ in range(5):
         before = outcome_counts().get("timed-out", 0)
         outcome = attempt(who, work)
@@ -301,8 +301,8 @@ def answered(who: Person, work: Callable[[], object]) -> Outcome:
 
 @contextlib.contextmanager
 def nothing_given_up() -> Iterator[None]:
-    """Meanwhile the broker gives no request up, which it would do before the kernel: what is refused, or served, does
-    not wait for what hangs."""
+    """Disables the broker's time-out, which ends before the kernel's, to show that other requests do not wait for the
+    ones that hang."""
     before = outcome_counts().get("timed-out", 0)
     yield
     assert outcome_counts().get("timed-out", 0) == before
