@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PLUGINS := $(wildcard plugins/*)
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))  # the others are part of upcall's own package
 
 .PHONY: demo test test-all check bench soak fuzz docs setup test-tools fuzz-tools lock sbom dist dist-check clean help
 

@@ -66,6 +66,12 @@ def stage(target: Path, when: int, root: Path = ROOT) -> None:
         os.utime(path, (when, when))
 
 
+def projects(root: Path = ROOT) -> list[Path]:
+    """Returns the folders that become a wheel and an sdist each: upcall's own first, then the plugins' that are not
+    part of it."""
+    return [root, *sorted(path.parent for path in root.glob("plugins/*/pyproject.toml"))]
+
+
 def build(folder: Path, target: Path, when: int) -> list[Path]:
     """Builds the sdist and the wheel of one project. Returns their paths in `target`."""
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
@@ -112,7 +118,7 @@ def dist(target: Path, root: Path = ROOT) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="upcall-dist-") as folder:
         stage(Path(folder), when, root)
         built: list[Path] = []
-        for project in [Path(folder), *sorted(Path(folder, "plugins").iterdir())]:
+        for project in projects(Path(folder)):
             built += build(project, target, when)
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(built)}
 

@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from setuptools import Distribution  # type: ignore[import-untyped]
 
 from upcall.protocols.request_key import forwarder
 from upcall.protocols.request_key.forwarder import build, standin
@@ -41,6 +42,44 @@ def test_every_variant_compiles_without_a_warning_and_runs(tmp_path: Path, flags
 def test_the_python_stand_in_has_the_version_of_the_c_program() -> None:
     assert version() == standin.RELEASE
     assert f'#define RELEASE "{version()}"' in (SOURCES / "forward.c").read_text()
+
+
+@needs_compiler
+@pytest.mark.parametrize(("flags", "expected"), [(["-static"], True), (["-static-pie", "-fPIE"], True), ([], False)])
+def test_a_program_is_static_if_no_loader_is_needed(tmp_path: Path, flags: list[str], expected: bool) -> None:
+    words, program = build.compiler(), tmp_path / "program"
+    assert words is not None
+    (tmp_path / "program.c").write_text("int main(void) { return 0; }\n")
+    done = subprocess.run([*words, *flags, "-o", program, tmp_path / "program.c"], capture_output=True, timeout=60)
+    if done.returncode:
+        pytest.skip(f"this compiler has no {flags}")
+    assert build.is_static(program) is expected
+
+
+@pytest.mark.parametrize("data", [b"", b"#!/bin/sh\n", b"\x7fELF\x09\x01" + bytes(80)])
+def test_what_is_no_program_is_not_called_static(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "program").write_bytes(data)
+    assert not build.is_static(tmp_path / "program")
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("static", "expected"),
+    [(True, "manylinux_2_17_{0}.manylinux2014_{0}"), (False, "linux_{0}")],
+    ids=["static", "dynamic"],
+)
+def test_a_wheel_is_for_every_linux_only_if_its_programs_are_static(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, static: bool, expected: str
+) -> None:
+    monkeypatch.setattr(build, "is_static", lambda _: static)
+    command = build.BdistWheel(Distribution({"name": "upcall"}))
+    command.finalize_options()
+    command.bdist_dir = str(tmp_path)
+    folder = tmp_path / build.FOLDER
+    folder.mkdir(parents=True)
+    assert command.get_tag()[2] == "any"
+    (folder / build.PROGRAM).touch()
+    assert command.get_tag()[2] == expected.format(os.uname().machine)
 
 
 @needs_compiler

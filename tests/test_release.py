@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from release.build import epoch, files, packed_anew, stage
+from release import version
+from release.build import epoch, files, packed_anew, projects, stage
+from upcall.keys import plugins
 
 ROOT = Path(__file__).parents[1]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
-PROJECTS = [ROOT / "pyproject.toml", *sorted(ROOT.glob("plugins/*/pyproject.toml"))]
+PROJECTS = [folder / "pyproject.toml" for folder in projects()]
 
 
 def pinned(path: Path) -> dict[str, int]:
@@ -58,6 +60,73 @@ def test_what_users_install_has_the_versions_that_are_tested() -> None:
         for name in ("runtime.txt", "setup.txt")
     ]
     assert versions[0].items() <= versions[1].items()
+
+
+def bounds(path: Path) -> dict[str, set[str]]:
+    """Name -> the lower bounds that this project has for it, in any of its lists."""
+    project = tomllib.loads(path.read_text())["project"]
+    lists = [project["dependencies"], *project.get("optional-dependencies", {}).values()]
+    found: dict[str, set[str]] = {}
+    for entry in (entry for entries in lists for entry in entries if not entry.startswith("upcall")):
+        name, bound = re.fullmatch(r"([A-Za-z0-9_-]+)>=([0-9.]+)", entry).groups()  # type: ignore[union-attr]
+        found.setdefault(name.lower().replace("_", "-"), set()).add(bound)
+    return found
+
+
+def test_all_projects_have_the_same_lower_bound_of_a_dependency() -> None:
+    found: dict[str, set[str]] = {}
+    for path in PROJECTS:
+        for name, versions in bounds(path).items():
+            found.setdefault(name, set()).update(versions)
+    assert {name: versions for name, versions in found.items() if len(versions) > 1} == {}
+
+
+def test_all_packages_have_one_version_and_need_each_other_in_that_version() -> None:
+    found = version.written()
+    assert {one for versions in found.values() for one in versions} == {version.version()}
+    for path in PROJECTS[1:]:
+        dependencies = tomllib.loads(path.read_text())["project"]["dependencies"]
+        assert f"upcall=={version.version()}" in dependencies, path
+        assert len(found[path]) == 2
+
+
+def test_each_plugin_is_an_extra_or_part_of_upcalls_own_package() -> None:
+    told = tomllib.loads(PROJECTS[0].read_text())
+    extras = {name: entries for name, entries in told["project"]["optional-dependencies"].items() if name != "dev"}
+    everything = extras.pop("all")
+    assert everything == [f"upcall[{','.join(sorted(extras))}]"]
+    names = {re.split(r"[\[=]", entry)[0] for entries in extras.values() for entry in entries} - {"prometheus_client>"}
+    assert names == {f"upcall-{path.parent.name}" for path in PROJECTS[1:]}
+    included = {Path(path).name for path in told["tool"]["setuptools"]["packages"]["find"]["where"]} - {""}
+    assert included | {path.parent.name for path in PROJECTS[1:]} == {path.name for path in ROOT.glob("plugins/*")}
+
+
+def test_the_entry_points_of_the_included_plugins_load() -> None:
+    points = tomllib.loads(PROJECTS[0].read_text())["project"]["entry-points"]["upcall.key_modules"]
+    assert set(points) == {"openssl", "passphrase", "x25519"}
+    for name, spec in points.items():
+        assert plugins.load(spec).name == name
+
+
+def test_a_new_version_is_written_everywhere(tmp_path: Path) -> None:
+    for path in version.places():
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(path.read_text())
+    version.write("2.0.0rc1", tmp_path)
+    assert version.version(tmp_path) == "2.0.0rc1"
+    found = version.written(tmp_path)
+    assert len(found) == len(PROJECTS) + 3
+    assert {one for versions in found.values() for one in versions} == {"2.0.0rc1"}
+    for path in found:
+        before = (ROOT / path.relative_to(tmp_path)).read_text()
+        assert path.read_text() == before.replace(version.version(), "2.0.0rc1"), path
+
+
+@pytest.mark.parametrize("text", ["", "2", "v2.0", "2.0.dev", "2.0\n", '2.0"'])
+def test_what_is_no_version_is_refused_and_nothing_written(text: str) -> None:
+    with pytest.raises(SystemExit, match="not a version"):
+        version.write(text, Path("/nonexistent"))
 
 
 def sdist(mtime: int, mode: int, owner: str, names: list[str]) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -24,6 +25,8 @@ FOLDER: Final = Path("upcall/protocols/request_key/forwarder")
 SOURCES: Final = ("forward.c", "decide.c", "host.c")
 SESSION: Final = "upcall-session"
 SESSION_SOURCES: Final = ("session.c",)
+MANYLINUX: Final = ("manylinux_2_17", "manylinux2014")  # in the sorted order that setuptools writes
+PT_INTERP: Final = 3
 TIME_LIMIT: Final = 120  # seconds for one compilation
 
 Flags = Callable[[], Iterator[list[str]]]
@@ -131,11 +134,32 @@ class BuildPy(build_py):  # type: ignore[misc]
 
 
 class BdistWheel(bdist_wheel):  # type: ignore[misc]
-    """Tags a wheel that contains a compiled program with this machine's platform."""
+    """Tags a wheel that contains compiled programs with the platforms on which they run.
+
+    Statically linked programs need no C library of the machine's: they get the tags of the oldest manylinux that
+    package indexes accept (PEP 599). A dynamically linked one needs this machine's or a newer one, and gets a tag that
+    they do not accept.
+    """
 
     def get_tag(self) -> tuple[str, str, str]:
         python, abi, platform = super().get_tag()
-        program = Path(self.bdist_dir) / FOLDER / PROGRAM
-        if program.exists():
+        folder = Path(self.bdist_dir) / FOLDER
+        programs = [path for name in (PROGRAM, SESSION) if (path := folder / name).exists()]
+        if programs:
             platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+            if all(is_static(path) for path in programs):
+                platform = ".".join(platform.replace("linux", name, 1) for name in MANYLINUX)
         return python, abi, platform
+
+
+def is_static(program: Path) -> bool:
+    """Returns whether an ELF program runs without a dynamic loader: no segment is of the type PT_INTERP (elf(5))."""
+    data = program.read_bytes()
+    if data[:4] != b"\x7fELF" or data[4] not in (1, 2) or data[5] not in (1, 2):
+        return False
+    order = "<" if data[5] == 1 else ">"
+    wide = data[4] == 2
+    (offset,) = struct.unpack_from(f"{order}{'Q' if wide else 'I'}", data, 32 if wide else 28)
+    size, count = struct.unpack_from(f"{order}HH", data, 54 if wide else 42)
+    kinds = (struct.unpack_from(f"{order}I", data, offset + number * size)[0] for number in range(count))
+    return PT_INTERP not in kinds
