@@ -319,7 +319,7 @@ def test_list_shows_enrolled_keys_and_keyring_tokens_without_an_entry(home: Path
     assert told[KEY["sig"]]["name"] is None
     assert told[KEY["sig"]]["module"] == "openssl"
     assert shown(KEY["sig"]) == told[KEY["sig"]]
-    run("remove", KEY["sig"])
+    run("remove", KEY["sig"], "--yes")
     assert keyring.find(KEY["sig"]) is None
 
 
@@ -339,18 +339,6 @@ def test_show_finds_a_key_by_name_or_signature() -> None:
     told = dict(line.split(maxsplit=1) for line in run("show", "open").stdout.splitlines())
     assert (told["name"], told["source"]) == ("open", "none")
     assert "in keyring     no" in run("show", told["signature"]).stdout
-
-
-def test_remove_deletes_the_key_file_only_after_confirmation(home: Path) -> None:
-    run("generate", "open", "--bits", "2048", "--no-passphrase")
-    signature = shown("open")["signature"]
-    files = home / "DATA/upcall/keys"
-    assert "is lost" in run("remove", "open", answer="n\n", code=1).stderr
-    assert keyring.find(signature) is None
-    assert len(list(files.iterdir())) == 2
-    run("remove", "open", answer="y\n")
-    assert not list(files.iterdir())
-    run("remove", "open", "--yes", code=os.EX_NOINPUT)
 
 
 def test_lock_stops_a_key_until_it_is_added_again(daemon: Running) -> None:

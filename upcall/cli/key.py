@@ -15,6 +15,7 @@ import click
 from upcall.cli import completing
 from upcall.cli.keylock import lock, unlock
 from upcall.cli.keyopen import blob_of, importer_of, load, opened
+from upcall.cli.keyremove import remove
 from upcall.cli.keyshow import list_keys, print_entry, show, target_of
 from upcall.cli.parameters import ParameterWords, gather, parameter_options
 from upcall.cli.passphrases import Given, new_passphrase_options, passphrase_options, passphrase_to_set
@@ -31,6 +32,7 @@ from upcall.keymodule import (
 )
 from upcall.keys.enrolment import open_and_prove, take_in
 from upcall.keys.passphrase import store_in_keyring, wipe
+from upcall.keys.sharing import sharing, users_of
 from upcall.keys.store import COMPAT, Entry, KeyStore, check_auto
 from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
 
@@ -59,7 +61,7 @@ def command() -> None:
     """
 
 
-for known in (list_keys, show, lock, unlock):
+for known in (list_keys, show, lock, unlock, remove):
     command.add_command(known)
 
 
@@ -111,10 +113,10 @@ def generate(
         with contextlib.closing(CliSecrets(given, name, passphrase=secret)) as secrets:
             making = Making(path, values, secret, source, Limits(), secrets)
             made = _generate(module, making)
-            with _removed_if_it_fails(path if module.suffix else None):
+            with _removed_if_it_fails(store, name, path if module.suffix else None):
                 open_and_prove(module, made, secrets, making.limits)
                 entry = _entry(name, alias, made, making, module.parameters, path if module.suffix else None)
-                entry = entry._replace(auto=auto)
+                entry = entry._replace(auto=auto, own_file=path.parent == store.directory if module.suffix else None)
                 _save(store, entry, secret)
             if not no_add:
                 _add(entry, made.blob, secret)
@@ -129,7 +131,8 @@ def _new_path(store: KeyStore, maker: KeyMaker, name: str, alias: str, path: Pat
         raise UsageError(f"the key module {alias!r} has no key files: --path says nothing to it")
     path = _absolute(path or store.directory / (name + maker.suffix))
     if os.path.lexists(path):
-        raise FileExistsError(errno.EEXIST, "is there already", str(path))
+        used = [f", as the file of the key {name}: --path names another" for name in users_of(store, path)]
+        raise FileExistsError(errno.EEXIST, f"is there already{''.join(used[:1])}", str(path))
     store.prepare()
     return path
 
@@ -158,12 +161,13 @@ def _generate(maker: KeyMaker, making: Making) -> Enrolled:
 
 
 @contextlib.contextmanager
-def _removed_if_it_fails(path: Path | None) -> Iterator[None]:
-    """A context that removes a new key file on failure: nothing was encrypted with it yet."""
+def _removed_if_it_fails(store: KeyStore, name: str, path: Path | None) -> Iterator[None]:
+    """A context that removes a new key file on failure: nothing was encrypted with it yet. Keeps it if the key's entry
+    was saved already, before Ctrl-C."""
     try:
         yield
     except BaseException:
-        if path is not None:
+        if path is not None and name not in store.names():
             path.unlink(missing_ok=True)
         raise
 
@@ -194,7 +198,12 @@ def import_key(
 ) -> None:
     """Take in a key that exists, in a file or wherever the key module finds it, and call it NAME.
 
-    A passphrase is asked for only if the key has one.
+    A passphrase is asked for only if the key has one. A key that you have already, by its file or its signature, is
+    refused, and so is a file that others can read.
+
+    \b
+    Exit codes: 0; 64 an option is missing or wrong; 65 it is no usable key, or the passphrase is wrong; 66 there is no
+    such file; 73 the name is in use, or another of your keys is the same one; 77 others can read the file.
 
     \b
     Examples:
@@ -208,6 +217,10 @@ def import_key(
     if compat and auto:
         check_auto(COMPAT)
     path = None if path is None else _absolute(path)
+    if path is not None and (used := users_of(store, path)):
+        raise FileExistsError(
+            errno.EEXIST, f"is the file of the key {used[0]} already: nothing was imported", str(path)
+        )
     values = gather(importer.import_parameters, told)
     with contextlib.closing(CliSecrets(given, name)) as secrets:
         source = COMPAT if compat else given.source()
@@ -216,7 +229,11 @@ def import_key(
         open_and_prove(module, enrolled, secrets, making.limits)
         secret = secrets.kept or bytearray()
         making = making if secret else making._replace(source="none")
-        entry = _entry(name, alias, enrolled, making, importer.import_parameters, path)._replace(auto=auto)
+        entry = _entry(name, alias, enrolled, making, importer.import_parameters, path)
+        if same := sharing(store, entry).same_key:
+            why = f"is the same one, by its signature {entry.signature}: nothing was imported"
+            raise FileExistsError(errno.EEXIST, why, f"the key {same[0]}")
+        entry = entry._replace(auto=auto, own_file=None if path is None else False)
         _save(store, entry, secret)
         if not no_add:
             _add(entry, enrolled.blob, secret)
@@ -327,50 +344,7 @@ def auto(name: str, off: bool) -> None:
     click.echo(f"{entry.name} is {'not ' if off else ''}added when the daemon starts")
 
 
-# --- remove and export -------------------------------------------------------------------------------------------
-
-
-@command.command(short_help="Take a key out of keyring and daemon, and delete it.")
-@click.argument("name", shell_complete=completing.keys)
-@click.option("--keyring-only", is_flag=True, help="Take it out of the user keyring only; the files stay.")
-@click.option("--yes", is_flag=True, help="Delete the files without asking.")
-def remove(name: str, keyring_only: bool, yes: bool) -> None:
-    """Take a key, given its NAME or signature, out of the user keyring and the daemon, and delete its files.
-
-    A key file outside of upcall's own directory is never deleted, nor is a key in a token.
-    """
-    store, target = KeyStore(), target_of(name)
-    _forget(target.signature)
-    entry = target.entry
-    if keyring_only or entry is None:
-        return
-    files = [] if entry.path is None or Path(entry.path).parent != store.directory else [Path(entry.path)]
-    if not yes:
-        click.confirm(f"Delete the key {entry.name}?{_what_is_lost(entry, files)}", abort=True, err=True)
-    for path in files:
-        path.unlink(missing_ok=True)
-    store.remove(entry.name)
-
-
-def _what_is_lost(entry: Entry, files: list[Path]) -> str:
-    if files:
-        return f" What is encrypted with it is lost if there is no other copy of {files[0]}."
-    if entry.path is None:
-        return " Its entry says how the key is found, or made: what is encrypted with it may be lost without a copy."
-    return ""
-
-
-def _forget(signature: str) -> None:
-    from upcall.process.control import DaemonControl, NoDaemon
-
-    serial = keyring.find(signature)
-    if serial is not None:
-        keyring.unlink(serial)
-    try:
-        with DaemonControl() as daemon:
-            daemon.lock(signature)
-    except NoDaemon:
-        pass  # no daemon: no process holds the key
+# --- export ---------------------------------------------------------------------------------------------------------
 
 
 @command.command("export-public", short_help="Write the public half of a key, as PEM.")

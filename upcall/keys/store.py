@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from upcall.core.errors import PeerError, UsageError
+from upcall.core.errors import PeerError, UpcallError, UsageError
 from upcall.keymodule import MAX_BLOB
 from upcall.keys.private_file import read_private, write_new
 
@@ -44,6 +44,7 @@ class Entry(NamedTuple):
     blob: bytes | None = None  # for the auth token; None for a compat key, whose blob contains the passphrase
     parameters: Mapping[str, str] = MappingProxyType({})  # values chosen at enrolment, without secret ones
     auto: bool = False  # the daemon adds it to the user keyring when it starts
+    own_file: bool | None = None  # `key generate` made the file in the store's folder; None: an older entry
 
 
 _TYPES: Final[dict[str, tuple[type, str]]] = {
@@ -56,8 +57,9 @@ _TYPES: Final[dict[str, tuple[type, str]]] = {
     "blob": (str, "a string"),
     "parameters": (dict, "a table of strings"),
     "auto": (bool, "true or false"),
+    "own_file": (bool, "true or false"),
 }
-_OPTIONAL: Final = frozenset({"path", "blob", "parameters", "auto"})
+_OPTIONAL: Final = frozenset({"path", "blob", "parameters", "auto", "own_file"})
 
 
 def default_directory() -> Path:
@@ -113,6 +115,22 @@ class KeyStore:
             if entry.signature == name_or_signature:
                 return entry
         return self.load(name_or_signature)  # raises UsageError
+
+    def with_signature(self, signature: str) -> list[str]:
+        """Returns the names of the keys with this signature. Entries that cannot be read are skipped."""
+        found = []
+        for name in self.names():
+            with contextlib.suppress(UpcallError, OSError):
+                if self.load(name).signature == signature:
+                    found.append(name)
+        return found
+
+    def owns_file(self, entry: Entry) -> bool:
+        """Returns whether the key file was made for this entry, in the store's folder, and ends with it. Entries of
+        older versions do not say so: there, it is a file in the folder that has the entry's name."""
+        if entry.path is None or Path(entry.path).parent != self.directory:
+            return False
+        return Path(entry.path).stem == entry.name if entry.own_file is None else entry.own_file
 
     def save(self, entry: Entry) -> None:
         """Writes a new entry. FileExistsError if the name is in use; UsageError if the entry would contain a

@@ -1,0 +1,207 @@
+"""`upcall key remove`: nothing is changed before the answer, and no key loses what another one needs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_cli_key import KEY, Running, captured_pem, daemon, home, on_a_terminal, run, shown, token_of
+from upcall.kernel import keyring
+from upcall.keys.sharing import sharing
+from upcall.keys.store import Entry, KeyStore
+
+__all__ = ["daemon", "home"]  # the fixtures
+
+
+def generate(name: str = "open") -> str:
+    run("generate", name, "--bits", "2048", "--no-passphrase")
+    return str(shown(name)["signature"])
+
+
+def files(home: Path) -> list[str]:
+    return sorted(path.name for path in (home / "DATA/upcall/keys").iterdir())
+
+
+def second_entry(name: str, of: str) -> None:
+    """Another entry of the same key, as older versions of `import` made them."""
+    store = KeyStore()
+    entry: Entry = store.load(of)
+    store.save(entry._replace(name=name, own_file=None))
+
+
+# --- asking --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", ["", "n\n", "y\n"])
+def test_remove_without_a_terminal_changes_nothing_and_names_the_option(home: Path, answer: str) -> None:
+    running = Running()
+    try:
+        signature = generate()
+        before = token_of(signature)
+        done = subprocess.run(
+            [sys.executable, "-c", "from upcall.cli import main; main()", "key", "remove", "open"],
+            input=answer,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == os.EX_USAGE
+        assert done.stderr == "upcall: no terminal to ask on, nothing was changed: --yes does it without asking\n"
+        assert token_of(signature) == before
+        assert files(home) == ["open.pem", "open.toml"]
+        assert running.works(signature)
+    finally:
+        running.close()
+
+
+def test_remove_changes_nothing_after_a_no(home: Path, daemon: Running) -> None:
+    signature = generate()
+    code, seen = on_a_terminal(["remove", "open"], ["n"])
+    assert code == 1
+    assert "is lost if there is no other copy" in seen and "upcall: nothing was changed" in seen
+    assert keyring.find(signature) is not None
+    assert files(home) == ["open.pem", "open.toml"]
+    assert daemon.works(signature)
+
+
+def test_remove_changes_nothing_if_the_terminal_is_closed_instead_of_an_answer(home: Path) -> None:
+    signature = generate()
+    code, _ = on_a_terminal(["remove", "open"], ["\x04"])  # end of file
+    assert code != 0
+    assert keyring.find(signature) is not None
+    assert files(home) == ["open.pem", "open.toml"]
+
+
+def test_remove_deletes_entry_file_and_auth_token_after_a_yes(home: Path, daemon: Running) -> None:
+    signature = generate()
+    code, seen = on_a_terminal(["remove", "open"], ["y"])
+    assert code == 0, seen
+    assert keyring.find(signature) is None
+    assert not files(home)
+    run("remove", "open", "--yes", code=os.EX_NOINPUT)
+
+
+def test_remove_asks_before_it_takes_another_programs_auth_token_away(home: Path) -> None:
+    run("import", "old", "--file", captured_pem(home), "--compat", word=KEY["passphrase"])
+    (home / "DATA/upcall/keys/old.toml").unlink()
+    assert "--yes" in run("remove", KEY["sig"], code=os.EX_USAGE).stderr
+    assert keyring.find(KEY["sig"]) is not None
+    code, seen = on_a_terminal(["remove", KEY["sig"]], ["n"])
+    assert code == 1 and "Another program put it there" in seen
+    assert keyring.find(KEY["sig"]) is not None
+    run("remove", KEY["sig"], "--delete-file", "--yes", code=os.EX_USAGE)
+    run("remove", KEY["sig"], "--yes")
+    assert keyring.find(KEY["sig"]) is None
+
+
+def test_remove_takes_away_what_is_no_auth_token(home: Path) -> None:
+    """`upcall doctor` names this command for it."""
+    keyring.add_user_key("00112233445566aa", str(home).encode())
+    run("remove", "00112233445566aa", "--yes")
+    assert keyring.find("00112233445566aa") is None
+
+
+# --- shared files and signatures -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["path", "hard link", "symbolic link", "copy"])
+def test_importing_a_key_twice_is_refused_with_the_name_of_the_first(home: Path, how: str) -> None:
+    path = captured_pem(home)
+    run("import", "old", "--file", path, word=KEY["passphrase"])
+    again = home / "again.pem"
+    if how == "path":
+        again = path
+    elif how == "hard link":
+        again.hardlink_to(path)
+    elif how == "symbolic link":
+        again.symlink_to(path)
+    else:
+        again.touch(0o600)
+        again.write_text(KEY["pem"])
+    word = KEY["passphrase"] if how == "copy" else None  # not even asked for otherwise
+    refused = run("import", "new", "--file", again, word=word, code=os.EX_CANTCREAT)
+    assert "the key old" in refused.stderr and "nothing was imported" in refused.stderr
+    assert files(home) == ["old.toml"]
+
+
+def test_a_file_and_token_of_two_entries_go_with_the_last_of_them(home: Path, daemon: Running) -> None:
+    signature = generate("one")
+    second_entry("two", "one")
+    refused = run("remove", signature, "--yes", code=os.EX_USAGE)
+    assert "more than one key has the signature" in refused.stderr and "one, two" in refused.stderr
+    refused = run("remove", "one", "--yes", "--delete-file", code=os.EX_USAGE)
+    assert "one.pem is also the file of the key two" in refused.stderr
+    assert "kept" in run("remove", "one", "--yes").stderr
+    assert files(home) == ["one.pem", "two.toml"]
+    assert daemon.works(signature)
+    run("remove", "two", "--yes", "--delete-file")
+    assert not files(home)
+    assert keyring.find(signature) is None
+
+
+def test_a_hard_link_counts_as_the_same_file(home: Path) -> None:
+    generate("one")
+    store = KeyStore()
+    (home / "link.pem").hardlink_to(store.directory / "one.pem")
+    other = store.load("one")._replace(name="two", signature="00112233445566aa", path=str(home / "link.pem"))
+    store.save(other)
+    found = sharing(store, store.load("one"))
+    assert (found.same_key, found.same_file) == ((), ("two",))
+    run("remove", "one", "--yes")
+    assert (store.directory / "one.pem").exists()
+
+
+def test_a_file_that_a_damaged_entry_may_use_is_kept(home: Path) -> None:
+    generate("one")
+    damaged = home / "DATA/upcall/keys/two.toml"
+    damaged.touch(0o600)
+    damaged.write_text("what = 1")
+    assert "which the damaged entry two may use" in run("remove", "one", "--yes").stderr
+    assert files(home) == ["one.pem", "two.toml"]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_file_imported_in_place_is_kept_unless_its_deletion_is_asked_for(home: Path, inside: bool) -> None:
+    path = captured_pem(home)
+    if inside:
+        KeyStore().prepare()
+        path = path.rename(home / "DATA/upcall/keys/old.pem")
+    run("import", "old", "--file", path, word=KEY["passphrase"])
+    assert f"kept {path}" in run("remove", "old", "--yes").stderr
+    assert path.exists()
+    run("import", "old", "--file", path, word=KEY["passphrase"])
+    run("remove", "old", "--delete-file", "--yes")
+    assert not path.exists()
+
+
+def test_delete_file_is_refused_for_a_key_without_a_file_and_with_keyring_only(home: Path) -> None:
+    run("generate", "words", "--module", "passphrase", "--param", "memory=32", "--param", "passes=2", word="w")
+    signature = shown("words")["signature"]
+    assert "has no key file" in run("remove", "words", "--delete-file", "--yes", code=os.EX_USAGE).stderr
+    run("remove", "words", "--delete-file", "--keyring-only", code=os.EX_USAGE)
+    assert keyring.find(signature) is not None
+    run("remove", "words", "--yes")
+    assert keyring.find(signature) is None
+
+
+def test_the_auth_token_of_two_entries_without_a_file_goes_with_the_last(home: Path) -> None:
+    run("generate", "words", "--module", "passphrase", "--param", "memory=32", "--param", "passes=2", word="w")
+    signature = shown("words")["signature"]
+    second_entry("more", "words")
+    run("remove", "words", "--yes")
+    assert keyring.find(signature) is not None
+    run("remove", "more", "--yes")
+    assert keyring.find(signature) is None
+
+
+def test_generating_over_the_file_of_another_key_is_refused_with_its_name(home: Path) -> None:
+    signature = generate("one")
+    KeyStore().save(KeyStore().load("one")._replace(name="two"))
+    (home / "DATA/upcall/keys/one.toml").unlink()
+    refused = run("generate", "one", "--bits", "2048", "--no-passphrase", code=os.EX_CANTCREAT)
+    assert "is there already, as the file of the key two" in refused.stderr
+    assert shown("two")["signature"] == signature
