@@ -1,18 +1,22 @@
-"""Sends requests to the caller's daemon through the broker, as the kernel does.
+"""Sends requests to the caller's daemon through the broker, as the kernel does: docs/python.md.
 
 with Client() as client:
-    wrapped = client.wrap(signature, key)
-    assert client.unwrap(signature, wrapped) == key
+    wrapped = client.wrap("default", key)
+    assert client.unwrap("default", wrapped) == key
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from upcall.core.errors import UsageError
-from upcall.process.connection import BrokerConnection
+from upcall.process.connection import BrokerConnection, check_bytes, error_words
 from upcall.process.connection import NoBroker as NoBroker
+from upcall.process.connection import TimedOut as TimedOut
 from upcall.protocols.ecryptfs.packets import (
     CIPHER_OPAQUE,
     MAX_KEY,
+    MAX_WRAPPED,
     TAG_64,
     TAG_66,
     Ask,
@@ -24,25 +28,47 @@ from upcall.protocols.ecryptfs.packets import (
     take_reply,
 )
 
+SERVICE: Final = "key"
+
 
 class Client(BrokerConnection):
     """A requester. `uid`: the user whose daemon is asked, by default the caller; only root may ask another's.
-    `folder`, `timeout`: see BrokerConnection. Not thread-safe: one per thread."""
+    `folder`, `timeout`, threads, errors: see BrokerConnection.
 
-    def wrap(self, signature: str, key: bytes) -> bytes:
-        """Wraps `key` (1 to 64 bytes) with the key of this signature (16 hexadecimal digits). Returns the wrapped key.
-        Blocks until the answer. UsageError on other sizes; other errors as BrokerConnection.ask."""
-        if not 1 <= len(key) <= MAX_KEY:
-            raise UsageError(f"a key of {len(key)} bytes, 1 to {MAX_KEY} can be wrapped")
-        return self._packet(TAG_66, signature, pack_file_key(FileKey(CIPHER_OPAQUE, key)))
+    Keys are named as on the command line: by the name in the caller's key store, or by signature."""
 
-    def unwrap(self, signature: str, wrapped: bytes) -> bytes:
-        """Unwraps what `wrap` returned; returns the key. Blocks until the answer. Refused("module-failed") if another
-        key wrapped it; other errors as BrokerConnection.ask."""
-        return take_file_key(self._packet(TAG_64, signature, wrapped)).key
+    def wrap(self, key: str, data: bytes | bytearray | memoryview) -> bytes:
+        """Wraps `data` (1 to 64 bytes) with the key of this name or signature. Returns the wrapped data. Blocks until
+        the answer. UsageError on other sizes, and if there is no key of this name; other errors as `ask`."""
+        return take_reply(self.ask(SERVICE, wrapping(signature_of(key), data))).content
 
-    def _packet(self, tag: int, signature: str, content: bytes) -> bytes:
-        if not is_signature(signature):
-            raise UsageError(f"signature {signature!r} is not 16 hexadecimal digits")
-        body = pack_ask(Ask(tag, signature, content))
-        return take_reply(self.ask("key", body)).content
+    def unwrap(self, key: str, wrapped: bytes | bytearray | memoryview) -> bytes:
+        """Unwraps what `wrap` returned; returns the data. Blocks until the answer. Refused("module-failed") if another
+        key wrapped it; other errors as `wrap`."""
+        return take_file_key(take_reply(self.ask(SERVICE, unwrapping(signature_of(key), wrapped))).content).key
+
+
+def wrapping(signature: str, data: object) -> bytes:
+    """Returns the body of a request to wrap `data`. UsageError as Client.wrap."""
+    content = pack_file_key(FileKey(CIPHER_OPAQUE, check_bytes(data, "what is to be wrapped", 1, MAX_KEY)))
+    return pack_ask(Ask(TAG_66, signature, content))
+
+
+def unwrapping(signature: str, wrapped: object) -> bytes:
+    """Returns the body of a request to unwrap. UsageError as Client.unwrap."""
+    return pack_ask(Ask(TAG_64, signature, check_bytes(wrapped, "what is to be unwrapped", 1, MAX_WRAPPED)))
+
+
+def signature_of(key: object) -> str:
+    """Returns the signature of a key that is named by its name or signature. Reads the key store, which may block,
+    unless it is a signature. UsageError if there is no such key; PeerError if its entry is malformed."""
+    if not isinstance(key, str):
+        raise UsageError(f"a key of type {type(key).__name__}: its name or its signature, a text, is needed")
+    if is_signature(key):
+        return key
+    from upcall.keys.store import KeyStore  # a signature needs no store
+
+    try:
+        return KeyStore().find(key).signature
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        raise UsageError(f"the key {key!r} cannot be looked up: {error_words(error)}") from error

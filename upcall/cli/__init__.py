@@ -53,6 +53,7 @@ _CODES = {
     "ModuleFailed": os.EX_DATAERR,
     "Refused": os.EX_TEMPFAIL,
     "NoBroker": os.EX_UNAVAILABLE,
+    "TimedOut": os.EX_TEMPFAIL,
     "NoDaemon": os.EX_UNAVAILABLE,
     "NoJournal": os.EX_UNAVAILABLE,
     "NoPassphrase": os.EX_UNAVAILABLE,
