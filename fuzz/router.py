@@ -54,6 +54,10 @@ SERVICES: Final = {
 NAMES: Final = tuple(SERVICES)
 
 
+def _why(uid: int) -> str:
+    return f"said by the daemon of {uid}"
+
+
 class Sent(NamedTuple):
     """A request as it was sent to a daemon."""
 
@@ -89,10 +93,11 @@ class Link:
 
 
 class Request:
-    """A simulated origin of a request, with its state."""
+    """A simulated origin of a request, with its state. Every other one wants to know why it is refused."""
 
     def __init__(self, world: World, number: int, uid: int, service: Service, deadline: float) -> None:
         self._world, self.number, self.uid, self.service, self.deadline = world, number, uid, service, deadline
+        self.wants_why = number % 2 == 1
         self.outcome: Answer | Refusal | None = None
         self.pending: Sent | None = None  # the last message that carried it to a daemon
 
@@ -110,6 +115,9 @@ class Request:
         self._world.settled.append(self)
         if isinstance(outcome, Answer):
             same(outcome.body, b"re: " + self.body)
+        elif outcome.why:
+            holds(self.wants_why, "an origin that does not want it gets a why")
+            same(outcome.why, _why(self.uid))
 
 
 class World:
@@ -180,7 +188,7 @@ class World:
         if how == "wrong":
             outcome = Answer(b"nonsense")
         elif how == "refusal":
-            outcome = refusal("locked")
+            outcome = refusal("locked", why=_why(link.uid))
         elif how == "sequence":
             seq = (seq + 1 + cut) % (1 << 32)
         elif how == "index":

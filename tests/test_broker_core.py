@@ -38,7 +38,8 @@ SERVICES = {
 
 
 class Origin:
-    def __init__(self) -> None:
+    def __init__(self, wants_why: bool = False) -> None:
+        self.wants_why = wants_why
         self.outcomes: list[Answer | Refusal] = []
 
     def settle(self, outcome: Answer | Refusal, /) -> None:
@@ -163,6 +164,50 @@ def test_a_daemons_refusal_reaches_the_requester(played: Played) -> None:
     assert origin.outcomes == [Refusal("moon-phase", 999)]
     assert broker.outcomes[UID] == Counter({("short", "other"): 1})
     assert (daemon.answered, daemon.refused) == (0, 1)
+
+
+def test_only_a_process_that_wants_to_know_is_told_why(played: Played) -> None:
+    broker, link, daemon, _ = played
+    for wants in (True, False):
+        origin = Origin(wants)
+        broker.ask(UID, "short", Requester(UID, 5), b"body", origin, 0.0)
+        request = link.requests[-1]
+        assert request.wants_why is wants
+        broker.answered(daemon, pack_response(request.seq, request.index, Refusal("locked", 128, "since noon")))
+        assert origin.outcomes == [Refusal("locked", 128, "since noon" if wants else "")]
+
+
+@pytest.mark.parametrize("requester", [0, OTHER])
+def test_a_requester_of_another_uid_is_not_told_why(played: Played, requester: int) -> None:
+    broker, link, daemon, _ = played
+    origin = Origin(wants_why=True)
+    broker.ask(UID, "short", Requester(requester, 5), b"body", origin, 0.0)
+    (request,) = link.requests
+    assert not request.wants_why
+    broker.answered(daemon, pack_response(request.seq, request.index, Refusal("locked", 128, "since noon")))
+    assert origin.outcomes == [Refusal("locked", 128)]
+
+
+def test_the_machines_daemon_tells_no_user_why(played: Played) -> None:
+    broker, link, origin = played.broker, Link(), Origin(wants_why=True)
+    machine = broker.helo(0, 8, 80, link, 0.0)
+    broker.ask(OTHER, "machine", Requester(OTHER, 5), b"body", origin, 0.0)
+    (request,) = link.requests
+    assert not request.wants_why
+    broker.answered(machine, pack_response(request.seq, request.index, Refusal("locked", 128, "since noon")))
+    assert origin.outcomes == [Refusal("locked", 128)]
+
+
+@pytest.mark.parametrize("why", [b"", b"\x1b[2J", b"x" * 201])
+def test_a_malformed_why_is_a_bad_answer(played: Played, why: bytes) -> None:
+    broker, link, daemon, _ = played
+    origin = Origin(wants_why=True)
+    broker.ask(UID, "short", Requester(UID, 5), b"body", origin, 0.0)
+    request = link.requests[0]
+    refused = bytearray(pack_response(request.seq, request.index, Answer(b"locked\0" + why)))
+    refused[25] = 1  # status
+    broker.answered(daemon, bytes(refused))
+    assert origin.outcomes == [refusal("bad-answer")]
 
 
 @pytest.mark.parametrize("cut", [24, 25, 27, 28])

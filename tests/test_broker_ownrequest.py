@@ -104,6 +104,7 @@ class _Link:
 
 
 class _Origin:
+    wants_why = False
     outcome: Answer | Refusal | None = None
 
     def settle(self, outcome: Answer | Refusal) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from upcall.client import NoBroker
 from upcall.core.errors import Refused
-from upcall.core.messages import Answer, Requester
+from upcall.core.messages import Answer, Refusal, Requester
 from upcall.protocols.ecryptfs.packets import Ask, FileKey, Reply, pack_ask, pack_file_key, pack_reply
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import RunningBroker, in_child, until
@@ -45,6 +45,17 @@ def test_answers_carry_the_requesters_own_sequence_and_index(broker: RunningBrok
         got = [requester.response() for _ in range(5)]
     assert [one.seq for one in got] == sent[::-1]
     assert [one.index for one in got] == [seq * 3 for seq in sent[::-1]]
+
+
+def test_a_requester_of_the_same_uid_is_told_why_if_it_wants(broker: RunningBroker) -> None:
+    locked = Refusal("locked", 128, "locked since 10:04 (upcall lock)")
+    with PlayedDaemon(broker.folder) as daemon, PlayedRequester(broker.folder) as requester:
+        for wants in (True, False):
+            requester.ask(PLEASE, wants_why=wants)
+            request = daemon.request()
+            assert request.wants_why is wants
+            daemon.answer(request, locked)
+            assert requester.response().outcome == (locked if wants else locked._replace(why=""))
 
 
 def test_two_requesters_with_equal_numbers_each_get_their_own_answer(broker: RunningBroker) -> None:
@@ -214,6 +225,39 @@ def test_root_may_ask_another_uids_daemon_which_sees_the_requester(broker: Runni
         finally:
             os._exit(status)
     assert in_child(serve, uid=NOBODY) == [0, pid]
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    for end in (*ready, *done):
+        os.close(end)
+
+
+@root_only
+def test_root_is_not_told_why_another_uids_daemon_refuses(broker: RunningBroker) -> None:
+    ready, done = os.pipe(), os.pipe()
+
+    def serve() -> bool:
+        with PlayedDaemon(broker.folder) as daemon:
+            os.write(ready[1], b"x")
+            request = daemon.request()
+            daemon.answer(request, Refusal("locked", 128, "since 10:04"))
+            os.read(done[0], 1)
+            return request.wants_why
+
+    def ask() -> bool:
+        os.read(ready[0], 1)
+        with PlayedRequester(broker.folder) as requester:
+            requester.ask(PLEASE, uid=NOBODY, wants_why=True)
+            outcome = requester.response().outcome
+        os.write(done[1], b"x")
+        return outcome == Refusal("locked", 128)
+
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = 0 if ask() else 1
+        finally:
+            os._exit(status)
+    assert in_child(serve, uid=NOBODY) is False
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     for end in (*ready, *done):
         os.close(end)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,54 @@ def test_a_key_is_refused_when_locked_and_answers_when_unlocked(
         assert refusal_of(broker, protected) == "locked"
     for secret in (PASSPHRASE.decode(), "wrong"):
         assert secret not in daemon.log
+
+
+def why_refused(broker: RunningBroker, signature: str) -> str:
+    with broker.client() as client, pytest.raises(Refused) as refused:
+        client.wrap(signature, KEY)
+    return refused.value.why
+
+
+def test_the_users_own_requester_is_told_why(
+    broker: RunningBroker, start_daemon: StartDaemon, protected: str, keyring: FolderKeyring
+) -> None:
+    keyring.add("feedfeedfeedfeed", "bad", b"open_raises")
+    keyring.add("badbadbadbadbadb", "moon", b"")
+    daemon = start_daemon(broker, control=True)
+    with DaemonControl() as control:
+        control.unlock(protected, bytearray(b"wrong"))
+        assert why_refused(broker, protected)  # the module's own words
+        control.lock(protected)
+        assert re.fullmatch(r"locked since [\d :-]+ \(upcall lock\)", why_refused(broker, protected))
+        told = control.status()["last_refusal"]
+        assert (told["reason"], told["service"]) == ("locked", "key")
+    assert why_refused(broker, "badbadbadbadbadb").startswith("key module 'moon'")
+    assert SECRET not in why_refused(broker, "feedfeedfeedfeed")
+    assert "reason=locked" not in daemon.log, "a locked key fills no log"
+
+
+def test_a_locked_key_is_listed_with_cause_and_time(
+    broker: RunningBroker, start_daemon: StartDaemon, protected: str
+) -> None:
+    start_daemon(broker, control=True)
+    with DaemonControl() as control:
+        before = time.time()
+        assert control.unlock(protected, bytearray(PASSPHRASE)) is False
+        assert control.status()["passphrases"] == [protected]
+        control.lock(protected)
+        (lock,) = control.status()["locks"]
+        assert (lock["cause"], lock["signature"]) == ("command", protected)
+        assert before <= lock["since"] <= time.time()
+        control.lock(None)
+        assert [(lock["signature"], lock.get("unlocked")) for lock in control.status()["locks"]] == [
+            (protected, None),
+            (None, []),
+        ]
+        assert control.unlock(protected, bytearray(PASSPHRASE)) is True
+        assert control.unlock(protected, bytearray(PASSPHRASE)) is False
+        assert control.unlock_all() is True
+        assert control.unlock_all() is False
+        assert control.status()["locks"] == []
 
 
 def test_a_module_that_raises_during_unlock_refuses_the_key_and_the_daemon_lives(

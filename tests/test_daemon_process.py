@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from upcall.core.errors import Refused
+from upcall.core.errors import REASONS, Refused
 from upcall.core.messages import Answer, Refusal, Requester
 from upcall.kernel.local import listen
 from upcall.kernel.netlink import NetlinkSocket, give_pair, is_control
@@ -422,6 +422,23 @@ def test_a_requester_of_another_uid_is_refused_whatever_the_broker_says(
         deadline = int((time.monotonic() + PATIENCE) * 1e9)
         played.socket.send(pack_request(Envelope(seq, seq, "key", Requester(uid, 0), deadline, wrap_of(signature))))
         assert isinstance(played.response().outcome, Answer)
+
+
+def test_a_daemon_tells_only_its_own_user_why_whatever_the_broker_says(
+    folder: Path, start_daemon: StartDaemon, keyring: FolderKeyring
+) -> None:
+    keyring.add("badbadbadbadbadb", "moon", b"")
+    played = PlayedBroker(folder)
+    start_daemon()
+    played.register()
+    deadline, body = int((time.monotonic() + PATIENCE) * 1e9), wrap_of("badbadbadbadbadb")
+    for uid, wants in ((os.getuid(), False), (os.getuid(), True), (4711, True)):
+        played.socket.send(pack_request(Envelope(1, 1, "key", Requester(uid, 0), deadline, body, wants)))
+        outcome = played.response().outcome
+        assert isinstance(outcome, Refusal)
+        assert bool(outcome.why) == (wants and uid == os.getuid())
+    played.socket.send(pack_request(Envelope(1, 1, "ecryptfs", Requester(os.getuid(), 0), deadline, body)))
+    assert played.response().outcome == Refusal("no-module", REASONS["no-module"])
 
 
 def test_sigterm_ends_a_daemon_that_waits_for_a_broker(folder: Path, start_daemon: StartDaemon) -> None:

@@ -138,6 +138,10 @@ def _unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(router, "SERVICES", careless)
 
 
+def _tells_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("upcall.core.router._may_know_why", lambda association, context: True)
+
+
 def _sleeps(original: Any, self: Router) -> float:
     return math.inf
 
@@ -150,6 +154,7 @@ MUTANTS: dict[str, Patch] = {
     "sequences-are-reused": _instead(Contexts, "send", _first_sequence),
     "another-uid's-daemon-is-asked": _instead(Registry, "get", _anybody),
     "answers-are-not-checked": _unchecked,
+    "everybody-is-told-why": _tells_why,
     "an-answer-settles-twice": _instead(Router, "answered", _twice),
     "deadlines-are-kept-late": _instead(Router, "expire", _late),
     "the-loop-is-not-woken": _instead(Router, "next_wake", _sleeps),

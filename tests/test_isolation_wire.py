@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from upcall.core.errors import PeerError
+from upcall.core.errors import PeerError, Refused
 from upcall.wire import isolation as wire
 from upcall.wire.isolation import ChildMessage
 
@@ -16,6 +16,10 @@ GOLDEN = [
     (ChildMessage(wire.OPEN, 1, 7, 0, "ab", b"xyz"), "01 01 0000 01000000 07000000 02000000 6162 78797a"),
     (ChildMessage(wire.ANSWER, 2, 0, 3), "01 10 0300 02000000 00000000 00000000"),
     (ChildMessage(wire.REFUSED, 0xFFFFFFFF, 0, 11, "locked"), "01 11 0b00 ffffffff 00000000 06000000 6c6f636b6564"),
+    (
+        ChildMessage(wire.REFUSED, 1, 0, 11, "locked", b"why"),
+        "01 11 0b00 01000000 00000000 06000000 6c6f636b6564 776879",
+    ),
     (ChildMessage(wire.PIN, 3, 0, 0, "t", b"PIN?"), "01 21 0000 03000000 00000000 01000000 74 50494e3f"),
 ]
 
@@ -102,3 +106,10 @@ def test_repr_of_a_message_hides_its_data() -> None:
 @example("\ud800" + "\u20ac" * wire.MAX_TEXT)
 def test_any_text_is_cut_to_fit_a_message(text: str) -> None:
     wire.pack(ChildMessage(wire.FAILED, 1, 0, 0, wire.fitting(text)))
+
+
+@pytest.mark.parametrize("why", ["", "the token has locked itself", "é" * wire.MAX_TEXT, "\udcff"])
+def test_a_refusal_keeps_its_reason_errno_and_why(why: str) -> None:
+    refused = wire.refused_of(wire.take(wire.pack(wire.refused_message(3, Refused("locked", 7, why)))))
+    assert (refused.reason, refused.errno) == ("locked", 7)
+    assert refused.why == wire.fitting(why)

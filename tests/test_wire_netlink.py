@@ -20,9 +20,10 @@ from upcall.wire.envelope import Envelope, NetlinkMessage, Response
 u16, u32, u64 = st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF), st.integers(0, (1 << 64) - 1)
 bodies = st.binary(max_size=100) | st.sampled_from([bytes(wire.MAX_BODY), b""])
 names = st.text(st.characters(max_codepoint=127), min_size=1, max_size=wire.MAX_NAME)
-envelopes = st.builds(Envelope, u32, u32, names, st.builds(Requester, u32, u32), u64, bodies)
+envelopes = st.builds(Envelope, u32, u32, names, st.builds(Requester, u32, u32), u64, bodies, st.booleans())
 printable = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=wire.MAX_REASON)
-outcomes = st.builds(Answer, bodies) | st.builds(Refusal, printable | st.sampled_from(sorted(REASONS)), u16)
+whys = st.text(st.characters(exclude_categories=("C", "Z")), max_size=wire.MAX_WHY // 4)
+outcomes = st.builds(Answer, bodies) | st.builds(Refusal, printable | st.sampled_from(sorted(REASONS)), u16, whys)
 
 REQUEST = Envelope(7, 3, "key", Requester(1000, 42), 9, b"body")
 TABLE: list[tuple[str, Any, Callable[[Any], bytes], Callable[[bytes], Any], bytes]] = [
@@ -36,10 +37,16 @@ TABLE: list[tuple[str, Any, Callable[[Any], bytes], Callable[[bytes], Any], byte
     ("request", REQUEST, wire.pack_request, wire.take_request,
      struct.pack("=IHHIIII", 51, 102, 0, 7, 0, 3, 27)
      + struct.pack("=BBHIIQ", 1, 3, 0, 1000, 42, 9) + b"keybody"),
+    ("request that wants a why", REQUEST._replace(wants_why=True), wire.pack_request, wire.take_request,
+     struct.pack("=IHHIIII", 51, 102, 0, 7, 0, 3, 27)
+     + struct.pack("=BBHIIQ", 1, 3, 1, 1000, 42, 9) + b"keybody"),
     ("answer", Response(7, 3, Answer(b"it")), lambda r: wire.pack_response(*r), wire.take_response,
      struct.pack("=IHHIIII", 30, 103, 0, 7, 0, 3, 6) + struct.pack("=BBH", 1, 0, 0) + b"it"),
     ("refusal", Response(7, 3, Refusal("timed-out", 110)), lambda r: wire.pack_response(*r), wire.take_response,
      struct.pack("=IHHIIII", 37, 103, 0, 7, 0, 3, 13) + struct.pack("=BBH", 1, 1, 110) + b"timed-out"),
+    ("refusal with a why", Response(7, 3, Refusal("locked", 128, "à 10:04")), lambda r: wire.pack_response(*r),
+     wire.take_response,
+     struct.pack("=IHHIIII", 43, 103, 0, 7, 0, 3, 19) + struct.pack("=BBH", 1, 1, 128) + b"locked\0\xc3\xa0 10:04"),
 ]  # fmt: skip
 IDS = [row[0] for row in TABLE]
 
@@ -97,14 +104,55 @@ def test_a_refusal_with_any_reason_and_code_can_be_read_back(reason: str, code: 
     assert isinstance(outcome, Refusal)
 
 
+@given(st.text(max_size=300))
+def test_a_why_is_sent_as_a_short_printable_text(why: str) -> None:
+    outcome = wire.take_response(wire.pack_response(1, 2, Refusal("locked", 128, why))).outcome
+    assert isinstance(outcome, Refusal)
+    assert outcome[:2] == ("locked", 128)
+    assert outcome.why.isprintable()
+    assert len(outcome.why.encode()) <= wire.MAX_WHY
+    if why.isprintable() and len(why.encode()) <= wire.MAX_WHY:
+        assert outcome.why == why
+
+
+@pytest.mark.parametrize(
+    "why",
+    [
+        b"",
+        b"x" * (wire.MAX_WHY + 1),
+        b"\x1b[2J",
+        b"one\ntwo",
+        b"\x9b2J",
+        b"nul\0",
+        b"\xc3",
+        "\x9b2J".encode(),
+        "\u202etfel ot thgir".encode(),
+        "\u2066isolated".encode(),
+        "zero\u200bwidth".encode(),
+        "\ufeffmark".encode(),
+        "line\u2028separator".encode(),
+        "\ue000private".encode(),
+        "\U000e0041tag".encode(),
+        b"\xed\xa0\x80",
+    ],
+    ids=lambda why: ascii(why[:12]),
+)
+def test_a_why_that_could_fool_a_terminal_is_a_peer_error(why: bytes) -> None:
+    body = b"locked\0" + why
+    head = struct.pack("=IHHIIIIBBH", 28 + len(body), 103, 0, 1, 0, 2, 4 + len(body), 1, 1, 128)
+    with pytest.raises(PeerError, match="why"):
+        wire.take_response(head + body)
+
+
 def test_an_unknown_reason_is_kept() -> None:
     data = wire.pack_response(1, 2, Refusal("moon-phase", 999))
     assert wire.take_response(data).outcome == Refusal("moon-phase", 999)
 
 
 def masked_request(data: bytes) -> bytes:
-    """Without what is ignored: nlmsg_type, nlmsg_flags, nlmsg_pid, the envelope's flags."""
-    return data[:4] + struct.pack("=HH", wire.REQUEST, 0) + data[8:12] + bytes(4) + data[16:26] + bytes(2) + data[28:]
+    """Without what is ignored: nlmsg_type, nlmsg_flags, nlmsg_pid, the envelope's flags but the lowest one."""
+    flags = struct.pack("=H", struct.unpack_from("=H", data, 26)[0] & 1)
+    return data[:4] + struct.pack("=HH", wire.REQUEST, 0) + data[8:12] + bytes(4) + data[16:26] + flags + data[28:]
 
 
 def masked_response(data: bytes) -> bytes:

@@ -32,18 +32,19 @@ class _Keys:
     def status(self) -> list[object]:
         return []
 
-    held = status
+    held = locks = remembered = status
 
     def lock(self, signature: str | None) -> int:
         holds(signature is None or is_signature(signature), "no signature")
         return 1
 
-    def unlock(self, signature: str, passphrase: bytearray) -> None:
+    def unlock(self, signature: str, passphrase: bytearray) -> bool:
         holds(is_signature(signature), "no signature")
         passphrase[:] = bytes(len(passphrase))
+        return True
 
-    def unlock_all(self) -> None:
-        pass
+    def unlock_all(self) -> bool:
+        return True
 
 
 class _Played:
@@ -61,6 +62,7 @@ def run(data: bytes) -> None:
         return
     control = object.__new__(Control)
     control._keys, control.on_reload, control.more = cast(Any, _Keys()), lambda: None, dict
+    control._since, control.last_refusal = 0.0, dict
     control._warm, control._attach = lambda _: None, _attach
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     control.listener = cast(Any, _Played(theirs))

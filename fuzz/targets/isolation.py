@@ -12,7 +12,7 @@ SEEDS = [
     bytes(wire.pack(wire.ChildMessage(wire.OPEN, 1, text="80f0e50e8a936f95", data=b"blob"))),
     bytes(wire.pack(wire.ChildMessage(wire.WRAP, 2, 1, data=b"key"))),
     bytes(wire.pack(wire.ChildMessage(wire.ANSWER, 2, data=b"wrapped"))),
-    bytes(wire.pack(wire.ChildMessage(wire.REFUSED, 3, text="locked"))),
+    bytes(wire.pack(wire.ChildMessage(wire.REFUSED, 3, text="locked", data=b"since 10:04"))),
     bytes(wire.pack(wire.ChildMessage(wire.PIN, 4, text="PIN", data=b"of the card"))),
 ]
 
@@ -23,3 +23,5 @@ def run(data: bytes) -> None:
         same(bytes(wire.pack(message)), data)
         holds(len(message.data) <= wire.MAX_DATA, "data above their limit")
         wire.fitting(message.text)
+        if message.kind == wire.REFUSED:
+            same(wire.pack(wire.refused_message(message.id, wire.refused_of(message)))[:2], data[:2])

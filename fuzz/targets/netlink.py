@@ -7,10 +7,11 @@ its limit.
 from __future__ import annotations
 
 from fuzz.target import holds, same, taken
-from upcall.core.messages import Answer, Requester
+from upcall.core.messages import Answer, Refusal, Requester
 from upcall.wire.envelope import (
     HELO,
     MAX_BODY,
+    MAX_WHY,
     NOTICE,
     QUIT,
     REQUEST,
@@ -33,6 +34,9 @@ SEEDS = [
     pack_request(Envelope(0, 0, "quota", Requester(0, 0), 0, b""), NOTICE),
     pack_response(1, 2, Answer(b"body")),
     pack_response(3, 4, refusal("locked")),
+    pack_response(3, 4, refusal("locked", why="since 10:04, by upcall lock")),
+    pack_response(3, 4, refusal("locked", why="\u00e9" * 100)),
+    pack_request(Envelope(1, 2, "key", Requester(1000, 99), 10**12, b"body", wants_why=True)),
 ]
 
 
@@ -52,3 +56,6 @@ def run(data: bytes) -> None:
         same(position, (answer.seq, answer.index))
         again = take_response(pack_response(answer.seq, answer.index, answer.outcome))
         same(again, answer)
+        if isinstance(answer.outcome, Refusal):
+            holds(len(answer.outcome.why.encode()) <= MAX_WHY, "a why above its limit")
+            holds(answer.outcome.why.isprintable(), "a why that is not printable")

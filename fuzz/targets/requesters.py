@@ -24,6 +24,7 @@ SEEDS = [
     pack_request(Envelope(1, 2, "key", Requester(0, 1), 0, _BODY)),
     pack_request(Envelope(1, 2, "ecryptfs", Requester(_UID, 1), 0, _BODY)),
     pack_request(Envelope(1, 2, "broker.status", Requester(_UID, 1), 0, b"")),
+    pack_request(Envelope(1, 2, "key", Requester(_UID, 1), 10**15, _BODY, wants_why=True)),
     pack_control(100),
 ]
 

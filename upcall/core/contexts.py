@@ -49,7 +49,11 @@ class Rejected(UpcallError):
 
 
 class Origin(Protocol):
-    """The requester's side of a request: takes its outcome and translates it for the requester's interface."""
+    """The requester's side of a request: takes its outcome and translates it for the requester's interface.
+
+    `wants_why`: a refusal may carry the daemon's `why`. Only for processes; False for the kernel's requests."""
+
+    wants_why: bool
 
     def settle(self, outcome: Answer | Refusal, /) -> None:
         """Delivers the outcome. The router calls it exactly once per request, in the loop's thread.

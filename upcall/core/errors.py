@@ -85,7 +85,8 @@ class Refused(UpcallError):
     """A request is well-formed and not granted. `reason`: one of REASONS. `code`: the errno; by default that of the
     reason, EIO if the reason is unknown.
 
-    `why`: details for the log of the refusing process. It is not sent to the requester. No secrets in it.
+    `why`: details, for the log of the refusing process, and for a requester of the same uid as the daemon (at most
+    200 bytes of printable UTF-8, docs/protocol.md). No secrets in it. From a daemon it is that daemon's own text.
     """
 
     def __init__(self, reason: str, code: int | None = None, why: str = "") -> None:

@@ -19,7 +19,9 @@ class Answer(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A request that is not granted: `reason` for people and counters, `errno` for kernel interfaces."""
+    """A request that is not granted: `reason` for people and counters, `errno` for kernel interfaces, `why`: the
+    daemon's own words for its own user, otherwise empty (docs/protocol.md)."""
 
     reason: str
     errno: int
+    why: str = ""

@@ -175,6 +175,9 @@ class Router:
         envelope = Envelope(
             seq, context.index, context.service, context.requester, int(context.deadline * 1e9), context.body
         )
+        origin = context.origin
+        if origin is not None and origin.wants_why and _may_know_why(association, context):
+            envelope = envelope._replace(wants_why=True)
         try:
             taken = association.link.send(pack_request(envelope))
         except ConnectionError:
@@ -218,6 +221,8 @@ class Router:
             outcome = take_response(data).outcome
             if isinstance(outcome, Answer):
                 self.services[context.service].check(context.body, outcome.body)
+            elif outcome.why and not _may_know_why(association, context):
+                return outcome._replace(why="")
             return outcome
         except PeerError as error:
             self.log("answer-rejected", uid=association.uid, pid=association.pid, why=str(error))
@@ -434,3 +439,9 @@ class Router:
         if uid is None:
             found["latencies"] = {name: one.status() for name, one in self.latencies.items() if one.count}
         return found
+
+
+def _may_know_why(association: Association, context: Context) -> bool:
+    """Returns whether the requester gets a refusal's `why`: a process that wants it, of the daemon's own uid."""
+    origin = context.origin
+    return origin is not None and origin.wants_why and association.uid == context.requester.uid

@@ -43,6 +43,7 @@ class Control:
 
         Does not listen yet if another daemon of this user does: see `take`."""
         self._path, self._keys, self._warm, self._attach = path, keys, warm, attach
+        self._since = time.time()
         self._own = own_daemon_socket(path)
         self._own.unlink(missing_ok=True)
         _remove_leftovers(path)
@@ -51,6 +52,7 @@ class Control:
         if not listens(path):
             self.take()
         self.on_reload: Callable[[], None] = lambda: None  # must not block; RuntimeError: no more threads
+        self.last_refusal: Callable[[], dict[str, object]] = dict  # for the status: `at` in seconds since the epoch
         self.more: Callable[[], dict[str, object]] = dict  # for the status, as JSON has it
 
     def take(self) -> None:
@@ -128,23 +130,24 @@ class Control:
             refused = error
         except RuntimeError:  # no more threads
             refused = Refused("busy")
-        return Refusal(refused.reason, refused.errno)
+        wanted = envelope.wants_why and ucred.of_peer(connection).uid == os.geteuid()
+        return Refusal(refused.reason, refused.errno, refused.why if wanted else "")
 
     def _do(self, service: str, body: bytes) -> bytes:
         if service == STATUS:
             told = {"pid": os.getpid(), "version": __version__, "keys": self._keys.status()}
-            told |= {"held": self._keys.held(), **self.more()}
+            told |= {"held": self._keys.held(), "locks": self._keys.locks(), "passphrases": self._keys.remembered()}
+            told |= {"since": self._since, "last_refusal": self.last_refusal(), **self.more()}
             return json.dumps(told).encode("ascii")
         if service == LOCK:
-            return str(self._keys.lock(_signature(body) if body else None)).encode("ascii")
+            return _decimal(self._keys.lock(_signature(body) if body else None))
         if service == UNLOCK and not body:
-            self._keys.unlock_all()
-            return b""
+            return _decimal(self._keys.unlock_all())
         if service == UNLOCK:
             signature = _signature(body[:SIGNATURE_LENGTH])
-            self._keys.unlock(signature, bytearray(memoryview(body)[SIGNATURE_LENGTH:]))
+            unlocked = self._keys.unlock(signature, bytearray(memoryview(body)[SIGNATURE_LENGTH:]))
             threading.Thread(target=self._warm, args=([signature],), name="warm", daemon=True).start()
-            return b""
+            return _decimal(unlocked)
         if service == RELOAD:
             self.on_reload()
             return b""
@@ -165,6 +168,10 @@ def _remove_leftovers(path: Path) -> None:
         with contextlib.suppress(OSError):
             if not lives and found.is_socket() and not listens(found):
                 found.unlink()
+
+
+def _decimal(number: int) -> bytes:
+    return b"%d" % number
 
 
 def _signature(data: bytes) -> str:

@@ -50,6 +50,7 @@ _RETRY_FIRST, _RETRY_MOST = 0.05, 1.0  # seconds between attempts to register: e
 _KEY_OF = {"too-many-daemons": " ([broker] daemons-per-person or daemons)"}  # reason -> settings that limit it
 _HELLO_PATIENCE = 1.0  # seconds, the time-out of a broker's answer to HELO
 _WAKE_TRIES = 100
+_LASTING = frozenset({"locked", "prompting", "pin-refused"})  # reasons that every request has until a person acts
 # Seconds until the daemon ends after its QUIT: slightly more than the longest patience; less if no request is left.
 _QUIT_PATIENCE, _QUIT_PATIENCE_IDLE = 10.5, 2.0
 
@@ -77,6 +78,7 @@ class Daemon:
         request. Registers nothing yet."""
         self._record = record
         self.log = log or EventLog("upcall-daemon")
+        self._uid = os.getuid()
         self._place, self._control, self._manager = place, control, manager or Manager({})
         self._handlers = _by_service(handlers)
         self.on_reload: Callable[[], None] = lambda: None  # called in the main thread; must not block
@@ -87,6 +89,9 @@ class Daemon:
         self._waits = {service: one for one in self._waits_of(handlers) for service in one.services}
         self._workers: Workers[_Job] = Workers(self._receive, self._work, self._refuse, look=self._look)
         self.strangers = 0  # messages from unexpected senders
+        self.last_refusal: dict[str, object] = {}  # `at` in seconds since the epoch; for the status
+        if control is not None:
+            control.last_refusal = lambda: self.last_refusal
         self.replaced = False  # the broker has reported that a newer daemon of this user has registered
 
     # --- the main thread -----------------------------------------------------------------------------------
@@ -365,19 +370,27 @@ class Daemon:
         """Translates a handler's exception to a refusal and logs it. The texts of unexpected exceptions are not
         logged: they may contain secrets."""
         if isinstance(error, Refused):
-            if error.why:
+            if error.why and error.reason not in _LASTING:
                 self.log(
                     "request-refused", service=envelope.service, seq=envelope.seq, reason=error.reason, why=error.why
                 )
-            return Refusal(error.reason, error.errno)
+            return self._told(envelope, Refusal(error.reason, error.errno, error.why))
         if isinstance(error, PeerError):
             self.log("request-rejected", service=envelope.service, why=error)
-            return refusal("bad-request")
+            return self._told(envelope, refusal("bad-request", why=str(error)))
         if isinstance(error, ModuleFailed):
             self.log("module-failed", service=envelope.service, seq=envelope.seq, why=error)
-            return refusal("module-failed")
-        self.log("module-broke", seq=envelope.seq, error=type(error).__name__, at=_where(error))
-        return refusal("module-broke")
+            return self._told(envelope, refusal("module-failed", why=str(error)))
+        name, at = type(error).__name__, _where(error)
+        self.log("module-broke", seq=envelope.seq, error=name, at=at)
+        return self._told(envelope, refusal("module-broke", why=f"{name} at {at}"))
+
+    def _told(self, envelope: Envelope, refused: Refusal) -> Refusal:
+        """Returns a refusal without its `why`, unless it goes to a process of this user that wants it."""
+        self.last_refusal = {"at": time.time(), "service": envelope.service, **refused._asdict()}
+        if envelope.wants_why and envelope.requester.uid == self._uid:
+            return refused
+        return refused._replace(why="")
 
     def _refuse(self, job: _Job, refused: Refused) -> None:
         if job.notice:
@@ -409,7 +422,7 @@ class Daemon:
         handler = self._handlers.get(envelope.service)
         name = "answered" if isinstance(outcome, Answer) else outcome.reason
         by = handler.answered_by(envelope) if isinstance(handler, Named) else ""
-        record(os.getuid(), envelope.service, name, seconds, envelope.seq, by)
+        record(self._uid, envelope.service, name, seconds, envelope.seq, by)
 
     def _send_bytes(self, link: BrokerLink, data: bytes) -> None:
         """Sends an answer to the broker that asked, never to its successor."""

@@ -56,7 +56,7 @@ class LocalConnection:
         self._seq = (self._seq + 1) & 0xFFFFFFFF
         deadline = time.monotonic() + timeout
         requester = Requester(uid, os.getpid())
-        envelope = Envelope(self._seq, 0, service, requester, int(deadline * 1e9), body)
+        envelope = Envelope(self._seq, 0, service, requester, int(deadline * 1e9), body, wants_why=True)
         data = pack_request(envelope)
         try:
             response = self._exchange(data, timeout)
@@ -67,7 +67,7 @@ class LocalConnection:
             response = self._exchange(data, timeout)
         if isinstance(response.outcome, Answer):
             return response.outcome.body
-        raise Refused(response.outcome.reason, response.outcome.errno)
+        raise Refused(*response.outcome)
 
     def _exchange(self, request: bytes, timeout: float) -> Response:
         """Sends a request and waits for its response. _NotTaken if the other side ended without reading it."""

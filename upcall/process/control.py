@@ -42,13 +42,15 @@ class DaemonControl:
             except (OSError, UsageError) as error:
                 raise NoDaemon(f"no daemon at {self._path}: {error}") from error
 
-    def unlock(self, signature: str, passphrase: bytearray) -> None:
-        """Passes a key's passphrase to the daemon, which keeps it in locked memory. The caller must wipe its own."""
-        self._ask("daemon.unlock", signature.encode("ascii") + passphrase)
+    def unlock(self, signature: str, passphrase: bytearray) -> bool:
+        """Passes a key's passphrase to the daemon, which keeps it in locked memory. The caller must wipe its own.
+        Returns whether the key was locked (True from an older daemon, which does not say it)."""
+        return self._ask("daemon.unlock", signature.encode("ascii") + passphrase) != b"0"
 
-    def unlock_all(self) -> None:
-        """Ends all locks. Wiped passphrases are prompted for when they are needed."""
-        self._ask("daemon.unlock", b"")
+    def unlock_all(self) -> bool:
+        """Ends all locks. Wiped passphrases are prompted for when they are needed. Returns whether there was one (True
+        from an older daemon, which does not say it)."""
+        return self._ask("daemon.unlock", b"") != b"0"
 
     def lock(self, signature: str | None) -> int:
         """Makes the daemon close one key, or all (None), and refuse requests for them. Returns how many were open."""

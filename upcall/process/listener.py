@@ -141,9 +141,10 @@ class Connection:
 class Asked:
     """The Origin of one request of a connection: sends the outcome to the requester."""
 
-    __slots__ = ("_connection", "_index", "_seq")
+    __slots__ = ("_connection", "_index", "_seq", "wants_why")
 
     def __init__(self, connection: Connection, seq: int, index: int) -> None:
+        self.wants_why = False
         self._connection, self._seq, self._index = connection, seq, index
         connection.pending += 1
 

@@ -186,12 +186,19 @@ class PlayedRequester:
         self.socket.settimeout(timeout)
         self._seq = 0
 
-    def ask(self, body: bytes, service: str = "key", timeout: float = PATIENCE, uid: int | None = None) -> int:
+    def ask(
+        self,
+        body: bytes,
+        service: str = "key",
+        timeout: float = PATIENCE,
+        uid: int | None = None,
+        wants_why: bool = False,
+    ) -> int:
         """Sends a request; returns its sequence number. `timeout`: seconds until its deadline."""
         self._seq += 1
         requester = Requester(os.getuid() if uid is None else uid, 0)
         deadline = int((time.monotonic() + timeout) * 1e9)
-        self.send(pack_request(Envelope(self._seq, self._seq * 3, service, requester, deadline, body)))
+        self.send(pack_request(Envelope(self._seq, self._seq * 3, service, requester, deadline, body, wants_why)))
         return self._seq
 
     def send(self, data: bytes) -> None:

@@ -5,7 +5,7 @@ Specified in docs/protocol.md. All integers are in native byte order, as in netl
     nlmsghdr                 len u32, type u16, flags u16, seq u32, pid u32
     struct ecryptfs_message  index u32, data_len u32, data           REQUEST, RESPONSE and NOTICE
     data of REQUEST, NOTICE  version u8, name_len u8, flags u16, uid u32, pid u32, deadline_ns u64, name, body
-    data of RESPONSE         version u8, status u8, errno u16, body (or, status not 0, the reason)
+    data of RESPONSE         version u8, status u8, errno u16, body (or, status not 0, the reason, or reason, NUL, why)
 
 HELO and QUIT end after the nlmsghdr. Source of the first two: include/uapi/linux/netlink.h, and
 fs/ecryptfs/netlink.c of Linux 2.6.27. On AF_UNIX the same bytes travel in SOCK_SEQPACKET datagrams.
@@ -27,6 +27,8 @@ VERSION = 1
 MAX_BODY = 65536
 MAX_NAME = 64
 MAX_REASON = 64
+MAX_WHY = 200  # bytes of UTF-8
+WANTS_WHY = 1  # a bit of the envelope's flags
 STATUS_ANSWERED, STATUS_REFUSED = 0, 1
 
 HEADER = struct.Struct("=IHHII")
@@ -92,7 +94,8 @@ def pack_control(kind: int, seq: int = 0) -> bytes:
 
 
 class Envelope(NamedTuple):
-    """A REQUEST or NOTICE. `deadline_ns`: CLOCK_MONOTONIC in nanoseconds; 0: none. `body`: in the service's format."""
+    """A REQUEST or NOTICE. `deadline_ns`: CLOCK_MONOTONIC in nanoseconds; 0: none. `body`: in the service's format.
+    `wants_why`: a refusal may carry the daemon's `why`."""
 
     seq: int
     index: int  # type: ignore[assignment]  # not tuple.index
@@ -100,6 +103,7 @@ class Envelope(NamedTuple):
     requester: Requester
     deadline_ns: int
     body: bytes
+    wants_why: bool = False
 
     def __repr__(self) -> str:
         return (
@@ -111,13 +115,13 @@ class Envelope(NamedTuple):
 def pack_request(envelope: Envelope, kind: int = REQUEST) -> bytes:
     """Returns the bytes of a REQUEST or NOTICE (`kind`). PeerError if the name is not 1 to MAX_NAME bytes long or the
     body is longer than MAX_BODY; UnicodeEncodeError if the name is not ASCII."""
-    seq, index, service, (uid, pid), deadline_ns, body = envelope
+    seq, index, service, (uid, pid), deadline_ns, body, wants_why = envelope
     name = service.encode("ascii")
     if not 1 <= len(name) <= MAX_NAME or len(body) > MAX_BODY:
         raise PeerError("request", f"a name of {len(name)} and a body of {len(body)} bytes are out of bounds")
     size = REQUEST_HEAD.size + len(name) + len(body)
     head = REQUEST_HEAD.pack(
-        size, kind, 0, seq, 0, index, size - _BEFORE_DATA, VERSION, len(name), 0, uid, pid, deadline_ns
+        size, kind, 0, seq, 0, index, size - _BEFORE_DATA, VERSION, len(name), wants_why, uid, pid, deadline_ns
     )
     return b"".join((head, name, body))
 
@@ -127,7 +131,9 @@ def take_request(data: bytes, kinds: Collection[int] = (REQUEST, NOTICE)) -> Env
     malformed."""
     if len(data) < REQUEST_HEAD.size:
         raise PeerError("request", f"{len(data)} bytes, at least {REQUEST_HEAD.size} are needed")
-    length, kind, _, seq, _, index, size, version, name_len, _, uid, pid, deadline_ns = REQUEST_HEAD.unpack_from(data)
+    length, kind, _, seq, _, index, size, version, name_len, flags, uid, pid, deadline_ns = REQUEST_HEAD.unpack_from(
+        data
+    )
     if kind not in kinds or length != len(data) or size != length - _BEFORE_DATA:
         raise PeerError("request", f"type {kind}, nlmsg_len {length} and data_len {size} do not fit", 0)
     if version != VERSION:
@@ -140,23 +146,31 @@ def take_request(data: bytes, kinds: Collection[int] = (REQUEST, NOTICE)) -> Env
         service = name.decode("ascii")
     except UnicodeDecodeError:
         raise PeerError("request", "the service's name is not ASCII", REQUEST_HEAD.size) from None
-    return Envelope(seq, index, service, Requester(uid, pid), deadline_ns, data[at:])
+    return Envelope(seq, index, service, Requester(uid, pid), deadline_ns, data[at:], flags & WANTS_WHY == WANTS_WHY)
 
 
 def pack_response(seq: int, index: int, outcome: Answer | Refusal) -> bytes:
     """Returns the bytes of a RESPONSE. PeerError if an answer's body is longer than MAX_BODY. A refusal's reason is
-    made printable ASCII and cut at MAX_REASON bytes."""
+    made printable ASCII and cut at MAX_REASON bytes; its `why` is made printable and cut at MAX_WHY bytes."""
     if isinstance(outcome, Answer):
         status, code, body = STATUS_ANSWERED, 0, outcome.body
         if len(body) > MAX_BODY:
             raise PeerError("response", f"a body of {len(body)} bytes, at most {MAX_BODY} are allowed")
     else:
         status, code = STATUS_REFUSED, outcome.errno
-        text = "".join(c if c.isprintable() else "?" for c in outcome.reason)
-        body = text.encode("ascii", "replace")[:MAX_REASON]
+        body = _printable(outcome.reason).encode("ascii", "replace")[:MAX_REASON]
+        if outcome.why:
+            why = _printable(outcome.why).encode("utf-8")[:MAX_WHY].decode("utf-8", "ignore")
+            body += b"\0" + why.encode("utf-8")
     size = RESPONSE_HEAD.size + len(body)
     head = RESPONSE_HEAD.pack(size, RESPONSE, 0, seq, 0, index, size - _BEFORE_DATA, VERSION, status, code & 0xFFFF)
     return head + body
+
+
+def _printable(text: str) -> str:
+    """Replaces what is not printable: control characters, and those that change the direction of text or show
+    nothing (str.isprintable: Unicode's categories C and Z, except the space)."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 class Response(NamedTuple):
@@ -190,14 +204,29 @@ def take_response(data: bytes) -> Response:
         if len(body) > MAX_BODY:
             raise PeerError("response", f"a body of {len(body)} bytes", RESPONSE_HEAD.size)
         return Response(seq, index, Answer(body))
+    body, has_why, why = body.partition(b"\0")
     if len(body) > MAX_REASON or not body.isascii() or not body.decode("ascii").isprintable():
         raise PeerError("response", "the reason is not a short printable text", RESPONSE_HEAD.size)
-    return Response(seq, index, Refusal(body.decode("ascii"), code))
+    text = _take_why(why, RESPONSE_HEAD.size + len(body) + 1) if has_why else ""
+    return Response(seq, index, Refusal(body.decode("ascii"), code, text))
 
 
-def refusal(reason: str, code: int | None = None) -> Refusal:
+def _take_why(data: bytes, where: int) -> str:
+    """Returns a refusal's `why`. It is shown in terminals: PeerError unless it is a short printable text."""
+    if not 1 <= len(data) <= MAX_WHY:
+        raise PeerError("response", f"a why of {len(data)} bytes, 1 to {MAX_WHY} are allowed", where)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise PeerError("response", "the why is not UTF-8", where) from None
+    if not text.isprintable():
+        raise PeerError("response", "the why is not printable", where)
+    return text
+
+
+def refusal(reason: str, code: int | None = None, why: str = "") -> Refusal:
     """Returns a Refusal with `code`, by default the errno of its reason. KeyError if the reason is not in REASONS."""
-    return Refusal(reason, REASONS[reason] if code is None else code)
+    return Refusal(reason, REASONS[reason] if code is None else code, why)
 
 
 __all__ = [

@@ -10,7 +10,7 @@
     PIN, TOUCH   child   token          prompt (UTF-8)
     VERDICT      child   token                           1 if the PIN was good
     ANSWER       both                   result           of OPEN: optional members of the handle; of STALE: 1 if it is
-    REFUSED      both    reason                          errno
+    REFUSED      both    reason         why (UTF-8)      errno
     FAILED       both    why, for people                 EXHAUSTED if the child should be replaced
     BROKE        both    exception and place, for logs   EXHAUSTED if the child should be replaced
 
@@ -25,7 +25,7 @@ from __future__ import annotations
 import struct
 from typing import Final, NamedTuple
 
-from upcall.core.errors import PeerError
+from upcall.core.errors import PeerError, Refused
 
 VERSION: Final = 1
 MAX_TEXT: Final = 8192  # bytes: a path of 4096, and words around it
@@ -48,7 +48,7 @@ MAX_MESSAGE: Final = HEAD.size + MAX_TEXT + MAX_DATA
 _WITH_HANDLE = REQUESTS
 _WITH_CODE = frozenset({*OUTCOMES, VERDICT})
 _WITH_TEXT = frozenset({OPEN, REFUSED, FAILED, BROKE, *QUESTIONS})
-_WITH_DATA = frozenset({OPEN, WRAP, UNWRAP, ANSWER, PIN, TOUCH})
+_WITH_DATA = frozenset({OPEN, WRAP, UNWRAP, ANSWER, REFUSED, PIN, TOUCH})
 
 
 class ChildMessage(NamedTuple):
@@ -66,6 +66,17 @@ class ChildMessage(NamedTuple):
             f"Message(kind={self.kind}, id={self.id}, handle={self.handle}, code={self.code}, "
             f"text=<{len(self.text)} characters>, data=<{len(self.data)} bytes>)"
         )
+
+
+def refused_message(number: int, refused: Refused) -> ChildMessage:
+    """Returns the REFUSED for a request or question."""
+    why = fitting(refused.why).encode("utf-8")
+    return ChildMessage(REFUSED, number, code=refused.errno & 0xFFFF, text=fitting(refused.reason), data=why)
+
+
+def refused_of(message: ChildMessage) -> Refused:
+    """Returns the exception that a REFUSED stands for."""
+    return Refused(message.text, message.code, str(message.data[:MAX_TEXT], "utf-8", "replace"))
 
 
 def pack(message: ChildMessage) -> bytearray:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from upcall.core.errors import REASONS, ModuleFailed, PeerError, Refused, UpcallError
+from upcall.core.errors import ModuleFailed, PeerError, Refused, UpcallError
 from upcall.keymodule import Secrets
 from upcall.process import start_python as startpython
 from upcall.wire.isolation import (
@@ -26,11 +26,11 @@ from upcall.wire.isolation import (
     PASSPHRASE,
     PIN,
     QUESTIONS,
-    REFUSED,
     VERDICT,
     ChildMessage,
     fitting,
     pack,
+    refused_message,
     take,
 )
 
@@ -262,7 +262,7 @@ class Child:
                 del self._calls[message.id]  # late, but the child does not hang
             else:
                 with contextlib.suppress(Gone, Refused):
-                    self._send(ChildMessage(REFUSED, message.id, code=REASONS["timed-out"], text="timed-out"))
+                    self._send(refused_message(message.id, Refused("timed-out")))
             self._change.notify_all()
         return None
 
@@ -324,7 +324,7 @@ def _answered(question: ChildMessage, secrets: Secrets) -> ChildMessage:
             secrets.touch(text, prompt)
         return ChildMessage(ANSWER, number, data=secret) if len(secret) <= MAX_DATA else ChildMessage(BROKE, number)
     except Refused as refused:
-        return ChildMessage(REFUSED, number, code=refused.errno & 0xFFFF, text=fitting(refused.reason))
+        return refused_message(number, refused)
     except ModuleFailed as error:
         return ChildMessage(FAILED, number, text=fitting(str(error)))
     except Exception:  # noqa: BLE001 - the child must not see the text: it may contain secrets

@@ -25,6 +25,7 @@ from upcall.wire.isolation import (
     WATCHED,
     WRAP,
     ChildMessage,
+    refused_of,
 )
 
 PATIENCE: Final = 10.0  # seconds, the time-out of calls outside of requests
@@ -188,7 +189,7 @@ class IsolatedModule:
         if outcome.kind == REFUSED:
             if outcome.text == "own-request":
                 self._log("deadlock-refused", module=self.name, waiting="its process, for a file on eCryptfs")
-            raise Refused(outcome.text, outcome.code)
+            raise refused_of(outcome)
         if outcome.kind == FAILED:
             raise ModuleFailed(outcome.text)
         self._log("module-broke", module=self.name, why=outcome.text)

@@ -38,6 +38,8 @@ from upcall.wire.isolation import (
     ChildMessage,
     fitting,
     pack,
+    refused_message,
+    refused_of,
     take,
 )
 
@@ -81,8 +83,7 @@ class ModuleServer:
                 self._own.look()
 
     def _refuse_own(self, asked: ChildMessage, _by: str = "") -> None:
-        refused = Refused("own-request")
-        self._send(ChildMessage(REFUSED, asked.id, code=refused.errno, text=refused.reason))
+        self._send(refused_message(asked.id, Refused("own-request")))
 
     def _work(self) -> NoReturn:
         """Receives and answers requests, in a thread of its own. While it handles one, another thread receives."""
@@ -149,7 +150,7 @@ class ModuleServer:
                 raise _Nonsense(f"gave {len(answer.data)} bytes")
             return answer
         except Refused as refused:
-            return ChildMessage(REFUSED, asked.id, code=refused.errno & 0xFFFF, text=fitting(refused.reason))
+            return refused_message(asked.id, refused)
         except ModuleFailed as error:
             return ChildMessage(FAILED, asked.id, text=fitting(str(error)))
         except _Nonsense as error:
@@ -219,7 +220,7 @@ def _said(outcome: ChildMessage) -> bytearray:
     if outcome.kind == ANSWER:
         return outcome.data if isinstance(outcome.data, bytearray) else bytearray(outcome.data)
     if outcome.kind == REFUSED:
-        raise Refused(outcome.text, outcome.code)
+        raise refused_of(outcome)
     if outcome.kind == FAILED:
         raise ModuleFailed(outcome.text)
     raise Refused("module-broke")

@@ -11,7 +11,7 @@ from typing import Protocol
 from upcall.core.errors import Refused, UpcallError
 from upcall.daemon.prompting.question import Question, Turn
 from upcall.daemon.prompting.requester import describe, plain
-from upcall.daemon.prompting.settings import HINT, MARGIN, MAX_OPEN, PromptSettings
+from upcall.daemon.prompting.settings import HINT, MARGIN, MAX_OPEN, WAIT, PromptSettings
 from upcall.daemon.secrets import Asker
 from upcall.process.log import EventLog
 
@@ -33,9 +33,10 @@ class AskPerson(Protocol):
 class _PassphrasePrompt:
     """An open prompt for one key."""
 
-    __slots__ = ("over", "turn", "withdrawn")
+    __slots__ = ("outcome", "over", "turn", "withdrawn")
 
     def __init__(self) -> None:
+        self.outcome = "withdrawn"  # how it ended
         self.turn: Turn | None = None  # while it is shown
         self.over = self.withdrawn = False
 
@@ -65,12 +66,12 @@ class Passphrases:
         with self._change:
             while (secret := kept()) is None:
                 if joined is not None and joined.over:
-                    raise Refused("locked")
+                    raise Refused("locked", why=f"the prompt for its passphrase: {joined.outcome}")
                 if joined is None:
                     joined = self._prompts.get(signature) or self._open(signature, asker, tried)
                 left = until - time.monotonic()
                 if left <= 0:
-                    raise Refused("prompting")
+                    raise Refused("prompting", why="its passphrase is asked for")
                 self._change.wait(left)
             return secret
 
@@ -97,10 +98,10 @@ class Passphrases:
         now = time.monotonic()
         self._quiet = {key: until for key, until in self._quiet.items() if until > now}
         if signature in self._quiet:
-            raise Refused("locked")
+            raise Refused("locked", why=f"its passphrase was asked for just now; {WAIT}")
         if not self._anybody():
             self._log("prompt-unavailable", key=signature, hint=f"{HINT}; or `upcall unlock`")
-            raise Refused("locked")
+            raise Refused("locked", why=f"it needs its passphrase: {HINT}, or `upcall unlock`")
         if len(self._prompts) >= MAX_OPEN:
             raise Refused("busy")
         opened = _PassphrasePrompt()
@@ -155,7 +156,7 @@ class Passphrases:
 
     def _end(self, signature: str, prompt: _PassphrasePrompt, outcome: str) -> None:
         with self._change:
-            prompt.over = True
+            prompt.over, prompt.outcome = True, outcome
             if self._prompts.get(signature) is prompt:
                 del self._prompts[signature]
                 if outcome in _QUIETENING:

@@ -13,7 +13,7 @@ from upcall.daemon.prompting.passphrases import Passphrases
 from upcall.daemon.prompting.pins import Pin
 from upcall.daemon.prompting.question import Cancelled, Question, Turn, Unanswered, Unavailable, Way, Withdrawn
 from upcall.daemon.prompting.requester import describe, plain
-from upcall.daemon.prompting.settings import HINT, MARGIN, MAX_OPEN, PromptSettings
+from upcall.daemon.prompting.settings import HINT, LOCKED_MEANWHILE, MARGIN, MAX_OPEN, WAIT, PromptSettings
 from upcall.daemon.secrets import Asker
 from upcall.process.log import EventLog
 
@@ -23,11 +23,12 @@ MAX_TOKENS = 64
 
 
 class _Prompt:
-    """An open prompt. After its end, `failed` tells whether it gave no PIN."""
+    """An open prompt. After its end, `failed` tells whether it gave no PIN, and `outcome` how it ended."""
 
-    __slots__ = ("failed", "turn", "withdrawn")
+    __slots__ = ("failed", "outcome", "turn", "withdrawn")
 
     def __init__(self) -> None:
+        self.outcome = "withdrawn"
         self.turn: Turn | None = None  # while it is shown
         self.withdrawn = self.failed = False
 
@@ -69,16 +70,17 @@ class Prompts:
         until = asker.deadline - MARGIN if asker.patient() else 0.0
         with self._change:
             if asker.locked():
-                raise Refused("locked")
+                raise Refused("locked", why=LOCKED_MEANWHILE)
             state = self._token(token)
             while (secret := state.pin.take(me, time.monotonic())) is None:
                 if state.pin.worn_out:
-                    raise Refused("pin-refused")
+                    why = f"{_wrong_pins(state.pin.failures)} for the token {state.name}"
+                    raise Refused("pin-refused", why=why)
                 tried = state.pin.tried_until
                 if tried is not None:
                     self._wait(state, asker.deadline - MARGIN_OF_TRIAL, tried)
                 elif joined is not None and joined.failed:
-                    raise Refused("locked")
+                    raise Refused("locked", why=f"the prompt for the PIN of the token {state.name}: {joined.outcome}")
                 else:
                     if state.prompt is not None and state.prompt is not joined:
                         self._log("prompt-joined", token=state.name)
@@ -90,7 +92,7 @@ class Prompts:
         """Waits for a change, at most until `wake`. Refused("prompting") after `until`. The caller holds the lock."""
         now = time.monotonic()
         if now >= until:
-            raise Refused("prompting")
+            raise Refused("prompting", why=f"the PIN of the token {state.name} is asked for")
         state.waiting += 1
         self._change.wait(max(0.0, min(until, wake) - now))
         state.waiting -= 1
@@ -185,10 +187,10 @@ class Prompts:
     def _open(self, state: _Token, prompt: str, asker: Asker) -> _Prompt:
         """Opens a prompt in a thread of its own. The caller holds the lock."""
         if time.monotonic() < state.quiet_until:
-            raise Refused("locked")
+            raise Refused("locked", why=f"the PIN of the token {state.name} was asked for just now; {WAIT}")
         if not self.anybody():
             self._log("prompt-unavailable", token=state.name, hint=HINT)
-            raise Refused("locked")
+            raise Refused("locked", why=f"the token {state.name} needs its PIN: {HINT}")
         if sum(one.prompt is not None for one in self._tokens.values()) >= MAX_OPEN:
             raise Refused("busy")
         opened = _Prompt()
@@ -227,7 +229,7 @@ class Prompts:
             if secret is not None and not prompt.withdrawn:
                 state.pin.put(secret, time.monotonic())
             else:
-                prompt.failed = True
+                prompt.failed, prompt.outcome = True, outcome
             if state.prompt is prompt:
                 state.prompt = None
                 if outcome in ("cancelled", "unanswered"):
@@ -239,7 +241,7 @@ class Prompts:
     def _warnings(self, pin: Pin) -> tuple[str, ...]:
         if not pin.failures:
             return ()
-        wrong = f"{pin.failures} wrong PIN{'s' if pin.failures > 1 else ''} so far"
+        wrong = f"{_wrong_pins(pin.failures)} so far"
         if pin.failures >= self._settings.wrong:
             return (f"{wrong}: another one may lock the token!",)
         return (f"{wrong}: you are asked {pin.left} more time{'s' if pin.left > 1 else ''}.",)
@@ -279,3 +281,7 @@ class Prompts:
         finally:
             turn.close()
         self._log("touch-requested", token=state.name, prompt=question.prompt)
+
+
+def _wrong_pins(count: int) -> str:
+    return f"{count} wrong PIN{'s' if count > 1 else ''}"

@@ -9,6 +9,8 @@ PIN_TIME, PROMPT_TIME = 900.0, 60.0  # seconds: how long a PIN is kept, time-out
 MARGIN = 2.0  # seconds of a request's time that are reserved for its work after the prompt
 MAX_OPEN = 8  # limit of open prompts; one is shown at a time
 HINT = "run `upcall prompt` in a terminal, and try again"
+WAIT = "wait for some seconds, and try again"
+LOCKED_MEANWHILE = "it was locked meanwhile"
 
 
 class PromptSettings(NamedTuple):

@@ -24,6 +24,7 @@ from upcall.core.errors import Refused
 from upcall.daemon.secrets import Prompter
 from upcall.keymodule import KeyModule
 from upcall.protocols.ecryptfs.key_modules import KeyModules, Loaders
+from upcall.protocols.ecryptfs.lock_cause import cause_in_words, since
 from upcall.protocols.ecryptfs.locks import COMMAND, Locks
 from upcall.protocols.ecryptfs.opened_key import Opened
 from upcall.protocols.ecryptfs.passphrases import Passphrases
@@ -46,7 +47,7 @@ class KeyCache:
     def find(self, signature: str) -> Opened | None:
         """Returns an opened key, unless it is overdue; then it is closed. Refused("locked"). Takes no lock."""
         if self._locks.refuses(signature):
-            raise Refused("locked")
+            raise Refused("locked", why=self._why(signature))
         if self.lock_after and self._overdue(signature, now()):
             self.forget(signature)
         return self._opened.get(signature)
@@ -88,7 +89,7 @@ class KeyCache:
         if useless is not None:
             useless.close()
         if locked:
-            raise Refused("locked")
+            raise Refused("locked", why=self._why(signature))
         if late:
             return None
         return there if beaten else new
@@ -119,29 +120,34 @@ class KeyCache:
         Refused("locked"): the key was locked meanwhile. `times`: `times_locked` when the passphrase was tried."""
         with self._lock:
             if self.locked_since(signature, times):
-                raise Refused("locked")
+                raise Refused("locked", why=self._why(signature))
             if signature not in self._passphrases:
                 self._passphrases.keep(signature, passphrase.copy())
                 self._used[signature] = now()
 
     # --- locks: by the user's commands, events such as suspend, and time -----------------------------------
 
-    def unlock(self, signature: str, passphrase: bytearray) -> None:
-        """Unlocks a key and moves its passphrase (empty: none) to locked memory."""
+    def unlock(self, signature: str, passphrase: bytearray) -> bool:
+        """Unlocks a key and moves its passphrase (empty: none) to locked memory. Returns whether it was locked."""
         self.forget(signature)
         self._prompter.unlock()
         with self._lock:
             if passphrase:
                 self._passphrases.keep(signature, passphrase)
                 self._used[signature] = now()
+            was_locked = self._locks.refuses(signature)
             self._locks.unlock(signature)
+        return was_locked
 
-    def unlock_all(self, cause: str | None = None) -> None:
-        """Ends the lock for a cause; None: all locks, by a person's command. Wiped passphrases are not restored."""
+    def unlock_all(self, cause: str | None = None) -> bool:
+        """Ends the lock for a cause; None: all locks, by a person's command. Wiped passphrases are not restored.
+        Returns whether anything was locked."""
         with self._lock:
+            were_locked = bool(self._locks.single or self._locks.causes)
             self._locks.unlock_all(cause)
         if cause is None:
             self._prompter.unlock()
+        return were_locked
 
     def lock(self, signature: str | None, cause: str = COMMAND) -> int:
         """Closes one key, or all (None), wipes passphrases, and refuses requests until unlocked. Returns how many keys
@@ -150,15 +156,15 @@ class KeyCache:
         All PINs are wiped, too: which token holds a key is not known here. A key that another thread is opening is not
         cached."""
         with self._lock:
-            known = {*self._opened, *self._passphrases}
+            known, at = {*self._opened, *self._passphrases}, time.time()
             if signature is not None:
                 known &= {signature}
-                self._locks.lock(signature)
+                self._locks.lock(signature, at)
             else:
-                self._locks.lock_all(cause)
+                self._locks.lock_all(cause, at)
                 if cause == COMMAND:
                     for one in known:
-                        self._locks.lock(one)  # individually, too, so that the status lists it
+                        self._locks.lock(one, at)  # individually, too, so that the status lists it
             closed = [self._drop(one) for one in known]
         self._prompter.lock()  # after the lock is set: a prompt that ends now cannot keep its secret
         _close(closed)
@@ -193,6 +199,21 @@ class KeyCache:
         """Returns the causes for which all keys are locked."""
         with self._lock:
             return self._locks.causes
+
+    def locks(self) -> list[dict[str, object]]:
+        """Returns all locks, with their causes and times (seconds since the epoch), as plain data."""
+        with self._lock:
+            return self._locks.report()
+
+    def remembered(self) -> list[str]:
+        """Returns the signatures of the keys whose passphrases are in memory, sorted."""
+        with self._lock:
+            return sorted(self._passphrases)
+
+    def _why(self, signature: str) -> str:
+        """Returns since when, and for which cause, a key is locked, for people. Takes no lock."""
+        lock = self._locks.lock_of(signature)
+        return "it was locked meanwhile" if lock is None else f"locked {since(lock[1])} ({cause_in_words(lock[0])})"
 
     # --- with the lock held, except for `_overdue` ---------------------------------------------------------
 

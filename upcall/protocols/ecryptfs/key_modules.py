@@ -35,7 +35,7 @@ class KeyModules:
             if module is not None:
                 return module
             if load is None:
-                raise Refused("no-module")
+                raise Refused("no-module", why=f"key module {alias!r}: `upcall plugin list` has the installed ones")
             loaded = load()
             with self._lock:
                 if self._loaders.get(alias) is load:  # no reload has replaced it meanwhile

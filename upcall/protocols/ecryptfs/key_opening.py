@@ -80,8 +80,8 @@ class KeyOpener:
             token = take_auth_tok(self._keyring.read(serial))
         except OSError:
             raise Refused("no-key") from None  # it was just revoked or unlinked, or is not readable
-        except PeerError:
-            raise Refused("bad-token") from None
+        except PeerError as error:
+            raise Refused("bad-token", why=str(error)) from None
         if token.signature != signature:
-            raise Refused("bad-token")
+            raise Refused("bad-token", why=f"it is the key {token.signature}'s")
         return token

@@ -90,7 +90,7 @@ class KeySecrets:
     def _kept(self) -> bytearray | None:
         """Called by the prompter under its own lock, before it opens a prompt, too."""
         if self._locked():
-            raise Refused("locked")
+            raise Refused("locked", why="it was locked meanwhile")
         return self._cache.passphrase(self._signature)
 
     def _try(self, typed: bytearray) -> bool:

@@ -38,7 +38,7 @@ class Opened:
     def unwrap(self, wrapped: bytes) -> bytes:
         key = self._handle.unwrap(wrapped)
         if not isinstance(key, bytes) or not 1 <= len(key) <= MAX_KEY:
-            raise Refused("module-broke")
+            raise Refused("module-broke", why=f"{self.module}: the unwrapped key has a wrong type or size")
         return key
 
     def wrap(self, key: bytes) -> bytes:
@@ -47,9 +47,9 @@ class Opened:
         Refused("module-broke") if the module returns a wrong type or size, or another key. Else as the module."""
         wrapped = self._handle.wrap(key)
         if not isinstance(wrapped, bytes) or not len(key) <= len(wrapped) <= MAX_WRAPPED:
-            raise Refused("module-broke")
+            raise Refused("module-broke", why=f"{self.module}: the wrapped key has a wrong type or size")
         if self._prove_all or self._proved.get(len(key)) != len(wrapped):
             if self.unwrap(wrapped) != key:
-                raise Refused("module-broke")
+                raise Refused("module-broke", why=f"{self.module}: what it wrapped does not unwrap to the same")
             self._proved[len(key)] = len(wrapped)
         return wrapped

@@ -47,11 +47,12 @@ OpenDevice = Callable[[int], Device]  # opens the device with this euid; OSError
 class _FromKernel:
     """The origin of a request from the kernel: writes its outcome to the device as a frame."""
 
-    __slots__ = ("_asked", "_device", "_devices", "_index", "_seq")
+    __slots__ = ("_asked", "_device", "_devices", "_index", "_seq", "wants_why")
 
     def __init__(self, devices: Devices, device: Device, seq: int, index: int, asked: bytes) -> None:
         self._devices, self._device = devices, device
         self._seq, self._index, self._asked = seq, index, asked
+        self.wants_why = False
 
     def settle(self, outcome: Answer | Refusal) -> None:
         packet = outcome.body if isinstance(outcome, Answer) else pack_failure(self._asked)

@@ -46,6 +46,7 @@ class Requesters(Listener):
                 return
             deadline = envelope.deadline_ns / 1e9 or math.inf
             requester = Requester(uid, connection.pid)
+            origin.wants_why = envelope.wants_why and target == uid
             # Ancestors cost reads of /proc: they are looked up only if a daemon could be in a self-deadlock.
             line = NO_LINE if self.router.registry.get(target) is None else connection.line
             self.router.ask(target, service.name, requester, envelope.body, origin, self.loop.now, deadline, line)

@@ -60,6 +60,8 @@ class Kernel(Protocol):
 class _Key:
     """The origin of a request for one key: passes the outcome to the forwarder that instantiates it."""
 
+    wants_why = False
+
     def __init__(self, forwarders: Forwarders, key: int, uid: int, process: Waiting | None, asked: Asked) -> None:
         self._forwarders, self._key, self._uid = forwarders, key, uid
         self._process, self._asked = process, asked
