@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))  # the others are part of upcall's own package
 
-.PHONY: demo test test-all check bench soak fuzz docs setup test-tools fuzz-tools lock sbom dist dist-check clean help
+.PHONY: demo test test-all check bench soak fuzz docs setup test-tools fuzz-tools lock sbom dist dist-check dist-install-check clean help
 
 help:
 	@echo "make demo    the broker, a daemon and a key at work; needs no privileges and no eCryptfs"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench   measures us and our peers in one run, and prints the ratios"
 	@echo "make fuzz    an hour (FUZZ_SECONDS) of coverage-guided fuzzing of every decoder and of the broker's core"
 	@echo "make dist    wheels and sdists, the same bit for bit wherever they are built; make dist-check shows it"
+	@echo "make dist-install-check   installs the wheels into clean environments, with old and new dependencies, and uses them"
 	@echo "make soak    ten minutes of everything at full rate: nothing may be lost, and nothing may grow"
 
 demo: setup
@@ -54,6 +55,10 @@ dist: setup
 
 dist-check: setup
 	$(BIN)/python -m release.check
+
+# Takes a quarter of an hour, and other packages from pip's configured index.
+dist-install-check: setup test-tools
+	$(BIN)/python -m release.install_check
 
 # What docs/configuration.md says of each key.
 docs: setup

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from pathlib import Path
 
 import pytest
+import upcall_tpm2
+from cryptography.hazmat.primitives.keywrap import InvalidUnwrap
 from hypothesis import given
 from hypothesis import strategies as st
 from upcall_tpm2.blob import Blob, pack_blob, take_blob
@@ -22,7 +25,8 @@ from upcall_tpm2.sealed import (
     take_sealed,
 )
 
-from upcall.core.errors import PeerError, UsageError
+from upcall.core.errors import ModuleFailed, PeerError, UsageError
+from upcall.keys.private_file import fingerprint
 
 VALUES = hashlib.sha256(bytes(64)).digest()
 PRIVATE = b"\0\x04\xde\xad\xbe\xef"
@@ -244,3 +248,18 @@ def test_a_tcti_that_could_run_programs_or_load_libraries_is_refused(tcti: str) 
 def test_a_blob_that_could_not_be_read_back_is_not_written(blob: Blob) -> None:
     with pytest.raises(UsageError):
         pack_blob(blob)
+
+
+@pytest.mark.parametrize("error", [ValueError("Must be at least 16 bytes"), InvalidUnwrap()])
+def test_any_error_of_cryptography_at_a_wrapped_key_is_a_failure_of_the_module(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Versions of cryptography differ in what they raise for a wrapped key that was cut short."""
+
+    def unwrap(secret: bytes, wrapped: bytes) -> bytes:
+        raise error
+
+    monkeypatch.setattr(upcall_tpm2, "aes_key_unwrap_with_padding", unwrap)
+    handle = upcall_tpm2.Handle(bytearray(32), "/key", fingerprint(Path("/").stat()))
+    with pytest.raises(ModuleFailed, match="did not wrap these 5 bytes"):
+        handle.unwrap(b"short")

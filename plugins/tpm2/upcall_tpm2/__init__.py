@@ -67,7 +67,7 @@ class Handle(FileHandle):
         with self._lock:
             try:
                 return aes_key_unwrap_with_padding(self._unlocked(), wrapped)
-            except InvalidUnwrap:
+            except (InvalidUnwrap, ValueError):  # ValueError: of cryptography 48, for some lengths
                 pass
         raise ModuleFailed(f"{self._path}: this key did not wrap these {len(wrapped)} bytes")
 
