@@ -85,7 +85,12 @@ def test_show_of_a_table_or_key_lists_only_its_keys(places: Places, name: str, c
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("quota.setle", "is quota.settle meant?"), ("x", "no key or table 'x'"), ("", "no key"), ("quota.", "no key")],
+    [
+        ("quota.setle", "did you mean 'quota.settle'?"),
+        ("x", "no key or table 'x'"),
+        ("", "no key"),
+        ("quota.", "no key"),
+    ],
 )
 def test_show_of_an_unknown_key_is_a_usage_error_with_a_suggestion(places: Places, name: str, said: str) -> None:
     done = run("show", name)

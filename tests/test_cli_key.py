@@ -285,7 +285,7 @@ def test_import_with_compat_makes_the_auth_token_of_mount_ecryptfs(home: Path, d
 
 def test_add_and_import_refuse_missing_unsafe_and_existing_keys(home: Path) -> None:
     path = captured_pem(home)
-    assert "no key 'default'" in run("add", code=os.EX_NOINPUT).stderr
+    assert "no key 'default'" in run("add", code=os.EX_USAGE).stderr
     assert "No such file" in run("import", "x", "--file", home / "none", code=os.EX_NOINPUT).stderr
     assert "from a file" in run("import", "x", code=os.EX_USAGE).stderr
     path.chmod(0o644)
@@ -351,7 +351,7 @@ def test_lock_stops_a_key_until_it_is_added_again(daemon: Running) -> None:
     assert daemon.works(signature)
     assert run("lock").stdout == "1 key locked\n"
     assert not daemon.works(signature)
-    assert "no key 'other'" in run("lock", "other", code=os.EX_NOINPUT).stderr
+    assert "no key 'other'" in run("lock", "other", code=os.EX_USAGE).stderr
 
 
 def test_a_locked_key_without_a_passphrase_works_after_add(daemon: Running) -> None:
@@ -482,7 +482,7 @@ def test_a_note_says_that_the_kernel_keeps_the_passphrase_until_the_next_boot(
         (FileNotFoundError(), os.EX_NOINPUT),
         (FileExistsError(), os.EX_CANTCREAT),
         (PermissionError(), os.EX_NOPERM),
-        (IsADirectoryError(), os.EX_OSERR),
+        (OSError(), os.EX_OSERR),
     ],
     ids=[
         "UsageError",

@@ -82,7 +82,7 @@ def test_remove_deletes_entry_file_and_auth_token_after_a_yes(home: Path, daemon
     assert code == 0, seen
     assert keyring.find(signature) is None
     assert not files(home)
-    run("remove", "open", "--yes", code=os.EX_NOINPUT)
+    run("remove", "open", "--yes", code=os.EX_USAGE)
 
 
 def test_remove_asks_before_it_takes_another_programs_auth_token_away(home: Path) -> None:

@@ -63,9 +63,9 @@ def test_a_user_without_a_list_gets_the_systems_list(write: Write) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ('plugin.allow = ["x"]', r"1: plugin: unknown; is plugins meant\?"),
+        ('plugin.allow = ["x"]', r"1: plugin: unknown; did you mean plugins\?"),
         ("x = 1", "1: x: unknown; plugins, .* can be set here"),
-        ('[plugins]\nalow = ["x"]', r"2: plugins\.alow: unknown; is plugins\.allow meant\?"),
+        ('[plugins]\nalow = ["x"]', r"2: plugins\.alow: unknown; did you mean plugins\.allow\?"),
         ("\nplugins = 1", "2: plugins: must be a table"),
         ('[plugins]\nallow = "openssl"', r"2: plugins\.allow: must be a list of names"),
         ("[plugins]\n# they\n\nallow = [1]", r"4: plugins\.allow: must be a list of names"),

@@ -14,8 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from upcall import cli
-from upcall.cli import COMMANDS, main
+from upcall.cli import COMMANDS, main, running
 from upcall.config.keys import TABLES
 from upcall.config.shown import as_toml
 from upcall.config.table import ANY
@@ -183,7 +182,7 @@ def test_documents_call_existing_commands_and_options(document: Path) -> None:
 
 
 def test_every_exit_code_that_an_error_has_is_explained() -> None:
-    assert set(cli._CODES.values()) <= about.EXITS.keys()
+    assert set(running._CODES.values()) <= about.EXITS.keys()
 
 
 def test_every_environment_variable_that_is_read_is_documented() -> None:
@@ -326,7 +325,7 @@ def test_a_page_is_found_by_its_words_and_by_its_name(arguments: list[str], titl
 
 def test_an_unknown_page_is_a_usage_error_with_a_suggestion() -> None:
     done = CliRunner().invoke(main, ["manual", "kye"])
-    assert done.exit_code == os.EX_USAGE and "is key meant?" in done.output
+    assert done.exit_code == os.EX_USAGE and "did you mean 'key'?" in done.output
 
 
 def test_manual_list_shows_every_page_with_its_summary() -> None:

@@ -4,12 +4,17 @@ status` does not load what `upcall lab` needs."""
 from __future__ import annotations
 
 import importlib
-import os
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from upcall.core.errors import ModuleFailed, UpcallError, UsageError
+from upcall.cli.commands import Group, with_global_options
+from upcall.cli.output import for_terminal as for_terminal
+from upcall.cli.running import error_text as error_text
+from upcall.cli.running import exit_code as exit_code
+from upcall.cli.running import interrupted, run
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -43,46 +48,34 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-# Exit codes of sysexits.h, by the name of the error's class: avoids importing the classes.
-_CODES = {
-    "FileNotFoundError": os.EX_NOINPUT,
-    "FileExistsError": os.EX_CANTCREAT,
-    "PermissionError": os.EX_NOPERM,
-    "UsageError": os.EX_USAGE,
-    "PeerError": os.EX_DATAERR,
-    "ModuleFailed": os.EX_DATAERR,
-    "Refused": os.EX_TEMPFAIL,
-    "NoBroker": os.EX_UNAVAILABLE,
-    "TimedOut": os.EX_TEMPFAIL,
-    "NoDaemon": os.EX_UNAVAILABLE,
-    "NoJournal": os.EX_UNAVAILABLE,
-    "NoPassphrase": os.EX_UNAVAILABLE,
-    "ConfigError": os.EX_CONFIG,
-    "BadLine": os.EX_CONFIG,
-    "OrderFailed": os.EX_OSERR,
-    "OSError": os.EX_OSERR,
-    "UpcallError": os.EX_SOFTWARE,
-}
+class Program(Group):
+    """The whole program: a group that imports its commands on first use."""
 
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Runs the program, as click does; errors become a line on stderr and an exit code of sysexits.h."""
 
-def exit_code(error: BaseException) -> int:
-    """Returns the exit code for a command that failed with this error."""
-    cause = error.__cause__
-    if isinstance(error, UsageError | ModuleFailed) and isinstance(cause, OSError):
-        error = cause  # the cause is more specific: a file that could not be opened
-    return next((_CODES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _CODES), 1)
+        def command() -> Any:
+            return super(Program, self).main(args, prog_name, complete_var, standalone_mode=False, **extra)
 
-
-class LazyGroup(click.Group):
-    """A click group that imports its commands on first use."""
+        if not standalone_mode:
+            return command()
+        sys.exit(run(command))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+    def find(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
             return None
-        where, about = COMMANDS[cmd_name]
+        where, about = COMMANDS[name]
         module, _, attribute = where.partition(":")
         found = getattr(importlib.import_module(f"upcall.cli.{module}"), attribute or "command")
         if not isinstance(found, click.Command):
@@ -99,36 +92,18 @@ class LazyGroup(click.Group):
         return [*fitting, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command. Errors become a line on stderr and an exit code of sysexits.h."""
+        """Runs the command. A result is no exit code: those are raised."""
         try:
-            return super().invoke(ctx)
-        except click.UsageError as error:
-            error.show()
-            ctx.exit(os.EX_USAGE)
-        except BrokenPipeError:
-            raise  # click handles this: the reader of our output has closed the pipe
-        except (UpcallError, OSError) as error:
-            click.echo(f"upcall: {error_text(error)}", err=True)
-            ctx.exit(exit_code(error))
+            super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise SystemExit(interrupted()) from None  # click would say "Aborted!"
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-def error_text(error: UpcallError | OSError) -> str:
-    """Returns the error as one line for people, with the file if it concerns one."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return str(error)
-
-
-def for_terminal(text: str) -> str:
-    """Escapes control characters, so that text of others cannot inject escape sequences into a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="upcall")
 def main() -> None:
     """Answer the kernel's upcalls in the user's own name.
@@ -143,3 +118,6 @@ def main() -> None:
       $ upcall key generate
       $ upcall status
     """
+
+
+with_global_options(main)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from upcall import config
-from upcall.cli import completing, for_terminal
+from upcall.cli import completing, for_terminal, output
+from upcall.cli.commands import Group
+from upcall.cli.output import Cell, Column
 from upcall.config.errors import ConfigError
 from upcall.config.files import Source, folder_of
 from upcall.config.layers import Said
@@ -23,11 +21,12 @@ from upcall.config.lines import spelled
 from upcall.config.shown import Shown, effective, plain
 from upcall.config.table import SYSTEM, USERS
 from upcall.core.errors import UsageError
+from upcall.core.suggestion import did_you_mean
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """Show and check the configuration, and have your daemon read it again."""
 
@@ -59,11 +58,14 @@ def show(name: str | None, origin: bool, user: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({one.name: _as_data(one) for one in found}, indent=2))
         return
-    Console().print(_values(found, origin))
+    _print_values(found, origin)
     if len(found) == 1:
         key = found[0].key
         who = "only the system's files can set it" if key.scope == SYSTEM else "users can set it, too"
         click.echo(f"{key.about}\nWanted: {key.kind.wanted}; {who}.")
+
+
+_SEE_ALL = ": `upcall config show` lists them"
 
 
 def _named(name: str | None, found: list[Shown]) -> list[Shown]:
@@ -71,9 +73,8 @@ def _named(name: str | None, found: list[Shown]) -> list[Shown]:
         return found
     chosen = [one for one in found if name in _names(one)]
     if not chosen:
-        names = [one.name for one in found]
-        close = get_close_matches(name, names, 1)
-        raise UsageError(f"there is no key or table {name!r}" + (f"; is {close[0]} meant?" if close else ""))
+        names = {known for one in found for known in _names(one)}
+        raise UsageError(f"there is no key or table '{name}'" + (did_you_mean(name, names) or _SEE_ALL))
     return chosen
 
 
@@ -94,13 +95,13 @@ def _as_data(one: Shown) -> dict[str, Any]:
     }
 
 
-def _values(found: Sequence[Shown], origin: bool) -> Table:
-    table = Table("key", "value", *(["from"] if origin else []))
+def _print_values(found: Sequence[Shown], origin: bool) -> None:
+    rows = []
     for one in found:
-        style = "" if one.origin else "dim"
+        style = {} if one.origin else {"dim": True}
         row = [one.name, one.text(), *([one.where()] if origin else [])]
-        table.add_row(*(Text(for_terminal(text), style, overflow="fold") for text in row))
-    return table
+        rows.append([Cell(text, style) for text in row])
+    output.table(["key", "value", *(["from"] if origin else [])], rows)
 
 
 # --- check -------------------------------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ def check(files: tuple[Path, ...], user: bool | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_report(looked, problems), indent=2))
     else:
-        Console().print(_checked(looked, problems))
+        _print_checked(looked, problems)
         for problem in problems:
             click.echo(for_terminal(str(problem)), err=True)
     if problems:
@@ -182,20 +183,18 @@ def _report(looked: Sequence[Said], problems: Sequence[ConfigError]) -> dict[str
     }
 
 
-def _checked(looked: Sequence[Said], problems: Sequence[ConfigError]) -> Table:
-    table = Table("file", "whose", "")
+def _print_checked(looked: Sequence[Said], problems: Sequence[ConfigError]) -> None:
+    rows: list[tuple[str, str, Cell]] = []
     for said in looked:
         source = said.source
         wrong = sum(one.file == source.file for one in problems)
-        text, style = ("right", "green") if said.there else ("not there", "dim")
+        text, style = ("right", {"fg": "green"}) if said.there else ("not there", {"dim": True})
         if source.masked is not None:
-            text, style = f"masked by {source.masked}", "dim"
+            text, style = f"masked by {source.masked}", {"dim": True}
         if wrong:
-            text, style = f"wrong: {wrong}", "red"
-        table.add_row(
-            Text(for_terminal(str(source.file)), overflow="fold"), source.scope, Text(for_terminal(text), style)
-        )
-    return table
+            text, style = f"wrong: {wrong}", {"fg": "red"}
+        rows.append((str(source.file), source.scope, Cell(text, style)))
+    output.table(("file", Column("whose", optional=True), "state"), rows)
 
 
 # --- reload ------------------------------------------------------------------------------------------------------

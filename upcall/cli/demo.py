@@ -21,6 +21,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from upcall.cli import output
 from upcall.client import Client, NoBroker
 from upcall.core.errors import Refused, UpcallError
 from upcall.kernel import procfs
@@ -75,7 +76,7 @@ def command(keys: int, bits: str) -> None:
     Everything lives in a temporary folder and is gone afterwards. Exit code 0 only if every key that was wrapped
     came back equal, and every request that could not be served was refused.
     """
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    console = output.console()
     with tempfile.TemporaryDirectory(prefix="upcall-demo-") as folder, _Stage(Path(folder), console) as stage:
         stage.make_key(bits)
         tally = Tally()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from upcall.cli import for_terminal
+from upcall.cli import for_terminal, output
 from upcall.observe.doctor.findings import NOTE, OK, PROBLEM, Finding
 from upcall.observe.doctor.system import Scene
 from upcall.observe.doctor.table import Check, examine
@@ -18,7 +18,6 @@ _COLOURS = {OK: "green", NOTE: "yellow", PROBLEM: "red"}
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-@click.option("--quiet", "-q", is_flag=True, help="Only what is a problem.")
 @click.option("--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder.")
 @click.option(
     "--root",
@@ -27,13 +26,13 @@ _COLOURS = {OK: "green", NOTE: "yellow", PROBLEM: "red"}
     help="Look for request-key's configuration and programs below this folder.",
 )
 @click.pass_context
-def command(ctx: click.Context, as_json: bool, quiet: bool, runtime: Path | None, root: Path) -> None:
+def command(ctx: click.Context, as_json: bool, runtime: Path | None, root: Path) -> None:
     """Check the whole installation: kernel, broker, your daemon, keys, plugins, configuration.
 
     Says what is wrong (✗), what is worth knowing (-), and what to do about it; $ begins a command that mends it.
     Nothing is changed. Run it as yourself for your daemon and keys, and as root for the system's part.
 
-    What the virtual machine for tests needs is looked at by `upcall lab doctor`.
+    With --quiet, problems only. What the virtual machine for tests needs is looked at by `upcall lab doctor`.
 
     \b
     Exit codes: 0 no problem was found; 1 there is one at least.
@@ -41,12 +40,12 @@ def command(ctx: click.Context, as_json: bool, quiet: bool, runtime: Path | None
     found = []
     for check, finding in examine(Scene(runtime, root)):
         found.append((check, finding))
-        if not as_json and (finding.state == PROBLEM or not quiet):
+        if not as_json and (finding.state == PROBLEM or not output.quiet()):
             _print(check, finding)
     problems = sum(finding.state == PROBLEM for _, finding in found)
     if as_json:
         click.echo(json.dumps([{"check": check.name, **finding.report()} for check, finding in found], indent=2))
-    elif not quiet:
+    elif not output.quiet():
         click.echo(f"{problems} problem{'' if problems == 1 else 's'}" if problems else "no problems")
     ctx.exit(1 if problems else 0)
 

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from upcall.cli import error_text, exit_code
+from upcall.cli.commands import Group
 from upcall.cli.keyshow import token_in_keyring
 from upcall.client import Client
 from upcall.core.errors import PeerError, Refused, UpcallError
@@ -37,7 +38,7 @@ _FLAGS = {ENCRYPTED: "encrypted", HMAC: "hmac", IN_XATTR: "metadata_in_xattr", E
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # NONBLOCK: opening a FIFO must not hang
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """Look at eCryptfs files from below: at the lower files, in which they are kept."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from upcall.cli import completing
+from upcall.cli.commands import Group
 from upcall.cli.keylock import lock, unlock
 from upcall.cli.keyopen import blob_of, importer_of, load, opened
 from upcall.cli.keyremove import remove
@@ -51,7 +52,7 @@ _NO_ADD = click.option("--no-add", is_flag=True, help="Do not put the key's auth
 _AUTO = click.option("--auto", is_flag=True, help="Have the daemon add the key at each login: see `upcall key auto`.")
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """Make, import, add, list, show, lock, unlock and remove keys.
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import click
 
+from upcall.cli.commands import Group
 from upcall.process import start_python as startpython
 from upcall.testing.lab import image, machine
 from upcall.testing.lab.carrier import Sink
@@ -27,7 +28,7 @@ EXIT_KERNEL_FAULT = os.EX_OSERR
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group)
 def command() -> None:
     """Run things on a real kernel in a virtual machine.
 

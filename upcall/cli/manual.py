@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 
 import click
@@ -13,6 +12,7 @@ import click
 from upcall.cli import main
 from upcall.cli.completing import manual_pages
 from upcall.core.errors import UsageError
+from upcall.core.suggestion import did_you_mean
 from upcall.install.manual.written import packagers_date, pages, written
 from upcall.process import start_python as startpython
 
@@ -60,8 +60,9 @@ def _file(asked: str) -> str:
         for name in (*names, *(f"{name}.{page.section}" for name in names)):
             known.setdefault(name, page.file)
     if asked not in known:
-        close = get_close_matches(asked, known, 1)
-        raise UsageError(f"there is no page {asked!r}" + (f"; is {close[0]} meant?" if close else ""))
+        raise UsageError(
+            f"there is no page '{asked}'{did_you_mean(asked, known) or ': `upcall manual --list` lists them'}"
+        )
     return known[asked]
 
 

@@ -12,9 +12,12 @@ from typing import Any
 import click
 
 from upcall import config
-from upcall.cli import completing
+from upcall.cli import completing, output
+from upcall.cli.commands import Group
+from upcall.cli.output import Column
 from upcall.cli.parameters import ParameterWords, gather, parameter_options
 from upcall.core.errors import UsageError
+from upcall.core.suggestion import did_you_mean
 from upcall.handler import GROUP as HANDLERS
 from upcall.keymodule import GROUP, KeyImporter, KeyMaker, KeyModule, Parameter
 from upcall.keys import plugins as modules
@@ -27,7 +30,7 @@ _KINDS = {GROUP: "key module", HANDLERS: "handler", SINKS: "sink"}
 _MARKS = {"kept": "✓", "broken": "✗", "left out": "-"}
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """List, show, check and start plugins: key modules, handlers of messages, and sinks of notices."""
 
@@ -63,14 +66,19 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     if not rows:
         click.echo("no plugins are installed", err=True)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("name", "kind", "distribution", "spec", "isolated", "allowed")
+    columns = (
+        "name",
+        "kind",
+        Column("distribution", optional=True),
+        Column("spec", optional=True),
+        Column("isolated", optional=True),
+        "allowed",
+    )
+    lines = []
     for row in rows:
         words = [row["name"], row["kind"], f"{row['distribution']} {row['version']}", row["spec"]]
-        table.add_row(*words, *("yes" if row[key] else "no" for key in ("isolated", "allowed")))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+        lines.append([*words, *("yes" if row[key] else "no" for key in ("isolated", "allowed"))])
+    output.table(columns, lines)
 
 
 @command.command(short_help="Load a plugin, and show what it can do.")
@@ -98,7 +106,8 @@ def _find(name: str) -> modules.Installed:
     """Finds a plugin by name. UsageError if it is not installed, or not allowed."""
     found = {plugin.alias: plugin for plugin in reversed(modules.installed())}  # key modules first
     if name not in found:
-        raise UsageError(f"there is no plugin {name!r}: {', '.join(sorted(found)) or 'none'} installed")
+        suggested = did_you_mean(name, found)
+        raise UsageError(f"there is no plugin '{name}'{suggested or ': `upcall plugin list` lists them'}")
     configured = config.load()
     if not configured.allows(name):
         raise UsageError(configured.refusal(name))

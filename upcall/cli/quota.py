@@ -6,19 +6,16 @@ import importlib.util
 import json
 import os
 import select
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import click
-from rich.console import Console
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
-from upcall.cli import completing
+from upcall.cli import completing, output
+from upcall.cli.commands import Group
+from upcall.cli.output import Cell, Column
 from upcall.core.errors import PeerError, UsageError
 from upcall.kernel import quotactl
 from upcall.kernel.genetlink import Listener, look_up
@@ -36,20 +33,17 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for progr
 _TEST = "upcall.cli.quotatest"
 
 
-class _Group(click.Group):
+class _Group(Group):
     """A group that imports `test` only when it is called, because it loads the handler's libraries."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*super().list_commands(ctx), *(["test"] if importlib.util.find_spec(_TEST) else [])]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name != "test" or not importlib.util.find_spec(_TEST):
-            return super().get_command(ctx, cmd_name)
+    def find(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name != "test" or not importlib.util.find_spec(_TEST):
+            return super().find(ctx, name)
         found = importlib.import_module(_TEST).command
         return found if isinstance(found, click.Command) else None
-
-
-_PIPED: Final = 1000  # columns where there is no terminal: paths are not cut off
 
 
 @click.group(cls=_Group)
@@ -120,7 +114,7 @@ def status(user: str | None, group: str | None, project: str | None, everybody: 
     if as_json:
         click.echo(json.dumps([_as_data(row, names) for row in rows], indent=2))
     elif rows:
-        _show(rows, names, Console(width=None if sys.stdout.isatty() else _PIPED))
+        _show(rows, names)
     else:
         click.echo("no limits")
 
@@ -195,26 +189,37 @@ def _as_data(row: Row, names: Names) -> dict[str, Any]:
     }
 
 
-def _show(rows: list[Row], names: Names, console: Console) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in ("filesystem", "whose", "", "used", "soft", "hard", "grace"):
-        table.add_column(column, justify="right" if column in ("used", "soft", "hard") else "left")
+def _show(rows: list[Row], names: Names) -> None:
+    lines = []
     now = time.time()
     for row in rows:
         used, soft, hard, _ = row.figures
         limit = soft or hard
         over = bool((soft and used > soft) or (hard and used >= hard))
-        style = "red" if over else "yellow" if used * 10 >= limit * 9 else "green"
-        table.add_row(
-            Text(printable(row.mount.point)),
-            Text(f"{KINDS[row.kind]} {printable(names.subject(row.kind, row.id))}"),
-            ProgressBar(limit, min(used, limit), width=20, complete_style=style, finished_style=style),
-            Text(amount(used, row.resource), style=style if over else ""),
-            Text(amount(soft, row.resource) if soft else "-"),
-            Text(amount(hard, row.resource) if hard else "-"),
-            Text(_grace(row.figures, now) if over else ""),
+        style = {"fg": "red" if over else "yellow" if used * 10 >= limit * 9 else "green"}
+        lines.append(
+            (
+                printable(row.mount.point),
+                f"{KINDS[row.kind]} {printable(names.subject(row.kind, row.id))}",
+                Cell(amount(used, row.resource), style),
+                Cell(f"{used * 100 // limit} %", style),
+                amount(soft, row.resource) if soft else "-",
+                amount(hard, row.resource) if hard else "-",
+                _grace(row.figures, now) if over else "",
+            )
         )
-    console.print(table)
+    output.table(_COLUMNS, lines)
+
+
+_COLUMNS = (
+    Column("filesystem"),
+    Column("whose"),
+    Column("used", right=True),
+    Column("%", right=True, optional=True),
+    Column("soft", right=True),
+    Column("hard", right=True),
+    Column("grace"),
+)
 
 
 def _grace(figures: Figures, now: float) -> str:

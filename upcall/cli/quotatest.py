@@ -8,13 +8,15 @@ import pwd
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 
 from upcall import config
-from upcall.cli import completing
+from upcall.cli import completing, output
+from upcall.cli.output import Cell
 from upcall.core.errors import UpcallError, UsageError
+from upcall.core.suggestion import did_you_mean
 from upcall.process import machine
 from upcall.protocols.quota.notice import SPACE, TEST, USER, Cause, Filesystem, QuotaNotice, Subject, sentence
 from upcall.sink import ClosableSink, Sink
@@ -66,7 +68,10 @@ def command(context: click.Context, only: tuple[str, ...], as_json: bool) -> Non
     settings = config.settings(sinks.TABLE, user=True)
     chosen = sinks.chosen(settings, os.geteuid())
     if unknown := sorted(set(only) - sinks.known()):
-        raise UsageError(f"there is no sink {unknown[0]!r}: there are {', '.join(sorted(sinks.known()))}")
+        suggested = did_you_mean(unknown[0], sinks.known())
+        raise UsageError(
+            f"there is no sink '{unknown[0]}'{suggested or ': there are ' + ', '.join(sorted(sinks.known()))}"
+        )
     openers = {name: sinks.opener(name, settings) for name in only} or chosen
     outcomes = tell_all(openers, trial(os.geteuid(), int(time.time())))
     if as_json:
@@ -133,12 +138,8 @@ def tell_all(openers: dict[str, Callable[[], Sink]], notice: QuotaNotice) -> lis
 
 
 def _show(outcomes: Iterable[Outcome]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("sink", "outcome", "why")
+    rows = []
     for one in outcomes:
-        mark: dict[str, Any] = {"style": None if one.outcome == TOLD else "red"}
-        table.add_row(one.sink, one.outcome, escape(one.why), **mark)
-    Console().print(table)
+        style = {} if one.outcome == TOLD else {"fg": "red"}
+        rows.append([Cell(text, style) for text in (one.sink, one.outcome, one.why)])
+    output.table(("sink", "outcome", "why"), rows)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from upcall.cli import error_text, for_terminal
+from upcall.cli.commands import Group
 from upcall.core.errors import UpcallError
 from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.install.key_makers import Standing, standing, standing_of_type
@@ -26,7 +27,7 @@ _ROOT = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """Have the kernel's requests for keys come to upcall.
 

@@ -6,10 +6,11 @@ import os
 
 import click
 
+from upcall.cli.commands import Group
 from upcall.process import start_python as startpython
 
 
-@click.group("session")
+@click.group("session", cls=Group)
 def command() -> None:
     """Count logins: a daemon starts with a user's first session and ends with the last.
 

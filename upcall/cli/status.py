@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
+from upcall.cli import output
 from upcall.client import Client, NoBroker
 from upcall.observe.status import show
 
@@ -38,7 +38,7 @@ def command(as_json: bool, runtime: Path | None, patience: float | None) -> None
     if as_json:
         click.echo(json.dumps(status, indent=2))
         return
-    show(status, Console())
+    show(status, output.console())
 
 
 def _status(runtime: Path | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from upcall.config.files import Source, read
 from upcall.config.keys import find, tree
 from upcall.config.lines import Path, lines, spelled
 from upcall.config.table import ANY, SYSTEM, USERS, Key
+from upcall.core.suggestion import did_you_mean
 
 _PLACE: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")  # in tomllib's error texts
 
@@ -133,8 +134,6 @@ def _where(source: Source, text: str, why: str) -> ConfigError:
 
 
 def _meant(path: Path, known: Mapping[str, Any]) -> str:
-    from difflib import get_close_matches  # imported only for misspelt keys
-
-    if close := get_close_matches(path[-1], known, 1):
-        return f"is {spelled((*path[:-1], close[0]))} meant?"
+    if suggested := did_you_mean(path[-1], known, lambda name: spelled((*path[:-1], name))):
+        return suggested.removeprefix("; ")
     return f"{', '.join(spelled((*path[:-1], name)) for name in known)} can be set here"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from upcall import config
 from upcall.core.errors import ModuleFailed, UsageError
+from upcall.core.suggestion import did_you_mean
 from upcall.handler import GROUP as HANDLERS
 from upcall.handler import Handler
 from upcall.keymodule import API, GROUP, ISOLATED_GROUP, KeyModule
@@ -78,7 +79,10 @@ def find(alias: str) -> Found:
     it."""
     found = available()
     if alias not in found:
-        raise UsageError(f"there is no key module {alias!r}: {', '.join(found) or 'none'} installed")
+        suggested = did_you_mean(alias, found)
+        raise UsageError(
+            f"there is no key module '{alias}'{suggested or ': ' + (', '.join(found) or 'none') + ' installed'}"
+        )
     configured = config.load()
     if not configured.allows(alias):
         raise UsageError(configured.refusal(alias))

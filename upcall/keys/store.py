@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from upcall.core.errors import PeerError, UpcallError, UsageError
+from upcall.core.suggestion import did_you_mean
 from upcall.keymodule import MAX_BLOB
 from upcall.keys.private_file import read_private, write_new
 
@@ -98,8 +99,10 @@ class KeyStore:
         try:
             with self._opened() as directory:
                 text, _ = read_private(path, MAX_FILE, directory)
-        except FileNotFoundError as error:
-            raise UsageError(f"there is no key {name!r} in {self.directory}") from error
+        except FileNotFoundError:
+            raise UsageError(
+                f"there is no key '{name}' in {self.directory}{did_you_mean(name, self.names())}"
+            ) from None
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise

@@ -15,10 +15,14 @@ EXITS: Final = {
     os.EX_UNAVAILABLE: "There is no broker, no daemon, no journal or no passphrase to be had.",
     os.EX_SOFTWARE: "Something that should not happen; please tell.",
     os.EX_OSERR: "The system said no; the text says to what.",
+    os.EX_IOERR: "Standard input or output is closed, or the disk is full.",
     os.EX_CANTCREAT: "A file is there already, and is not ours to replace.",
     os.EX_TEMPFAIL: "The request was refused, or came to no end in time; the text says why.",
     os.EX_NOPERM: "Only root, or the owner, may do that.",
     os.EX_CONFIG: "A configuration file is wrong; the text says file, line and key.",
+    130: "Ctrl-C (SIGINT).",
+    141: "The reader of standard output has ended (a closed pipe); nothing is printed.",
+    143: "SIGTERM; 129 for SIGHUP. Temporary files and what was begun are cleaned up first.",
 }
 
 ENVIRONMENT: Final = {
@@ -30,7 +34,7 @@ ENVIRONMENT: Final = {
     "KRB5CCNAME": "Where the daemon looks for tickets first, if it is set in the daemon's own environment.",
     "PYTHON_KEYRING_BACKEND, KEYRING_PROPERTY_WHERE, KEYRING_PROPERTY_TIMEOUT": "Where passphrases of "
     "`--passphrase-keyring` are kept, and for how long; they go before the configuration.",
-    "NO_COLOR": "Tables without colours.",
+    "NO_COLOR": "No colours, unless `--color` says so.",
 }
 
 # By the first word of the command; "" for the program itself.
