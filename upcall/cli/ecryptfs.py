@@ -1,8 +1,10 @@
-"""`upcall ecryptfs`: inspects eCryptfs lower files, without mounting anything."""
+"""`upcall ecryptfs`: inspects eCryptfs lower files, without mounting anything. Its other commands have files of their
+own."""
 
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import stat
@@ -38,9 +40,24 @@ _FLAGS = {ENCRYPTED: "encrypted", HMAC: "hmac", IN_XATTR: "metadata_in_xattr", E
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # NONBLOCK: opening a FIFO must not hang
 
 
-@click.group(cls=Group)
+class _Group(Group):
+    """Imports the commands that need a library for cryptography when they are called."""
+
+    elsewhere = {"cat": "ecryptfscat", "rewrap": "rewrap"}  # modules below upcall.cli
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self.elsewhere])
+
+    def find(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.elsewhere:
+            return super().find(ctx, name)
+        found = importlib.import_module(f"upcall.cli.{self.elsewhere[name]}").command
+        return found if isinstance(found, click.Command) else None
+
+
+@click.group(cls=_Group)
 def command() -> None:
-    """Look at eCryptfs files from below: at the lower files, in which they are kept."""
+    """Work on eCryptfs files from below: on the lower files, in which they are kept."""
 
 
 @command.command(short_help="Show the header of lower files.")

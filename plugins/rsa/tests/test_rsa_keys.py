@@ -12,10 +12,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
-    load_pem_private_key,
     load_pem_public_key,
 )
-from upcall_rsa import MAX_FILE, module, signature_of
+from upcall_rsa import MAX_FILE, module
 from upcall_rsa.blob import Blob, pack_blob, take_blob
 
 from upcall.core.errors import ModuleFailed, UsageError
@@ -103,21 +102,18 @@ def test_a_compat_blob_holds_the_passphrase_as_with_ecryptfs_utils(pem: Path) ->
     assert handle.unwrap(handle.wrap(b"x")) == b"x"
 
 
-def test_enrol_refuses_small_keys_that_open_takes(tmp_path: Path) -> None:
-    """ecryptfs-manager made such keys, and wrote their auth tokens itself."""
+def test_keys_of_ecryptfs_utils_are_imported(tmp_path: Path) -> None:
+    """ecryptfs-manager makes keys of 1024 bits."""
     path = write_key(tmp_path / "key.pem", rsa.generate_private_key(65537, 1024))
-    with pytest.raises(ModuleFailed, match="RSA-1024, 2048 to 4096 bits"):
-        enrol(path)
-    key = load_pem_private_key(path.read_bytes(), WORD)
-    assert isinstance(key, rsa.RSAPrivateKey)
-    blob = pack_blob(Blob(str(path), None, WORD))
-    handle = module.open(signature_of(key.public_key()), blob, GivenSecrets())
+    enrolled = enrol(path)
+    assert enrolled.description == "RSA-1024"
+    handle = module.open(enrolled.signature, enrolled.blob, GivenSecrets(WORD))
     assert handle.unwrap(handle.wrap(bytes(67))) == bytes(67)
 
 
 def test_enrol_refuses_a_key_too_long_for_ecryptfs(tmp_path: Path) -> None:
     path = write_key(tmp_path / "key.pem", rsa.generate_private_key(65537, 4104))
-    with pytest.raises(ModuleFailed, match="RSA-4104, 2048 to 4096 bits"):
+    with pytest.raises(ModuleFailed, match="RSA-4104, 1024 to 4096 bits"):
         enrol(path)
 
 

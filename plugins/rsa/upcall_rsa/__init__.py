@@ -27,8 +27,7 @@ from upcall_rsa.blob import Blob, pack_blob, take_blob
 __all__ = ["Handle", "OpensslModule", "module", "signature_of"]
 
 MAX_FILE: Final = 64 * 1024  # bytes of a key file
-MIN_BITS: Final = 2048
-MIN_BITS_TO_OPEN: Final = 1024  # ecryptfs-manager made such keys; their files must stay readable
+MIN_BITS: Final = 1024  # ecryptfs-manager made such keys: their files must stay readable, until they are rewrapped
 MAX_BITS: Final = MAX_WRAPPED * 8
 EXPONENT: Final = 65537
 COMPAT: Final = "compat"
@@ -103,7 +102,7 @@ class OpensslModule:
                 key = _load(file, passphrase, trusted=True)
             finally:
                 wipe(passphrase)
-        _check_size(key, told.path, MIN_BITS_TO_OPEN)
+        _check_size(key, told.path)
         if (theirs := signature_of(key.public_key())) != signature:
             raise ModuleFailed(f"{told.path}: holds the key {theirs}, the auth token is for {signature}")
         return Handle(key, told.path, file.found)
@@ -135,7 +134,7 @@ class OpensslModule:
             if encrypted and not passphrase:
                 raise Refused("locked")
             key = _load(file, passphrase, trusted=False)
-        _check_size(key, name, MIN_BITS)
+        _check_size(key, name)
         _self_test(key, name)
         kept = source if encrypted else NONE
         blob = pack_blob(Blob(name, kept, bytes(passphrase) if kept is None else b""))
@@ -149,9 +148,9 @@ def _load(file: PemFile, passphrase: bytearray, *, trusted: bool) -> rsa.RSAPriv
     return key
 
 
-def _check_size(key: rsa.RSAPrivateKey, path: str, least: int) -> None:
-    if not least <= key.key_size <= MAX_BITS:
-        raise ModuleFailed(f"{path}: RSA-{key.key_size}, {least} to {MAX_BITS} bits are allowed")
+def _check_size(key: rsa.RSAPrivateKey, path: str) -> None:
+    if not MIN_BITS <= key.key_size <= MAX_BITS:
+        raise ModuleFailed(f"{path}: RSA-{key.key_size}, {MIN_BITS} to {MAX_BITS} bits are allowed")
 
 
 def _self_test(key: rsa.RSAPrivateKey, path: str) -> None:

@@ -20,6 +20,7 @@ The same bytes can also stand in the extended attribute `user.ecryptfs`.
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from typing import NamedTuple
 
 from upcall.core.errors import PeerError
@@ -56,6 +57,7 @@ _FIXED = struct.Struct(">QIII")
 _EXTENTS = struct.Struct(">IH")
 _SIGNATURE = 8
 _SALT = 8
+_LAST = MAX_HEADER - 8  # bytes: where ecryptfs_parse_packet_set stops reading packets
 _NAME_AND_DATE = b"_CONSOLE" + bytes(4)
 
 
@@ -136,11 +138,13 @@ def take_header(data: bytes) -> Header:
             why = f"{extents} header extents of {extent_size} bytes, at least {LEAST_SIZE} bytes are needed"
             raise PeerError(_WHAT, why, at)
         at += _EXTENTS.size
-    return Header(size, first, version, flags, extent_size, extents, _take_packets(data, at))
+    packets = tuple(packet for packet, _, _ in _take_packets(data, at))
+    return Header(size, first, version, flags, extent_size, extents, packets)
 
 
-def _take_packets(data: bytes, at: int) -> tuple[Packet, ...]:
-    packets: list[Packet] = []
+def _take_packets(data: bytes, at: int) -> list[tuple[Packet, int, int]]:
+    """Returns the packets from offset `at` on, each with the offsets of its start and end."""
+    packets: list[tuple[Packet, int, int]] = []
     while at < len(data) and data[at]:
         tag, start = data[at], at
         packet: Packet
@@ -154,10 +158,10 @@ def _take_packets(data: bytes, at: int) -> tuple[Packet, ...]:
             raise PeerError(_WHAT, f"unknown tag {tag:#04x}", at)
         if not packet.wrapped:
             raise PeerError(_WHAT, "a packet with a wrapped key of 0 bytes: the file's key is lost", start)
-        packets.append(packet)
+        packets.append((packet, start, at))
     if not packets:
         raise PeerError(_WHAT, "no packet with a wrapped key", at)
-    return tuple(packets)
+    return packets
 
 
 def _take_body(data: bytes, at: int, what: str, least: int) -> tuple[int, int]:
@@ -234,6 +238,47 @@ def pack_header(header: Header) -> bytes:
     if len(data) > MAX_HEADER or take_header(data) != header:
         raise PeerError(_WHAT, "would not be read as it is written")
     return data
+
+
+class Change(NamedTuple):
+    """Bytes of a header to be replaced: as many as they replace."""
+
+    at: int  # offset
+    old: bytes
+    new: bytes
+
+
+def replace_packets(data: bytes, dropped: Collection[int], added: PublicKeyPacket | None) -> Change:
+    """Returns the change that drops the packets with these numbers from the header in `data`, the first MAX_HEADER
+    bytes of a lower file, and adds one: in the place of the first that is dropped, otherwise behind the last.
+
+    The change concerns packets only: the kernel writes the file's size, in front of them, whenever it changes. The
+    other packets keep their bytes. PeerError if the header is malformed, or the new packets do not fit.
+    """
+    header = take_header(data)
+    start = _FIXED.size + (_EXTENTS.size if header.version else 0)
+    found = _take_packets(data, start)
+    place = min(dropped, default=len(found))
+    packets: list[Packet] = []
+    parts: list[bytes] = []
+    for number, (packet, begin, end) in enumerate(found):
+        if number == place and added is not None:
+            packets.append(added)
+            parts.append(_pack_packet(added))
+        if number not in dropped:
+            packets.append(packet)
+            parts.append(data[begin:end])
+    if place == len(found) and added is not None:
+        packets.append(added)
+        parts.append(_pack_packet(added))
+    new = b"".join(parts)
+    size = max(len(new) + 1, found[-1][2] - start)  # with the byte 0 that terminates them
+    if start + size > _LAST or start + size > len(data):
+        raise PeerError(_WHAT, f"has no room for packets of {len(new)} bytes", start)
+    change = Change(start, data[start : start + size], new.ljust(size, b"\0"))
+    if take_header(data[:start] + change.new + data[start + size :]) != header._replace(packets=tuple(packets)):
+        raise PeerError(_WHAT, "would not be read as it is written")
+    return change
 
 
 def _pack_packet(packet: Packet) -> bytes:
