@@ -49,6 +49,14 @@ def keys() -> Iterable[tuple[str, str]]:
 
 
 @_offer
+def mounts() -> Iterable[tuple[str, str]]:
+    """Lists the user's mounts by name."""
+    from upcall.keys.mounts import MountStore
+
+    return ((entry.name, entry.upper) for entry in MountStore().all())
+
+
+@_offer
 def plugins() -> Iterable[tuple[str, str]]:
     from upcall.keys import plugins as modules
 

@@ -15,6 +15,7 @@ from upcall.daemon.plugin_discovery import found, keys_only, locks
 from upcall.daemon.plugins import Overrides
 from upcall.daemon.prompting.settings import PIN_TIME, PROMPT_TIME, WAYS, PromptSettings
 from upcall.daemon.settings import DaemonSettings
+from upcall.keys.mounts import mounts_directory
 from upcall.observe.recorder import check_where, wanted
 from upcall.process import start_python as startpython
 from upcall.process.hardening import DaemonHardening
@@ -124,6 +125,7 @@ def command(
         PromptSettings(ways, pinentry, min(pin_time, _FOREVER), prompt_time),
         _hardening()._replace(network=not keys_only()),
         add_auto_keys(),
+        mounts_directory(),
     )
     # Not as text: all users can read arguments, and the settings name keys and files.
     command = startpython.command("upcall.daemon", handed_over(settings))

@@ -38,6 +38,7 @@ _CODES: Final = {
     "TimeoutError": os.EX_TEMPFAIL,
     "NoBroker": os.EX_UNAVAILABLE,
     "NoDaemon": os.EX_UNAVAILABLE,
+    "NoMountSource": os.EX_UNAVAILABLE,
     "NoJournal": os.EX_UNAVAILABLE,
     "NoPassphrase": os.EX_UNAVAILABLE,
     "ConfigError": os.EX_CONFIG,

@@ -38,6 +38,13 @@ def _names_in_order(value: object) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _users_and_groups(value: object) -> tuple[str, ...]:
+    names = _names_in_order(value)
+    if wrong := [name for name in names if not name.removeprefix("@") or "\0" in name or ":" in name]:
+        raise ValueError(f"{wrong[0]!r} is no name of a user, nor @ and the name of a group")
+    return names
+
+
 def _command(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(one, str) and "\0" not in one for one in value):
         raise ValueError("must be a program and its arguments, as a list")
@@ -126,6 +133,7 @@ def on_this_machine(host: str) -> bool:
 
 NAMES: Final = Kind("a list of names", _names)
 NAMES_IN_ORDER: Final = Kind("a list of names", _names_in_order)
+USERS_AND_GROUPS: Final = Kind("a list of names of users, and of groups after @", _users_and_groups)
 COMMAND: Final = Kind("a program and its arguments, as a list", _command)
 USER: Final = Kind("the name of a user", _user)
 PLACES: Final = Kind("a list of absolute paths, or of paths that begin with ~/", _places)

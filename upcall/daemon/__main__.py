@@ -31,6 +31,7 @@ from upcall.process.reload import Hangup
 from upcall.process.trust import Fault, log_faults
 from upcall.protocols.ecryptfs import own_files as ownfiles
 from upcall.protocols.ecryptfs.auto_lock import Locking
+from upcall.protocols.ecryptfs.auto_mount import AutoMount
 from upcall.protocols.ecryptfs.key_handler import KeyHandler
 from upcall.protocols.ecryptfs.packets import is_signature
 from upcall.protocols.ecryptfs.settings import LoginKeys
@@ -68,7 +69,10 @@ def serve_with(settings: DaemonSettings, faults: Sequence[Fault] = ()) -> int:
     warming = threading.Thread(target=_warm, args=(keys,), name="warm", daemon=True)
     warming.start()
     warming.join(_WARMING)
-    locking, not_added = Locking(keys.cache, settings.locking, log), _log_keys(settings.keys, log)
+    mounting = AutoMount(settings.mounts, log)
+    locking = Locking(keys.cache, settings.locking, log, mounting.on_event)
+    not_added = _log_keys(settings.keys, log)
+    mounting.at_login()
     control.more = lambda: {
         "hardening": hardened._asdict(), "locking": locking.report(), "not_added": not_added,
     }  # fmt: skip

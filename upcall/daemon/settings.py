@@ -20,3 +20,4 @@ class DaemonSettings(NamedTuple):
     prompting: PromptSettings = PromptSettings()
     hardening: DaemonHardening = DaemonHardening()
     keys: LoginKeys = LoginKeys()
+    mounts: Path | None = None  # where the user's mounts are remembered; None: nothing is mounted

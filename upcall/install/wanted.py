@@ -41,7 +41,7 @@ class ServiceManager(NamedTuple):
 # Root's daemon is enabled, too; its unit starts it only if root has keys.
 _SYSTEM: Final = (
     "upcall-broker.service", "upcall-quota.service", "upcall-system-daemon.service", "upcall-root-daemon.service",
-    "upcall-keytab.path",
+    "upcall-keytab.path", "upcall-mount.service",
 )  # fmt: skip
 _STARTED: Final = ("upcall-keytab.service",)  # started by another unit
 _USER: Final = "upcall-daemon.service"

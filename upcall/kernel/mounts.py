@@ -37,7 +37,12 @@ class Mount(NamedTuple):
 
 def take_mounts(text: bytes) -> list[Mount]:
     """Parses a mountinfo file; malformed lines are skipped."""
-    found = []
+    return list(numbered_mounts(text).values())
+
+
+def numbered_mounts(text: bytes) -> dict[int, Mount]:
+    """Returns the same by the mounts' ids, in the file's order."""
+    found = {}
     for line in text.split(b"\n"):
         before, dash, after = line.partition(b" - ")
         fields, last = before.split(b" "), after.split(b" ")
@@ -46,15 +51,13 @@ def take_mounts(text: bytes) -> list[Mount]:
         with contextlib.suppress(ValueError, OverflowError):
             major, _, minor = fields[2].partition(b":")
             options = {*fields[5].split(b","), *(last[2].split(b",") if len(last) > 2 else ())}
-            found.append(
-                Mount(
-                    os.makedev(int(major), int(minor)),
-                    _unescaped(fields[3]),
-                    _unescaped(fields[4]),
-                    _unescaped(last[0]),
-                    _unescaped(last[1]),
-                    frozenset(map(os.fsdecode, options)),
-                )
+            found[int(fields[0])] = Mount(
+                os.makedev(int(major), int(minor)),
+                _unescaped(fields[3]),
+                _unescaped(fields[4]),
+                _unescaped(last[0]),
+                _unescaped(last[1]),
+                frozenset(map(os.fsdecode, options)),
             )
     return found
 

@@ -67,3 +67,7 @@ IDS: Final = {
 # Changing a file's owner.
 OWNERS: Final = {"chown": 92, "fchown": 93, "lchown": 94, "fchownat": 260}
 QUOTA: Final = {"quotactl": 179, "quotactl_fd": 443}
+# Mounting in another mount namespace.
+MOUNTS: Final = {
+    "umount2": 166, "setns": 308, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432,
+}  # fmt: skip

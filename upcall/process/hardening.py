@@ -133,6 +133,19 @@ def of_quota_source(state: Path, wanted: bool = True) -> Hardening:
     return Hardening(_filtered(calls, seccomp.UNIX_AND_NETLINK, _QUOTAS_NETLINK), confined, _said(left))
 
 
+def of_mount_source(wanted: bool = True) -> Hardening:
+    """`wanted`: whether the configuration wants any. Without Landlock, which forbids all mounting.
+
+    Names of users may come from a directory service of this machine, over local sockets."""
+    if not wanted:
+        return _nothing()
+    left = capabilities.keep_only({"SYS_ADMIN", "SYS_CHROOT", "SETUID", "SETGID"})
+    ids = {name: syscalls.IDS[name] for name in ("setresuid", "setresgid", "setfsuid", "setgroups")}
+    calls = {**seccomp.OF_BROKER, **ids, **syscalls.MOUNTS}
+    filtered = _filtered(calls, seccomp.UNIX_AND_NETLINK, frozenset())
+    return Hardening(filtered, "no: it forbids mounting", _said(left))
+
+
 def done_listening(hardened: Hardening) -> None:
     """Refuses listen(2) from now on: the daemon's own socket is listening already. Landlock checks TCP ports only in
     bind(2), which listen(2) does without."""

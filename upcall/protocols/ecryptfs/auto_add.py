@@ -31,7 +31,7 @@ def add_auto_keys() -> LoginKeys:
     for name in names:
         try:
             entry = store.load(name)
-            if entry.auto and _add(entry):
+            if entry.auto and add_token(entry):
                 added.append(AddedKey(name, entry.signature))
         except Exception as error:  # noqa: BLE001 - a failure must not affect other keys
             failed.append(_failed(f"{name}{SUFFIX}", error))
@@ -40,8 +40,8 @@ def add_auto_keys() -> LoginKeys:
     return LoginKeys(store.directory, tuple(added[:_MOST_ADDED]), tuple(failed[:_MOST_FAILED]))
 
 
-def _add(entry: Entry) -> bool:
-    """Adds one auth token. False if it is in the keyring already."""
+def add_token(entry: Entry) -> bool:
+    """Adds one auth token without a passphrase. False if it is in the keyring already. UsageError for a compat key."""
     check_auto(entry.source)
     if keyring.find(entry.signature) is not None:
         return False

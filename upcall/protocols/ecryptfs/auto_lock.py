@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -33,8 +33,16 @@ _GOOD: Final = 60.0  # seconds after which one that ends was a good one: the nex
 class Locking:
     """Locks the keys of `keys` when its settings say so."""
 
-    def __init__(self, keys: KeyCache, settings: LockSettings, log: EventLog) -> None:
-        """Starts a thread if there is anything to lock for."""
+    def __init__(
+        self,
+        keys: KeyCache,
+        settings: LockSettings,
+        log: EventLog,
+        on_event: Callable[[bool, str], None] = lambda begins, cause: None,
+    ) -> None:
+        """Starts a thread if there is anything to lock for. `on_event(begins, cause)`: called after keys were locked
+        for a cause, or after it has ended; in that thread."""
+        self._on_event = on_event
         self._keys, self._log = keys, log
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._causes: tuple[str, ...] = ()
@@ -150,9 +158,11 @@ class Locking:
     def _turn(self, on: bool, cause: str) -> None:
         if on:
             self._log("keys-locked", why=cause, forgotten=self._keys.lock(None, cause))
+            self._on_event(True, cause)
         elif cause in self._keys.held():
             self._keys.unlock_all(cause)
             self._log("keys-unlocked", why=cause)
+            self._on_event(False, cause)
 
     def _not_listening(self, why: str) -> None:
         if why != self._why:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from upcall.config.kinds import some_of, whole
-from upcall.config.table import USERS, Key, Table
+from upcall.config.kinds import USERS_AND_GROUPS, some_of, whole
+from upcall.config.table import SYSTEM, USERS, Key, Table
 
 TABLES: Final = (
     Table(
@@ -26,6 +26,21 @@ TABLES: Final = (
                 "What locks all keys, as logind says. For root's daemon and the machine's only `suspend` counts.",
                 ("suspend", "screen-lock", "logout"),
             ),
+        ),
+    ),
+    Table(
+        "mount",
+        "Which users may mount eCryptfs without root ([mount](mount.md)). Read at each request; the service starts "
+        "only if there are any.",
+        (
+            Key(
+                "users",
+                USERS_AND_GROUPS,
+                SYSTEM,
+                'The users who may, by name, and groups of users after @: `["alice", "@staff"]`.',
+                unset="nobody: mounting is off",
+            ),
+            Key("max", whole(1, 256), SYSTEM, "How many mounts each of them may have at once.", 16),
         ),
     ),
 )

@@ -1,0 +1,605 @@
+"""Attacks on the source that mounts for users, on the real kernel: each is refused with a reason, or does no harm."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.mount_scene import (
+    CONFIG,
+    NEW_MOUNTS,
+    NEW_USER,
+    SOCKET,
+    Answer,
+    ask,
+    ask_away,
+    asked,
+    be_seen,
+    folder,
+    made,
+    points,
+    raw,
+    reply_of,
+    request,
+    source,
+    take_all_away,
+    unshare,
+)
+from tests.kernel.scene import enrol, keys
+from upcall.kernel import keyring, libc
+from upcall.kernel.local import connect
+from upcall.protocols.ecryptfs.mounting import client
+from upcall.protocols.ecryptfs.mounting.messages import MOUNT, MountRequest
+from upcall.testing.lab.stage import Person, Task, mount, person, wait_until
+
+KEY = keys()["rsa2048"]
+LOG = Path("/tmp/mount-attacks.log")
+ROOT = Path("/home/alice")
+MAX = 3
+
+
+@pytest.fixture(scope="module")
+def alice() -> Person:
+    found = person("alice")
+    enrol(found, KEY)
+    return found
+
+
+@pytest.fixture(scope="module")
+def bob() -> Person:
+    return person("bob")
+
+
+@pytest.fixture(scope="module")
+def serving(alice: Person) -> Iterator[Task[None]]:
+    with source(LOG, f'users = ["alice", "bob"]\nmax = {MAX}\n') as task:
+        yield task
+
+
+@pytest.fixture
+def lower(alice: Person) -> Path:
+    return folder(ROOT / "lower", alice)
+
+
+@pytest.fixture
+def upper(alice: Person) -> Path:
+    return folder(ROOT / "upper", alice)
+
+
+@pytest.fixture(autouse=True)
+def _clean(serving: Task[None], alice: Person, lower: Path, upper: Path) -> Iterator[None]:
+    """Before: credit for requests. After: the source serves still, and nothing is left."""
+    yield
+    take_all_away()
+    wait_until(lambda: ask(alice, KEY.signature, lower, upper).status == 0, "it serves, and has credit")
+    assert points() == [str(upper)]
+    assert ask_away(alice, upper).status == 0
+    assert made() == []
+
+
+def refused(answer: Answer, *words: str, status: int = os.EX_NOPERM) -> None:
+    assert answer.status == status, answer
+    assert all(word in answer.text for word in words), answer
+
+
+# --- folders -------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_another_user_is_refused_on_both_sides(
+    alice: Person, bob: Person, lower: Path, upper: Path
+) -> None:
+    Path("/home/bob").chmod(0o755)
+    theirs = folder(Path("/home/bob/open"), bob, 0o755)
+    refused(ask(alice, KEY.signature, theirs, upper), "belongs to uid 5002", "must be your own (uid 5001)")
+    refused(ask(alice, KEY.signature, lower, theirs), "belongs to uid 5002")
+    assert made() == []
+
+
+@pytest.mark.parametrize("path", ["/etc", "/", "/home", "/usr/bin", "/tmp"])
+def test_a_folder_of_the_system_is_refused(alice: Person, lower: Path, path: str) -> None:
+    answer = ask(alice, KEY.signature, lower, Path(path))
+    assert answer.status in (os.EX_NOPERM, os.EX_TEMPFAIL), answer
+    assert made() == []
+
+
+def test_a_folder_above_what_belongs_to_others_is_refused(alice: Person, lower: Path) -> None:
+    above = folder(ROOT / "above", alice, 0o755)
+    (above / "etc").mkdir(exist_ok=True)
+    refused(ask(alice, KEY.signature, lower, above), "is not empty", status=os.EX_USAGE)
+
+
+def test_a_folder_of_the_kernels_is_refused(alice: Person, lower: Path, upper: Path) -> None:
+    """A process's own folder in /proc belongs to its user."""
+
+    def on_proc(which: str) -> Answer:
+        be_seen()
+        mine = Path(f"/proc/{os.getpid()}")
+        pair = (mine, upper) if which == "lower" else (lower, mine)
+        return asked(lambda: client.ask_mount(MountRequest(MOUNT, "private", (KEY.signature,)), *pair))
+
+    for which in ("lower", "upper"):
+        refused(Task(alice, lambda which=which: on_proc(which)).result(), f"the {which} folder is on proc")  # type: ignore[misc]
+
+
+def test_a_folder_that_others_can_write_to_is_refused(alice: Person, lower: Path, upper: Path) -> None:
+    shared = folder(ROOT / "shared", alice, 0o770)
+    refused(ask(alice, KEY.signature, shared, upper), "mode 0770", "chmod go-w")
+    refused(ask(alice, KEY.signature, lower, shared), "mode 0770")
+
+
+def test_folders_within_each_other_are_refused(alice: Person, lower: Path) -> None:
+    inner = folder(lower / "inner", alice)
+    refused(ask(alice, KEY.signature, lower, inner), "lies within the other", status=os.EX_USAGE)
+    refused(ask(alice, KEY.signature, inner, lower), "lies within the other", status=os.EX_USAGE)
+    refused(ask(alice, KEY.signature, lower, lower), "lies within the other", status=os.EX_USAGE)
+    inner.rmdir()
+
+
+def test_a_mount_is_not_mounted_over(alice: Person, lower: Path, upper: Path) -> None:
+    other = folder(ROOT / "other", alice)
+    assert ask(alice, KEY.signature, lower, upper).status == 0
+    refused(ask(alice, KEY.signature, other, upper, "second"), "is a mount already", status=os.EX_TEMPFAIL)
+    refused(ask(alice, KEY.signature, upper, other, "second"), "the lower folder is on ecryptfs")
+    refused(ask(alice, KEY.signature, lower, other), "is mounted already", status=os.EX_TEMPFAIL)
+    assert points() == [str(upper)]
+
+
+def test_a_user_has_so_many_mounts_and_no_more(alice: Person, lower: Path) -> None:
+    answers = []
+    for number in range(MAX + 1):
+        upper = folder(ROOT / f"many-{number}", alice)
+        answers.append(ask(alice, KEY.signature, lower, upper, f"many-{number}"))
+    assert [answer.status for answer in answers] == [0] * MAX + [os.EX_TEMPFAIL]
+    assert f"you have {MAX} mounts, and may have {MAX}" in answers[-1].text
+    assert len(made()) == MAX
+
+
+# --- swapping ------------------------------------------------------------------------------------------------------
+
+
+def test_a_symbolic_link_is_followed_nowhere(alice: Person, bob: Person, lower: Path) -> None:
+    link = ROOT / "link"
+    link.symlink_to("/home/bob")
+
+    def work() -> str:
+        try:
+            client.ask_mount(MountRequest(MOUNT, "private", (KEY.signature,)), lower, link)
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}"
+        return "mounted"
+
+    told = Task(alice, work).result()
+    assert told == f"{link}: is a symbolic link, which is not followed: name the folder itself (/home/bob)"
+    link.unlink()
+
+
+def test_a_folder_swapped_between_check_and_mount_gets_the_mount_or_none(
+    alice: Person, bob: Person, lower: Path
+) -> None:
+    """A loop exchanges the upper folder and a link to one of bob's, and another the folder above it."""
+    victim = folder(Path("/home/bob/victim"), alice)  # so that nothing but the swap protects it
+    Path("/home/bob").chmod(0o755)
+    nest = folder(ROOT / "nest", alice)
+    target = folder(nest / "target", alice)
+    (nest / "link").symlink_to(victim)
+    (ROOT / "nest-link").symlink_to("/home/bob")
+    stop = ROOT / "stop"
+
+    def swap() -> None:
+        while not stop.exists():
+            exchange(nest / "target", nest / "link")
+            exchange(ROOT / "nest", ROOT / "nest-link")
+            exchange(ROOT / "nest", ROOT / "nest-link")
+            exchange(nest / "link", nest / "target")
+
+    def attack() -> list[str]:
+        be_seen()
+        told = []
+        for _ in range(12):
+            try:
+                told.append(asked(lambda: client.ask_mount(wanted, lower, target)).text)
+            except OSError as error:
+                told.append(str(error.strerror))
+                continue
+            with contextlib.suppress(OSError):
+                asked(lambda: client.ask_unmount("private", Path(told[-1])))
+        return told
+
+    wanted = MountRequest(MOUNT, "private", (KEY.signature,))
+    swapper = Task(alice, swap)
+    try:
+        told = Task(alice, attack).result()
+    finally:
+        stop.touch()
+        swapper.result()
+    assert all(not point.startswith("/home/bob") for point in points()), told
+    take_all_away()
+    stop.unlink()
+    assert os.listdir(victim) == []
+
+
+def exchange(first: Path, second: Path) -> None:
+    at_cwd, flag = -100, 2
+    with contextlib.suppress(OSError):
+        libc.call("renameat2", at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), flag)
+
+
+def test_the_mount_lies_where_the_descriptor_leads_wherever_the_path_does(alice: Person, lower: Path) -> None:
+    before, after = folder(ROOT / "before", alice), ROOT / "after"
+
+    def work() -> Answer:
+        be_seen()
+        folders = [client.open_folder(lower), client.open_folder(before)]
+        before.rename(after)
+        before.symlink_to("/etc")
+        return raw_and_closed(request(KEY.signature), folders)
+
+    answer = Task(alice, work).result()
+    assert answer == (0, str(after)), answer
+    assert points() == [str(after)]
+    take_all_away()
+    before.unlink()
+    after.rmdir()
+
+
+def raw_and_closed(data: bytes, folders: list[int]) -> Answer:
+    with connect(SOCKET, frozenset({0})) as connection:
+        socket.send_fds(connection, [data], folders)
+        for fd in folders:
+            os.close(fd)
+        connection.shutdown(socket.SHUT_WR)
+        return reply_of(connection)
+
+
+def test_a_mount_of_roots_is_not_taken_away_by_swapping_the_folders_above(alice: Person, lower: Path) -> None:
+    theirs = folder(Path("/srv/theirs"), alice)
+    point = folder(theirs / "private", alice)
+    libc.call("mount", b"tmpfs", os.fsencode(point), b"tmpfs", 0, None)
+    nest = folder(ROOT / "away", alice)
+    upper = folder(nest / "private", alice)
+    (ROOT / "away-link").symlink_to(theirs)
+    stop = ROOT / "stop"
+
+    def swap() -> None:
+        while not stop.exists():
+            exchange(nest, ROOT / "away-link")
+
+    def attack() -> list[Answer]:
+        be_seen()
+        told = []
+        wanted = MountRequest(MOUNT, "private", (KEY.signature,))
+        for _ in range(8):
+            with contextlib.suppress(OSError):
+                told.append(asked(lambda: client.ask_mount(wanted, lower, upper)))
+            with contextlib.suppress(OSError):
+                told.append(asked(lambda: client.ask_unmount("private", upper)))
+        return told
+
+    swapper = Task(alice, swap)
+    try:
+        told = Task(alice, attack).result()
+    finally:
+        stop.touch()
+        swapper.result()
+        stop.unlink()
+        is_there = point.is_mount()
+        libc.call("umount2", os.fsencode(point), 2)
+    assert is_there, told
+
+
+# --- namespaces ----------------------------------------------------------------------------------------------------
+
+
+def test_a_mount_namespace_of_ones_own_is_refused(alice: Person, lower: Path, upper: Path) -> None:
+    answer = ask(alice, KEY.signature, lower, upper, before=lambda: unshare(NEW_USER | NEW_MOUNTS))
+    refused(answer, "namespace")
+    assert made() == []
+
+
+def test_a_user_namespace_of_ones_own_is_refused(alice: Person, lower: Path, upper: Path) -> None:
+    refused(ask(alice, KEY.signature, lower, upper, before=lambda: unshare(NEW_USER)), "user namespace")
+
+
+def test_in_a_mount_namespace_of_roots_the_mount_is_there_and_nowhere_else(
+    alice: Person, lower: Path, upper: Path
+) -> None:
+    """As a service with PrivateMounts has one."""
+
+    def work() -> list[str]:
+        unshare(NEW_MOUNTS)
+        libc.call("mount", b"none", b"/", None, 1 << 18 | 1 << 14, None)  # MS_PRIVATE | MS_REC
+        answer = ask(alice, KEY.signature, lower, upper)
+        return [answer.text, *points()]
+
+    assert Task(person("root"), work).result() == [str(upper), str(upper)]
+    assert made() == []
+
+
+def test_descriptors_of_another_mount_namespace_are_refused(alice: Person, lower: Path, upper: Path) -> None:
+    def work() -> Answer:
+        folders = [client.open_folder(lower), client.open_folder(upper)]
+        unshare(NEW_MOUNTS)
+
+        def send() -> Answer:
+            be_seen()
+            return raw(request(KEY.signature), folders)
+
+        return Task(alice, send).result()
+
+    refused(Task(person("root"), work).result(), "is not in the mount namespace of the process that asked")
+
+
+def test_in_a_chroot_the_mount_lies_on_the_folder_and_on_nothing_of_that_name(
+    alice: Person, lower: Path, upper: Path
+) -> None:
+    cell = folder(ROOT / "cell", alice)
+
+    def work() -> Answer:
+        folders = [client.open_folder(lower), client.open_folder(upper)]
+        connection = connect(SOCKET, frozenset({0}))
+        os.chroot(cell)
+
+        def send() -> Answer:
+            be_seen()
+            made_there = connect_in(connection)
+            return made_there(folders)
+
+        return Task(alice, send).result()
+
+    # A connection of root's, used by alice: refused. One of her own cannot be made in the cell without the socket.
+    refused(Task(person("root"), work).result(), "by another process")
+    assert made() == []
+    cell.rmdir()
+
+
+def connect_in(connection: socket.socket) -> Callable[[list[int]], Answer]:
+    def send(folders: list[int]) -> Answer:
+        socket.send_fds(connection, [request(KEY.signature)], folders)
+        connection.shutdown(socket.SHUT_WR)
+        return reply_of(connection)
+
+    return send
+
+
+# --- who asks ------------------------------------------------------------------------------------------------------
+
+
+def become(real: int, effective: int, saved: int) -> Callable[[], None]:
+    return lambda: os.setresuid(real, effective, saved)
+
+
+def test_a_set_user_id_program_is_refused_in_either_direction(
+    alice: Person, bob: Person, lower: Path, upper: Path
+) -> None:
+    nobody = person("root")
+    for ids in ((alice.uid, 0, 0), (bob.uid, alice.uid, alice.uid), (alice.uid, alice.uid, 0)):
+        answer = ask(nobody, KEY.signature, lower, upper, before=become(*ids))
+        refused(answer, *(["another process, or another user"] if ids[0] != ids[1] else ["set-user-ID"]))
+    assert made() == []
+
+
+def test_a_set_group_id_program_is_refused(alice: Person, lower: Path, upper: Path) -> None:
+    def become_both() -> None:
+        os.setresgid(alice.gid, 5, alice.gid)
+        os.setresuid(alice.uid, alice.uid, alice.uid)
+
+    refused(ask(person("root"), KEY.signature, lower, upper, before=become_both), "set-user-ID")
+
+
+def test_a_connection_that_another_process_has_made_is_refused(alice: Person, lower: Path, upper: Path) -> None:
+    def work() -> Answer:
+        connection = connect(SOCKET, frozenset({0}))
+        folders = [client.open_folder(lower), client.open_folder(upper)]
+        sender = os.fork()
+        if sender == 0:
+            socket.send_fds(connection, [request(KEY.signature)], folders)
+            os._exit(0)
+        os.waitpid(sender, 0)
+        connection.shutdown(socket.SHUT_WR)
+        return reply_of(connection)
+
+    refused(Task(alice, work).result(), "by another process")
+
+
+def test_root_is_refused(lower: Path, upper: Path) -> None:
+    answer = ask(person("root"), KEY.signature, lower, upper)
+    refused(answer, "root")
+
+
+def test_a_process_that_dies_after_asking_gets_no_mount(
+    serving: Task[None], alice: Person, lower: Path, upper: Path
+) -> None:
+    before = LOG.read_text().count("has ended")
+    serving.send_signal(signal.SIGSTOP)
+    try:
+
+        def work() -> None:
+            connection = connect(SOCKET, frozenset({0}))
+            socket.send_fds(
+                connection, [request(KEY.signature)], [client.open_folder(lower), client.open_folder(upper)]
+            )
+            os._exit(0)
+
+        with contextlib.suppress(Exception):
+            Task(alice, work).result()
+    finally:
+        serving.send_signal(signal.SIGCONT)
+    wait_until(lambda: LOG.read_text().count("has ended") > before, "the source notices")
+    assert made() == []
+
+
+def test_a_peer_that_sends_nothing_delays_only_itself(alice: Person, bob: Person, lower: Path, upper: Path) -> None:
+    def idle() -> Answer:
+        return reply_of(connect(SOCKET, frozenset({0})))
+
+    idler = Task(bob, idle)
+    assert ask(alice, KEY.signature, lower, upper).status == 0
+    refused(idler.result(), "no request has come", status=os.EX_USAGE)
+
+
+def test_a_user_without_the_key_gets_no_mount(bob: Person) -> None:
+    mine, over = folder(Path("/home/bob/lower"), bob), folder(Path("/home/bob/upper"), bob)
+    refused(ask(bob, KEY.signature, mine, over), "auth token", status=os.EX_UNAVAILABLE)
+
+
+# --- requests ------------------------------------------------------------------------------------------------------
+
+
+NAMES = [
+    b"a,ecryptfs_passthrough",
+    b"../../etc",
+    b"a b",
+    b"a\nb",
+    b"-o",
+    b".",
+    b"a/b",
+    b"x" * 65,
+    b"",
+    b"a\0b",
+    b"\xff",
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=repr)
+def test_an_option_cannot_be_smuggled_in_a_name(alice: Person, lower: Path, upper: Path, name: bytes) -> None:
+    good = request(KEY.signature)
+    data = good[:5] + bytes([len(name)]) + name + good[6 + len("private") :]
+
+    def work() -> Answer:
+        be_seen()
+        return raw(data, [client.open_folder(lower), client.open_folder(upper)])
+
+    refused(Task(alice, work).result(), "malformed", status=os.EX_USAGE)
+    assert made() == []
+
+
+def test_other_descriptors_than_those_of_two_folders_are_refused(alice: Person, lower: Path, upper: Path) -> None:
+    good = request(KEY.signature)
+
+    def work() -> list[Answer]:
+        be_seen()
+        file = upper / "file"
+        file.touch()
+        paths = [client.open_folder(lower), client.open_folder(upper)]
+        readable = os.open(lower, os.O_RDONLY | os.O_DIRECTORY)
+        ours, _ = socket.socketpair()
+        of_file = os.open(file, os.O_PATH)
+        told = [
+            raw(good, []),
+            raw(good, paths[:1]),
+            raw(good, [*paths, paths[0]]),
+            raw(good, [paths[0], readable]),
+            raw(good, [ours.fileno(), paths[1]]),
+            raw(good, [paths[0], of_file]),
+            raw(good + b"x", paths),
+            raw(b"x" * 500, paths),
+        ]
+        file.unlink()
+        return told
+
+    told = Task(alice, work).result()
+    assert all(answer.status in (os.EX_USAGE, os.EX_NOPERM) for answer in told), told
+    assert made() == []
+
+
+def test_too_many_requests_are_refused_and_another_user_is_not_delayed(
+    alice: Person, bob: Person, lower: Path, upper: Path
+) -> None:
+    def flood() -> set[str]:
+        be_seen()
+        return {raw(b"x", []).text for _ in range(40)}
+
+    told = Task(bob, flood).result()
+    assert "too many requests: wait a few seconds" in told
+    assert ask(alice, KEY.signature, lower, upper).status == 0
+
+
+# --- filesystems that hang -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hanging(alice: Person) -> Iterator[Path]:
+    """A FUSE of alice's own that answers nothing."""
+    point = folder(ROOT / "fuse", alice)
+    with contextlib.suppress(OSError):
+        os.system("modprobe fuse")
+    if not Path("/dev/fuse").exists():
+        pytest.skip("this kernel has no FUSE")
+    device = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={device},rootmode=40000,user_id={alice.uid},group_id={alice.gid},allow_other".encode()
+    libc.call("mount", b"hanging", os.fsencode(point), b"fuse", 0, ctypes.c_char_p(options))
+    yield point
+    libc.call("umount2", os.fsencode(point), 2)
+    os.close(device)  # aborts what waits for it
+
+
+@pytest.mark.parametrize("which", ["lower", "upper"])
+def test_a_filesystem_of_the_users_own_that_hangs_is_not_asked(
+    hanging: Path, alice: Person, lower: Path, upper: Path, which: str
+) -> None:
+    pair = (hanging, upper) if which == "lower" else (lower, hanging)
+    refused(ask(alice, KEY.signature, *pair), f"the {which} folder is on fuse")
+
+
+# --- taking away ---------------------------------------------------------------------------------------------------
+
+
+def test_another_users_mount_cannot_be_taken_away(alice: Person, bob: Person, lower: Path, upper: Path) -> None:
+    assert ask(alice, KEY.signature, lower, upper).status == 0
+    ROOT.chmod(0o755)
+    try:
+        refused(ask_away(bob, upper), "was mounted for uid 5001, not for you")
+    finally:
+        ROOT.chmod(0o700)
+    refused(ask_away(alice, upper, "other"), "is the mount private", status=os.EX_USAGE)
+    assert points() == [str(upper)]
+
+
+def test_a_mount_that_upcall_has_not_made_cannot_be_taken_away(alice: Person, lower: Path, upper: Path) -> None:
+    mount(alice, lower, upper, KEY.signature)
+    refused(ask_away(alice, upper), "is not a mount that `upcall mount` has made")
+    refused(ask_away(alice, ROOT), "is not a mount that `upcall mount` has made")
+    assert points() == [str(upper)]
+
+
+def test_root_may_take_a_users_mount_away(alice: Person, lower: Path, upper: Path) -> None:
+    assert ask(alice, KEY.signature, lower, upper).status == 0
+    assert ask_away(person("root"), upper).status == 0
+    assert made() == []
+
+
+def test_a_mount_that_is_in_use_stays_unless_asked_otherwise(alice: Person, lower: Path, upper: Path) -> None:
+    assert ask(alice, KEY.signature, lower, upper).status == 0
+    held = os.open(upper, os.O_PATH)
+    refused(ask_away(alice, upper), "is in use", "--lazy private", status=os.EX_TEMPFAIL)
+    assert points() == [str(upper)]
+    assert ask_away(alice, upper, lazy=True).status == 0
+    os.close(held)
+    assert made() == []
+
+
+def test_a_configuration_that_is_wrong_allows_nobody(alice: Person, lower: Path, upper: Path) -> None:
+    before = CONFIG.read_text()
+    CONFIG.write_text("[mount]\nusers = 5\n")
+    try:
+        refused(ask(alice, KEY.signature, lower, upper), "upcall config check", status=os.EX_CONFIG)
+    finally:
+        CONFIG.write_text(before)
+
+
+def test_the_user_keyring_of_the_caller_is_where_the_key_is_looked_for(
+    alice: Person, lower: Path, upper: Path
+) -> None:
+    """A caller whose session keyring is another's finds its own user keyring's keys, and no others."""
+
+    def strange_session() -> None:
+        keyring.join_session_and_link_user_keyring()
+
+    assert ask(alice, KEY.signature, lower, upper, before=strange_session).status == 0

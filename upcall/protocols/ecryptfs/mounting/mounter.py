@@ -1,0 +1,244 @@
+"""Checks a request and mounts or unmounts, in a child process of the source that does this once and ends.
+
+Everything is decided by the descriptors that the user has sent. No path of the user's is resolved: the lower folder is
+passed to eCryptfs as /proc/self/fd/N, and the mount is attached to the descriptor of the upper one. The filesystem of
+a descriptor is known from mountinfo before anything is asked of it, because a user's own FUSE could keep this process
+waiting for ever.
+
+The source of the mount, "upcall:UID:NAME" in mountinfo, says for whom it was made: this is the only record, kept by
+the kernel, and only root can mount with a source of that form.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final, Protocol
+
+from upcall.kernel.mounts import Mount
+from upcall.protocols.ecryptfs.mounting.denied import FAILED, LATER, NOT_PERMITTED, UNAVAILABLE, WRONG, Denied
+from upcall.protocols.ecryptfs.mounting.messages import MOUNT, Made, MountRequest, take_made
+from upcall.protocols.ecryptfs.mounting.requester import MountRequester
+
+ECRYPTFS: Final = "ecryptfs"
+# Filesystems of this machine's own disks and memory. eCryptfs does not work on those of a network; those of a process
+# (FUSE) answer when the process wants to; the kernel's own (proc, sysfs, cgroup) have no files to encrypt.
+LOWER: Final = frozenset(
+    {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "reiserfs", "tmpfs", "xfs", "zfs"}
+)
+# A mount can lie on these, too, besides; nothing is read from them but whether the folder is empty.
+UPPER: Final = LOWER | {"nfs", "nfs4", "overlay"}
+_ROOT: Final = 0
+
+
+class Mounting(Protocol):
+    """The system calls of a mounter: `System`, or a test double. Methods raise OSError."""
+
+    def enter(self, requester: MountRequester) -> None:
+        """Takes the requester's real ids and user keyring, and enters its mount namespace."""
+
+    def owns_namespace(self) -> bool: ...
+
+    def mounts(self) -> Mapping[int, Mount]:
+        """Returns the mounts of the namespace by id."""
+
+    def is_folder(self, fd: int) -> bool:
+        """Returns whether this is an O_PATH descriptor. Does not ask the filesystem."""
+
+    def mount_id(self, fd: int) -> int:
+        """Returns the mount that a descriptor lies on. Does not ask the filesystem."""
+
+    def path(self, fd: int) -> str: ...
+
+    def stat(self, fd: int, /) -> os.stat_result: ...
+
+    def is_empty(self, folder: int, /) -> bool: ...
+
+    def lies_within(self, inner: int, outer: int, /) -> bool: ...
+
+    def mount(self, made: Made, request: MountRequest, lower: int, upper: int, /) -> int:
+        """Mounts; returns a descriptor of the mount."""
+
+    def detach(self, mount: int, /) -> None:
+        """Takes away a mount that this process has just made."""
+
+    def unmount(self, parent: int, name: str, lazy: bool, /) -> None:
+        """Unmounts what is mounted on the entry `name` of the folder `parent`."""
+
+
+class Mounter:
+    """Serves one request. `most`: mounts that a user may have."""
+
+    def __init__(self, system: Mounting, most: int) -> None:
+        self._system, self._most = system, most
+
+    def serve(self, request: MountRequest, requester: MountRequester, folders: list[int]) -> str:
+        """Mounts or unmounts; returns the path of the upper folder. Denied. Takes the descriptors over."""
+        system = self._system
+        if not all(system.is_folder(fd) for fd in folders):
+            raise Denied(WRONG, "the request has other descriptors than those of folders")
+        try:
+            system.enter(requester)
+            owned = system.owns_namespace()
+        except OSError as error:
+            raise Denied(
+                NOT_PERMITTED,
+                f"the mount namespace of the process that asked cannot be entered ({error.strerror}): it is in a user "
+                "namespace of its own, or runs with other rights than yours",
+            ) from None
+        if not owned:
+            raise Denied(
+                NOT_PERMITTED,
+                "the process that asked is in a mount namespace of its own (unshare, a container): ask from outside",
+            )
+        if request.kind == MOUNT:
+            return self._mount(request, requester, *folders)
+        return self._unmount(request, requester, folders)
+
+    # --- mounting ------------------------------------------------------------------------------------------
+
+    def _mount(self, request: MountRequest, requester: MountRequester, lower: int, upper: int) -> str:
+        if requester.uid == _ROOT:
+            raise Denied(WRONG, "root mounts without help: see `upcall key show` for the options of mount(8)")
+        system = self._system
+        mounts = system.mounts()
+        lower_path = self._checked("lower", lower, requester.uid, mounts, LOWER)
+        upper_path = self._checked("upper", upper, requester.uid, mounts, UPPER)
+        if any(mount.point == upper_path for mount in mounts.values()):
+            raise Denied(LATER, f"{_shown(upper_path)}: something is mounted there already: see `upcall mounts`")
+        with _explained("the folders cannot be compared"):
+            if system.lies_within(upper, lower) or system.lies_within(lower, upper):
+                raise Denied(WRONG, f"{_shown(lower_path)} and {_shown(upper_path)}: one folder lies within the other")
+        with _explained(_shown(upper_path)):
+            if not system.is_empty(upper):
+                raise Denied(
+                    WRONG,
+                    f"{_shown(upper_path)}: is not empty, and a mount would hide its files: choose an empty folder",
+                )
+        self._check_number(request, requester, mounts)
+        made = Made(requester.uid, request.name)
+        with _explained(f"{_shown(lower_path)} on {_shown(upper_path)}"):
+            mount = system.mount(made, request, lower, upper)
+        try:
+            self._verify(mount, made, upper_path)
+        except BaseException:
+            system.detach(mount)
+            raise
+        return upper_path
+
+    def _checked(
+        self, which: str, fd: int, uid: int, mounts: Mapping[int, Mount], allowed: frozenset[str]
+    ) -> str:  # fmt: skip
+        """Returns the path of a folder, for people. Denied unless it is the user's own folder, which others cannot
+        write to, on a filesystem that is allowed."""
+        system = self._system
+        mount = mounts.get(system.mount_id(fd))
+        path = system.path(fd)
+        shown = _shown(path)
+        if mount is None:
+            raise Denied(NOT_PERMITTED, f"the {which} folder is not in the mount namespace of the process that asked")
+        if which == "upper" and mount.point == path and mount.type in {ECRYPTFS, *allowed}:
+            raise Denied(
+                LATER, f"{shown}: is a mount already: `upcall mounts` shows yours, `upcall umount` takes one away"
+            )
+        if mount.type not in allowed:
+            raise Denied(
+                NOT_PERMITTED,
+                f"{shown}: the {which} folder is on {mount.type}, which cannot be used: choose one on a disk",
+            )
+        with _explained(shown):
+            found = system.stat(fd)
+        if not stat.S_ISDIR(found.st_mode):
+            raise Denied(WRONG, f"{shown}: is not a folder")
+        if not found.st_nlink:
+            raise Denied(WRONG, f"{shown}: the folder has been removed")
+        if found.st_uid != uid:
+            raise Denied(
+                NOT_PERMITTED, f"{shown}: belongs to uid {found.st_uid}: both folders must be your own (uid {uid})"
+            )
+        if found.st_mode & 0o022:
+            mode = stat.S_IMODE(found.st_mode)
+            raise Denied(NOT_PERMITTED, f"{shown}: mode {mode:04o} lets others write to it: chmod go-w it")
+        return path
+
+    def _check_number(self, request: MountRequest, requester: MountRequester, mounts: Mapping[int, Mount]) -> None:
+        mine = [made for made in map(_made, mounts.values()) if made is not None and made.uid == requester.uid]
+        if any(made.name == request.name for made in mine):
+            raise Denied(LATER, f"{request.name}: is mounted already: see `upcall mounts`")
+        if len(mine) >= self._most:
+            raise Denied(LATER, f"you have {len(mine)} mounts, and may have {self._most}: `upcall umount` one of them")
+
+    def _verify(self, fd: int, made: Made, upper_path: str) -> None:
+        """Denied unless the mount is where it was meant to be."""
+        found = self._system.mounts().get(self._system.mount_id(fd))
+        if found is None or _made(found) != made or found.point != upper_path:
+            where = "nowhere" if found is None else _shown(found.point)
+            raise Denied(LATER, f"{_shown(upper_path)}: was moved meanwhile (the mount was {where}): try again")
+        if not {"nosuid", "nodev"} <= found.options:
+            raise Denied(FAILED, "the kernel has not set nosuid and nodev")
+
+    # --- unmounting ----------------------------------------------------------------------------------------
+
+    def _unmount(self, request: MountRequest, requester: MountRequester, folders: list[int]) -> str:
+        """The mount's own descriptor must be closed to unmount it: a descriptor, even with O_PATH, keeps it busy. So
+        it is named by the folder that contains the mount point, and its entry, which cannot be renamed meanwhile
+        because it is a mount point."""
+        system = self._system
+        (fd,) = folders
+        number = system.mount_id(fd)
+        mount = system.mounts().get(number)
+        made = None if mount is None else _made(mount)
+        if mount is None or made is None or system.path(fd) != mount.point:
+            raise Denied(NOT_PERMITTED, f"{_shown(system.path(fd))}: is not a mount that `upcall mount` has made")
+        if requester.uid not in (made.uid, _ROOT):
+            raise Denied(NOT_PERMITTED, f"{_shown(mount.point)}: was mounted for uid {made.uid}, not for you")
+        if made.name != request.name:
+            raise Denied(WRONG, f"{_shown(mount.point)}: is the mount {made.name}: `upcall umount {made.name}`")
+        with _explained(_shown(mount.point)):
+            parent = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+            os.close(folders.pop())
+            try:
+                system.unmount(parent, Path(mount.point).name, request.lazy)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                raise Denied(
+                    LATER,
+                    f"{_shown(mount.point)}: is in use: end what uses it, or `upcall umount --lazy {made.name}`",
+                ) from None
+        if number in system.mounts():
+            raise Denied(LATER, f"{_shown(mount.point)}: was moved meanwhile, and is still mounted: try again")
+        return mount.point
+
+
+def _made(mount: Mount) -> Made | None:
+    return take_made(mount.source) if mount.type == ECRYPTFS else None
+
+
+def _shown(path: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in path)
+
+
+_KERNEL: Final = {
+    errno.ENODEV: (UNAVAILABLE, "the kernel has no eCryptfs: as root, `modprobe ecryptfs`"),
+    errno.ENOKEY: (
+        UNAVAILABLE,
+        "the key's auth token is not in your user keyring: `upcall key add` puts it there",
+    ),
+    errno.ENOENT: (UNAVAILABLE, "the kernel did not find the key's auth token, or a cipher: `upcall doctor`"),
+    errno.EINVAL: (FAILED, "the kernel refused the mount: its log (dmesg) says why"),
+}
+
+
+@contextlib.contextmanager
+def _explained(about: str) -> Iterator[None]:
+    """Turns an OSError into Denied."""
+    try:
+        yield
+    except OSError as error:
+        status, text = _KERNEL.get(error.errno or 0, (FAILED, f"{error.strerror or error}"))
+        raise Denied(status, f"{about}: {text}") from None
