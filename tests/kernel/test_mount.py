@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.mount_scene import CONFIG, made, points, source, take_all_away, upcall
-from tests.kernel.scene import CONTENT, House, attempt, opening
+from tests.kernel.scene import CONTENT, House, answered, attempt, opening
 from upcall.testing.lab.stage import Person, drop_caches, person, start_daemon
 
 LOG = Path("/tmp/mount.log")
@@ -66,7 +66,7 @@ def test_an_ordinary_user_mounts_writes_reads_locks_and_unmounts(
 
     assert attempt(alice, lambda: (upper / "file").write_bytes(CONTENT)).errno == 0
     drop_caches()
-    assert attempt(alice, opening(upper / "file")).value == CONTENT
+    assert answered(alice, opening(upper / "file")).value == CONTENT
     assert CONTENT not in (lower / "file").read_bytes()
 
     (row,) = json.loads(upcall(alice, "mounts", "--json").stdout)
@@ -77,25 +77,30 @@ def test_an_ordinary_user_mounts_writes_reads_locks_and_unmounts(
         ["default"],
     )
 
-    assert upcall(alice, "lock").returncode == 0
+    done = upcall(alice, "lock")
+    assert done.returncode == 0, done.stderr
     drop_caches()
     assert attempt(alice, opening(upper / "file")).errno != 0
-    assert upcall(alice, "unlock").returncode == 0
-    assert attempt(alice, opening(upper / "file")).value == CONTENT
+    done = upcall(alice, "unlock")
+    assert done.returncode == 0, done.stderr
+    assert answered(alice, opening(upper / "file")).value == CONTENT
 
-    with subprocess.Popen(["sleep", "1000"], cwd=upper, user=alice.uid) as user:
+    user = subprocess.Popen(["sleep", "1000"], cwd=upper, user=alice.uid)
+    try:
         done = upcall(alice, "umount", "private")
-        assert done.returncode == os.EX_TEMPFAIL
+        assert done.returncode == os.EX_TEMPFAIL, done.stderr
         assert "is in use" in done.stderr and f"in use by sleep (pid {user.pid}): works there" in done.stderr
         assert points() == [str(upper)]
         done = upcall(alice, "umount", "--lazy", "private")
         assert (done.returncode, done.stdout) == (0, f"private: unmounted from {upper}\n"), done.stderr
+    finally:
         user.kill()
+        user.wait()
     assert made() == [] and os.listdir(upper) == []
 
     done = upcall(alice, "mount", "private")  # it is remembered
     assert done.returncode == 0, done.stderr
-    assert attempt(alice, opening(upper / "file")).value == CONTENT
+    assert answered(alice, opening(upper / "file")).value == CONTENT
     done = upcall(alice, "umount", "private")
     assert (done.returncode, made()) == (0, []), done.stderr
     assert upcall(alice, "umount", "private").stdout == "private: is not mounted\n"

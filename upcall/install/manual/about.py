@@ -68,6 +68,11 @@ FILES: Final[dict[str, dict[str, str]]] = {
         "~/.local/share/upcall/keys": "An entry for each key, `NAME.toml`, see `upcall-key`(5), and key files of key "
         "modules that have some. A copy of this folder is a copy of the keys.",
     },
+    "mounts": {
+        "~/.local/share/upcall/mounts": "What is remembered of each mount, `NAME.toml`.",
+        "/run/upcall/mount.sock": "Where users ask for mounts.",
+        "/etc/upcall/config.toml": "`[mount] users` says who may.",
+    },
     "request-key": {
         "/etc/request-key.d/upcall.conf": "See `upcall-request-key.conf`(5).",
         "/usr/local/libexec/upcall/upcall-request-key": "The copy that `--copy` makes.",
@@ -80,6 +85,7 @@ FILES: Final[dict[str, dict[str, str]]] = {
     "setup": {
         "/var/lib/upcall/install.json": "What was written, with a SHA-256 for each file: what `--undo` takes away.",
         "/etc/systemd/system/upcall-broker.service": "The broker; beside it `upcall-quota.service`, the quota source, "
+        "`upcall-mount.service`, which mounts for users, "
         "`upcall-system-daemon.service`, the machine's daemon, `upcall-root-daemon.service`, root's, and "
         "`upcall-keytab.path`.",
         "/etc/systemd/user/upcall-daemon.service": "Each user's daemon.",
@@ -120,4 +126,7 @@ SEE: Final[dict[str, tuple[str, ...]]] = {
     "setup": ("`upcall-broker`(8)", "`upcall-daemon`(1)", "`upcall-doctor`(1)"),
     "session": ("`upcall-setup`(8)", "`pam_exec`(8)"),
     "quota": ("`upcall-config`(5)", "`quota`(1)"),
+    "mount": ("`upcall-umount`(1)", "`upcall-mounts`(1)", "`upcall-key`(1)"),
+    "umount": ("`upcall-mount`(1)", "`upcall-mounts`(1)"),
+    "mounts": ("`upcall-mount`(1)", "`upcall-umount`(1)", "`upcall-config`(5)"),
 }

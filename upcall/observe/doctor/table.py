@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from upcall.core.errors import UpcallError
-from upcall.observe.doctor import broker, daemon, hardening, kernel, keyrings, keys, locking, plugins, quota
+from upcall.observe.doctor import broker, daemon, hardening, kernel, keyrings, keys, locking, mounts, plugins, quota
 from upcall.observe.doctor import configuration as configured
 from upcall.observe.doctor.findings import Finding, problem
 from upcall.observe.doctor.system import Scene
@@ -50,6 +50,7 @@ CHECKS: Final = (
     Check("kerberos", "the Kerberos library is there, if cifs.spnego is answered", plugins.library),
     Check("request-key", "upcall's lines win, and only root can change their program", configured.request_key),
     Check("quota", "quota warnings are received, and the source is connected to the broker", quota.listening),
+    Check("mount", "who may mount eCryptfs without root, and that the service runs for them", mounts.mounting),
 )
 
 
