@@ -112,7 +112,7 @@ def test_without_a_terminal_secrets_that_are_not_given_are_an_error(home: Path) 
     ]
     for given, why in (
         ([], "(The administrator's word): use --param-fd or --param-file"),
-        (["--param-file", f"admin={secret_file(home)}"], "(PIN of the card)"),
+        (["--param-file", f"admin={secret_file(home)}"], "(PIN of the card): use --pin-fd or --pin-file"),
     ):
         done = subprocess.run([*command, *given], start_new_session=True, capture_output=True, text=True, timeout=60)
         assert done.returncode == os.EX_USAGE

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_cli_key import KEY, Running, captured_pem, daemon, home, on_a_terminal, run, shown, token_of
+from tests.fresh_key import WORD as OLD_WORD
+from tests.fresh_key import fresh_key
+from tests.test_cli_key import Running, daemon, home, on_a_terminal, run, shown, token_of
 from upcall.kernel import keyring
 from upcall.keys.sharing import sharing
 from upcall.keys.store import Entry, KeyStore
@@ -86,16 +88,17 @@ def test_remove_deletes_entry_file_and_auth_token_after_a_yes(home: Path, daemon
 
 
 def test_remove_asks_before_it_takes_another_programs_auth_token_away(home: Path) -> None:
-    run("import", "old", "--file", captured_pem(home), "--compat", word=KEY["passphrase"])
+    path, signature = fresh_key(home / "key.pem")
+    run("import", "old", "--file", path, "--compat", word=OLD_WORD)
     (home / "DATA/upcall/keys/old.toml").unlink()
-    assert "--yes" in run("remove", KEY["sig"], code=os.EX_USAGE).stderr
-    assert keyring.find(KEY["sig"]) is not None
-    code, seen = on_a_terminal(["remove", KEY["sig"]], ["n"])
+    assert "--yes" in run("remove", signature, code=os.EX_USAGE).stderr
+    assert keyring.find(signature) is not None
+    code, seen = on_a_terminal(["remove", signature], ["n"])
     assert code == 1 and "Another program put it there" in seen
-    assert keyring.find(KEY["sig"]) is not None
-    run("remove", KEY["sig"], "--delete-file", "--yes", code=os.EX_USAGE)
-    run("remove", KEY["sig"], "--yes")
-    assert keyring.find(KEY["sig"]) is None
+    assert keyring.find(signature) is not None
+    run("remove", signature, "--delete-file", "--yes", code=os.EX_USAGE)
+    run("remove", signature, "--yes")
+    assert keyring.find(signature) is None
 
 
 def test_remove_takes_away_what_is_no_auth_token(home: Path) -> None:
@@ -110,8 +113,8 @@ def test_remove_takes_away_what_is_no_auth_token(home: Path) -> None:
 
 @pytest.mark.parametrize("how", ["path", "hard link", "symbolic link", "copy"])
 def test_importing_a_key_twice_is_refused_with_the_name_of_the_first(home: Path, how: str) -> None:
-    path = captured_pem(home)
-    run("import", "old", "--file", path, word=KEY["passphrase"])
+    path, _ = fresh_key(home / "key.pem")
+    run("import", "old", "--file", path, word=OLD_WORD)
     again = home / "again.pem"
     if how == "path":
         again = path
@@ -121,8 +124,8 @@ def test_importing_a_key_twice_is_refused_with_the_name_of_the_first(home: Path,
         again.symlink_to(path)
     else:
         again.touch(0o600)
-        again.write_text(KEY["pem"])
-    word = KEY["passphrase"] if how == "copy" else None  # not even asked for otherwise
+        again.write_bytes(path.read_bytes())
+    word = OLD_WORD if how == "copy" else None  # not even asked for otherwise
     refused = run("import", "new", "--file", again, word=word, code=os.EX_CANTCREAT)
     assert "the key old" in refused.stderr and "nothing was imported" in refused.stderr
     assert files(home) == ["old.toml"]
@@ -166,14 +169,14 @@ def test_a_file_that_a_damaged_entry_may_use_is_kept(home: Path) -> None:
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_file_imported_in_place_is_kept_unless_its_deletion_is_asked_for(home: Path, inside: bool) -> None:
-    path = captured_pem(home)
+    path, _ = fresh_key(home / "key.pem")
     if inside:
         KeyStore().prepare()
         path = path.rename(home / "DATA/upcall/keys/old.pem")
-    run("import", "old", "--file", path, word=KEY["passphrase"])
+    run("import", "old", "--file", path, word=OLD_WORD)
     assert f"kept {path}" in run("remove", "old", "--yes").stderr
     assert path.exists()
-    run("import", "old", "--file", path, word=KEY["passphrase"])
+    run("import", "old", "--file", path, word=OLD_WORD)
     run("remove", "old", "--delete-file", "--yes")
     assert not path.exists()
 
@@ -200,8 +203,10 @@ def test_the_auth_token_of_two_entries_without_a_file_goes_with_the_last(home: P
 
 def test_generating_over_the_file_of_another_key_is_refused_with_its_name(home: Path) -> None:
     signature = generate("one")
-    KeyStore().save(KeyStore().load("one")._replace(name="two"))
-    (home / "DATA/upcall/keys/one.toml").unlink()
-    refused = run("generate", "one", "--bits", "2048", "--no-passphrase", code=os.EX_CANTCREAT)
+    run("rename", "one", "two")
+    path = shown("two")["path"]
+    refused = run("generate", "one", "--bits", "2048", "--no-passphrase", "--path", path, code=os.EX_CANTCREAT)
     assert "is there already, as the file of the key two" in refused.stderr
     assert shown("two")["signature"] == signature
+    assert generate("one") != signature
+    assert shown("one")["path"].endswith("/one-2.pem")

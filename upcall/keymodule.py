@@ -157,6 +157,35 @@ class KeyMaker(Protocol):
         (upcall.keys.private_file.write_new). ModuleFailed, UsageError or OSError if it cannot."""
 
 
+class Changing(NamedTuple):
+    """The arguments for changing the passphrase or PIN of a key. The module must not keep any of it."""
+
+    path: (
+        Path  # the file to write: absolute, in the folder of the key's present file, not yet existing; upcall puts it
+    )
+    # in that file's place afterwards. Path() for a key without a file
+    passphrase: bytearray  # the new passphrase or PIN; empty: none
+    source: str  # where the new passphrase will be found, for the blob: as in `Making`, "compat" included
+    secrets: Secrets  # gives the present passphrase or PIN
+
+
+@runtime_checkable
+class PassphraseChanger(Protocol):
+    """A module that can change the passphrase or PIN of its keys. If these are in files, it must import keys, too: the
+    new file is proved by `import_key` before it takes the old one's place."""
+
+    changes: str  # what protects its keys, for people: "passphrase" or "PIN"
+
+    def change_passphrase(self, signature: str, blob: bytes, changing: Changing, /) -> bytes:
+        """Writes the key to `changing.path`, 0600 and atomically, protected by the new passphrase. Does not touch the
+        present file. A token, which has no file, changes its PIN itself, atomically.
+
+        `signature`, `blob`: as for `open`. Returns the blob for the auth token, for the present path: the new file
+        will be there. ModuleFailed if the present passphrase is wrong, or this key's cannot be changed; UsageError if
+        the new one will not do; Refused from `secrets` passes through.
+        """
+
+
 @runtime_checkable
 class KeyImporter(Protocol):
     """A module that can import existing keys: from a file, or an object in a token."""

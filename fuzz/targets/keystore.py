@@ -9,14 +9,14 @@ import datetime
 
 from fuzz.target import same, taken
 from upcall.core.errors import UsageError
-from upcall.keys.store import COMPAT, MAX_FILE, Entry, _parse, _text_of
+from upcall.keys.store import COMPAT, MAX_FILE, Entry, parse, text_of
 
 _ENTRY = Entry(
     "default", "openssl", "80f0e50e8a936f95", "ask", "RSA-3072", datetime.datetime(2025, 1, 2, 3, 4, 5), "/k", b"blob"
 )
 SEEDS = [
-    _text_of(_ENTRY),
-    _text_of(_ENTRY._replace(source=COMPAT, blob=None, parameters={"bits": "3072"}, auto=True)),
+    text_of(_ENTRY),
+    text_of(_ENTRY._replace(source=COMPAT, blob=None, parameters={"bits": "3072"}, auto=True)),
     b"module = " + b"[" * 3000,
     b"module = " + b"9" * 5000,
 ]
@@ -24,9 +24,9 @@ MOST = MAX_FILE
 
 
 def run(data: bytes) -> None:
-    entry = taken(_parse, "default", data, "/file")
+    entry = taken(parse, "default", data, "/file")
     if entry is None:
         return
-    text = taken(_text_of, entry, refuse=(UsageError,))
+    text = taken(text_of, entry, refuse=(UsageError,))
     if text is not None:
-        same(_parse("default", text, "/file"), entry)
+        same(parse("default", text, "/file"), entry)

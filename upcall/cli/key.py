@@ -14,15 +14,17 @@ import click
 
 from upcall.cli import completing
 from upcall.cli.commands import Group
+from upcall.cli.keychange import changing, put_token
 from upcall.cli.keylock import lock, unlock
 from upcall.cli.keyopen import blob_of, importer_of, load, opened
+from upcall.cli.keypasswd import passwd
 from upcall.cli.keyremove import remove
+from upcall.cli.keyrename import rename, resume
 from upcall.cli.keyshow import list_keys, print_entry, show, target_of
 from upcall.cli.parameters import ParameterWords, gather, parameter_options
 from upcall.cli.passphrases import Given, new_passphrase_options, passphrase_options, passphrase_to_set
 from upcall.cli.secrets import CliSecrets
 from upcall.core.errors import UsageError
-from upcall.kernel import keyring
 from upcall.keymodule import (
     Enrolled,
     KeyMaker,
@@ -33,9 +35,9 @@ from upcall.keymodule import (
 )
 from upcall.keys.enrolment import open_and_prove, take_in
 from upcall.keys.passphrase import store_in_keyring, wipe
+from upcall.keys.replacing import leftovers
 from upcall.keys.sharing import sharing, users_of
 from upcall.keys.store import COMPAT, Entry, KeyStore, check_auto
-from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
 
 _NAME = click.argument("name", default="default", shell_complete=completing.keys)
 _NEW = click.argument("name", default="default")
@@ -54,7 +56,7 @@ _AUTO = click.option("--auto", is_flag=True, help="Have the daemon add the key a
 
 @click.group(cls=Group)
 def command() -> None:
-    """Make, import, add, list, show, lock, unlock and remove keys.
+    """Make, import, add, list, show, lock, unlock, change, back up and remove keys.
 
     A key has a name, a key module that keeps it, and an auth token. The auth token stands in the kernel's user
     keyring under the key's signature, and goes with the last session: after a login, `upcall key add NAME` puts it
@@ -62,7 +64,7 @@ def command() -> None:
     """
 
 
-for known in (list_keys, show, lock, unlock, remove):
+for known in (list_keys, show, lock, unlock, passwd, rename, remove, resume):
     command.add_command(known)
 
 
@@ -118,7 +120,8 @@ def generate(
                 open_and_prove(module, made, secrets, making.limits)
                 entry = _entry(name, alias, made, making, module.parameters, path if module.suffix else None)
                 entry = entry._replace(auto=auto, own_file=path.parent == store.directory if module.suffix else None)
-                _save(store, entry, secret)
+                with changing(store):
+                    _save(store, entry, secret)
             if not no_add:
                 _add(entry, made.blob, secret)
     finally:
@@ -130,11 +133,21 @@ def _new_path(store: KeyStore, maker: KeyMaker, name: str, alias: str, path: Pat
     """Returns the absolute path of the new key file; for a module without key files, a name that it may use."""
     if path is not None and not maker.suffix:
         raise UsageError(f"the key module {alias!r} has no key files: --path says nothing to it")
-    path = _absolute(path or store.directory / (name + maker.suffix))
+    path = _absolute(path or _default_path(store, name, maker.suffix))
     if os.path.lexists(path):
         used = [f", as the file of the key {name}: --path names another" for name in users_of(store, path)]
         raise FileExistsError(errno.EEXIST, f"is there already{''.join(used[:1])}", str(path))
     store.prepare()
+    return path
+
+
+def _default_path(store: KeyStore, name: str, suffix: str) -> Path:
+    """Returns the path of a new key's file: NAME and suffix, or NAME-2 and so on: a key that was renamed keeps its
+    file."""
+    path, number = store.directory / (name + suffix), 1
+    while suffix and os.path.lexists(path) and users_of(store, path):
+        number += 1
+        path = store.directory / f"{name}-{number}{suffix}"
     return path
 
 
@@ -231,18 +244,20 @@ def import_key(
         secret = secrets.kept or bytearray()
         making = making if secret else making._replace(source="none")
         entry = _entry(name, alias, enrolled, making, importer.import_parameters, path)
-        if same := sharing(store, entry).same_key:
-            why = f"is the same one, by its signature {entry.signature}: nothing was imported"
-            raise FileExistsError(errno.EEXIST, why, f"the key {same[0]}")
         entry = entry._replace(auto=auto, own_file=None if path is None else False)
-        _save(store, entry, secret)
+        with changing(store):
+            if same := sharing(store, entry).same_key:
+                why = f"is the same one, by its signature {entry.signature}: nothing was imported"
+                raise FileExistsError(errno.EEXIST, why, f"the key {same[0]}")
+            _save(store, entry, secret)
         if not no_add:
             _add(entry, enrolled.blob, secret)
     print_entry(entry)
 
 
 def _save(store: KeyStore, entry: Entry, secret: bytearray) -> None:
-    """Stores the passphrase at its source, then saves the entry."""
+    """Stores the passphrase at its source, then saves the entry. FileExistsError before either."""
+    store.check_free(entry.name)
     if entry.source == "keyring":
         store_in_keyring(entry.signature, secret)
         _warn_of_forgetting(entry.signature)
@@ -297,7 +312,11 @@ def add(name: str, auto: bool, given: Given) -> None:
     A passphrase that is needed and kept nowhere is asked for; the daemon keeps it in memory. The key is tried
     before anything is put anywhere.
     """
-    entry = KeyStore().find(name)
+    store = KeyStore()
+    entry = store.find(name)
+    if leftovers(store):
+        with changing(store, entry.name):
+            entry = store.load(entry.name)
     if auto:
         check_auto(entry.source)
     module = load(entry.module)
@@ -306,7 +325,8 @@ def add(name: str, auto: bool, given: Given) -> None:
         open_and_prove(module, Enrolled(entry.signature, blob, entry.description), secrets, Limits())
         _add(entry, blob, secrets.kept or bytearray())
     if auto and not entry.auto:
-        KeyStore().replace(entry._replace(auto=True))
+        with changing(store, entry.name):
+            store.replace(store.load(entry.name)._replace(auto=True))
     print_entry(entry)
 
 
@@ -315,8 +335,7 @@ def _add(entry: Entry, blob: bytes, secret: bytearray) -> None:
     else."""
     from upcall.process.control import DaemonControl, NoDaemon
 
-    token = AuthTok(entry.signature, entry.module, blob)
-    keyring.add_user_key(entry.signature, pack_auth_tok(token))
+    put_token(entry, blob)
     asked = entry.source == "ask"
     try:
         with DaemonControl() as daemon:
@@ -341,7 +360,8 @@ def auto(name: str, off: bool) -> None:
     if not off:
         check_auto(entry.source)
     if entry.auto is off:
-        store.replace(entry._replace(auto=not off))
+        with changing(store, entry.name):
+            store.replace(store.load(entry.name)._replace(auto=not off))
     click.echo(f"{entry.name} is {'not ' if off else ''}added when the daemon starts")
 
 

@@ -56,7 +56,7 @@ def unlock(name: str | None, as_json: bool, given: Given) -> None:
     """
     from upcall.process.control import DaemonControl
 
-    if name is None and given.any():
+    if name is None and (given.any() or given.any_pin()):
         raise UsageError("whose passphrase is it? NAME is missing")
     with DaemonControl() as daemon:
         targets = [_known_to_the_kernel(name)] if name is not None else _all_known()

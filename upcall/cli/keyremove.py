@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import click
 
-from upcall.cli import completing
+from upcall.cli import completing, output
 from upcall.cli.asking import confirm
+from upcall.cli.keychange import changing
 from upcall.core.errors import UsageError
 from upcall.kernel import keyring
 from upcall.keys.sharing import Sharing, sharing
@@ -49,13 +51,18 @@ def remove(name: str, keyring_only: bool, delete_file: bool, yes: bool) -> None:
     file = _doomed(store, entry, shared, delete_file)
     if not yes:
         confirm(f"Delete the key {entry.name}? {_consequence(entry, shared, file)}")
-    if not shared.same_key:
-        _forget(entry.signature)
-    if file is not None:
-        file.unlink(missing_ok=True)
-    store.remove(entry.name)
+    with changing(store, entry.name):
+        if store.load(entry.name) != entry or sharing(store, entry) != shared:
+            raise BlockingIOError(
+                errno.EAGAIN, "another command has changed the keys meanwhile: try again", entry.name
+            )
+        if not shared.same_key:
+            _forget(entry.signature)
+        if file is not None:
+            file.unlink(missing_ok=True)
+        store.remove(entry.name)
     if entry.path is not None and file is None:
-        click.echo(f"upcall: note: kept {_kept(entry, shared)}", err=True)
+        output.note(f"kept {_kept(entry, shared)}")
 
 
 _NO_ENTRY = "another program put it there, and upcall has no files of it"

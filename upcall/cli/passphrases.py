@@ -20,9 +20,21 @@ class Given(NamedTuple):
     fd: int | None
     file: Path | None
     keyring: bool
+    pin_fd: int | None = None
+    pin_file: Path | None = None
 
     def any(self) -> bool:
+        """Returns whether there is an option for a passphrase; those for a PIN do not count."""
         return self.fd is not None or self.file is not None or self.keyring
+
+    def any_pin(self) -> bool:
+        return self.pin_fd is not None or self.pin_file is not None
+
+    def pin(self) -> bytearray:
+        """Reads the PIN that the options specify; the caller wipes it. UsageError, OSError."""
+        if self.pin_fd is not None:
+            return from_fd(self.pin_fd)
+        return from_file(self.pin_file or "")
 
     def source(self) -> str:
         """The source of a new key's passphrase, as stored in its auth token."""
@@ -36,13 +48,29 @@ def passphrase_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def with_given(
-        passphrase_fd: int | None, passphrase_file: Path | None, passphrase_keyring: bool = False, **rest: Any
+        passphrase_fd: int | None,
+        passphrase_file: Path | None,
+        pin_fd: int | None,
+        pin_file: Path | None,
+        passphrase_keyring: bool = False,
+        **rest: Any,
     ) -> Any:
         if passphrase_file is not None and (passphrase_fd is not None or passphrase_keyring):
             raise UsageError("--passphrase-file goes with no other --passphrase option")
-        return command(given=Given(passphrase_fd, passphrase_file, passphrase_keyring), **rest)
+        if pin_file is not None and pin_fd is not None:
+            raise UsageError("--pin-file goes with no other --pin option")
+        check_descriptors(("--passphrase-fd", passphrase_fd), ("--pin-fd", pin_fd))
+        return command(given=Given(passphrase_fd, passphrase_file, passphrase_keyring, pin_fd, pin_file), **rest)
 
-    return _FD(_FILE(with_given))
+    return _FD(_FILE(_PIN_FD(_PIN_FILE(with_given))))
+
+
+def check_descriptors(*given: tuple[str, int | None]) -> None:
+    """UsageError if two options name the same descriptor: each is read to its end."""
+    seen: dict[int, str] = {}
+    for option, number in given:
+        if number is not None and seen.setdefault(number, option) != option:
+            raise UsageError(f"{option} {number}: {seen[number]} reads this descriptor to its end")
 
 
 def new_passphrase_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,6 +85,14 @@ _FILE = click.option(
     "--passphrase-file",
     type=click.Path(path_type=Path),
     help="Read it from this file, which nobody else may read. A new key's daemon will read it there, too.",
+)
+_PIN_FD = click.option(
+    "--pin-fd", type=click.IntRange(min=0), metavar="N", help="Read the token's PIN from this descriptor."
+)
+_PIN_FILE = click.option(
+    "--pin-file",
+    type=click.Path(path_type=Path),
+    help="Read the token's PIN from this file, which nobody else may read. A wrong one is tried once.",
 )
 _KEYRING = click.option(
     "--passphrase-keyring",

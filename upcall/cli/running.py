@@ -30,6 +30,7 @@ _CODES: Final = {
     "NotADirectoryError": os.EX_NOINPUT,
     "FileExistsError": os.EX_CANTCREAT,
     "PermissionError": os.EX_NOPERM,
+    "BlockingIOError": os.EX_TEMPFAIL,
     "UsageError": os.EX_USAGE,
     "PeerError": os.EX_DATAERR,
     "ModuleFailed": os.EX_DATAERR,

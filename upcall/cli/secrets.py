@@ -31,14 +31,19 @@ class CliSecrets:
         if self._wrong.get(token, 0) >= _TRIES:
             raise Refused("pin-refused")
         if token not in self._pins:
-            self._pins[token] = from_terminal(f"{prompt.rstrip(': ')}: ", other="")
+            given = self._given.any_pin()
+            self._pins[token] = (
+                self._given.pin()
+                if given
+                else from_terminal(f"{prompt.rstrip(': ')}: ", other="--pin-fd or --pin-file")
+            )
         return self._pins[token].copy()
 
     def verdict(self, token: str, good: bool, /) -> None:
         if good:
             self._wrong.pop(token, None)
             return
-        self._wrong[token] = self._wrong.get(token, 0) + 1
+        self._wrong[token] = _TRIES if self._given.any_pin() else self._wrong.get(token, 0) + 1
         wipe(self._pins.pop(token, bytearray()))
 
     def touch(self, token: str, prompt: str, /) -> None:

@@ -1,7 +1,7 @@
 """Provides checks and a file handle for key modules. Plugins may use them.
 
 - `FileHandle`: a handle that is stale once its file has changed;
-- `check_source`, `check_new`: validate the source of a passphrase, as a blob records it;
+- `check_source`, `check_new`, `check_changed`: validate the source of a passphrase, as a blob records it;
 - `check_clear`, `check_room`, `self_test`: detect faults before the first file is encrypted;
 - `wipe`: overwrites a buffer.
 
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from upcall.core.errors import ModuleFailed, UsageError
-from upcall.keymodule import MAX_KEY, Limits, Making
+from upcall.keymodule import MAX_KEY, Changing, Limits, Making
 from upcall.keys.private_file import Fingerprint, fingerprint
 from upcall.keys.private_file import wipe as wipe
 
@@ -24,6 +24,7 @@ ASK: Final = "ask"
 KEYRING: Final = "keyring"
 NONE: Final = "none"
 FILE: Final = "file:"
+COMPAT: Final = "compat"  # the blob itself, for key modules that ecryptfs-utils has, too
 
 
 def check_source(source: str, none: bool = True) -> None:
@@ -38,6 +39,14 @@ def check_new(making: Making) -> None:
     "none"."""
     check_source(making.source)
     if bool(making.passphrase) is (making.source == NONE):
+        raise UsageError("a key file has a passphrase, or the source `none`")
+
+
+def check_changed(changing: Changing, compat: bool = False) -> None:
+    """The same for the new passphrase of a key file. `compat`: the passphrase may be in the blob itself."""
+    if not (compat and changing.source == COMPAT):
+        check_source(changing.source)
+    if bool(changing.passphrase) is (changing.source == NONE):
         raise UsageError("a key file has a passphrase, or the source `none`")
 
 

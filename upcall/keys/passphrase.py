@@ -7,6 +7,7 @@ short-lived processes only.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -171,6 +172,16 @@ def store_in_keyring(signature: str, secret: bytearray) -> None:
         raise UsageError("the keyring library keeps text only, and the passphrase is not UTF-8") from None
     except KeyringError as error:
         raise NoPassphrase(f"the keyring library cannot keep it: {_first_line(error)}") from error
+
+
+def delete_from_keyring(signature: str) -> None:
+    """Deletes a key's passphrase from the `keyring` library, in this process, which must be short-lived. No error if
+    there is none, or the library does not work: it may be the reason for the deletion."""
+    import keyring
+    from keyring.errors import KeyringError
+
+    with contextlib.suppress(KeyringError):
+        keyring.delete_password(SERVICE, signature)
 
 
 _WHY = {

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # NONBLOCK: opening a FIFO must not hang
+_WRITE_UNNAMED = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
+_NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)  # open(2), "BUGS": older kernels and file systems
 _WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -92,23 +94,60 @@ def _read_into(fd: int, buffer: bytearray) -> int:
 def write_new(path: Path, data: bytes | bytearray) -> None:
     """Creates a file with mode 0600, atomically and durably. FileExistsError if the path exists; OSError.
 
-    Writes a temporary file in the same folder and links it to its name: link(2), unlike rename(2), never replaces.
+    Writes a file without a name, which is gone if this process is killed, and links it to its name: link(2), unlike
+    rename(2), never replaces. File systems without such files (O_TMPFILE) get a temporary name in the same folder.
     """
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    beside = f".{path.name}.{os.urandom(6).hex()}"
     try:
-        fd = os.open(beside, _WRITE_NEW, 0o600, dir_fd=directory)
         try:
-            _fill(fd, data)
-            os.link(beside, path.name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
-        finally:
-            os.close(fd)
-            os.unlink(beside, dir_fd=directory)
+            fd = os.open(".", _WRITE_UNNAMED, 0o600, dir_fd=directory)
+        except OSError as error:
+            if error.errno not in _NO_UNNAMED:
+                raise
+            _write_beside(path.name, data, directory)
+        else:
+            try:
+                _fill(fd, data)
+                os.link(f"/proc/self/fd/{fd}", path.name, dst_dir_fd=directory, follow_symlinks=True)
+            finally:
+                os.close(fd)
         os.fsync(directory)
     except FileExistsError as error:
         raise FileExistsError(errno.EEXIST, "is there already", str(path)) from error
     finally:
         os.close(directory)
+
+
+def _write_beside(name: str, data: bytes | bytearray, directory: int) -> None:
+    beside = f".{name}.{os.urandom(6).hex()}"
+    fd = os.open(beside, _WRITE_NEW, 0o600, dir_fd=directory)
+    try:
+        _fill(fd, data)
+        os.link(beside, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+    finally:
+        os.close(fd)
+        os.unlink(beside, dir_fd=directory)
+
+
+def replace_private(path: Path, data: bytes | bytearray) -> None:
+    """Creates or replaces a file with mode 0600, atomically and durably. OSError."""
+    beside = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
+    write_new(beside, data)
+    try:
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes what was renamed or removed in a folder durable. OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _fill(fd: int, data: bytes | bytearray) -> None:

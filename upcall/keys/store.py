@@ -11,9 +11,11 @@ import binascii
 import contextlib
 import datetime
 import errno
+import fcntl
 import os
 import re
 import stat
+import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,11 +25,12 @@ from typing import Any, Final, NamedTuple
 from upcall.core.errors import PeerError, UpcallError, UsageError
 from upcall.core.suggestion import did_you_mean
 from upcall.keymodule import MAX_BLOB
-from upcall.keys.private_file import read_private, write_new
+from upcall.keys.private_file import read_private, replace_private, sync_folder, write_new
 
 MAX_FILE: Final = 16 * 1024  # bytes
 SUFFIX: Final = ".toml"
 COMPAT: Final = "compat"  # a source: the passphrase is in the auth token, as with ecryptfs-utils
+_PATIENCE: Final = 10.0  # seconds that a command waits for another one
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,63}", re.ASCII)
 _SIGNATURE = re.compile(r"[0-9a-f]{16}")
 
@@ -76,10 +79,28 @@ def check_name(name: str) -> None:
 
 
 class KeyStore:
-    """Reads and writes the entries. Keeps nothing in memory. Methods raise OSError if the file system fails."""
+    """Reads and writes the entries. Keeps none in memory. Methods raise OSError if the file system fails."""
 
     def __init__(self, directory: Path | None = None) -> None:
         self.directory = default_directory() if directory is None else directory
+        self._changing = False
+
+    @contextlib.contextmanager
+    def changing(self, patience: float = _PATIENCE) -> Iterator[None]:
+        """A context in which no other process changes the store by this class. Methods that write enter it by
+        themselves; it can be entered again. BlockingIOError if another process stays in it for `patience` seconds."""
+        if self._changing:
+            yield
+            return
+        self.prepare()
+        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _lock(fd, str(self.directory), patience)
+            self._changing = True
+            yield
+        finally:
+            self._changing = False
+            os.close(fd)
 
     def names(self) -> list[str]:
         """Returns the sorted names of all entries, valid or not; [] if there is no directory. PermissionError if it
@@ -107,7 +128,7 @@ class KeyStore:
             if error.errno != errno.ELOOP:
                 raise
             raise OSError(errno.ELOOP, "is a symbolic link, put the file itself there", str(path)) from None
-        return _parse(name, bytes(text), str(path))
+        return parse(name, bytes(text), str(path))
 
     def find(self, name_or_signature: str) -> Entry:
         """Returns the entry with this name, otherwise the one with this signature. UsageError if there is neither."""
@@ -138,20 +159,31 @@ class KeyStore:
     def save(self, entry: Entry) -> None:
         """Writes a new entry. FileExistsError if the name is in use; UsageError if the entry would contain a
         secret."""
-        path = self._path(entry.name)
-        self.prepare()
-        write_new(path, _text_of(entry))
+        path, text = self._path(entry.name), text_of(entry)
+        with self.changing():
+            write_new(path, text)
 
     def replace(self, entry: Entry) -> None:
         """Replaces the entry of an existing key atomically. UsageError as `save`."""
-        path = self._path(entry.name)
-        self.prepare()
-        beside = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
-        write_new(beside, _text_of(entry))
-        beside.replace(path)
+        path, text = self._path(entry.name), text_of(entry)
+        with self.changing():
+            replace_private(path, text)
+
+    def rename(self, name: str, new: str) -> None:
+        """Gives a key another name, atomically. UsageError if there is no such key, or `new` cannot be a name;
+        FileExistsError if `new` is in use."""
+        old_path, new_path = self._path(name), self._path(new)
+        with self.changing():
+            entry = self.load(name)
+            self.check_free(new)
+            if entry.own_file is None and entry.path is not None:
+                self.replace(entry._replace(own_file=self.owns_file(entry)))  # told by the name no more
+            old_path.rename(new_path)
+            sync_folder(self.directory)
 
     def remove(self, name: str) -> None:
-        self._path(name).unlink()
+        with self.changing():
+            self._path(name).unlink()
 
     def check_free(self, name: str) -> None:
         """FileExistsError if there is a key with this name."""
@@ -194,7 +226,26 @@ def check_auto(source: str) -> None:
         raise UsageError("the auth token of a compat key holds its passphrase: it cannot be added without asking")
 
 
-def _text_of(entry: Entry) -> bytes:
+def _lock(fd: int, where: str, patience: float) -> None:
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                why = "another command is changing the keys there: try again when it has ended"
+                raise BlockingIOError(errno.EAGAIN, why, where) from None
+            time.sleep(0.02)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # a file system without locks
+                raise
+            return
+        else:
+            return
+
+
+def text_of(entry: Entry) -> bytes:
+    """Returns an entry's file. UsageError if it would contain a secret, or what TOML cannot express."""
     import tomli_w
 
     if entry.source == COMPAT and entry.blob is not None:
@@ -211,7 +262,8 @@ def _text_of(entry: Entry) -> bytes:
         raise UsageError("a path or parameter is not UTF-8, which TOML cannot say") from None
 
 
-def _parse(name: str, text: bytes, where: str) -> Entry:
+def parse(name: str, text: bytes, where: str) -> Entry:
+    """Parses an entry's file. `where`: names it in the PeerError that is raised if it is malformed."""
     try:
         told = tomllib.loads(text.decode())
     except ValueError as error:  # also UnicodeDecodeError, and int()'s own of numbers with more than 4300 digits

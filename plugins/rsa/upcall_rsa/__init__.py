@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.hashes import SHA1, Hash
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from upcall.core.errors import ModuleFailed, PeerError, Refused, UsageError
-from upcall.keymodule import API, MAX_WRAPPED, Enrolled, Making, Parameter, Secrets
-from upcall.keys.base import NONE, FileHandle, check_clear, check_new, self_test, wipe
+from upcall.keymodule import API, MAX_WRAPPED, Changing, Enrolled, Making, Parameter, Secrets
+from upcall.keys.base import NONE, FileHandle, check_changed, check_clear, check_new, self_test, wipe
 from upcall.keys.pem import PemFile, write_pem
 from upcall.keys.private_file import Fingerprint
 from upcall_rsa.blob import Blob, pack_blob, take_blob
@@ -79,33 +79,23 @@ class Handle(FileHandle):
 
 
 class OpensslModule:
-    """A KeyModule, KeyMaker and KeyImporter for RSA keys in PEM files. Thread-safe."""
+    """A KeyModule, KeyMaker, KeyImporter and PassphraseChanger for RSA keys in PEM files. Thread-safe."""
 
     name = "openssl"
     api = API
     suffix = ".pem"
     takes_passphrase = True
+    changes = "passphrase"
     parameters: tuple[Parameter, ...] = (
         Parameter("bits", "Size of the key in bits.", "3072", choices=("2048", "3072", "4096")),
     )
     import_parameters: tuple[Parameter, ...] = ()
 
     def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> Handle:
-        try:
-            told = take_blob(blob)
-        except PeerError as error:
-            raise ModuleFailed(str(error)) from error
-        with PemFile(told.path, MAX_FILE) as file:
-            kept, source = told.passphrase, told.source
-            passphrase = bytearray(kept) if source is None else file.passphrase(source, secrets)
-            try:
-                key = _load(file, passphrase, trusted=True)
-            finally:
-                wipe(passphrase)
-        _check_size(key, told.path)
-        if (theirs := signature_of(key.public_key())) != signature:
-            raise ModuleFailed(f"{told.path}: holds the key {theirs}, the auth token is for {signature}")
-        return Handle(key, told.path, file.found)
+        told = _take(blob)
+        key, found = _open(told, secrets, trusted=True)
+        _check_signature(key, told.path, signature)
+        return Handle(key, told.path, found)
 
     def generate(self, making: Making, /) -> Enrolled:
         """Makes a key file. It is not encrypted if the passphrase is empty and its source is "none"."""
@@ -139,6 +129,41 @@ class OpensslModule:
         kept = source if encrypted else NONE
         blob = pack_blob(Blob(name, kept, bytes(passphrase) if kept is None else b""))
         return Enrolled(signature_of(key.public_key()), blob, f"RSA-{key.key_size}")
+
+    def change_passphrase(self, signature: str, blob: bytes, changing: Changing, /) -> bytes:
+        told = _take(blob)
+        kept = changing.passphrase if changing.source == COMPAT else bytearray()
+        source = None if kept else changing.source
+        check_changed(changing, compat=True)
+        new = pack_blob(Blob(told.path, source, bytes(kept)))
+        key, _ = _open(told, changing.secrets, trusted=False)
+        _check_signature(key, told.path, signature)
+        write_pem(changing.path, key, changing.passphrase)
+        return new
+
+
+def _take(blob: bytes) -> Blob:
+    try:
+        return take_blob(blob)
+    except PeerError as error:
+        raise ModuleFailed(str(error)) from error
+
+
+def _open(told: Blob, secrets: Secrets, *, trusted: bool) -> tuple[rsa.RSAPrivateKey, Fingerprint]:
+    with PemFile(told.path, MAX_FILE) as file:
+        kept, source = told.passphrase, told.source
+        passphrase = bytearray(kept) if source is None else file.passphrase(source, secrets)
+        try:
+            key = _load(file, passphrase, trusted=trusted)
+        finally:
+            wipe(passphrase)
+    _check_size(key, told.path)
+    return key, file.found
+
+
+def _check_signature(key: rsa.RSAPrivateKey, path: str, signature: str) -> None:
+    if (theirs := signature_of(key.public_key())) != signature:
+        raise ModuleFailed(f"{path}: holds the key {theirs}, the auth token is for {signature}")
 
 
 def _load(file: PemFile, passphrase: bytearray, *, trusted: bool) -> rsa.RSAPrivateKey:

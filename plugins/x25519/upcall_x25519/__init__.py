@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from upcall.core.errors import ModuleFailed, PeerError, Refused, UsageError
-from upcall.keymodule import API, Enrolled, Making, Parameter, Secrets
-from upcall.keys.base import NONE, FileHandle, check_clear, check_new, check_room, self_test, wipe
+from upcall.keymodule import API, Changing, Enrolled, Making, Parameter, Secrets
+from upcall.keys.base import NONE, FileHandle, check_changed, check_clear, check_new, check_room, self_test, wipe
 from upcall.keys.pem import PemFile, write_pem
 from upcall.keys.private_file import Fingerprint
 from upcall_x25519.blob import Blob, pack_blob, take_blob
@@ -69,29 +69,20 @@ _CIPHER = Parameter("cipher", "Cipher that new files' keys are sealed with.", "a
 
 
 class X25519Module:
-    """A KeyModule, KeyMaker and KeyImporter for X25519 keys in PEM files. Thread-safe."""
+    """A KeyModule, KeyMaker, KeyImporter and PassphraseChanger for X25519 keys in PEM files. Thread-safe."""
 
     name = "x25519"
     api = API
     suffix = ".pem"
     takes_passphrase = True
+    changes = "passphrase"
     parameters: tuple[Parameter, ...] = (_CIPHER,)
     import_parameters: tuple[Parameter, ...] = (_CIPHER,)
 
     def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> Handle:
-        try:
-            told = take_blob(blob)
-        except PeerError as error:
-            raise ModuleFailed(str(error)) from error
-        with PemFile(told.path, MAX_FILE) as file:
-            passphrase = file.passphrase(told.source, secrets)
-            try:
-                key = _load(file, passphrase)
-            finally:
-                wipe(passphrase)
-        if (theirs := signature_of(key.public_key())) != signature:
-            raise ModuleFailed(f"{told.path}: holds the key {theirs}, the auth token is for {signature}")
-        return Handle(key, told.form, told.path, file.found)
+        told = _take(blob)
+        key, found = _open(told, signature, secrets)
+        return Handle(key, told.form, told.path, found)
 
     def generate(self, making: Making, /) -> Enrolled:
         """Makes a key file in PKCS #8. It is not encrypted if the passphrase is empty and its source is "none"."""
@@ -117,6 +108,33 @@ class X25519Module:
         _self_test(key, form, path)
         blob = pack_blob(Blob(path, making.source if encrypted else NONE, form))
         return Enrolled(signature_of(key.public_key()), blob, DESCRIPTION)
+
+    def change_passphrase(self, signature: str, blob: bytes, changing: Changing, /) -> bytes:
+        told = _take(blob)
+        check_changed(changing)
+        new = pack_blob(told._replace(source=changing.source))
+        key, _ = _open(told, signature, changing.secrets)
+        write_pem(changing.path, key, changing.passphrase)
+        return new
+
+
+def _take(blob: bytes) -> Blob:
+    try:
+        return take_blob(blob)
+    except PeerError as error:
+        raise ModuleFailed(str(error)) from error
+
+
+def _open(told: Blob, signature: str, secrets: Secrets) -> tuple[X25519PrivateKey, Fingerprint]:
+    with PemFile(told.path, MAX_FILE) as file:
+        passphrase = file.passphrase(told.source, secrets)
+        try:
+            key = _load(file, passphrase)
+        finally:
+            wipe(passphrase)
+    if (theirs := signature_of(key.public_key())) != signature:
+        raise ModuleFailed(f"{told.path}: holds the key {theirs}, the auth token is for {signature}")
+    return key, file.found
 
 
 def _form(making: Making) -> int:

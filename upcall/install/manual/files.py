@@ -88,6 +88,7 @@ ENTRY: Final = {
     "blob": "what the auth token says to the key module, in base64",
     "parameters": "what was chosen, but for secrets",
     "auto": "`true`: the daemon adds it when it starts",
+    "own_file": "`true`: `generate` made the key file in upcall's folder, and `remove` deletes it",
 }
 
 
