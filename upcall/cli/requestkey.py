@@ -157,18 +157,20 @@ def _key(*texts: str) -> RequestedKey:
 
 
 def _report(system: System, key: RequestedKey | None) -> dict[str, Any]:
-    installed, problem = None, ""
+    installed, packaged, problem = None, tuple[str, ...](), ""
     try:
+        packaged = system.packaged()
         installed = system.ours()
     except OSError as error:
         problem = error_text(error)
     keys = [standing(system, key)] if key else [standing_of_type(system, name) for name in KEY_TYPES]
-    wanted = {name.encode() for name in installed.types} if installed else set()
+    wanted = {name.encode() for name in (*(installed.types if installed else ()), *packaged)}
     counted = [one for one in keys if key or one.key.type in wanted]
     request_key, socket = system.request_key(), system.socket()
     return {
         "ready": bool(counted) and all(map(_works, counted)) and not (problem or request_key or socket),
         "installed": None if installed is None else installed._asdict(),
+        "packaged": packaged,
         "problem": problem,
         "keys": [one.report() for one in keys],
         "request-key": {"path": REQUEST_KEY, "problem": request_key},
@@ -192,5 +194,5 @@ def _print(report: dict[str, Any]) -> None:
         click.echo(f"{one['path']} {one['problem'] or 'is there'}")
     if report["problem"]:
         click.echo(report["problem"])
-    elif report["installed"] is None:
+    elif report["installed"] is None and not report["packaged"]:
         click.echo("upcall is not installed here: see `upcall request-key install`")

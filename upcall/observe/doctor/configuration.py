@@ -51,16 +51,17 @@ def request_key(scene: Scene) -> Iterator[Finding]:
         yield problem(f"{error.filename}: {error.strerror}", "then `upcall request-key install` writes it again",
                       f"mv {quote(str(scene.system.at(FILE)))} {quote(str(scene.system.at(FILE)))}.old")  # fmt: skip
         return
-    if installed is None:
+    types = dict.fromkeys((*(installed.types if installed else ()), *scene.system.packaged()))
+    if not types:
         for name in KEY_TYPES:
-            types = "" if name == _DEFAULT else "".join(f" --type {one}" for one in KEY_TYPES)
+            chosen = "" if name == _DEFAULT else "".join(f" --type {one}" for one in KEY_TYPES)
             yield note(
-                _made(name, standing_of_type(scene.system, name)), "to have upcall answer them", install + types
+                _made(name, standing_of_type(scene.system, name)), "to have upcall answer them", install + chosen
             )
         return
     if why := scene.system.request_key():
         yield problem(f"{REQUEST_KEY} {why}", "the kernel starts it", "apt-get install keyutils")
-    for name in installed.types:
+    for name in filter(KEY_TYPES.__contains__, types):
         found = standing_of_type(scene.system, name)
         if found.line is not None and not found.ours:
             why = f"{_made(name, found)}, though upcall is installed for them"

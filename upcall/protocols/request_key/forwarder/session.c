@@ -1,4 +1,7 @@
-/* upcall-session: runs a program with a clean environment. pam_exec(8) runs `upcall-session PROGRAM [ARGUMENT...]`.
+/* upcall-session: runs a program with a clean environment. pam_exec(8) runs
+ * `upcall-session [--without-systemd] PROGRAM [ARGUMENT...]`.
+ *
+ * --without-systemd: does nothing where systemd is process 1 (sd_booted(3)), whose units start users' daemons.
  *
  * pam_exec passes on PAM's environment, which a user may influence (pam_env with user_readenv, sshd's
  * PermitUserEnvironment). It runs as root without AT_SECURE, so the dynamic loader obeys LD_PRELOAD and similar
@@ -21,6 +24,12 @@ int main(int argc, char **argv, char **environment)
 
 	if (argc == 2 && strcmp(argv[1], "--version") == 0)
 		return write(STDOUT_FILENO, "upcall-session\n", 15) != 15;
+	if (argc > 2 && strcmp(argv[1], "--without-systemd") == 0) {
+		if (access("/run/systemd/system", F_OK) == 0)
+			return 0;
+		argv++;
+		argc--;
+	}
 	if (argc < 2 || argv[1][0] != '/')
 		return EX_USAGE;
 	for (size_t name = 0; name < KEPT; name++)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from upcall.protocols.request_key.conf import BadLine, Line, RequestedKey, choose
-from upcall.protocols.request_key.install.our_file import FILE
+from upcall.protocols.request_key.install.our_file import is_upcalls
 from upcall.protocols.request_key.install.system import System
 from upcall.protocols.request_key.key_types import KEY_TYPES
 
@@ -19,7 +19,7 @@ class Standing(NamedTuple):
 
     @property
     def ours(self) -> bool:
-        return self.line is not None and self.line.path == FILE
+        return self.line is not None and is_upcalls(self.line.path)
 
     def report(self) -> dict[str, Any]:
         """Returns plain data for JSON: type, description, callout, line, ours, problems."""
@@ -41,7 +41,7 @@ def standing(system: System, key: RequestedKey) -> Standing:
     if line is None:
         return Standing(key, None, ("no line fits: the kernel refuses it",))
     words = line.command.removeprefix(b"|").decode(errors="backslashreplace").split()
-    programs = words[:1] + [word for word in words[1:] if line.path == FILE and word.startswith("/")]
+    programs = words[:1] + [word for word in words[1:] if is_upcalls(line.path) and word.startswith("/")]
     return Standing(key, line, tuple(filter(None, map(system.distrust, programs))))
 
 

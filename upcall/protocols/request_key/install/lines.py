@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from upcall.config import ConfigError
 from upcall.protocols.request_key.conf import Line, choose, command_fault, narrower, wildness_of
-from upcall.protocols.request_key.install.our_file import COPY, FILE, Ours, render
+from upcall.protocols.request_key.install.our_file import COPY, FILE, Ours, is_upcalls, render
 from upcall.protocols.request_key.install.system import System
 from upcall.protocols.request_key.key_types import KEY_TYPES
 
@@ -58,7 +58,7 @@ def check_winning(system: System, planned: Plan) -> None:
     for name in planned.ours.types:
         for key in KEY_TYPES[name].typical:
             line = choose(read, key)
-            if line is not None and line.path != FILE:
+            if line is not None and not is_upcalls(line.path):
                 why = f"line {line.number} wins over ours for {name}: narrow its description, or remove it"
                 raise ConfigError(Path(line.path), f"{why}; nothing was changed")
 
@@ -66,8 +66,8 @@ def check_winning(system: System, planned: Plan) -> None:
 def others(system: System, types: Sequence[str]) -> list[tuple[str, Line, bool]]:
     """Returns the lines of other files for these types, as (type, line, whether keys that match it still go to it)."""
     found = []
-    for line in system.lines(without=FILE):
-        for name in types:
+    for line in system.lines():
+        for name in () if is_upcalls(line.path) else types:
             if len(line.columns) > 1 and wildness_of(line.columns[1], name.encode("ascii")) == 0:
                 patterns = KEY_TYPES[name].patterns
                 found.append((name, line, any(narrower(line, name.encode("ascii"), one) for one in patterns)))

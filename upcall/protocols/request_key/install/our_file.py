@@ -10,6 +10,7 @@ from upcall.protocols.request_key.conf import lines
 from upcall.protocols.request_key.key_types import KEY_TYPES
 
 FILE: Final = "/etc/request-key.d/upcall.conf"
+PACKAGED: Final = "/etc/request-key.d/upcall-{}.conf"  # of Debian's packages, {}: the plugin
 COPY: Final = "/usr/local/libexec/upcall/upcall-request-key"
 
 _FIRST: Final = b"# Made by `upcall request-key install`, which replaces it: put lines of your own into other files.\n"
@@ -28,12 +29,21 @@ class Ours(NamedTuple):
 
 def render(ours: Ours) -> bytes:
     """Returns the bytes of the file."""
-    body = b"" if ours.copied is None else f"# The program is a copy with the SHA-256 {ours.copied}.\n".encode("ascii")
+    copied = b"" if ours.copied is None else f"# The program is a copy with the SHA-256 {ours.copied}.\n".encode()
+    data = copied + body(ours)
+    return _FIRST + f"# What follows has the SHA-256 {hashlib.sha256(data).hexdigest()}.\n".encode("ascii") + data
+
+
+def body(ours: Ours) -> bytes:
+    """Returns the lines for request-key."""
     command = " ".join((*ours.command, "%k")).encode()
-    for name in ours.types:
-        for pattern in KEY_TYPES[name].patterns:
-            body += b"\t".join((b"create", name.encode("ascii"), pattern, b"*", command)) + b"\n"
-    return _FIRST + f"# What follows has the SHA-256 {hashlib.sha256(body).hexdigest()}.\n".encode("ascii") + body
+    found = [(name.encode("ascii"), pattern) for name in ours.types for pattern in KEY_TYPES[name].patterns]
+    return b"".join(b"\t".join((b"create", name, pattern, b"*", command)) + b"\n" for name, pattern in found)
+
+
+def is_upcalls(path: str) -> bool:
+    """Returns whether a file has lines of upcall's: FILE, or that of a package."""
+    return path == FILE or re.fullmatch(re.escape(PACKAGED).replace(r"\{\}", "[a-z0-9]+"), path) is not None
 
 
 def is_ours(data: bytes) -> bool:

@@ -11,7 +11,7 @@ from typing import Final
 
 from upcall.process.trust import distrust
 from upcall.protocols.request_key.conf import Line, lines
-from upcall.protocols.request_key.install.our_file import FILE, Ours, is_ours, take
+from upcall.protocols.request_key.install.our_file import FILE, Ours, is_ours, is_upcalls, take
 
 FOLDER: Final = "/etc/request-key.d"
 LAST: Final = "/etc/request-key.conf"
@@ -74,6 +74,11 @@ class System:
             why = "was edited since upcall made it: move your lines to another file, and remove it"
             raise FileExistsError(errno.EEXIST, why, FILE)
         return ours
+
+    def packaged(self) -> tuple[str, ...]:
+        """Returns the key types that Debian's packages have upcall answer. OSError."""
+        read = [line for line in self.lines(without=FILE) if is_upcalls(line.path) and len(line.columns) > 1]
+        return tuple(dict.fromkeys(line.columns[1].decode(errors="replace") for line in read))
 
     def request_key(self) -> str:
         """Returns what is wrong with /sbin/request-key, which the kernel starts, or ""."""
