@@ -91,7 +91,7 @@ def test_nothing_of_pams_environment_reaches_the_loader_or_the_program(tmp_path:
 
 def test_the_line_that_setup_writes_runs_under_pam_exec(tmp_path: Path, program: Path) -> None:
     """upcall.install.sessions hears from PAM what it needs: this service is one that it does not count."""
-    words = [str(program), sys.executable, "-I", "-m", "upcall.install.sessions", "open"]
+    words = [str(program), "--without-systemd", sys.executable, "-I", "-m", "upcall.install.sessions", "open"]
     assert in_child(lambda: opened(tmp_path, shlex.join(words), {"PYTHONSTARTUP": "/x"}), timeout=60) in (0, 14)
     environment = {"PAM_TYPE": "open_session", "PAM_USER": "root", "PAM_SERVICE": "cron", "PYTHONHOME": "/nowhere"}
     assert subprocess.run(words, env=environment, timeout=60).returncode == 0
@@ -102,6 +102,12 @@ def test_the_session_program_is_static_and_does_not_search_path(program: Path) -
     assert b"/ld-linux" not in program.read_bytes()[:4096]
     assert subprocess.run([program, "true"], timeout=60).returncode == os.EX_USAGE  # nothing is looked for in PATH
     assert subprocess.run([program, "/nowhere"], timeout=60).returncode == os.EX_UNAVAILABLE
+
+
+def test_the_session_program_does_nothing_where_systemd_runs_if_asked(program: Path) -> None:
+    done = subprocess.run([program, "--without-systemd", "/bin/echo", "x"], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"" if Path("/run/systemd/system").exists() else b"x\n")
+    assert subprocess.run([program, "--without-systemd"], timeout=60).returncode == os.EX_USAGE
 
 
 def test_setup_of_pam_is_refused_without_the_session_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

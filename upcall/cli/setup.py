@@ -9,7 +9,10 @@ from pathlib import Path
 import click
 
 from upcall.cli import error_text, for_terminal, main
+from upcall.config import ConfigError
 from upcall.core.errors import UpcallError, UsageError
+from upcall.install import packaged
+from upcall.install.manifest import Manifest
 from upcall.install.manual.written import written
 from upcall.install.services import SetupPlan, install, kind_of, missing, undo
 from upcall.install.wanted import KINDS
@@ -66,6 +69,9 @@ def command(
     completion for bash, zsh and fish, are put where they are looked for. Each change is told. Nothing is overwritten
     that upcall did not make; what it made is written down in /var/lib/upcall/install.json.
 
+    Where Debian's package upcall is installed, that has set up the machine: --check checks its files, and --undo takes
+    away only what an earlier `upcall setup` has made.
+
     \b
     Exit codes: 0 it is done, or was; 1 with --check: it is not as it should be; 71 a program that was to be told
     failed; 73 a file is somebody else's, or was edited; 77 only root may; 78 others could change what root would run.
@@ -80,14 +86,29 @@ def command(
         raise UsageError("--check and --undo cannot both be meant")
     system = System(root)
     kind = KINDS[manager] if manager else kind_of(system.root)
-    plan = SetupPlan(kind, python, _wanted(system, types), written(main))
-    lines, ready = _checked(system, plan) if check else (undo(system) if undoing else install(system, plan), True)
+    if (record := packaged.packaged(system)) is not None:
+        lines, ready = _of_package(system, record, python, check, undoing)
+    else:
+        plan = SetupPlan(kind, python, _wanted(system, types), written(main))
+        lines, ready = _checked(system, plan) if check else (undo(system) if undoing else install(system, plan), True)
     if as_json:
         click.echo(json.dumps({"manager": kind.name, "ready": ready, "lines": lines}, indent=2))
     else:
         for line in lines or ["nothing to do"]:
             click.echo(for_terminal(line))
     ctx.exit(0 if ready else 1)
+
+
+def _of_package(system: System, record: Manifest, python: str, check: bool, undoing: bool) -> tuple[list[str], bool]:
+    """Returns lines for people, and whether all is well, where a package has set up the machine. ConfigError if this
+    is another upcall, which would set up a second one."""
+    if undoing:
+        return [*undo(system, packaged.orders(system)), "the package stays: apt-get remove upcall"], True
+    if not check and not packaged.is_of_package(python):
+        why = "Debian's package upcall has set up this machine: `apt-get remove upcall` comes first"
+        raise ConfigError(system.at(packaged.RECORD), why)
+    lines = packaged.missing(system, record)
+    return (lines, False) if lines else (["nothing to do: the package upcall has set up this machine"], True)
 
 
 def _wanted(system: System, types: tuple[str, ...]) -> tuple[str, ...]:

@@ -145,8 +145,11 @@ def install(system: System, plan: SetupPlan) -> list[str]:
     return done
 
 
-def undo(system: System) -> list[str]:
-    """Removes what `install` made; returns what was done, for people. Files edited since are kept."""
+def undo(system: System, packaged: Sequence[Order] = ()) -> list[str]:
+    """Removes what `install` made; returns what was done, for people. Files edited since are kept.
+
+    `packaged`: the commands after which the services of an installed package run, which has units of the same names
+    and the user."""
     state = written.read(system.at(FILE))
     if not state.kind:
         return []
@@ -160,7 +163,8 @@ def undo(system: System) -> list[str]:
         except FileExistsError as error:
             done.append(f"{error.filename}: left there, for it {error.strerror}")
     done += _try(system, orders.gone)
-    if _local_user(system) is not None:
+    done += _try(system, packaged)
+    if not packaged and _local_user(system) is not None:
         done.append(f"user {USER}: left there, as packages do: files may belong to it")
     system.at(FILE).unlink()
     for folder in sorted(state.folders, key=len, reverse=True):

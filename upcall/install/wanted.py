@@ -123,7 +123,8 @@ def told_as(path: str) -> str:
     return str(Path(path).parent) if path.startswith(f"{MAN}/") else path
 
 
-def content(kind: ServiceManager, path: str, python: str) -> bytes:
-    """Returns the content of a unit or script. `python`: the interpreter that has upcall."""
+def content(kind: ServiceManager, path: str, python: str, session: str = str(SESSION)) -> bytes:
+    """Returns the content of a unit or script. `python`: the interpreter that has upcall; `session`: the program that
+    clears PAM's environment."""
     template = files("upcall.install").joinpath("units", kind.files[path][0]).read_text("utf-8")
-    return string.Template(template).substitute(python=python, session=SESSION).encode()
+    return string.Template(template).substitute(python=python, session=session).encode()
