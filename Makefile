@@ -4,7 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))  # the others are part of upcall's own package
 
-.PHONY: demo test test-all check bench soak fuzz docs setup test-tools fuzz-tools lock sbom dist dist-check dist-install-check clean help
+.PHONY: demo test test-all check bench soak fuzz docs setup test-tools fuzz-tools lock sbom dist dist-check dist-install-check \
+	deb clean help
 
 help:
 	@echo "make demo    the broker, a daemon and a key at work; needs no privileges and no eCryptfs"
@@ -15,6 +16,7 @@ help:
 	@echo "make fuzz    an hour (FUZZ_SECONDS) of coverage-guided fuzzing of every decoder and of the broker's core"
 	@echo "make dist    wheels and sdists, the same bit for bit wherever they are built; make dist-check shows it"
 	@echo "make dist-install-check   installs the wheels into clean environments, with old and new dependencies, and uses them"
+	@echo "make deb     Debian packages, in dist/deb: their installation is the whole set-up (docs/packaging.md)"
 	@echo "make soak    ten minutes of everything at full rate: nothing may be lost, and nothing may grow"
 
 demo: setup
@@ -59,6 +61,15 @@ dist-check: setup
 # Takes a quarter of an hour, and other packages from pip's configured index.
 dist-install-check: setup test-tools
 	$(BIN)/python -m release.install_check
+
+# What building Debian packages needs, where root may install it; release/deb.py names what is missing elsewhere.
+DEB_TOOLS := dpkg-dev debhelper lintian gcc libc6-dev libtss2-dev pkg-config python3
+
+deb: setup
+	@if test "$$(id -u)" = 0 && command -v apt-get >/dev/null && ! dpkg -s $(DEB_TOOLS) >/dev/null 2>&1; then \
+		echo "installing $(DEB_TOOLS) ..."; \
+		sh tests/install_tools.sh $(DEB_TOOLS) || echo "not installed" >&2; fi
+	$(BIN)/python -m release.deb dist/deb
 
 # What docs/configuration.md says of each key.
 docs: setup
@@ -113,7 +124,8 @@ TOOLS := qemu-system-x86 softhsm2 swtpm libtss2-dev libtss2-tcti-device0 libtss2
 	pinentry-tty pinentry-curses keyutils dnsmasq-base krb5-kdc krb5-admin-server krb5-user samba winbind cifs-utils faketime \
 	nfs-common nfs-kernel-server kmod quota e2fsprogs xfsprogs systemd libpam-systemd dbus openssh-server \
 	mandoc groff-base man-db bash-completion zsh fish \
-	dbus-daemon dunst xvfb scrot fonts-dejavu-core
+	dbus-daemon dunst xvfb scrot fonts-dejavu-core \
+	debhelper lintian python3-click python3-jeepney python3-rich python3-secretstorage python3-tomli-w
 
 test-tools: setup
 	@if test "$$(id -u)" = 0 && command -v apt-get >/dev/null && ! dpkg -s $(TOOLS) >/dev/null 2>&1; then \
