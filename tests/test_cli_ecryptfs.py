@@ -207,8 +207,10 @@ def test_check_succeeds_if_the_key_is_available(scene: Scene) -> None:
 
 def test_check_reports_a_locked_key_and_one_missing_from_the_keyring(scene: Scene) -> None:
     run_key("lock", "mine")
-    (report,) = told("--check", "--runtime", scene.broker, scene.lower, code=os.EX_TEMPFAIL)
-    assert report["check"] == f"{scene.signature}: refused: locked"
+    (report,) = told("--check", "--runtime", scene.broker, scene.lower, code=os.EX_NOPERM)
+    assert report["check"].startswith(f"{scene.signature}: the key is locked")
+    assert """(locked; the daemon says "locked since """ in report["check"]
+    assert report["check"].endswith("run `upcall unlock mine`")
     run_key("unlock", "mine")
     inspect("--check", "--runtime", scene.broker, scene.lower)
     run_key("remove", "mine", "--keyring-only")
@@ -221,8 +223,8 @@ def test_check_refuses_a_damaged_or_opaque_wrapped_key(scene: Scene, home: Path)
     good = scene.wrapped(wire.CIPHER_AES_256)
     bad = good._replace(wrapped=good.wrapped[:-1] + bytes((good.wrapped[-1] ^ 1,)))
     path = lower(home, "bad", header(bad))
-    (report,) = told("--check", "--runtime", scene.broker, path, code=os.EX_TEMPFAIL)
-    assert report["check"] == f"{scene.signature}: refused: module-failed"
+    (report,) = told("--check", "--runtime", scene.broker, path, code=os.EX_DATAERR)
+    assert "(module-failed; the daemon says " in report["check"]
     second = lower(home, "second", header(bad, good))
     assert told("--check", "--runtime", scene.broker, second)[0]["check"] == "ok"
     opaque = lower(home, "opaque", header(scene.wrapped(wire.CIPHER_OPAQUE)))

@@ -477,7 +477,7 @@ def test_a_note_says_that_the_kernel_keeps_the_passphrase_until_the_next_boot(
         (UsageError("x"), os.EX_USAGE),
         (PeerError("x", "y"), os.EX_DATAERR),
         (ModuleFailed("x"), os.EX_DATAERR),
-        (Refused("locked"), os.EX_TEMPFAIL),
+        (Refused("locked"), os.EX_NOPERM),
         (NoPassphrase("x"), os.EX_UNAVAILABLE),
         (FileNotFoundError(), os.EX_NOINPUT),
         (FileExistsError(), os.EX_CANTCREAT),

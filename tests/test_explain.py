@@ -19,7 +19,7 @@ from upcall.keys.plugins import handlers
 from upcall.process.paths import Place
 from upcall.protocols.request_key.cifs_spnego import Spnego, pack_description, take_description
 from upcall.protocols.request_key.conf import RequestedKey
-from upcall.protocols.request_key.explain import child
+from upcall.protocols.request_key.explain import child, steps
 from upcall.protocols.request_key.install.lines import install, plan
 from upcall.protocols.request_key.install.system import FOLDER, System
 from upcall.protocols.request_key.key_types import KEY_TYPES
@@ -259,7 +259,24 @@ def test_a_handler_that_is_not_allowed_is_reported_as_no_service(
 def test_without_a_broker_the_other_steps_are_still_reported(explain: Explain) -> None:
     found = report(explain("--host", "fs", "--json"))
     assert found["answer"] == "no-broker"
+    assert "`" in found["remedy"]
     assert found["handler"]["answer"] == "would answer", "the other steps are told, too"
+
+
+def test_the_users_own_broker_does_not_count_and_that_is_said(
+    explain: Explain, broker: RunningBroker, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "find_place", lambda: Place(folder))
+    monkeypatch.setattr(steps, "SYSTEM_FOLDER", folder.with_name("system"))
+    report = steps._daemon(folder.with_name("system"), "cifs.spnego", os.getuid())
+    assert report["answer"] == "no-broker"
+    assert report["why"].endswith(f"; your own broker, in {folder}, is not asked by the kernel")
+
+
+def test_a_refusal_is_explained_with_its_remedy(explain: Explain, daemon: PlayedDaemon) -> None:
+    found = report(explain("--host", "refuse", "--json"))
+    assert (found["answer"], found["remedy"]) == ("no-key", "add it: `upcall key add NAME`")
+    assert explain("--host", "refuse").output.splitlines()[-1] == f"remedy       {found['remedy']}"
 
 
 def test_a_broker_without_a_daemon_is_reported_as_no_daemon(

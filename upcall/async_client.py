@@ -18,8 +18,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self
 
-from upcall.client import SERVICE, signature_of, unwrapping, wrapping
-from upcall.core.errors import PeerError, Refused, UpcallError, UsageError
+from upcall.client import SERVICE, naming, signature_of, unwrapping, wrapping
+from upcall.core.errors import PeerError, UpcallError, UsageError
 from upcall.core.messages import Answer, Refusal, Requester
 from upcall.process.connection import (
     NoBroker,
@@ -30,6 +30,7 @@ from upcall.process.connection import (
     connect_to_broker,
     error_words,
     find_broker,
+    refused_by_daemon,
     take_status,
 )
 from upcall.protocols.ecryptfs.packets import is_signature, take_file_key, take_reply
@@ -73,7 +74,7 @@ class _Connection:
         self._seq = seq = (self._seq + 1) & 0xFFFFFFFF
         self._waiting[seq] = future
         future.add_done_callback(lambda done: self._forget_unsent(seq) if done.cancelled() else None)
-        envelope = Envelope(seq, 0, service, Requester(uid, os.getpid()), int(deadline * 1e9), body)
+        envelope = Envelope(seq, 0, service, Requester(uid, os.getpid()), int(deadline * 1e9), body, wants_why=True)
         self._unsent.append((seq, pack_request(envelope)))
         if len(self._unsent) == 1:
             self._on_writable()
@@ -178,11 +179,13 @@ class AsyncClient:
 
     async def wrap(self, key: str, data: bytes | bytearray | memoryview) -> bytes:
         """Wraps `data` (1 to 64 bytes) with the key of this name or signature. As Client.wrap."""
-        return take_reply(await self.ask(SERVICE, wrapping(await self._signature(key), data))).content
+        with naming(key):
+            return take_reply(await self.ask(SERVICE, wrapping(await self._signature(key), data))).content
 
     async def unwrap(self, key: str, wrapped: bytes | bytearray | memoryview) -> bytes:
         """Unwraps what `wrap` returned; returns the data. As Client.unwrap."""
-        answer = await self.ask(SERVICE, unwrapping(await self._signature(key), wrapped))
+        with naming(key):
+            answer = await self.ask(SERVICE, unwrapping(await self._signature(key), wrapped))
         return take_file_key(take_reply(answer).content).key
 
     async def status(self) -> dict[str, Any]:
@@ -208,7 +211,7 @@ class AsyncClient:
             raise NoBroker("the broker ends every connection before it reads a request") from error
         if isinstance(outcome, Answer):
             return outcome.body
-        raise Refused(*outcome)
+        raise refused_by_daemon(outcome)
 
     async def _exchange(self, service: str, body: bytes, deadline: float, limit: asyncio.Timeout) -> Answer | Refusal:
         """Sends the request when it is its turn, and waits for the outcome. _Unread; others as `ask`."""

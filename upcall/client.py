@@ -7,9 +7,11 @@ with Client() as client:
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Final
 
-from upcall.core.errors import UsageError
+from upcall.core.errors import Refused, UsageError
 from upcall.process.connection import BrokerConnection, check_bytes, error_words
 from upcall.process.connection import NoBroker as NoBroker
 from upcall.process.connection import TimedOut as TimedOut
@@ -40,12 +42,24 @@ class Client(BrokerConnection):
     def wrap(self, key: str, data: bytes | bytearray | memoryview) -> bytes:
         """Wraps `data` (1 to 64 bytes) with the key of this name or signature. Returns the wrapped data. Blocks until
         the answer. UsageError on other sizes, and if there is no key of this name; other errors as `ask`."""
-        return take_reply(self.ask(SERVICE, wrapping(signature_of(key), data))).content
+        with naming(key):
+            return take_reply(self.ask(SERVICE, wrapping(signature_of(key), data))).content
 
     def unwrap(self, key: str, wrapped: bytes | bytearray | memoryview) -> bytes:
         """Unwraps what `wrap` returned; returns the data. Blocks until the answer. Refused("module-failed") if another
         key wrapped it; other errors as `wrap`."""
-        return take_file_key(take_reply(self.ask(SERVICE, unwrapping(signature_of(key), wrapped))).content).key
+        with naming(key):
+            return take_file_key(take_reply(self.ask(SERVICE, unwrapping(signature_of(key), wrapped))).content).key
+
+
+@contextlib.contextmanager
+def naming(key: str) -> Iterator[None]:
+    """A context in which a Refused gets the name of the key, for its text."""
+    try:
+        yield
+    except Refused as refused:
+        refused.key = key
+        raise
 
 
 def wrapping(signature: str, data: object) -> bytes:

@@ -185,7 +185,8 @@ def _check(header: Header, facts: list[dict[str, Any]], runtime: Path | None) ->
         try:
             fact["cipher"], fact["key_size"] = _unwrap(packet, runtime)
         except Refused as refused:
-            outcome = f"{packet.signature}: refused: {refused.reason}", os.EX_TEMPFAIL
+            refused.key = next(iter(fact["keys"]), packet.signature)
+            outcome = f"{packet.signature}: {error_text(refused)}", exit_code(refused)
         except TimeoutError as error:
             outcome = str(error), os.EX_TEMPFAIL
         except PeerError as error:

@@ -12,7 +12,9 @@ from typing import Any
 import click
 
 from upcall.cli import completing, for_terminal
+from upcall.cli.remedies import start_of_broker, start_of_daemon
 from upcall.core.errors import UsageError
+from upcall.core.reasons import REASONS
 from upcall.process.paths import SYSTEM_FOLDER
 from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.explain.steps import WOULD, explain
@@ -63,8 +65,8 @@ def command(
     only.
 
     \b
-    Exit codes: 0 upcall would answer; 1 it would not (the last line says why); 64 no kernel would ask for this;
-    77 only root may.
+    Exit codes: 0 upcall would answer; 1 it would not (the last lines say why, and what helps); 64 no kernel would ask
+    for this; 77 only root may.
 
     \b
     Examples:
@@ -74,6 +76,7 @@ def command(
     """
     key = _key(service, {name: value for name, value in told.items() if value is not None})
     report = explain(key, runtime or SYSTEM_FOLDER, contact, System(root))
+    report["remedy"] = _remedy(report["answer"])
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
@@ -102,7 +105,18 @@ def _lines(report: dict[str, Any]) -> list[str]:
     if "handler" in report:
         handler = dict(report["handler"])
         out += _pairs({"handler": _said(handler.pop("answer"), handler.pop("why", "")), **handler}, "")
-    return out + _pairs({"answer": _said(report["answer"], report["why"])}, "")
+    words = report["why"] or (REASONS[report["answer"]].words if report["answer"] in REASONS else "")
+    return out + _pairs({"answer": _said(report["answer"], words), "remedy": report["remedy"]}, "")
+
+
+def _remedy(answer: str) -> str:
+    """Returns what helps, for the reason of a refusal or the answer of a step; "" if nothing needs help."""
+    if answer == "not-asked":
+        return "`upcall request-key install` as root; `upcall request-key status` shows what is in the way"
+    if answer == "no-broker":
+        return f"start it: {start_of_broker()}"
+    known = REASONS.get(answer)
+    return "" if known is None else known.remedy.format(key="NAME", daemon=start_of_daemon())
 
 
 def _said(answer: str, why: object) -> str:

@@ -21,7 +21,8 @@ import click
 from upcall.cli import output
 from upcall.cli.commands import NoCommand
 from upcall.cli.output import for_terminal
-from upcall.core.errors import ModuleFailed, UpcallError, UsageError
+from upcall.core import reasons
+from upcall.core.errors import ModuleFailed, Refused, UpcallError, UsageError
 
 # Exit codes of sysexits.h, by the name of the error's class: avoids importing the classes.
 _CODES: Final = {
@@ -34,7 +35,6 @@ _CODES: Final = {
     "UsageError": os.EX_USAGE,
     "PeerError": os.EX_DATAERR,
     "ModuleFailed": os.EX_DATAERR,
-    "Refused": os.EX_TEMPFAIL,
     "TimedOut": os.EX_TEMPFAIL,
     "TimeoutError": os.EX_TEMPFAIL,
     "NoBroker": os.EX_UNAVAILABLE,
@@ -59,15 +59,22 @@ def exit_code(error: BaseException) -> int:
         error = cause  # the cause is more specific: a file that could not be opened
     if isinstance(error, OSError) and error.filename in _STREAMS:
         return os.EX_IOERR
+    if isinstance(error, Refused):
+        return reasons.exit_code(error.reason)
     return next((_CODES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _CODES), 1)
 
 
 def error_text(error: UpcallError | OSError) -> str:
-    """Returns the error as one line for people, with the file if it concerns one, and without an errno's number."""
+    """Returns the error as one line for people, with the file if it concerns one, without an errno's number, and with
+    the command that helps, if it is known."""
     if isinstance(error, OSError) and error.errno is not None:
         about = error.strerror or os.strerror(error.errno)
         return about if error.filename is None else f"{os.fsdecode(error.filename)}: {about}"
-    return str(error)
+    if not isinstance(error, UpcallError):
+        return str(error)
+    from upcall.cli.remedies import with_remedy  # completion needs none
+
+    return with_remedy(error)
 
 
 def run(command: Callable[[], Any]) -> int:

@@ -14,7 +14,7 @@ import click
 from upcall.cli import completing
 from upcall.client import Client
 from upcall.core.errors import UsageError
-from upcall.protocols.ecryptfs.packets import MAX_KEY, MAX_WRAPPED, is_signature
+from upcall.protocols.ecryptfs.packets import MAX_KEY, MAX_WRAPPED
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,7 +47,8 @@ def wrap(key: str, encoding: str, uid: int | None, timeout: float, runtime: Path
     kernel's would.
 
     \b
-    Exit codes: 0 it was done; 64 there is no such key, or not that many bytes; 69 nobody to ask; 75 it was refused.
+    Exit codes: 0 it was done; 64 there is no such key, or not that many bytes; 65 the key module could not do it; 69
+    there is no broker or daemon, or the key is not in the user keyring; 75 try again; 77 the key is locked.
 
     \b
     Examples:
@@ -56,7 +57,7 @@ def wrap(key: str, encoding: str, uid: int | None, timeout: float, runtime: Path
     """
     clear = _read(MAX_KEY)
     with Client(runtime, uid, timeout) as client:
-        wrapped = client.wrap(_signature(key), clear)
+        wrapped = client.wrap(key, clear)
     sys.stdout.buffer.write(_ENCODE[encoding](wrapped))
 
 
@@ -66,8 +67,9 @@ def unwrap(key: str, encoding: str, uid: int | None, timeout: float, runtime: Pa
     """Unwrap what `upcall wrap` gave, from standard input to standard output; with the key of this NAME or SIGNATURE.
 
     \b
-    Exit codes: 0 it was done; 64 there is no such key, or the input is not so encoded; 69 nobody to ask; 75 it was
-    refused.
+    Exit codes: 0 it was done; 64 there is no such key, or the input is not so encoded; 65 another key wrapped it, or
+    the PIN or passphrase is wrong; 69 there is no broker or daemon, or the key is not in the user keyring; 75 try
+    again; 77 the key is locked.
 
     \b
     Examples:
@@ -79,7 +81,7 @@ def unwrap(key: str, encoding: str, uid: int | None, timeout: float, runtime: Pa
     except (ValueError, binascii.Error) as error:
         raise UsageError(f"standard input is not {encoding}: {error}") from None
     with Client(runtime, uid, timeout) as client:
-        clear = client.unwrap(_signature(key), wrapped)
+        clear = client.unwrap(key, wrapped)
     sys.stdout.buffer.write(clear)
 
 
@@ -88,14 +90,6 @@ def _read(most: int) -> bytes:
     if not 1 <= len(data) <= most:
         raise UsageError(f"standard input has {'no' if not data else 'too many'} bytes, 1 to {most} are taken")
     return data
-
-
-def _signature(key: str) -> str:
-    if is_signature(key):
-        return key
-    from upcall.keys.store import KeyStore  # only here: a signature needs no store
-
-    return KeyStore().find(key).signature
 
 
 _ENCODE: dict[str, Callable[[bytes], bytes]] = {

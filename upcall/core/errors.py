@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import errno
 
+from upcall.core.reasons import REASONS as _REASONS
+from upcall.core.reasons import described
+
 
 class UpcallError(Exception):
     """The root of every error that upcall raises on purpose."""
@@ -33,52 +36,8 @@ class ModuleFailed(UpcallError):
     """A key module or handler could not carry out a request. The text is shown to people: no secrets in it."""
 
 
-# reason -> errno. Reasons are part of the protocol (docs/protocol.md). Outcomes are counted by reason. An unknown
-# reason from a newer peer is passed on unchanged.
-REASONS: dict[str, int] = {
-    "no-daemon": errno.ENOTCONN,  # no daemon is registered for this uid
-    "too-many-daemons": errno.EUSERS,  # the limit of registered daemons is reached, in total or per person ([broker])
-    "no-context": errno.ENOMEM,  # every message context of this service is in use, as in the kernel
-    "daemon-gone": errno.ECONNRESET,  # the daemon exited or was killed before it replied
-    "daemon-full": errno.EAGAIN,  # the daemon's socket buffer is full: it is stopped or overloaded
-    "timed-out": errno.ETIMEDOUT,  # time-out: no reply within the service's patience
-    "closing": errno.ESHUTDOWN,  # the broker or the daemon is shutting down
-    "bad-request": errno.EBADMSG,  # the request is malformed
-    "bad-answer": errno.EPROTO,  # the daemon's answer failed the check of its service
-    "no-service": errno.EOPNOTSUPP,  # no handler for a service of this name
-    "not-permitted": errno.EPERM,  # an ordinary user asked for another uid's daemon
-    "no-key": errno.ENOKEY,  # no auth token with this signature in the user's keyring
-    "bad-token": errno.EKEYREJECTED,  # the key of this description is not an auth token for it
-    "no-module": errno.ENOPKG,  # the auth token names a key module that is not installed
-    "locked": errno.EKEYREVOKED,  # the key's passphrase is not at hand
-    "prompting": errno.EAGAIN,  # a prompt is open; a retry after it succeeds
-    "pin-refused": errno.EKEYREJECTED,  # too many wrong PINs: no more prompts, so that retries do not lock the token
-    "no-name-server": errno.ECONNREFUSED,  # no name server replied in time
-    "name-server-failed": errno.EAGAIN,  # name servers replied with a failure or a refusal
-    "no-such-name": errno.ENOENT,  # no name service knows this name or number
-    "no-name-service": errno.ECONNREFUSED,  # the name service is not running or not installed
-    "name-service-silent": errno.ETIMEDOUT,  # the name service did not answer in time
-    # Kerberos (cifs.spnego). mount(2) returns these errnos; docs/cifs.md lists what other system calls return.
-    "no-ticket": errno.ENOKEY,  # the user has no usable credential cache or keytab
-    "ticket-expired": errno.EKEYEXPIRED,  # the ticket, the account or the password has expired
-    "cache-refused": errno.EACCES,  # every cache could have been planted by another user, or is accessible to one
-    "unknown-service": errno.EKEYREJECTED,  # the realm has no such file server
-    "wrong-realm": errno.EKEYREJECTED,  # no cross-realm path to the server's realm
-    "clock-skew": errno.EKEYREJECTED,  # the difference between this clock and the KDC's is too large
-    "kdc-unreachable": errno.EAGAIN,  # no KDC of the realm replied
-    "kdc-refused": errno.EKEYREJECTED,  # the KDC refused for another reason, which is in the log
-    "no-mechanism": errno.EKEYREJECTED,  # sec= asks for a mechanism that is not implemented
-    "no-library": errno.ENOPKG,  # the Kerberos library is not installed
-    "module-failed": errno.EIO,  # the key module raised ModuleFailed
-    "module-broke": errno.EFAULT,  # the key module raised another exception, or returned a wrong type
-    "module-off": errno.EAGAIN,  # circuit breaker: its process failed several times; not restarted for seconds
-    "unknown-type": errno.ENOPKG,  # no handler for keys of this type
-    "forged": errno.EACCES,  # not made by the kernel, or with a description that the kernel never writes
-    "duplicate": errno.EALREADY,  # the same key is already being instantiated
-    "requester-gone": errno.ESRCH,  # the requesting process has exited
-    "own-request": errno.EDEADLK,  # self-deadlock: the daemon or one of its children would wait for the daemon
-    "busy": errno.EBUSY,  # every slot of this key is occupied by a call that does not return
-}
+# reason -> errno. Outcomes are counted by reason. An unknown reason from a newer peer is passed on unchanged.
+REASONS: dict[str, int] = {name: reason.errno for name, reason in _REASONS.items()}
 
 
 class Refused(UpcallError):
@@ -87,9 +46,17 @@ class Refused(UpcallError):
 
     `why`: details, for the log of the refusing process, and for a requester of the same uid as the daemon (at most
     200 bytes of printable UTF-8, docs/protocol.md). No secrets in it. From a daemon it is that daemon's own text.
+    `key`: the name or signature of the key that was asked for; `by`: the process whose words `why` is, if it is
+    another one. Both for the text only; "" if unknown.
+
+    The text says what is wrong and what helps, with the reason in parentheses (docs/refusals.md).
     """
 
     def __init__(self, reason: str, code: int | None = None, why: str = "") -> None:
         self.reason, self.why = reason, why
+        self.key = self.by = ""
         self.errno = REASONS.get(reason, errno.EIO) if code is None else code
         super().__init__(reason)
+
+    def __str__(self) -> str:
+        return described(self.reason, self.why, self.by, self.key or "NAME")

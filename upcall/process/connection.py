@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from upcall.core.errors import PeerError, Refused, UpcallError, UsageError
-from upcall.core.messages import Answer, Requester
+from upcall.core.messages import Answer, Refusal, Requester
 from upcall.kernel import ucred
 from upcall.kernel.local import connect
 from upcall.process.paths import find_place
@@ -67,7 +67,7 @@ class LocalConnection:
             response = self._exchange(data, timeout)
         if isinstance(response.outcome, Answer):
             return response.outcome.body
-        raise Refused(*response.outcome)
+        raise refused_by_daemon(response.outcome)
 
     def _exchange(self, request: bytes, timeout: float) -> Response:
         """Sends a request and waits for its response. _NotTaken if the other side ended without reading it."""
@@ -169,6 +169,13 @@ def check_bytes(data: object, what: str, least: int, most: int) -> bytes:
     except ValueError:
         raise UsageError(f"{what} is a memoryview that was released") from None
     raise UsageError(f"{what} has {size} bytes, {least} to {most} are possible")
+
+
+def refused_by_daemon(outcome: Refusal) -> Refused:
+    """Returns the exception for a refusal. Its `why`, if any, is the daemon's: the broker sends none of its own."""
+    refused = Refused(*outcome)
+    refused.by = "the daemon"
+    return refused
 
 
 def take_status(body: bytes) -> dict[str, Any]:

@@ -7,12 +7,14 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("pkcs11", reason="python-pkcs11 is not installed")
 
+import pkcs11
 import upcall_pkcs11.token
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -84,7 +86,7 @@ def a_wrong_pin_is_reported_each_time_it_is_tried(hsm: SoftHsm) -> None:
     handle = module.open(enrolled.signature, enrolled.blob, secrets)
     wrapped = handle.wrap(b"file key")
     for count in (1, 2, 3):
-        with fails("the PIN was wrong"):
+        with fails("the PIN was wrong, and few tries are left"):
             handle.unwrap(wrapped)
         assert len(secrets.asked) == count and secrets.verdicts == [False] * count
     with pytest.raises(Refused) as caught:
@@ -360,3 +362,32 @@ def test_use_with_two_tokens(hsm: SoftHsm, work: Callable[[SoftHsm], None]) -> N
 @pytest.mark.parametrize("call", ["C_CloseAllSessions", "C_Logout", "C_Finalize"])
 def test_a_key_logs_in_again_after_others_closed_its_sessions(hsm: SoftHsm, call: str) -> None:
     hsm.run(sessions_closed, call)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (0, ""),
+        (pkcs11.TokenFlag.USER_PIN_COUNT_LOW, ", and few tries are left"),
+        (
+            pkcs11.TokenFlag.USER_PIN_COUNT_LOW | pkcs11.TokenFlag.USER_PIN_FINAL_TRY,
+            ", and one try is left before the token locks it",
+        ),
+        (pkcs11.TokenFlag.USER_PIN_LOCKED, ", and is locked now: the token's own tool unlocks it"),
+    ],
+)
+def test_a_wrong_pin_says_what_the_token_says_of_further_tries(
+    flags: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = object.__new__(upcall_pkcs11.token.Token)
+    monkeypatch.setattr(token, "_find", lambda: SimpleNamespace(flags=flags))
+    assert token._tries_left() == said
+
+
+def test_a_token_that_is_gone_says_nothing_of_further_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone() -> Any:
+        raise ModuleFailed("it was taken out")
+
+    token = object.__new__(upcall_pkcs11.token.Token)
+    monkeypatch.setattr(token, "_find", gone)
+    assert token._tries_left() == ""

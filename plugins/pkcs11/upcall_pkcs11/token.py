@@ -197,6 +197,19 @@ class Token:
     def _locked(self) -> ModuleFailed:
         return ModuleFailed(f"{self}: its PIN is locked after too many wrong ones; its own tool unlocks it")
 
+    def _tries_left(self) -> str:
+        """Returns what the token says of further wrong PINs, as the end of a sentence. Tokens need not say anything,
+        and give no number. The caller holds the lock."""
+        try:
+            flags = self._find().flags
+        except (pkcs11.PKCS11Error, ModuleFailed, Lost):
+            return ""
+        if flags & pkcs11.TokenFlag.USER_PIN_LOCKED:
+            return ", and is locked now: the token's own tool unlocks it"
+        if flags & pkcs11.TokenFlag.USER_PIN_FINAL_TRY:
+            return ", and one try is left before the token locks it"
+        return ", and few tries are left" if flags & pkcs11.TokenFlag.USER_PIN_COUNT_LOW else ""
+
     def _try_pin(self, pin: bytearray, pins: Pins) -> None:
         """Calls C_Login once. python-pkcs11 logs in only while opening a session, and leaves it open on failure."""
         failure: ModuleFailed | None = None
@@ -211,7 +224,7 @@ class Token:
                 return  # the token has not checked the PIN: no verdict
             except _WRONG_PIN:
                 self._wrong += 1
-                failure = ModuleFailed(f"{self}: the PIN was wrong")
+                failure = ModuleFailed(f"{self}: the PIN was wrong{self._tries_left()}")
             except pkcs11.PinLocked:
                 self._wrong, self._pin_locked = self._wrong + 1, True
                 failure = self._locked()

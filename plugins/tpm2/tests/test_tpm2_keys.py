@@ -310,8 +310,9 @@ def test_wrong_pins_are_counted_until_the_tpm_locks_out(
         esys.dictionary_attack_parameters(2, 77, 77)
     key, free = generate(pin="yes"), path.with_name("free.tss2")
     guess = GivenSecrets(pins={f"tpm2 {path}": b"wrong"})
+    said = ["wrong PIN, 1 more before the TPM locks", "the TPM is locked out now; it forgets one every 77 s"]
     for count in (1, 2):
-        assert refusal(key, guess).endswith("wrong PIN")
+        assert refusal(key, guess).endswith(said[count - 1])
         assert lockout(tpm).wrong == count
     assert guess.verdicts == [(f"tpm2 {path}", False)] * 2
     asked = len(told.given)

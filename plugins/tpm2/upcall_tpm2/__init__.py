@@ -181,9 +181,9 @@ def _unseal(path: str, tcti: str, key: KeyFile, trusted: bytes | None, secrets: 
         if not 1 <= len(pin) <= MAX_PIN:  # certainly wrong: avoids an attempt that the TPM counts
             raise WrongPin(f"{path}: wrong PIN")
         unsealed = _unseal_by(tcti, key, trusted, pin)
-    except WrongPin:
+    except WrongPin as error:
         secrets.verdict(token, False)
-        raise
+        raise WrongPin(f"{error}{_tries_left(tcti)}") from None
     finally:
         _wipe(pin)
     secrets.verdict(token, True)
@@ -219,6 +219,18 @@ def _token(path: str) -> str:
 def _prompt(path: str, lockout: Lockout) -> str:
     left = max(1, lockout.allowed - lockout.wrong)
     return f"PIN of the TPM key {Path(path).name}" + (f" ({left} left before the TPM locks)" if lockout.wrong else "")
+
+
+def _tries_left(tcti: str) -> str:
+    """Returns how many wrong PINs the TPM takes until it locks, as the end of a sentence; "" if it does not say."""
+    try:
+        lockout = _ask(tcti, Chip.lockout)
+    except ModuleFailed:
+        return ""
+    left = lockout.allowed - lockout.wrong
+    if lockout.locked or left < 1:
+        return f", and the TPM is locked out now; it forgets one every {lockout.interval} s"
+    return f", {left} more before the TPM locks"
 
 
 def _new_pin(path: str, secrets: Secrets) -> bytearray:

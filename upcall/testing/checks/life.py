@@ -180,7 +180,7 @@ def _refusals(subject: Subject, key: KeyHandle) -> Iterator[str]:
         try:
             call()
         except CLEAN as error:
-            yield f"Refused({error})" if isinstance(error, Refused) else type(error).__name__
+            yield f"Refused({error.reason})" if isinstance(error, Refused) else type(error).__name__
         else:
             yield "it is taken"
 

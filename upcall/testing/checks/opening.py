@@ -67,7 +67,7 @@ def a_passphrase_that_is_not_at_hand_is_not_its_matter(subject: Subject) -> None
     _with_passphrase(subject)
     locked = GivenSecrets(pin=subject.made.pin or None)
     error = refused("open, without the passphrase", (Refused,), subject.open, locked)
-    expect(getattr(error, "reason", "") == "locked", f"it made Refused({error}) of Refused(locked)")
+    expect(getattr(error, "reason", "") == "locked", f"it made {error!r} of Refused('locked')")
 
 
 def the_secrets_that_it_was_given_are_wiped(subject: Subject) -> None:

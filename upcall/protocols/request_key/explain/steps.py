@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
-from upcall.core.errors import PeerError, Refused
+from upcall.core.errors import PeerError, Refused, UsageError
 from upcall.process import machine
 from upcall.process.connection import BrokerConnection, NoBroker
-from upcall.process.paths import Place
+from upcall.process.paths import SYSTEM_FOLDER, Place, find_place
 from upcall.protocols.request_key import origin_check as gate
 from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.explain.child import explained_as
@@ -88,7 +89,7 @@ def _daemon(folder: Path, service: str, uid: int) -> Report:
         with BrokerConnection(folder) as client:
             pids = {one["uid"]: one["pid"] for one in client.status()["daemons"]}
     except (NoBroker, Refused, OSError) as error:
-        return report | {"answer": "no-broker", "why": str(error)}
+        return report | {"answer": "no-broker", "why": f"{error}{_own_broker(folder)}"}
     if not Place(folder).request_key_socket.exists():
         return report | {"answer": "no-broker", "why": "the broker there is not root's: the kernel does not ask it"}
     if uid not in pids and without == "machine":
@@ -101,6 +102,15 @@ def _daemon(folder: Path, service: str, uid: int) -> Report:
     if without == "start":
         return report | {"why": "none is registered: one would be started"}
     return report | {"answer": "no-daemon", "why": f"no daemon of uid {report['uid']} is registered"}
+
+
+def _own_broker(folder: Path) -> str:
+    """Returns, as the end of a sentence, that the user's own broker runs, if it does, and does not help here."""
+    with contextlib.suppress(OSError, UsageError):
+        own = find_place()
+        if folder == SYSTEM_FOLDER != own.folder and own.socket.exists():
+            return f"; your own broker, in {own.folder}, is not asked by the kernel"
+    return ""
 
 
 def _check_may_look(uid: int) -> None:
