@@ -202,7 +202,7 @@ class Installed:
             token.mkdir()
             said = self.python(_TOKENS[name], token, self._binaries / "upcall")
         else:
-            said = self.upcall("plugin", "check" if name in _BASE else "show", name, *_FAST.get(name, []))
+            said = self.upcall("plugin", "check", name, *_FAST.get(name, []))
         return f"check {said.strip().splitlines()[-1]}"
 
     def _round_trips(self) -> Iterator[str]:

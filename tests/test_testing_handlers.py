@@ -10,7 +10,7 @@ import pytest
 from upcall.core.errors import ModuleFailed, PeerError
 from upcall.core.messages import Requester
 from upcall.handler import Handler
-from upcall.testing import handlercontract
+from upcall.testing.checks import handlers
 from upcall.testing.handlercontract import HANDLER_CHECKS, HandlerContract
 from upcall.testing.subject import ContractBroken
 from upcall.wire.envelope import Envelope
@@ -55,7 +55,7 @@ class Another(Echo):
 
 class Slow(Echo):
     def lane(self, envelope: Envelope, /) -> Any:
-        end = time.perf_counter() + 2 * handlercontract.QUICK
+        end = time.perf_counter() + 2 * handlers.QUICK
         while time.perf_counter() < end:
             pass
         return super().lane(envelope)

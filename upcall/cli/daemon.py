@@ -10,6 +10,7 @@ import click
 
 from upcall import config
 from upcall.cli import completing
+from upcall.cli.tracebacks import TRACEBACK
 from upcall.core.errors import UsageError
 from upcall.daemon.plugin_discovery import found, keys_only, locks
 from upcall.daemon.plugins import Overrides
@@ -77,6 +78,7 @@ _FOREVER: Final = 1e9  # seconds, for "--pin-time inf"
     help="Write a record of each request: to stderr, journal, or a file by its whole path; no: none. See `upcall "
     "log`.  [default: as [log] in the configuration says, or no]",
 )
+@TRACEBACK
 def command(
     runtime: Path | None,
     prove_all: bool,
@@ -87,6 +89,7 @@ def command(
     pinentry: str | None,
     ask: str,
     log_requests: str | None,
+    show_traceback: bool,
 ) -> None:
     """Run this user's daemon: it answers the broker with this user's keys.
 
@@ -126,6 +129,7 @@ def command(
         _hardening()._replace(network=not keys_only()),
         add_auto_keys(),
         mounts_directory(),
+        show_traceback,
     )
     # Not as text: all users can read arguments, and the settings name keys and files.
     command = startpython.command("upcall.daemon", handed_over(settings))

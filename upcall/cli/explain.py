@@ -13,6 +13,8 @@ import click
 
 from upcall.cli import completing, for_terminal
 from upcall.cli.remedies import start_of_broker, start_of_daemon
+from upcall.cli.tracebacks import TRACEBACK
+from upcall.cli.tracebacks import show as show_trace
 from upcall.core.errors import UsageError
 from upcall.core.reasons import REASONS
 from upcall.process.paths import SYSTEM_FOLDER
@@ -43,6 +45,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--contact", is_flag=True, help="Ask servers (KDC, DNS, name services), too: fetch what would be answered."
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@TRACEBACK
 @click.option(
     "--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder.  [default: the system's]"
 )
@@ -54,6 +57,7 @@ def command(
     service: str,
     contact: bool,
     as_json: bool,
+    show_traceback: bool,
     runtime: Path | None,
     root: Path,
     **told: Any,
@@ -77,6 +81,9 @@ def command(
     key = _key(service, {name: value for name, value in told.items() if value is not None})
     report = explain(key, runtime or SYSTEM_FOLDER, contact, System(root))
     report["remedy"] = _remedy(report["answer"])
+    trace = report.get("handler", {}).pop("traceback", None)
+    if show_traceback and isinstance(trace, str):
+        show_trace("\n".join(map(for_terminal, trace.splitlines())))
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:

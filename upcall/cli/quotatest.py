@@ -15,6 +15,8 @@ import click
 from upcall import config
 from upcall.cli import completing, output
 from upcall.cli.output import Cell
+from upcall.cli.tracebacks import TRACEBACK
+from upcall.cli.tracebacks import show as show_trace
 from upcall.core.errors import UpcallError, UsageError
 from upcall.core.suggestion import did_you_mean
 from upcall.process import machine
@@ -32,6 +34,7 @@ class Outcome(NamedTuple):
     outcome: str
     why: str
     seconds: float
+    trace: str = ""  # the traceback of the exception of a sink that is broken
 
 
 @click.command("test")
@@ -44,8 +47,9 @@ class Outcome(NamedTuple):
     help="Only this one, whether it is used or not.",
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@TRACEBACK
 @click.pass_context
-def command(context: click.Context, only: tuple[str, ...], as_json: bool) -> None:
+def command(context: click.Context, only: tuple[str, ...], as_json: bool, show_traceback: bool) -> None:
     """Send yourself a test message through each sink.
 
     It goes straight from this process, in its environment: whether the daemon can reach your desktop depends on the
@@ -75,9 +79,13 @@ def command(context: click.Context, only: tuple[str, ...], as_json: bool) -> Non
     openers = {name: sinks.opener(name, settings) for name in only} or chosen
     outcomes = tell_all(openers, trial(os.geteuid(), int(time.time())))
     if as_json:
-        click.echo(json.dumps([one._asdict() for one in outcomes], indent=2))
+        rows = [{name: value for name, value in one._asdict().items() if name != "trace"} for one in outcomes]
+        click.echo(json.dumps(rows, indent=2))
     else:
         _show(outcomes)
+    for one in outcomes:
+        if show_traceback and one.trace:
+            show_trace(one.trace)
     if any(one.outcome != TOLD for one in outcomes):
         context.exit(os.EX_UNAVAILABLE)
 
@@ -113,7 +121,7 @@ def tell_all(openers: dict[str, Callable[[], Sink]], notice: QuotaNotice) -> lis
     results: dict[str, Outcome] = {}
 
     def tell(name: str, opener: Callable[[], Sink]) -> None:
-        start, why = time.monotonic(), ""
+        start, why, trace = time.monotonic(), "", ""
         try:
             sink = opener()
             try:
@@ -124,8 +132,10 @@ def tell_all(openers: dict[str, Callable[[], Sink]], notice: QuotaNotice) -> lis
         except UpcallError as error:
             why = str(error)
         except BaseException as error:  # noqa: BLE001 - a sink may raise anything
-            why = f"it is broken: {type(error).__name__}"
-        results[name] = Outcome(name, FAILED if why else TOLD, why, time.monotonic() - start)
+            import traceback  # rarely needed
+
+            why, trace = f"it is broken: {type(error).__name__}", "".join(traceback.format_exception(error))
+        results[name] = Outcome(name, FAILED if why else TOLD, why, time.monotonic() - start, trace)
 
     threads = [threading.Thread(target=tell, args=item, daemon=True) for item in openers.items()]
     end = time.monotonic() + PATIENCE

@@ -80,6 +80,7 @@ def serve_with(settings: DaemonSettings, faults: Sequence[Fault] = ()) -> int:
     place = find_place(settings.folder)
     try:
         daemon = Daemon(place, [keys, *handlers(settings.plugins.handlers)], control, log, manager, record)
+        daemon.tracebacks = settings.traceback
         renewing = Renewing(settings.plugins, keys, daemon, log, locking=locking)
         control.on_reload, daemon.on_reload = renewing.ask, renewing.on_hangup
         serve(daemon, hangup)

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from upcall.core.errors import ModuleFailed, PeerError, Refused, UsageError
+from upcall.core.errors import ModuleFailed, PeerError, Refused, UpcallError, UsageError
 from upcall.core.messages import Answer, Refusal
 from upcall.daemon.broker_link import BrokerLink
 from upcall.daemon.control import Control
@@ -89,6 +89,7 @@ class Daemon:
         self._waits = {service: one for one in self._waits_of(handlers) for service in one.services}
         self._workers: Workers[_Job] = Workers(self._receive, self._work, self._refuse, look=self._look)
         self.strangers = 0  # messages from unexpected senders
+        self.tracebacks = False  # whether those of plugins' exceptions are printed on standard error
         self.last_refusal: dict[str, object] = {}  # `at` in seconds since the epoch; for the status
         if control is not None:
             control.last_refusal = lambda: self.last_refusal
@@ -369,6 +370,8 @@ class Daemon:
     def _refusal(self, envelope: Envelope, error: BaseException) -> Refusal:
         """Translates a handler's exception to a refusal and logs it. The texts of unexpected exceptions are not
         logged: they may contain secrets."""
+        if self.tracebacks and (error.__cause__ is not None or not isinstance(error, UpcallError)):
+            traceback.print_exception(error)
         if isinstance(error, Refused):
             if error.why and error.reason not in _LASTING:
                 self.log(

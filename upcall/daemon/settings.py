@@ -21,3 +21,4 @@ class DaemonSettings(NamedTuple):
     hardening: DaemonHardening = DaemonHardening()
     keys: LoginKeys = LoginKeys()
     mounts: Path | None = None  # where the user's mounts are remembered; None: nothing is mounted
+    traceback: bool = False  # print the tracebacks of plugins' exceptions on standard error: they may contain secrets

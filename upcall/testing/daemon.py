@@ -68,6 +68,7 @@ def run(settings: DaemonForTests, _: object) -> None:
     record = recorder("upcall-daemon", told.records, log)
     serving = [keys, *map(_handler, settings.handlers), *handlers(told.plugins.handlers)]
     daemon = Daemon(find_place(told.folder), serving, control, log, manager, record)
+    daemon.tracebacks = told.traceback
     locking = Locking(keys.cache, told.locking, log)
     find = None if found is None else lambda _: _found(found)
     daemon.on_reload = Renewing(told.plugins, keys, daemon, log, find, locking).ask

@@ -166,9 +166,21 @@ def title(check: Check) -> str:
 
 
 def run_check(check: Check, subject: Subject) -> None:
-    """Runs one check, with the subject's time-out. ContractBroken, also after the time-out; NotApplicable.
+    """Runs one check of a key module, with the subject's time-out. ContractBroken, also after the time-out;
+    NotApplicable."""
 
-    Runs it in a thread of its own, which is left behind if the module hangs.
+    def work() -> None:
+        with subject:
+            check(subject)
+
+    in_time(check.__name__, work, subject.patience)
+
+
+def in_time(name: str, run: Callable[[], None], patience: float) -> None:
+    """Runs a check that is called `name`. ContractBroken if it raises anything but that and NotApplicable, or takes
+    longer than `patience` seconds.
+
+    Runs it in a thread of its own, which is left behind if the plugin hangs.
     """
     ended: list[BaseException | None] = []
     ours = os.getpid()
@@ -176,19 +188,18 @@ def run_check(check: Check, subject: Subject) -> None:
     def work() -> None:
         error: BaseException | None = None
         try:
-            with subject:
-                check(subject)
+            run()
         except BaseException as caught:  # noqa: BLE001 - reported by the calling thread
             error = caught
         if os.getpid() != ours:
             os._exit(0)  # as in Subject.open
         ended.append(error)
 
-    thread = threading.Thread(target=work, name=check.__name__, daemon=True)
+    thread = threading.Thread(target=work, name=name, daemon=True)
     thread.start()
-    thread.join(subject.patience)
+    thread.join(patience)
     if not ended:
-        raise ContractBroken(f"it hangs: nothing was heard for {subject.patience:g} s")
+        raise ContractBroken(f"it hangs: nothing was heard for {patience:g} s")
     if isinstance(ended[0], ContractBroken | NotApplicable):
         raise ended[0]
     if ended[0] is not None:

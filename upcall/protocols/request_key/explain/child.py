@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from typing import Any, Final
 
 from upcall import config
@@ -35,8 +36,8 @@ def explained_as(uid: int, service: str, ask: bytes, contact: bool) -> Report:
     """Returns the report of this user's handler about a request; it has at least "answer" and "why".
 
     `ask`: the body of an Ask. `contact`: the handler may contact servers. Blocks for up to PATIENCE seconds. If the
-    child fails, "answer" is "module-broke". UsageError if there is no such user. The user controls the child process,
-    so the report is not trusted: it is for display only.
+    child fails, "answer" is "module-broke"; "traceback" is that of the handler's exception. UsageError if there is no
+    such user. The user controls the child process, so the report is not trusted: it is for display only.
     """
     asked = {"service": service, "ask": ask.hex(), "contact": contact}
     process = _start(uid)
@@ -126,7 +127,8 @@ def explained(service: str, ask: bytes, contact: bool) -> Report:
         reason = "bad-request" if isinstance(error, PeerError) else "module-failed"
         return {"answer": reason if not isinstance(error, UsageError) else "no-service", "why": str(error)}
     except Exception as error:  # noqa: BLE001 - a handler may raise anything, and its text may hold anything
-        return {"answer": "module-broke", "why": type(error).__name__}
+        trace = traceback.format_exception(error)
+        return {"answer": "module-broke", "why": type(error).__name__, "traceback": "".join(trace)}
     return found
 
 
