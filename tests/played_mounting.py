@@ -64,6 +64,9 @@ class PlayedMounting:
     def stat(self, fd: int) -> os.stat_result:
         return os.fstat(fd)
 
+    def parent(self, mount: int) -> int:
+        return os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+
     def is_empty(self, folder: int) -> bool:
         return mounting.is_empty(folder)
 

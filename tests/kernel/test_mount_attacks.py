@@ -339,33 +339,46 @@ def test_descriptors_of_another_mount_namespace_are_refused(alice: Person, lower
 def test_in_a_chroot_the_mount_lies_on_the_folder_and_on_nothing_of_that_name(
     alice: Person, lower: Path, upper: Path
 ) -> None:
-    cell = folder(ROOT / "cell", alice)
+    """The cell has the socket, and folders of the same names, which belong to root."""
+    cell = Path("/srv/cell")
+    inside = cell / "run/upcall"
+    inside.mkdir(parents=True)
+    for path in (lower, upper):
+        (cell / path.relative_to("/")).mkdir(parents=True)
+    libc.call("mount", b"/run/upcall", os.fsencode(inside), None, 4096, None)  # MS_BIND
 
     def work() -> Answer:
         folders = [client.open_folder(lower), client.open_folder(upper)]
-        connection = connect(SOCKET, frozenset({0}))
         os.chroot(cell)
+        os.setresgid(alice.gid, alice.gid, alice.gid)
+        os.setresuid(alice.uid, alice.uid, alice.uid)
+        be_seen()
+        return raw_and_closed(request(KEY.signature), folders)
+
+    try:
+        answer = Task(person("root"), work).result()
+    finally:
+        libc.call("umount2", os.fsencode(inside), 2)
+    assert answer == (0, str(upper)), answer
+    assert points() == [str(upper)]
+
+
+def test_a_connection_that_root_has_made_is_refused(alice: Person, lower: Path, upper: Path) -> None:
+    def work() -> Answer:
+        folders = [client.open_folder(lower), client.open_folder(upper)]
+        connection = connect(SOCKET, frozenset({0}))
 
         def send() -> Answer:
             be_seen()
-            made_there = connect_in(connection)
-            return made_there(folders)
+            socket.send_fds(connection, [request(KEY.signature)], folders)
+            connection.shutdown(socket.SHUT_WR)
+            return reply_of(connection)
 
         return Task(alice, send).result()
 
-    # A connection of root's, used by alice: refused. One of her own cannot be made in the cell without the socket.
-    refused(Task(person("root"), work).result(), "by another process")
+    answer = Task(person("root"), work).result()
+    assert answer.status == os.EX_NOPERM, answer
     assert made() == []
-    cell.rmdir()
-
-
-def connect_in(connection: socket.socket) -> Callable[[list[int]], Answer]:
-    def send(folders: list[int]) -> Answer:
-        socket.send_fds(connection, [request(KEY.signature)], folders)
-        connection.shutdown(socket.SHUT_WR)
-        return reply_of(connection)
-
-    return send
 
 
 # --- who asks ------------------------------------------------------------------------------------------------------

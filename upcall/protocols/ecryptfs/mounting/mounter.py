@@ -56,6 +56,9 @@ class Mounting(Protocol):
 
     def stat(self, fd: int, /) -> os.stat_result: ...
 
+    def parent(self, mount: int, /) -> int:
+        """Returns a descriptor of the folder that contains the mount point of a mount's root."""
+
     def is_empty(self, folder: int, /) -> bool: ...
 
     def lies_within(self, inner: int, outer: int, /) -> bool: ...
@@ -199,7 +202,7 @@ class Mounter:
         if made.name != request.name:
             raise Denied(WRONG, f"{_shown(mount.point)}: is the mount {made.name}: `upcall umount {made.name}`")
         with _explained(_shown(mount.point)):
-            parent = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+            parent = system.parent(fd)
             os.close(folders.pop())
             try:
                 system.unmount(parent, Path(mount.point).name, request.lazy)

@@ -68,6 +68,10 @@ class System:
     def stat(self, fd: int) -> os.stat_result:
         return os.fstat(fd)
 
+    def parent(self, mount: int) -> int:
+        with self._as_user():
+            return os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+
     def is_empty(self, folder: int) -> bool:
         with self._as_user():
             return mounting.is_empty(folder)
