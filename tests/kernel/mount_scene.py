@@ -108,8 +108,8 @@ def ask_away(who: Person, upper: Path, name: str = "private", lazy: bool = False
 
 
 def raw(data: bytes, descriptors: Sequence[int]) -> Answer:
-    """Sends these bytes and descriptors as they are, from this process."""
-    connection = connect(SOCKET, frozenset({0}))
+    """Sends these bytes and descriptors as they are, from this process. In a user namespace root is 65534."""
+    connection = connect(SOCKET, frozenset({0, 65534}))
     with connection:
         with contextlib.suppress(BrokenPipeError):
             socket.send_fds(connection, [data], list(descriptors))

@@ -85,7 +85,7 @@ def test_an_ordinary_user_mounts_writes_reads_locks_and_unmounts(
     assert done.returncode == 0, done.stderr
     assert answered(alice, opening(upper / "file")).value == CONTENT
 
-    user = subprocess.Popen(["sleep", "1000"], cwd=upper, user=alice.uid)
+    user = subprocess.Popen(["sleep", "1000"], cwd=upper, user=alice.uid, group=alice.gid, extra_groups=[])
     try:
         done = upcall(alice, "umount", "private")
         assert done.returncode == os.EX_TEMPFAIL, done.stderr

@@ -297,14 +297,25 @@ def test_a_mount_of_roots_is_not_taken_away_by_swapping_the_folders_above(alice:
 # --- namespaces ----------------------------------------------------------------------------------------------------
 
 
+def from_namespaces(flags: int, who: Person, lower: Path, upper: Path) -> Answer:
+    """A request of a process that has made namespaces, and opened the folders in them."""
+
+    def work() -> Answer:
+        unshare(flags)
+        be_seen()
+        return raw(request(KEY.signature), [client.open_folder(lower), client.open_folder(upper)])
+
+    return Task(who, work).result()
+
+
 def test_a_mount_namespace_of_ones_own_is_refused(alice: Person, lower: Path, upper: Path) -> None:
-    answer = ask(alice, KEY.signature, lower, upper, before=lambda: unshare(NEW_USER | NEW_MOUNTS))
-    refused(answer, "namespace")
+    refused(from_namespaces(NEW_USER | NEW_MOUNTS, alice, lower, upper), "namespace")
     assert made() == []
 
 
 def test_a_user_namespace_of_ones_own_is_refused(alice: Person, lower: Path, upper: Path) -> None:
-    refused(ask(alice, KEY.signature, lower, upper, before=lambda: unshare(NEW_USER)), "user namespace")
+    refused(from_namespaces(NEW_USER, alice, lower, upper), "user namespace")
+    assert made() == []
 
 
 def test_in_a_mount_namespace_of_roots_the_mount_is_there_and_nowhere_else(
@@ -391,10 +402,14 @@ def become(real: int, effective: int, saved: int) -> Callable[[], None]:
 def test_a_set_user_id_program_is_refused_in_either_direction(
     alice: Person, bob: Person, lower: Path, upper: Path
 ) -> None:
-    nobody = person("root")
-    for ids in ((alice.uid, 0, 0), (bob.uid, alice.uid, alice.uid), (alice.uid, alice.uid, 0)):
-        answer = ask(nobody, KEY.signature, lower, upper, before=become(*ids))
-        refused(answer, *(["another process, or another user"] if ids[0] != ids[1] else ["set-user-ID"]))
+    """(real, effective, saved) uids, and what is refused."""
+    cases = {
+        (alice.uid, 0, 0): "another process, or another user",
+        (bob.uid, alice.uid, alice.uid): "another process, or another user",
+        (alice.uid, alice.uid, 0): "set-user-ID",
+    }
+    for ids, text in cases.items():
+        refused(ask(person("root"), KEY.signature, lower, upper, before=become(*ids)), text)
     assert made() == []
 
 
@@ -422,8 +437,7 @@ def test_a_connection_that_another_process_has_made_is_refused(alice: Person, lo
 
 
 def test_root_is_refused(lower: Path, upper: Path) -> None:
-    answer = ask(person("root"), KEY.signature, lower, upper)
-    refused(answer, "root")
+    refused(ask(person("root"), KEY.signature, lower, upper), "root mounts without help", status=os.EX_USAGE)
 
 
 def test_a_process_that_dies_after_asking_gets_no_mount(

@@ -40,6 +40,7 @@ from upcall.protocols.ecryptfs.mounting.denied import FAILED, LATER, MISCONFIGUR
 from upcall.protocols.ecryptfs.mounting.messages import (
     DESCRIPTORS,
     MAX_REQUEST,
+    MOUNT,
     UNMOUNT,
     MountReply,
     MountRequest,
@@ -261,12 +262,13 @@ def _serve(
     uid = ucred.of_peer(connection).uid
     about: dict[str, Any] = {"uid": uid}
     try:
-        allowed = get_rules()
-        check_allowed(uid, allowed)
         requester = requester_of(connection)
         request, folders, sender = _received(connection)
         about |= {"name": request.name}
         check(requester, sender)
+        allowed = get_rules()
+        if request.kind == MOUNT:  # what is mounted can be taken away by users who may not mount any more
+            check_allowed(uid, allowed)
         path = Mounter(make_system(), allowed.max).serve(request, requester, folders)
     except Denied as denied:
         _answer(connection, MountReply(denied.status, str(denied)))
