@@ -12,8 +12,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -61,14 +62,19 @@ class Session:
         self.process, self._write, self._read = process, write, read
         self.say("stty -echo 2>/dev/null; PS1= PS2=; export PS1 PS2")
 
-    def say(self, command: str) -> str:
-        """Returns the command's output, followed by `ended with N` if its exit status is not 0."""
+    def say(self, command: str, answers: Mapping[bytes, bytes] = MappingProxyType({})) -> str:
+        """Runs a command. Returns its output; its exit status, if that is not 0, comes last, as `ended with N`.
+        `answers`: what is typed, by a regular expression of the prompt."""
         number = next(_numbers)
         # A terminal echoes what is typed: there the number is still an expression.
         os.write(self._write, f"{{ {command}\n}} 2>&1; s=$?; echo; echo end-$((0+{number}))-$s-\n".encode())
         told, sign = b"", re.compile(rb"\r?\n?end-%d-(\d+)-" % number)
-        deadline = time.monotonic() + SLOW
+        deadline, seen = time.monotonic() + SLOW, 0
         while (found := sign.search(told)) is None:
+            for asked, answer in answers.items():
+                if re.search(asked, told[seen:]):
+                    seen = len(told)
+                    os.write(self._write, answer)
             rest = deadline - time.monotonic()
             if rest <= 0 or not select.select([self._read], [], [], rest)[0]:
                 raise TimeoutError(f"{command}: {told!r}")
