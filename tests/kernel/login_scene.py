@@ -63,8 +63,8 @@ class Session:
         self.say("stty -echo 2>/dev/null; PS1= PS2=; export PS1 PS2")
 
     def say(self, command: str, answers: Mapping[bytes, bytes] = MappingProxyType({})) -> str:
-        """Runs a command. Returns its output; its exit status, if that is not 0, comes last, as `ended with N`.
-        `answers`: what is typed, by a regular expression of the prompt."""
+        """Returns the command's output, followed by `ended with N` if its exit status is not 0. `answers`: what is
+        typed, by a regular expression of the prompt."""
         number = next(_numbers)
         # A terminal echoes what is typed: there the number is still an expression.
         os.write(self._write, f"{{ {command}\n}} 2>&1; s=$?; echo; echo end-$((0+{number}))-$s-\n".encode())
