@@ -76,7 +76,7 @@ def command(
     Examples:
       $ upcall explain cifs.spnego --host fs.example.com
       # upcall explain cifs.spnego --host fs.example.com --uid 1000 --contact
-      $ upcall explain dns_resolver --name fs.example.com
+      # upcall explain dns_resolver --name fs.example.com
     """
     key = _key(service, {name: value for name, value in told.items() if value is not None})
     report = explain(key, runtime or SYSTEM_FOLDER, contact, System(root))
