@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -12,6 +14,7 @@ from upcall.client import NoBroker
 from upcall.core.errors import Refused
 from upcall.core.messages import Answer, Refusal, Requester
 from upcall.protocols.ecryptfs.packets import Ask, FileKey, Reply, pack_ask, pack_file_key, pack_reply
+from upcall.protocols.local.source import Requesters
 from upcall.testing.played import PlayedDaemon, PlayedRequester
 from upcall.testing.processes import RunningBroker, in_child, until
 from upcall.wire.envelope import (
@@ -263,10 +266,32 @@ def test_root_is_not_told_why_another_uids_daemon_refuses(broker: RunningBroker)
         os.close(end)
 
 
-def test_only_root_sees_the_status_of_all_uids(broker: RunningBroker) -> None:
+@pytest.mark.parametrize(
+    ("requester", "owner", "shown"),
+    [(0, 0, None), (0, 1000, None), (1000, 1000, None), (1000, 0, 1000), (1001, 1000, 1001)],
+)
+def test_the_owner_of_a_broker_sees_as_much_of_it_as_root(
+    requester: int, owner: int, shown: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+
+    def whole_status(uid: int | None) -> dict[str, object]:
+        asked.append(uid)
+        return {}
+
+    monkeypatch.setattr(os, "geteuid", lambda: owner)
+    listener = object.__new__(Requesters)
+    listener.whole_status = whole_status
+    connection, origin = SimpleNamespace(uid=requester), SimpleNamespace(settle=lambda outcome: None)
+    envelope = Envelope(1, 1, "broker.status", Requester(requester, 1), 0, b"")
+    listener.ask(cast(Any, connection), envelope, cast(Any, origin))
+    assert asked == [shown]
+
+
+def test_only_root_and_the_owner_see_the_status_of_all_uids(broker: RunningBroker) -> None:
     with PlayedDaemon(broker.folder) as daemon:
         found = broker.status()
-        assert ("junk" in found) == (os.getuid() == 0)
+        assert "junk" in found and "latencies" in found
         (mine,) = found["daemons"]
         assert (mine["uid"], mine["portid"]) == (os.getuid(), daemon.socket.portid)
         assert found["broker"]["pid"] == broker.pid

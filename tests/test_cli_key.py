@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import subprocess
@@ -311,9 +312,9 @@ def test_list_shows_enrolled_keys_and_keyring_tokens_without_an_entry(home: Path
     result = run("list")
     assert KEY["passphrase"] not in result.output
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert lines[0] == ["NAME", "SIGNATURE", "MODULE", "KIND", "PASSPHRASE", "AUTO", "IN", "KEYRING"]
-    assert lines[1] == ["old", KEY["sig"], "openssl", "RSA-2048", "compat", "no", "yes"]
-    assert lines[2] == ["open", shown("open")["signature"], "openssl", "RSA-2048", "none", "no", "no"]
+    assert lines[0] == ["NAME", "SIGNATURE", "STATE", "MODULE", "KIND", "PASSPHRASE", "AUTO"]
+    assert lines[1] == ["old", KEY["sig"], "no", "daemon", "openssl", "RSA-2048", "compat", "no"]
+    assert lines[2] == ["open", shown("open")["signature"], "not", "added", "openssl", "RSA-2048", "none", "no"]
     (home / "DATA/upcall/keys/old.toml").unlink()
     told = {row["signature"]: row for row in json.loads(run("list", "--json").stdout)}
     assert told[KEY["sig"]]["name"] is None
@@ -352,6 +353,20 @@ def test_lock_stops_a_key_until_it_is_added_again(daemon: Running) -> None:
     assert run("lock").stdout == "1 key locked\n"
     assert not daemon.works(signature)
     assert "no key 'other'" in run("lock", "other", code=os.EX_USAGE).stderr
+
+
+def test_list_and_show_tell_whether_a_key_is_open_or_locked(daemon: Running) -> None:
+    run("generate", "--bits", "2048", word=WORD)
+    signature = shown("default")["signature"]
+    assert daemon.works(signature)
+    assert (shown("default")["state"], shown("default")["locked"]) == ("open", None)
+    run("lock")
+    row = json.loads(run("list", "--json").stdout)[0]
+    assert (row["state"], row["locked"]["cause"]) == ("locked", "command")
+    assert re.search(r"state +locked since \S+ \(upcall lock\)\n", run("show", "default").stdout)
+    assert re.search(r"default +\S+ +locked since \S+ \(upcall lock\) ", run("list").stdout)
+    run("remove", "default", "--keyring-only")
+    assert shown("default")["state"] == "not added"
 
 
 def test_a_locked_key_without_a_passphrase_works_after_add(daemon: Running) -> None:

@@ -221,8 +221,12 @@ def test_unlock_makes_locked_keys_work_with_the_right_passphrase_only(home: Path
         assert "wrong passphrase" in wrong.stderr
         assert not running.works(one)
         assert run("unlock", one, word="correct horse").stdout == "1 key unlocked\n"
+        again = run("unlock", one, word="correct horse").stdout
+        assert again == f"{one} was not locked; the daemon has 1 passphrase now\n"
         assert running.works(one)
         assert run("unlock", "open").stdout == "1 key unlocked\n"
+        assert run("unlock", "open").stdout == "open was not locked\n"
+        assert json.loads(run("unlock", "open", "--json").stdout) == {"all": False, "unlocked": []}
         assert running.works(two)
         assert keyring.find(one) == before
         run("lock")

@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module below upcall.cli, or module:attribute if that is not `command`; one line for --help)
     "broker": ("broker", "Run the message broker."),
     "daemon": ("daemon", "Run this user's daemon."),
-    "status": ("status", "Show what the broker does."),
+    "status": ("status", "Show your keys and your daemon, and what the broker does."),
     "doctor": ("doctor", "Check the whole installation, and say what to do."),
     "log": ("log", "Show what became of each request, from logs or the journal."),
     "metrics": ("metrics", "Print or serve the broker's figures for Prometheus."),

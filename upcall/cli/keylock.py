@@ -7,7 +7,7 @@ import json
 
 import click
 
-from upcall.cli import completing
+from upcall.cli import completing, output
 from upcall.cli.keyopen import opened
 from upcall.cli.keyshow import Target, target_of
 from upcall.cli.passphrases import Given, passphrase_options
@@ -48,8 +48,8 @@ def lock(name: str | None, as_json: bool) -> None:
 def unlock(name: str | None, as_json: bool, given: Given) -> None:
     """Let the daemon use a key again, given its NAME or signature; all keys in the user keyring if none is given.
 
-    A passphrase that is needed and kept nowhere is asked for, tried, and handed to the daemon. The user keyring
-    stays as it is: see `upcall key add`.
+    A passphrase that is needed and kept nowhere is asked for, tried, and handed to the daemon, also if the key is not
+    locked. The user keyring stays as it is: see `upcall key add`.
 
     \b
     Exit codes: 0; 64 there is no such key; 65 a passphrase does not open it; 69 there is no daemon.
@@ -60,22 +60,30 @@ def unlock(name: str | None, as_json: bool, given: Given) -> None:
         raise UsageError("whose passphrase is it? NAME is missing")
     with DaemonControl() as daemon:
         targets = [_known_to_the_kernel(name)] if name is not None else _all_known()
+        unlocked: list[str] = []
+        handed_over = 0
         for target in targets:
             with contextlib.closing(CliSecrets(given, target.name, target.signature)) as secrets:
                 if target.source in ("ask", None):
                     with opened(target, secrets):
                         pass
-                daemon.unlock(target.signature, secrets.kept or bytearray())
-        if name is None:
-            daemon.unlock_all()
+                handed_over += secrets.kept is not None
+                if daemon.unlock(target.signature, secrets.kept or bytearray()):
+                    unlocked.append(target.signature)
+        others = name is None and daemon.unlock_all()  # locks of keys that are not added now
     if as_json:
-        click.echo(json.dumps({"all": name is None, "unlocked": [target.signature for target in targets]}))
-        return
-    click.echo(_counted(len(targets), "unlocked"))
+        click.echo(json.dumps({"all": name is None, "unlocked": unlocked}))
+    elif unlocked or others:
+        output.done(_counted(len(unlocked), "unlocked"))
+    elif not targets:
+        output.done("no key is in the user keyring: `upcall key add NAME` adds one")
+    else:
+        kept = f"; the daemon has {_counted(handed_over, 'now', 'passphrase', 'passphrases')}" if handed_over else ""
+        output.done(f"no key was locked{kept}" if name is None else f"{name} was not locked{kept}")
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count} {'key' if count == 1 else 'keys'} {what}"
+def _counted(count: int, what: str, one: str = "key", several: str = "keys") -> str:
+    return f"{count} {one if count == 1 else several} {what}"
 
 
 def _known_to_the_kernel(name: str) -> Target:

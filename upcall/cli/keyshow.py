@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import click
 
-from upcall.cli import completing, error_text
+from upcall.cli import completing, error_text, output
+from upcall.cli.keystate import Daemon, KeyState, ask_daemon, state_of
 from upcall.core.errors import PeerError, UsageError
 from upcall.kernel import keyring
 from upcall.keys.store import Entry, KeyStore
@@ -71,17 +72,24 @@ def _token(serial: int, description: str) -> AuthTok | None:
 @_JSON
 @click.pass_context
 def list_keys(ctx: click.Context, as_json: bool) -> None:
-    """List the keys, and auth tokens in the user keyring that others put there."""
-    store, rows = KeyStore(), []
+    """List the keys, and auth tokens in the user keyring that others put there.
+
+    STATE is one of: open; ready (the next request opens it); locked, since when and by what; passphrase missing (the
+    next request asks for it); not added (to the user keyring: `upcall key add`); no daemon.
+
+    \b
+    Exit codes: 0 listed; 65 an entry could not be read.
+    """
+    store, rows, daemon = KeyStore(), [], ask_daemon()
     names = store.names()
     for name in names:
         try:
-            rows.append(_row(store.load(name)))
+            rows.append(_row(store.load(name), daemon))
         except (PeerError, OSError) as error:
             click.echo(f"upcall: {error_text(error)}", err=True)
     broken = len(names) - len(rows)
     known = {row["signature"] for row in rows}
-    rows += [_foreign_row(token) for token in foreign_tokens() if token.signature not in known]
+    rows += [_foreign_row(token, daemon) for token in foreign_tokens() if token.signature not in known]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     else:
@@ -94,15 +102,23 @@ def list_keys(ctx: click.Context, as_json: bool) -> None:
 @click.argument("name", shell_complete=completing.keys)
 @_JSON
 def show(name: str, as_json: bool) -> None:
-    """Show what is known about a key, given its NAME or signature. Never a secret."""
-    target = target_of(name)
+    """Show what is known about a key, given its NAME or signature. Never a secret.
+
+    `state` is as in `upcall key list`.
+
+    \b
+    Exit codes: 0 shown; 64 there is no such key.
+    """
+    target, daemon = target_of(name), ask_daemon()
     if target.entry is not None:
-        row = _row(target.entry)
+        row = _row(target.entry, daemon)
     else:
-        row = _foreign_row(AuthTok(target.signature, target.module, b""))
+        row = _foreign_row(AuthTok(target.signature, target.module, b""), daemon)
     if as_json:
         click.echo(json.dumps(row, indent=2))
         return
+    row["state"] = in_words(row)
+    del row["locked"]
     for key, value in row.items():
         if key == "parameters":
             value = ", ".join(f"{name}={chosen}" for name, chosen in value.items()) or None
@@ -118,16 +134,30 @@ def mount_options(signature: str) -> str:
 _FIELDS = ("name", "module", "signature", "source", "description", "created", "path", "parameters", "auto")
 
 
-def _row(entry: Entry) -> dict[str, Any]:
+def in_words(row: dict[str, Any]) -> str:
+    """Returns the state of a row for people."""
+    locked = row["locked"] or {"cause": "", "since": None}
+    return str(KeyState(row["state"], locked["cause"], locked["since"] or 0.0))
+
+
+def row_of(entry: Entry, daemon: Daemon | None) -> dict[str, Any]:
+    """Returns what `upcall status` shows of a key, as plain data. `daemon`: its status."""
+    state = state_of(entry.signature, entry.source, daemon)
+    return {"name": entry.name, "signature": entry.signature, **state.as_json()}
+
+
+def _row(entry: Entry, daemon: Daemon | None) -> dict[str, Any]:
     row = {field: getattr(entry, field) for field in _FIELDS}
     row |= {"created": entry.created.isoformat(), "parameters": dict(entry.parameters)}
     row["in_keyring"] = keyring.find(entry.signature) is not None
+    row |= state_of(entry.signature, entry.source, daemon).as_json()
     return {**row, "mount_options": mount_options(entry.signature)}
 
 
-def _foreign_row(token: AuthTok) -> dict[str, Any]:
+def _foreign_row(token: AuthTok, daemon: Daemon | None) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(_FIELDS)
     row |= {"module": token.alias, "signature": token.signature, "parameters": {}, "auto": False, "in_keyring": True}
+    row |= state_of(token.signature, None, daemon).as_json()
     return {**row, "mount_options": mount_options(token.signature)}
 
 
@@ -142,19 +172,21 @@ def print_entry(entry: Entry) -> None:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    heads = ("NAME", "SIGNATURE", "MODULE", "KIND", "PASSPHRASE", "AUTO", "IN KEYRING")
-    cells = [heads] + [
+    if not rows:
+        output.note("there are no keys: `upcall key generate` makes one")
+        return
+    others = [output.Column(head, optional=True) for head in ("MODULE", "KIND", "PASSPHRASE", "AUTO")]
+    columns: list[output.Column | str] = ["NAME", "SIGNATURE", "STATE", *others]
+    cells = [
         (
             row["name"] or "-",
             row["signature"],
+            in_words(row),
             row["module"],
             row["description"] or "-",
             row["source"] or "-",
             "yes" if row["auto"] else "no",
-            "yes" if row["in_keyring"] else "no",
         )
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
-    for line in cells:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    output.table(columns, cells)

@@ -1,4 +1,4 @@
-"""`upcall status`."""
+"""`upcall status`: the user's own keys and daemon first, then what the broker does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from upcall.cli import output
+from upcall.cli import output, personal
 from upcall.client import Client, NoBroker
 from upcall.observe.status import show
 
@@ -19,7 +19,8 @@ _LOOK_AGAIN = 0.05  # seconds
 
 
 @click.command("status")
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@click.option("--all", "everything", is_flag=True, help="The broker's tables, too; root gets them in any case.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs; always everything.")
 @click.option("--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder.")
 @click.option(
     "--wait",
@@ -28,17 +29,35 @@ _LOOK_AGAIN = 0.05  # seconds
     metavar="SECONDS",
     help="Wait until your own daemon is registered, and serves /dev/ecryptfs if there is one; at most so long.",
 )
-def command(as_json: bool, runtime: Path | None, patience: float | None) -> None:
-    """Show what the broker does: daemons, contexts, outcomes, refusals. Of your uid; for root, of all.
+def command(everything: bool, as_json: bool, runtime: Path | None, patience: float | None) -> None:
+    """Show the state of your keys and your daemon, and with --all what the broker does: daemons, contexts, outcomes,
+    refusals. The broker tells of your own uid; root of all.
 
     \b
     Exit codes: 0 shown; 69 there is no broker; 75 with --wait: there is no daemon.
+
+    \b
+    Examples:
+      $ upcall status
+      $ upcall status --all
+      $ upcall status --json | jq .you
     """
-    status = _status(runtime) if patience is None else _once_served(runtime, os.getuid(), patience)
+    status: dict[str, Any] = {}
+    missing: NoBroker | None = None
+    try:
+        status = _status(runtime) if patience is None else _once_served(runtime, os.getuid(), patience)
+    except NoBroker as error:
+        missing = error
+    own = personal.look()
     if as_json:
-        click.echo(json.dumps(status, indent=2))
-        return
-    show(status, output.console())
+        click.echo(json.dumps({"you": own, **(status or {"broker": None})}, indent=2))
+    else:
+        for line in personal.lines(own, None if missing is not None else status):
+            click.echo(line)
+        if status and (everything or os.geteuid() == 0):
+            show(status, output.console())
+    if missing is not None:
+        raise missing
 
 
 def _status(runtime: Path | None) -> dict[str, Any]:

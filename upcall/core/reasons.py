@@ -39,7 +39,7 @@ REASONS: Final[dict[str, Reason]] = {
         errno.ENOMEM,
         TEMPFAIL,
         "too many requests of this user are pending",
-        f"{_AGAIN}; `upcall status` shows what is pending",
+        f"{_AGAIN}; `upcall status --all` shows what is pending",
     ),
     "daemon-gone": Reason(
         errno.ECONNRESET,
@@ -256,7 +256,7 @@ REASONS: Final[dict[str, Reason]] = {
         errno.EALREADY,
         TEMPFAIL,
         "the same key is being answered already",
-        f"{_AGAIN}; `upcall status` shows what is pending",
+        f"{_AGAIN}; `upcall status --all` shows what is pending",
     ),
     "requester-gone": Reason(
         errno.ESRCH,

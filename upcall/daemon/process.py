@@ -32,6 +32,7 @@ from upcall.process.waker import Waker
 from upcall.wire.envelope import (
     HEADER,
     HELO,
+    MAX_WHY,
     NOTICE,
     QUIT,
     REQUEST,
@@ -390,7 +391,10 @@ class Daemon:
 
     def _told(self, envelope: Envelope, refused: Refusal) -> Refusal:
         """Returns a refusal without its `why`, unless it goes to a process of this user that wants it."""
-        self.last_refusal = {"at": time.time(), "service": envelope.service, **refused._asdict()}
+        why = refused.why[:MAX_WHY]
+        self.last_refusal = {
+            "at": time.time(), "service": envelope.service, "reason": refused.reason, "why": why,
+        }  # fmt: skip
         if envelope.wants_why and envelope.requester.uid == self._uid:
             return refused
         return refused._replace(why="")

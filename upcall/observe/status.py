@@ -16,7 +16,8 @@ def show(status: dict[str, Any], console: Console) -> None:
     broker = status["broker"]
     console.print(f"broker: pid {broker['pid']}, uid {broker['uid']}")
     if hardening := broker.get("hardening"):  # missing from older brokers
-        text = ", ".join(f"{name} {said}" for name, said in hardening.items())
+        names = {"capabilities": "capabilities kept:"}
+        text = ", ".join(f"{names.get(name, name)} {said}" for name, said in hardening.items())
         console.print(f"restrictions: {text}", highlight=False)
     if machine := broker.get("machine"):
         pids = [daemon["pid"] for daemon in status["daemons"] if daemon["uid"] == machine]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 
 from upcall.core.contexts import NO_LINE
@@ -17,8 +18,8 @@ _SHOWN = 64  # daemons and devices shown if the whole status is too long
 
 
 class Requesters(Listener):
-    """The socket `broker.sock`, open to all users. `whole_status(uid)` returns the broker's status for a uid, None:
-    root."""
+    """The socket `broker.sock`, open to all users. `whole_status(uid)` returns the broker's status for a uid; None:
+    for root, and for the owner of the broker's process."""
 
     name = "local"
 
@@ -30,7 +31,8 @@ class Requesters(Listener):
         block."""
         uid = connection.uid
         if envelope.service == STATUS:
-            origin.settle(Answer(self.shown_status(None if uid == 0 else uid)))
+            # The owner of a user's own broker is its root.
+            origin.settle(Answer(self.shown_status(None if uid in (0, os.geteuid()) else uid)))
             return
         service = self.router.services.get(envelope.service)
         target = envelope.requester.uid
