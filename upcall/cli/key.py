@@ -14,6 +14,7 @@ import click
 
 from upcall.cli import completing
 from upcall.cli.commands import Group
+from upcall.cli.keybackup import backup, restore
 from upcall.cli.keychange import changing, put_token
 from upcall.cli.keylock import lock, unlock
 from upcall.cli.keyopen import blob_of, importer_of, load, opened
@@ -64,7 +65,7 @@ def command() -> None:
     """
 
 
-for known in (list_keys, show, lock, unlock, passwd, rename, remove, resume):
+for known in (list_keys, show, lock, unlock, passwd, rename, backup, restore, remove, resume):
     command.add_command(known)
 
 

@@ -204,15 +204,18 @@ def _opens(entry: Entry, path: Path, passphrase: bytearray) -> bool:
 def read_key(importer: KeyImporter, entry: Entry, path: Path, passphrase: bytearray, secrets: Any) -> Enrolled:
     """Reads a key file of this entry at another path, and validates it. `passphrase`: copied. ModuleFailed, Refused,
     UsageError of the module."""
-    known = {one.name for one in importer.import_parameters}
-    values = chosen(
-        importer.import_parameters, {key: entry.parameters[key] for key in entry.parameters if key in known}
-    )
+    values = values_of(importer, entry)
     own = passphrase.copy()
     try:
         return importer.import_key(Making(path, values, own, entry.source, Limits(), secrets))
     finally:
         wipe(own)
+
+
+def values_of(importer: KeyImporter, entry: Entry) -> dict[str, str]:
+    """Returns the values of the parameters for importing the key of an entry anew. UsageError."""
+    known = {one.name for one in importer.import_parameters}
+    return chosen(importer.import_parameters, {key: entry.parameters[key] for key in entry.parameters if key in known})
 
 
 class _Nothing:
