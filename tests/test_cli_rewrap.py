@@ -213,7 +213,7 @@ def test_a_run_that_was_killed_is_finished_by_the_next(scene: Scene) -> None:
         (("-r", "{folder}", "--to", "new", "--from", "new", "--yes"), "are the same key", os.EX_USAGE),
         (("-r", "{folder}", "--to", "new"), "add --yes, or --dry-run", os.EX_USAGE),
         (("{folder}/none", "--to", "new", "--yes"), "No such file or directory", os.EX_NOINPUT),
-        (("{folder}/plain", "--to", "new", "--yes"), "", os.EX_DATAERR),
+        (("{folder}/plain", "--to", "new", "--yes"), "this is no eCryptfs file", os.EX_DATAERR),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_changed(
@@ -302,7 +302,9 @@ def test_files_of_a_mounts_passphrase_are_read_and_get_a_key(scene: Scene, secre
     path = scene.lower("f", passphrase_packet())
     assert scene.cat(path, "--passphrase-file", secret).stdout_bytes == CLEAR
     result = scene.rewrap(path, "--to", "new", "--yes", code=os.EX_UNAVAILABLE)
-    assert "none of its keys is yours: d395309aaad4de06" in result.stdout
+    assert "none of its keys is yours: d395309aaad4de06 (a passphrase)" in result.stdout
+    result = scene.rewrap(path, "--from", "d395309aaad4de06", "--to", "new", "--yes", code=os.EX_UNAVAILABLE)
+    assert "a mount's passphrase wrapped it (d395309aaad4de06): add --ask-passphrase" in result.stderr
     scene.rewrap(path, "--to", "new", "--yes", "--passphrase-file", secret)
     assert signatures(path) == [scene.new]
     assert scene.cat(path).stdout_bytes == CLEAR

@@ -205,6 +205,15 @@ def test_a_file_with_two_names_is_rewrapped_once(home: Path) -> None:
     assert path.samefile(home / "lower/b")
 
 
+def test_a_path_that_is_given_twice_is_looked_at_once(home: Path) -> None:
+    lower(home / "lower/a")
+    survey = Survey(WISH, KEYS)
+    walks = [Walk(path, recursive=True) for path in (home / "lower", home / "lower/a", home / "lower/../lower")]
+    assert [outcomes(list(survey.look(walk))) for walk in walks] == [["pending"], [], []]
+    for walk in walks:
+        walk.close()
+
+
 def test_a_hole_in_the_data_stays_a_hole(home: Path) -> None:
     path = lower(home / "lower/f")
     os.truncate(path, 64 << 20)

@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "mount": ("mount:mount", "Mount an encrypted folder of yours, without root."),
     "umount": ("mount:umount", "Take such a mount away."),
     "mounts": ("mount:mounts_command", "List your mounts, and forget one."),
-    "ecryptfs": ("ecryptfs", "Look at eCryptfs files from below."),
+    "ecryptfs": ("ecryptfs", "Inspect, decrypt and rewrap eCryptfs files from below."),
     "manual": ("manual", "Show a manual page, or write all of them."),
     "completion": ("completion", "Print what makes bash, zsh or fish complete commands and names."),
     "setup": ("setup", "Set up this machine's services, or take them away."),

@@ -12,8 +12,8 @@ import click
 
 from upcall.cli.keyshow import token_in_keyring
 from upcall.client import Client, NoBroker, TimedOut
-from upcall.core.errors import PeerError, Refused, UsageError
-from upcall.keys.passphrase import from_fd, from_file, from_terminal, wipe
+from upcall.core.errors import Refused, UsageError
+from upcall.keys.passphrase import NoPassphrase, from_fd, from_file, from_terminal, wipe
 from upcall.protocols.ecryptfs.file_cipher import PassphraseKey, stretch, unwrap_by_passphrase
 from upcall.protocols.ecryptfs.header import Packet, PassphrasePacket
 from upcall.protocols.ecryptfs.packets import (
@@ -35,7 +35,9 @@ _OF_A_FILE: Final = frozenset({"module-failed", "module-broke", "bad-answer", *_
 
 def concerns_all(error: Exception) -> bool:
     """Returns whether the next file would fail in the same way."""
-    return isinstance(error, NoBroker) or (isinstance(error, Refused) and error.reason not in _OF_A_FILE)
+    return isinstance(error, NoBroker | NoPassphrase) or (
+        isinstance(error, Refused) and error.reason not in _OF_A_FILE
+    )
 
 
 class FileKeys:
@@ -58,10 +60,11 @@ class FileKeys:
         return self._in_keyring[packet.signature]
 
     def unwrap(self, packet: Packet) -> FileKey:
-        """Returns the file's key. Refused, NoBroker; PeerError if a passphrase wrapped it that is not at hand."""
+        """Returns the file's key. Refused, NoBroker, TimedOut; NoPassphrase if there is none; PeerError if another
+        passphrase wrapped it."""
         if isinstance(packet, PassphrasePacket):
             if self.passphrase is None:
-                raise PeerError("tag 3 packet", f"a passphrase wrapped it, with the signature {packet.signature}")
+                raise NoPassphrase(f"a mount's passphrase wrapped it ({packet.signature}): add --ask-passphrase")
             return unwrap_by_passphrase(packet, self._stretch(packet.salt))
         return take_file_key(self._ask(Ask(TAG_64, packet.signature, packet.wrapped)))
 

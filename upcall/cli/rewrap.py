@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -201,7 +202,8 @@ class _Run:
             for walk in walks:
                 try:
                     for entry in survey.look(walk):
-                        self._add(entry)
+                        named = walk.is_file and entry.outcome == "not-encrypted"  # below a folder it is nothing wrong
+                        self._add(entry._replace(outcome="failed") if named else entry)
                         advance()
                 except OSError as error:
                     self._add(
@@ -244,13 +246,10 @@ class _Run:
 
     def _code(self, entry: Entry) -> int:
         if entry.outcome == "failed" and entry.error is not None:
-            if isinstance(entry.error, OSError) and not isinstance(entry.error, PermissionError | FileNotFoundError):
-                return os.EX_TEMPFAIL if entry.error.errno == 16 else os.EX_OSERR
-            return exit_code(entry.error)
+            in_use = isinstance(entry.error, OSError) and entry.error.errno == errno.EBUSY
+            return os.EX_TEMPFAIL if in_use else exit_code(entry.error)
         if entry.outcome == "other-key" and self._wish.source is None:
             return os.EX_UNAVAILABLE
-        if entry.outcome == "not-encrypted" and entry.path in {Path(os.path.abspath(path)) for path in self._paths}:  # noqa: PTH100
-            return os.EX_DATAERR
         return os.EX_OK
 
     def _finish(self, unchanged: bool, seconds: float = 0.0) -> int:

@@ -124,27 +124,28 @@ class Skipped(NamedTuple):
 
 class Walk:
     """Finds the files at and below a path. `recursive`: also below a folder; `across`: also on other filesystems;
-    `closed`: folders that are not entered, with the reason. Keeps a descriptor until `close`. OSError."""
+    `closed`: folders that are not entered, with the reason. Keeps a descriptor until `close`. OSError. `is_file`:
+    whether the path is no folder."""
 
     def __init__(
         self, path: Path, recursive: bool, across: bool = False, closed: Collection[tuple[Inode, str]] = ()
     ) -> None:
-        self._path, self._recursive, self._across = Path(os.path.abspath(path)), recursive, across  # noqa: PTH100 - links
-        self._closed = dict(closed)
-        mode = os.lstat(path).st_mode
-        if stat.S_ISLNK(mode):
+        found = os.lstat(path)
+        if stat.S_ISLNK(found.st_mode):
             raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", str(path))
-        self._is_folder = stat.S_ISDIR(mode)
-        if self._is_folder and not recursive:
+        self.is_file = not stat.S_ISDIR(found.st_mode)
+        if not self.is_file and not recursive:
             raise IsADirectoryError(errno.EISDIR, "is a folder: -r goes through it", str(path))
-        self._top = os.open(self._path if self._is_folder else self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        self._path = Path(os.path.realpath(path))
+        self._across, self._closed = across, dict(closed)
+        self._top = os.open(self._path.parent if self.is_file else self._path, _FOLDER)
         self._device = os.fstat(self._top).st_dev
 
     def close(self) -> None:
         os.close(self._top)
 
     def __iter__(self) -> Iterator[Found | Skipped]:
-        if not self._is_folder:
+        if self.is_file:
             yield Found(self._path, self._top, (self._path.name,))
             return
         yield from self._below(self._top, self._path, ())

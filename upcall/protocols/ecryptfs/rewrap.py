@@ -29,6 +29,7 @@ from upcall.protocols.ecryptfs.header import (
     Change,
     Header,
     Packet,
+    PassphrasePacket,
     PublicKeyPacket,
     replace_packets,
 )
@@ -102,15 +103,18 @@ class Survey:
         for found in walk:
             if isinstance(found, Skipped):
                 yield Entry(found.path, "failed" if found.error else "skipped", found.why, error=found.error)
-            else:
-                yield self._look_at(found)
+            elif entry := self._look_at(found):
+                yield entry
 
-    def _look_at(self, found: Found) -> Entry:
+    def _look_at(self, found: Found) -> Entry | None:
+        """Returns None for a file that was looked at before."""
         try:
             with found.open() as file:
                 inode = file.stat.st_dev, file.stat.st_ino
-                if file.stat.st_nlink > 1 and self._seen.setdefault(inode, found.path) != found.path:
-                    return Entry(found.path, "skipped", f"another name of {self._seen[inode]}")
+                if inode in self._seen:
+                    first = self._seen[inode]
+                    return None if first == found.path else Entry(found.path, "skipped", f"another name of {first}")
+                self._seen[inode] = found.path
                 if file.stat.st_uid != os.geteuid():
                     why = f"belongs to uid {file.stat.st_uid}, not to you"
                     return _failed(found, PermissionError(errno.EPERM, why, str(found.path)))
@@ -141,7 +145,11 @@ def sources(header: Header, wish: Wish, keys: Keys) -> list[int] | str:
     if has_target:
         return ""
     own = [number for number in others if keys.holds(header.packets[number])]
-    return own or "none of its keys is yours: " + ", ".join(packet.signature for packet in header.packets)
+    return own or "none of its keys is yours: " + ", ".join(map(_name, header.packets))
+
+
+def _name(packet: Packet) -> str:
+    return packet.signature + (" (a passphrase)" if isinstance(packet, PassphrasePacket) else "")
 
 
 def _is_target(packet: Packet, wish: Wish) -> bool:
