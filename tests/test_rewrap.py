@@ -633,12 +633,13 @@ def test_a_journal_with_changes_that_are_not_finished_stays(home: Path) -> None:
 def test_a_failing_disk_ends_the_run_and_keeps_the_journal(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = lower(home / "lower/f")
 
-    def commit(prepared: Any) -> Entry:
-        patched(path, prepared.record(), 486)
-        os.close(prepared.file.fd)
+    def settle(written: rewrap_module.Written) -> Entry:
+        change = written.prepared.change
+        os.pwrite(written.fd, change.old[486:], change.at + 486)
+        os.close(written.fd)
         return Entry(path, "failed", "Input/output error", error=OSError(errno.EIO, "Input/output error"))
 
-    monkeypatch.setattr(rewrap_module, "commit", commit)
+    monkeypatch.setattr(rewrap_module, "settle", settle)
     with pytest.raises(OSError, match="cannot be written for certain"):
         run(home)
     monkeypatch.undo()

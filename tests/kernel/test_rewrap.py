@@ -18,9 +18,9 @@ import struct
 import subprocess
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
@@ -31,6 +31,7 @@ from upcall.protocols.ecryptfs.file_cipher import stretch
 from upcall.protocols.ecryptfs.header import MAX_HEADER, Packet, PassphrasePacket, PublicKeyPacket, take_header
 from upcall.testing.lab.stage import Person, Task, do_as, end, mount, start_broker, start_daemons, unmount
 
+T = TypeVar("T")
 OLD, NEW = keys()["captured"], keys()["rsa2048"]
 SALT = bytes.fromhex("0011223344556677")
 MOUNT_PASSPHRASE = b"test"  # as in the tests of others: its signature is known
@@ -80,12 +81,16 @@ def content(size: int) -> bytes:
     return random.Random(size).randbytes(size)
 
 
+def write(path: Path, data: bytes) -> None:
+    patiently(lambda: path.write_bytes(data))
+
+
 def make(who: Person, folder: Path) -> dict[str, bytes]:
     """Makes files of all sizes, and one with a hole; returns what they hold."""
 
     def work() -> None:
         for name, size in SIZES.items():
-            (folder / name).write_bytes(content(size))
+            write(folder / name, content(size))
         with (folder / "hole").open("wb") as file:
             file.seek(9000)
             file.write(b"end")
@@ -329,7 +334,7 @@ def test_killed_at_random_moments_every_file_is_read_by_the_kernel(alice: Person
     with vault(alice, OLD.signature) as files:
         names = [f"file-{number}" for number in range(FILES)]
         clear = {name: random.Random(name).randbytes(SIZE) for name in names}
-        do_as(alice, lambda: [(files.upper / name).write_bytes(clear[name]) for name in names] and None)
+        do_as(alice, lambda: [write(files.upper / name, clear[name]) for name in names] and None, patience=1200)
         files.unmount()
         data = {name: hashlib.sha256((files.lower / name).read_bytes()[MAX_HEADER:]).digest() for name in names}
         seconds = timed_run(alice, files, OLD.signature, NEW.signature)
@@ -396,7 +401,7 @@ def copied(who: Person, files: Vault, names: list[str]) -> float:
     def work() -> float:
         started = time.monotonic()
         for name in names:
-            (other.upper / name).write_bytes(patiently(files.upper / name))
+            write(other.upper / name, patiently((files.upper / name).read_bytes))
             with (other.upper / name).open("rb") as file:
                 os.fsync(file.fileno())
         return time.monotonic() - started
@@ -416,15 +421,15 @@ def headers(files: Vault, names: list[str]) -> dict[str, bytes]:
     return found
 
 
-def patiently(path: Path) -> bytes:
-    """Reads a file. On a busy machine the broker gives requests up, as it must: five times at most."""
+def patiently(work: Callable[[], T]) -> T:
+    """Does something with a file. On a busy machine the broker gives requests up, as it must: five times at most."""
     for _ in range(4):
         try:
-            return path.read_bytes()
+            return work()
         except OSError as error:
-            if error.errno != errno.EIO:
+            if error.errno not in (errno.EIO, errno.ENOTCONN):
                 raise
-    return path.read_bytes()
+    return work()
 
 
 def read_by_the_kernel(who: Person, files: Vault, names: list[str]) -> dict[str, bytes]:
@@ -432,6 +437,6 @@ def read_by_the_kernel(who: Person, files: Vault, names: list[str]) -> dict[str,
         return {}
     files.remount()
     try:
-        return do_as(who, lambda: {name: patiently(files.upper / name) for name in names}, patience=1200)
+        return do_as(who, lambda: {name: patiently((files.upper / name).read_bytes) for name in names}, patience=1200)
     finally:
         files.unmount()

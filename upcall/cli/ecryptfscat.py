@@ -15,12 +15,10 @@ from upcall.cli.filekeys import FileKeys, mount_passphrase_options
 from upcall.cli.output import for_terminal
 from upcall.core.errors import PeerError, UpcallError, UsageError
 from upcall.keys.passphrase import from_terminal
-from upcall.protocols.ecryptfs.file_cipher import EXTENT, FileCipher
+from upcall.protocols.ecryptfs.file_cipher import FileCipher, decrypted
 from upcall.protocols.ecryptfs.header import ENCRYPTED, Header, PassphrasePacket
-from upcall.protocols.ecryptfs.lower_file import LowerFile, open_lower
+from upcall.protocols.ecryptfs.lower_file import open_lower
 from upcall.protocols.ecryptfs.packets import CIPHER_OPAQUE, FileKey
-
-_CHUNK = 64  # extents that are read at once
 
 
 @click.command("cat", short_help="Decrypt lower files without eCryptfs in the kernel.")
@@ -78,7 +76,7 @@ def _decrypt(path: Path, keys: FileKeys, output: Path | None) -> None:
         header = file.header()
         if not header.flags & ENCRYPTED:
             raise PeerError("eCryptfs header", "says that the file is not encrypted", 16)
-        parts = clear_parts(file, header, FileCipher(_file_key(header, keys)))
+        parts = decrypted(file.fd, file.data_at(header), header.size, FileCipher(_file_key(header, keys)))
         if output is not None:
             _write_new(output, parts)
             return
@@ -88,32 +86,6 @@ def _decrypt(path: Path, keys: FileKeys, output: Path | None) -> None:
                 raise UsageError(f"{path} is binary, which a terminal cannot show: use -o FILE, or > FILE")
             sys.stdout.buffer.write(part)
         sys.stdout.buffer.flush()
-
-
-def clear_parts(file: LowerFile, header: Header, cipher: FileCipher) -> Iterator[bytes]:
-    """Yields the clear contents of a lower file. PeerError at the first byte of the lower file that is missing."""
-    start, left, number = file.data_at(header), header.size, 0
-    while left:
-        extents = min(_CHUNK, -(-left // EXTENT))
-        at = start + number * EXTENT
-        data = _read(file.fd, at, extents * EXTENT)
-        whole = len(data) // EXTENT
-        clear = b"".join(
-            cipher.decrypt(number + index, data[index * EXTENT : (index + 1) * EXTENT]) for index in range(whole)
-        )
-        yield clear[:left]
-        if whole < extents:
-            raise PeerError("lower file", f"ends before the {header.size} bytes that its header says", at + len(data))
-        left -= min(left, len(clear))
-        number += extents
-
-
-def _read(fd: int, at: int, size: int) -> bytes:
-    parts, left = [], size
-    while left and (part := os.pread(fd, left, at + size - left)):
-        parts.append(part)
-        left -= len(part)
-    return b"".join(parts)
 
 
 def _file_key(header: Header, keys: FileKeys) -> FileKey:

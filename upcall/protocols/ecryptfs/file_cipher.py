@@ -10,6 +10,8 @@ number as decimal text, in 16 bytes. There is no authentication: changed data de
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -18,6 +20,7 @@ from upcall.core.errors import PeerError
 from upcall.protocols.ecryptfs.header import CIPHER_NAMES, PassphrasePacket
 from upcall.protocols.ecryptfs.packets import AES_SIZES, FileKey
 
+_CHUNK = 64  # extents that are read at once
 EXTENT = 4096  # bytes; ECRYPTFS_DEFAULT_EXTENT_SIZE
 _ROUNDS = 65536  # ECRYPTFS_DEFAULT_NUM_HASH_ITERATIONS
 _NUMBER = 16  # bytes of an extent's number in what is hashed
@@ -47,6 +50,32 @@ class FileCipher:
 
 def _md5(data: bytes) -> bytes:
     return hashlib.md5(data, usedforsecurity=False).digest()
+
+
+def decrypted(fd: int, at: int, size: int, cipher: FileCipher) -> Iterator[bytes]:
+    """Yields the clear contents of a lower file. `at`: offset of its data; `size`: of the file in clear. PeerError at
+    the first byte of the lower file that is missing; OSError."""
+    left, number = size, 0
+    while left:
+        extents = min(_CHUNK, -(-left // EXTENT))
+        data = _read(fd, at + number * EXTENT, extents * EXTENT)
+        whole = len(data) // EXTENT
+        parts = (cipher.decrypt(number + one, data[one * EXTENT : (one + 1) * EXTENT]) for one in range(whole))
+        clear = b"".join(parts)[:left]
+        yield clear
+        if whole < extents:
+            where = at + number * EXTENT + len(data)
+            raise PeerError("lower file", f"ends before the {size} bytes that its header says", where)
+        left -= len(clear)
+        number += extents
+
+
+def _read(fd: int, at: int, size: int) -> bytes:
+    parts, end = [], at + size
+    while at < end and (part := os.pread(fd, end - at, at)):
+        parts.append(part)
+        at += len(part)
+    return b"".join(parts)
 
 
 class PassphraseKey(NamedTuple):

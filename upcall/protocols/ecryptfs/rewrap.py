@@ -235,23 +235,45 @@ def _unwrap_one(header: Header, candidates: list[int], keys: Keys) -> tuple[int,
     raise first
 
 
-def commit(prepared: Prepared) -> Entry:
-    """Writes the new header, and closes the file. The record must be in the journal."""
-    found, file = prepared.task.found, prepared.file
+class Written(NamedTuple):
+    """A file whose new header is written, but perhaps not on disk yet. `fd`: for `settle`, which closes it."""
+
+    prepared: Prepared
+    fd: int
+
+
+def write(prepared: Prepared) -> Written | Entry:
+    """Writes the new header, and closes the file that was prepared. The record must be in the journal."""
+    file = prepared.file
     try:
         try:
             writer = open_for_writing(file.fd, file.stat.st_mode)
         finally:
             os.close(file.fd)  # before the lease, which no other open may precede
         try:
-            with _exclusive(writer):
-                _write(writer, prepared)
-        finally:
-            give_mode_back(writer, file.stat.st_mode)
+            try:
+                with _exclusive(writer):
+                    _write(writer, prepared)
+            finally:
+                give_mode_back(writer, file.stat.st_mode)
+        except BaseException:
             os.close(writer)
+            raise
     except (OSError, UpcallError) as error:
-        return _failed(found, error, prepared.old)
-    return Entry(found.path, "rewrapped", old=prepared.old)
+        return _failed(prepared.task.found, error, prepared.old)
+    return Written(prepared, writer)
+
+
+def settle(written: Written) -> Entry:
+    """Waits until the new header is on disk."""
+    found, old = written.prepared.task.found, written.prepared.old
+    try:
+        os.fsync(written.fd)
+    except OSError as error:
+        return _failed(found, error, old)
+    finally:
+        os.close(written.fd)
+    return Entry(found.path, "rewrapped", old=old)
 
 
 def _write(writer: int, prepared: Prepared) -> None:
@@ -266,7 +288,6 @@ def _write(writer: int, prepared: Prepared) -> None:
     elif os.pwrite(writer, change.new, change.at) != len(change.new):
         raise OSError(errno.EIO, "was written in part", path)
     os.utime(writer, ns=(file.stat.st_atime_ns, file.stat.st_mtime_ns))
-    os.fsync(writer)
     written, _ = read_header(writer)
     if _packets(written, change) != change.new:
         raise OSError(errno.EIO, "does not read as it was written", path)
@@ -365,7 +386,10 @@ def _commit_all(batch: list[Prepared], journal: Journal, pool: ThreadPoolExecuto
         for prepared in batch:
             os.close(prepared.file.fd)
         raise
-    return list(pool.map(commit, batch))
+    # All are written before the first is waited for: a filesystem then needs one transaction, not one for each file.
+    results = list(pool.map(write, batch))
+    entries = list(pool.map(settle, (result for result in results if isinstance(result, Written))))
+    return entries + [result for result in results if isinstance(result, Entry)]
 
 
 def _check_disk(entries: Iterable[Entry]) -> None:
