@@ -334,7 +334,12 @@ def test_killed_at_random_moments_every_file_is_read_by_the_kernel(alice: Person
     with vault(alice, OLD.signature) as files:
         names = [f"file-{number}" for number in range(FILES)]
         clear = {name: random.Random(name).randbytes(SIZE) for name in names}
-        do_as(alice, lambda: [write(files.upper / name, clear[name]) for name in names] and None, patience=1200)
+
+        def fill() -> None:
+            for name in names:
+                write(files.upper / name, clear[name])
+
+        do_as(alice, fill, patience=1200)
         files.unmount()
         data = {name: hashlib.sha256((files.lower / name).read_bytes()[MAX_HEADER:]).digest() for name in names}
         seconds = timed_run(alice, files, OLD.signature, NEW.signature)
