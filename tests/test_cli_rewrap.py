@@ -129,8 +129,8 @@ def test_a_dry_run_tries_both_keys_and_changes_nothing(scene: Scene) -> None:
     ]
     assert [path.read_bytes() for path in paths] == before
     run_key("lock", "old")
-    result = scene.rewrap("-r", scene.folder, "--to", "new", "--dry-run", code=os.EX_TEMPFAIL)
-    assert "locked" in result.stderr
+    result = scene.rewrap("-r", scene.folder, "--to", "new", "--dry-run", code=os.EX_NOPERM)
+    assert "run `upcall unlock old`" in result.stderr
 
 
 def test_files_of_an_old_key_get_the_new_one_and_hold_the_same(scene: Scene) -> None:
@@ -236,7 +236,8 @@ def test_a_key_that_is_not_added_is_refused_with_the_command_that_adds_it(scene:
 def test_a_locked_key_stops_the_run_before_the_first_file(scene: Scene) -> None:
     paths = [scene.lower(str(number)) for number in range(5)]
     run_key("lock", "new")
-    result = scene.rewrap("-r", scene.folder, "--to", "new", "--yes", code=os.EX_TEMPFAIL)
+    result = scene.rewrap("-r", scene.folder, "--to", "new", "--yes", code=os.EX_NOPERM)
+    assert "run `upcall unlock new`" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert "nothing was changed" in result.stdout
     assert [signatures(path) for path in paths] == [[scene.old]] * 5
@@ -381,7 +382,7 @@ def test_a_terminal_gets_text_but_nothing_binary(scene: Scene) -> None:
 def test_a_locked_key_is_a_refusal_and_a_foreign_one_too(scene: Scene) -> None:
     path = scene.lower("f")
     run_key("lock", "old")
-    assert "locked" in scene.cat(path, code=os.EX_TEMPFAIL).stderr
+    assert "run `upcall unlock old`" in scene.cat(path, code=os.EX_NOPERM).stderr
     run_key("unlock", "old")
     foreign = scene.lower("foreign", PublicKeyPacket("7777777777777777", b"w" * 128))
-    assert "no-key" in scene.cat(foreign, code=os.EX_TEMPFAIL).stderr
+    assert "no-key" in scene.cat(foreign, code=os.EX_UNAVAILABLE).stderr

@@ -12,8 +12,9 @@ import click
 
 from upcall.cli.keyshow import token_in_keyring
 from upcall.client import Client, NoBroker, TimedOut
-from upcall.core.errors import Refused, UsageError
+from upcall.core.errors import Refused, UpcallError, UsageError
 from upcall.keys.passphrase import NoPassphrase, from_fd, from_file, from_terminal, wipe
+from upcall.keys.store import KeyStore
 from upcall.protocols.ecryptfs.file_cipher import PassphraseKey, stretch, unwrap_by_passphrase
 from upcall.protocols.ecryptfs.header import Packet, PassphrasePacket
 from upcall.protocols.ecryptfs.packets import (
@@ -94,6 +95,7 @@ class FileKeys:
                     raise
             except Refused as refused:
                 if not left or refused.reason not in _PASSING:
+                    refused.key = _name_of(ask.signature)
                     raise
 
     def _ask_once(self, ask: Ask) -> bytes:
@@ -102,6 +104,14 @@ class FileKeys:
             client = self._own.client = Client(self._runtime)
             self._clients.append(client)
         return take_reply(client.ask("key", pack_ask(ask))).content
+
+
+def _name_of(signature: str) -> str:
+    """Returns the name of the key in the key store, otherwise its signature."""
+    try:
+        return KeyStore().find(signature).name
+    except (UpcallError, OSError):
+        return signature
 
 
 # --- options ------------------------------------------------------------------------------------------------------

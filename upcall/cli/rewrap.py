@@ -74,7 +74,8 @@ def command(ctx: click.Context, /, passphrase: bytearray | None, **options: Any)
     \b
     Exit codes: 0 all files are opened by the new key, or need not be; 1 you said no; 64 wrong options, no such key, or
     the folder is mounted; 65 a header is damaged, or a file is none of eCryptfs's; 66 a PATH is not there; 69 nobody
-    to ask, or a file's keys are not yours; 71 the disk failed; 75 the daemon refused; 77 a file is not yours.
+    to ask, or a file's keys are not yours; 71 the disk failed; 75 a file is in use, or the daemon is busy: run it
+    again; 77 a key is locked, or a file is not yours.
 
     \b
     Examples:
