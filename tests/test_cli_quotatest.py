@@ -125,4 +125,5 @@ def test_a_sink_that_hangs_or_fails_does_not_stop_the_others(monkeypatch: pytest
     found = tell_all(dict(openers), trial(os.geteuid(), 0))
     assert [one.outcome for one in found] == ["not in time", "failed", "failed", "told"]
     assert [one.why for one in found] == ["nothing within 0 s", "it is broken: ValueError", "is not there", ""]
+    assert [one.trace.splitlines()[-1:] for one in found] == [[], ["ValueError: secret"], [], []]
     assert closed.is_set()

@@ -22,7 +22,15 @@ from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_
 from upcall.testing.gate import Gate
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedBroker, PlayedRequester
-from upcall.testing.processes import PATIENCE, RunningBroker, RunningDaemon, StartDaemon, in_child, until
+from upcall.testing.processes import (
+    ONLY_AGENT,
+    PATIENCE,
+    RunningBroker,
+    RunningDaemon,
+    StartDaemon,
+    in_child,
+    until,
+)
 from upcall.wire.envelope import (
     HELO,
     QUIT,
@@ -85,6 +93,21 @@ def test_a_module_that_misbehaves_is_refused_and_the_daemon_lives(
             assert caught.value.reason == reason
         assert client.unwrap(signature, client.wrap(signature, KEY)) == KEY
     assert SECRET not in daemon.log
+
+
+@pytest.mark.parametrize("verb", ["raise", "exit", "fail"])
+def test_only_a_daemon_for_authors_prints_the_traceback_of_a_modules_exception(
+    broker: RunningBroker, keyring: FolderKeyring, folder: Path, verb: str
+) -> None:
+    keyring.add(BAD, "bad", verb.encode())
+    settings = ONLY_AGENT._replace(traceback=True)
+    here, keys = Path(__file__).parent, folder.parent / "keys"
+    with RunningDaemon(folder, keys, {"bad": "misbehaving:BAD"}, [here], settings=settings) as daemon:
+        broker.registered(daemon.pid)
+        with broker.client() as client, pytest.raises(Refused):
+            client.wrap(BAD, KEY)
+        assert ("Traceback (most recent call last)" in daemon.log) is (verb != "fail"), "what a module says is logged"
+        assert ("misbehaving.py" in daemon.log) is (verb != "fail")
 
 
 def test_a_module_that_fails_after_its_trial_is_refused(

@@ -228,6 +228,16 @@ def test_a_handler_that_refuses_or_fails_is_reported_with_the_reason(
     assert why is None or found["why"] == why
 
 
+def test_the_traceback_of_a_handlers_exception_is_shown_to_authors_only(
+    explain: Explain, daemon: PlayedDaemon
+) -> None:
+    for options in ([], ["--json"]):
+        assert "with a secret in it" not in explain("--host", "break", *options).output
+        shown = explain("--host", "break", "--traceback", *options)
+        assert "RuntimeError: with a secret in it" in shown.stderr
+        assert "with a secret in it" not in shown.stdout
+
+
 def test_a_handler_that_hangs_is_reported_as_broken(
     explain: Explain, daemon: PlayedDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:

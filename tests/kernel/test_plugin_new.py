@@ -5,7 +5,6 @@ It is installed into the very environment that runs this: in the guest that is a
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,15 +12,9 @@ from pathlib import Path
 
 import pytest
 
-GUIDE = Path(__file__).parents[2] / "docs" / "plugin-guide.md"
+from tests.guide import snippet, with_verbs
+
 NAME = "sealed"
-
-
-def snippet(mark: str) -> str:
-    """The guide's code block below this mark."""
-    found = re.search(rf"<!-- {mark} -->\n```python\n(.*?)```\n", GUIDE.read_text(), re.DOTALL)
-    assert found is not None, mark
-    return found[1]
 
 
 def run(*command: str, folder: Path, timeout: float = 900) -> str:
@@ -32,17 +25,6 @@ def run(*command: str, folder: Path, timeout: float = 900) -> str:
 
 def upcall(*arguments: str) -> Sequence[str]:
     return [sys.executable, "-P", "-m", "upcall", *arguments]
-
-
-def with_verbs(source: str) -> str:
-    """The guide's verbs in the place of the template's."""
-    lines = source.split("\n")
-    begin = next(number for number, line in enumerate(lines) if line.startswith("# --- YOUR TWO VERBS"))
-    end = next(number for number, line in enumerate(lines) if line.startswith("# --- until here"))
-    text = "\n".join([*lines[: begin + 1], snippet("verbs"), *lines[end:]])
-    imports = re.compile(r"from cryptography\.hazmat\.primitives\.keywrap import \(.*?\)\n", re.DOTALL)
-    assert imports.search(text)
-    return imports.sub(lambda _: snippet("imports"), text)
 
 
 @pytest.fixture(scope="module")
