@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from upcall.keys.mounts import MountEntry, MountStore
 from upcall.keys.store import KeyStore
 from upcall.protocols.ecryptfs.mounting.client import MountRefused
 from upcall.protocols.ecryptfs.mounting.messages import MountRequest
+from upcall.testing.processes import until
 
 __all__ = ["home"]  # the fixture
 
@@ -99,6 +101,35 @@ def test_a_missing_folder_is_not_made_unasked(source: Source, folders: tuple[str
     result = run("mount", "private", *folders, code=os.EX_NOINPUT)
     assert result.stderr == f"upcall: {folders[0]}: is not there: --create makes it\n"
     assert not Path(folders[0]).exists() and MountStore().names() == []
+
+
+def test_a_folder_that_cannot_be_remembered_is_not_mounted(source: Source, folders: tuple[str, str]) -> None:
+    result = run("mount", "private", folders[0], f"{folders[1]}\udcff", "--create", code=os.EX_USAGE)
+    assert "not UTF-8" in result.stderr
+    assert not source.asked
+
+
+def test_processes_that_use_a_mount_are_named(tmp_path: Path) -> None:
+    inside = tmp_path / "mount" / "inside"
+    inside.mkdir(parents=True)
+    beside = tmp_path / "mount-2"
+    beside.mkdir()
+    with (
+        subprocess.Popen(["sleep", "1000"], cwd=inside) as working,
+        subprocess.Popen(["sleep", "1000"], cwd=beside) as elsewhere,
+        (inside / "file").open("w") as file,
+        subprocess.Popen(["sleep", "1000"], stdin=file) as reading,
+    ):
+        try:
+            until(lambda: len(commands._users_of(str(tmp_path / "mount"))) == 2, "both were executed")
+            lines = commands._users_of(str(tmp_path / "mount"))
+        finally:
+            for process in (working, elsewhere, reading):
+                process.kill()
+    assert lines == [
+        f"in use by sleep (pid {working.pid}): works there",
+        f"in use by sleep (pid {reading.pid}): has {inside}/file open",
+    ]
 
 
 def test_another_place_under_the_same_name_is_refused(source: Source, folders: tuple[str, str]) -> None:

@@ -110,6 +110,7 @@ def mount(
         auto=entry.auto if auto is None else auto,
         unmount_on=_events(entry, {"lock": on_lock, "logout": on_logout}),
     )
+    store.check(entry)
     where = mounted(os.getuid()).get(name)
     if where is None:
         _make_folders(entry, create)
@@ -332,10 +333,10 @@ def _unmount(name: str, upper: Path, lazy: bool, insist: bool, runtime: Path) ->
 
 
 def _users_of(point: str) -> list[str]:
-    """Returns lines about processes that use a mount, as far as this user may see them."""
+    """Returns lines about processes that use a mount, as far as this user may see them. Asks no filesystem: one of
+    another process's might not answer."""
     with contextlib.suppress(OSError):
-        device = Path(point).stat().st_dev
-        found = [(pid, how) for pid in _pids() if (how := _use(Path("/proc", str(pid)), device))]
+        found = [(pid, how) for pid in _pids() if (how := _use(Path("/proc", str(pid)), point))]
         lines = [f"in use by {_process_name(pid)} (pid {pid}): {how}" for pid, how in found[:_WHO]]
         return [*lines, *([f"and {len(found) - _WHO} more"] if len(found) > _WHO else [])]
     return []
@@ -346,17 +347,23 @@ def _pids() -> list[int]:
     return sorted(int(name) for name in found if name.isdecimal() and int(name) != os.getpid())
 
 
-def _use(process: Path, device: int) -> str:
-    """Returns how a process uses the filesystem with this device number; "" if not, or if that cannot be seen."""
+def _use(process: Path, point: str) -> str:
+    """Returns how a process uses the mount on `point`; "" if not, or if that cannot be seen."""
     for link, how in (("cwd", "works there"), ("root", "has its root there"), ("exe", "is a program from there")):
-        with contextlib.suppress(OSError):
-            if (process / link).stat().st_dev == device:
-                return how
+        if _leads_below(process / link, point):
+            return how
     with contextlib.suppress(OSError):
         for descriptor in (process / "fd").iterdir():
-            with contextlib.suppress(OSError):
-                if descriptor.stat().st_dev == device:
-                    return f"has {descriptor.readlink()} open"
+            if path := _leads_below(descriptor, point):
+                return f"has {path} open"
+    return ""
+
+
+def _leads_below(link: Path, point: str) -> str:
+    """Returns the path in a link of /proc, if it is `point` or below it; otherwise ""."""
+    with contextlib.suppress(OSError):
+        path = os.readlink(link)  # noqa: PTH115 - as text
+        return path if f"{path}/".startswith(f"{point}/") else ""
     return ""
 
 

@@ -86,8 +86,12 @@ class MountStore:
         """Returns the entry; None if there is none. Otherwise as `load`."""
         return self.load(name) if os.path.lexists(self._path(name)) else None
 
+    def check(self, entry: MountEntry) -> None:
+        """UsageError if the entry cannot be written, because a path is not UTF-8."""
+        _text_of(entry)
+
     def save(self, entry: MountEntry) -> None:
-        """Writes an entry, or replaces it atomically."""
+        """Writes an entry, or replaces it atomically. UsageError as `check`."""
         path = self._path(entry.name)
         self.directory.mkdir(0o700, parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
