@@ -73,7 +73,7 @@ class PlayedMounting:
     def lies_within(self, inner: int, outer: int) -> bool:
         return mounting.lies_within(inner, outer)
 
-    def mount(self, made: Made, request: MountRequest, lower: int, upper: int) -> int:
+    def mount(self, made: Made, request: MountRequest, lower: int, upper: int, noexec: bool) -> int:
         if made.name == "hang":
             signal.pause()
         if made.name == "die":

@@ -22,7 +22,7 @@ from upcall.kernel.mounts import Mount, numbered_mounts
 _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432
 _CLOEXEC: Final = 1  # FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC
 _SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
-NOSUID, NODEV = 0x2, 0x4  # MOUNT_ATTR_*
+NOSUID, NODEV, NOEXEC = 0x2, 0x4, 0x8  # MOUNT_ATTR_*
 _F_EMPTY_PATH, _T_EMPTY_PATH = 0x4, 0x40  # MOVE_MOUNT_*
 DETACH, _NOFOLLOW = 0x2, 0x8  # MNT_DETACH, UMOUNT_NOFOLLOW
 _NEWNS: Final = 0x00020000
@@ -34,8 +34,8 @@ Option = tuple[str, str | None]  # name and value; None: a flag
 
 
 def create(filesystem: str, source: str, options: Sequence[Option], attributes: int) -> int:
-    """Makes a detached mount and returns its descriptor. `attributes`: NOSUID, NODEV. OSError: from the filesystem,
-    or ENODEV if the kernel does not have it."""
+    """Makes a detached mount and returns its descriptor. `attributes`: NOSUID, NODEV, NOEXEC. OSError: from the
+    filesystem, or ENODEV if the kernel does not have it."""
     context = libc.syscall(_FSOPEN, _text(filesystem), _CLOEXEC, about=filesystem)
     try:
         for name, value in (("source", source), *options):

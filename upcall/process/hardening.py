@@ -140,7 +140,7 @@ def of_mount_source(wanted: bool = True) -> Hardening:
     if not wanted:
         return _nothing()
     left = capabilities.keep_only({"SYS_ADMIN", "SYS_CHROOT", "SETUID", "SETGID"})
-    ids = {name: syscalls.IDS[name] for name in ("setresuid", "setresgid", "setfsuid", "setgroups")}
+    ids = {name: syscalls.IDS[name] for name in ("setresuid", "setresgid", "setfsuid", "setfsgid", "setgroups")}
     calls = {**seccomp.OF_BROKER, **ids, **syscalls.MOUNTS}
     filtered = _filtered(calls, seccomp.UNIX_AND_NETLINK, frozenset())
     return Hardening(filtered, "no: it forbids mounting", _said(left))

@@ -32,7 +32,6 @@ LOWER: Final = frozenset(
 )
 # A mount can lie on these, too, besides; nothing is read from them but whether the folder is empty.
 UPPER: Final = LOWER | {"nfs", "nfs4", "overlay"}
-_ROOT: Final = 0
 
 
 class Mounting(Protocol):
@@ -63,8 +62,8 @@ class Mounting(Protocol):
 
     def lies_within(self, inner: int, outer: int, /) -> bool: ...
 
-    def mount(self, made: Made, request: MountRequest, lower: int, upper: int, /) -> int:
-        """Mounts; returns a descriptor of the mount."""
+    def mount(self, made: Made, request: MountRequest, lower: int, upper: int, noexec: bool, /) -> int:
+        """Mounts with nosuid, nodev and, if wanted, noexec; returns a descriptor of the mount."""
 
     def detach(self, mount: int, /) -> None:
         """Takes away a mount that this process has just made."""
@@ -122,10 +121,12 @@ class Mounter:
                 )
         self._check_number(request, requester, mounts)
         made = Made(requester.uid, request.name)
+        # Programs in the mount are those in the lower folder.
+        noexec = any("noexec" in mounts[system.mount_id(fd)].options for fd in (lower, upper))
         with _explained(f"{_shown(lower_path)} on {_shown(upper_path)}"):
-            mount = system.mount(made, request, lower, upper)
+            mount = system.mount(made, request, lower, upper, noexec)
         try:
-            self._verify(mount, made, upper_path)
+            self._verify(mount, made, upper_path, {"nosuid", "nodev", *(["noexec"] if noexec else [])})
         except BaseException:
             system.detach(mount)
             raise
@@ -151,6 +152,9 @@ class Mounter:
                 NOT_PERMITTED,
                 f"{shown}: the {which} folder is on {mount.type}, which cannot be used: choose one on a disk",
             )
+        if which == "lower" and "ro" in mount.options:
+            # eCryptfs writes to the filesystem, whatever the mount says: a read-only bind mount would not hold it.
+            raise Denied(NOT_PERMITTED, f"{shown}: is mounted read-only: choose a lower folder that can be written to")
         with _explained(shown):
             found = system.stat(fd)
         if not stat.S_ISDIR(found.st_mode):
@@ -173,14 +177,14 @@ class Mounter:
         if len(mine) >= self._most:
             raise Denied(LATER, f"you have {len(mine)} mounts, and may have {self._most}: `upcall umount` one of them")
 
-    def _verify(self, fd: int, made: Made, upper_path: str) -> None:
-        """Denied unless the mount is where it was meant to be."""
+    def _verify(self, fd: int, made: Made, upper_path: str, options: set[str]) -> None:
+        """Denied unless the mount is where it was meant to be, with these options."""
         found = self._system.mounts().get(self._system.mount_id(fd))
         if found is None or _made(found) != made or found.point != upper_path:
             where = "nowhere" if found is None else _shown(found.point)
             raise Denied(LATER, f"{_shown(upper_path)}: was moved meanwhile (the mount was {where}): try again")
-        if not {"nosuid", "nodev"} <= found.options:
-            raise Denied(FAILED, "the kernel has not set nosuid and nodev")
+        if not options <= found.options:
+            raise Denied(FAILED, f"the kernel has not set all of {', '.join(sorted(options))}")
 
     # --- unmounting ----------------------------------------------------------------------------------------
 
@@ -195,7 +199,7 @@ class Mounter:
         made = None if mount is None else _made(mount)
         if mount is None or made is None or system.path(fd) != mount.point:
             raise Denied(NOT_PERMITTED, f"{_shown(system.path(fd))}: is not a mount that `upcall mount` has made")
-        if requester.uid not in (made.uid, _ROOT):
+        if requester.uid != made.uid:
             raise Denied(NOT_PERMITTED, f"{_shown(mount.point)}: was mounted for uid {made.uid}, not for you")
         if made.name != request.name:
             raise Denied(WRONG, f"{_shown(mount.point)}: is the mount {made.name}: `upcall umount {made.name}`")

@@ -60,7 +60,9 @@ _CHILDREN: Final = 32  # in all
 _IN_LINE, _IN_LINES = 8, 256  # connections of a person, and of all, that wait for a child
 _BURST, _PER_SECOND, _CREDITS = 20.0, 2.0, 4096  # requests of a person; persons whose credit is stored
 _ACCEPTS: Final = 32  # in a turn
-_MAX_REPORT: Final = 4096  # bytes
+_AGAIN: Final = 1.0  # seconds until a child is started again after that has failed
+_MAX_REPORT: Final = 4096  # bytes, which fit into a pipe
+_SHOWN: Final = 256  # characters of a path or reason in the log, of at most twelve bytes in a report
 
 MakeSystem = Callable[[], Mounting]
 
@@ -97,6 +99,7 @@ class MountSource:
         self._children: dict[int, _Child] = {}  # by person
         self._lines: dict[int, deque[tuple[socket.socket, int]]] = {}  # by person: connections and their uids
         self._credits: dict[int, tuple[float, float]] = {}
+        self._starting = loop.timer(self._start_all)
         loop.add(self._listener, self._on_connect, LISTENER)
 
     # --- admission -----------------------------------------------------------------------------------------
@@ -156,8 +159,17 @@ class MountSource:
         connection, uid = line.popleft()
         if not line:
             del self._lines[person]
-        report, theirs = os.pipe2(os.O_CLOEXEC)
-        pid = os.fork()
+        report, theirs = -1, -1
+        try:
+            report, theirs = os.pipe2(os.O_CLOEXEC)
+            pid = os.fork()
+        except OSError as error:
+            for fd in (report, theirs):
+                if fd >= 0:
+                    os.close(fd)
+            self._refuse(connection, uid, LATER, f"no process can be started ({error.strerror}): try again later")
+            self._starting.at(time.monotonic() + _AGAIN)
+            return
         if pid == 0:
             _in_child(connection, theirs, self._make_system, self._get_rules)
         os.close(theirs)
@@ -184,7 +196,7 @@ class MountSource:
         del self._children[child.person]
         if child.killed:
             pass  # answered already
-        elif status or not data:
+        elif (events := _events_in(data)) is None or status:
             code = os.waitstatus_to_exitcode(status)
             self._log("mount-child-failed", uid=child.uid, status=code)
             self._refuse(
@@ -192,9 +204,13 @@ class MountSource:
             )
         else:
             child.connection.close()
-            for event, fields in json.loads(data):
+            for event, fields in events:
                 self._log(event, **fields)
-        for person in (child.person, *self._lines):
+        self._start(child.person)
+        self._start_all(0.0)
+
+    def _start_all(self, _now: float) -> None:
+        for person in tuple(self._lines):
             self._start(person)
 
     def close(self) -> None:
@@ -225,6 +241,14 @@ class _Descriptor:
 def _read_report(fd: int) -> bytes:
     with os.fdopen(fd, "rb") as file:
         return file.read(_MAX_REPORT)
+
+
+def _events_in(report: bytes) -> list[tuple[str, dict[str, Any]]] | None:
+    """Returns the events of a child's report; None if it is not whole."""
+    try:
+        return [(str(event), dict(fields)) for event, fields in json.loads(report)]
+    except (ValueError, TypeError):
+        return None
 
 
 def _answer(connection: socket.socket, reply: MountReply) -> None:
@@ -272,14 +296,14 @@ def _serve(
         path = Mounter(make_system(), allowed.max).serve(request, requester, folders)
     except Denied as denied:
         _answer(connection, MountReply(denied.status, str(denied)))
-        return [("mount-refused", {**about, "why": str(denied)[:512]})]
+        return [("mount-refused", {**about, "why": str(denied)[:_SHOWN]})]
     except ConfigError as error:
         text = "the configuration of this machine is faulty: the administrator finds it by `upcall config check`"
         _answer(connection, MountReply(MISCONFIGURED, text))
-        return [("mount-refused", {**about, "why": str(error)[:512]})]
+        return [("mount-refused", {**about, "why": str(error)[:_SHOWN]})]
     _answer(connection, MountReply(0, path))
     event = "unmounted" if request.kind == UNMOUNT else "mounted"
-    return [(event, {**about, "point": path[:512]})]
+    return [(event, {**about, "point": path[:_SHOWN]})]
 
 
 def _received(connection: socket.socket) -> tuple[MountRequest, list[int], ucred.Credentials | None]:

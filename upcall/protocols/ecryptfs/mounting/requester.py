@@ -13,7 +13,7 @@ import select
 import socket
 from typing import Final, NamedTuple
 
-from upcall.kernel import procfs, ucred
+from upcall.kernel import libc, procfs, ucred
 from upcall.kernel.local import pidfd_of
 from upcall.protocols.ecryptfs.mounting.denied import NOT_PERMITTED, UNAVAILABLE, WRONG, Denied
 
@@ -40,6 +40,7 @@ def requester_of(connection: socket.socket) -> MountRequester:
 
 def check(requester: MountRequester, sender: ucred.Credentials | None) -> None:
     """Denied unless `sender`, the credentials of a message, is the requester, and has the rights of one user only.
+    Root is refused: it needs no help, and its mount namespace could be entered only with all of its capabilities.
 
     Before Linux 6.5 the pid might have been another's when the pidfd was opened: then these are that one's rights, and
     it runs since before the message was checked here."""
@@ -48,7 +49,7 @@ def check(requester: MountRequester, sender: ucred.Credentials | None) -> None:
             NOT_PERMITTED, "the request was sent by another process, or another user, than made the connection"
         )
     try:
-        status = procfs.read(requester.pid, "status")
+        status = _status(requester)
     except OSError:
         raise Denied(UNAVAILABLE, "the process that asked has ended") from None
     ids = [tuple(map(int, match.groups())) for match in _IDS.finditer(status)]
@@ -58,8 +59,24 @@ def check(requester: MountRequester, sender: ucred.Credentials | None) -> None:
             "the process that asked runs with the rights of two users or groups (set-user-ID): run `upcall mount` by "
             "itself",
         )
+    if requester.uid == 0:
+        raise Denied(
+            WRONG, "root mounts without help: by mount(8), with the options of `upcall key show`, and umount(8)"
+        )
     if ended(requester):
         raise Denied(UNAVAILABLE, "the process that asked has ended")
+
+
+def _status(requester: MountRequester) -> bytes:
+    """Reads /proc/PID/status with the requester's own rights: another user could not, with hidepid (proc(5))."""
+    uid, gid = os.geteuid(), os.getegid()
+    libc.call("setfsgid", requester.gid)
+    libc.call("setfsuid", requester.uid)
+    try:
+        return procfs.read(requester.pid, "status")
+    finally:
+        libc.call("setfsuid", uid)
+        libc.call("setfsgid", gid)
 
 
 def ended(requester: MountRequester) -> bool:

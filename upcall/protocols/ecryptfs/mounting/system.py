@@ -80,20 +80,21 @@ class System:
         with self._as_user():
             return mounting.lies_within(inner, outer)
 
-    def mount(self, made: Made, request: MountRequest, lower: int, upper: int) -> int:
+    def mount(self, made: Made, request: MountRequest, lower: int, upper: int, noexec: bool) -> int:
         """The detached mount is made in this process's own mount namespace, whose /proc is this process's."""
         options: list[Option] = [("ecryptfs_sig", one) for one in request.signatures]
         options += [("ecryptfs_cipher", _CIPHER), ("ecryptfs_key_bytes", str(request.key_bytes))]
         if request.names_signature:
             options.append(("ecryptfs_fnek_sig", request.names_signature))
         options.append(("ecryptfs_check_dev_ruid", None))
+        attributes = mounting.NOSUID | mounting.NODEV | (mounting.NOEXEC if noexec else 0)
         mounting.enter_namespace(self._home)
         os.fchdir(self._folder)
         link = Path(str(made))
         link.unlink(missing_ok=True)
         link.symlink_to(f"/proc/self/fd/{lower}")
         try:
-            mount = mounting.create("ecryptfs", str(link), options, mounting.NOSUID | mounting.NODEV)
+            mount = mounting.create("ecryptfs", str(link), options, attributes)
         finally:
             link.unlink()
         mounting.enter_namespace(self._theirs)
