@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))  # the others are part of upcall's own package
 
-.PHONY: demo test test-all check bench soak fuzz docs setup test-tools fuzz-tools lock sbom dist dist-check dist-install-check \
+.PHONY: demo recording test test-all check bench soak fuzz docs setup test-tools fuzz-tools lock sbom dist dist-check dist-install-check \
 	deb clean help
 
 help:
@@ -70,6 +70,10 @@ deb: setup
 		echo "installing $(DEB_TOOLS) ..."; \
 		sh tests/install_tools.sh $(DEB_TOOLS) || echo "not installed" >&2; fi
 	$(BIN)/python -m release.deb dist/deb
+
+# The recording at the top of README.md, from a real run.
+recording: setup
+	$(BIN)/python docs/recording.py docs/recording.svg
 
 # What docs/configuration.md says of each key.
 docs: setup
