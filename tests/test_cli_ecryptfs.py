@@ -208,7 +208,7 @@ def test_check_succeeds_if_the_key_is_available(scene: Scene) -> None:
 def test_check_reports_a_locked_key_and_one_missing_from_the_keyring(scene: Scene) -> None:
     run_key("lock", "mine")
     (report,) = told("--check", "--runtime", scene.broker, scene.lower, code=os.EX_NOPERM)
-    assert report["check"].startswith(f"{scene.signature}: the key is locked")
+    assert report["check"].startswith(f"{scene.signature}: the key mine is locked")
     assert """(locked; the daemon says "locked since """ in report["check"]
     assert report["check"].endswith("run `upcall unlock mine`")
     run_key("unlock", "mine")

@@ -189,7 +189,8 @@ def test_generate_prints_mount_options_and_enrols_a_working_key(home: Path, daem
 
 def test_generate_without_a_daemon_succeeds_with_a_note() -> None:
     result = run("generate", "--bits", "2048", word=WORD)
-    assert "note: nothing is decrypted until `upcall daemon` runs, and `upcall key unlock default`" in result.stderr
+    assert "note: nothing is decrypted without a daemon: start it: `upcall daemon`, " in result.stderr
+    assert "and `upcall key unlock default` asks for the passphrase again" in result.stderr
 
 
 def test_generate_makes_rsa_3072_by_default() -> None:

@@ -89,7 +89,7 @@ def test_a_personal_status_names_the_last_refusal_and_a_broker_that_does_not_kno
         "no keys: `upcall key generate` makes one",
         "2 more cannot be read: `upcall key list` says why",
         "daemon: pid 7, since 10:04, not registered with this broker; "
-        "last refusal: locked (locked\\x1b[2J) of key at 10:04",
+        "last refusal at 10:04 (key): locked: locked\\x1b[2J",
         "broker: pid 9, yours",
     ]
 
@@ -97,6 +97,8 @@ def test_a_personal_status_names_the_last_refusal_and_a_broker_that_does_not_kno
 def test_several_keys_of_a_state_are_helped_by_one_command() -> None:
     locked = KeyState("locked", "command", TEN)
     own = {**OWN, "keys": [row("a", locked), row("b", locked)], "daemon": None}
+    alone = {**own, "keys": [row("a", KeyState("no daemon"))]}
+    assert next(personal.lines(alone, None)) == "1 key: 1 without a daemon"
     lines = list(personal.lines(own, None))
     assert lines[:2] == ["2 keys: 2 locked since 10:04 (upcall lock)", "  locked: a, b; `upcall unlock` helps"]
     assert lines[2].startswith("no daemon: start it: `")

@@ -43,7 +43,7 @@ def test_every_reason_has_words_and_a_command_that_helps(name: str) -> None:
     reason = REASONS[name]
     for text in (reason.words, reason.remedy):
         assert text and text.isprintable() and text[0] not in string.ascii_uppercase and not text.endswith(".")
-    assert commands(reason.remedy.format(key="NAME", daemon="`upcall daemon`"))
+    assert commands(reasons.remedy(name))
 
 
 @pytest.mark.parametrize("name", REASONS)
@@ -72,7 +72,7 @@ def test_the_exit_codes_are_those_of_sysexits() -> None:
 def test_the_page_of_refusals_has_the_whole_table() -> None:
     rows = [line for line in PAGE.read_text("utf-8").splitlines() if line.startswith("| `")]
     assert rows == [
-        f"| `{name}` | {one.words} | {one.remedy.format(key='NAME', daemon='`upcall daemon`')} | {one.exit} |"
+        f"| `{name}` | {reasons.in_words(name)} | {reasons.remedy(name)} | {one.exit} |"
         for name, one in REASONS.items()
     ]
 
@@ -85,7 +85,7 @@ def test_a_refusal_says_what_is_wrong_what_helps_and_keeps_its_reason() -> None:
     refused = Refused("no-key")
     assert str(refused) == "the key is not in the user keyring (no-key): add it: `upcall key add NAME`"
     refused.key = "work"
-    assert str(refused) == "the key is not in the user keyring (no-key): add it: `upcall key add work`"
+    assert str(refused) == "the key work is not in the user keyring (no-key): add it: `upcall key add work`"
     assert repr(refused) == "Refused('no-key')"
 
 

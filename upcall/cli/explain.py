@@ -16,7 +16,7 @@ from upcall.cli.remedies import start_of_broker, start_of_daemon
 from upcall.cli.tracebacks import TRACEBACK
 from upcall.cli.tracebacks import show as show_trace
 from upcall.core.errors import UsageError
-from upcall.core.reasons import REASONS
+from upcall.core.reasons import REASONS, in_words, remedy
 from upcall.process.paths import SYSTEM_FOLDER
 from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.explain.steps import WOULD, explain
@@ -112,7 +112,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
     if "handler" in report:
         handler = dict(report["handler"])
         out += _pairs({"handler": _said(handler.pop("answer"), handler.pop("why", "")), **handler}, "")
-    words = report["why"] or (REASONS[report["answer"]].words if report["answer"] in REASONS else "")
+    words = report["why"] or (in_words(report["answer"]) if report["answer"] in REASONS else "")
     return out + _pairs({"answer": _said(report["answer"], words), "remedy": report["remedy"]}, "")
 
 
@@ -122,8 +122,7 @@ def _remedy(answer: str) -> str:
         return "`upcall request-key install` as root; `upcall request-key status` shows what is in the way"
     if answer == "no-broker":
         return f"start it: {start_of_broker()}"
-    known = REASONS.get(answer)
-    return "" if known is None else known.remedy.format(key="NAME", daemon=start_of_daemon())
+    return remedy(answer, daemon=start_of_daemon()) if answer in REASONS else ""
 
 
 def _said(answer: str, why: object) -> str:

@@ -24,6 +24,7 @@ from upcall.cli.keyrename import rename, resume
 from upcall.cli.keyshow import list_keys, print_entry, show, target_of
 from upcall.cli.parameters import ParameterWords, gather, parameter_options
 from upcall.cli.passphrases import Given, new_passphrase_options, passphrase_options, passphrase_to_set
+from upcall.cli.remedies import start_of_daemon
 from upcall.cli.secrets import CliSecrets
 from upcall.core.errors import UsageError
 from upcall.keymodule import (
@@ -344,7 +345,9 @@ def _add(entry: Entry, blob: bytes, secret: bytearray) -> None:
     except NoDaemon as error:
         click.echo(f"upcall: note: {error}", err=True)
         again = f", and `upcall key unlock {entry.name}` asks for the passphrase again" if asked else ""
-        click.echo(f"upcall: note: nothing is decrypted until `upcall daemon` runs{again}", err=True)
+        click.echo(
+            f"upcall: note: nothing is decrypted without a daemon: start it: {start_of_daemon()}{again}", err=True
+        )
 
 
 @command.command(short_help="Have the daemon add a key whenever it starts.")

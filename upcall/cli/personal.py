@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from upcall.cli import for_terminal
 from upcall.cli.keyshow import in_words, row_of
-from upcall.cli.keystate import LOCKED, MISSING, NOT_ADDED, STATES, ask_daemon
+from upcall.cli.keystate import LOCKED, MISSING, NO_DAEMON, NOT_ADDED, STATES, ask_daemon
 from upcall.cli.remedies import start_of_daemon
 from upcall.core.errors import UpcallError
 from upcall.keys.store import KeyStore
@@ -46,15 +46,16 @@ def _names(store: KeyStore) -> list[str]:
         return []  # of another user, or not readable: `upcall key list` tells
 
 
-def lines(own: Mapping[str, Any], broker: Mapping[str, Any] | None) -> Iterator[str]:
-    """Yields lines for people. `own`: what `look` returned; `broker`: the broker's status, None if there is none."""
+def lines(own: Mapping[str, Any], broker: Mapping[str, Any] | None, tables: bool = False) -> Iterator[str]:
+    """Yields lines for people. `own`: what `look` returned; `broker`: the broker's status, None if there is none.
+    `tables`: the broker's tables follow, with its pid."""
     rows = own["keys"]
     yield _keys(rows) if rows else "no keys: `upcall key generate` makes one"
     if own["unreadable"]:
         yield f"{own['unreadable']} more cannot be read: `upcall key list` says why"
     yield from _help(rows)
     yield _daemon(own, broker)
-    if broker is not None:
+    if broker is not None and not tables:
         whose = "yours" if broker["broker"]["uid"] == own["uid"] and own["uid"] else "the system's"
         yield f"broker: pid {broker['broker']['pid']}, {whose}"
 
@@ -63,7 +64,7 @@ def _keys(rows: list[dict[str, Any]]) -> str:
     """Returns how many keys there are in each state; of locks, since when and by what."""
     counts: dict[str, int] = {}
     for row in sorted(rows, key=lambda row: STATES.index(row["state"])):
-        words = in_words(row)
+        words = "without a daemon" if row["state"] == NO_DAEMON else in_words(row)
         counts[words] = counts.get(words, 0) + 1
     total = f"{len(rows)} {'key' if len(rows) == 1 else 'keys'}"
     return f"{total}: " + ", ".join(f"{count} {words}" for words, count in counts.items())
@@ -86,6 +87,6 @@ def _daemon(own: Mapping[str, Any], broker: Mapping[str, Any] | None) -> str:
         text += ", not registered with this broker"
     if last := daemon["last_refusal"]:
         at = time.strftime("%H:%M", time.localtime(last["at"]))
-        why = f" ({last['why']})" if last["why"] else ""
-        text += f"; last refusal: {last['reason']}{why} of {last['service']} at {at}"
+        why = f": {last['why']}" if last["why"] else ""
+        text += f"; last refusal at {at} ({last['service']}): {last['reason']}{why}"
     return for_terminal(text)

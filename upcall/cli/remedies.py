@@ -31,7 +31,7 @@ def start_of_daemon() -> str:
 def with_remedy(error: UpcallError) -> str:
     """Returns the text of an error, and what helps, on one line."""
     if isinstance(error, Refused):
-        return described(error.reason, error.why, error.by, error.key or "NAME", start_of_daemon())
+        return described(error.reason, error.why, error.by, error.key, start_of_daemon())
     kinds = {kind.__name__ for kind in type(error).__mro__}  # their modules are not imported for this
     if "NoBroker" in kinds:
         return f"{error}; start it: {start_of_broker()}"

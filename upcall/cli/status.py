@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from upcall.cli import output, personal
+from upcall.cli.remedies import start_of_daemon
 from upcall.client import Client, NoBroker
 from upcall.observe.status import show
 
@@ -52,9 +53,10 @@ def command(everything: bool, as_json: bool, runtime: Path | None, patience: flo
     if as_json:
         click.echo(json.dumps({"you": own, **(status or {"broker": None})}, indent=2))
     else:
-        for line in personal.lines(own, None if missing is not None else status):
+        tables = bool(status) and (everything or os.geteuid() == 0)
+        for line in personal.lines(own, status or None, tables):
             click.echo(line)
-        if status and (everything or os.geteuid() == 0):
+        if tables:
             show(status, output.console())
     if missing is not None:
         raise missing
@@ -79,7 +81,7 @@ def _once_served(runtime: Path | None, uid: int, patience: float) -> dict[str, A
             if _serves(status, uid):
                 return status
             if time.monotonic() >= deadline:
-                click.echo(f"upcall: uid {uid} has no daemon", err=True)
+                click.echo(f"upcall: uid {uid} has no daemon; start it: {start_of_daemon()}", err=True)
                 sys.exit(os.EX_TEMPFAIL)
         time.sleep(_LOOK_AGAIN)
 

@@ -59,4 +59,4 @@ class Refused(UpcallError):
         super().__init__(reason)
 
     def __str__(self) -> str:
-        return described(self.reason, self.why, self.by, self.key or "NAME")
+        return described(self.reason, self.why, self.by, self.key)

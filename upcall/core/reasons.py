@@ -14,8 +14,8 @@ DATAERR, NOHOST, UNAVAILABLE, SOFTWARE, TEMPFAIL, PROTOCOL, NOPERM, CONFIG = 65,
 
 class Reason(NamedTuple):
     """What a reason means. `errno`: for kernel interfaces. `exit`: of a command that is refused. `words`: what is
-    wrong. `remedy`: what helps, with the command; `{key}` stands for the key's name, `{daemon}` for the command that
-    starts the user's daemon."""
+    wrong; `{named}` stands for a blank and the key's name, if it is known. `remedy`: what helps, with the command;
+    `{key}` stands for the key's name, `{daemon}` for the command that starts the user's daemon."""
 
     errno: int
     exit: int
@@ -94,27 +94,30 @@ REASONS: Final[dict[str, Reason]] = {
     ),
     # --- keys ---
     "no-key": Reason(
-        errno.ENOKEY, UNAVAILABLE, "the key is not in the user keyring", "add it: `upcall key add {key}`"
+        errno.ENOKEY, UNAVAILABLE, "the key{named} is not in the user keyring", "add it: `upcall key add {key}`"
     ),
     "bad-token": Reason(
         errno.EKEYREJECTED,
         DATAERR,
-        "what the user keyring has under this signature is no auth token for it",
+        "what the user keyring has for the key{named} is no auth token of it",
         "replace it: `upcall key add {key}`",
     ),
     "no-module": Reason(
         errno.ENOPKG,
         UNAVAILABLE,
-        "the key's module is not installed, or not allowed",
+        "the module of the key{named} is not installed, or not allowed",
         "`upcall plugin list` shows the installed ones, `upcall config show` those that are allowed",
     ),
     "locked": Reason(
-        errno.EKEYREVOKED, NOPERM, "the key is locked, or waits for its passphrase or PIN", "run `upcall unlock {key}`"
+        errno.EKEYREVOKED,
+        NOPERM,
+        "the key{named} is locked, or waits for its passphrase or PIN",
+        "run `upcall unlock {key}`",
     ),
     "prompting": Reason(
         errno.EAGAIN,
         TEMPFAIL,
-        "the daemon is asking for the key's PIN or passphrase",
+        "the daemon is asking for the PIN or passphrase of the key{named}",
         "answer the prompt, here by `upcall prompt`, and try again",
     ),
     "pin-refused": Reason(
@@ -126,7 +129,7 @@ REASONS: Final[dict[str, Reason]] = {
     "module-failed": Reason(
         errno.EIO,
         DATAERR,
-        "the key module could not use the key, or another key wrapped this",
+        "the key module could not use the key{named}, or another key wrapped this",
         "`upcall unlock {key}` tries PIN and passphrase, `upcall doctor` checks keys",
     ),
     "module-broke": Reason(
@@ -144,7 +147,7 @@ REASONS: Final[dict[str, Reason]] = {
     "busy": Reason(
         errno.EBUSY,
         TEMPFAIL,
-        "all calls for this key hang",
+        "all calls for the key{named} hang",
         f"{_AGAIN}; `upcall lock {{key}}` and `upcall unlock {{key}}` open it anew",
     ),
     # --- names (dns_resolver, id_resolver, cifs.idmap) ---
@@ -267,7 +270,7 @@ REASONS: Final[dict[str, Reason]] = {
 }
 
 
-def described(reason: str, why: str = "", by: str = "", key: str = "NAME", daemon: str = "`upcall daemon`") -> str:
+def described(reason: str, why: str = "", by: str = "", key: str = "", daemon: str = "`upcall daemon`") -> str:
     """Returns a refusal for people, on one line: what is wrong, the reason in parentheses with `why`, and what helps.
 
     `by`: the other process whose words `why` is, which are quoted as such. An unknown reason stands alone."""
@@ -279,7 +282,17 @@ def described(reason: str, why: str = "", by: str = "", key: str = "NAME", daemo
     known = REASONS.get(reason)
     if known is None:
         return f"refused ({reason}{why})"
-    return f"{known.words} ({reason}{why}): {known.remedy.format(key=key, daemon=daemon)}"
+    return f"{in_words(reason, key)} ({reason}{why}): {remedy(reason, key, daemon)}"
+
+
+def in_words(reason: str, key: str = "") -> str:
+    """Returns what is wrong, for one of REASONS. `key`: the name of the key, if there is one and it is known."""
+    return REASONS[reason].words.format(named=f" {key}" if key else "")
+
+
+def remedy(reason: str, key: str = "", daemon: str = "`upcall daemon`") -> str:
+    """Returns what helps, for one of REASONS. `key`: as for `in_words`; `daemon`: the command that starts it here."""
+    return REASONS[reason].remedy.format(key=key or "NAME", daemon=daemon)
 
 
 def exit_code(reason: str) -> int:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from upcall.core.errors import PeerError, UpcallError, UsageError
-from upcall.process.connection import LocalConnection
+from upcall.process.connection import LocalConnection, error_words
 from upcall.process.paths import daemon_socket, own_daemon_sockets
 
 _HANDOVER: Final = 5.0  # seconds that a newer daemon may need from its registration until it has the socket
@@ -37,10 +37,10 @@ class DaemonControl:
                 return LocalConnection(self._path, frozenset({os.geteuid()}))
             except (ConnectionRefusedError, FileNotFoundError) as error:
                 if time.monotonic() > until or not any(lives for _, lives in own_daemon_sockets(self._path)):
-                    raise NoDaemon(f"no daemon at {self._path}: {error}") from error
+                    raise NoDaemon(f"no daemon at {self._path}: {error_words(error)}") from error
                 time.sleep(0.02)
             except (OSError, UsageError) as error:
-                raise NoDaemon(f"no daemon at {self._path}: {error}") from error
+                raise NoDaemon(f"no daemon at {self._path}: {error_words(error)}") from error
 
     def unlock(self, signature: str, passphrase: bytearray) -> bool:
         """Passes a key's passphrase to the daemon, which keeps it in locked memory. The caller must wipe its own.
@@ -75,7 +75,7 @@ class DaemonControl:
         except BaseException as error:
             connection.close()
             if isinstance(error, OSError):
-                raise NoDaemon(f"the daemon does not answer: {error}") from error
+                raise NoDaemon(f"the daemon does not answer: {error_words(error)}") from error
             raise
         return connection.detach()
 
@@ -87,7 +87,7 @@ class DaemonControl:
             return connection.ask(service, os.geteuid(), body, 5.0)
         except OSError as error:
             if not (again and isinstance(error, ConnectionError)):
-                raise NoDaemon(f"the daemon does not answer: {error}") from error
+                raise NoDaemon(f"the daemon does not answer: {error_words(error)}") from error
         finally:
             connection.close()
         return self._ask(service, body, again=False)
