@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -203,6 +204,28 @@ def test_a_run_that_was_killed_is_finished_by_the_next(scene: Scene) -> None:
     assert result.stderr == f"upcall: note: {path}: its header was half written by an earlier run, and is restored\n"
     assert scene.cat(path).stdout_bytes == CLEAR
     assert list(folder.iterdir()) == []
+
+
+def test_interrupted_it_ends_with_130_and_the_next_run_goes_on(scene: Scene) -> None:
+    packet = scene.packet(scene.old)
+    paths = [scene.lower(f"{number:03}", packet, size=10) for number in range(600)]
+    options = ["-r", str(scene.folder), "--to", "new", "--yes", "--runtime", str(scene.broker)]
+    command = [sys.executable, "-m", "upcall", "ecryptfs", "rewrap", *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        while process.poll() is None and signatures(paths[0]) == [scene.old]:
+            pass
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, told
+    assert "interrupted; run it again, and it goes on" in told
+    before = [signatures(path) for path in paths]
+    assert [scene.old] in before
+    result = scene.rewrap("-r", scene.folder, "--to", "new", "--yes")
+    assert f"rewrapped    {before.count([scene.old]):>9}" in result.stdout
+    assert [signatures(path) for path in paths] == [[scene.new]] * 600
 
 
 @pytest.mark.parametrize(

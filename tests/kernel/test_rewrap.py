@@ -376,9 +376,8 @@ def test_files_a_second_of_rewrapping_and_of_copying_are_printed(alice: Person) 
     with vault(alice, OLD.signature) as files:
         names = [*fill(alice, files, MEASURED)]
         rate = rewrapping(alice, files, names)
-        print(
-            f"rewrapping {MEASURED} files: {rate:.1f} files/s; copying them: {copying(alice, files, names):.1f} files/s"
-        )
+        other = copying(alice, files, names)
+        print(f"{MEASURED} files: rewrapping {rate:.1f} files/s, copying {other:.1f} files/s")
         assert [signatures(files.lower / name) for name in names] == [[NEW.signature]] * MEASURED
 
 
