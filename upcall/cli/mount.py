@@ -494,7 +494,7 @@ def serve(ctx: click.Context, check: bool, runtime: Path | None) -> None:
         from upcall.protocols.ecryptfs.mounting.allowed import rules
 
         users = rules().users
-        click.echo(f"allowed: {', '.join(users)}" if users else "mounting is off: [mount] users names nobody")
+        output.done(f"allowed: {', '.join(users)}" if users else "mounting is off: [mount] users names nobody")
         ctx.exit(0 if users else 1)
     settings = MountSettings(None if runtime is None else runtime.absolute())
     words = startpython.command("upcall.protocols.ecryptfs.mounting", dumps(settings))

@@ -1,13 +1,19 @@
-"""Reads the table [mount] of the configuration: which users may mount, and how much."""
+"""Reads the table [mount] of the configuration: which users may mount, and how much.
+
+`python -m upcall.protocols.ecryptfs.mounting.allowed` prints the users, for units and init scripts; its exit status is
+1 if there are none: then the source need not run.
+"""
 
 from __future__ import annotations
 
 import grp
 import os
 import pwd
+import sys
 from typing import NamedTuple
 
 from upcall import config
+from upcall.config import ConfigError
 from upcall.protocols.ecryptfs.mounting.denied import NOT_PERMITTED, Denied
 
 MAX: int = 16  # mounts of a user
@@ -55,3 +61,18 @@ def _group(number: int) -> str:
         return grp.getgrgid(number).gr_name
     except KeyError:
         return ""
+
+
+def main() -> int:
+    """Prints which users may mount. Returns the exit status."""
+    try:
+        users = rules().users
+    except ConfigError as error:
+        sys.stderr.write(f"upcall mounts serve: {error}\n")
+        return os.EX_CONFIG
+    sys.stdout.write(f"allowed: {', '.join(users)}\n" if users else "mounting is off: [mount] users names nobody\n")
+    return 0 if users else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
