@@ -135,7 +135,7 @@ def test_a_folder_that_others_can_write_to_is_refused(alice: Person, lower: Path
 
 
 def test_what_a_mount_forbids_is_forbidden_in_what_lies_over_it(alice: Person, upper: Path) -> None:
-    """An administrator's noexec holds, and so does a read-only bind mount, which eCryptfs would write through."""
+    """An administrator's noexec holds, and so does a read-only bind mount, which eCryptfs does not heed."""
     disk = ROOT / "disk"
     disk.mkdir(exist_ok=True)
     libc.call("mount", b"tmpfs", os.fsencode(disk), b"tmpfs", 8, b"mode=0755")  # MS_NOEXEC

@@ -153,7 +153,8 @@ class Mounter:
                 f"{shown}: the {which} folder is on {mount.type}, which cannot be used: choose one on a disk",
             )
         if which == "lower" and "ro" in mount.options:
-            # eCryptfs writes to the filesystem, whatever the mount says: a read-only bind mount would not hold it.
+            # eCryptfs makes and removes entries without mnt_want_write() of the lower mount (fs/ecryptfs/inode.c), so a
+            # read-only bind mount would not prevent that.
             raise Denied(NOT_PERMITTED, f"{shown}: is mounted read-only: choose a lower folder that can be written to")
         with _explained(shown):
             found = system.stat(fd)
