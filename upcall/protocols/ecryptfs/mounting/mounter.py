@@ -153,7 +153,7 @@ class Mounter:
                 f"{shown}: the {which} folder is on {mount.type}, which cannot be used: choose one on a disk",
             )
         if which == "lower" and "ro" in mount.options:
-            # eCryptfs makes and removes entries without mnt_want_write() of the lower mount (fs/ecryptfs/inode.c), so a
+            # eCryptfs makes and removes entries without mnt_want_write() of the lower mount (fs/ecryptfs/inode.c): a
             # read-only bind mount would not prevent that.
             raise Denied(NOT_PERMITTED, f"{shown}: is mounted read-only: choose a lower folder that can be written to")
         with _explained(shown):
