@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from upcall.client import SERVICE, naming, signature_of, unwrapping, wrapping
-from upcall.core.errors import PeerError, UpcallError, UsageError
+from upcall.core.errors import PeerError, UpcallError, UsageError, error_words
 from upcall.core.messages import Answer, Refusal, Requester
 from upcall.process.connection import (
     NoBroker,
@@ -28,7 +28,6 @@ from upcall.process.connection import (
     check_timeout,
     check_uid,
     connect_to_broker,
-    error_words,
     find_broker,
     refused_by_daemon,
     take_status,

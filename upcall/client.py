@@ -11,8 +11,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Final
 
-from upcall.core.errors import Refused, UsageError
-from upcall.process.connection import BrokerConnection, check_bytes, error_words
+from upcall.core.errors import Refused, UsageError, error_words
+from upcall.process.connection import BrokerConnection, check_bytes
 from upcall.process.connection import NoBroker as NoBroker
 from upcall.process.connection import TimedOut as TimedOut
 from upcall.protocols.ecryptfs.packets import (

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from upcall.core.errors import error_words
 from upcall.process import start_python as startpython
 from upcall.process.log import EventLog
 from upcall.process.loop import URGENT, Loop
@@ -76,7 +77,7 @@ class Launcher:
             null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1)]
             pid = os.posix_spawnp(words[0], words, _ENVIRONMENT, file_actions=null, setpgroup=0)
         except OSError as error:
-            self._failed(uid, str(error))
+            self._failed(uid, error_words(error))
             return False
         command = self._running[uid] = _Command(self, uid, words[0], pid, now + _PATIENCE)
         self._loop.add(command, command.ended, URGENT)

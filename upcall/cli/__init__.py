@@ -3,18 +3,19 @@ status` does not load what `upcall lab` needs."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from upcall.cli.commands import Group, with_global_options
 from upcall.cli.output import for_terminal as for_terminal
+from upcall.cli.running import OutputClosed, interrupted, run
 from upcall.cli.running import error_text as error_text
 from upcall.cli.running import exit_code as exit_code
-from upcall.cli.running import interrupted, run
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -51,6 +52,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+@contextlib.contextmanager
+def _before_click() -> Iterator[None]:
+    """A context in which Ctrl-C and a closed pipe are kept from click, which would give them exit codes of its own."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit(interrupted()) from None
+    except BrokenPipeError as error:
+        raise OutputClosed from error
+
+
 class Program(Group):
     """The whole program: a group that imports its commands on first use."""
 
@@ -71,6 +83,10 @@ class Program(Group):
         if not standalone_mode:
             return command()
         sys.exit(run(command))
+
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> click.Context:
+        with _before_click():
+            return super().make_context(info_name, args, *more, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -96,10 +112,8 @@ class Program(Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command. A result is no exit code: those are raised."""
-        try:
+        with _before_click():
             super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise SystemExit(interrupted()) from None  # click would say "Aborted!"
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -52,9 +52,29 @@ class NoCommand(click.UsageError):
         self.help = ctx.get_help()
 
 
+class FilledPath(click.Path):
+    """A path that is not empty: pathlib takes "" for the working directory, and a script with an unset variable would
+    have it changed."""
+
+    @classmethod
+    def like(cls, kind: click.Path) -> FilledPath:
+        """Returns the same type, but for that."""
+        found = cls()
+        vars(found).update(vars(kind))
+        return found
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def with_global_options(command: click.Command) -> click.Command:
-    """Adds the global options to a command, unless it has them. Returns the command."""
+    """Adds the global options to a command, unless it has them, and has it refuse empty paths. Returns the command."""
     names = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+    for one in command.params:
+        if type(one.type) is click.Path:
+            one.type = FilledPath.like(one.type)
     command.params += [one for one in _GLOBAL if not names.intersection(one.opts)]
     return command
 

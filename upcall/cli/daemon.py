@@ -10,6 +10,7 @@ import click
 
 from upcall import config
 from upcall.cli import completing
+from upcall.cli.parameter_types import EXECUTABLE, Seconds, runtime_option
 from upcall.cli.tracebacks import TRACEBACK
 from upcall.core.errors import UsageError
 from upcall.daemon.plugin_discovery import found, keys_only, locks
@@ -27,7 +28,7 @@ _FOREVER: Final = 1e9  # seconds, for "--pin-time inf"
 
 
 @click.command("daemon")
-@click.option("--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder.")
+@runtime_option(present=True)
 @click.option(
     "--prove-all",
     is_flag=True,
@@ -50,7 +51,7 @@ _FOREVER: Final = 1e9  # seconds, for "--pin-time inf"
 )
 @click.option(
     "--pin-time",
-    type=click.FloatRange(min=0),
+    type=Seconds(most=_FOREVER, forever=True),
     default=PIN_TIME,
     show_default=True,
     metavar="SECONDS",
@@ -58,13 +59,18 @@ _FOREVER: Final = 1e9  # seconds, for "--pin-time inf"
 )
 @click.option(
     "--prompt-time",
-    type=click.FloatRange(min=5, max=3600),
+    type=Seconds(5, 3600),
     default=PROMPT_TIME,
     show_default=True,
     metavar="SECONDS",
     help="Take a prompt away that nobody has answered for so long.",
 )
-@click.option("--pinentry", metavar="PATH", help="The program that asks on a desktop.  [default: pinentry, in PATH]")
+@click.option(
+    "--pinentry",
+    type=EXECUTABLE,
+    metavar="PATH",
+    help="The program that asks on a desktop.  [default: pinentry, in PATH]",
+)
 @click.option(
     "--ask",
     default=",".join(WAYS),

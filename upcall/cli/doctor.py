@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from upcall.cli import for_terminal, output
+from upcall.cli.parameter_types import runtime_option
 from upcall.observe.doctor.findings import NOTE, OK, PROBLEM, Finding
 from upcall.observe.doctor.system import Scene
 from upcall.observe.doctor.table import Check, examine
@@ -18,7 +19,7 @@ _COLOURS = {OK: "green", NOTE: "yellow", PROBLEM: "red"}
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-@click.option("--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder.")
+@runtime_option()
 @click.option(
     "--root",
     type=click.Path(exists=True, file_okay=False, path_type=Path),

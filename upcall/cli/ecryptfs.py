@@ -16,6 +16,7 @@ import click
 from upcall.cli import error_text, exit_code
 from upcall.cli.commands import Group
 from upcall.cli.keyshow import token_in_keyring
+from upcall.cli.parameter_types import runtime_option
 from upcall.client import Client
 from upcall.core.errors import PeerError, Refused, UpcallError
 from upcall.kernel import keyring
@@ -64,7 +65,7 @@ def command() -> None:
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
 @click.option("--check", is_flag=True, help="Have your daemon unwrap each file's key, to prove that it can.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-@click.option("--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder.")
+@runtime_option()
 @click.pass_context
 def inspect(ctx: click.Context, files: tuple[Path, ...], check: bool, as_json: bool, runtime: Path | None) -> None:
     """Show the header of each lower FILE: size, format, which keys wrapped the file's key, and which of them is yours.

@@ -13,6 +13,7 @@ import click
 from upcall.cli import error_text, exit_code
 from upcall.cli.filekeys import FileKeys, mount_passphrase_options
 from upcall.cli.output import for_terminal
+from upcall.cli.parameter_types import runtime_option
 from upcall.core.errors import PeerError, UpcallError, UsageError
 from upcall.keys.passphrase import from_terminal
 from upcall.protocols.ecryptfs.file_cipher import FileCipher, decrypted
@@ -27,7 +28,7 @@ from upcall.protocols.ecryptfs.packets import CIPHER_OPAQUE, FileKey
     "-o", "--output", type=click.Path(path_type=Path), help="Write to this new file, which only you may read."
 )
 @mount_passphrase_options
-@click.option("--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder.")
+@runtime_option()
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from upcall.cli import completing, for_terminal
+from upcall.cli.parameter_types import UID, runtime_option
 from upcall.cli.remedies import start_of_broker, start_of_daemon
 from upcall.cli.tracebacks import TRACEBACK
 from upcall.cli.tracebacks import show as show_trace
@@ -33,7 +34,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             of.setdefault(option.name, []).append((key_type.name, option))
     for name, those in reversed(of.items()):
         text = " ".join(f"{key_type}: {option.help}" for key_type, option in those)
-        kind = click.IntRange(0, 0xFFFFFFFE) if those[0][1].is_uid else str
+        kind = UID if those[0][1].is_uid else str
         function = click.option(f"--{name}", type=kind, metavar=those[0][1].metavar, help=text)(function)
     return function
 
@@ -46,9 +47,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @TRACEBACK
-@click.option(
-    "--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder.  [default: the system's]"
-)
+@runtime_option("The broker's folder.  [default: the system's]")
 @click.option("--root", type=click.Path(exists=True, file_okay=False, path_type=Path), default="/", hidden=True)
 @click.pass_context
 def command(

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NoReturn
 import click
 
 from upcall.cli.commands import Group
+from upcall.cli.parameter_types import Seconds
 from upcall.process import start_python as startpython
 from upcall.testing.lab import image, machine
 from upcall.testing.lab.carrier import Sink
@@ -43,7 +44,7 @@ def command() -> None:
 def timeout_option(default: float) -> Decorator:
     return click.option(
         "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Seconds(above=True),
         default=default,
         show_default=True,
         metavar="SECONDS",

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import click
 
 from upcall.cli import completing, for_terminal
+from upcall.cli.parameter_types import OUTCOME, SERVICE, UID
 from upcall.core.errors import PeerError, UpcallError
 from upcall.observe.tail import lines
 from upcall.process import machine
@@ -46,15 +47,17 @@ class _Told(NamedTuple):
 
 @click.command("log")
 @click.option("--follow", "-f", is_flag=True, help="Go on with what is still to come, until ^C.")
-@click.option("--uid", type=int, metavar="UID", help="Of this uid's daemon only.")
+@click.option("--uid", type=UID, metavar="UID", help="Of this uid's daemon only.")
 @click.option(
     "--service",
+    type=SERVICE,
     metavar="SERVICE",
     shell_complete=completing.services,
     help="Of this service only, such as key or cifs.spnego.",
 )
 @click.option(
     "--outcome",
+    type=OUTCOME,
     metavar="OUTCOME",
     shell_complete=completing.outcomes,
     help='With this outcome only: "answered", or the reason of a refusal.',

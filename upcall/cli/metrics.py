@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
+from upcall.cli import output
+from upcall.cli.parameter_types import runtime_option
 from upcall.core.errors import UsageError
 
 
 @click.command("metrics")
-@click.option("--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder.")
+@runtime_option()
 @click.option("--per-uid", is_flag=True, help="Figures of each registered uid, too.")
 @click.option(
     "--textfile",
@@ -78,14 +80,11 @@ def _serve(address: str, app: object, group: str | None) -> None:
 
     from upcall.observe.metrics_server import server
 
-    if not address.startswith("unix:"):
-        if group is not None:
-            raise UsageError("--group is for a UNIX socket; every user can connect to a TCP port")
-        click.echo(
-            f"warning: every user of this machine can read the figures at {address}; --listen unix:PATH has a mode",
-            err=True,
-        )
+    if not address.startswith("unix:") and group is not None:
+        raise UsageError("--group is for a UNIX socket; every user can connect to a TCP port")
     with server(address, app, _gid(group)) as serving:  # type: ignore[arg-type]
+        if not address.startswith("unix:"):
+            output.note(f"every user of this machine can read the figures at {address}; --listen unix:PATH has a mode")
         for number in (signal.SIGINT, signal.SIGTERM):
             # shutdown() waits for the loop's end: called in the loop's own thread, it would never return
             signal.signal(number, lambda *_: threading.Thread(target=serving.shutdown).start())

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from upcall.cli.parameter_types import DESCRIPTOR
 from upcall.core.errors import UsageError
 from upcall.keys.passphrase import PATIENCE, fetch_from_keyring, from_fd, from_file, from_terminal
 
@@ -78,9 +79,7 @@ def new_passphrase_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return _KEYRING(passphrase_options(command))
 
 
-_FD = click.option(
-    "--passphrase-fd", type=click.IntRange(min=0), metavar="N", help="Read the passphrase from this descriptor."
-)
+_FD = click.option("--passphrase-fd", type=DESCRIPTOR, metavar="N", help="Read the passphrase from this descriptor.")
 _FILE = click.option(
     "--passphrase-file",
     type=click.Path(path_type=Path),

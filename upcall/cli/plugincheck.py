@@ -13,6 +13,7 @@ import click
 
 from upcall import config
 from upcall.cli import completing
+from upcall.cli.parameter_types import Seconds
 from upcall.cli.parameters import ParameterWords, gather, parameter_options
 from upcall.cli.tracebacks import TRACEBACK
 from upcall.cli.tracebacks import show as show_trace
@@ -60,7 +61,9 @@ def allowed_plugin(name: str) -> modules.Installed:
     type=click.Path(path_type=Path, exists=True),
     help="A handler: the body of a request that makes sense.  [default: one that upcall knows]",
 )
-@click.option("--timeout", type=float, default=60.0, show_default=True, metavar="SECONDS", help="For each check.")
+@click.option(
+    "--timeout", type=Seconds(above=True), default=60.0, show_default=True, metavar="SECONDS", help="For each check."
+)
 @TRACEBACK
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def command(name: str, as_json: bool, show_traceback: bool, **rest: Any) -> None:

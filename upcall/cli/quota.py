@@ -16,6 +16,7 @@ import click
 from upcall.cli import completing, output
 from upcall.cli.commands import Group
 from upcall.cli.output import Cell, Column
+from upcall.cli.parameter_types import FOLDER, Seconds
 from upcall.core.errors import PeerError, UsageError
 from upcall.kernel import quotactl
 from upcall.kernel.genetlink import Listener, look_up
@@ -57,7 +58,7 @@ def command() -> None:
 @command.command(short_help="Run the process that hears the kernel's warnings.")
 @click.option(
     "--runtime",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     help="The broker's folder.  [default: /run/upcall]",
 )
 def serve(runtime: Path | None) -> None:
@@ -249,7 +250,7 @@ _SAYS = {
 @command.command(short_help="Show the kernel's warnings as they come.")
 @_JSON
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many warnings.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="End after so long.")
+@click.option("--timeout", type=Seconds(above=True), metavar="SECONDS", help="End after so long.")
 def watch(as_json: bool, count: int | None, timeout: float | None) -> None:
     """Show the kernel's warnings as they come: yours and what you caused; for root, everybody's.
 
@@ -261,7 +262,7 @@ def watch(as_json: bool, count: int | None, timeout: float | None) -> None:
     """
     ids = look_up(quota.FAMILY, quota.GROUP)
     listener = Listener(ids.group)
-    click.echo("watching; Ctrl-C ends it", err=True)
+    output.note("watching; Ctrl-C ends it")
     names, shown = Names(), 0
     try:
         for warned, number, lost in _warnings(listener, ids.family, timeout):

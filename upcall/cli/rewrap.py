@@ -19,6 +19,7 @@ from upcall.cli import completing, error_text, exit_code, output
 from upcall.cli.filekeys import FileKeys, concerns_all, mount_passphrase_options
 from upcall.cli.keyshow import Target, target_of, token_in_keyring
 from upcall.cli.output import for_terminal
+from upcall.cli.parameter_types import runtime_option
 from upcall.core.errors import UpcallError, UsageError
 from upcall.kernel.mounts import mounts
 from upcall.protocols.ecryptfs.lower_file import Inode, Walk
@@ -58,7 +59,7 @@ _WORDS: Final = {
 @mount_passphrase_options
 @click.option("--journal", type=click.Path(file_okay=False, path_type=Path), help="Folder of the crash journal.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-@click.option("--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder.")
+@runtime_option()
 @click.pass_context
 def command(ctx: click.Context, /, passphrase: bytearray | None, **options: Any) -> None:
     """Put a key file's new wrapping into lower files: from now on, the key of --to opens them.

@@ -22,7 +22,7 @@ from upcall.cli import output
 from upcall.cli.commands import NoCommand
 from upcall.cli.output import for_terminal
 from upcall.core import reasons
-from upcall.core.errors import ModuleFailed, Refused, UpcallError, UsageError
+from upcall.core.errors import ModuleFailed, Refused, UpcallError, UsageError, error_words
 
 # Exit codes of sysexits.h, by the name of the error's class: avoids importing the classes.
 _CODES: Final = {
@@ -67,11 +67,8 @@ def exit_code(error: BaseException) -> int:
 def error_text(error: UpcallError | OSError) -> str:
     """Returns the error as one line for people, with the file if it concerns one, without an errno's number, and with
     the command that helps, if it is known."""
-    if isinstance(error, OSError) and error.errno is not None:
-        about = error.strerror or os.strerror(error.errno)
-        return about if error.filename is None else f"{os.fsdecode(error.filename)}: {about}"
     if not isinstance(error, UpcallError):
-        return str(error)
+        return error_words(error)
     from upcall.cli.remedies import with_remedy  # completion needs none
 
     return with_remedy(error)
@@ -86,6 +83,10 @@ def run(command: Callable[[], Any]) -> int:
         code = _caught(command)
         # Buffered output may fail only now. A closed pipe and a full disk are told of, and do not fail again at exit.
         return _caught(_flush) or code
+
+
+class OutputClosed(Exception):
+    """The reader of standard output has ended. Instead of BrokenPipeError, which click turns into an exit code."""
 
 
 def _caught(command: Callable[[], Any]) -> int:
@@ -107,9 +108,7 @@ def _caught(command: Callable[[], Any]) -> int:
         return os.EX_USAGE
     except click.ClickException as error:
         return _usage(error)
-    except BrokenPipeError as error:
-        if error.filename not in (None, *_STREAMS):
-            return _fail(error_text(error), exit_code(error))
+    except (BrokenPipeError, OutputClosed):
         _drop_output()
         return 128 + signal.SIGPIPE  # as of a process that SIGPIPE ends, without a word
     except (UpcallError, OSError) as error:
@@ -118,6 +117,8 @@ def _caught(command: Callable[[], Any]) -> int:
         for cause in _causes(error):
             output.detail(f"caused by {type(cause).__name__}: {for_terminal(str(cause))}")
         return _fail(error_text(error), exit_code(error))
+    except UnicodeEncodeError as error:  # a name from the command line; files and their contents are decoded
+        return _fail(f"'{error.object[:80]}' is not UTF-8", os.EX_USAGE)
     except Exception as error:  # noqa: BLE001 - a fault of this program; people are not shown a traceback unasked
         if output.verbose():
             import traceback
@@ -154,8 +155,10 @@ def interrupted() -> int:
 
 def _echo(text: str) -> None:
     """Prints on standard error, which may be closed or full: then there is no place left to say so."""
-    with contextlib.suppress(OSError, ValueError):
+    try:
         click.echo(text, err=True, color=output.colours())
+    except (OSError, ValueError):
+        _drop_output()
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -261,9 +264,13 @@ def _flush() -> None:
 
 
 def _drop_output() -> None:
-    """Discards what is still buffered for a standard output that takes no more."""
+    """Discards what is buffered for streams that take no more: the interpreter would try again at its end."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        if sys.stdout.fileno() == 1:
-            os.dup2(null, 1)
+        for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+            try:
+                stream.flush()
+            except OSError:
+                if stream.fileno() == number:
+                    os.dup2(null, number)
         os.close(null)

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from upcall.cli import output, personal
+from upcall.cli.parameter_types import Seconds, runtime_option
 from upcall.cli.remedies import start_of_daemon
 from upcall.client import Client, NoBroker
 from upcall.observe.status import show
@@ -22,11 +23,11 @@ _LOOK_AGAIN = 0.05  # seconds
 @click.command("status")
 @click.option("--all", "everything", is_flag=True, help="The broker's tables, too; root gets them in any case.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs; always everything.")
-@click.option("--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder.")
+@runtime_option()
 @click.option(
     "--wait",
     "patience",
-    type=click.FloatRange(min=0),
+    type=Seconds(),
     metavar="SECONDS",
     help="Wait until your own daemon is registered, and serves /dev/ecryptfs if there is one; at most so long.",
 )
@@ -88,6 +89,8 @@ def _once_served(runtime: Path | None, uid: int, patience: float) -> dict[str, A
 
 def _serves(status: dict[str, Any], uid: int) -> bool:
     """Returns whether a uid's daemon serves all it can. A device that this kernel does not have is not needed."""
-    devices = [one for one in status.get("devices", []) if one["uid"] == uid and "[Errno 2]" not in one.get("why", "")]
+    devices = [
+        one for one in status.get("devices", []) if one["uid"] == uid and "No such file" not in one.get("why", "")
+    ]
     registered = any(one["uid"] == uid and not one["leaving"] for one in status["daemons"])
     return registered and all(one["open"] for one in devices)

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from upcall.cli import completing
+from upcall.cli.parameter_types import DAY, UID, Seconds, runtime_option
 from upcall.client import Client
 from upcall.core.errors import UsageError
 from upcall.protocols.ecryptfs.packets import MAX_KEY, MAX_WRAPPED
@@ -28,11 +29,24 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Of the wrapped side; the clear side is always raw.",
         ),
-        click.option("--uid", type=int, metavar="UID", help="Ask this uid's daemon (root only)."),
         click.option(
-            "--timeout", type=float, default=10.0, show_default=True, metavar="SECONDS", help="How long to wait."
+            "-o",
+            "--output",
+            type=click.Path(path_type=Path, allow_dash=True),
+            metavar="FILE",
+            help="Write to this file, with mode 0600, replacing it at once or not at all; `-`: to standard output, "
+            "even if it is a terminal.  [default: standard output]",
         ),
-        click.option("--runtime", type=click.Path(file_okay=False, path_type=Path), help="The broker's folder."),
+        click.option("--uid", type=UID, metavar="UID", help="Ask this uid's daemon (root only)."),
+        click.option(
+            "--timeout",
+            type=Seconds(above=True, most=DAY),
+            default=10.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="How long to wait.",
+        ),
+        runtime_option(),
     ):
         function = option(function)
     return function
@@ -40,41 +54,46 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("wrap")
 @_options
-def wrap(key: str, encoding: str, uid: int | None, timeout: float, runtime: Path | None) -> None:
+def wrap(key: str, encoding: str, output: Path | None, uid: int | None, timeout: float, runtime: Path | None) -> None:
     """Wrap 1 to 64 bytes from standard input with one of your keys; the wrapped ones go to standard output.
 
     The key is told by its NAME or its SIGNATURE. The request goes through the broker to your own daemon, as the
     kernel's would.
 
     \b
-    Exit codes: 0 it was done; 64 there is no such key, or not that many bytes; 65 the key module could not do it; 69
-    there is no broker or daemon, or the key is not in the user keyring; 75 try again; 77 the key is locked.
+    Exit codes: 0 it was done; 64 there is no such key, not that many bytes, or a terminal for binary data; 65 the key
+    module could not do it; 69 there is no broker or daemon, or the key is not in the user keyring; 75 try again; 77
+    the key is locked.
 
     \b
     Examples:
       $ head -c 32 /dev/urandom | upcall wrap default --encoding base64 > key.wrapped
       $ upcall unwrap default --encoding base64 < key.wrapped
     """
+    _check_terminal(output, binary=encoding == "raw")
     clear = _read(MAX_KEY)
     with Client(runtime, uid, timeout) as client:
         wrapped = client.wrap(key, clear)
-    sys.stdout.buffer.write(_ENCODE[encoding](wrapped))
+    _write(output, _ENCODE[encoding](wrapped))
 
 
 @click.command("unwrap")
 @_options
-def unwrap(key: str, encoding: str, uid: int | None, timeout: float, runtime: Path | None) -> None:
+def unwrap(
+    key: str, encoding: str, output: Path | None, uid: int | None, timeout: float, runtime: Path | None
+) -> None:
     """Unwrap what `upcall wrap` gave, from standard input to standard output; with the key of this NAME or SIGNATURE.
 
     \b
-    Exit codes: 0 it was done; 64 there is no such key, or the input is not so encoded; 65 another key wrapped it, or
-    the PIN or passphrase is wrong; 69 there is no broker or daemon, or the key is not in the user keyring; 75 try
-    again; 77 the key is locked.
+    Exit codes: 0 it was done; 64 there is no such key, the input is not so encoded, or a terminal for binary data; 65
+    another key wrapped it, or the PIN or passphrase is wrong; 69 there is no broker or daemon, or the key is not in
+    the user keyring; 75 try again; 77 the key is locked.
 
     \b
     Examples:
       $ upcall unwrap default --encoding base64 < key.wrapped
     """
+    _check_terminal(output, binary=True)
     data = _read(MAX_WRAPPED * 2 + 2)
     try:
         wrapped = _DECODE[encoding](data)
@@ -82,7 +101,22 @@ def unwrap(key: str, encoding: str, uid: int | None, timeout: float, runtime: Pa
         raise UsageError(f"standard input is not {encoding}: {error}") from None
     with Client(runtime, uid, timeout) as client:
         clear = client.unwrap(key, wrapped)
-    sys.stdout.buffer.write(clear)
+    _write(output, clear)
+
+
+def _check_terminal(output: Path | None, binary: bool) -> None:
+    """UsageError if binary data would be written to a terminal, unasked."""
+    if binary and output is None and sys.stdout.isatty():
+        raise UsageError("this would write binary data to a terminal: use -o FILE, or -o - to have it there")
+
+
+def _write(output: Path | None, data: bytes) -> None:
+    if output is None or str(output) == "-":
+        sys.stdout.buffer.write(data)
+        return
+    from upcall.keys.private_file import write_over  # only here
+
+    write_over(output, data)
 
 
 def _read(most: int) -> bytes:

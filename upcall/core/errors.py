@@ -60,3 +60,14 @@ class Refused(UpcallError):
 
     def __str__(self) -> str:
         return described(self.reason, self.why, self.by, self.key)
+
+
+def error_words(error: BaseException) -> str:
+    """Returns what went wrong in words for people: without the number of an OSError, with its file if it concerns
+    one."""
+    if isinstance(error, OSError) and error.strerror:
+        name = error.filename
+        if name is None or isinstance(name, int):  # a descriptor's number says nothing to people
+            return error.strerror
+        return f"{name.decode('utf-8', 'surrogateescape') if isinstance(name, bytes) else name}: {error.strerror}"
+    return str(error)

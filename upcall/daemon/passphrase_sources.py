@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from upcall.core.errors import ModuleFailed, Refused, UpcallError
+from upcall.core.errors import ModuleFailed, Refused, UpcallError, error_words
 
 _KEYRING_PATIENCE: Final = 2.0  # seconds: the kernel's requester waits for 3
 
@@ -25,5 +25,5 @@ def fetch(signature: str, source: str, timeout: float = _KEYRING_PATIENCE) -> by
         if source.startswith("file:"):
             return from_file(source.removeprefix("file:"))
     except (UpcallError, OSError) as error:
-        raise ModuleFailed(str(error)) from error
+        raise ModuleFailed(error_words(error)) from error
     raise Refused("locked")

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from upcall.core.errors import ModuleFailed, PeerError, Refused, UpcallError, UsageError
+from upcall.core.errors import ModuleFailed, PeerError, Refused, UpcallError, UsageError, error_words
 from upcall.core.messages import Answer, Refusal
 from upcall.daemon.broker_link import BrokerLink
 from upcall.daemon.control import Control
@@ -161,7 +161,7 @@ class Daemon:
         except Refused as error:
             return f"it refuses: {error.reason}{_KEY_OF.get(error.reason, '')}"
         except (OSError, UsageError) as error:
-            return str(error)
+            return error_words(error)
         with self._change:
             self._link = link
             self._change.notify_all()

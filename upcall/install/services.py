@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import upcall
 from upcall.config import ConfigError
-from upcall.core.errors import UpcallError
+from upcall.core.errors import UpcallError, error_words
 from upcall.install import manifest as written
 from upcall.install.manifest import FILE, Manifest, digest, is_ours
 from upcall.install.wanted import KINDS, PAM, SYSTEMD, File, Order, Orders, ServiceManager, told_as, wanted
@@ -214,7 +214,7 @@ def _run(system: System, orders: Sequence[Order]) -> list[str]:
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise OrderFailed(f"{' '.join(words)}: {error}") from None
+            raise OrderFailed(f"{' '.join(words)}: {error_words(error)}") from None
         if found.returncode != 0:
             raise OrderFailed(f"{' '.join(words)}: ended with {found.returncode}: {found.stderr.strip()}")
         done.append(" ".join(words))

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from typing import Final, NamedTuple
 
-from upcall.core.errors import UsageError
+from upcall.core.errors import UsageError, error_words
 from upcall.process import start_python as startpython
 
 NETLINK_GENERIC: Final = 16
@@ -56,7 +56,7 @@ def look_up(family: str, group: str) -> Ids:
             env=startpython.cleaned(),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UsageError(f"cannot look up the generic netlink family {family}: {error}") from error
+        raise UsageError(f"cannot look up the generic netlink family {family}: {error_words(error)}") from error
     if done.returncode == os.EX_UNAVAILABLE:
         raise NoFamily(done.stdout.strip())
     found = re.fullmatch(r"(\d+) (\d+)\s*", done.stdout)

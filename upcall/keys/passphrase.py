@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from upcall.core.errors import UpcallError, UsageError
+from upcall.core.errors import UpcallError, UsageError, error_words
 from upcall.keys.private_file import read_private
 from upcall.keys.private_file import wipe as wipe
 from upcall.process import start_python as startpython
@@ -34,10 +34,15 @@ class NoPassphrase(UpcallError):
 
 
 def from_fd(fd: int) -> bytearray:
-    """Reads a passphrase from a descriptor to its end; drops one newline at its end. Blocks. UsageError if it is
-    empty or longer than MAX_SIZE bytes."""
+    """Reads a passphrase from a descriptor to its end; drops one newline at its end. Blocks. UsageError if it
+    is empty, longer than MAX_SIZE bytes, or cannot be read."""
     buffer = bytearray(MAX_SIZE + 2)
-    return _strip(buffer, _fill(fd, buffer), f"descriptor {fd}")
+    try:
+        size = _fill(fd, buffer)
+    except (OSError, OverflowError) as error:
+        known = isinstance(error, OSError) and error.errno != errno.EBADF
+        raise UsageError(f"descriptor {fd}: {error_words(error) if known else 'is not open for reading'}") from None
+    return _strip(buffer, size, f"descriptor {fd}")
 
 
 def from_file(path: str | Path) -> bytearray:

@@ -150,6 +150,18 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def write_over(path: Path, data: bytes | bytearray) -> None:
+    """Creates or replaces a file that a person has named, as `replace_private`. Symbolic links are followed. OSError;
+    it names `path`."""
+    target = Path(os.path.realpath(path))
+    try:
+        if os.path.lexists(target) and not target.is_file():
+            raise OSError(errno.EINVAL, "is not a regular file")
+        replace_private(target, data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def _fill(fd: int, data: bytes | bytearray) -> None:
     os.fchmod(fd, 0o600)  # the umask may have removed the owner's permissions
     with memoryview(data) as view:

@@ -38,7 +38,7 @@ def show(status: dict[str, Any], console: Console) -> None:
             console.print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     if status.get("quota"):
         console.print(Text(_quota(status.get("quota", {}))))
-    if missing := [one for one in status.get("devices", []) if not one["open"] and "[Errno 2]" in one["why"]]:
+    if missing := [one for one in status.get("devices", []) if not one["open"] and "No such file" in one["why"]]:
         console.print("/dev/ecryptfs: not there; `modprobe ecryptfs` creates it, if needed", highlight=False)
     for device in status.get("devices", []):
         if device in missing:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from upcall.core.errors import PeerError, Refused, UpcallError, UsageError
+from upcall.core.errors import PeerError, Refused, UpcallError, UsageError, error_words
 from upcall.core.messages import Answer, Refusal, Requester
 from upcall.kernel import ucred
 from upcall.kernel.local import connect
@@ -191,13 +191,6 @@ def take_status(body: bytes) -> dict[str, Any]:
 
 def _owners() -> frozenset[int]:
     return frozenset({0, os.geteuid()})
-
-
-def error_words(error: Exception) -> str:
-    """Returns what went wrong in words: without the number of an OSError, with its file if it concerns one."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return str(error)
 
 
 def _short(value: object) -> str:

@@ -9,8 +9,8 @@ import time
 from types import TracebackType
 from typing import Any, Final, Self
 
-from upcall.core.errors import PeerError, UpcallError, UsageError
-from upcall.process.connection import LocalConnection, error_words
+from upcall.core.errors import PeerError, UpcallError, UsageError, error_words
+from upcall.process.connection import LocalConnection
 from upcall.process.paths import daemon_socket, own_daemon_sockets
 
 _HANDOVER: Final = 5.0  # seconds that a newer daemon may need from its registration until it has the socket

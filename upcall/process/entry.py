@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from upcall.config import ConfigError
-from upcall.core.errors import UpcallError, UsageError
+from upcall.core.errors import UpcallError, UsageError, error_words
 from upcall.process import trust
 from upcall.process.settings import of_arguments
 from upcall.process.trust import Fault
@@ -35,5 +35,5 @@ def run(name: str, kind: type[T], arguments: Sequence[str], serve: Callable[[T, 
 
 
 def _failed(name: str, error: Exception, status: int) -> int:
-    print(f"{name}: {error}", file=sys.stderr)  # noqa: T201
+    print(f"{name}: {error_words(error)}", file=sys.stderr)  # noqa: T201
     return status

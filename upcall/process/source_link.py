@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Final, NamedTuple, Protocol
 
-from upcall.core.errors import REASONS, PeerError, UsageError
+from upcall.core.errors import REASONS, PeerError, UsageError, error_words
 from upcall.core.messages import Answer, Refusal, Requester
 from upcall.kernel.local import connect, receive
 from upcall.process.loop import URGENT, Loop
@@ -141,7 +141,7 @@ class SourceLink:
             except ConnectionResetError:
                 continue  # once, for messages that the broker did not read; those that it sent can be received
             except OSError as error:
-                self._lose(str(error))
+                self._lose(error_words(error))
                 return
             if data is None:
                 return
@@ -151,7 +151,7 @@ class SourceLink:
             try:
                 self._take(take_to_source(data))
             except PeerError as error:
-                self._lose(str(error))
+                self._lose(error_words(error))
 
     def _take(self, message: Response | Registrations) -> None:
         if isinstance(message, Registrations):
@@ -185,7 +185,7 @@ class SourceLink:
         try:
             self._socket = connect(self._path, self._owners, wait=False)
         except (OSError, UsageError) as error:
-            self._not_now(now, str(error))
+            self._not_now(now, error_words(error))
             return
         self._said = None
         self._loop.add(self._socket, self._on_readable, URGENT)

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping
 from typing import Final, NamedTuple, NoReturn
 
-from upcall.core.errors import UpcallError
+from upcall.core.errors import UpcallError, error_words
 
 PATIENCE: Final = 1.5  # seconds, without Python's start-up
 _AT_MOST: Final = 30  # seconds, the time-out of the child
@@ -126,7 +126,7 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         from upcall.install.sessions.starting import tell
 
-        tell(f"{asked.verb} for {asked.user!r}: {error}")
+        tell(f"{asked.verb} for {asked.user!r}: {error_words(error)}")
     return 0
 
 
@@ -137,7 +137,8 @@ def _start(uid: int) -> int:
         os.umask(0o022)
         start_for_request(uid, os.getppid())
     except (OSError, UpcallError, KeyError, ValueError) as error:
-        print(f"upcall session: uid {uid}: {error}", file=sys.stderr)  # noqa: T201
+        why = "there is no user of this uid" if isinstance(error, KeyError) else error_words(error)
+        print(f"upcall session: uid {uid}: {why}", file=sys.stderr)  # noqa: T201
         return os.EX_UNAVAILABLE
     return 0
 

@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from upcall.core.errors import PeerError, Refused, UsageError
+from upcall.core.errors import PeerError, Refused, UsageError, error_words
 from upcall.process import trust
 from upcall.process.connection import LocalConnection
 from upcall.process.paths import Place, daemon_socket, find_place
@@ -84,7 +84,7 @@ def _asked(path: Path, owners: frozenset[int], service: str) -> StatusAnswer:
     try:
         connection = LocalConnection(path, owners)
     except (OSError, UsageError) as error:
-        return StatusAnswer(why=f"{error.strerror}" if isinstance(error, OSError) and error.strerror else str(error))
+        return StatusAnswer(why=error_words(error))
     try:
         pid, uid = connection.peer
         try:
@@ -93,7 +93,7 @@ def _asked(path: Path, owners: frozenset[int], service: str) -> StatusAnswer:
         except TimeoutError:
             return StatusAnswer(pid, uid, why=f"no answer within {PATIENCE:g} s")
         except (OSError, Refused, PeerError, ValueError) as error:
-            return StatusAnswer(pid, uid, why=str(error))
+            return StatusAnswer(pid, uid, why=error_words(error))
     finally:
         connection.close()
     return (

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from upcall.core.errors import UpcallError
+from upcall.core.errors import UpcallError, error_words
 from upcall.observe.doctor import broker, daemon, hardening, kernel, keyrings, keys, locking, mounts, plugins, quota
 from upcall.observe.doctor import configuration as configured
 from upcall.observe.doctor.findings import Finding, problem
@@ -70,7 +70,7 @@ def bounded(check: Check, scene: Scene) -> list[Finding]:
             for finding in check.look(scene):
                 found.append(finding)
         except (UpcallError, OSError) as error:
-            found.append(problem(f"it cannot be looked at: {error}"))
+            found.append(problem(f"it cannot be looked at: {error_words(error)}"))
         except Exception as error:  # noqa: BLE001 - the other checks must run
             found.append(problem(f"the check broke: {type(error).__name__}: {error}", "that is a fault of upcall's"))
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
-from upcall.core.errors import PeerError
+from upcall.core.errors import PeerError, error_words
 from upcall.core.messages import Answer, Refusal, Requester
 from upcall.core.router import Router
 from upcall.kernel.process import schedule_as_batch
@@ -84,7 +84,7 @@ class Devices(Source):
         try:
             device = self._open_device(uid)
         except OSError as error:
-            why = "another daemon of this uid has it" if error.errno == errno.EINVAL else str(error)
+            why = "another daemon of this uid has it" if error.errno == errno.EINVAL else error_words(error)
             if self._failed.get(uid) != why:
                 self.log("device-open-failed", uid=uid, why=why)
             self._failed[uid] = why

@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from upcall.core.errors import PeerError, UsageError
+from upcall.core.errors import PeerError, UsageError, error_words
 from upcall.core.messages import Answer, Refusal, Requester
 from upcall.kernel.genetlink import Ids, Listener, NoFamily, look_up, with_room
 from upcall.process.loop import URGENT, Loop
@@ -140,8 +140,8 @@ class QuotaSource:
                 ids = self._setup.ids or look_up(quota.FAMILY, quota.GROUP)
                 listener = self._setup.listen(ids)
             except (UsageError, OSError) as error:
-                if str(error) != why:
-                    why = str(error)
+                if error_words(error) != why:
+                    why = error_words(error)
                     self._post(_Opened(None, 0, why))
                 if isinstance(error, NoFamily):
                     return

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from upcall.core.errors import PeerError, Refused, UsageError
+from upcall.core.errors import PeerError, Refused, UsageError, error_words
 from upcall.process import machine
 from upcall.process.connection import BrokerConnection, NoBroker
 from upcall.process.paths import SYSTEM_FOLDER, Place, find_place
@@ -89,7 +89,7 @@ def _daemon(folder: Path, service: str, uid: int) -> Report:
         with BrokerConnection(folder) as client:
             pids = {one["uid"]: one["pid"] for one in client.status()["daemons"]}
     except (NoBroker, Refused, OSError) as error:
-        return report | {"answer": "no-broker", "why": f"{error}{_own_broker(folder)}"}
+        return report | {"answer": "no-broker", "why": f"{error_words(error)}{_own_broker(folder)}"}
     if not Place(folder).request_key_socket.exists():
         return report | {"answer": "no-broker", "why": "the broker there is not root's: the kernel does not ask it"}
     if uid not in pids and without == "machine":
