@@ -433,7 +433,7 @@ def test_the_init_script_is_valid_shell_and_refuses_unknown_arguments() -> None:
 EXPOSURE = {
     "upcall-broker.service": 1.6,
     "upcall-quota.service": 2.0,
-    "upcall-mount.service": 1.8,
+    "upcall-mount.service": 1.9,
     "upcall-system-daemon.service": 1.9,
     "upcall-root-daemon.service": 2.0,
     "upcall-daemon.service": 6.5,
