@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -28,8 +29,9 @@ from upcall.protocols.ecryptfs.packets import (
     take_reply,
 )
 
-_TRIES: Final = 3
-_PASSING: Final = frozenset({"timed-out", "daemon-full", "no-context", "daemon-gone", "busy"})  # trying again helps
+_PAUSES: Final = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # seconds before trying again
+# Reasons after which trying again helps
+_PASSING: Final = frozenset({"timed-out", "daemon-full", "no-context", "daemon-gone", "busy", "module-off"})
 # Refusals that are about the file, or have been tried again. Others, such as "locked", concern every file.
 _OF_A_FILE: Final = frozenset({"module-failed", "module-broke", "bad-answer", *_PASSING})
 
@@ -85,18 +87,18 @@ class FileKeys:
         return self._stretched[salt]
 
     def _ask(self, ask: Ask) -> bytes:
-        left = _TRIES
-        while True:
-            left -= 1
+        """Sends a request, again if trying again may help."""
+        for pause in (*_PAUSES, None):
             try:
                 return self._ask_once(ask)
-            except TimedOut:
-                if not left:
+            except (Refused, TimedOut) as error:
+                passing = isinstance(error, TimedOut) or error.reason in _PASSING
+                if pause is None or not passing:
+                    if isinstance(error, Refused):
+                        error.key = _name_of(ask.signature)
                     raise
-            except Refused as refused:
-                if not left or refused.reason not in _PASSING:
-                    refused.key = _name_of(ask.signature)
-                    raise
+                time.sleep(pause)
+        raise AssertionError  # the last try returns or raises
 
     def _ask_once(self, ask: Ask) -> bytes:
         client: Client | None = getattr(self._own, "client", None)
