@@ -184,6 +184,7 @@ class Installed:
         names = set(re.findall(r'"name": "([^"]+)"', self.upcall("plugin", "list", "--json")))
         if names != expected:
             raise CheckFailed(f"plugin list: {sorted(names)}, expected are {sorted(expected)}")
+        self.upcall("key", "list")  # a group's command without arguments: versions of click differ there
         yield f"{len(names)} plugins"
         whole = extras in ("base", "all")
         for name in sorted(expected if whole else PLUGINS[extras]):

@@ -39,7 +39,9 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        if not (ctx.args or getattr(ctx, "_protected_args", None) or self.invoke_without_command):
+        # The name of the command: click 8.2 has renamed this, and warns of the old name.
+        chosen = vars(ctx).get("_protected_args") or vars(ctx).get("protected_args")
+        if not (ctx.args or chosen or self.invoke_without_command):
             raise NoCommand(ctx)
         return super().invoke(ctx)
 

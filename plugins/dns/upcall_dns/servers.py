@@ -23,7 +23,7 @@ def resolver(file: Path, port: int) -> dns.resolver.Resolver:
     """Reads resolv.conf. Called for each request, because the file changes. Refused if it is malformed."""
     made = dns.resolver.Resolver(configure=False)
     try:
-        made.read_resolv_conf(file)
+        made.read_resolv_conf(str(file))  # older dnspython takes no Path
     except dns.resolver.NoResolverConfiguration:
         made.nameservers = ["127.0.0.1"]  # the default of resolv.conf(5)
     except (dns.exception.DNSException, ValueError) as error:

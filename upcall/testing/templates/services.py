@@ -14,7 +14,7 @@ class Service(NamedTuple):
     description: str  # of a key that the table answers
     unknown: str  # of one that it does not
     payload: str
-    explain: str  # arguments of `upcall explain` for the first
+    explain: str  # a command that explains the answer for the first
     reason: str = "no-such-name"
 
 
@@ -31,7 +31,7 @@ def payload(description: bytes, callout: bytes) -> bytes | None:
     'b"files.example.org"',
     'b"others.example.org"',
     'b"192.0.2.10\\0"',
-    "dns_resolver --name files.example.org",
+    "sudo upcall explain dns_resolver --name files.example.org",
 )
 _ID: Final = Service(
     "id_resolver",
@@ -51,7 +51,7 @@ def payload(description: bytes, callout: bytes) -> bytes | None:
     'b"uid:alice@example.org"',
     'b"uid:bob@example.org"',
     'b"5001\\0"',
-    "id_resolver --name uid:alice@example.org",
+    "sudo upcall explain id_resolver --name uid:alice@example.org",
 )
 _IDMAP: Final = Service(
     "cifs_idmap",
@@ -72,7 +72,7 @@ def payload(description: bytes, callout: bytes) -> bytes | None:
     'b"os:S-1-5-21-1-2-3-1000"',
     'b"os:S-1-5-21-1-2-3-1001"',
     '(5001).to_bytes(4, "little")',
-    "cifs.idmap --name os:S-1-5-21-1-2-3-1000",
+    "sudo upcall explain cifs.idmap --name os:S-1-5-21-1-2-3-1000",
 )
 _SPNEGO: Final = Service(
     "cifs_spnego",
@@ -88,7 +88,7 @@ def payload(description: bytes, callout: bytes) -> bytes | None:
     'b"ver=0x2;host=files.example.org;ip4=192.0.2.10;sec=krb5;uid=0x0;creduid=0x1389;user=alice;pid=0x7ffffff"',
     'b"ver=0x2;host=others.example.org;ip4=192.0.2.11;sec=krb5;uid=0x0;creduid=0x1389;user=alice;pid=0x7ffffff"',
     'bytes.fromhex("02000000 00000000 20000000 10000000") + bytes(32) + b"no real token..."',
-    "cifs.spnego --host files.example.org",
+    "upcall explain cifs.spnego --host files.example.org",
     "no-ticket",
 )
 
