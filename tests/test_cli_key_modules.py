@@ -136,9 +136,9 @@ def test_a_wrong_pin_is_an_error_and_makes_no_key(home: Path) -> None:
         (["--param", "label=y"], "given twice"),
         (["--param", "size=17"], "size=17: 16, 32 can be chosen"),
         (["--param", f"admin={ADMIN}"], "'admin' is a secret, which others would see"),
-        (["--param", "=1"], "NAME=... is wanted"),
-        (["--param-fd", "admin"], "--param-fd admin: NAME=... is wanted"),
-        (["--param-fd", "admin=x"], "a descriptor's number is wanted"),
+        (["--param", "=1"], "NAME=... is needed"),
+        (["--param-fd", "admin"], "--param-fd admin: NAME=... is needed"),
+        (["--param-fd", "admin=x"], "a descriptor's number is needed"),
         (["--param", "admin", "--param-fd", "admin=0"], "given twice"),
         (["--passphrase-file", "/x"], "the keys of 'pinned' have no passphrase"),
         (["--no-passphrase", "--passphrase-keyring"], "goes with no other passphrase option"),
@@ -230,7 +230,7 @@ def test_unlock_makes_locked_keys_work_with_the_right_passphrase_only(home: Path
         assert running.works(two)
         assert keyring.find(one) == before
         run("lock")
-        assert "NAME is missing" in run("unlock", word="correct horse", code=os.EX_USAGE).stderr
+        assert "NAME is required" in run("unlock", word="correct horse", code=os.EX_USAGE).stderr
         code, seen = on_a_terminal(["unlock"], ["correct horse"])
         assert code == 0, seen
         assert "2 keys unlocked" in seen

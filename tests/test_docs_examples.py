@@ -11,6 +11,7 @@ What cannot be run here is named in ELSEWHERE, with the test that runs it.
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -29,19 +30,15 @@ from upcall.install.manual.commands import take
 # (page, first line of the block) -> the test that runs it instead.
 ELSEWHERE: dict[tuple[str, str], str] = {
     ("docs/observing.md", "$ upcall doctor --quiet"): "tests/test_doctor_broken.py",
-    ("docs/plugin-guide.md", "$ upcall plugin new sealed"): "tests/kernel/test_plugin_new.py",
-    ("docs/plugin-guide.md", "$ upcall key generate mine --module sealed"): "tests/kernel/test_plugin_new.py",
-    ("docs/plugin-guide.md", "def wrap(secret: bytes, key: bytes) -> bytes:"): "tests/kernel/test_plugin_new.py",
-    ("docs/plugin-guide.md", "from cryptography.exceptions import InvalidTag"): "tests/kernel/test_plugin_new.py",
+    ("docs/observing.md", "$ upcall status"): "tests/test_cli_status.py",
     (
         "docs/plugin-guide.md",
         "from upcall.testing.contract import KeyModuleContract",
     ): "tests/kernel/test_plugin_new.py",
-    ("docs/plugin-guide.md", "import json"): "tests/kernel/test_plugin_new.py",
-    ("docs/plugin-guide.md", "class TestSpnego(HandlerContract):  # upcall.testing.handlercontract"): (
-        "tests/test_testing_handlers.py"
-    ),
 }
+
+# Pages whose blocks belong together, and are run by one test of the lab. Consoles are parsed, Python is compiled.
+PAGES_ELSEWHERE = {"docs/plugin-guide.md": "tests/kernel/test_plugin_new.py"}
 
 # Commands of an ordinary user that need another machine, a kernel with eCryptfs, a network or a clone's environment.
 # They are parsed here; the test beside them runs them, or what they call.
@@ -58,6 +55,7 @@ NOT_RUN: dict[str, str] = {
     r"upcall ecryptfs (cat|rewrap)": "tests/kernel/test_rewrap.py",
     r"upcall daemon &": "tests/kernel/test_cifs.py",
     r"upcall lab ": "tests/test_lab.py",
+    r"upcall key restore (?!.*--list)": "tests/test_key_backup.py",
     r"upcall log .*/var/log": "tests/test_cli_log.py",
     r"upcall quota watch": "tests/kernel/test_quota_ext4_looking.py",
     r"upcall key import .*\.ecryptfs": "tests/test_cli_key.py",
@@ -81,6 +79,7 @@ STATUS = {
 
 # What a page takes for granted: run first.
 BEFORE: dict[str, str] = {
+    "docs/backup.md": "upcall key generate work",
     "docs/refusals.md": "upcall key generate work && echo secret | upcall wrap work > key.wrapped; upcall lock",
     "docs/keys.md": "upcall key generate default",
 }
@@ -91,7 +90,7 @@ def blocks_of(language: str) -> list[Block]:
 
 
 def elsewhere(block: Block) -> str | None:
-    return ELSEWHERE.get((block.page, block.first))
+    return PAGES_ELSEWHERE.get(block.page) or ELSEWHERE.get((block.page, block.first))
 
 
 def not_run(command: Command) -> str | None:
@@ -109,7 +108,9 @@ def runnable(page: Path) -> list[Block]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_block_says_what_it_is(page: Path) -> None:
     for block in blocks(page):
-        assert block.language in ("console", "python", "toml"), f"{block}: a fence without a language that is checked"
+        assert block.language in ("console", "python", "toml", "json"), (
+            f"{block}: a fence without a language that is checked"
+        )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -130,6 +131,8 @@ def test_every_target_of_make_exists() -> None:
 
 def test_what_runs_elsewhere_is_there_and_its_test_too() -> None:
     known = {(block.page, block.first) for page in PAGES for block in blocks(page)}
+    for test in PAGES_ELSEWHERE.values():
+        assert (ROOT / test).exists(), f"there is no {test}"
     for key, test in ELSEWHERE.items():
         assert key in known, f"{key}: there is no such block any more"
         assert (ROOT / test).exists(), f"{key}: there is no {test}"
@@ -211,16 +214,24 @@ def run_console(shell: Session, block: Block) -> None:
         assert lacking is None, f"{block}: {command.text}: no line like {lacking!r} in\n{said}"
 
 
+@pytest.mark.parametrize("block", blocks_of("python"), ids=str)
+def test_python_compiles(block: Block) -> None:
+    compile(block.text, str(block), "exec")
+
+
+@pytest.mark.parametrize("block", blocks_of("json"), ids=str)
+def test_json_can_be_parsed(block: Block) -> None:
+    json.loads(block.text)
+
+
 # --- TOML ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("block", blocks_of("toml"), ids=str)
 def test_toml_is_a_valid_configuration_or_part_of_a_project(block: Block, tmp_path: Path) -> None:
-    if elsewhere(block):
-        tomllib.loads(block.text)
-        return
     if block.text.startswith("[project"):
-        for group in tomllib.loads(block.text)["project"]["entry-points"]:
+        project = tomllib.loads(block.text)
+        for group in project["project"]["entry-points"]:
             assert group in ("upcall.key_modules", "upcall.handlers", "upcall.sinks", "upcall.isolated")
         return
     problems = Said(Source(tmp_path / "config.toml", "system"), block.text).problems

@@ -322,12 +322,12 @@ def test_the_configuration_sets_time_out_and_keyring(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("value", ["soon", "-1", "1.5", "", 4294967296, "²", True])
 def test_an_invalid_time_out_property_is_refused(value: object) -> None:
-    with pytest.raises(KeyringError, match=r"the property timeout is .*; seconds from 0 to 4294967295 are wanted"):
+    with pytest.raises(KeyringError, match=r"the property timeout is .*; seconds from 0 to 4294967295 are needed"):
         made(timeout=value).set_password("service", "user", WORD)
 
 
 def test_an_invalid_where_property_is_refused() -> None:
-    with pytest.raises(KeyringError, match="the property where is 'here'; persistent or user is wanted"):
+    with pytest.raises(KeyringError, match="the property where is 'here'; persistent or user is needed"):
         made(where="here").get_password("service", "user")
 
 

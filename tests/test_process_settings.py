@@ -90,30 +90,30 @@ def test_fields_with_their_default_are_left_out() -> None:
         ("[" * 100_000, "not JSON"),
         ('{"name": "x", "number": ' + "9" * 5000 + "}", "not JSON"),
         (" " * (MAX + 1), f"{MAX + 1} characters, at most {MAX} are allowed"),
-        ("[]", "all of it: an object is wanted, not []"),
-        ("null", "all of it: an object is wanted, not None"),
+        ("[]", "all of it: an object is needed, not []"),
+        ("null", "all of it: an object is needed, not None"),
         ("{}", "name: is missing"),
         ('{"name": "x", "nam": 1}', "nam: no such field"),
         ('{"name": "x", "_asdict": 1}', "_asdict: no such field"),
         ('{"name": "x", "' + "n" * 1000 + '": 1}', "n: no such field"),
         ('{"name": "x", "name": "y"}', "'name' is given twice"),
-        ('{"name": 1}', "name: a string without NUL is wanted, not 1"),
-        ('{"name": null}', "name: a string without NUL is wanted, not None"),
-        ('{"name": "a\\u0000b"}', "name: a string without NUL is wanted, not 'a\\x00b'"),
-        ('{"name": "x", "yes": 1}', "yes: true or false is wanted, not 1"),
-        ('{"name": "x", "yes": "true"}', "yes: true or false is wanted, not 'true'"),
-        ('{"name": "x", "number": true}', "number: a whole number is wanted, not True"),
-        ('{"name": "x", "number": 1.0}', "number: a whole number is wanted, not 1.0"),
-        ('{"name": "x", "seconds": NaN}', "seconds: a finite number is wanted, not nan"),
-        ('{"name": "x", "seconds": -Infinity}', "seconds: a finite number is wanted, not -inf"),
-        ('{"name": "x", "seconds": 1e999}', "seconds: a finite number is wanted, not inf"),
-        ('{"name": "x", "seconds": 1' + "0" * 400 + "}", "seconds: a finite number is wanted, not 1000"),
-        ('{"name": "x", "seconds": false}', "seconds: a finite number is wanted, not False"),
-        ('{"name": "x", "maybe": "1"}', "maybe: a whole number is wanted, not '1'"),
-        ('{"name": "x", "inner": {}}', "inner: a list is wanted, not {}"),
-        ('{"name": "x", "inner": "ab"}', "inner: a list is wanted, not 'ab'"),
-        ('{"name": "x", "inner": [{}, []]}', "inner[1]: an object is wanted, not []"),
-        ('{"name": "x", "inner": [{"causes": ["a", 1]}]}', "inner[0].causes[1]: a string without NUL is wanted"),
+        ('{"name": 1}', "name: a string without NUL is needed, not 1"),
+        ('{"name": null}', "name: a string without NUL is needed, not None"),
+        ('{"name": "a\\u0000b"}', "name: a string without NUL is needed, not 'a\\x00b'"),
+        ('{"name": "x", "yes": 1}', "yes: true or false is needed, not 1"),
+        ('{"name": "x", "yes": "true"}', "yes: true or false is needed, not 'true'"),
+        ('{"name": "x", "number": true}', "number: a whole number is needed, not True"),
+        ('{"name": "x", "number": 1.0}', "number: a whole number is needed, not 1.0"),
+        ('{"name": "x", "seconds": NaN}', "seconds: a finite number is needed, not nan"),
+        ('{"name": "x", "seconds": -Infinity}', "seconds: a finite number is needed, not -inf"),
+        ('{"name": "x", "seconds": 1e999}', "seconds: a finite number is needed, not inf"),
+        ('{"name": "x", "seconds": 1' + "0" * 400 + "}", "seconds: a finite number is needed, not 1000"),
+        ('{"name": "x", "seconds": false}', "seconds: a finite number is needed, not False"),
+        ('{"name": "x", "maybe": "1"}', "maybe: a whole number is needed, not '1'"),
+        ('{"name": "x", "inner": {}}', "inner: a list is needed, not {}"),
+        ('{"name": "x", "inner": "ab"}', "inner: a list is needed, not 'ab'"),
+        ('{"name": "x", "inner": [{}, []]}', "inner[1]: an object is needed, not []"),
+        ('{"name": "x", "inner": [{"causes": ["a", 1]}]}', "inner[0].causes[1]: a string without NUL is needed"),
         ('{"name": "x", "inner": [{"cause": []}]}', "inner[0].cause: no such field"),
         ('{"name": "x", "inner": [{"after": 1, "after": 2}]}', "'after' is given twice"),
     ],
@@ -172,7 +172,7 @@ def test_settings_in_a_memfd_come_back_equal_and_its_descriptor_is_closed() -> N
 
 @pytest.mark.parametrize("argument", ["@", "@x", "@-1", "@ 1", "@1\n", "@\u0663", "@1.0", "@" + "9" * 5000])
 def test_an_argument_that_names_no_descriptor_is_refused(argument: str) -> None:
-    with pytest.raises(UsageError, match="@ and the number of a descriptor is wanted") as error:
+    with pytest.raises(UsageError, match="@ and the number of a descriptor is needed") as error:
         of_arguments(DaemonSettings, [argument])
     assert len(str(error.value)) < 250
 
@@ -195,7 +195,7 @@ def test_a_descriptor_that_is_not_open_or_no_memfd_is_refused(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("data", "seal", "why"),
     [(b"{}", False, "the memfd is not sealed"), (b" " * (MAX + 1), True, f"more than {MAX} bytes"),
-     (b"\xff", True, "not ASCII"), (b"", True, "not JSON"), (b'{"folder": 1}', True, "folder: a path is wanted")],
+     (b"\xff", True, "not ASCII"), (b"", True, "not JSON"), (b'{"folder": 1}', True, "folder: a path is needed")],
 )  # fmt: skip
 def test_a_memfd_with_wrong_content_is_refused(data: bytes, seal: bool, why: str) -> None:
     fd = os.memfd_create("settings", os.MFD_ALLOW_SEALING)
@@ -232,7 +232,7 @@ def test_results_of_any_number_of_keys_fit_into_the_argument(tmp_path: Path, mon
         return Entry(name, "toy", "0" * 16, "none", "", datetime.datetime.now(datetime.UTC), auto=True)
 
     monkeypatch.setattr(KeyStore, "load", load)
-    monkeypatch.setattr(auto_add, "_add", lambda _: True)
+    monkeypatch.setattr(auto_add, "add_token", lambda _: True)
     keys = auto_add.add_auto_keys()
     assert (len(keys.added), len(keys.failed)) == (100, 30)
     assert keys.failed[0] == FailedKey(f"{1:064}.toml", "\udcff?" * 150)
@@ -244,7 +244,7 @@ def test_results_of_any_number_of_keys_fit_into_the_argument(tmp_path: Path, mon
 
 @pytest.mark.parametrize("module", ["upcall.daemon", "upcall.broker", "upcall.protocols.quota"])
 @pytest.mark.parametrize(
-    ("text", "why"), [('{"folder": 1}', "folder: a path is wanted, not 1"), ("folder=/x", "not JSON"),
+    ("text", "why"), [('{"folder": 1}', "folder: a path is needed, not 1"), ("folder=/x", "not JSON"),
      ("@999", "'@999': not a sealed memfd: Bad file descriptor"), ("@x", "'@x': @ and the number")],
 )  # fmt: skip
 def test_a_process_with_wrong_settings_ends_with_the_field_and_a_status(module: str, text: str, why: str) -> None:
@@ -257,7 +257,7 @@ def test_plugin_discovery_with_wrong_overrides_says_which() -> None:
     words = [sys.executable, "-m", "upcall.daemon.plugin_discovery", json.dumps({"isolate": "toy"})]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (os.EX_CONFIG, "")
-    assert done.stderr == "settings: isolate: a list is wanted, not 'toy'\n"
+    assert done.stderr == "settings: isolate: a list is needed, not 'toy'\n"
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def test_the_commands_options_are_handed_on(command: Callable[..., DaemonSetting
 
 
 def test_a_pin_may_be_kept_forever_but_not_for_what_is_no_number(command: Callable[..., DaemonSettings]) -> None:
-    with pytest.raises(UsageError, match=r"prompting\.pin_time: a finite number is wanted, not nan"):
+    with pytest.raises(UsageError, match=r"prompting\.pin_time: a finite number is needed, not nan"):
         command("--pin-time", "nan")
     assert command("--pin-time", "inf").prompting.pin_time > 30 * 365 * 86400
 

@@ -254,7 +254,7 @@ def test_the_finder_in_a_child_reports_findings_and_errors(tmp_path: Path, monke
     [
         ("import time; time.sleep(60)", "within 1 s"),
         ("1/0", "ZeroDivisionError"),
-        ("print(1)", "an object is wanted, not 1: restart the daemon"),
+        ("print(1)", "an object is needed, not 1: restart the daemon"),
         ("", "not JSON"),
     ],
 )

@@ -25,26 +25,26 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "broker": ("broker", "Run the message broker."),
     "daemon": ("daemon", "Run this user's daemon."),
     "status": ("status", "Show your keys and your daemon, and what the broker does."),
-    "doctor": ("doctor", "Check the whole installation, and say what to do."),
-    "log": ("log", "Show what became of each request, from logs or the journal."),
+    "doctor": ("doctor", "Check the whole installation; name what helps."),
+    "log": ("log", "Show the outcome of each request, from logs or the journal."),
     "metrics": ("metrics", "Print or serve the broker's figures for Prometheus."),
     "wrap": ("wrap:wrap", "Wrap a small key with one of yours."),
-    "unwrap": ("wrap:unwrap", "Unwrap what `upcall wrap` gave."),
+    "unwrap": ("wrap:unwrap", "Unwrap what `upcall wrap` wrapped."),
     "prompt": ("prompt", "Type the PINs and passphrases that keys need, in this terminal."),
     "lock": ("keylock:lock", "Lock your keys at once: passphrases and PINs are forgotten."),
     "unlock": ("keylock:unlock", "Let the daemon use them again."),
     "key": ("key", "Make, import, add, list, show, lock, unlock and remove keys."),
-    "request-key": ("requestkey", "Have the kernel's requests for keys come to upcall."),
-    "explain": ("explain", "Tell what would become of a key that the kernel asks for."),
+    "request-key": ("requestkey", "Route the kernel's requests for keys to upcall."),
+    "explain": ("explain", "Show how a request of the kernel's would be answered."),
     "config": ("config", "Show and check the configuration, and have it read again."),
-    "plugin": ("plugin", "List, show, check and start plugins."),
+    "plugin": ("plugin", "List, show, check and begin plugins."),
     "quota": ("quota", "Show quotas, watch warnings, and test whether they arrive."),
     "mount": ("mount:mount", "Mount an encrypted folder of yours, without root."),
     "umount": ("mount:umount", "Take such a mount away."),
     "mounts": ("mount:mounts_command", "List your mounts, and forget one."),
     "ecryptfs": ("ecryptfs", "Inspect, decrypt and rewrap eCryptfs files from below."),
     "manual": ("manual", "Show a manual page, or write all of them."),
-    "completion": ("completion", "Print what makes bash, zsh or fish complete commands and names."),
+    "completion": ("completion", "Print completion scripts for bash, zsh and fish."),
     "setup": ("setup", "Set up this machine's services, or take them away."),
     "session": ("session", "Count logins, where there is no systemd: for PAM."),
     "demo": ("demo", "Show everything at work, in a temporary folder."),
@@ -125,8 +125,8 @@ class Program(Group):
 def main() -> None:
     """Answer the kernel's upcalls in the user's own name.
 
-    The kernel asks (for an eCryptfs key, a Kerberos ticket, a name); the broker passes the question to the daemon of
-    the user whom it concerns, and the answer back. `upcall doctor` says what is wrong on this machine, and what to do.
+    The kernel requests an eCryptfs key, a Kerberos ticket or a name. The broker routes the request to the daemon of
+    the user concerned, and the answer back. `upcall doctor` checks this machine and names the commands that help.
 
     \b
     Examples:

@@ -40,9 +40,9 @@ def command(
 ) -> None:
     """Run the message broker: the system's as root, or one for your own uid.
 
-    Root's broker serves every uid that has a daemon, and the kernel's eCryptfs for each of them. Anybody else's
-    serves that user's own processes. It runs in the foreground until SIGTERM or SIGINT, and then refuses what
-    it still owes.
+    Root's broker serves every uid that has a daemon, and the kernel's eCryptfs for each of them. A user's broker
+    serves that user's own processes. It runs in the foreground until SIGTERM or SIGINT, and then refuses the
+    pending requests.
 
     \b
     Exit codes: 0 ended as asked; 69 it could not start (who is in the way is said on stderr); 78

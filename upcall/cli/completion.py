@@ -10,9 +10,9 @@ from upcall.install.completion import FILES, script
 @click.command("completion")
 @click.argument("shell", type=click.Choice(list(FILES)))
 def command(shell: str) -> None:
-    """Print what makes bash, zsh or fish complete upcall's commands, options and names.
+    """Print the script that makes bash, zsh or fish complete upcall's commands, options and names.
 
-    `upcall setup` puts it where each SHELL looks for it. Without that, read it in where your shell starts.
+    `upcall setup` installs it where each SHELL finds it. Otherwise source it where your shell starts.
 
     \b
     Examples:

@@ -44,7 +44,7 @@ def command() -> None:
 )
 @_JSON
 def show(name: str | None, origin: bool, user: bool, as_json: bool) -> None:
-    """Show the values that count: of all keys, of a TABLE, or of one KEY, which is explained, too.
+    """Show the effective values: of all keys, of a TABLE, or of one KEY, with its description.
 
     \b
     Exit codes: 0 shown; 64 there is no such key; 78 a file is wrong: see `upcall config check`.

@@ -63,7 +63,7 @@ _FOREVER: Final = 1e9  # seconds, for "--pin-time inf"
     default=PROMPT_TIME,
     show_default=True,
     metavar="SECONDS",
-    help="Take a prompt away that nobody has answered for so long.",
+    help="Cancel a prompt that was not answered for so long.",
 )
 @click.option(
     "--pinentry",
@@ -99,19 +99,19 @@ def command(
 ) -> None:
     """Run this user's daemon: it answers the broker with this user's keys.
 
-    It looks for this user's own broker and then for the system's, and registers; when the broker restarts, it
-    registers again. A newer daemon of the same user takes over from an older one. It runs in the foreground until
-    SIGTERM or SIGINT, and answers what it holds before it ends.
+    It registers with this user's own broker, otherwise with the system's, and again when the broker restarts. A
+    newer daemon of the same user replaces an older one. It runs in the foreground until SIGTERM or SIGINT, and
+    answers the pending requests before it ends.
 
-    Where there is a system user `upcall`, as whom the machine's daemon runs, root's serves root's keys and nothing
-    else, without the network.
+    If there is a system user `upcall`, it runs the machine's daemon; root's daemon then uses root's keys only, and
+    has no network.
 
     Keys that are marked (`upcall key auto`) are put into the user keyring first. A key in a token needs a PIN, another
     one perhaps a passphrase: see `upcall prompt`.
 
-    A key module that loads foreign libraries gets a process of its own, which may crash or hang alone. One that
-    [plugins] allow in the configuration does not name is never loaded; after a change, SIGHUP or `upcall config
-    reload` has it read again.
+    A key module that loads foreign libraries runs in a process of its own, where a crash or a hang affects that
+    module only. A module that [plugins] allow in the configuration does not name is never loaded; SIGHUP and
+    `upcall config reload` make the daemon read a changed configuration.
 
     \b
     Exit codes: 0 ended as asked; 69 it could not start; 75 a newer daemon of this user took over; 78 others could

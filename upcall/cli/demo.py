@@ -73,8 +73,14 @@ class Tally:
 def command(keys: int, bits: str) -> None:
     """Show the broker, a daemon and an RSA key at work, and what happens when the daemon is killed.
 
-    Everything lives in a temporary folder and is gone afterwards. Exit code 0 only if every key that was wrapped
-    came back equal, and every request that could not be served was refused.
+    It runs in a temporary folder, and leaves nothing behind. It needs no privileges and no eCryptfs.
+
+    \b
+    Exit codes: 0 every key came back equal, and every request that could not be served was refused; 70 otherwise.
+
+    \b
+    Examples:
+      $ upcall demo
     """
     console = output.console()
     with tempfile.TemporaryDirectory(prefix="upcall-demo-") as folder, _Stage(Path(folder), console) as stage:

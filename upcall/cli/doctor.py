@@ -30,13 +30,18 @@ _COLOURS = {OK: "green", NOTE: "yellow", PROBLEM: "red"}
 def command(ctx: click.Context, as_json: bool, runtime: Path | None, root: Path) -> None:
     """Check the whole installation: kernel, broker, your daemon, keys, plugins, configuration.
 
-    Says what is wrong (✗), what is worth knowing (-), and what to do about it; $ begins a command that mends it.
-    Nothing is changed. Run it as yourself for your daemon and keys, and as root for the system's part.
+    Prints problems (✗), notes (-) and, after $, the commands that help. Nothing is changed. Run it as yourself for
+    your daemon and keys, and as root for the system's part.
 
-    With --quiet, problems only. What the virtual machine for tests needs is looked at by `upcall lab doctor`.
+    With --quiet, only problems are printed. `upcall lab doctor` checks what the virtual machine for tests needs.
 
     \b
     Exit codes: 0 no problem was found; 1 there is one at least.
+
+    \b
+    Examples:
+      $ upcall doctor
+      # upcall doctor --quiet
     """
     found = []
     for check, finding in examine(Scene(runtime, root)):

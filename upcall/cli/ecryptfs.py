@@ -74,7 +74,7 @@ def inspect(ctx: click.Context, files: tuple[Path, ...], check: bool, as_json: b
 
     \b
     Exit codes: 65 a header is damaged, or is none; 66 a file is not there; 69 with --check: none of the keys is
-    at hand, or nobody to ask; 75 with --check: the daemon refused.
+    at hand, or no broker or daemon; 75 with --check: the daemon refused.
 
     \b
     Examples:

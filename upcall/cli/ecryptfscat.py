@@ -45,9 +45,9 @@ def command(
     a file that was changed decrypts to garbage, here as in the kernel.
 
     \b
-    Exit codes: 64 wrong options, or binary data to a terminal; 65 a file is damaged, or is none of eCryptfs's; 66 it
-    is not there; 69 nobody to ask, or none of its keys is yours; 73 the file of -o exists; 75 try again later; 77 a
-    key is locked, or you may not read the file.
+    Exit codes: 64 wrong options, or binary data to a terminal; 65 a file is damaged, or is none of eCryptfs's; 66
+    it is not there; 69 no broker or daemon, or none of its keys is yours; 73 the file of -o exists; 75 try again
+    later; 77 a key is locked, or you may not read the file.
 
     \b
     Examples:

@@ -61,11 +61,13 @@ def command(
     root: Path,
     **told: Any,
 ) -> None:
-    """Tell what would be answered if the kernel asked for a key of TYPE, by whom and why; nothing is asked.
+    """Show what would be answered if the kernel asked for a key of TYPE, by which program, and why. No request is
+    made.
 
-    TYPE is a type of keys, such as cifs.spnego (a mount with sec=krb5) or dns_resolver. The user's handler looks for
-    credentials in a process of that user, as the user's daemon would. No secret is shown. For another user's: root
-    only.
+    TYPE is a type of keys, such as cifs.spnego (a mount with sec=krb5) or dns_resolver. The user's handler looks
+    for credentials in a process of that user, as the user's daemon would. No secret is shown. Only root may look at
+    another user's credentials, and dns_resolver, id_resolver and cifs.idmap are answered with those of the
+    machine's daemon.
 
     \b
     Exit codes: 0 upcall would answer; 1 it would not (the last lines say why, and what helps); 64 no kernel would ask
@@ -102,7 +104,7 @@ def _key(service: str, told: dict[str, Any]) -> RequestedKey:
 def _lines(report: dict[str, Any]) -> list[str]:
     """Formats a report: a block for each step, and the outcome."""
     line = report["request-key"]["line"]
-    by = "nobody" if line is None else f"{line['program']}, as {line['file']}:{line['number']} says"
+    by = "no program" if line is None else f"{line['program']}, as {line['file']}:{line['number']} says"
     out = [*_pairs({"key": " ".join(filter(None, report["key"].values())), "made by": by}, "")]
     if "daemon" in report:
         daemon = report["daemon"]

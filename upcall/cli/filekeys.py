@@ -152,6 +152,6 @@ _FD = click.option(
 _FILE = click.option(
     "--passphrase-file",
     type=click.Path(path_type=Path),
-    help="Read the mount's passphrase from this file, which nobody else may read.",
+    help="Read the mount's passphrase from this file, which no other user may read.",
 )
 _ASK = click.option("--ask-passphrase", is_flag=True, help="Type the mount's passphrase on the terminal.")

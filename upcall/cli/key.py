@@ -60,9 +60,9 @@ _AUTO = click.option("--auto", is_flag=True, help="Have the daemon add the key a
 def command() -> None:
     """Make, import, add, list, show, lock, unlock, change, back up and remove keys.
 
-    A key has a name, a key module that keeps it, and an auth token. The auth token stands in the kernel's user
-    keyring under the key's signature, and goes with the last session: after a login, `upcall key add NAME` puts it
-    there again, or the daemon does so itself: `upcall key auto NAME`.
+    A key has a name, a key module that holds it, and an auth token. The auth token is in the kernel's user keyring
+    under the key's signature, and is gone after the last session: after a login, `upcall key add NAME` adds it
+    again, or the daemon does so (`upcall key auto NAME`).
     """
 
 
@@ -96,8 +96,8 @@ def generate(
 ) -> None:
     """Make a new key called NAME, "default" if none is given.
 
-    Without options the passphrase, if the key module wants one, is typed, twice, and the daemon keeps it in memory
-    until it ends. What a key module lets you choose is said with --param; a wrong name lists the right ones.
+    Without options you type the passphrase twice, if the key module needs one, and the daemon keeps it in memory
+    until it ends. --param sets what the key module lets you choose; an unknown name lists the known ones.
 
     \b
     Examples:
@@ -212,7 +212,7 @@ def import_key(
     told: ParameterWords,
     given: Given,
 ) -> None:
-    """Take in a key that exists, in a file or wherever the key module finds it, and call it NAME.
+    """Enrol an existing key, from a file or from where the key module finds it, under the name NAME.
 
     A passphrase is asked for only if the key has one. A key that you have already, by its file or its signature, is
     refused, and so is a file that others can read.
@@ -311,8 +311,12 @@ def _absolute(path: Path) -> Path:
 def add(name: str, auto: bool, given: Given) -> None:
     """Put the auth token of the key NAME into the user keyring, after a login, and unlock the key.
 
-    A passphrase that is needed and kept nowhere is asked for; the daemon keeps it in memory. The key is tried
-    before anything is put anywhere.
+    If the passphrase is not stored, it is asked for, and the daemon keeps it in memory. The key is tested before
+    anything is changed.
+
+    \b
+    Examples:
+      $ upcall key add work
     """
     store = KeyStore()
     entry = store.find(name)
@@ -354,10 +358,15 @@ def _add(entry: Entry, blob: bytes, secret: bytearray) -> None:
 @click.argument("name", shell_complete=completing.keys)
 @click.option("--off", is_flag=True, help="Do so no more. What is in the user keyring now stays there.")
 def auto(name: str, off: bool) -> None:
-    """Have the daemon add a key, given its NAME or signature, whenever it starts: at each login, that is.
+    """Make the daemon add a key, given its NAME or signature, at each start, that is, at each login.
 
-    Nobody is asked for anything then. A passphrase that is kept nowhere is asked for when the key is first needed, in
-    one of the ways of `upcall prompt`.
+    Nothing is asked for then. A passphrase that is not stored is asked for when the key is first needed, in one of
+    the ways of `upcall prompt`.
+
+    \b
+    Examples:
+      $ upcall key auto work
+      $ upcall key auto work --off
     """
     store = KeyStore()
     entry = store.find(name)

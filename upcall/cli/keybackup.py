@@ -47,7 +47,7 @@ _BACKUP_FD = click.option(
 _BACKUP_FILE = click.option(
     "--backup-passphrase-file",
     type=click.Path(path_type=Path),
-    help="Read the backup's passphrase from this file, which nobody else may read.",
+    help="Read the backup's passphrase from this file, which no other user may read.",
 )
 
 

@@ -25,10 +25,15 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for progr
 def lock(name: str | None, as_json: bool) -> None:
     """Make the daemon forget a key and its passphrase, given its NAME or signature; all keys if none is given.
 
-    They are refused, and nobody is asked for anything, until `upcall unlock`. PINs are forgotten in any case.
+    Requests for them are refused, without a prompt, until `upcall unlock`. PINs are forgotten in any case.
 
     \b
     Exit codes: 0; 64 there is no such key; 69 there is no daemon, and so nothing to lock.
+
+    \b
+    Examples:
+      $ upcall lock
+      $ upcall lock work
     """
     from upcall.process.control import DaemonControl
 
@@ -48,16 +53,21 @@ def lock(name: str | None, as_json: bool) -> None:
 def unlock(name: str | None, as_json: bool, given: Given) -> None:
     """Let the daemon use a key again, given its NAME or signature; all keys in the user keyring if none is given.
 
-    A passphrase that is needed and kept nowhere is asked for, tried, and handed to the daemon, also if the key is not
-    locked. The user keyring stays as it is: see `upcall key add`.
+    If the passphrase is not stored, it is asked for, tried, and passed to the daemon, even if the key is not
+    locked. The user keyring is not changed: see `upcall key add`.
 
     \b
     Exit codes: 0; 64 there is no such key; 65 a passphrase does not open it; 69 there is no daemon.
+
+    \b
+    Examples:
+      $ upcall unlock
+      $ upcall unlock work
     """
     from upcall.process.control import DaemonControl
 
     if name is None and (given.any() or given.any_pin()):
-        raise UsageError("whose passphrase is it? NAME is missing")
+        raise UsageError("NAME is required with a passphrase or PIN option")
     with DaemonControl() as daemon:
         targets = [_known_to_the_kernel(name)] if name is not None else _all_known()
         unlocked: list[str] = []

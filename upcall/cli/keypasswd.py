@@ -31,7 +31,7 @@ _PLACES = ("ask", "keyring")
 @click.option(
     "--new-file",
     type=click.Path(path_type=Path),
-    help="Read the new one from this file, which nobody else may read. The daemon will read a passphrase there, too.",
+    help="Read the new one from this file, which no other user may read. The daemon will read it there, too.",
 )
 @click.option(
     "--keep-in",

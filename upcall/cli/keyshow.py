@@ -72,13 +72,18 @@ def _token(serial: int, description: str) -> AuthTok | None:
 @_JSON
 @click.pass_context
 def list_keys(ctx: click.Context, as_json: bool) -> None:
-    """List the keys, and auth tokens in the user keyring that others put there.
+    """List your keys, and the auth tokens that other programs added to your user keyring.
 
     STATE is one of: open; ready (the next request opens it); locked, since when and by what; passphrase missing (the
     next request asks for it); not added (to the user keyring: `upcall key add`); no daemon.
 
     \b
     Exit codes: 0 listed; 65 an entry could not be read.
+
+    \b
+    Examples:
+      $ upcall key list
+      $ upcall key list --json
     """
     store, rows, daemon = KeyStore(), [], ask_daemon()
     names = store.names()
@@ -108,6 +113,10 @@ def show(name: str, as_json: bool) -> None:
 
     \b
     Exit codes: 0 shown; 64 there is no such key.
+
+    \b
+    Examples:
+      $ upcall key show work
     """
     target, daemon = target_of(name), ask_daemon()
     if target.entry is not None:

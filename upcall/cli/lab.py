@@ -106,9 +106,9 @@ def run(
 ) -> None:
     """Run COMMAND in the guest as root.
 
-    It runs in this folder, with this Python first in its PATH. Its output and its exit code become ours;
-    its input is empty. 71 stands for a fault of the guest's kernel when COMMAND itself went well, 75 for
-    a timeout, 69 for a lab that cannot run here (see `upcall lab doctor`).
+    It runs in this folder, with this Python first in its PATH. Its output and exit code are passed on; its input is
+    empty. 71 means a fault of the guest's kernel although COMMAND succeeded, 75 a time-out, 69 that the lab cannot
+    run here (see `upcall lab doctor`).
 
     \b
     Examples:

@@ -67,15 +67,14 @@ class _Told(NamedTuple):
 def command(
     follow: bool, uid: int | None, service: str | None, outcome: str | None, as_json: bool, file: Path | None
 ) -> None:
-    """Show what became of each request: from FILE (- is standard input), or from systemd's journal.
+    """Show the outcome of each request, from FILE (- is standard input) or from systemd's journal.
 
-    Broker and daemon write a record of each request if they are told to by `--log-requests` or by [log] in the
-    configuration. The broker's record has the whole time, the daemon's only its own; the sequence number is the same.
-    What is damaged is passed over and counted, as are entries of the journal that another user wrote in the name of
-    broker or daemon.
+    Broker and daemon record requests if `--log-requests` or [log] in the configuration says so. The broker's record
+    has the whole time, the daemon's only its own; the sequence number is the same. Damaged records are skipped and
+    counted, and so are entries of the journal that another user wrote in the broker's or daemon's name.
 
     \b
-    Exit codes: 0 shown, even if there was nothing; 66 there is no such file; 69 there is no journal.
+    Exit codes: 0 shown, even if there are no records; 66 there is no such file; 69 journalctl is missing or failed.
 
     \b
     Examples:

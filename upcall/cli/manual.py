@@ -29,9 +29,8 @@ def command(words: tuple[str, ...], listing: bool, output: Path | None) -> None:
     """Show a manual page, or write all of them, for packagers.
 
     PAGE is a command's words, such as `key generate`, or a page's name, such as `upcall-config.5`; without it, the
-    page of upcall itself. In a terminal man shows it; otherwise its source is printed. The pages are made of the
-    help texts, so they tell of this very version; SOURCE_DATE_EPOCH gives them a date. `upcall setup` puts them where
-    man looks.
+    page of upcall itself is shown: in a terminal by man, otherwise as source. The pages are made of this version's
+    help texts; SOURCE_DATE_EPOCH sets their date. `upcall setup` installs them where man finds them.
 
     \b
     Examples:

@@ -32,8 +32,8 @@ from upcall.core.errors import UsageError
 def command(runtime: Path | None, per_uid: bool, textfile: Path | None, listen: str | None, group: str | None) -> None:
     """Print the broker's figures for Prometheus: once, to a file, or whenever they are asked for.
 
-    The broker tells root, and the owner of its process, of all users, and others of themselves. If it does not answer,
-    upcall_up is 0.
+    Root, and the owner of the broker's process, get the figures of all users, other users their own. If the broker
+    does not answer, upcall_up is 0.
 
     \b
     Exit codes: 0 printed, written, or served until told to end; 64 prometheus_client is not installed, or a bad

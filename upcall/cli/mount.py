@@ -167,7 +167,7 @@ def _entry(
     if len(folders) not in (0, 2):
         raise UsageError("LOWER and UPPER are both given, or neither: `upcall mount NAME LOWER UPPER`")
     if names_key is not None and not is_signature(names_key):
-        raise UsageError(f"--names-key {names_key}: a signature of 16 hexadecimal digits is wanted")
+        raise UsageError(f"--names-key {names_key}: a signature of 16 hexadecimal digits is needed")
     known = store.find(name)
     if known is None and not folders:
         store.load(name)  # raises UsageError
@@ -494,7 +494,7 @@ def serve(ctx: click.Context, check: bool, runtime: Path | None) -> None:
         from upcall.protocols.ecryptfs.mounting.allowed import rules
 
         users = rules().users
-        output.done(f"allowed: {', '.join(users)}" if users else "mounting is off: [mount] users names nobody")
+        output.done(f"allowed: {', '.join(users)}" if users else "mounting is off: [mount] users names no user")
         ctx.exit(0 if users else 1)
     settings = MountSettings(None if runtime is None else runtime.absolute())
     words = startpython.command("upcall.protocols.ecryptfs.mounting", dumps(settings))

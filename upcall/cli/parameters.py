@@ -50,14 +50,14 @@ _PARAM = click.option(
 )
 _FD = click.option("--param-fd", multiple=True, metavar="NAME=N", help="Read a parameter from this descriptor.")
 _FILE = click.option(
-    "--param-file", multiple=True, metavar="NAME=PATH", help="Read it from this file, which nobody else may read."
+    "--param-file", multiple=True, metavar="NAME=PATH", help="Read it from this file, which no other user may read."
 )
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
-        raise UsageError(f"{option} {name}: NAME=... is wanted")
+        raise UsageError(f"{option} {name}: NAME=... is needed")
     return name, value
 
 
@@ -91,7 +91,7 @@ def gather(parameters: Sequence[Parameter], told: ParameterWords) -> dict[str, s
 
 def _number(text: str, name: str) -> int:
     if not text.isdecimal() or not text.isascii():
-        raise UsageError(f"--param-fd {name}={text}: a descriptor's number is wanted")
+        raise UsageError(f"--param-fd {name}={text}: a descriptor's number is needed")
     return int(text)
 
 

@@ -83,7 +83,7 @@ _FD = click.option("--passphrase-fd", type=DESCRIPTOR, metavar="N", help="Read t
 _FILE = click.option(
     "--passphrase-file",
     type=click.Path(path_type=Path),
-    help="Read it from this file, which nobody else may read. A new key's daemon will read it there, too.",
+    help="Read it from this file, which no other user may read. A new key's daemon will read it there, too.",
 )
 _PIN_FD = click.option(
     "--pin-fd", type=click.IntRange(min=0), metavar="N", help="Read the token's PIN from this descriptor."
@@ -91,7 +91,7 @@ _PIN_FD = click.option(
 _PIN_FILE = click.option(
     "--pin-file",
     type=click.Path(path_type=Path),
-    help="Read the token's PIN from this file, which nobody else may read. A wrong one is tried once.",
+    help="Read the token's PIN from this file, which no other user may read. A wrong one is tried once.",
 )
 _KEYRING = click.option(
     "--passphrase-keyring",

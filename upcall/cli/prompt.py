@@ -12,14 +12,18 @@ from upcall.core.errors import UsageError
 
 @click.command("prompt")
 def command() -> None:
-    """Answer the daemon's questions for PINs in this terminal.
+    """Answer the daemon's prompts for PINs and passphrases in this terminal.
 
-    Keys in tokens (smart cards, TPMs) need a PIN from time to time. While this runs, the daemon asks for it here, and
-    says who wants it. Ctrl-C, or an empty line, says no to a question; Ctrl-C between two questions ends it. A newer
-    `upcall prompt` takes over from an older one.
+    Keys in tokens (smart cards, TPMs) need a PIN from time to time. While this command runs, the daemon prompts
+    here, and says which process needs the key. Ctrl-C, or an empty line, cancels a prompt; Ctrl-C between two
+    prompts ends the command. A newer `upcall prompt` replaces an older one.
 
     \b
     Exit codes: 0 ended here, or another terminal took over; 64 no terminal; 69 there is no daemon, or it has ended.
+
+    \b
+    Examples:
+      $ upcall prompt
     """
     from upcall.daemon.prompting.agent import REPLACED
     from upcall.daemon.prompting.terminal import Ended, Terminal, TerminalGone

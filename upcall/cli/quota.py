@@ -49,7 +49,7 @@ class _Group(Group):
 
 @click.group(cls=_Group)
 def command() -> None:
-    """Show quotas, watch the kernel's warnings, and test whether they reach you. For root: hear them."""
+    """Show quotas, watch the kernel's warnings, and test whether they reach you. For root: receive them."""
 
 
 # --- serve -------------------------------------------------------------------------------------------------------
@@ -62,10 +62,10 @@ def command() -> None:
     help="The broker's folder.  [default: /run/upcall]",
 )
 def serve(runtime: Path | None) -> None:
-    """Run the quota source: it hears the kernel's warnings, and has root's broker tell people.
+    """Run the quota source: it receives the kernel's quota warnings and sends notices through root's broker.
 
     For root; `upcall setup` makes a service of it (upcall-quota.service). It runs in the foreground until SIGTERM,
-    SIGINT or SIGHUP. Without a broker it goes on listening, and delivers when there is one. What it knows is kept in
+    SIGINT or SIGHUP. Without a broker it keeps listening, and delivers when there is one. Its state is in
     /var/lib/upcall/quota.json, or in the folder that --runtime names.
 
     \b
@@ -101,10 +101,10 @@ class Row(NamedTuple):
 @click.option("--all", "everybody", is_flag=True, help="Of everybody who has a limit (for root).")
 @_JSON
 def status(user: str | None, group: str | None, project: str | None, everybody: bool, as_json: bool) -> None:
-    """Show what is used and allowed: yours and your groups', on every filesystem that has quotas.
+    """Show usage and limits: yours and your groups', on every filesystem that has quotas.
 
     \b
-    Exit codes: 0 shown; 64 nobody has that name; 77 not for you to know.
+    Exit codes: 0 shown; 64 there is no such name; 77 only root may look at that.
     """
     whose = _whose(user, group, project)
     try:
@@ -254,7 +254,7 @@ _SAYS = {
 def watch(as_json: bool, count: int | None, timeout: float | None) -> None:
     """Show the kernel's warnings as they come: yours and what you caused; for root, everybody's.
 
-    Equal ones that come at once are shown once, with their number. It needs no broker and no right, but the first
+    Equal warnings in a row are shown once, with their number. It needs no broker and no privileges, but the first
     network namespace.
 
     \b

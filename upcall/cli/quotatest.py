@@ -52,9 +52,9 @@ class Outcome(NamedTuple):
 def command(context: click.Context, only: tuple[str, ...], as_json: bool, show_traceback: bool) -> None:
     """Send yourself a test message through each sink.
 
-    It goes straight from this process, in its environment: whether the daemon can reach your desktop depends on the
-    daemon's. What fails is not tried again. For root, the process becomes the user of the machine's daemon first, and
-    has what was handed over to that.
+    This process sends it, in its own environment: whether the daemon can reach your desktop depends on the daemon's
+    environment. Failed deliveries are not retried. For root, the process becomes the user of the machine's daemon
+    first, and has that daemon's credentials.
 
     \b
     Exit codes: 0 every sink has told; 64 there is no such sink; 69 one could not; 78 the configuration is wrong.
@@ -67,7 +67,7 @@ def command(context: click.Context, only: tuple[str, ...], as_json: bool, show_t
     try:
         from upcall_quota import sinks
     except ImportError:
-        raise UsageError("the plugin upcall-quota is not installed: nobody tells people of their quotas") from None
+        raise UsageError("the plugin upcall-quota is not installed, and without it no message is delivered") from None
     become_machines()
     settings = config.settings(sinks.TABLE, user=True)
     chosen = sinks.chosen(settings, os.geteuid())

@@ -29,9 +29,9 @@ _ROOT = click.option(
 
 @click.group(cls=Group)
 def command() -> None:
-    """Have the kernel's requests for keys come to upcall.
+    """Route the kernel's requests for keys to upcall.
 
-    The kernel starts /sbin/request-key (of keyutils), whose configuration says by which program a key is made.
+    The kernel starts /sbin/request-key (of keyutils), whose configuration names the program for each type of keys.
     """
 
 
@@ -55,11 +55,11 @@ def command() -> None:
 def install_command(ctx: click.Context, types: tuple[str, ...], copy: bool | None, check: bool, root: Path) -> None:
     """Write /etc/request-key.d/upcall.conf, whose lines win over those of other packages.
 
-    No other file is changed. It is refused if another line would still win, if request-key cannot read some line,
-    if somebody else has written our file, and if others than root could change the program.
+    No other file is changed. It is refused if another line would still win, if request-key cannot parse a line, if
+    another program has written the file, or if users other than root could change the program.
 
     \b
-    Exit codes: 0 it is there; 1 with --check: it is not as it should be; 73 our file is somebody else's;
+    Exit codes: 0 it is there; 1 with --check: it is not as it should be; 73 another program has written our file;
     77 only root may; 78 another line, or the program, is in the way.
 
     \b
@@ -117,7 +117,8 @@ def uninstall_command(root: Path) -> None:
     """Take away what `upcall request-key install` made; other packages' lines count again.
 
     \b
-    Exit codes: 0 it is not there; 73 our file was edited, or is somebody else's, and is left; 77 only root may.
+    Exit codes: 0 it is not there; 73 our file was edited, or another program has written it: it is left; 77 only
+    root may.
     """
     for line in uninstall(System(root)) or ["nothing to do"]:
         click.echo(line)
@@ -185,7 +186,7 @@ def _works(one: Standing) -> bool:
 def _print(report: dict[str, Any]) -> None:
     for key in report["keys"]:
         line = key["line"]
-        who = "upcall" if key["ours"] else "nobody" if line is None else "not upcall"
+        who = "upcall" if key["ours"] else "no program" if line is None else "not upcall"
         where = "" if line is None else f"  {line['file']}:{line['number']}  {line['program']}"
         click.echo(for_terminal(f"{key['type']:<14}{who:<12}{where}".rstrip()))
         for problem in key["problems"]:

@@ -131,7 +131,7 @@ class _Run:
         closed = self._check_mounts()
         if not self._dry_run:
             if not self._yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
-                raise UsageError("nobody to ask here: add --yes, or --dry-run to see what would be done")
+                raise UsageError("no terminal to ask on: add --yes, or --dry-run to see what would be done")
             self._recover()
         with contextlib.ExitStack() as stack:
             walks = [self._walk(path, closed, stack) for path in self._paths]

@@ -14,9 +14,9 @@ from upcall.process import start_python as startpython
 def command() -> None:
     """Count logins: a daemon starts with a user's first session and ends with the last.
 
-    For pam_exec(8), on machines without systemd; `upcall setup` writes the lines. PAM_TYPE and PAM_USER are taken from
-    the environment. A login never fails by this, and waits two seconds at most: what goes wrong is in the system's
-    log (authpriv).
+    For pam_exec(8), on machines without systemd; `upcall setup` writes the lines. PAM_TYPE and PAM_USER are read
+    from the environment. No login fails by this, or waits longer than two seconds: errors are in the system's log
+    (authpriv).
 
     \b
     Exit codes: 0; 64 it is not PAM who asks, or not root.
@@ -52,9 +52,13 @@ def close_command(also: tuple[str, ...]) -> None:
 def start_command(uid: int) -> None:
     """Start the daemon of the user UID, who need not be logged in.
 
-    It stays as long as the program that has asked for it (the broker, see [daemon] start), or a session of the user's.
+    It runs as long as the program that asked for it (the broker, see [daemon] start), or a session of the user.
 
     \b
     Exit codes: 0; 69 it could not be started.
+
+    \b
+    Examples:
+      # upcall session start 1000
     """
     _run("start", str(uid))

@@ -61,20 +61,21 @@ def command(
     types: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Set up this machine: from now on each login has its daemon, and the last logout ends it.
+    """Set up this machine: each login gets a daemon, and the last logout ends it.
 
-    The broker and the machine's own daemon run as services, the latter as the system user `upcall`, who is made, and
-    stays when all is taken away; a daemon for root's keys runs if root has any. With systemd, users' daemons are
-    units of their own managers; without, PAM starts and ends them (Debian's pam-auth-update). Manual pages, and
-    completion for bash, zsh and fish, are put where they are looked for. Each change is told. Nothing is overwritten
-    that upcall did not make; what it made is written down in /var/lib/upcall/install.json.
+    The broker and the machine's daemon run as services, the latter as the system user `upcall`, which is created,
+    and kept by --undo; a daemon for root's keys runs if root has any. With systemd, users' daemons are units of
+    their own managers; without it, PAM starts and ends them (Debian's pam-auth-update). Manual pages and completion
+    for bash, zsh and fish are installed. Each change is printed. Files that upcall did not write are never
+    overwritten; those that it wrote are recorded in /var/lib/upcall/install.json.
 
     Where Debian's package upcall is installed, that has set up the machine: --check checks its files, and --undo takes
     away only what an earlier `upcall setup` has made.
 
     \b
-    Exit codes: 0 it is done, or was; 1 with --check: it is not as it should be; 71 a program that was to be told
-    failed; 73 a file is somebody else's, or was edited; 77 only root may; 78 others could change what root would run.
+    Exit codes: 0 done, or nothing to do; 1 with --check: something is missing or different; 71 a program that was
+    called failed; 73 a file belongs to another program, or was edited; 77 only root may; 78 users other than root
+    could change what root would run.
 
     \b
     Examples:

@@ -55,10 +55,9 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("wrap")
 @_options
 def wrap(key: str, encoding: str, output: Path | None, uid: int | None, timeout: float, runtime: Path | None) -> None:
-    """Wrap 1 to 64 bytes from standard input with one of your keys; the wrapped ones go to standard output.
+    """Wrap 1 to 64 bytes from standard input with one of your keys; write the wrapped bytes to standard output.
 
-    The key is told by its NAME or its SIGNATURE. The request goes through the broker to your own daemon, as the
-    kernel's would.
+    NAME or SIGNATURE names the key. The request goes through the broker to your own daemon, as the kernel's would.
 
     \b
     Exit codes: 0 it was done; 64 there is no such key, not that many bytes, or a terminal for binary data; 65 the key

@@ -199,14 +199,14 @@ class KernelKeyring(KeyringBackend):
             raise KeyringError(str(error)) from error
         where = told.get("where", "") if self.where is None else self.where
         if where not in ("", PERSISTENT, USER):
-            raise KeyringError(f"the property where is {where!r}; {PERSISTENT} or {USER} is wanted")
+            raise KeyringError(f"the property where is {where!r}; {PERSISTENT} or {USER} is needed")
         return _Rules(str(where), told.get("timeout", 0) if self.timeout is None else _seconds(self.timeout))
 
 
 def _seconds(value: object) -> int:
     text = str(value)
     if not (text.isascii() and text.isdigit() and int(text) <= MAX_TIMEOUT):
-        raise KeyringError(f"the property timeout is {text!r}; seconds from 0 to {MAX_TIMEOUT} are wanted")
+        raise KeyringError(f"the property timeout is {text!r}; seconds from 0 to {MAX_TIMEOUT} are needed")
     return int(text)
 
 

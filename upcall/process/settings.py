@@ -87,7 +87,7 @@ def _taken(argument: str) -> str:
     """Returns the text in the sealed memfd that `argument` names."""
     shown = ascii(argument[:_SHOWN])
     if not (match := _DESCRIPTOR.fullmatch(argument)):
-        raise UsageError(f"settings: {shown}: @ and the number of a descriptor is wanted")
+        raise UsageError(f"settings: {shown}: @ and the number of a descriptor is needed")
     fd = int(match[1])
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)  # EINVAL unless it is a memfd: a pipe could block
@@ -157,4 +157,4 @@ def _record(kind: Any, value: Any, where: str) -> Any:
 def _wrong(where: str, wanted: str, value: Any) -> UsageError:
     shown = repr(value)
     shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-    return UsageError(f"settings: {where or 'all of it'}: {wanted} is wanted, not {shown}")
+    return UsageError(f"settings: {where or 'all of it'}: {wanted} is needed, not {shown}")

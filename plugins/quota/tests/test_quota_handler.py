@@ -225,7 +225,7 @@ def test_a_sink_that_cannot_be_opened_is_opened_at_the_next_notice(tmp_path: Pat
 
 
 def test_a_bad_configuration_is_refused_and_read_again_for_the_next_notice() -> None:
-    noted, wrong = Noted(), [ConfigError(Path("/etc/upcall/config.toml"), "quota.sinks: a list of names is wanted")]
+    noted, wrong = Noted(), [ConfigError(Path("/etc/upcall/config.toml"), "quota.sinks: a list of names is needed")]
 
     def find() -> Mapping[str, Opener]:
         if wrong:

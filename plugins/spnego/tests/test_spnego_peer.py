@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
     reason="cifs.upcall wants root; it and a compiler are needed",
 )
 
-# What cifs.upcall calls to learn what is wanted, and to answer.
+# What cifs.upcall calls to learn what is needed, and to answer.
 KEYS = r"""
 #include <stdio.h>
 #include <stdlib.h>

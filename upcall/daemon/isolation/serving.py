@@ -197,7 +197,7 @@ class ModuleServer:
         """Asks the daemon for a secret, for the request that the calling thread handles. Blocks until its answer.
 
         Refused("locked"), without asking, if the thread handles no request, or the passphrase of another key than the
-        request's is wanted.
+        request's is needed.
         """
         request: ChildMessage | None = getattr(self._serving, "request", None)
         if request is None or (kind == PASSPHRASE and request.handle != handle):

@@ -42,7 +42,7 @@ def lanes_are_found_quickly(handler: Handler, asking: Envelope) -> None:
         lane = handler.lane(asking)
         times.append(time.perf_counter() - begun)
         if not isinstance(lane, str) or not lane:
-            raise ContractBroken(f"`lane` gave {type(lane).__name__}, a text is wanted")
+            raise ContractBroken(f"`lane` gave {type(lane).__name__}, a text is needed")
     if min(times) > QUICK:
         raise ContractBroken(f"`lane` takes {min(times) * 1e3:.0f} ms, at most {QUICK * 1e3:.0f} are right")
 
@@ -120,7 +120,7 @@ def _answered(handler: Handler, envelope: Envelope) -> bool:
     except Exception as error:  # handlers raise anything
         raise ContractBroken(f"`answer` raised {described(error)}") from error
     if not isinstance(answer, bytes):
-        raise ContractBroken(f"`answer` gave {type(answer).__name__}, bytes are wanted")
+        raise ContractBroken(f"`answer` gave {type(answer).__name__}, bytes are needed")
     if len(answer) > MAX_BODY:
         raise ContractBroken(f"an answer of {len(answer)} bytes, at most {MAX_BODY} can be sent")
     pack_response(envelope.seq, envelope.index, Answer(answer))
