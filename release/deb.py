@@ -29,7 +29,7 @@ from upcall.install.manifest import Manifest, digest, shown
 from upcall.install.manual.written import written
 from upcall.install.packaged import HOME, PACKAGE, RECORD
 from upcall.install.wanted import PAM, SYSTEMD, content
-from upcall.protocols.request_key.install.our_file import PACKAGED, Ours, body
+from upcall.protocols.request_key.install.our_file import Ours, body
 
 HERE: Final = Path(__file__).parent / "debian"
 PYTHON: Final = Path("/usr/bin/python3")  # Debian's, which runs upcall
@@ -219,9 +219,10 @@ def fill(tree: Tree, wheels: Iterable[Path], python: str) -> None:
         tree.link(PACKAGE, f"{HOME}/{name}", f"{programs}/{name}")
     _services(tree)
     for package, types in SERVED.items():
-        told = f"# Of the package {package}. To have other programs answer, remove lines or the package.\n"
+        told = f"# Of the package {package}, which replaces it: put lines of your own into other files.\n"
         lines = body(Ours(types, (f"{HOME}/upcall-request-key",)))
-        tree.write(package, PACKAGED.format(package.removeprefix("upcall-")), told.encode() + lines)
+        # Its postinst copies it to /etc/request-key.d.
+        tree.write(package, f"{HOME}/request-key/{package}.conf", told.encode() + lines)
     for shell, path in COMPLETIONS.items():
         tree.write(PACKAGE, path, script(shell).encode())
     for name, text in written(commands).items():

@@ -1,0 +1,307 @@
+"""Runs in the lab's guest, as root: `python -m tests.lab.deb_walk OLDER NEWER`, folders with packages.
+
+Installs, logs in, makes a key, mounts, logs out, upgrades with a request in hand, removes and purges. Prints what each
+step took. Only assertions and logins are this Python's; all that is asserted of runs from the packages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pwd
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.kernel.login_scene import COMMON, SLOW, Session, gone, prepare_sshd, registered, ssh
+from upcall.client import Client, NoBroker
+from upcall.core.errors import Refused, UpcallError
+from upcall.testing.lab.stage import Person, Task, broker_pid, drop_caches, person, serving, wait_until
+
+# An emulated processor is slow. Nobody is kept after the last logout.
+SERVICE = "[Service]\nWatchdogSec=120\nTimeoutStartSec=180\n"
+DROP_INS = {
+    **{f"/etc/systemd/system/upcall-{name}.service.d/lab.conf": SERVICE for name in ("broker", "quota", "mount")},
+    **{f"/etc/systemd/system/upcall-{name}-daemon.service.d/lab.conf": "[Service]\nWatchdogSec=120\n"
+       for name in ("system", "root")},
+    "/etc/systemd/user/upcall-daemon.service.d/lab.conf": "[Service]\nWatchdogSec=300\n",
+    "/etc/systemd/logind.conf.d/lab.conf": "[Login]\nUserStopDelaySec=0\nKillUserProcesses=yes\n",
+}  # fmt: skip
+RUNNING = ("upcall-broker.service", "upcall-system-daemon.service", "upcall-quota.service")
+LOOKED_AT = (
+    "/etc", "/usr/bin", "/usr/sbin", "/usr/lib/systemd", "/usr/lib/sysusers.d", "/usr/lib/tmpfiles.d",
+    "/usr/lib/upcall", "/usr/share/bash-completion", "/usr/share/fish", "/usr/share/man", "/usr/share/pam-configs",
+    "/usr/share/zsh", "/var/lib/pam", "/var/lib/systemd", "/var/lib/upcall", "/run/upcall",
+)  # fmt: skip
+ACCOUNTS = re.compile(r"/etc/(\.pwd\.lock|(passwd|group|shadow|gshadow|subuid|subgid)-?)")
+# What stays after removal: state, and what dpkg, update-rc.d and deb-systemd-helper know packages by until they are
+# purged. The script for other inits is a conffile.
+STATE = re.compile(
+    r"/etc/(init\.d/upcall-broker|rc.\.d/[SK]\d\dupcall-broker|upcall(/.*)?"
+    r"|systemd/(system|user)/[a-z.-]+\.target\.wants(/upcall-.*)?)"
+    r"|/var/lib/(upcall(/.*)?|systemd/deb-systemd-(user-)?helper-(en|mas)[a-z]+(/.*)?)"
+)
+CONTENT = "what only its owner may read"
+NAME = "private"
+
+
+@contextlib.contextmanager
+def step(name: str) -> Iterator[None]:
+    print(f"--- {name}", flush=True)
+    began = time.monotonic()
+    yield
+    print(f"--- {name}: {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
+
+
+def command(*words: str | Path) -> str:
+    """Runs a program as root, as an administrator does; returns what it says."""
+    environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root",
+                   "LANG": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}  # fmt: skip
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=4 * SLOW, cwd="/")
+    assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def inventory() -> set[str]:
+    """The files and folders where packages put something."""
+    found = {folder for folder in LOOKED_AT if Path(folder).exists()}
+    for folder in LOOKED_AT:
+        for path, folders, names in os.walk(folder):
+            found.update(f"{path}/{name}" for name in (*folders, *names))
+    found |= {f"/usr/share/doc/{name}" for name in os.listdir("/usr/share/doc")}
+    return {path for path in found if not ACCOUNTS.fullmatch(path)}
+
+
+def processes() -> list[str]:
+    """The command lines of the processes that run from the packages."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().decode(errors="replace").split("\0")
+            if words[0].startswith("/usr/lib/upcall/"):
+                found.append(" ".join(words))
+    return found
+
+
+def prepare() -> None:
+    for path, text in DROP_INS.items():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text)
+    Path("/usr/sbin/policy-rc.d").unlink(missing_ok=True)  # of containers, where nothing may start
+    prepare_sshd()
+    command("systemctl", "start", "systemd-journald.service", "dbus.service", "systemd-logind.service", "ssh.service")
+
+
+def installed(folder: Path) -> None:
+    print(command("dpkg", "--install", *sorted(folder.glob("*.deb"))))
+    wait_until(lambda: active(*RUNNING), "the services", SLOW)
+
+
+def active(*units: str) -> bool:
+    done = subprocess.run(["systemctl", "is-active", *units], capture_output=True, text=True, timeout=SLOW)
+    return done.stdout.split() == ["active"] * len(units)
+
+
+def check_installed() -> None:
+    """The machine is as `upcall setup` would leave it."""
+    assert pwd.getpwnam("upcall").pw_uid < 1000
+    registered(pwd.getpwnam("upcall").pw_uid)
+    assert "upcall.install.sessions open" in COMMON.read_text()
+    assert "nothing to do" in command("upcall", "setup", "--check")
+    makers = command("sh", "-c", "upcall request-key status || :")
+    for name in ("cifs.spnego", "dns_resolver", "id_resolver", "cifs.idmap"):
+        assert re.search(rf"^{re.escape(name)} +upcall ", makers, re.MULTILINE), makers
+    assert "upcall-key-generate" in command("man", "-w", "upcall-key-generate")
+    assert all("/usr/lib/upcall/bin/python3 -I -m upcall" in line for line in processes()), processes()
+    name = "lab"  # of /etc/hosts
+    command("modprobe", "dns_resolver")
+    made = command("keyctl", "request2", "dns_resolver", name, "", "@s").strip()
+    assert "127.0.0.1" in command("keyctl", "print", made)
+
+
+def check_login(session: Session, who: Person) -> None:
+    pid = registered(who.uid)
+    cgroup = Path(f"/proc/{pid}/cgroup").read_text()
+    assert f"/user@{who.uid}.service/app.slice/upcall-daemon.service" in cgroup
+    assert not Path("/run/upcall/sessions").exists()  # the PAM profile leaves it to systemd
+    assert session.say("command -v upcall") == "/usr/bin/upcall"
+
+
+class Asking:
+    """Requests of a person in turn, until `end`: each with its outcome and the seconds that it took."""
+
+    def __init__(self, who: Person, ask: Callable[[int], str]) -> None:
+        self._reader, writer = os.pipe()
+
+        def work() -> None:
+            os.close(self._reader)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            with os.fdopen(writer, "w", buffering=1) as told:
+                for number in range(1_000_000):
+                    began = time.monotonic()
+                    told.write(f"{ask(number)} {time.monotonic() - began:.3f}\n")
+
+        self._task = Task(who, work)
+        os.close(writer)
+
+    def end(self) -> list[tuple[str, float]]:
+        self._task.end()
+        with os.fdopen(self._reader) as said:
+            lines = [line.split() for line in said.read().splitlines() if line.count(" ") == 1]
+        return [(outcome, float(seconds)) for outcome, seconds in lines]
+
+
+def by_client(signature: str) -> Callable[[int], str]:
+    def ask(_number: int) -> str:
+        try:
+            with Client() as client:
+                client.wrap(signature, b"x" * 16)
+        except Refused as refused:
+            return refused.reason
+        except NoBroker:
+            time.sleep(0.05)  # not to take the processor from the one that is about to start
+            return "no-broker"
+        except (UpcallError, OSError) as error:
+            return type(error).__name__
+        return "answered"
+
+    return ask
+
+
+def by_file(folder: Path) -> Callable[[int], str]:
+    def ask(number: int) -> str:
+        try:
+            (folder / f"file-{number}").touch()
+        except OSError as error:
+            return errno.errorcode[error.errno or 0]
+        return "answered"
+
+    return ask
+
+
+def upgraded(folder: Path, who: Person, signature: str, upper: Path) -> None:
+    """With requests in hand: the daemon is stopped when the maintainer's script is about to restart the broker."""
+    broker, daemon = broker_pid(), serving(who.uid)
+    assert broker is not None and daemon is not None
+    asking = {"a program": Asking(who, by_client(signature)), "the kernel": Asking(who, by_file(upper))}
+    packages = [str(path) for path in sorted(folder.glob("*.deb"))]
+    with Path("/results/upgrade").open("wb") as said:
+        process = subprocess.Popen(["dpkg", "--install", *packages], stdout=said, stderr=said, cwd="/")
+        try:
+            wait_until(lambda: restarting() or process.poll() is not None, "the restart of the broker", 10 * SLOW)
+            assert process.poll() is None, Path("/results/upgrade").read_text()
+            os.kill(daemon, signal.SIGSTOP)
+            wait_until(lambda: broker_pid() not in (None, broker), "the new broker", SLOW)
+            os.kill(daemon, signal.SIGCONT)
+            assert process.wait(4 * SLOW) == 0, Path("/results/upgrade").read_text()
+        finally:
+            os.kill(daemon, signal.SIGCONT)
+            process.kill()
+    print(Path("/results/upgrade").read_text())
+    assert registered(who.uid) == daemon  # it may have been told a passphrase
+    print("    the daemon has registered with the new broker")
+    wait_until(lambda: active(*RUNNING), "the services", SLOW)
+    for name, asked in asking.items():
+        outcomes = asked.end()
+        counted, longest = Counter(outcome for outcome, _ in outcomes), max(seconds for _, seconds in outcomes)
+        print(f"    {name}: {len(outcomes)} requests: {dict(counted)}; the longest took {longest:.1f} s")
+        assert counted["answered"] and len(counted) > 1, f"no request was in hand: {counted}"
+        assert longest < 60  # each has a deadline of 3 s and less; the rest is the emulated processor's
+
+
+def restarting() -> bool:
+    """Whether the maintainer's script restarts the broker."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if b"restart" in words and b"upcall-broker.service" in words:
+                return True
+    return False
+
+
+def walk(older: Path, newer: Path) -> None:
+    prepare()
+    alice, before, pam = person("alice"), inventory(), COMMON.read_text()
+    with step("install"):
+        installed(older)
+    check_installed()
+    config = Path("/etc/upcall/config.toml")
+    config.parent.mkdir(exist_ok=True)
+    config.write_text('[mount]\nusers = ["alice"]\n')
+    command("systemctl", "restart", "upcall-mount.service")
+    lower, upper = alice.home / ".private", alice.home / NAME
+    with contextlib.ExitStack() as stack:
+        with step("log in"):
+            session = stack.enter_context(ssh(alice))
+            check_login(session, alice)
+        with step("generate"):
+            said = session.say("umask 077; echo labpass >~/.passphrase; "
+                               "upcall key generate --passphrase-file ~/.passphrase")  # fmt: skip
+            print(said)
+            found = re.search(r"^signature +([0-9a-f]{16})$", said, re.MULTILINE)
+            assert found is not None
+        with step("mount"):
+            print(said := session.say(f"upcall mount {NAME} {lower} {upper} --create"))
+            assert "mounted on" in said and upper.is_mount()
+            assert session.say(f"echo {CONTENT} >{upper}/file && cat {upper}/file") == CONTENT
+            assert CONTENT.encode() not in (lower / "file").read_bytes()
+        with step("log out"):
+            session.leave()
+            gone(alice.uid)
+    with ssh(alice) as session, step("log in again"):
+        check_login(session, alice)
+        print(session.say(f"upcall mount {NAME} || upcall key add default"))
+        drop_caches()
+        assert session.say(f"cat {upper}/file") == CONTENT
+    with ssh(alice) as session:
+        check_login(session, alice)
+        session.say(f"upcall mount {NAME} || upcall key add default")
+        with step("upgrade with requests in hand"):
+            upgraded(newer, alice, found[1], upper)
+        drop_caches()
+        assert session.say(f"cat {upper}/file") == CONTENT
+        assert session.say("upcall --version").endswith("9.1.0")
+        check_installed()
+        daemon = registered(alice.uid)
+        assert session.say("systemctl --user restart upcall-daemon") == ""
+        assert registered(alice.uid, other_than=[daemon])
+        drop_caches()
+        assert session.say(f"cat {upper}/file") == CONTENT
+        assert "taken away" in session.say(f"upcall umount {NAME}") or not upper.is_mount()
+        names = command("dpkg-query", "--show", "--showformat", "${Package}\n", "upcall*").split()
+        names = [name for name in names if Path(f"/var/lib/dpkg/info/{name}.list").exists()]
+        with step("remove"):
+            print(command("dpkg", "--remove", *names))
+        assert processes() == []
+        assert COMMON.read_text() == pam
+        left = sorted(inventory() - before)
+        print("\n".join(["    left by removal:", *(f"    {path}" for path in left)]))
+        assert [path for path in left if not STATE.fullmatch(path)] == []
+        with step("purge"):
+            print(command("dpkg", "--purge", *names))
+    left = sorted(inventory() - before)
+    assert left == []
+    assert "upcall" not in {entry.pw_name for entry in pwd.getpwall()}
+    assert before <= inventory()
+    assert (lower / "file").exists() and (alice.home / ".local/share/upcall/keys/default.pem").exists()
+
+
+def main() -> int:
+    began = time.monotonic()
+    try:
+        walk(*map(Path, sys.argv[1:]))
+    finally:
+        with Path("/results/journal").open("wb") as kept:
+            subprocess.run(["journalctl", "--no-pager"], stdout=kept, check=False, timeout=SLOW)
+    print(f"--- all of it: {(time.monotonic() - began) / 60:.1f} minutes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
