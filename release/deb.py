@@ -245,26 +245,30 @@ def _services(tree: Tree) -> None:
 
 def copyright_of(wheels: Iterable[Path]) -> str:
     """Returns debian/copyright: ours, and what each carried wheel says of itself."""
-    text = [
+    head = [
         "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/",
         "Upstream-Name: upcall", "", "Files: *", "Copyright: upcall developers", "License: Apache-2.0", "",
     ]  # fmt: skip
-    for wheel in wheels:
-        if project_of(wheel).startswith("upcall"):
-            continue
-        with zipfile.ZipFile(wheel) as archive:
-            name = next(item for item in archive.namelist() if item.endswith(".dist-info/METADATA"))
-            about = email.message_from_bytes(archive.read(name))
-            texts = [item for item in archive.namelist() if re.search(r"dist-info/.*(LICEN|COPYING)", item, re.I)]
-            said = archive.read(sorted(texts)[0]).decode("utf-8", "replace") if texts else ""
-        if "Apache License" in said and "TERMS AND CONDITIONS" in said:
-            said = _COMMON
-        author = about["Author"] or about["Author-email"] or about["Maintainer"] or f"the authors of {about['Name']}"
-        called = f"{about['Name']}-{about['Version']}"
-        text += [f"Files: {Path(name).parent.name.split('-')[0]}/*", f"Copyright: {author}", f"License: {called}", "",
-                 f"License: {called}", *_indented(said or about["License-Expression"] or about["License"] or ""),
-                 ""]  # fmt: skip
-    return "\n".join([*text, "License: Apache-2.0", f" {_COMMON}", ""])
+    foreign = [line for wheel in wheels if not project_of(wheel).startswith("upcall") for line in _about(wheel)]
+    return "\n".join([*head, *foreign, "License: Apache-2.0", f" {_COMMON}", ""])
+
+
+def _about(wheel: Path) -> list[str]:
+    """Returns the lines of debian/copyright for a carried wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        about = email.message_from_bytes(archive.read(next(name for name in names if name.endswith("info/METADATA"))))
+        texts = sorted(name for name in names if re.search(r"dist-info/.*(LICEN|COPYING)", name, re.IGNORECASE))
+        text = archive.read(texts[0]).decode("utf-8", "replace") if texts else ""
+    if "Apache License" in text and "TERMS AND CONDITIONS" in text:
+        text = _COMMON
+    text = text or about["License-Expression"] or about["License"] or ""
+    author = about["Author"] or about["Author-email"] or about["Maintainer"] or f"the authors of {about['Name']}"
+    parts = sorted({name.split("/")[0] for name in names if ".dist-info/" not in name})
+    files = " ".join(part if "." in part else f"{part}/*" for part in parts)
+    called = f"{about['Name']}-{about['Version']}"
+    stanza = [f"Files: {files}", f"Copyright: {' '.join(str(author).split())}", f"License: {called}", ""]
+    return [*stanza, f"License: {called}", *_indented(text), ""]
 
 
 def _indented(text: str) -> list[str]:
