@@ -76,6 +76,7 @@ def newer(folder: Path, target: Path, version: str) -> Path:
         for module in tree.rglob("site-packages/upcall/__init__.py"):
             module.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', module.read_text()))
             os.utime(module, ns=(module.stat().st_mtime_ns + 10**9,) * 2)
-        subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, target], check=True, stdout=subprocess.DEVNULL)
+        command = ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "-b", str(tree), str(target)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         shutil.rmtree(tree)
     return target

@@ -117,7 +117,8 @@ def test_request_keys_lines_come_and_go_with_the_package_of_the_handler(packages
         assert tuple(types) == SERVED.get(name, ())
         if types:
             assert f"/etc/request-key.d/{name}.conf" in package.scripts["postinst"]
-            assert f"rm -f /etc/request-key.d/{name}.conf" in package.scripts["prerm"]
+            for script in ("prerm", "postrm"):
+                assert f"rm -f /etc/request-key.d/{name}.conf" in package.scripts[script]
         assert not any(path.startswith("/etc/request-key.d/") for path in package.files)
 
 

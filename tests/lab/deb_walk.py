@@ -11,6 +11,7 @@ import errno
 import os
 import pwd
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,7 @@ def prepare() -> None:
         Path(path).write_text(text)
     Path("/usr/sbin/policy-rc.d").unlink(missing_ok=True)  # of containers, where nothing may start
     Path("/var/lib/man-db/auto-update").unlink(missing_ok=True)  # an index of all pages takes an emulator minutes
+    shutil.rmtree("/var/lib/upcall", ignore_errors=True)  # of the host's
     prepare_sshd()
     command("systemctl", "start", "systemd-journald.service", "dbus.service", "systemd-logind.service", "ssh.service")
 
