@@ -70,8 +70,8 @@ def _machine(alice: Person) -> Iterator[None]:
         assert not said, said
         systemctl("restart", "systemd-logind.service")
         systemctl("daemon-reload")
-        # Restarting all services takes an emulated processor on a busy machine longer than `upcall setup` waits; systemd
-        # goes on with it.
+        # On a busy machine an emulated processor restarts all services more slowly than `upcall setup` waits for;
+        # systemd goes on with it.
         with contextlib.suppress(AssertionError):
             upcall_command("setup", "--request-key", "none")
         wait_until(is_active, "the source", SLOW)
