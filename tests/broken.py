@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from upcall.core.errors import ModuleFailed, Refused
-from upcall.keymodule import API, MAX_KEY, Enrolled, Making, Parameter, Secrets
+from upcall.keymodule import API, MAX_KEY, Changing, Enrolled, Making, Parameter, Secrets
 from upcall.keys.private_file import fingerprint, write_new
 from upcall.testing.toy import ToyKey
 
@@ -212,7 +212,7 @@ class Module:
                 secrets.verdict("card", good)
             if not good:
                 raise ModuleFailed("wrong PIN")
-            return hashlib.sha256(b"secret" + data).digest()
+            return hashlib.sha256(b"secret" + data[:32]).digest()
         finally:
             pin[:] = bytes(len(pin))
             if fault != "keeps the passphrase":
@@ -240,6 +240,20 @@ class Module:
         signature = _signature(data)
         return Enrolled(signature.upper() if self._fault == "upper signature" else signature, blob, "broken")
 
+    import_parameters: tuple[Parameter, ...] = ()
+    changes = "passphrase"
+
+    def import_key(self, making: Making, /) -> Enrolled:
+        raise ModuleFailed("the checks import nothing")
+
+    def change_passphrase(self, signature: str, blob: bytes, changing: Changing, /) -> bytes:
+        fault, path, label = _take(blob.partition(b"\n")[0])
+        self._open(signature, Path(path), fault, label, changing.secrets)
+        data = Path(path).read_bytes()
+        new = data[:32] + hashlib.sha256(data[:32] + changing.passphrase).digest()
+        _write(changing.path, data if fault == "keeps the old passphrase" else new)
+        return blob
+
 
 def _asked(fault: str, secrets: Secrets) -> bytearray:
     if fault != "hides that it is locked":
@@ -258,7 +272,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _signature(data: bytes) -> str:
-    return hashlib.sha256(b"signature" + data).hexdigest()[:16]
+    return hashlib.sha256(b"signature" + data[:32]).hexdigest()[:16]  # without the passphrase, which may change
 
 
 def _take(blob: bytes) -> tuple[str, str, str]:

@@ -139,6 +139,20 @@ def test_restore_refuses_names_in_use_and_keys_that_are_there_under_another_name
     restored(home, "one", "--as", "first")
 
 
+def test_a_lost_key_file_comes_back_to_its_entry(home: Path) -> None:
+    generate("work")
+    run("auto", "work")
+    before = KeyStore().load("work")
+    backed_up(home)
+    path = home / "DATA/upcall/keys/work.pem"
+    path.unlink()
+    assert "wrong passphrase" in restored(home, code=os.EX_DATAERR, key_word="wrong")
+    assert files(home) == ["work.toml"]
+    assert "restored work" in restored(home)
+    assert KeyStore().load("work") == before
+    run("add", "work", word=WORD)
+
+
 def test_a_key_that_cannot_be_restored_leaves_nothing_and_others_come_back(home: Path) -> None:
     path, _ = fresh_key(home / "key.pem")
     run("import", "old", "--file", path, "--no-add", word=OLD_WORD)

@@ -22,6 +22,8 @@ from upcall.kernel import keyring
 from upcall.kernel.local import listen
 from upcall.keymodule import GROUP
 from upcall.keys import plugins as modules
+from upcall.keys.replacing import Replacement
+from upcall.keys.store import KeyStore
 from upcall.observe.doctor import broker as broker_checks
 from upcall.observe.doctor import daemon as daemon_checks
 from upcall.observe.doctor.findings import OK, PROBLEM, Finding
@@ -342,6 +344,25 @@ def test_a_key_file_of_another_user_is_reported_and_fixed(key: Path, folder: Pat
 def test_a_lost_key_file_is_reported_with_advice_about_backups(key: Path, folder: Path) -> None:
     key.unlink()
     assert "backup" in the_problem("key-files", Scene(folder), "is not there").remedy
+
+
+def test_an_interrupted_change_of_a_key_is_reported_and_resumed(key: Path, folder: Path) -> None:
+    store = KeyStore(key.parent)
+    replacement = Replacement(store, store.load("work"))
+    replacement.begin()
+    replacement.staged.touch(0o600)
+    finding = the_problem("key-files", Scene(folder), "a change of the key work's passphrase was interrupted")
+    assert finding.command == "upcall key resume"
+    mend(finding)
+    assert not problems("key-files", Scene(folder))
+    assert sorted(path.name for path in key.parent.iterdir()) == ["work.pem", "work.toml"]
+
+
+def test_a_key_file_that_no_key_uses_is_noted(key: Path, folder: Path) -> None:
+    other = key.with_name("other.pem")
+    other.touch(0o600)
+    notes = [finding for finding in found("key-files", Scene(folder)) if finding.state != OK]
+    assert [finding.what for finding in notes] == [f"no key uses {other}"]
 
 
 def test_a_key_file_on_a_mount_that_needs_its_key_is_reported(key: Path, folder: Path, home: Path) -> None:

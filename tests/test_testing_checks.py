@@ -34,6 +34,7 @@ BREAKS: dict[str, tuple[str, str]] = {
     "overwrites": ("generate_never_overwrites_a_file", "was not refused"),
     "readable by others": ("what_it_writes_is_for_its_owner_only", "mode 0644"),
     "leaves a file when it fails": ("a_key_that_cannot_be_made_leaves_no_file", "left a key file behind"),
+    "keeps the old passphrase": ("a_changed_passphrase_opens_the_same_key", "wrong passphrase"),
     "one key for all": ("another_key_cannot_unwrap_what_it_wrapped", "was not refused"),
     "forgets to answer": ("keys_of_every_size_come_back", "wrap gave a NoneType for 33 bytes"),
     "answers with another type": ("keys_of_every_size_come_back", "wrap gave a bytearray for 33 bytes"),

@@ -333,18 +333,19 @@ def _restore(key: Kept, secrets_of: SecretsOf) -> None:
     """Restores one key, or leaves everything as it was. ModuleFailed, Refused, UsageError, NoPassphrase, OSError."""
     store = KeyStore()
     with changing(store, key.name):
-        if key.name in store.names():
-            if not _is_same(store.load(key.name), key):
-                store.check_free(key.name)
+        present = store.load(key.name) if key.name in store.names() else None
+        if present is not None and _is_same(present, key):
             output.done(f"{key.name} is there already")
             return
+        if present is not None and not _is_lost(present, key):
+            store.check_free(key.name)
         _check_new(store, key)
     module = load(key.entry.module)
     with contextlib.closing(secrets_of(key)) as secrets:
         if key.file is None:
             _restore_entry(store, module, key, secrets)
         else:
-            _restore_file(store, module, key, key.file, secrets)
+            _restore_file(store, module, key, key.file, secrets, present)
     output.done(f"restored {key.name}; `upcall key add {key.name}` adds it")
 
 
@@ -360,6 +361,12 @@ def _is_same(entry: Entry, key: Kept) -> bool:
     if entry.path is None or key.file is None:
         return entry.path is None and key.file is None
     return _holds(Path(entry.path), key.file)
+
+
+def _is_lost(entry: Entry, key: Kept) -> bool:
+    """Returns whether it is the same key, and its file is not there any more."""
+    same = (entry.module, entry.signature) == (key.entry.module, key.entry.signature)
+    return same and entry.path is not None and key.file is not None and not os.path.lexists(entry.path)
 
 
 def _holds(path: Path, content: bytes) -> bool:
@@ -378,8 +385,11 @@ def _restore_entry(store: KeyStore, module: KeyModule, key: Kept, secrets: CliSe
     _save(store, key, entry, secrets)
 
 
-def _restore_file(store: KeyStore, module: KeyModule, key: Kept, file: bytes, secrets: CliSecrets) -> None:
-    """Restores a key with its file, at another place as a rule: so the key module takes it in anew."""
+def _restore_file(
+    store: KeyStore, module: KeyModule, key: Kept, file: bytes, secrets: CliSecrets, lost: Entry | None
+) -> None:
+    """Restores a key with its file, at another place as a rule: so the key module takes it in anew. `lost`: its entry,
+    if only its file is missing."""
     entry, importer = key.entry, importer_of(module, key.entry.module)
     path = _free_path(store, key, file)
     there = path.exists()  # with this content: of a command that was killed
@@ -393,20 +403,35 @@ def _restore_file(store: KeyStore, module: KeyModule, key: Kept, file: bytes, se
         open_and_prove(module, enrolled, secrets, making.limits)
         source = entry.source if secrets.kept or not _takes_passphrase(entry) else "none"
         blob = None if source == COMPAT else enrolled.blob
-        _save(store, key, entry._replace(path=str(path), blob=blob, source=source, own_file=True), secrets)
+        _save(store, key, entry._replace(path=str(path), blob=blob, source=source, own_file=True), secrets, lost)
     except BaseException:
-        if not there and key.name not in store.names():
+        if not there and (lost is not None or str(path) not in _paths(store)):
             path.unlink(missing_ok=True)
         raise
 
 
-def _save(store: KeyStore, key: Kept, entry: Entry, secrets: CliSecrets) -> None:
+def _paths(store: KeyStore) -> set[str | None]:
+    found: set[str | None] = set()
+    for name in store.names():
+        with contextlib.suppress(UpcallError, OSError):
+            found.add(store.load(name).path)
+    return found
+
+
+def _save(store: KeyStore, key: Kept, entry: Entry, secrets: CliSecrets, lost: Entry | None = None) -> None:
+    """Saves the entry, in place of `lost`, and its passphrase. FileExistsError; BlockingIOError."""
     with changing(store):
         _check_new(store, key)
-        store.check_free(entry.name)
+        if lost is None:
+            store.check_free(entry.name)
+        elif store.load(entry.name) != lost:
+            raise BlockingIOError(errno.EAGAIN, "another command has changed it meanwhile: try again", entry.name)
         if entry.source == "keyring" and secrets.kept:
             store_in_keyring(entry.signature, secrets.kept)
-        store.save(entry)
+        if lost is None:
+            store.save(entry)
+        else:
+            store.replace(entry._replace(auto=lost.auto))
 
 
 def _free_path(store: KeyStore, key: Kept, file: bytes) -> Path:

@@ -18,7 +18,7 @@ from upcall_pkcs11 import module
 from upcall_pkcs11.softhsm import LIBRARY, PIN, SoftHsm, TypedPins, making, missing
 
 from upcall.core.errors import ModuleFailed, UsageError
-from upcall.keymodule import Limits
+from upcall.keymodule import Changing, Limits
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -183,6 +183,41 @@ def a_library_keeps_the_path_that_it_was_named_by(hsm: SoftHsm) -> None:
     assert f"module-path={other}".encode() in again.blob  # not what the link leads to today
 
 
+def the_pin_of_a_token_is_changed_for_all_its_keys(hsm: SoftHsm) -> None:
+    enrolled, other = hsm.new_key(label="one"), hsm.new_key(label="two")
+    new = bytearray(b"another-pin")
+    secrets = TypedPins()
+    assert module.change_passphrase(enrolled.signature, enrolled.blob, changing(new, secrets)) == enrolled.blob
+    assert secrets.verdicts == [True]
+    for key in (enrolled, other):
+        handle = module.open(key.signature, key.blob, TypedPins(bytes(new)))
+        assert handle.unwrap(handle.wrap(b"x" * 16)) == b"x" * 16
+        handle.close()
+    secrets = TypedPins()
+    with fails("the PIN was wrong"):
+        module.change_passphrase(enrolled.signature, enrolled.blob, changing(new, secrets))
+    assert secrets.verdicts == [False]
+
+
+def a_pin_that_the_token_does_not_take_is_refused(hsm: SoftHsm) -> None:
+    enrolled = hsm.new_key()
+    with pytest.raises(UsageError, match="does not take a PIN of 2 characters"):
+        module.change_passphrase(enrolled.signature, enrolled.blob, changing(bytearray(b"12"), TypedPins()))
+    handle = module.open(enrolled.signature, enrolled.blob, TypedPins())
+    assert handle.unwrap(handle.wrap(b"x" * 16)) == b"x" * 16
+    handle.close()
+
+
+def a_pin_in_a_file_is_not_changed(hsm: SoftHsm) -> None:
+    enrolled = hsm.new_key(with_pin=True)
+    with pytest.raises(UsageError, match=f"its PIN is read from {hsm.pin_file}"):
+        module.change_passphrase(enrolled.signature, enrolled.blob, changing(bytearray(b"another"), TypedPins()))
+
+
+def changing(new: bytearray, secrets: TypedPins) -> Changing:
+    return Changing(Path(), new, "none", secrets)
+
+
 # --- the tests: each runs in a process of its own -----------------------------------------------------------------
 
 
@@ -197,6 +232,9 @@ def a_library_keeps_the_path_that_it_was_named_by(hsm: SoftHsm) -> None:
         generated_keys_cannot_be_extracted_and_do_not_sign,
         a_path_that_is_no_library_is_refused,
         a_library_keeps_the_path_that_it_was_named_by,
+        the_pin_of_a_token_is_changed_for_all_its_keys,
+        a_pin_that_the_token_does_not_take_is_refused,
+        a_pin_in_a_file_is_not_changed,
     ],
     ids=lambda work: work.__name__,
 )

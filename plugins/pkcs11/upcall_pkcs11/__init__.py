@@ -9,7 +9,7 @@ from __future__ import annotations
 from pkcs11 import ObjectClass
 
 from upcall.core.errors import ModuleFailed, PeerError
-from upcall.keymodule import API, Enrolled, Making, Parameter, Secrets
+from upcall.keymodule import API, Changing, Enrolled, Making, Parameter, Secrets
 from upcall_pkcs11 import enrolment, objects
 from upcall_pkcs11.blob import Blob, Flags, take_blob
 from upcall_pkcs11.handle import Handle, pins_for
@@ -25,12 +25,13 @@ _TOUCH = Parameter("touch", "Whether the token waits for a touch.", "no", choice
 
 
 class Pkcs11Module:
-    """A KeyModule, KeyMaker and KeyImporter for keys in PKCS #11 tokens. Thread-safe."""
+    """A KeyModule, KeyMaker, KeyImporter and PassphraseChanger for keys in PKCS #11 tokens. Thread-safe."""
 
     name = "pkcs11"
     api = API
     suffix = ""
     takes_passphrase = False
+    changes = "PIN"
     parameters: tuple[Parameter, ...] = (
         Parameter("uri", _URI),
         Parameter("type", "Kind of key.", "rsa", choices=("rsa", "ec")),
@@ -68,6 +69,15 @@ class Pkcs11Module:
     def import_key(self, making: Making, /) -> Enrolled:
         """Imports a key pair that is in the token, where it stays. ModuleFailed, UsageError, Refused."""
         return enrolment.import_key(making)
+
+    def change_passphrase(self, signature: str, blob: bytes, changing: Changing, /) -> bytes:
+        """Changes the token's user PIN, which all its keys share. The token does it at once, or not at all."""
+        handle = self.open(signature, blob, changing.secrets)
+        try:
+            handle.change_pin(changing.passphrase)
+        finally:
+            handle.close()
+        return blob
 
 
 def _public(token: Token, told: Blob, signature: str, secrets: Secrets) -> PublicKey:

@@ -8,7 +8,7 @@ import pkcs11
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pkcs11 import ObjectClass
 
-from upcall.core.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed, UsageError
 from upcall.keymodule import MAX_KEY, Secrets
 from upcall_pkcs11 import objects
 from upcall_pkcs11.blob import Flags, Scheme
@@ -92,6 +92,17 @@ class Handle:
                 raise ModuleFailed(f"{self._uri}: the token has {len(found)} such private keys")
             self._private, self._era = found[0], self._token.era  # type: ignore[assignment]
         return self._private  # type: ignore[return-value]
+
+    def change_pin(self, new: bytearray) -> None:
+        """Changes the token's user PIN. UsageError if the token does not take the new one; ModuleFailed."""
+        if self._uri.pin_file is not None:
+            raise UsageError(
+                f"{self._token}: its PIN is read from {self._uri.pin_file}: change both with its own tool"
+            )
+        try:
+            self._token.change_pin(self._pins, new)
+        except Lost:
+            raise ModuleFailed(f"{self._token}: was taken out, or its session was lost") from None
 
     def stale(self) -> bool:
         """Returns whether the token is known to be removed. Opening the key again then fails, or finds the token."""

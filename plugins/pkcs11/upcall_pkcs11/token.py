@@ -11,7 +11,7 @@ from types import TracebackType
 
 import pkcs11
 
-from upcall.core.errors import ModuleFailed
+from upcall.core.errors import ModuleFailed, UsageError
 from upcall_pkcs11.library import Library, TokenName, name_of_token
 from upcall_pkcs11.pins import Pins
 
@@ -30,6 +30,7 @@ _GONE = (
     pkcs11.UserNotLoggedIn,
 )
 _UNCLEAR = (pkcs11.GeneralError, pkcs11.FunctionFailed)  # SoftHSM: wrong OAEP padding, or a lost token
+_UNFIT = (pkcs11.PinInvalid, pkcs11.PinLenRange)  # a new PIN: C_SetPIN
 _WRONG_PIN = (pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange)
 
 
@@ -178,6 +179,36 @@ class Token:
                 self._try_pin(pin, pins)
             finally:
                 pin[:] = bytes(len(pin))
+
+    def change_pin(self, pins: Pins, new: bytearray) -> None:
+        """Changes the user PIN by C_SetPIN. Lost; Refused by `pins`; ModuleFailed if the present PIN is wrong;
+        UsageError if the token does not take the new one."""
+        with self._logging_in:
+            with self.library.lock:
+                prompt = self._prompt(pins)
+            pin = pins.pin(self.id, prompt)
+            try:
+                with self.session(writing=True) as session:
+                    failure = self._try_change(session, pin, new)
+            finally:
+                pin[:] = bytes(len(pin))
+            pins.verdict(self.id, failure is None)
+            if failure is not None:
+                raise failure
+
+    def _try_change(self, session: pkcs11.Session, pin: bytearray, new: bytearray) -> ModuleFailed | None:
+        """Calls C_SetPIN once. Returns why the present PIN was refused; None if it was not."""
+        try:
+            session.set_pin(_Pin(pin), _Pin(new))  # type: ignore[arg-type] # it only encodes them
+        except pkcs11.PinIncorrect:
+            self._wrong += 1
+            return ModuleFailed(f"{self}: the PIN was wrong{self._tries_left()}")
+        except pkcs11.PinLocked:
+            self._wrong, self._pin_locked = self._wrong + 1, True
+            return self._locked()
+        except _UNFIT:
+            raise UsageError(f"{self}: does not take a PIN of {len(new)} characters, or not of these") from None
+        return None
 
     def _is_logged_in(self) -> bool:
         with self.library.lock:

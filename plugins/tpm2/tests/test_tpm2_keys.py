@@ -21,6 +21,7 @@ from upcall_tpm2.swtpm import SoftwareTpm, missing
 from upcall.core.errors import ModuleFailed, Refused, UsageError
 from upcall.keymodule import (
     API,
+    Changing,
     Closable,
     Enrolled,
     KeyHandle,
@@ -482,3 +483,48 @@ def test_a_key_file_of_the_tpm_is_written_back_the_same(generate: Generate, path
     generate(pcrs="sha256:0,23", pin="yes")
     key: KeyFile = take_key_file(path.read_bytes())
     assert pack_key_file(key) == path.read_bytes()
+
+
+# --- another PIN -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [{"pin": "yes"}, {"pcrs": "sha256:7", "pin": "yes"}], ids=["PIN", "PIN and PCRs"])
+def test_another_pin_opens_the_same_key(
+    generate: Generate, told: GivenSecrets, path: Path, kind: dict[str, str]
+) -> None:
+    key = generate(**kind)
+    wrapped = open_key(key, told).wrap(KEY)
+    before, new = path.read_bytes(), path.with_name("new")
+    changing = Changing(new, bytearray(b"31415"), "none", told)
+    assert module.change_passphrase(key.signature, key.blob, changing) == key.blob
+    assert path.read_bytes() == before
+    assert stat.S_IMODE(new.stat().st_mode) == 0o600
+    new.replace(path)
+    again = module.open(key.signature, key.blob, GivenSecrets(pin=b"31415"))
+    assert again.unwrap(wrapped) == KEY
+    with pytest.raises(ModuleFailed, match="wrong PIN"):
+        open_key(key, told)
+
+
+def test_a_wrong_pin_changes_nothing(generate: Generate, told: GivenSecrets, path: Path) -> None:
+    key, new = generate(pin="yes"), path.with_name("new")
+    wrong = GivenSecrets(pin=b"0000")
+    with pytest.raises(ModuleFailed, match="wrong PIN"):
+        module.change_passphrase(key.signature, key.blob, Changing(new, bytearray(b"31415"), "none", wrong))
+    assert wrong.verdicts == [(f"tpm2 {path}", False)]
+    assert not new.exists()
+    open_key(key, told)
+
+
+def test_a_key_without_a_pin_and_a_pin_that_is_too_short_are_refused(
+    generate: Generate, told: GivenSecrets, path: Path
+) -> None:
+    new = path.with_name("new")
+    key = generate()
+    with pytest.raises(ModuleFailed, match="was made without a PIN"):
+        module.change_passphrase(key.signature, key.blob, Changing(new, bytearray(b"31415"), "none", told))
+    path.unlink()
+    key = generate(pin="yes")
+    with pytest.raises(UsageError, match="a PIN of 2 bytes"):
+        module.change_passphrase(key.signature, key.blob, Changing(new, bytearray(b"12"), "none", told))
+    assert not new.exists()

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.keywrap import (
 )
 
 from upcall.core.errors import ModuleFailed, PeerError, UsageError
-from upcall.keymodule import API, Enrolled, Limits, Making, Parameter, Secrets
+from upcall.keymodule import API, Changing, Enrolled, Limits, Making, Parameter, Secrets
 from upcall.keys.base import FileHandle, check_clear
 from upcall.keys.private_file import Fingerprint, read_private, write_new
 from upcall_tpm2.blob import Blob, check_tcti, pack_blob, take_blob
@@ -84,12 +84,13 @@ class Handle(FileHandle):
 
 
 class Tpm2Module:
-    """A KeyModule, KeyMaker and KeyImporter for keys sealed by a TPM 2.0. Thread-safe."""
+    """A KeyModule, KeyMaker, KeyImporter and PassphraseChanger for keys sealed by a TPM 2.0. Thread-safe."""
 
     name = "tpm2"
     api = API
     suffix = ".tss2"
     takes_passphrase = False
+    changes = "PIN"
     parameters: tuple[Parameter, ...] = (
         _TCTI,
         Parameter("pcrs", "Opens only while these PCRs hold what they hold now: sha256:7, say.", ""),
@@ -99,13 +100,7 @@ class Tpm2Module:
     import_parameters: tuple[Parameter, ...] = (_TCTI,)
 
     def open(self, signature: str, blob: bytes, secrets: Secrets, /) -> Handle:
-        try:
-            told = take_blob(blob)
-        except PeerError as error:
-            raise ModuleFailed(str(error)) from error
-        key, found = _read(told.path)
-        if (theirs := signature_of(key)) != signature:
-            raise ModuleFailed(f"{told.path}: holds the key {theirs}, the auth token is for {signature}")
+        told, key, found = _take(signature, blob)
         unsealed, _ = _unseal(told.path, told.tcti, key, told.parent, secrets)
         return Handle(unsealed, told.path, found)
 
@@ -140,6 +135,31 @@ class Tpm2Module:
         _wipe(unsealed)
         return Enrolled(signature_of(key), pack_blob(Blob(path, tcti, name)), _describe(key))
 
+    def change_passphrase(self, signature: str, blob: bytes, changing: Changing, /) -> bytes:
+        """Changes the PIN: the TPM seals the same key anew, which keeps its PCRs and its signature."""
+        told, key, _ = _take(signature, blob)
+        if not key.pin:
+            raise ModuleFailed(f"{told.path}: was made without a PIN, and cannot get one: make another key")
+        _check_pin(changing.passphrase)
+        new = _by_pin(told.path, told.tcti, changing.secrets, lambda pin: _change_pin(told, key, pin, changing))
+        try:
+            write_new(changing.path, pack_key_file(new))
+        except OSError as error:
+            raise ModuleFailed(f"{changing.path}: {error.strerror}") from error
+        return blob
+
+
+def _take(signature: str, blob: bytes) -> tuple[Blob, KeyFile, Fingerprint]:
+    """Reads the key file that a blob names, and verifies that it holds the key of this signature. ModuleFailed."""
+    try:
+        told = take_blob(blob)
+    except PeerError as error:
+        raise ModuleFailed(str(error)) from error
+    key, found = _read(told.path)
+    if (theirs := signature_of(key)) != signature:
+        raise ModuleFailed(f"{told.path}: holds the key {theirs}, the auth token is for {signature}")
+    return told, key, found
+
 
 # --- the TPM -------------------------------------------------------------------------------------------------
 
@@ -173,6 +193,11 @@ def _unseal(path: str, tcti: str, key: KeyFile, trusted: bytes | None, secrets: 
     it: not during its lock-out. ModuleFailed, Refused."""
     if not key.pin:
         return _ask(tcti, lambda chip: chip.unseal(key, trusted, None), _drop)
+    return _by_pin(path, tcti, secrets, lambda pin: _unseal_by(tcti, key, trusted, pin))
+
+
+def _by_pin(path: str, tcti: str, secrets: Secrets, work: Callable[[bytearray], T]) -> T:
+    """Calls `work` with the key's PIN, and reports whether the TPM has accepted it. ModuleFailed, Refused."""
     lockout = _ask(tcti, Chip.lockout)
     lockout.check(tcti)
     token = _token(path)
@@ -180,14 +205,14 @@ def _unseal(path: str, tcti: str, key: KeyFile, trusted: bytes | None, secrets: 
     try:
         if not 1 <= len(pin) <= MAX_PIN:  # certainly wrong: avoids an attempt that the TPM counts
             raise WrongPin(f"{path}: wrong PIN")
-        unsealed = _unseal_by(tcti, key, trusted, pin)
+        result = work(pin)
     except WrongPin as error:
         secrets.verdict(token, False)
         raise WrongPin(f"{error}{_tries_left(tcti)}") from None
     finally:
         _wipe(pin)
     secrets.verdict(token, True)
-    return unsealed
+    return result
 
 
 def _unseal_by(tcti: str, key: KeyFile, trusted: bytes | None, pin: bytearray) -> tuple[bytearray, bytes]:
@@ -202,6 +227,20 @@ def _unseal_by(tcti: str, key: KeyFile, trusted: bytes | None, pin: bytearray) -
             _wipe(own)
 
     return _ask(tcti, work, _drop)
+
+
+def _change_pin(told: Blob, key: KeyFile, pin: bytearray, changing: Changing) -> KeyFile:
+    """Changes the PIN, with copies of both, as above."""
+    old, new = bytearray(pin), bytearray(changing.passphrase)
+
+    def work(chip: Chip) -> KeyFile:
+        try:
+            return chip.change_pin(key, told.parent, old, new)
+        finally:
+            _wipe(old)
+            _wipe(new)
+
+    return _ask(told.tcti, work)
 
 
 def _drop(unsealed: tuple[bytearray, bytes]) -> None:
@@ -235,11 +274,18 @@ def _tries_left(tcti: str) -> str:
 
 def _new_pin(path: str, secrets: Secrets) -> bytearray:
     pin = secrets.pin(_token(path), f"New PIN of the TPM key {Path(path).name}")
-    if not MIN_PIN <= len(pin) <= MAX_PIN or pin.endswith(b"\0"):
-        size = len(pin)
+    try:
+        _check_pin(pin)
+    except UsageError:
         _wipe(pin)
-        raise UsageError(f"a PIN of {size} bytes: {MIN_PIN} to {MAX_PIN} are possible")
+        raise
     return pin
+
+
+def _check_pin(pin: bytearray) -> None:
+    """UsageError unless this can be a new PIN."""
+    if not MIN_PIN <= len(pin) <= MAX_PIN or pin.endswith(b"\0"):
+        raise UsageError(f"a PIN of {len(pin)} bytes: {MIN_PIN} to {MAX_PIN} are possible")
 
 
 def _describe(key: KeyFile) -> str:

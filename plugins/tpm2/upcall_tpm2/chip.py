@@ -38,6 +38,7 @@ _CAP_TPM_PROPERTIES = 6
 
 # The current step: determines the meaning of a response code
 _PRIMARY, _PERSISTENT, _UNSEALING = "the storage primary key", "the persistent storage key", "unsealing"
+_CHANGING = "changing the PIN"
 _LOADING, _LOADING_OURS = "loading a key", "loading our key"  # ours: made under this storage key
 
 _turn = threading.Lock()
@@ -125,16 +126,7 @@ class Chip:
     def unseal(self, sealed: KeyFile, trusted: bytes | None, pin: bytearray | None) -> tuple[bytearray, bytes]:
         """Unseals a key. Returns it, for the caller to wipe, and the storage key's name, which must equal `trusted`
         unless that is None. WrongPin."""
-        storage, name = self.storage_key(sealed.parent)
-        if trusted is not None and name != trusted:
-            raise self._foreign()
-        with self._doing(_LOADING if trusted is None else _LOADING_OURS):
-            public = self._tss.TPM2B_PUBLIC.unmarshal(sealed.public)[0]
-            private = self._tss.TPM2B_PRIVATE.unmarshal(sealed.private)[0]
-            loaded = self._esys.load(storage, private, public)
-        self._flush_later(loaded)
-        if pin is not None:
-            self._esys.tr_set_auth(loaded, bytes(pin))
+        storage, name, loaded = self._load(sealed, trusted, pin)
         session = self._session(storage, self._tss.TPM2_SE.POLICY if sealed.pcrs else self._tss.TPM2_SE.HMAC)
         self._flush_later(session)
         if sealed.pcrs is not None:
@@ -147,6 +139,29 @@ class Chip:
             _wipe(key)
             raise ModuleFailed(f"{self._where}: what was sealed has not the {KEY} bytes of a key")
         return key, name
+
+    def change_pin(self, sealed: KeyFile, trusted: bytes, pin: bytearray, new: bytearray) -> KeyFile:
+        """Returns the same sealed key with another PIN. `trusted`: the storage key's name. WrongPin."""
+        storage, _, loaded = self._load(sealed, trusted, pin)
+        session = self._session(storage, self._tss.TPM2_SE.HMAC)
+        self._flush_later(session)
+        with self._doing(_CHANGING):
+            made = self._esys.object_change_auth(loaded, storage, self._tss.TPM2B_AUTH(bytes(new)), session1=session)
+        return sealed._replace(private=bytes(made.marshal()))
+
+    def _load(self, sealed: KeyFile, trusted: bytes | None, pin: bytearray | None) -> tuple[Any, bytes, Any]:
+        """Loads a sealed key. Returns the storage key, its name, and the key, which has the PIN for its next use."""
+        storage, name = self.storage_key(sealed.parent)
+        if trusted is not None and name != trusted:
+            raise self._foreign()
+        with self._doing(_LOADING if trusted is None else _LOADING_OURS):
+            public = self._tss.TPM2B_PUBLIC.unmarshal(sealed.public)[0]
+            private = self._tss.TPM2B_PRIVATE.unmarshal(sealed.private)[0]
+            loaded = self._esys.load(storage, private, public)
+        self._flush_later(loaded)
+        if pin is not None:
+            self._esys.tr_set_auth(loaded, bytes(pin))
+        return storage, name, loaded
 
     def _fulfil(self, pcrs: Pcrs, values: bytes, session: Any, pin: bool) -> None:
         with self._doing("the policy", pcrs=pcrs):
@@ -203,7 +218,7 @@ class Chip:
             raise _locked_out(self._where, None)
         if pcrs is not None and code in (_RC_VALUE, _RC_POLICY_FAIL, _RC_PCR_CHANGED):
             raise ModuleFailed(f"{self._where}: the PCRs {pcrs} are not what they were when the key was sealed")
-        if what == _UNSEALING and code in (_RC_AUTH_FAIL, _RC_BAD_AUTH):
+        if what in (_UNSEALING, _CHANGING) and code in (_RC_AUTH_FAIL, _RC_BAD_AUTH):
             raise WrongPin(f"{self._where}: wrong PIN")
         if what == _LOADING_OURS and code == _RC_INTEGRITY:
             raise ModuleFailed(f"{self._where}: the sealed part of the key file is damaged")

@@ -13,6 +13,7 @@ from upcall import config
 from upcall.core.errors import PeerError, UpcallError, UsageError
 from upcall.kernel import keyring
 from upcall.keys import plugins as modules
+from upcall.keys.replacing import leftovers
 from upcall.keys.store import COMPAT, SUFFIX, Entry, KeyStore
 from upcall.observe.doctor.findings import Finding, note, ok, problem
 from upcall.observe.doctor.system import Scene
@@ -33,7 +34,26 @@ def files(scene: Scene) -> Iterator[Finding]:
     mounts = OwnMounts(keyring, scene.at("/proc/self/mountinfo"))
     for name in store.names():
         found += _entry(store, name, mounts)
+    found += _leftovers(store)
     yield from found or [ok(f"{len(store.names())} keys in {store.directory}, and their files are private")]
+
+
+def _leftovers(store: KeyStore) -> Iterator[Finding]:
+    """Checks for what interrupted commands have left: records, temporary files, and key files that no key uses."""
+    for left in leftovers(store):
+        remedy = "finish or undo it" if left.name else "remove it"
+        yield problem(f"{left.what}: {left.path}", remedy, "upcall key resume")
+    entries = []
+    for name in store.names():
+        try:
+            entries.append(store.load(name))
+        except (UpcallError, OSError):
+            return  # reported by `_entry`; it may use any file
+    used = {entry.path for entry in entries}
+    for path in sorted(store.directory.iterdir()):
+        if path.suffix != SUFFIX and not path.name.startswith(".") and str(path) not in used and path.is_file():
+            remedy = "repeat the command that was to make it, or import it (upcall key import), or delete it"
+            yield note(f"no key uses {path}", remedy)
 
 
 def _entry(store: KeyStore, name: str, mounts: OwnMounts) -> Iterator[Finding]:
@@ -69,7 +89,11 @@ def _private(path: Path, what: str) -> Iterator[Finding]:
         found = path.stat()
     except OSError as error:
         gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
-        remedy = "bring it back from your backup, or forget the key: upcall key remove" if gone else ""
+        remedy = (
+            "bring it back from your backup (upcall key restore), or forget the key (upcall key remove)"
+            if gone
+            else ""
+        )
         yield problem(f"{shown} {'is not there' if gone else error.strerror}", remedy)
         return
     forbidden, mode = (0o022, "0700") if stat.S_ISDIR(found.st_mode) else (0o077, "0600")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from upcall.core.errors import ModuleFailed, UsageError
-from upcall.keymodule import API, MAX_BLOB, KeyImporter, KeyMaker, Parameter
+from upcall.keymodule import API, MAX_BLOB, Changing, KeyImporter, KeyMaker, Parameter, PassphraseChanger
 from upcall.keys.plugins import is_alias
 from upcall.protocols.ecryptfs.packets import is_signature
 from upcall.testing.subject import (
@@ -18,6 +18,7 @@ from upcall.testing.subject import (
     FAILED,
     Check,
     ContractBroken,
+    Made,
     NotApplicable,
     Subject,
     expect,
@@ -129,6 +130,42 @@ def a_key_that_cannot_be_made_leaves_no_file(subject: Subject) -> None:
     expect(error is None or not path.exists(), f"generate failed ({type(error).__name__}), and left a key file behind")
 
 
+def a_changed_passphrase_opens_the_same_key(subject: Subject) -> None:
+    """Changes the passphrase or PIN of another key, so that a token's PIN is not changed for others: by the module's
+    `change_passphrase`, and puts the new file in the old one's place as upcall does."""
+    module = subject.made.module
+    if not isinstance(module, PassphraseChanger):
+        raise NotApplicable("it changes no passphrases")
+    maker = _writes_files(subject)
+    made = subject.another()
+    word, pin = made.passphrase, made.pin
+    if made.file is None or not (word if maker.takes_passphrase else pin):
+        raise NotApplicable("this key has no passphrase")
+    if not maker.takes_passphrase and not _asks_for_a_pin(subject, made):
+        raise NotApplicable("it asks for no PIN")
+    expect(isinstance(module, KeyImporter), "it changes passphrases of key files, and cannot import the new file")
+    new, staged, before = bytes(reversed(word or pin)) + b"1", made.file.with_name(".new"), made.file.read_bytes()
+    with Subject(made, subject.folder) as second:
+        wrapped = second.open().wrap(b"0123456789abcdef")
+    changing = Changing(staged, bytearray(new), "ask" if maker.takes_passphrase else "none", made.told())
+    blob = module.change_passphrase(made.signature, made.blob, changing)
+    expect(made.file.read_bytes() == before, "change_passphrase has changed the present file: upcall replaces it")
+    expect(staged.exists(), "change_passphrase has not written `changing.path`")
+    _check_private(staged)
+    expect(new not in blob, "the new passphrase stands in the blob")
+    staged.replace(made.file)
+    changed = made._replace(blob=blob, passphrase=new) if word else made._replace(blob=blob, pin=new)
+    with Subject(changed, subject.folder) as third:
+        expect(third.open().unwrap(wrapped) == b"0123456789abcdef", "with the new passphrase it is another key")
+
+
+def _asks_for_a_pin(subject: Subject, made: Made) -> bool:
+    told = made.told()
+    with Subject(made, subject.folder) as opened:
+        opened.open(told)
+    return bool(told.verdicts)
+
+
 def _writes_files(subject: Subject) -> KeyMaker:
     maker = subject.maker()
     if not maker.suffix:
@@ -145,4 +182,5 @@ CHECKS: tuple[Check, ...] = (
     what_it_writes_is_for_its_owner_only,
     a_key_that_cannot_be_made_leaves_no_file,
     another_key_cannot_unwrap_what_it_wrapped,
+    a_changed_passphrase_opens_the_same_key,
 )
