@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from upcall.async_client import AsyncClient
 from upcall.cli import main
 from upcall.core.errors import Refused
 from upcall.process.control import DaemonControl
@@ -75,3 +77,11 @@ def test_a_wrong_passphrase_is_told_in_the_modules_own_words(
         client.wrap(protected, b"0123456789abcdef")
     assert refused.value.why and refused.value.why in text
     assert refused.value.key == protected
+
+    async def wrap() -> None:
+        async with AsyncClient(broker.folder) as client:
+            await client.wrap(protected, b"0123456789abcdef")
+
+    with pytest.raises(Refused) as again:
+        asyncio.run(wrap())
+    assert (again.value.why, str(again.value)) == (refused.value.why, str(refused.value))

@@ -148,7 +148,7 @@ class Prompts:
     def attach(self, connection: socket.socket, welcome: bytes, /) -> None:
         """Attaches a terminal, which then answers prompts. Refused("no-service") without an agent."""
         if self._agent is None:
-            raise Refused("no-service")
+            raise Refused("no-service", why="the daemon was started with --ask, and without agent in it")
         self._agent.attach(connection, welcome)
 
     # --- one prompt ----------------------------------------------------------------------------------------
