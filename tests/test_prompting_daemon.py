@@ -513,4 +513,4 @@ def test_a_daemon_that_asks_by_pinentry_only_refuses_a_terminal(start: Start) ->
     start("inline", DaemonSettings(prompting=PromptSettings(("pinentry",))))
     with Typist(["-m", "upcall", "prompt"]) as typist:
         typist.expect("no-service")
-        assert typist.ended() == os.EX_TEMPFAIL
+        assert typist.ended() == os.EX_UNAVAILABLE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 
 import click
 
@@ -19,7 +20,8 @@ def command() -> None:
     prompts ends the command. A newer `upcall prompt` replaces an older one.
 
     \b
-    Exit codes: 0 ended here, or another terminal took over; 64 no terminal; 69 there is no daemon, or it has ended.
+    Exit codes: 0 ended here, or another terminal took over; 64 no terminal; 69 there is no daemon, it has ended, or
+    takes no terminal; 129 the terminal was closed.
 
     \b
     Examples:
@@ -41,7 +43,7 @@ def command() -> None:
         except KeyboardInterrupt:
             click.echo(err=True)
         except TerminalGone:
-            pass
+            raise SystemExit(128 + signal.SIGHUP) from None  # SIGHUP may come later than the end of file
         except Ended as error:
             if str(error) != REPLACED:
                 raise NoDaemon(str(error)) from None
