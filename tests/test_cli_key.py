@@ -484,6 +484,19 @@ def test_a_note_says_that_the_kernel_keeps_the_passphrase_until_the_next_boot(
             keyring.unlink(held)
 
 
+def test_unlock_tries_a_passphrase_that_is_given_and_needs_the_file_it_is_kept_in(daemon: Running, home: Path) -> None:
+    right, wrong = home / "right", home / "wrong"
+    for file, text in ((right, "right"), (wrong, "wrong")):
+        file.touch(0o600)
+        file.write_text(text)
+    run("generate", "--bits", "2048", "--passphrase-file", right)
+    run("unlock", "default", "--passphrase-file", wrong, code=os.EX_DATAERR)
+    run("unlock", "default", "--passphrase-file", right)
+    right.unlink()
+    assert f"{right}: No such file" in run("unlock", "default", code=os.EX_NOINPUT).stderr
+    assert f"{right}: No such file" in run("unlock", code=os.EX_NOINPUT).stderr
+
+
 # --- exit codes ---------------------------------------------------------------------------------------------
 
 

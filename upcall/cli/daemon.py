@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Final
@@ -9,10 +10,10 @@ from typing import Final
 import click
 
 from upcall import config
-from upcall.cli import completing
+from upcall.cli import completing, output
 from upcall.cli.parameter_types import EXECUTABLE, Seconds, runtime_option
 from upcall.cli.tracebacks import TRACEBACK
-from upcall.core.errors import UsageError
+from upcall.core.errors import UpcallError, UsageError
 from upcall.daemon.plugin_discovery import found, keys_only, locks
 from upcall.daemon.plugins import Overrides
 from upcall.daemon.prompting.settings import PIN_TIME, PROMPT_TIME, WAYS, PromptSettings
@@ -100,8 +101,8 @@ def command(
     """Run this user's daemon: it answers the broker with this user's keys.
 
     It registers with this user's own broker, otherwise with the system's, and again when the broker restarts. A
-    newer daemon of the same user replaces an older one. It runs in the foreground until SIGTERM or SIGINT, and
-    answers the pending requests before it ends.
+    newer daemon of the same user replaces an older one, and says so on standard error. It runs in the foreground
+    until SIGTERM or SIGINT, and answers the pending requests before it ends.
 
     If there is a system user `upcall`, it runs the machine's daemon; root's daemon then uses root's keys only, and
     has no network.
@@ -137,9 +138,23 @@ def command(
         mounts_directory(),
         show_traceback,
     )
+    _tell_of_another(runtime)
     # Not as text: all users can read arguments, and the settings name keys and files.
     command = startpython.command("upcall.daemon", handed_over(settings))
     os.execve(command[0], command, startpython.cleaned())  # noqa: S606
+
+
+def _tell_of_another(runtime: Path | None) -> None:
+    """Says which daemon of this user the new one replaces, if the broker that it will find has one."""
+    from upcall.process.connection import BrokerConnection
+
+    with (
+        contextlib.suppress(UpcallError, OSError, KeyError, TypeError),
+        BrokerConnection(runtime, timeout=2.0) as broker,
+    ):
+        for other in broker.status()["daemons"]:
+            if other["uid"] == os.geteuid() and not other["leaving"]:
+                output.note(f"this daemon replaces the daemon with pid {other['pid']}, which ends")
 
 
 def _hardening() -> DaemonHardening:

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from upcall.cli import output
 from upcall.client import Client, NoBroker
-from upcall.core.errors import Refused, UpcallError
+from upcall.core.errors import Refused, UpcallError, error_words
 from upcall.kernel import procfs
 from upcall.process import start_python as startpython
 
@@ -108,7 +108,7 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
         self._log = (folder / "log").open("wb")
         self._processes: list[subprocess.Popen[bytes]] = []
         self._signature = ""
-        self._stopped_pids: set[int] = set()
+        self._ending = threading.Event()
 
     def __enter__(self) -> _Stage:
         try:
@@ -128,8 +128,11 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
             self._show_log()
 
     def _close(self) -> None:
-        if self._signature:
-            self._upcall("key", "remove", "demo", "--yes")
+        """Ends the processes, and removes the auth token; also after Ctrl-C, SIGTERM and SIGHUP, wherever that was."""
+        self._ending.set()
+        if (self._folder / "data" / "upcall" / "keys" / "demo.toml").exists():
+            with contextlib.suppress(UpcallError, OSError, subprocess.TimeoutExpired):
+                self._upcall("key", "remove", "demo", "--yes")
         for process in reversed(self._processes):
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGCONT)
@@ -149,6 +152,7 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stderr=self._log,
+            start_new_session=True,  # Ctrl-C is for this process, which ends them in order
         )
         self._processes.append(process)
         return process
@@ -163,6 +167,7 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
             startpython.command("upcall", *arguments),
             env=self._environment,
             stdin=subprocess.DEVNULL,
+            start_new_session=True,
             capture_output=True,
             text=True,
             timeout=60,
@@ -221,8 +226,17 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
         self._say(f"{title}: {now} keys, {2 * now / (time.monotonic() - begun):,.0f} requests/s")
 
     def _requester(self, keys: int, tally: Tally) -> None:
+        try:
+            self._ask_for(keys, tally)
+        except (UpcallError, OSError) as error:
+            if not self._ending.is_set():
+                tally.refusal(error_words(error))
+
+    def _ask_for(self, keys: int, tally: Tally) -> None:
         with Client(self._broker_folder) as client:
             for _ in range(keys):
+                if self._ending.is_set():
+                    return
                 key = secrets.token_bytes(16 + secrets.randbelow(49))
                 first = time.perf_counter()
                 try:
@@ -259,8 +273,9 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
             except Refused as refused:
                 tally.refusal(refused.reason)
                 ended.append(time.monotonic())
-            except (NoBroker, TimeoutError) as error:
-                tally.refusal(str(error))
+            except (UpcallError, OSError) as error:
+                if not self._ending.is_set():
+                    tally.refusal(error_words(error))
 
         threads = [threading.Thread(target=ask) for _ in range(_IN_HAND)]
         for thread in threads:

@@ -14,8 +14,10 @@ from upcall.cli.passphrases import Given, passphrase_options
 from upcall.cli.secrets import CliSecrets
 from upcall.core.errors import UsageError
 from upcall.kernel import keyring
+from upcall.keys.passphrase import from_file, wipe
 from upcall.keys.store import KeyStore
 
+_FILE = "file:"  # prefix of the path of a passphrase's file
 _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 
 
@@ -53,11 +55,13 @@ def lock(name: str | None, as_json: bool) -> None:
 def unlock(name: str | None, as_json: bool, given: Given) -> None:
     """Let the daemon use a key again, given its NAME or signature; all keys in the user keyring if none is given.
 
-    If the passphrase is not stored, it is asked for, tried, and passed to the daemon, even if the key is not
-    locked. The user keyring is not changed: see `upcall key add`.
+    If the passphrase is not stored, it is asked for, tried, and passed to the daemon, even if the key is not locked. A
+    passphrase that is given is tried in any case. A file in which the passphrase is stored must be there. The user
+    keyring is not changed: see `upcall key add`.
 
     \b
-    Exit codes: 0; 64 there is no such key; 65 a passphrase does not open it; 69 there is no daemon.
+    Exit codes: 0; 64 there is no such key; 65 a passphrase does not open it; 66 the file with its passphrase is not
+    there; 69 there is no daemon; 77 that file cannot be read, or other users can.
 
     \b
     Examples:
@@ -72,15 +76,24 @@ def unlock(name: str | None, as_json: bool, given: Given) -> None:
         targets = [_known_to_the_kernel(name)] if name is not None else _all_known()
         unlocked: list[str] = []
         handed_over = 0
+        missing: list[OSError] = []
         for target in targets:
             with contextlib.closing(CliSecrets(given, target.name, target.signature)) as secrets:
-                if target.source in ("ask", None):
+                if target.source in ("ask", None) or given.any():
                     with opened(target, secrets):
                         pass
+                elif target.source.startswith(_FILE):
+                    try:
+                        wipe(from_file(target.source.removeprefix(_FILE)))
+                    except OSError as error:  # the daemon could not read it either; others are unlocked first
+                        missing.append(error)
+                        continue
                 handed_over += secrets.kept is not None
                 if daemon.unlock(target.signature, secrets.kept or bytearray()):
                     unlocked.append(target.signature)
         others = name is None and daemon.unlock_all()  # locks of keys that are not added now
+    if missing:
+        raise missing[0]
     if as_json:
         click.echo(json.dumps({"all": name is None, "unlocked": unlocked}))
     elif unlocked or others:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import click
 
-from upcall.cli import completing, for_terminal
+from upcall.cli import completing, for_terminal, output
 from upcall.cli.parameter_types import OUTCOME, SERVICE, UID
 from upcall.core.errors import PeerError, UpcallError
 from upcall.observe.tail import lines
@@ -24,6 +24,10 @@ from upcall.wire.record import MESSAGE_ID, Record, RecordSource, take_journal, t
 
 JOURNALCTL = "journalctl"
 _HEAD = ("time", "who", "uid", "service", "outcome", "ms", "seq", "handler")
+_NONE = (
+    "there are no records: they are off by default; [log] requests = true in the configuration turns them on, "
+    "or --log-requests journal of `upcall broker` and `upcall daemon`"
+)
 _WIDTHS = (23, 7, 6, 13, 15, 10, 11, 1)
 
 
@@ -82,18 +86,21 @@ def command(
       # upcall log --outcome no-ticket --uid 1000
       $ upcall log --json /var/log/upcall/requests
     """
-    wanted, damaged = _Wanted(uid, service, outcome), 0
+    wanted, damaged, seen = _Wanted(uid, service, outcome), 0, 0
     show = _show_json if as_json else _show_row
     if not as_json:
         click.echo(_row(_HEAD))
     try:
         for found in _journal(follow) if file is None else _file(file, follow):
+            seen += 1
             if found is None:
                 damaged += 1
             elif wanted.fits(found.record):
                 show(found)
     except KeyboardInterrupt:
         pass
+    if not seen:
+        output.note(_NONE if file is None else f"there are no records in {for_terminal(str(file))}")
     if damaged:
         click.echo(f"{damaged} damaged record{'s' if damaged > 1 else ''} passed over", err=True)
 

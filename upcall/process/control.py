@@ -26,7 +26,7 @@ class DaemonControl:
 
     def __init__(self) -> None:
         """NoDaemon if the daemon is not running."""
-        self._path = daemon_socket()
+        self._path = daemon_socket(create=False)
         self._connect().close()
 
     def _connect(self) -> LocalConnection:

@@ -17,25 +17,28 @@ from upcall.core.errors import UsageError
 SYSTEM_FOLDER = Path("/run/upcall")
 
 
-def user_folder() -> Path:
-    """Returns this user's runtime folder, created if necessary, owned by the user and closed to others. UsageError if
-    another user owns it or can write to it; OSError."""
+def user_folder(create: bool = True) -> Path:
+    """Returns this user's runtime folder, owned by the user and closed to others; created if necessary, unless it is
+    only looked for. UsageError if another user owns it or can write to it; OSError."""
     uid = os.geteuid()
     for base in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{uid}"):
         if base == "/run/user/0":
             continue  # removed at root's last logout, while root's daemon serves the machine
         # After su(1) the environment may name another user's folder.
         if base and Path(base).is_dir() and Path(base).stat().st_uid == uid:
-            return own_folder(Path(base) / "upcall", 0o700)
+            return own_folder(Path(base) / "upcall", 0o700, create)
     if uid == 0:
-        return own_folder(SYSTEM_FOLDER / "root", 0o700)
-    return own_folder(Path(f"/tmp/upcall-{uid}"), 0o700)  # noqa: S108 - ownership and mode are checked
+        return own_folder(SYSTEM_FOLDER / "root", 0o700, create)
+    return own_folder(Path(f"/tmp/upcall-{uid}"), 0o700, create)  # noqa: S108 - ownership and mode are checked
 
 
-def own_folder(folder: Path, mode: int) -> Path:
-    """Returns the folder, created with `mode` if necessary. UsageError unless it belongs to this process's user and
-    others cannot write to it. OSError."""
-    folder.mkdir(mode=mode, parents=True, exist_ok=True)
+def own_folder(folder: Path, mode: int, create: bool = True) -> Path:
+    """Returns the folder, created with `mode` if necessary; without `create`, it need not be there. UsageError unless
+    it belongs to this process's user and others cannot write to it. OSError."""
+    if create:
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
+    elif not os.path.lexists(folder):
+        return folder
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise UsageError(f"{folder}: not a folder of our own that only we can write to")
@@ -84,13 +87,14 @@ def find_place(folder: Path | None = None) -> Place:
     UsageError, OSError."""
     if folder is not None:
         return Place(folder)
-    own = Place(user_folder())
+    own = Place(user_folder(create=False))
     return own if own.socket.exists() else Place(SYSTEM_FOLDER)
 
 
-def daemon_socket() -> Path:
-    """Returns the socket of this user's daemon for the user's commands. UsageError, OSError."""
-    return user_folder() / "daemon.sock"
+def daemon_socket(create: bool = True) -> Path:
+    """Returns the socket of this user's daemon for the user's commands. `create`: see `user_folder`. UsageError,
+    OSError."""
+    return user_folder(create) / "daemon.sock"
 
 
 def own_daemon_socket(path: Path) -> Path:

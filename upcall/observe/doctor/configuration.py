@@ -16,8 +16,6 @@ from upcall.protocols.request_key.install.our_file import FILE
 from upcall.protocols.request_key.install.system import REQUEST_KEY
 from upcall.protocols.request_key.key_types import KEY_TYPES
 
-_DEFAULT = "cifs.spnego"  # the default type of `upcall request-key install`
-
 
 def ours(scene: Scene) -> Iterator[Finding]:
     """Checks /etc/upcall and the user's own configuration; reports the first error."""
@@ -53,11 +51,9 @@ def request_key(scene: Scene) -> Iterator[Finding]:
         return
     types = dict.fromkeys((*(installed.types if installed else ()), *scene.system.packaged()))
     if not types:
-        for name in KEY_TYPES:
-            chosen = "" if name == _DEFAULT else "".join(f" --type {one}" for one in KEY_TYPES)
-            yield note(
-                _made(name, standing_of_type(scene.system, name)), "to have upcall answer them", install + chosen
-            )
+        made = "; ".join(_made(name, standing_of_type(scene.system, name)) for name in KEY_TYPES)
+        chosen = "".join(f" --type {name}" for name in KEY_TYPES)
+        yield note(made, "to have upcall answer them, or some of them", install + chosen)
         return
     if why := scene.system.request_key():
         yield problem(f"{REQUEST_KEY} {why}", "the kernel starts it", "apt-get install keyutils")

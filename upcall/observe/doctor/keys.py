@@ -71,7 +71,9 @@ def _entry(store: KeyStore, name: str, mounts: OwnMounts) -> Iterator[Finding]:
         yield from _private(Path(entry.path), f"the file of key {name}")
         yield from _openable(Path(entry.path), f"the file of key {name}", mounts)
     if entry.source.startswith(_FILE):
-        yield from _openable(Path(entry.source.removeprefix(_FILE)), f"the passphrase of key {name}", mounts)
+        word = Path(entry.source.removeprefix(_FILE))
+        yield from _private(word, f"the passphrase of key {name}", _LOST_WORD)
+        yield from _openable(word, f"the passphrase of key {name}", mounts)
 
 
 def _openable(path: Path, what: str, mounts: OwnMounts) -> Iterator[Finding]:
@@ -82,18 +84,18 @@ def _openable(path: Path, what: str, mounts: OwnMounts) -> Iterator[Finding]:
         yield problem(f"{what}, {path}, {WHY}: it needs the key {needs}", remedy)
 
 
-def _private(path: Path, what: str) -> Iterator[Finding]:
-    """Checks that only this user can access the file."""
+_LOST_FILE = "bring it back from your backup (upcall key restore), or forget the key (upcall key remove)"
+_LOST_WORD = "put it there again, with mode 0600: without it, no process can open the key"
+
+
+def _private(path: Path, what: str, lost: str = _LOST_FILE) -> Iterator[Finding]:
+    """Checks that the file is there, and that only this user can access it. `lost`: what to do if it is not there."""
     where, shown = quote(str(path)), f"{what}, {path},"
     try:
         found = path.stat()
     except OSError as error:
         gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
-        remedy = (
-            "bring it back from your backup (upcall key restore), or forget the key (upcall key remove)"
-            if gone
-            else ""
-        )
+        remedy = lost if gone else ""
         yield problem(f"{shown} {'is not there' if gone else error.strerror}", remedy)
         return
     forbidden, mode = (0o022, "0700") if stat.S_ISDIR(found.st_mode) else (0o077, "0600")

@@ -69,7 +69,7 @@ class Scene:
     @functools.cached_property
     def daemon(self) -> StatusAnswer:
         """The daemon's status. UsageError as `place`."""
-        return _asked(daemon_socket(), frozenset({self.uid}), "daemon.status")
+        return _asked(daemon_socket(create=False), frozenset({self.uid}), "daemon.status")
 
     def runtime_option(self) -> str:
         """Returns the option by which a command finds the same broker, with a leading blank; or ""."""

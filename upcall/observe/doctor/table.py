@@ -6,10 +6,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
+from upcall.config import ConfigError
 from upcall.core.errors import UpcallError, error_words
 from upcall.observe.doctor import broker, daemon, hardening, kernel, keyrings, keys, locking, mounts, plugins, quota
 from upcall.observe.doctor import configuration as configured
-from upcall.observe.doctor.findings import Finding, problem
+from upcall.observe.doctor.findings import Finding, note, problem
 from upcall.observe.doctor.system import Scene
 
 PATIENCE: Final = 10.0  # seconds, the time-out of a check
@@ -69,6 +70,9 @@ def bounded(check: Check, scene: Scene) -> list[Finding]:
         try:
             for finding in check.look(scene):
                 found.append(finding)
+        except ConfigError as error:
+            if check.look is not configured.ours:  # which tells of it, once
+                found.append(note("not looked at, as the configuration is invalid", f"see {error.file}"))
         except (UpcallError, OSError) as error:
             found.append(problem(f"it cannot be looked at: {error_words(error)}"))
         except Exception as error:  # noqa: BLE001 - the other checks must run
@@ -79,4 +83,4 @@ def bounded(check: Check, scene: Scene) -> list[Finding]:
     thread.join(check.patience)
     if thread.is_alive():
         return [*found, problem(f"no result within {check.patience:g} s", "something that it reads hangs")]
-    return found
+    return [*dict.fromkeys(found)]
