@@ -53,7 +53,6 @@ NOT_RUN: dict[str, str] = {
     r"systemctl --user": "tests/kernel/test_units.py",
     r"upcall (mount|umount)\b|echo secret >~/private": "tests/kernel/test_mount.py",
     r"upcall ecryptfs (cat|rewrap)": "tests/kernel/test_rewrap.py",
-    r"upcall daemon &": "tests/kernel/test_cifs.py",
     r"upcall lab ": "tests/test_lab.py",
     r"upcall key restore (?!.*--list)": "tests/test_key_backup.py",
     r"upcall log .*/var/log": "tests/test_cli_log.py",

@@ -34,6 +34,14 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
     assert broken == []
 
 
+@pages
+def test_lines_of_text_are_short(page: Path) -> None:
+    """Rows of tables cannot be broken, nor can links, drawings and what `make docs` writes."""
+    text = re.sub(r"<!-- keys: .*<!-- end of keys -->", "", without_blocks(page), flags=re.DOTALL)
+    long = [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "    ", "<", "!["))]
+    assert long == []
+
+
 def test_the_recording_is_small() -> None:
     assert RECORDING.stat().st_size < 300_000
 
