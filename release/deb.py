@@ -333,6 +333,8 @@ def build(target: Path, version: str | None = None) -> list[Path]:
         if done.returncode:
             raise SystemExit(done.stdout[-8000:])
         made = sorted(Path(folder).glob("*.deb"))
+        for old in target.glob("upcall*_*.deb"):  # `apt install dist/deb/upcall_*.deb` would name both
+            old.unlink()
         return [Path(shutil.copy(path, target / path.name)) for path in made]
 
 

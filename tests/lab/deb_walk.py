@@ -251,8 +251,10 @@ def restarting() -> bool:
 def walk(older: Path, newer: Path) -> None:
     prepare()
     alice, before, pam = person("alice"), inventory(), COMMON.read_text()
-    with step("install"):
-        installed(older)
+    with ssh(alice) as session:
+        with step("install, with somebody logged in"):
+            installed(older)
+        check_login(session, alice)
     check_installed()
     config = Path("/etc/upcall/config.toml")
     config.parent.mkdir(exist_ok=True)
