@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,10 @@ import pytest
 
 from upcall.core.errors import REASONS, Refused
 from upcall.core.messages import Answer, Refusal, Requester
+from upcall.daemon.process import Daemon
 from upcall.kernel.local import listen
 from upcall.kernel.netlink import NetlinkSocket, give_pair, is_control
+from upcall.process.log import EventLog
 from upcall.process.paths import Place
 from upcall.protocols.ecryptfs.packets import Ask, FileKey, pack_ask, pack_file_key
 from upcall.testing.gate import Gate
@@ -372,6 +375,41 @@ def test_a_broker_that_refuses_is_asked_again(folder: Path, start_daemon: StartD
     daemon.logged("it refuses: no-context")
     played.register()
     daemon.logged("daemon-registered")
+
+
+class Unavailable(EventLog):
+    """A log that counts how often no broker could be reached."""
+
+    def __init__(self) -> None:
+        super().__init__("daemon")
+        self.times = 0
+
+    def __call__(self, event: str, /, **fields: object) -> None:
+        self.times += event == "broker-unavailable"
+
+
+def test_a_daemon_looks_for_its_broker_again_until_it_is_registered_once(tmp_path: Path) -> None:
+    """`upcall broker & upcall daemon &`: the daemon may be first. Later it stays with its broker."""
+    system, own, log = Place(tmp_path / "system"), Place(tmp_path / "own"), Unavailable()
+    daemon = Daemon(system, [], log=log, find=lambda: own if own.registration_socket.exists() else system)
+    thread = threading.Thread(target=daemon.run)
+    thread.start()
+    try:
+        until(lambda: log.times or None, "the first try")
+        assert daemon.place == system
+        played = PlayedBroker(own.folder)
+        played.register()
+        assert daemon.place == own
+        own.registration_socket.unlink()
+        for end in (played.listener, played.connection, played.socket, played.far):
+            end.close()
+        until(lambda: log.times > 1 or None, "another try")
+        assert daemon.place == own
+    finally:
+        daemon.stop()
+        daemon.stop()
+        thread.join(PATIENCE)
+    assert not thread.is_alive()
 
 
 def test_a_daemon_closes_the_links_of_brokers_that_have_ended(

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,14 +78,15 @@ def serve_with(settings: DaemonSettings, faults: Sequence[Fault] = ()) -> int:
         "hardening": hardened._asdict(), "locking": locking.report(), "not_added": not_added,
     }  # fmt: skip
     record = _recorder(settings.records, log)
-    place = find_place(settings.folder)
+    find = partial(find_place, settings.folder)
     try:
-        daemon = Daemon(place, [keys, *handlers(settings.plugins.handlers)], control, log, manager, record)
+        serving = [keys, *handlers(settings.plugins.handlers)]
+        daemon = Daemon(find(), serving, control, log, manager, record, find)
         daemon.tracebacks = settings.traceback
         renewing = Renewing(settings.plugins, keys, daemon, log, locking=locking)
         control.on_reload, daemon.on_reload = renewing.ask, renewing.on_hangup
         serve(daemon, hangup)
-        if daemon.replaced and _another_is_registered(place):
+        if daemon.replaced and _another_is_registered(daemon.place):
             return REPLACED
     finally:
         control.close()

@@ -74,13 +74,16 @@ class Daemon:
         log: EventLog | None = None,
         manager: Manager | None = None,
         record: Recorder | None = None,
+        find: Callable[[], Place] | None = None,
     ) -> None:
         """`handlers`: each answers its `services`; a later one replaces an earlier one. `record`: is called for each
-        request. Registers nothing yet."""
+        request. `find`: looks for the broker again, until the first registration; without it, that is `place`.
+        Registers nothing yet."""
         self._record = record
         self.log = log or EventLog("upcall-daemon")
         self._uid = os.getuid()
-        self._place, self._control, self._manager = place, control, manager or Manager({})
+        self.place, self._control, self._manager = place, control, manager or Manager({})
+        self._find = find
         self._handlers = _by_service(handlers)
         self.on_reload: Callable[[], None] = lambda: None  # called in the main thread; must not block
         self._link: BrokerLink | None = None
@@ -142,7 +145,7 @@ class Daemon:
                 return
             if why != told:
                 told = why
-                self.log("broker-unavailable", folder=self._place.folder, why=why)
+                self.log("broker-unavailable", folder=self.place.folder, why=why)
                 self._manager.status(f"no broker: {why}")
             self._pause(pause)
             pause = min(_RETRY_MOST, pause * 2)
@@ -150,7 +153,9 @@ class Daemon:
     def _failed_to_register(self) -> str | None:
         """Tries once. Returns the reason if it fails; then nothing of the link is kept."""
         try:
-            link = BrokerLink(self._place)
+            if self._find is not None:  # a broker of this user's own may have been started after the daemon
+                self.place = self._find()
+            link = BrokerLink(self.place)
             link.take(_HELLO_PATIENCE)
             control = self._control
             with contextlib.nullcontext() if control is None else control.registering(_HELLO_PATIENCE):
@@ -162,6 +167,7 @@ class Daemon:
             return f"it refuses: {error.reason}{_KEY_OF.get(error.reason, '')}"
         except (OSError, UsageError) as error:
             return error_words(error)
+        self._find = None  # the daemon stays with this broker, also when it is restarted
         with self._change:
             self._link = link
             self._change.notify_all()

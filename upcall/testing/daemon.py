@@ -67,7 +67,8 @@ def run(settings: DaemonForTests, _: object) -> None:
         done_listening(hardened)
     record = recorder("upcall-daemon", told.records, log)
     serving = [keys, *map(_handler, settings.handlers), *handlers(told.plugins.handlers)]
-    daemon = Daemon(find_place(told.folder), serving, control, log, manager, record)
+    find_broker = partial(find_place, told.folder)
+    daemon = Daemon(find_broker(), serving, control, log, manager, record, find_broker)
     daemon.tracebacks = told.traceback
     locking = Locking(keys.cache, told.locking, log)
     find = None if found is None else lambda _: _found(found)
