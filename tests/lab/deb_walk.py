@@ -49,8 +49,9 @@ STATE = re.compile(
     r"|/var/lib/(upcall(/.*)?|systemd/deb-systemd-(user-)?helper-(en|mas)[a-z]+(/.*)?)"
 )
 ENVIRONMENT = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8",
-    "DEBIAN_FRONTEND": "noninteractive",
+    # /run/lab/bin: modprobe, by the lab's index of modules
+    "PATH": "/run/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root", "LANG": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive",
 }  # fmt: skip
 CONTENT = "what only its owner may read"
 NAME = "private"
