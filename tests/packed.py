@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from release.build import ROOT, files
+from release.build import ROOT, epoch, files
 
 FOLDER = ROOT / "build" / "deb"
 NEEDED = {"dpkg-buildpackage": "dpkg-dev", "dh": "debhelper", "gcc": "gcc", "pkg-config": "pkg-config"}
@@ -28,8 +28,9 @@ def why_not() -> str:
 
 
 def state() -> str:
-    """What names a state of the work tree, without what is in no package."""
-    known = hashlib.sha256()
+    """What names a state of the work tree, without what is in no package; and the commit's time, which packages have
+    in their version."""
+    known = hashlib.sha256(str(epoch()).encode())
     for name, mode in files():
         if name.startswith(("tests/", "bench/", "fuzz/")):
             continue
