@@ -19,7 +19,7 @@ from upcall.process.log import EventLog
 from upcall.process.logind import LOGOUT
 
 SUFFIX: Final = ".toml"  # of upcall/keys/mounts.py, which is not imported
-_PATIENCE: Final = 30.0  # seconds until a command is killed
+_PATIENCE: Final = 120.0  # seconds until a command is killed
 _PREFERRED: Final = 3.0  # seconds that an event waits for it: logind's delay of sleep is five
 
 
