@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def as_ordinary(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=550,
+            timeout=1800,
             start_new_session=True,
             **ordinary,
         )
@@ -65,6 +66,7 @@ def as_ordinary(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     pytest.skip("an ordinary user can read no Python with what is needed")
 
 
+@pytest.mark.slow
 def test_no_command_answers_hostile_values_with_more_than_a_line_and_an_exit_code(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +159,26 @@ def test_a_closed_pipe_ends_a_command_without_a_word() -> None:
         )
         assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
     os.close(writer)
+
+
+@pytest.mark.parametrize("words", [["-m", "upcall"], ["-c", "from upcall.__main__ import main; main()"]])
+def test_ctrl_c_while_the_program_is_imported_ends_it_without_a_word(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "click.py").write_text("print('importing', flush=True)\ninput()\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{PROJECT}"}
+    command = [sys.executable, *words, "--version"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == -signal.SIGINT  # 130 in a shell
+        assert process.stderr.read() == b""
+
+
+def test_the_installed_program_begins_where_ctrl_c_is_taken_care_of() -> None:
+    [script] = entry_points(group="console_scripts", name="upcall")
+    assert script.value == "upcall.__main__:main"
 
 
 @pytest.mark.parametrize(

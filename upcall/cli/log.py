@@ -78,7 +78,8 @@ def command(
     counted, and so are entries of the journal that another user wrote in the broker's or daemon's name.
 
     \b
-    Exit codes: 0 shown, even if there are no records; 66 there is no such file; 69 journalctl is missing or failed.
+    Exit codes: 0 shown, even if there are no records, and after Ctrl-C with --follow; 66 there is no such file;
+    69 journalctl is missing or failed.
 
     \b
     Examples:
@@ -98,7 +99,8 @@ def command(
             elif wanted.fits(found.record):
                 show(found)
     except KeyboardInterrupt:
-        pass
+        if not follow:
+            raise
     if not seen:
         output.note(_NONE if file is None else f"there are no records in {for_terminal(str(file))}")
     if damaged:

@@ -80,9 +80,21 @@ def run(command: Callable[[], Any]) -> int:
     output.reset()
     _take_standard_streams()
     with _ended_by_signals():
-        code = _caught(command)
+        code = _caught(lambda: _interruptible(command))
         # Buffered output may fail only now. A closed pipe and a full disk are told of, and do not fail again at exit.
         return _caught(_flush) or code
+
+
+def _interruptible(command: Callable[[], Any]) -> Any:
+    """Runs a command, which Ctrl-C ends by KeyboardInterrupt. Before and after it, SIGINT ends the process at once,
+    if upcall/__main__.py has begun it: nothing would catch the exception there."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
+        return command()
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return command()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class OutputClosed(Exception):
