@@ -78,6 +78,31 @@ def commands(block: Block) -> list[Command]:
     return [Command(root, "\n".join(text), output) for root, text, output in found]
 
 
+def walk(name: str, page: Path = ROOT / "README.md") -> list[Command]:
+    """The commands of the page's consoles with `<!-- walk: NAME -->` above them."""
+    text = page.read_text("utf-8")
+    marked = re.finditer(rf"^<!-- walk: {re.escape(name)} -->\n```console\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    found = [Block(page.name, "console", one[1], text.count("\n", 0, one.start(1)) + 1) for one in marked]
+    return [command for block in found for command in commands(block)]
+
+
+def normal(line: str) -> str:
+    """The line without what differs from run to run."""
+    line = re.sub(r"\b[0-9a-f]{16}\b", "SIGNATURE", line)
+    line = re.sub(r"/(?:home/\w+|tmp/upcall-docs-\w+/home)\b", "HOME", line)
+    line = re.sub(r"\d+(?:[.,]\d+)*", "N", line)
+    return re.sub(r"[\s─━═]+", " ", line).strip()
+
+
+def shown(command: Command, output: list[str]) -> str | None:
+    """The first line that the page shows and that did not come; None if all came in order."""
+    rest = iter(normal(line) for line in output)
+    for line in command.output:
+        if line.strip() and line.strip() != "..." and normal(line) not in rest:
+            return line
+    return None
+
+
 def words_of(text: str) -> Iterator[list[str]]:
     """The simple commands of a line of shell, as words without redirections. ValueError if a quote is not closed."""
     lexer = shlex.shlex(text.replace("\\\n", " "), posix=True, punctuation_chars=True)

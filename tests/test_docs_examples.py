@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 import pytest
 
-from tests.documents import PAGES, ROOT, Block, Command, blocks, commands, without_blocks, words_of, wrong_call
+from tests.documents import PAGES, ROOT, Block, Command, blocks, commands, shown, without_blocks, words_of, wrong_call
 from tests.scratch_session import Session, missing, session
 from upcall.cli import main
 from upcall.config.files import Source
@@ -154,23 +154,6 @@ def test_commands_of_a_console_are_parsed(block: Block) -> None:
                 assert name in ("upcall", "pip") or name in ROOTS_PROGRAMS, (
                     f"{block}: {words[0]} is not in ROOTS_PROGRAMS"
                 )
-
-
-def normal(line: str) -> str:
-    """The line without what differs from run to run."""
-    line = re.sub(r"\b[0-9a-f]{16}\b", "SIGNATURE", line)
-    line = re.sub(r"/(?:home/\w+|tmp/upcall-docs-\w+/home)\b", "HOME", line)
-    line = re.sub(r"\d+(?:[.,]\d+)*", "N", line)
-    return re.sub(r"[\s─━═]+", " ", line).strip()
-
-
-def shown(command: Command, output: list[str]) -> str | None:
-    """The first line that the page shows and that did not come; None if all came in order."""
-    rest = iter(normal(line) for line in output)
-    for line in command.output:
-        if line.strip() and line.strip() != "..." and normal(line) not in rest:
-            return line
-    return None
 
 
 @pytest.fixture

@@ -86,6 +86,21 @@ class Session:
         text = told[: found.start()].decode(errors="replace").replace("\r\n", "\n").strip("\n")
         return f"{text}\nended with {code}".lstrip("\n") if code else text
 
+    def type(self, text: str) -> None:
+        os.write(self._write, text.encode())
+
+    def until(self, *words: str) -> str:
+        """Waits for each of these words. Returns what was shown."""
+        told, deadline = b"", time.monotonic() + SLOW
+        while not all(one.encode() in told for one in words):
+            if not select.select([self._read], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise TimeoutError(f"{words}: {told!r}")
+            chunk = os.read(self._read, 4096)
+            if not chunk:
+                raise AssertionError(f"the session has ended: {told!r}")
+            told += chunk
+        return told.decode(errors="replace").replace("\r\n", "\n").strip("\n")
+
     def leave(self) -> None:
         with contextlib.suppress(OSError):
             os.write(self._write, b"exit\n")

@@ -51,7 +51,7 @@ class Terminal:
         uid = person(notice)[0] if self._uid is None else self._uid
         found = sorted(terminals(uid, self._writers, self._devices), key=lambda one: -one.used)
         if not found:
-            raise ModuleFailed(f"uid {uid} has no terminal that takes messages")
+            raise ModuleFailed(f"uid {uid} has no terminal that takes messages; `mesg y` in one allows them")
         # A daemon started on one of these terminals is in the background there: SIGTTOU would stop it (stty tostop).
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
         failures = [self._write(one.path, uid, f"{headline(notice)}: {text}") for one in self._chosen(found)]
