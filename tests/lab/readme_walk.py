@@ -29,6 +29,8 @@ ANSWERS: Mapping[bytes, bytes] = {
     rb"(?i)(passphrase|once more)[^\r\n]*: ?$": f"{PASSPHRASE}\n".encode(),
     rb"(?i)password[^\r\n]*: ?$": f"{PASSWORD}\n".encode(),
 }
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+PROGRESS = re.compile(r"\(Reading database \.\.\. (\d+%)?$|.*\bMaking a key \.\.\.")
 STATUS = {"upcall quota test": {0, 69}}  # 69: not every sink works: no desktop
 CONTENT = "what only its owner may read"
 
@@ -60,8 +62,10 @@ class Walk:
             status, said = 0, run(self.session, text)
         else:
             status, said = split(self.session.say(text, ANSWERS))
+        said = ESCAPES.sub("", said)
         if not one.root:
-            print("".join(f"    {line}\n" for line in said.splitlines()), end="")
+            lines = [line for line in said.splitlines() if not PROGRESS.match(line)]
+            print("".join(f"    {line}\n" for line in lines), end="")
         print(f"    -- {time.monotonic() - began:.1f} s", flush=True)
         assert status in STATUS.get(text, {0}), f"{text}: {status}"
         lacking = shown(one, said.splitlines())
@@ -70,15 +74,18 @@ class Walk:
 
 
 def as_root(text: str) -> tuple[int, str]:
-    """In the clone's folder. Prints all output as it comes, and returns it with the exit status."""
+    """In the clone's folder; apt's question is answered. Prints output as it comes, and returns it with the status."""
     said = []
     with subprocess.Popen(
-        ["timeout", str(4 * SLOW), "sh", "-c", text], env=ENVIRONMENT, cwd=CLONE, stdin=subprocess.DEVNULL,
+        ["timeout", str(4 * SLOW), "sh", "-c", text], env=ENVIRONMENT, cwd=CLONE, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ) as process:  # fmt: skip
-        assert process.stdout is not None
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("y\n")
+        process.stdin.close()
         for line in process.stdout:
-            print(f"    {line}", end="", flush=True)
+            if line.strip() and not PROGRESS.match(line):
+                print(f"    {line}", end="", flush=True)
             said.append(line)
     return process.returncode, "".join(said)
 
