@@ -213,3 +213,15 @@ def test_a_notification_server_that_refuses_is_not_tried_again(bus: str) -> None
             Desktop(lambda: iter([bus])).tell(notice(), "text")
         assert not isinstance(caught.value, TryLater)
         thread.join(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionResetError(), "it closed the connection"),  # as jeepney raises it at end of file
+        (TimeoutError(), "no reply in time"),
+        (FileNotFoundError(2, "No such file or directory"), "No such file or directory"),
+    ],
+)
+def test_an_error_of_the_bus_is_told_in_words(error: OSError, said: str) -> None:
+    assert buses.words(error) == said

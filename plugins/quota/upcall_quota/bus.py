@@ -51,20 +51,24 @@ def _connected(paths: Iterator[str]) -> DBusConnection:
         try:
             sock = prep_socket(path, timeout=PATIENCE)
         except TROUBLE as error:
-            why = f"{path.replace(chr(0), '@')}: {_words(error)}"
+            why = f"{path.replace(chr(0), '@')}: {words(error)}"
             continue
         try:
             with cut_off(PATIENCE, lambda sock=sock: sock):  # type: ignore[misc]
                 return DBusConnection(sock)  # waits for the reply to Hello without a time-out
         except (*TROUBLE, DBusErrorResponse) as error:
             sock.close()
-            why = f"{path.replace(chr(0), '@')}: {_words(error)}"
+            why = f"{path.replace(chr(0), '@')}: {words(error)}"
     raise TryLater(f"no message bus: {why}")
 
 
-def _words(error: BaseException) -> str:
+def words(error: BaseException) -> str:
     """Describes an error without text that a peer has sent."""
-    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, ConnectionError):  # jeepney's, at end of file
+        return "it closed the connection"
+    return "no reply in time" if isinstance(error, TimeoutError) else type(error).__name__
 
 
 def session_buses(environment: Mapping[str, str] = os.environ) -> Iterator[str]:

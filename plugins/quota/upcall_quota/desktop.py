@@ -14,7 +14,7 @@ from jeepney import DBusAddress, DBusErrorResponse, new_method_call
 from upcall.core.errors import ModuleFailed
 from upcall.protocols.quota.notice import BELOW, QuotaNotice, printable
 from upcall.sink import Sink, TryLater
-from upcall_quota.bus import TROUBLE, Bus, session_buses
+from upcall_quota.bus import TROUBLE, Bus, session_buses, words
 from upcall_quota.waiting import key_of
 from upcall_quota.words import CRITICAL, LOW, NORMAL, headline, urgency
 
@@ -43,7 +43,7 @@ class Desktop:
         except TROUBLE as error:
             self.close()
             if not known:
-                raise TryLater(f"the session bus does not answer: {type(error).__name__}") from error
+                raise TryLater(f"the session bus does not answer: {words(error)}") from error
             self.tell(notice, text)
         except DBusErrorResponse as error:
             if error.name in _NOBODY:

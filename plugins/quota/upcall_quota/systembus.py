@@ -13,7 +13,7 @@ from jeepney import DBusAddress, new_signal
 
 from upcall.protocols.quota.notice import TEST, QuotaNotice
 from upcall.sink import Sink, TryLater
-from upcall_quota.bus import TROUBLE, Bus, system_buses
+from upcall_quota.bus import TROUBLE, Bus, system_buses, words
 
 _FROM: Final = DBusAddress("/", interface="com.system.quota.warning")
 
@@ -34,7 +34,7 @@ class Signal:
                 body = (raw.qtype, notice.subject.id, raw.warning, raw.major, raw.minor, notice.cause.uid or 0)
                 bus.send(new_signal(_FROM, "warning", "utuuut", body))
         except TROUBLE as error:
-            raise TryLater(f"the system bus does not answer: {type(error).__name__}") from error
+            raise TryLater(f"the system bus does not answer: {words(error)}") from error
         finally:
             bus.close()
 
