@@ -97,6 +97,7 @@ MODULES_STARTED = {
     "upcall.keys.passphrase": ["0" * 16],
     "upcall.observe.doctor.plugins": ["upcall.key_modules", "openssl", "upcall_rsa:module"],
     "upcall.protocols.quota": ["nonsense"],
+    "upcall.protocols.ecryptfs.mounting": ["nonsense"],
     "upcall.protocols.request_key.explain": [],
     "upcall.install.sessions": ["open"],
     "upcall.testing.checking": ["-1", "/nonexistent"],
@@ -126,6 +127,7 @@ def test_the_units_own_lines_keep_the_option(planted: Planted, folder: Path, com
     """`python -I -m upcall broker` executes another program, which must not see planted paths either."""
     words = [sys.executable, "-I", "-m", "upcall", command, "--runtime", str(folder)]
     words += ["--no-ecryptfs"] if command == "broker" else []
+    folder.mkdir(exist_ok=True)  # a daemon's broker has made it
     (planted.folder / "run").mkdir(mode=0o700)
     log = folder.parent / "log"
     environment = {**planted.environment, "LD_LIBRARY_PATH": str(planted.folder), "GCONV_PATH": str(planted.folder)}
