@@ -165,12 +165,26 @@ def a_path_that_is_no_library_is_refused(hsm: SoftHsm) -> None:
     for path, mode, why in (
         (str(hsm.folder / "none.so"), 0, "cannot be loaded: No such file"),
         (str(hsm.folder), 0, "is a regular file"),
-        (str(junk), 0o666, "others can write it"),
+        (str(junk), 0o666, "others can write to it"),
         (str(junk), 0o644, "cannot be used as a PKCS #11 library"),
     ):
         if mode:
             junk.chmod(mode)
         with fails(why):
+            module.import_key(making(f"pkcs11:token=one;object=key?module-path={path}"))
+
+
+def a_library_in_a_folder_that_others_can_change_is_refused(hsm: SoftHsm) -> None:
+    """They could exchange it between the check and the loading."""
+    shared = hsm.folder / "shared"
+    (shared / "below").mkdir(parents=True)
+    shared.chmod(0o777)
+    library = shared / "below/lib.so"
+    library.write_bytes(Path(LIBRARY).read_bytes())
+    link = hsm.folder / "link.so"
+    link.symlink_to(library)
+    for path in (library, link):
+        with fails(f"{shared} has mode 0777: others can write to it"):
             module.import_key(making(f"pkcs11:token=one;object=key?module-path={path}"))
 
 
@@ -231,6 +245,7 @@ def changing(new: bytearray, secrets: TypedPins) -> Changing:
         a_blob_of_another_key_is_refused,
         generated_keys_cannot_be_extracted_and_do_not_sign,
         a_path_that_is_no_library_is_refused,
+        a_library_in_a_folder_that_others_can_change_is_refused,
         a_library_keeps_the_path_that_it_was_named_by,
         the_pin_of_a_token_is_changed_for_all_its_keys,
         a_pin_that_the_token_does_not_take_is_refused,

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import pkcs11
 
 from upcall.core.errors import ModuleFailed
+from upcall.process.trust import Fault, Trust, owners
 from upcall_pkcs11.uri import Uri
 
 
@@ -131,9 +132,10 @@ _loading = threading.Lock()
 
 def load(path: str) -> Library:
     """Returns the library at `path`; loads it on the first call. ModuleFailed if that fails, or other users could
-    change the file.
+    change the file, or exchange a folder above it between the check and the loading.
 
-    Checked, because the path comes from an auth token, which every process of the user can write.
+    Checked, because the path comes from an auth token, which every process of the user can write, or from a backup,
+    which another user may have made.
     """
     real = os.path.realpath(path)  # by two names a library would be initialised twice, which fails
     with _loading:
@@ -146,10 +148,10 @@ def load(path: str) -> Library:
 
 def _check(path: str) -> None:
     try:
-        found = os.stat(path)  # noqa: PTH116
+        found = Trust(owners()).walk(path)
     except OSError as error:
         raise ModuleFailed(f"{path}: the PKCS #11 library cannot be loaded: {error.strerror}") from None
+    if isinstance(found, Fault):
+        raise ModuleFailed(f"{path}: not loaded as a PKCS #11 library: {found}; to trust it: {found.command}")
     if not stat.S_ISREG(found.st_mode):
         raise ModuleFailed(f"{path}: a PKCS #11 library is a regular file")
-    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
-        raise ModuleFailed(f"{path}: others can write it, so it is not loaded as a PKCS #11 library")

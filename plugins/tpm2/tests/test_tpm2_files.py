@@ -231,15 +231,33 @@ def test_a_blob_of_garbage_is_a_peer_error(data: bytes) -> None:
         "tabrmd:\n",
         "pcap:device:/dev/tpm0",
         "device:/" + "x" * 300,
+        "device:/etc/shadow",
+        "device:/dev/vda",
+        "device:/dev/tpm0/../vda",
+        "device:/dev/shm/tpm0",
+        "device:/dev/tpm0\n",
+        "device:/dev/tpm\x1b[2J",
+        "swtpm:host=attacker.example,port=2321",
+        "mssim:port=1,host=192.0.2.1",
+        "swtpm:host=127.0.0.1,",
     ],
 )
-def test_a_tcti_that_could_run_programs_or_load_libraries_is_refused(tcti: str) -> None:
+def test_a_tcti_that_runs_programs_loads_libraries_writes_files_or_leaves_the_machine_is_refused(tcti: str) -> None:
     with pytest.raises(UsageError):
         pack_blob(BLOB._replace(tcti=tcti))
     data = pack_blob(BLOB)
     old, new = (len(one).to_bytes(2, "big") + one for one in (BLOB.tcti.encode(), tcti.encode()))
     with pytest.raises(PeerError):
         take_blob(data.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    "tcti",
+    ["device:/dev/tpm0", "device:/dev/tpmrm12", "tabrmd:", "swtpm:", "mssim:port=2321", "swtpm:host=127.0.0.1,port=1"],
+)
+def test_a_tcti_of_a_tpm_of_this_machine_is_taken(tcti: str) -> None:
+    blob = BLOB._replace(tcti=tcti)
+    assert take_blob(pack_blob(blob)) == blob
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,13 @@ VERSION = 1
 NAME = 34  # bytes of a name with SHA-256
 MAX_PATH, MAX_TCTI = 1024, 255
 
-# Only these TCTIs: "cmd" would run a command, and a path would load a library, although any process of the user can
-# write auth tokens.
-_TCTI = re.compile(r"device:/[^\0]*|(?:swtpm|mssim):[A-Za-z0-9.,=:_/-]*|tabrmd(?::[A-Za-z0-9.,=:_-]*)?")
+# Only these TCTIs, because any process of the user can write auth tokens, and a backup may come from another user:
+# "cmd" would run a command, a path would load a library, commands would be written into any other file, and a TPM on
+# another machine would learn PINs.
+_TCTI = re.compile(
+    r"device:/dev/tpm(?:rm)?[0-9]{1,3}|tabrmd(?::[A-Za-z0-9.,=:_-]*)?"
+    r"|(?:swtpm|mssim):(?:(?:host=(?:localhost|127\.0\.0\.1|::1)|port=[0-9]{1,5}|path=/[A-Za-z0-9._/-]+)(?:,(?!$)|$))*"
+)
 
 
 class Blob(NamedTuple):
@@ -32,7 +36,9 @@ class Blob(NamedTuple):
 def check_tcti(tcti: str) -> None:
     """UsageError unless the TCTI only connects to a TPM."""
     if len(tcti) > MAX_TCTI or _TCTI.fullmatch(tcti) is None:
-        raise UsageError(f"a TPM is at device:/dev/tpmrm0, tabrmd:, swtpm:host=H,port=N or mssim:..., not at {tcti!r}")
+        raise UsageError(
+            f"a TPM is at device:/dev/tpmrm0, tabrmd:, swtpm:host=127.0.0.1,port=N or mssim:..., not at {tcti!r}"
+        )
 
 
 def pack_blob(blob: Blob) -> bytes:

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import importlib
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -255,8 +256,12 @@ def _check_device(tcti: str) -> None:
     kind, _, name = tcti.partition(":")
     if kind != "device":
         return
-    if not Path(name).exists():
-        raise ModuleFailed(f"{tcti}: there is no TPM here, or its driver is not loaded")
+    try:
+        found = Path(name).stat()
+    except OSError:
+        raise ModuleFailed(f"{tcti}: there is no TPM here, or its driver is not loaded") from None
+    if not stat.S_ISCHR(found.st_mode):
+        raise ModuleFailed(f"{tcti}: is not a device")
     if not os.access(name, os.R_OK | os.W_OK):
         raise ModuleFailed(f"{tcti}: is closed to us; on Debian, the group tss may use it: adduser USER tss")
 
