@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.test_cli_key_modules import GIVEN, pinned
 from tests.test_key_changes_killed import files, killed_everywhere, restoring
 from upcall.kernel import keyring
 from upcall.keys import backup as format_
+from upcall.keys import plugins
 from upcall.keys.backup import Cost, Kept, pack_backup
 from upcall.keys.store import KeyStore
 
@@ -139,6 +141,16 @@ def test_restore_refuses_names_in_use_and_keys_that_are_there_under_another_name
     restored(home, "one", "--as", "first")
 
 
+def test_a_restored_key_is_added_at_logins_only_when_that_is_asked_for_again(home: Path) -> None:
+    """A backup of another person would have the daemon open its keys."""
+    generate("work")
+    run("auto", "work")
+    backed_up(home)
+    removed("work")
+    assert "`upcall key auto work` adds it at each login" in restored(home)
+    assert not KeyStore().load("work").auto
+
+
 def test_a_lost_key_file_comes_back_to_its_entry(home: Path) -> None:
     generate("work")
     run("auto", "work")
@@ -252,6 +264,27 @@ def test_a_key_in_a_token_comes_back_as_its_entry_and_is_proved_by_its_pin(home:
     assert not files(home)
     run(*restore, pin)
     assert KeyStore().load("card") == before
+
+
+def test_restore_asks_before_it_uses_a_token_that_the_backup_names(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup of another person could name any library or device; the blob says which, whatever the entry says."""
+    pin = word(home, "pin", PIN.decode())
+    run("import", "card", *GIVEN, "--no-add", "--pin-file", pin)
+    given = ["--backup-passphrase-file", str(word(home, "b", OF_BACKUP)), "--pin-file", str(pin)]
+    run("backup", "card", "-o", home / "keys.backup", *given[:2])
+    blob = KeyStore().load("card").blob
+    run("remove", "card", "--yes")
+    real = plugins.available()
+    isolated = {alias: found._replace(isolated=True) for alias, found in real.items()}
+    monkeypatch.setattr("upcall.cli.keybackup.available", lambda: isolated)
+    told = run("restore", home / "keys.backup", *given, code=os.EX_USAGE).stderr
+    assert "--yes does it without asking" in told
+    assert blob is not None and re.findall(rb"[!-~]{4,}", blob)[0].decode() in told
+    assert not files(home)
+    run("restore", home / "keys.backup", "--yes", *given)
+    assert KeyStore().load("card").blob == blob
 
 
 def test_a_hostile_backup_with_links_and_paths_writes_nothing_elsewhere(home: Path) -> None:

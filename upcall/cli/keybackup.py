@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any, TypeVar
 import click
 
 from upcall.cli import completing, error_text, exit_code, output
+from upcall.cli.asking import confirm
 from upcall.cli.keychange import changing
 from upcall.cli.keyopen import importer_of, load
+from upcall.cli.output import for_terminal
 from upcall.cli.passphrases import Given, check_descriptors, passphrase_options
 from upcall.cli.secrets import CliSecrets
 from upcall.core.errors import ModuleFailed, UpcallError, UsageError
@@ -31,12 +34,15 @@ from upcall.keys.passphrase import (
     store_in_keyring,
     wipe,
 )
+from upcall.keys.plugins import available
 from upcall.keys.private_file import read_private, replace_private, write_new
 from upcall.keys.replacing import values_of
 from upcall.keys.sharing import sharing, users_of
 from upcall.keys.store import COMPAT, Entry, KeyStore, check_name
 
 T = TypeVar("T")
+
+_WORDS = re.compile(rb"[\x21-\x7e]{4,}")  # of a blob: where its token is
 
 _BACKUP_FD = click.option(
     "--backup-passphrase-fd",
@@ -179,6 +185,7 @@ def _with_memory(work: Callable[[], T]) -> T:
 @click.option("--as", "new_name", metavar="NEW", help="Restore one key under another name.")
 @click.option("--list", "listing", is_flag=True, help="List the keys in FILE, and restore none.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@click.option("--yes", is_flag=True, help="Do not ask before using tokens and TPMs that FILE names.")
 @_BACKUP_FD
 @_BACKUP_FILE
 @passphrase_options
@@ -188,6 +195,7 @@ def restore(
     new_name: str | None,
     listing: bool,
     as_json: bool,
+    yes: bool,
     backup_passphrase_fd: int | None,
     backup_passphrase_file: Path | None,
     given: Given,
@@ -197,6 +205,10 @@ def restore(
     The backup's passphrase is asked for, and that of each key which has one: every key is opened and proved, as a new
     one is. Key files go into upcall's own folder, whatever their places were. A name that is in use is refused, unless
     it is that of the same key. Each key is restored completely or not at all.
+
+    A key in a token or TPM is proved there, by the library or device that FILE names. They are shown first, and you
+    are asked: use only what you know. Without a terminal, `--yes` is needed. No key is added at login before `upcall
+    key auto` says so.
 
     \b
     Exit codes: 0; 64 there is no such key in FILE, or an option is wrong; 65 FILE is damaged, or a passphrase is
@@ -224,6 +236,7 @@ def restore(
     chosen = _chosen(keys, names, file)
     if new_name is not None:
         chosen = [chosen[0]._replace(name=new_name, entry=chosen[0].entry._replace(name=new_name))]
+    _confirm_places(chosen, yes)
     with _given_once(given) as secrets_of:
         _restore_all(chosen, secrets_of)
 
@@ -281,6 +294,20 @@ def _chosen(keys: list[Kept], names: tuple[str, ...], file: Path) -> list[Kept]:
         if name not in known:
             raise UsageError(f"there is no key {name!r} in {file}: {', '.join(known)} are there")
     return [known[name] for name in dict.fromkeys(names)]
+
+
+def _confirm_places(keys: list[Kept], yes: bool) -> None:
+    """Asks whether tokens and TPMs are to be used: a backup of another person could name any library, device or host.
+    These key modules are those that recommend a process of their own."""
+    modules = available()
+    places = [key for key in keys if (module := modules.get(key.entry.module)) is not None and module.isolated]
+    if not places or yes:
+        return
+    for key in places:
+        words = [f"{name}={value}" for name, value in sorted(key.entry.parameters.items())]
+        words += [found.decode() for found in _WORDS.findall(key.entry.blob or b"")]
+        click.echo(for_terminal(" ".join((f"{key.name} ({key.entry.module}):", *words))), err=True)
+    confirm("Use these libraries, devices and hosts, which the backup names?")
 
 
 SecretsOf = Callable[[Kept], CliSecrets]
@@ -347,6 +374,8 @@ def _restore(key: Kept, secrets_of: SecretsOf) -> None:
         else:
             _restore_file(store, module, key, key.file, secrets, present)
     output.done(f"restored {key.name}; `upcall key add {key.name}` adds it")
+    if key.entry.auto:
+        output.note(f"`upcall key auto {key.name}` adds it at each login, as it was")
 
 
 def _check_new(store: KeyStore, key: Kept) -> None:
@@ -382,7 +411,7 @@ def _restore_entry(store: KeyStore, module: KeyModule, key: Kept, secrets: CliSe
     if entry.blob is None:
         raise ModuleFailed(f"the key {key.name} has no file and no blob: nothing says where it is")
     open_and_prove(module, Enrolled(entry.signature, entry.blob, entry.description), secrets, Limits())
-    _save(store, key, entry, secrets)
+    _save(store, key, entry._replace(auto=False), secrets)
 
 
 def _restore_file(
@@ -403,7 +432,8 @@ def _restore_file(
         open_and_prove(module, enrolled, secrets, making.limits)
         source = entry.source if secrets.kept or not _takes_passphrase(entry) else "none"
         blob = None if source == COMPAT else enrolled.blob
-        _save(store, key, entry._replace(path=str(path), blob=blob, source=source, own_file=True), secrets, lost)
+        restored = entry._replace(path=str(path), blob=blob, source=source, own_file=True)
+        _save(store, key, restored._replace(auto=lost is not None and lost.auto), secrets, lost)
     except BaseException:
         if not there and (lost is not None or str(path) not in _paths(store)):
             path.unlink(missing_ok=True)
