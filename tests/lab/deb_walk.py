@@ -99,15 +99,15 @@ def processes() -> list[str]:
     return found
 
 
-def prepare() -> None:
+def furnish(*services: str) -> None:
+    """Makes a machine as an administrator has it before the installation, with these services besides logind."""
     for path, text in DROP_INS.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text)
     Path("/usr/sbin/policy-rc.d").unlink(missing_ok=True)  # of containers, where nothing may start
     Path("/var/lib/man-db/auto-update").unlink(missing_ok=True)  # an index of all pages takes an emulator minutes
     shutil.rmtree("/var/lib/upcall", ignore_errors=True)  # of the host's
-    prepare_sshd()
-    command("systemctl", "start", "systemd-journald.service", "dbus.service", "systemd-logind.service", "ssh.service")
+    command("systemctl", "start", "systemd-journald.service", "dbus.service", "systemd-logind.service", *services)
 
 
 def installed(folder: Path) -> None:
@@ -250,7 +250,8 @@ def restarting() -> bool:
 
 
 def walk(older: Path, newer: Path) -> None:
-    prepare()
+    prepare_sshd()
+    furnish("ssh.service")
     alice, before, pam = person("alice"), inventory(), COMMON.read_text()
     with ssh(alice) as session:
         with step("install, with somebody logged in"):

@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.documents import Command, shown, walk
 from tests.kernel.login_scene import SLOW, Session, registered, terminal
 from tests.kernel.quota_scene import MB, Disk
-from tests.lab.deb_walk import ENVIRONMENT, command, prepare, step
+from tests.lab.deb_walk import ENVIRONMENT, command, furnish, step
 from upcall.testing.lab.fileserver import server
 from upcall.testing.lab.kerberos import FILE_SERVER, PEOPLE, realm
 from upcall.testing.lab.stage import Person, broker_status, daemon_status, drop_caches, person
@@ -100,6 +100,12 @@ def offline() -> None:
     """Apt knows the packages that are installed, and no archive."""
     for folder in ("/var/lib/apt/lists", "/var/cache/apt"):
         command("mount", "-t", "tmpfs", "-o", "mode=0755", "none", folder)
+
+
+def patient_login() -> None:
+    """login(1) gives up after a minute, which the first start of a user's manager takes on a busy machine."""
+    file = Path("/etc/login.defs")
+    file.write_text(re.sub(r"^LOGIN_TIMEOUT.*$", "LOGIN_TIMEOUT 900", file.read_text(), flags=re.MULTILINE))
 
 
 def quick_to_compile(compiled: Path) -> None:
@@ -195,7 +201,8 @@ def main() -> int:
     CLONE.joinpath("dist").mkdir(parents=True)
     CLONE.joinpath("dist/deb").symlink_to(packages)
     with step("what the text takes for granted"), contextlib.ExitStack() as before:
-        prepare()
+        furnish()
+        patient_login()
         offline()
         quick_to_compile(Path(packages).with_suffix(".compiled"))
         alice = person("alice")
