@@ -32,8 +32,7 @@ _GENERAL: Final = (
     ),
     Table(
         "broker",
-        "How much of the broker one person can take. The uids of a range in /etc/subuid count as the person who owns "
-        "the range.",
+        "Limits the daemons of each user. The uids of a range in /etc/subuid count as the user who owns the range.",
         (
             Key(
                 "daemons",
@@ -42,19 +41,19 @@ _GENERAL: Final = (
                 "How many daemons may be registered; root's is admitted always.",
                 2048,
             ),
-            Key("daemons-per-person", whole(1, 65536), SYSTEM, "How many of them may be one person's.", 16),
+            Key("daemons-per-person", whole(1, 65536), SYSTEM, "How many of them one user may have.", 16),
         ),
     ),
     Table(
         "daemon",
-        "How the broker starts a user's daemon, where [request-key] says that it is to; and whose the machine's is.",
+        "How the broker starts a user's daemon, where [request-key] allows it; and the user of the machine's daemon.",
         (
             Key(
                 "machine-user",
                 USER,
                 SYSTEM,
-                "As which user the machine's daemon runs, which answers the network's services for root. `root`: "
-                "root's own daemon does, with root's tickets, and with root's rights for whoever breaks into it.",
+                "The user of the machine's daemon, which serves the network for root. `root`: root's own daemon does, "
+                "with root's tickets; an attacker who takes it over then has root's rights.",
                 unset='"upcall", if there is such a system user; otherwise "root"',
             ),
             Key(
@@ -68,14 +67,13 @@ _GENERAL: Final = (
     ),
     Table(
         "hardening",
-        "What broker and daemons take from themselves when they start ([operations](operations.md)). Read when they "
-        "start.",
+        "Privilege dropping at start-up ([operations](operations.md)). Read when broker and daemons start.",
         (
             Key(
                 "broker",
                 YES_OR_NO,
                 SYSTEM,
-                "Whether the broker does, and the quota source; false is for looking for a fault.",
+                "Whether broker and quota source drop their privileges; false is for debugging.",
                 True,
             ),
             Key("daemon", YES_OR_NO, SYSTEM, "The same for daemons.", True),
@@ -84,7 +82,7 @@ _GENERAL: Final = (
                 PLACES,
                 USERS,
                 "Places beneath which plugins may write, besides those that daemons need themselves; `~/` is the "
-                "user's home. If the system says it, a user can take away from it, and add nothing.",
+                "user's home. If the system's file has this key, a user can remove places from it, but add none.",
                 unset="no others",
                 narrows=True,
             ),
@@ -92,25 +90,25 @@ _GENERAL: Final = (
     ),
     Table(
         "trust",
-        "Whether root runs only what nobody else can change ([operations](operations.md)). Read when root's broker or "
-        "daemon starts, and when it loads a plugin.",
+        "Whether root runs only code that no other user can change ([operations](operations.md)). Read when root's "
+        "broker or daemon starts, and when it loads a plugin.",
         (
             Key(
                 "check",
                 YES_OR_NO,
                 SYSTEM,
-                "false lets root run what others can change, in a clone that a developer owns, say: who can change "
-                "it, is root.",
+                "false lets root run code that others can change, such as a developer's clone: each user who can "
+                "change it has root's rights.",
                 True,
             ),
         ),
     ),
     Table(
         "log",
-        "A record of each request ([observing](observing.md)): the broker's as the system says, a daemon's as its "
-        "user does. Read when they start.",
+        "Logs a record of each request ([observing](observing.md)): in the broker by the system's files, in a daemon "
+        "by its user's, too. Read when they start.",
         (
-            Key("requests", YES_OR_NO, USERS, "Whether there are any.", False),
+            Key("requests", YES_OR_NO, USERS, "Whether records are written.", False),
             Key("to", WHERE, USERS, "Where they are written to.", "stderr"),
         ),
     ),
@@ -118,7 +116,7 @@ _GENERAL: Final = (
         "keyring",
         "Passwords in the kernel's keyrings, by the keyring library ([keys](keys.md)).",
         (
-            Key("timeout", whole(0, 0xFFFFFFFF), USERS, "For how many seconds a password is kept; 0: no end.", 0),
+            Key("timeout", whole(0, 0xFFFFFFFF), USERS, "Seconds for which a password is kept; 0: without end.", 0),
             Key(
                 "where",
                 one_of("persistent", "user"),
