@@ -11,8 +11,8 @@ from upcall.protocols.request_key.key_types import KEY_TYPES
 
 _FAMILY: Final = (
     "request-key.TYPE",
-    "Which daemon answers for keys of one type; `upcall config show request-key` lists the types. A type whose name has "
-    'a dot stands in quotes: `[request-key."cifs.spnego"]`.',
+    "Which daemon answers for keys of one type; `upcall config show request-key` lists the types. A type whose name "
+    'has a dot stands in quotes: `[request-key."cifs.spnego"]`.',
 )
 
 
