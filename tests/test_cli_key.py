@@ -304,6 +304,13 @@ def test_add_refuses_a_key_file_that_holds_another_key() -> None:
     assert "holds the key" in run("add", "two", code=os.EX_DATAERR).stderr
 
 
+def test_a_quiet_generate_prints_no_summary(home: Path) -> None:
+    words = ["--quiet", "key", "generate", "quiet", "--bits", "2048", "--no-passphrase"]
+    result = CliRunner().invoke(main, words)
+    assert (result.exit_code, result.output) == (0, "")
+    assert shown("quiet")["path"] == str(home / "DATA/upcall/keys/quiet.pem")
+
+
 # --- list, show, remove, lock -------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from tests.fresh_key import WORD as OLD_WORD
 from tests.fresh_key import fresh_key
 from tests.test_cli_key import Running, daemon, home, on_a_terminal, run, shown, token_of
 from upcall.kernel import keyring
+from upcall.keys.mounts import MountEntry, MountStore
 from upcall.keys.sharing import sharing
 from upcall.keys.store import Entry, KeyStore
 
@@ -68,6 +69,74 @@ def test_remove_changes_nothing_after_a_no(home: Path, daemon: Running) -> None:
     assert keyring.find(signature) is not None
     assert files(home) == ["open.pem", "open.toml"]
     assert daemon.works(signature)
+
+
+def test_remove_names_the_mounts_that_use_the_key_before_it_asks(home: Path) -> None:
+    signature = generate()
+    other = "0" * 16
+    MountStore().save(MountEntry("private", "/a", "/b", (signature,)))
+    MountStore().save(MountEntry("names", "/c", "/d", (other,), names_signature=signature))
+    MountStore().save(MountEntry("foreign", "/e", "/f", (other,)))
+    code, seen = on_a_terminal(["remove", "open"], ["n"])
+    assert code == 1
+    assert "Mounts that use it: names, private." in " ".join(seen.split())
+
+
+def test_remove_names_no_mounts_if_an_equal_key_stays(home: Path) -> None:
+    signature = generate()
+    second_entry("second", of="open")
+    MountStore().save(MountEntry("private", "/a", "/b", (signature,)))
+    _, seen = on_a_terminal(["remove", "second"], ["n"])
+    assert "Mounts that use it" not in seen
+
+
+# --- the keyring library's passphrase ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deleted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The signatures whose passphrase `key remove` has deleted from the keyring library."""
+    signatures: list[str] = []
+    monkeypatch.setattr("upcall.cli.keyremove.delete_from_keyring", signatures.append)
+    return signatures
+
+
+def in_keyring(name: str) -> None:
+    store = KeyStore()
+    entry = store.load(name)
+    store.remove(name)
+    store.save(entry._replace(source="keyring"))
+
+
+def test_remove_deletes_the_passphrase_in_the_keyring_library_and_says_so(home: Path, deleted: list[str]) -> None:
+    signature = generate()
+    in_keyring("open")
+    _, seen = on_a_terminal(["remove", "open"], ["n"])
+    assert "The passphrase that the keyring library keeps for it is deleted, too." in " ".join(seen.split())
+    run("remove", "open", "--yes")
+    assert deleted == [signature]
+
+
+def test_remove_deletes_no_passphrase_that_the_keyring_library_does_not_keep(home: Path, deleted: list[str]) -> None:
+    generate()
+    run("remove", "open", "--yes")
+    assert not deleted
+
+
+def test_remove_keeps_the_passphrase_of_a_key_file_that_stays(home: Path, deleted: list[str]) -> None:
+    path, _ = fresh_key(home / "key.pem")
+    run("import", "old", "--file", path, word=OLD_WORD)
+    in_keyring("old")
+    run("remove", "old", "--yes")
+    assert Path(path).exists() and not deleted
+
+
+def test_remove_keeps_the_passphrase_that_an_equal_key_needs(home: Path, deleted: list[str]) -> None:
+    generate()
+    in_keyring("open")
+    second_entry("second", of="open")
+    run("remove", "second", "--yes")
+    assert not deleted
 
 
 def test_remove_changes_nothing_if_the_terminal_is_closed_instead_of_an_answer(home: Path) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 
 import click
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from upcall.cli import main, output
 from upcall.cli.commands import Group
 from upcall.cli.output import Cell, Column, table_lines
 from upcall.core.suggestion import did_you_mean
+from upcall.observe.tables import print_table
 
 COLUMNS = (Column("name"), Column("size", right=True), Column("place", optional=True))
 ROWS = (("one", "1", "/a/long/place/of/one"), (Cell("three", {"fg": "red"}), "1000", "/b"))
@@ -133,6 +136,13 @@ def test_columns_are_aligned_and_coloured_cells_do_not_count() -> None:
 def test_a_narrow_terminal_gets_fewer_columns() -> None:
     lines = [click.unstyle(line) for line in table_lines(COLUMNS, ROWS, 20)]
     assert lines == ["name   size", "one       1", "three  1000"]
+
+
+def test_a_table_on_a_narrow_console_is_a_list_without_folded_cells() -> None:
+    file = io.StringIO()
+    print_table(Console(file=file, width=9, force_terminal=True, no_color=True), "title", COLUMNS, ROWS[:1])
+    lines = click.unstyle(file.getvalue()).splitlines()
+    assert lines == ["title", "name   one", "size   1", "place  /a/long/place/of/one"]
 
 
 def test_a_terminal_too_narrow_for_that_gets_a_list() -> None:

@@ -207,7 +207,7 @@ def reload() -> None:
     It follows [plugins] allow at once. The broker is told by `systemctl reload`, or SIGHUP.
 
     \b
-    Exit codes: 0 it was told, and says in its log what became of it; 69 you have no daemon; 78 a file is wrong, and
+    Exit codes: 0 the daemon was signalled, and logs the outcome; 69 you have no daemon; 78 a file is wrong, and
     it was not told.
     """
     config.read(user=True)

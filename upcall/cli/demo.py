@@ -19,12 +19,13 @@ import click
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.text import Text
 
 from upcall.cli import output
 from upcall.client import Client, NoBroker
 from upcall.core.errors import Refused, UpcallError, error_words
 from upcall.kernel import procfs
+from upcall.observe.tables import Column, print_table, table_lines
 from upcall.process import start_python as startpython
 
 _PATIENCE = 20.0
@@ -248,16 +249,18 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
                     continue
                 tally.trip(back == key, (second - first, time.perf_counter() - second))
 
-    def _view(self, title: str) -> Table:
+    def _view(self, title: str) -> Text:
         """Returns a table of the message contexts that are pending now."""
         status = self._status() or {"daemons": []}
-        table = Table(title=title)
-        for column in ("index", "sequence", "service", "age"):
-            table.add_column(column, justify="right", min_width=12)
         pending = [each for daemon in status["daemons"] for each in daemon["pending"]]
-        for each in pending[:_IN_HAND]:
-            table.add_row(str(each["index"]), str(each["seq"]), each["service"], f"{each['age'] * 1000:.1f} ms")
-        return table
+        rows = [
+            (str(each["index"]), str(each["seq"]).rjust(10), each["service"].rjust(8), f"{each['age'] * 1000:.1f} ms")
+            for each in pending[:_IN_HAND]
+        ]
+        heads = [Column(head, right=True) for head in ("index", "sequence", "service", "age")]
+        width = self._console.width if self._console.is_terminal else None
+        text = Text(title, style="bold", no_wrap=True)
+        return text.append("\n").append(Text.from_ansi("\n".join(table_lines(heads, rows, width))))
 
     def kill_the_daemon(self, tally: Tally) -> None:
         """Stops the daemon, sends it requests, kills it. Checks that they are refused at once, and that a new daemon
@@ -297,11 +300,8 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
 
     def summary(self, tally: Tally, keys: int) -> bool:
         status = self._status() or {"outcomes": {}}
-        table = Table(title="summary")
-        table.add_column("what")
-        table.add_column("figure", justify="right")
         requests = 2 * (tally.equal + tally.different)
-        for what, figure in (
+        rows = (
             ("keys wrapped, unwrapped and equal", f"{tally.equal} of {keys}"),
             ("requests per second", f"{requests / tally.busy:,.0f}"),
             ("p50, p99", f"{_ms(tally, 0.5)}, {_ms(tally, 0.99)}"),
@@ -311,9 +311,8 @@ class _Stage(contextlib.AbstractContextManager["_Stage"]):
                 for outcomes in status["outcomes"].values()
                 for outcome, count in outcomes.items()
             ),
-        ):
-            table.add_row(what, figure)
-        self._console.print(table)
+        )
+        print_table(self._console, "summary", ["what", Column("figure", right=True)], rows)
         good = tally.equal == keys and not tally.different and tally.refused == {"daemon-gone": _IN_HAND}
         self._console.print("every key came back equal" if good else "SOMETHING WENT WRONG")
         if not good:

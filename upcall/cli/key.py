@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from upcall.cli import completing
+from upcall.cli import completing, output
 from upcall.cli.commands import Group
 from upcall.cli.keybackup import backup, restore
 from upcall.cli.keychange import changing, put_token
@@ -347,11 +347,9 @@ def _add(entry: Entry, blob: bytes, secret: bytearray) -> None:
         with DaemonControl() as daemon:
             daemon.unlock(entry.signature, secret if asked else bytearray())
     except NoDaemon as error:
-        click.echo(f"upcall: note: {error}", err=True)
+        output.note(f"{error}")
         again = f", and `upcall key unlock {entry.name}` asks for the passphrase again" if asked else ""
-        click.echo(
-            f"upcall: note: nothing is decrypted without a daemon: start it: {start_of_daemon()}{again}", err=True
-        )
+        output.note(f"nothing is decrypted without a daemon: start it: {start_of_daemon()}{again}")
 
 
 @command.command(short_help="Have the daemon add a key whenever it starts.")

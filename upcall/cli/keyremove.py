@@ -12,6 +12,8 @@ from upcall.cli.asking import confirm
 from upcall.cli.keychange import changing
 from upcall.core.errors import UsageError
 from upcall.kernel import keyring
+from upcall.keys.mounts import MountStore
+from upcall.keys.passphrase import delete_from_keyring
 from upcall.keys.sharing import Sharing, sharing
 from upcall.keys.store import Entry, KeyStore
 from upcall.protocols.ecryptfs.packets import is_signature
@@ -28,6 +30,9 @@ def remove(name: str, keyring_only: bool, delete_file: bool, yes: bool) -> None:
     Asks first; nothing is changed before the answer. A key file that `key generate` put into upcall's own folder is
     deleted. Any other is kept unless --delete-file is given. What another key of yours uses (its file, or the auth
     token of its signature) is always kept. A key in a token or TPM is never deleted.
+
+    The question names the mounts that use the key. The passphrase that the keyring library keeps for it is deleted
+    with the key, unless the key file is kept.
 
     \b
     Exit codes: 0; 1 the answer was no; 64 there is no such key, no terminal to ask on, or another key needs the file.
@@ -50,7 +55,8 @@ def remove(name: str, keyring_only: bool, delete_file: bool, yes: bool) -> None:
     shared = sharing(store, entry)
     file = _doomed(store, entry, shared, delete_file)
     if not yes:
-        confirm(f"Delete the key {entry.name}? {_consequence(entry, shared, file)}")
+        questions = (f"Delete the key {entry.name}?", *_mounts(entry, shared), _consequence(entry, shared, file))
+        confirm(" ".join((*questions, *([_DELETED_TOO] if _passphrase_goes(entry, shared, file) else []))))
     with changing(store, entry.name):
         if store.load(entry.name) != entry or sharing(store, entry) != shared:
             raise BlockingIOError(
@@ -61,10 +67,13 @@ def remove(name: str, keyring_only: bool, delete_file: bool, yes: bool) -> None:
         if file is not None:
             file.unlink(missing_ok=True)
         store.remove(entry.name)
+        if _passphrase_goes(entry, shared, file):
+            delete_from_keyring(entry.signature)
     if entry.path is not None and file is None:
         output.note(f"kept {_kept(entry, shared)}")
 
 
+_DELETED_TOO = "The passphrase that the keyring library keeps for it is deleted, too."
 _NO_ENTRY = "another program put it there, and upcall has no files of it"
 
 
@@ -96,6 +105,22 @@ def _doomed(store: KeyStore, entry: Entry, shared: Sharing, delete_file: bool) -
     if delete_file or (store.owns_file(entry) and not shared.unknown):
         return Path(entry.path)
     return None
+
+
+def _mounts(entry: Entry, shared: Sharing) -> list[str]:
+    """Returns a sentence that names the mounts that need this key; none if an equal key stays."""
+    if shared.same_key:
+        return []
+    mounts = MountStore().all()
+    names = [one.name for one in mounts if entry.signature in (*one.signatures, one.names_signature)]
+    return [f"Mounts that use it: {', '.join(names)}."] if names else []
+
+
+def _passphrase_goes(entry: Entry, shared: Sharing, file: Path | None) -> bool:
+    """Returns whether the keyring library's passphrase is deleted: nothing needs it if no key file and no equal key
+    stays. An entry that cannot be read may be an equal key."""
+    kept = entry.path is not None and file is None
+    return entry.source == "keyring" and not (kept or shared.same_key or shared.unknown)
 
 
 def _consequence(entry: Entry, shared: Sharing, file: Path | None) -> str:

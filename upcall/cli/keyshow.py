@@ -171,13 +171,13 @@ def _foreign_row(token: AuthTok, daemon: Daemon | None) -> dict[str, Any]:
 
 
 def print_entry(entry: Entry) -> None:
-    """Prints a new key, and how to use it."""
+    """Prints a new key, and how to use it. Not with --quiet."""
     options = mount_options(entry.signature)
-    click.echo(f"signature      {entry.signature}")
+    output.done(f"signature      {entry.signature}")
     if entry.path is not None:
-        click.echo(f"key file       {entry.path}")
-    click.echo(f"mount options  {options}")
-    click.echo(f"mount -i -t ecryptfs -o {options} LOWER UPPER")
+        output.done(f"key file       {entry.path}")
+    output.done(f"mount options  {options}")
+    output.done(f"mount -i -t ecryptfs -o {options} LOWER UPPER")
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

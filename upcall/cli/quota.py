@@ -98,7 +98,7 @@ class Row(NamedTuple):
 @click.option("--user", type=str, metavar="NAME", shell_complete=completing.users, help="Of this user (for root).")
 @click.option("--group", type=str, metavar="NAME", shell_complete=completing.groups, help="Of this group.")
 @click.option("--project", type=str, metavar="NAME", help="Of this project (for root).")
-@click.option("--all", "everybody", is_flag=True, help="Of everybody who has a limit (for root).")
+@click.option("--all", "everybody", is_flag=True, help="Of all users who have a limit (for root).")
 @_JSON
 def status(user: str | None, group: str | None, project: str | None, everybody: bool, as_json: bool) -> None:
     """Show usage and limits: yours and your groups', on every filesystem that has quotas.

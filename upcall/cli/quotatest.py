@@ -57,7 +57,7 @@ def command(context: click.Context, only: tuple[str, ...], as_json: bool, show_t
     first, and has that daemon's credentials.
 
     \b
-    Exit codes: 0 every sink has told; 64 there is no such sink; 69 one could not; 78 the configuration is wrong.
+    Exit codes: 0 every sink has delivered; 64 there is no such sink; 69 one could not; 78 the configuration is wrong.
 
     \b
     Examples:

@@ -124,16 +124,16 @@ def uninstall_command(root: Path) -> None:
         click.echo(line)
 
 
-@command.command("status", short_help="Show who makes the keys that the kernel asks for.")
+@command.command("status", short_help="Show which programs answer the kernel's requests for keys.")
 @click.option(
-    "--key", nargs=2, metavar="TYPE DESCRIPTION", help="Tell who makes this very key.  [default: of each type]"
+    "--key", nargs=2, metavar="TYPE DESCRIPTION", help="Show the program for this key.  [default: of each type]"
 )
 @click.option("--callout", default="", metavar="TEXT", help="What the key is asked for with; only for --key.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @_ROOT
 @click.pass_context
 def status_command(ctx: click.Context, key: tuple[str, str] | None, callout: str, as_json: bool, root: Path) -> None:
-    """Show who makes the keys that the kernel asks for, and whether that can work.
+    """Show which programs answer the kernel's requests for keys, and whether they can.
 
     \b
     Exit codes: 0 upcall makes them (this key, or all of the types that it is installed for), and all it needs is

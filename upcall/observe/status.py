@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from upcall.observe.tables import Column, print_table
 from upcall.protocols.quota.notice import printable
 
 
@@ -23,12 +23,15 @@ def show(status: dict[str, Any], console: Console) -> None:
         pids = [daemon["pid"] for daemon in status["daemons"] if daemon["uid"] == machine]
         about = f"pid {pids[0]}" if pids else "not registered"
         console.print(f"machine daemon: uid {machine}, {about}", highlight=False)
-    console.print(_daemons(status) if status["daemons"] else "no daemon is registered")
+    if status["daemons"]:
+        _daemons(status, console)
+    else:
+        console.print("no daemon is registered")
     for daemon in status["daemons"]:
         if daemon.get("pending"):
-            console.print(_pending(daemon))
+            _pending(daemon, console)
     if status["outcomes"]:
-        console.print(_outcomes(status))
+        _outcomes(status, console)
     for title, counts in (
         ("replies rejected", status["rejected"]),
         ("messages rejected", status.get("junk")),
@@ -47,41 +50,37 @@ def show(status: dict[str, Any], console: Console) -> None:
         console.print(f"/dev/ecryptfs for uid {device['uid']}: {state}", highlight=False)
 
 
-def _daemons(status: dict[str, Any]) -> Table:
-    table = Table(title="daemons")
-    for column in ("uid", "pid", "age", "contexts", "most", "answered", "refused", "rejected"):
-        table.add_column(column, justify="right")
+def _daemons(status: dict[str, Any], console: Console) -> None:
+    heads = ("uid", "pid", "age", "contexts", "most", "answered", "refused", "rejected")
+    rows = []
     for daemon in status["daemons"]:
         contexts = daemon["contexts"]
-        table.add_row(
-            str(daemon["uid"]),
-            str(daemon["pid"]) + (" (leaving)" if daemon["leaving"] else ""),
-            _age(daemon["age"]),
-            f"{contexts['in_use']}/{contexts['size']}",
-            str(contexts["most"]),
-            *(str(daemon[name]) for name in ("answered", "refused", "rejected")),
+        rows.append(
+            (
+                str(daemon["uid"]),
+                str(daemon["pid"]) + (" (leaving)" if daemon["leaving"] else ""),
+                _age(daemon["age"]),
+                f"{contexts['in_use']}/{contexts['size']}",
+                str(contexts["most"]),
+                *(str(daemon[name]) for name in ("answered", "refused", "rejected")),
+            )
         )
-    return table
+    print_table(console, "daemons", [Column(head, right=True) for head in heads], rows)
 
 
-def _pending(daemon: dict[str, Any]) -> Table:
-    table = Table(title=f"pending, uid {daemon['uid']}")
-    for column in ("index", "sequence", "service", "age"):
-        table.add_column(column, justify="right")
-    for pending in daemon["pending"]:
-        table.add_row(str(pending["index"]), str(pending["seq"]), pending["service"], _age(pending["age"]))
-    return table
+def _pending(daemon: dict[str, Any], console: Console) -> None:
+    heads = [Column(head, right=True) for head in ("index", "sequence", "service", "age")]
+    rows = [(str(one["index"]), str(one["seq"]), one["service"], _age(one["age"])) for one in daemon["pending"]]
+    print_table(console, f"pending, uid {daemon['uid']}", heads, rows)
 
 
-def _outcomes(status: dict[str, Any]) -> Table:
-    table = Table(title="requests by outcome")
-    table.add_column("service")
-    table.add_column("outcome")
-    table.add_column("count", justify="right")
-    for service, outcomes in status["outcomes"].items():
-        for outcome, count in sorted(outcomes.items(), key=lambda item: -item[1]):
-            table.add_row(service, outcome, str(count))
-    return table
+def _outcomes(status: dict[str, Any], console: Console) -> None:
+    rows = [
+        (service, outcome, str(count))
+        for service, outcomes in status["outcomes"].items()
+        for outcome, count in sorted(outcomes.items(), key=lambda item: -item[1])
+    ]
+    print_table(console, "requests by outcome", ["service", "outcome", Column("count", right=True)], rows)
 
 
 def _quota(quota: dict[str, Any]) -> str:
