@@ -45,7 +45,7 @@ def command(
     pending requests.
 
     \b
-    Exit codes: 0 ended as asked; 69 it could not start (who is in the way is said on stderr); 78
+    Exit codes: 0 ended as asked; 69 it could not start (stderr names the process in the way); 78
     others could change what root would run, or the configuration is wrong.
 
     \b

@@ -208,7 +208,7 @@ def reload() -> None:
 
     \b
     Exit codes: 0 the daemon was signalled, and logs the outcome; 69 you have no daemon; 78 a file is wrong, and
-    it was not told.
+    the daemon was not signalled.
     """
     config.read(user=True)
     from upcall.process.control import DaemonControl  # `show` and `check` need no daemon

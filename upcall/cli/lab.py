@@ -188,7 +188,7 @@ def ecryptfs(
 ) -> None:
     """Show three people's files on the real kernel's eCryptfs.
 
-    root, alice and bob have a key, a daemon and a mount each; they create files, mount them anew and read them at the
+    root, alice and bob have a key, a daemon and a mount each; they create files, remount and read them at the
     same time; then alice's daemon is killed and started again. Exits with 0 only if every file came back equal, every
     refusal came at once and the kernel's log is clean. What broker and daemons log is in `log` in the results."""
     if kernel != "qemu":
@@ -219,7 +219,7 @@ def cifs(
     """Show two people's files on a Kerberos file share, as the kernel's CIFS client mounts it.
 
     In the guest there are a KDC, an encrypting file server, and one mount on which alice and bob act in their own
-    names. They write and read files; connections break and are made anew; a ticket is gone, a daemon is stopped.
+    names. They write and read files; connections break and reconnect; a ticket is missing, a daemon is stopped.
     Needs krb5-kdc, krb5-admin-server, krb5-user, samba, cifs-utils and keyutils on this machine. Exits with 0 only
     if all was as it must be and the kernel's log is clean. What broker and daemons log is in `log` in the results."""
     _check_cpus(kernel, cpus)
@@ -260,7 +260,7 @@ def fetch(kernel: str | None) -> None:
     """Download the newest kernels into the cache.
 
     About 70 MB for QEMU and 40 MB for User-mode Linux; `run` does it by itself the first time. Older kernels that
-    nobody uses are removed."""
+    are not in use are removed."""
     for name in [kernel] if kernel else image.KERNELS:
         with _ending_by_signal(), _errors_shown():
             fetched = image.fetch(machine.say_on_stderr, image.KERNELS[name])

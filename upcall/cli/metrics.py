@@ -36,7 +36,7 @@ def command(runtime: Path | None, per_uid: bool, textfile: Path | None, listen: 
     does not answer, upcall_up is 0.
 
     \b
-    Exit codes: 0 printed, written, or served until told to end; 64 prometheus_client is not installed, or a bad
+    Exit codes: 0 printed, written, or served until stopped; 64 prometheus_client is not installed, or a bad
     address.
 
     \b

@@ -70,11 +70,11 @@ def command(name: str, as_json: bool, show_traceback: bool, **rest: Any) -> None
     """Check whether the plugin NAME keeps the contract of its kind: key module, handler or sink.
 
     A key module makes a key in a temporary folder, with a throw-away passphrase or PIN, which is tried in every way
-    that the daemon, the kernel and bad luck might. What it needs to be told is said with --param. One that makes no
+    that the daemon, the kernel and bad luck might. Pass its required parameters with --param. One that makes no
     keys is given one with --import, or with --param signature=... --param blob=HEX.
 
     A handler is asked what makes sense, and much that does not. A sink is opened with your configuration's settings,
-    or with those of --param, and told test notices: what it delivers to really gets them.
+    or with those of --param, and gets test notices, which it really delivers.
 
     \b
     ✓ kept   ✗ broken   - does not apply

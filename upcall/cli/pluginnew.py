@@ -20,7 +20,7 @@ _DEFAULT: Final = "dns_resolver"
 @click.command("new", short_help="Write a new plugin project that works, to be changed.")
 @click.argument("name")
 @click.option("--handler", is_flag=True, help="A handler, which answers the kernel's requests for keys of one type.")
-@click.option("--sink", is_flag=True, help="A sink, which tells people of their quotas.")
+@click.option("--sink", is_flag=True, help="A sink, which delivers quota notices to users.")
 @click.option(
     "--service",
     metavar="TYPE",

@@ -19,7 +19,7 @@ def command() -> None:
     (authpriv).
 
     \b
-    Exit codes: 0; 64 it is not PAM who asks, or not root.
+    Exit codes: 0; 64 not run by PAM, or not by root.
     """
 
 

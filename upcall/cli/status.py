@@ -33,7 +33,7 @@ _LOOK_AGAIN = 0.05  # seconds
 )
 def command(everything: bool, as_json: bool, runtime: Path | None, patience: float | None) -> None:
     """Show the state of your keys and your daemon, and with --all what the broker does: daemons, contexts, outcomes,
-    refusals. The broker tells of your own uid; root of all.
+    refusals. The broker shows your own uid, and root all uids.
 
     \b
     Exit codes: 0 shown; 69 there is no broker; 75 with --wait: there is no daemon.

@@ -157,7 +157,7 @@ FORWARDER_USAGE: Final = "upcall-request-key [-s SOCKET] [-t SECONDS] KEY"
 FORWARDER: Final = {
     "KEY": "the serial number of the key under construction, in decimal",
     "-s SOCKET": "the broker's socket, an absolute path; `/run/upcall/request-key.sock`",
-    "-t SECONDS": "what it may take in all, 1 to 60; 10",
+    "-t SECONDS": "time limit for the whole run, 1 to 60; 10",
     "--help, --version": "what it takes, or what it is",
 }
 FORWARDER_EXITS: Final = {

@@ -61,7 +61,9 @@ def device(scene: Scene) -> Iterator[Finding]:
             holder = _holder(scene, one["uid"])
             who = f"pid {holder} ({scene.text(f'/proc/{holder}/comm').strip()!r}) has it open" if holder else ""
             what = f"eCryptfs is not served for uid {one['uid']}: {one['why']}"
-            yield problem(what, who or "as root this shows who has it open", f"kill {holder}" if holder else "")
+            yield problem(
+                what, who or "as root this shows which process has it open", f"kill {holder}" if holder else ""
+            )
     if "ecryptfs" not in status["broker"]["sources"] and status["broker"]["uid"] == 0:
         yield note("the broker does not serve eCryptfs", "start it with --ecryptfs, if it should")
 

@@ -26,7 +26,9 @@ def trusted(scene: Scene) -> Iterator[Finding]:
     """Checks owners and modes of the interpreter, sys.path and the files below it; runs nothing of it."""
     finding = problem if scene.uid == 0 else note  # an ordinary user risks only that user's processes
     for fault in scene.faults:
-        yield finding(f"others could change what is run: {fault}", "check who changed it, and what", fault.command)
+        yield finding(
+            f"another user could change code that is run: {fault}", "check who changed it, and what", fault.command
+        )
     if not scene.faults:
         yield ok("no other user can change what is run here")
 
