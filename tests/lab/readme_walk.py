@@ -149,8 +149,8 @@ def share() -> Iterator[Path]:
 
 def cifs(taking: Walk, alice: Person, files: Path) -> None:
     taking.go("cifs")
-    answered = daemon_status(alice.uid)
-    print(f"    {(broker_status() or {}).get('request_key')}, {answered}")
+    assert Path("/mnt").is_mount()
+    assert daemon_status(alice.uid)["answered"] >= 1
     bob = person("bob")
     with terminal(bob) as other:
         registered(bob.uid)
@@ -159,7 +159,8 @@ def cifs(taking: Walk, alice: Person, files: Path) -> None:
             assert session.say(f"echo {CONTENT} >/mnt/{who.name}/letter && cat /mnt/{who.name}/letter") == CONTENT
             assert (files / who.name / "letter").stat().st_uid == who.uid
         assert split(other.say("cat /mnt/alice/letter"))[0] != 0
-        print(f"    {(broker_status() or {}).get('request_key')}, {daemon_status(bob.uid)}")
+        assert daemon_status(bob.uid)["answered"] >= 1
+    print(f"    the broker: {(broker_status() or {}).get('request_key')}")
     assert "cifs.upcall" not in command("journalctl", "--no-pager", "--quiet", "SYSLOG_IDENTIFIER=cifs.upcall")
     command("umount", "/mnt")
 
@@ -180,7 +181,7 @@ def quota(taking: Walk, alice: Person, point: Path) -> None:
         with terminal(alice) as other:
             status, complaint = split(other.say(f"dd if=/dev/zero of='{point}/file' bs=64k count=32"))
             assert status and "Disk quota exceeded" in complaint, complaint
-            said += session.until("(by alice)", "Quota used up")
+            said += "\n" + session.until("(by alice)", "Quota used up")
         session.type("\x03")
         return said
 
