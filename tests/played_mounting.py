@@ -86,11 +86,11 @@ class PlayedMounting:
     def detach(self, mount: int) -> None:
         self._save({point: made for point, made in self._made().items() if point != self.path(mount)})
 
-    def unmount(self, parent: int, name: str, lazy: bool) -> None:
-        point = f"{self.path(parent)}/{name}"
-        if (Path(point) / "busy").exists() and not lazy:
-            raise OSError(errno.EBUSY, "busy")
-        self._save({one: made for one, made in self._made().items() if one != point})
+    def entry(self, parent: int, name: str) -> int:
+        return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+
+    def is_used(self, parent: int, name: str) -> bool:
+        return Path(self.path(parent), name, "busy").exists()
 
 
 def main(folder: Path) -> None:

@@ -35,8 +35,9 @@ from tests.kernel.mount_scene import (
 from tests.kernel.scene import enrol, keys
 from upcall.kernel import keyring, libc
 from upcall.kernel.local import connect
+from upcall.kernel.mounts import mounts
 from upcall.protocols.ecryptfs.mounting import client
-from upcall.protocols.ecryptfs.mounting.messages import MOUNT, MountRequest
+from upcall.protocols.ecryptfs.mounting.messages import MOUNT, UNMOUNT, MountRequest, pack_request
 from upcall.testing.lab.stage import Person, Task, mount, person, wait_until
 
 KEY = keys()["rsa2048"]
@@ -626,6 +627,74 @@ def test_a_mount_that_is_in_use_stays_unless_asked_otherwise(alice: Person, lowe
     assert ask_away(alice, upper, lazy=True).status == 0
     os.close(held)
     assert made() == []
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_what_root_has_mounted_on_a_users_mount_stays(alice: Person, lower: Path, upper: Path, lazy: bool) -> None:
+    """The user has kept a descriptor of her mount, which root's covers now."""
+    assert ask(alice, KEY.signature, lower, upper).status == 0
+    ready, go = ROOT / "ready", ROOT / "go"
+
+    def work() -> Answer:
+        fd = client.open_folder(upper)
+        ready.touch()
+        wait_until(go.exists, "root's mount")
+        be_seen()
+        return raw_and_closed(pack_request(MountRequest(UNMOUNT, "private", key_bytes=0, lazy=lazy)), [fd])
+
+    task = Task(alice, work)
+    wait_until(ready.exists, "the descriptor")
+    libc.call("mount", b"tmpfs", os.fsencode(upper), b"tmpfs", 0, b"mode=0755")
+    go.touch()
+    try:
+        refused(task.result(), "something else is mounted on it", status=os.EX_TEMPFAIL)
+        assert [one.type for one in mounts() if one.point == str(upper)] == ["ecryptfs", "tmpfs"]
+    finally:
+        libc.call("umount2", os.fsencode(upper), 2)
+        ready.unlink()
+        go.unlink()
+
+
+def test_a_mount_of_roots_whose_mount_point_is_exchanged_with_a_users_stays(alice: Person, lower: Path) -> None:
+    """In a mount namespace that is older than the mounts, their mount points can be renamed."""
+    nest = folder(ROOT / "exchanged", alice)
+    point, roots = folder(nest / "private", alice), folder(nest / "roots", alice)
+    libc.call("mount", b"tmpfs", os.fsencode(roots), b"tmpfs", 0, b"mode=0755")
+    device = roots.stat().st_dev
+    ready, stop = ROOT / "ready", ROOT / "stop"
+
+    def swap() -> None:
+        unshare(NEW_USER | NEW_MOUNTS)
+        ready.touch()
+        while not stop.exists():
+            exchange(nest / "private", nest / "roots")
+
+    def attack() -> list[Answer]:
+        be_seen()
+        wanted, told = MountRequest(MOUNT, "private", (KEY.signature,)), []
+        for _ in range(20):
+            with contextlib.suppress(OSError):
+                told.append(asked(lambda: client.ask_mount(wanted, lower, point)))
+            for path in (point, roots):
+                with contextlib.suppress(OSError):
+                    told.append(asked(lambda path=path: client.ask_unmount("private", path)))  # type: ignore[misc]
+        return told
+
+    swapper = Task(alice, swap)
+    try:
+        wait_until(lambda: ready.exists() or swapper.ended, "the namespace")
+        told = Task(alice, attack).result()
+    finally:
+        stop.touch()
+        swapper.result()
+        is_there = any(one.device == device for one in mounts())
+        take_all_away()
+        for path in (point, roots):
+            with contextlib.suppress(OSError):
+                libc.call("umount2", os.fsencode(path), 2)
+        ready.unlink()
+        stop.unlink()
+    assert is_there, told
 
 
 def test_a_configuration_that_is_wrong_allows_nobody(alice: Person, lower: Path, upper: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import re
@@ -24,7 +25,7 @@ _CLOEXEC: Final = 1  # FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC
 _SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
 NOSUID, NODEV, NOEXEC = 0x2, 0x4, 0x8  # MOUNT_ATTR_*
 _F_EMPTY_PATH, _T_EMPTY_PATH = 0x4, 0x40  # MOVE_MOUNT_*
-DETACH, _NOFOLLOW = 0x2, 0x8  # MNT_DETACH, UMOUNT_NOFOLLOW
+_DETACH, _EXPIRE, _NOFOLLOW = 0x2, 0x4, 0x8  # MNT_DETACH, MNT_EXPIRE, UMOUNT_NOFOLLOW
 _NEWNS: Final = 0x00020000
 _NS_GET_USERNS: Final = 0xB701
 _MNT_ID: Final = re.compile(rb"^mnt_id:\t(\d+)$", re.MULTILINE)
@@ -53,9 +54,17 @@ def attach(mount: int, folder: int) -> None:
     libc.syscall(_MOVE_MOUNT, mount, _text(""), folder, _text(""), _F_EMPTY_PATH | _T_EMPTY_PATH)
 
 
-def unmount(name: str, flags: int = 0) -> None:
-    """Unmounts `name` in the working directory, which is not followed. OSError EBUSY if it is in use."""
-    libc.call("umount2", name.encode(), flags | _NOFOLLOW, about=name)
+def is_used(name: str) -> bool:
+    """Returns whether the mount on `name` in the working directory is in use: open files, mounts within it. OSError.
+
+    The kernel marks it for expiry; the next use of the mount, such as opening `name`, takes the mark away."""
+    try:
+        libc.call("umount2", os.fsencode(name), _EXPIRE | _NOFOLLOW, about=name)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EBUSY):
+            return error.errno == errno.EBUSY
+        raise
+    return False  # it had been marked already, and is unmounted
 
 
 def enter(pidfd: int) -> None:
@@ -90,6 +99,12 @@ class OwnProcess:
     def path(self, fd: int) -> str:
         """Returns the path of a descriptor below the current root, as the kernel writes it. OSError."""
         return os.readlink(f"fd/{fd}", dir_fd=self._fd)
+
+    def detach(self, fd: int) -> None:
+        """Unmounts the mount whose root a descriptor is, and no other one that lies on it or has taken its place, also
+        if it is in use. Changes the working directory. OSError."""
+        os.fchdir(self._fd)
+        libc.call("umount2", f"fd/{fd}".encode(), _DETACH, about=f"descriptor {fd}")
 
     def mounts(self) -> dict[int, Mount]:
         """Returns the mounts in the current mount namespace by id. OSError."""

@@ -66,10 +66,13 @@ class Mounting(Protocol):
         """Mounts with nosuid, nodev and, if wanted, noexec; returns a descriptor of the mount."""
 
     def detach(self, mount: int, /) -> None:
-        """Takes away a mount that this process has just made."""
+        """Takes away the mount whose root this descriptor is, also if it is in use."""
 
-    def unmount(self, parent: int, name: str, lazy: bool, /) -> None:
-        """Unmounts what is mounted on the entry `name` of the folder `parent`."""
+    def entry(self, parent: int, name: str, /) -> int:
+        """Returns a descriptor of an entry of a folder: of what is mounted on it."""
+
+    def is_used(self, parent: int, name: str, /) -> bool:
+        """Returns whether what is mounted on this entry is in use. No descriptor may be open on it."""
 
 
 class Mounter:
@@ -190,9 +193,8 @@ class Mounter:
     # --- unmounting ----------------------------------------------------------------------------------------
 
     def _unmount(self, request: MountRequest, requester: MountRequester, folders: list[int]) -> str:
-        """The mount's own descriptor must be closed to unmount it: a descriptor, even with O_PATH, keeps it busy. So
-        it is named by the folder that contains the mount point, and its entry, which cannot be renamed meanwhile
-        because it is a mount point."""
+        """The mount is taken away by a descriptor of it: by its path it could be another one, which lies on it, or
+        whose mount point was exchanged with this one in another mount namespace."""
         system = self._system
         (fd,) = folders
         number = system.mount_id(fd)
@@ -204,21 +206,36 @@ class Mounter:
             raise Denied(NOT_PERMITTED, f"{_shown(mount.point)}: was mounted for uid {made.uid}, not for you")
         if made.name != request.name:
             raise Denied(WRONG, f"{_shown(mount.point)}: is the mount {made.name}: `upcall umount {made.name}`")
+        within = f"{mount.point}/"
+        if any(f"{one.point}/".startswith(within) for other, one in system.mounts().items() if other != number):
+            raise Denied(LATER, f"{_shown(mount.point)}: something else is mounted on it or in it: unmount that first")
         with _explained(_shown(mount.point)):
-            parent = system.parent(fd)
-            os.close(folders.pop())
-            try:
-                system.unmount(parent, Path(mount.point).name, request.lazy)
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
-                raise Denied(
-                    LATER,
-                    f"{_shown(mount.point)}: is in use: end what uses it, or `upcall umount --lazy {made.name}`",
-                ) from None
+            if not request.lazy:
+                fd = self._unused(fd, number, mount.point, made.name)
+                folders[:] = [fd]
+            system.detach(fd)
+            os.close(folders.pop())  # the last use, at which the kernel writes what is left
         if number in system.mounts():
-            raise Denied(LATER, f"{_shown(mount.point)}: was moved meanwhile, and is still mounted: try again")
+            raise Denied(FAILED, f"{_shown(mount.point)}: is still mounted")
         return mount.point
+
+    def _unused(self, fd: int, number: int, point: str, called: str) -> int:
+        """Returns another descriptor of the mount, which is not in use. Denied if it is, or has been moved. Closes
+        the descriptor that the user has sent: any descriptor, even with O_PATH, is a use."""
+        system, name = self._system, Path(point).name
+        parent = system.parent(fd)
+        os.close(fd)
+        os.close(self._entry(parent, name, number, point))  # also takes an older mark for expiry away
+        if system.is_used(parent, name):
+            raise Denied(LATER, f"{_shown(point)}: is in use: end what uses it, or `upcall umount --lazy {called}`")
+        return self._entry(parent, name, number, point)
+
+    def _entry(self, parent: int, name: str, number: int, point: str) -> int:
+        fd = self._system.entry(parent, name)
+        if self._system.mount_id(fd) != number:
+            os.close(fd)
+            raise Denied(LATER, f"{_shown(point)}: was moved meanwhile, or something was mounted on it: try again")
+        return fd
 
 
 def _made(mount: Mount) -> Made | None:

@@ -102,10 +102,13 @@ class System:
         return mount
 
     def detach(self, mount: int) -> None:
-        os.fchdir(mount)
-        mounting.unmount(".", mounting.DETACH)
+        self._process.detach(mount)
 
-    def unmount(self, parent: int, name: str, lazy: bool) -> None:
+    def entry(self, parent: int, name: str) -> int:
+        with self._as_user():
+            return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+
+    def is_used(self, parent: int, name: str) -> bool:
         with self._as_user():
             os.fchdir(parent)
-            mounting.unmount(name, mounting.DETACH if lazy else 0)
+            return mounting.is_used(name)
