@@ -142,6 +142,14 @@ def test_damaged_and_missing_files_are_reported_and_the_others_still_shown(home:
         assert "not a regular file" in inspect(home / name, code=os.EX_OSERR).stderr
 
 
+def test_names_of_files_send_nothing_to_the_terminal(home: Path, captured: list[Path]) -> None:
+    name = "x\x1b]0;title\x07\n"
+    for path in (lower(home, name, captured[0].read_bytes()), home / f"no{name}"):
+        done = CliRunner().invoke(main, ["ecryptfs", "inspect", str(path), str(captured[0])])
+        assert "\x1b" not in done.output and "\x07" not in done.output
+        assert "x\\x1b]0;title\\x07\\n" in done.output
+
+
 def test_missing_bytes_of_a_truncated_lower_file_are_reported(home: Path) -> None:
     path = lower(home, "f", header(PASSPHRASE), 8192 + 100)
     assert told(path)[0]["missing"] == 3996

@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from upcall.protocols.ecryptfs.header import (
     replace_packets,
     take_header,
 )
-from upcall.protocols.ecryptfs.lower_file import Walk
+from upcall.protocols.ecryptfs.lower_file import Found, Skipped, Walk
 from upcall.protocols.ecryptfs.packets import CIPHER_AES_128, CIPHER_OPAQUE, FileKey, pack_file_key, take_file_key
 from upcall.protocols.ecryptfs.rewrap import BATCH, Entry, Survey, Wish, prove, rewrap
 from upcall.protocols.ecryptfs.rewrap_journal import Journal, Record, pack_records, recover, restore, take_records
@@ -281,6 +282,78 @@ def test_a_link_is_refused_as_a_path_and_a_folder_needs_recursion(home: Path) ->
         Walk(home / "lower", recursive=False)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give links away")
+def test_links_of_another_user_on_the_way_are_not_followed(home: Path) -> None:
+    """Another user could have them lead anywhere, at any time."""
+    lower(home / "lower/a/f")
+    (home / "own").symlink_to("lower")
+    (home / "absolute").symlink_to(home / "own")
+    (home / "theirs").symlink_to("lower")
+    os.chown(home / "theirs", 65534, 65534, follow_symlinks=False)
+    for way in ("own/a", "absolute/a", "own/../lower/a", "absolute/a/../a/f"):
+        walk = Walk(home / way, recursive=True)
+        assert [str(found.path) for found in walk] == [f"{home}/lower/a/f"]
+        walk.close()
+    for way in ("theirs/a", "theirs/a/f", "own/../theirs/a"):
+        with pytest.raises(OSError, match="a symbolic link of uid 65534 is on the way"):
+            Walk(home / way, recursive=True)
+    (home / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match=r"Too many levels of symbolic links"):
+        Walk(home / "loop/x", recursive=True)
+    before = len(os.listdir("/proc/self/fd"))
+    for way in ("theirs/a", "loop/x", "missing/x", "lower/a/f/x"):
+        with contextlib.suppress(OSError):
+            Walk(home / way, recursive=True).close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_folder_that_was_checked_is_walked_wherever_its_path_leads_by_then(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user exchanges it with a link between the check and the opening."""
+    lower(home / "lower/f")
+    lower(home / "victim/f")
+    stat_of = os.stat
+
+    def swapping(name: Any, **more: Any) -> os.stat_result:
+        found = stat_of(name, **more)
+        if name == "lower" and not (home / "lower").is_symlink():
+            (home / "lower").rename(home / "away")
+            (home / "lower").symlink_to("victim")
+        return found
+
+    monkeypatch.setattr(os, "stat", swapping)
+    with pytest.raises(OSError, match=r"Not a directory|symbolic link"):
+        Walk(home / "lower", recursive=True)
+
+
+def test_a_relative_path_and_those_of_dots_are_walked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lower(home / "lower/a/f")
+    monkeypatch.chdir(home / "lower/a")
+    for way in (".", "..", "../a", "f", "./f"):
+        walk = Walk(Path(way), recursive=True)
+        assert [str(found.path) for found in walk] == [f"{home}/lower/a/f"]
+        walk.close()
+
+
+def test_folders_that_are_too_deep_are_reported_and_what_follows_them_is_found(home: Path) -> None:
+    lower(home / "lower/z")
+    deep = os.open(home / "lower", os.O_RDONLY)
+    for name in ("a", *("d" * 500)):
+        os.mkdir(name, dir_fd=deep)
+        deeper = os.open(name, os.O_RDONLY, dir_fd=deep)
+        os.close(deep)
+        deep = deeper
+    os.close(deep)
+    lower(home / "lower/b/f")
+    walk = Walk(home / "lower", recursive=True)
+    found = list(walk)
+    walk.close()
+    assert [one.path.name for one in found if isinstance(one, Found)] == ["z", "f"]
+    (skipped,) = [one for one in found if isinstance(one, Skipped)]
+    assert skipped.error is not None and "more than 200 folders deep" in skipped.why
+
+
 def test_a_folder_swapped_for_a_link_after_the_survey_is_not_followed(home: Path) -> None:
     lower(home / "lower/a/f")
     outside = lower(home / "outside/f")
@@ -407,11 +480,13 @@ def test_a_failure_that_concerns_all_files_ends_the_run(home: Path) -> None:
 
     class Locking(ToyKeys):
         left = BATCH + 5
+        lock = threading.Lock()
 
         def unwrap(self, packet: Packet) -> FileKey:
-            Locking.left -= packet.signature == OLD
-            if Locking.left < 0:
-                raise Refused("locked")
+            with self.lock:
+                Locking.left -= packet.signature == OLD
+                if Locking.left < 0:
+                    raise Refused("locked")
             return super().unwrap(packet)
 
     survey, walk = Survey(WISH, Locking()), Walk(home / "lower", recursive=True)
@@ -654,6 +729,22 @@ def test_a_folder_of_journals_that_others_can_write_to_is_refused(home: Path) ->
         list(recover(home / "journal"))
     with pytest.raises(UsageError, match="not a folder of our own"):
         Journal(home / "journal")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
+def test_a_journal_of_another_user_is_not_taken(home: Path) -> None:
+    """Who writes it chooses what is written into the headers of this user's files."""
+    path = lower(home / "lower/f")
+    record = record_of(path)
+    journal = left_behind(home, record)
+    patched(path, record, 486)
+    before = path.read_bytes()
+    os.chown(journal, 65534, 65534)
+    assert list(recover(home / "journal")) == []
+    assert path.read_bytes() == before
+    os.chown(journal, os.geteuid(), os.getegid())
+    assert [entry.outcome for entry in recover(home / "journal")] == ["restored"]
+    assert signatures(path) == [OLD]
 
 
 def test_records_are_read_back_as_written(home: Path) -> None:

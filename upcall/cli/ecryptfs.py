@@ -16,6 +16,7 @@ import click
 from upcall.cli import error_text, exit_code
 from upcall.cli.commands import Group
 from upcall.cli.keyshow import token_in_keyring
+from upcall.cli.output import for_terminal
 from upcall.cli.parameter_types import runtime_option
 from upcall.client import Client
 from upcall.core.errors import PeerError, Refused, UpcallError
@@ -214,7 +215,7 @@ def _unwrap(packet: PublicKeyPacket, runtime: Path | None) -> tuple[str, int]:
 
 def _print_report(report: dict[str, Any]) -> None:
     if report["error"] is not None:
-        click.echo(f"{report['file']}: {report['error']}", err=True)
+        click.echo(for_terminal(f"{report['file']}: {report['error']}"), err=True)
         return
     lines = [("size", f"{report['size']} bytes, in a lower file of {report['lower_size']}")]
     if report["missing"]:
@@ -227,9 +228,9 @@ def _print_report(report: dict[str, Any]) -> None:
         lines += _packet_lines(packet)
     if "check" in report:
         lines.append(("check", report["check"]))
-    click.echo(report["file"])
+    click.echo(for_terminal(report["file"]))
     for head, text in lines:
-        click.echo(f"  {head:<12} {text}")
+        click.echo(f"  {head:<12} {for_terminal(text)}")
 
 
 def _packet_lines(packet: dict[str, Any]) -> list[tuple[str, str]]:

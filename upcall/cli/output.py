@@ -79,7 +79,7 @@ def done(text: str) -> None:
 def note(text: str) -> None:
     """Prints what is worth knowing beside the result, on standard error. Not with --quiet."""
     if not quiet():
-        click.echo(f"upcall: note: {text}", err=True)
+        click.echo(f"upcall: note: {for_terminal(text)}", err=True)
 
 
 def detail(text: str) -> None:

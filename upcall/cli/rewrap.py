@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from upcall.cli.keyshow import Target, target_of, token_in_keyring
 from upcall.cli.output import for_terminal
 from upcall.cli.parameter_types import runtime_option
 from upcall.core.errors import UpcallError, UsageError
-from upcall.kernel.mounts import mounts
+from upcall.kernel.mounts import Mount, mounts
 from upcall.protocols.ecryptfs.lower_file import Inode, Walk
 from upcall.protocols.ecryptfs.mounted import lower_folders, mount_above, mount_of
 from upcall.protocols.ecryptfs.packets import is_signature
@@ -156,14 +156,15 @@ class _Run:
         for path in self._paths:
             with contextlib.suppress(OSError):
                 if above := mount_of(path, known):
+                    where = above.source if above.source.startswith("/") else "see `upcall mounts`"
                     raise UsageError(
                         f"{path} is in {above.point}, where eCryptfs shows files in clear: "
-                        f"give the lower folder, {above.source}"
+                        f"give the lower folder, {where}"
                     )
                 if not self._mounted and (mount := mount_above(path, lowers)):
+                    what = mount.source if mount.source.startswith("/") else "it"
                     raise UsageError(
-                        f"{path}: eCryptfs has {mount.source} mounted at {mount.point}: "
-                        "unmount it first, or add --mounted"
+                        f"{path}: eCryptfs has {what} mounted at {mount.point}: unmount it first, or add --mounted"
                     )
         if not self._dry_run and any(mount.type == "ecryptfs" for mount in known):
             self._check_journal(known)
@@ -171,7 +172,7 @@ class _Run:
             return {}
         return {inode: f"eCryptfs has it mounted at {mount.point}" for inode, mount in lowers.items()}
 
-    def _check_journal(self, known: Iterable[Any]) -> None:
+    def _check_journal(self, known: list[Mount]) -> None:
         """UsageError if the journal would be in a folder that a crash might make unreadable."""
         existing = next(folder for folder in (self._folder, *self._folder.parents) if folder.exists())
         if mount_of(existing, known):

@@ -66,12 +66,12 @@ def exit_code(error: BaseException) -> int:
 
 def error_text(error: UpcallError | OSError) -> str:
     """Returns the error as one line for people, with the file if it concerns one, without an errno's number, and with
-    the command that helps, if it is known."""
+    the command that helps, if it is known. Control characters are escaped: names of files may be another user's."""
     if not isinstance(error, UpcallError):
-        return error_words(error)
+        return for_terminal(error_words(error))
     from upcall.cli.remedies import with_remedy  # completion needs none
 
-    return with_remedy(error)
+    return for_terminal(with_remedy(error))
 
 
 def run(command: Callable[[], Any]) -> int:

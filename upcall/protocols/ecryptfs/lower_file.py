@@ -10,13 +10,15 @@ import os
 import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 from upcall.core.errors import PeerError
 from upcall.protocols.ecryptfs.header import MAX_HEADER, XATTR, Header, has_marker, take_header
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW  # NONBLOCK: a FIFO must not hang
 _FOLDER = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW
+_MAX_LINKS: Final = 40  # on the way to a path; the kernel's limit
+_MAX_DEPTH: Final = 200  # folders below each other, each of which takes a descriptor
 
 Inode = tuple[int, int]  # device and inode number
 
@@ -130,15 +132,20 @@ class Walk:
     def __init__(
         self, path: Path, recursive: bool, across: bool = False, closed: Collection[tuple[Inode, str]] = ()
     ) -> None:
-        found = os.lstat(path)
-        if stat.S_ISLNK(found.st_mode):
-            raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", str(path))
-        self.is_file = not stat.S_ISDIR(found.st_mode)
-        if not self.is_file and not recursive:
-            raise IsADirectoryError(errno.EISDIR, "is a folder: -r goes through it", str(path))
-        self._path = Path(os.path.realpath(path))
+        directory, name = _open_above(path)
+        try:
+            found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if stat.S_ISLNK(found.st_mode):
+                raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", str(path))
+            self.is_file = not stat.S_ISDIR(found.st_mode)
+            if not self.is_file and not recursive:
+                raise IsADirectoryError(errno.EISDIR, "is a folder: -r goes through it", str(path))
+            self._top = os.dup(directory) if self.is_file else os.open(name, _FOLDER, dir_fd=directory)
+        finally:
+            os.close(directory)
+        folder = Path(os.readlink(f"/proc/self/fd/{self._top}"))  # noqa: PTH115 - not what `path` leads to by now
+        self._path = folder / name if self.is_file else folder
         self._across, self._closed = across, dict(closed)
-        self._top = os.open(self._path.parent if self.is_file else self._path, _FOLDER)
         self._device = os.fstat(self._top).st_dev
 
     def close(self) -> None:
@@ -156,8 +163,14 @@ class Walk:
             yield Skipped(path, self._closed[inode], OSError(errno.EBUSY, self._closed[inode], str(path)))
             return
         folders = []
-        with os.scandir(directory) as entries:
-            listed = sorted(entries, key=lambda entry: entry.name)
+        try:
+            if len(parts) > _MAX_DEPTH:
+                raise OSError(errno.ENAMETOOLONG, f"is more than {_MAX_DEPTH} folders deep: name one of those in it")
+            with os.scandir(directory) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            yield Skipped(path, error.strerror or "", OSError(error.errno, error.strerror, str(path)))
+            return
         for entry in listed:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.name)
@@ -181,6 +194,39 @@ class Walk:
                     yield from self._below(deeper, path / name, (*parts, name))
             finally:
                 os.close(deeper)
+
+
+def _open_above(path: Path) -> tuple[int, str]:
+    """Opens the folder that contains `path`. Returns its descriptor, and the name in it. Symbolic links on the way are
+    followed only if they are root's or this user's own: another user could exchange them at any time. OSError."""
+    way = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    directory, links = os.open("/" if path.is_absolute() else ".", way), 0
+    left = [part for part in reversed(path.parts) if part != "/"] or ["."]
+    try:
+        while len(left) > 1:
+            found = os.open(left.pop(), way, dir_fd=directory)
+            directory, before = found, directory
+            status = os.fstat(found)
+            if not stat.S_ISLNK(status.st_mode):
+                os.close(before)
+                continue  # what is no folder fails at the next name
+            directory = before
+            target = os.readlink("", dir_fd=found)
+            os.close(found)
+            links += 1
+            if status.st_uid not in (0, os.geteuid()):
+                why = f"a symbolic link of uid {status.st_uid} is on the way, which is not followed"
+                raise OSError(errno.ELOOP, why, str(path))
+            if links > _MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+            left += [part for part in reversed(Path(target).parts) if part != "/"]
+            if target.startswith("/"):
+                os.close(directory)
+                directory = os.open("/", way)
+    except BaseException:
+        os.close(directory)
+        raise
+    return directory, left[0]
 
 
 def _inode(found: os.stat_result) -> Inode:

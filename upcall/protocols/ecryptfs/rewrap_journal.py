@@ -98,14 +98,15 @@ class Journal:
         own_folder(folder, 0o700)
         self.path = folder / f"{os.getpid()}-{os.urandom(6).hex()}{SUFFIX}"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd = os.open(self.path, flags, 0o600)
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-        self._unfinished = False
-        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._directory = _open_own(folder)
         try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+            self._fd = os.open(self.path.name, flags, 0o600, dir_fd=self._directory)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            os.fsync(self._directory)
+        except BaseException:
+            os.close(self._directory)
+            raise
+        self._unfinished = False
 
     def write(self, records: Iterable[Record]) -> None:
         """Replaces the records. When it returns, they are on disk."""
@@ -129,8 +130,24 @@ class Journal:
         """Removes the journal, unless changes are unfinished: the next run looks at those."""
         if not self._unfinished:
             with contextlib.suppress(FileNotFoundError):
-                self.path.unlink()
+                os.unlink(self.path.name, dir_fd=self._directory)
         os.close(self._fd)
+        os.close(self._directory)
+
+
+def _open_own(folder: Path) -> int:
+    """Returns a descriptor of a folder of journals. UsageError unless it belongs to this user and others cannot write
+    to it. All that is done in it is done by the descriptor: a folder above may be another user's, who could put
+    another folder there. OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not _is_ours(os.fstat(fd)):
+        os.close(fd)
+        raise UsageError(f"{folder}: not a folder of our own that only we can write to")
+    return fd
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
 # --- after a crash --------------------------------------------------------------------------------------------
@@ -149,19 +166,23 @@ def recover(folder: Path) -> Iterator[Recovery]:
     """Finishes what interrupted runs have left, and removes their journals. Yields an entry for each of their files.
     OSError if the folder cannot be read; UsageError if others can write to it."""
     try:
-        found = folder.lstat()
+        directory = _open_own(folder)
     except FileNotFoundError:
         return
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise UsageError(f"{folder}: not a folder of our own that only we can write to")
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
-        with contextlib.suppress(FileNotFoundError):
-            yield from _recover_one(path)
-
-
-def _recover_one(path: Path) -> Iterator[Recovery]:
-    fd = os.open(path, _READ)
     try:
+        for name in sorted(os.listdir(directory)):  # noqa: PTH208 - of a descriptor
+            if name.endswith(SUFFIX):
+                with contextlib.suppress(FileNotFoundError):
+                    yield from _recover_one(folder / name, directory)
+    finally:
+        os.close(directory)
+
+
+def _recover_one(path: Path, directory: int) -> Iterator[Recovery]:
+    fd = os.open(path.name, _READ, dir_fd=directory)
+    try:
+        if not _is_ours(os.fstat(fd)):
+            return  # it says what to write into files of ours
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -179,7 +200,7 @@ def _recover_one(path: Path) -> Iterator[Recovery]:
                 outcome, solved = Recovery(record.path, "unresolved", f"{why}; kept in {path}"), False
             yield outcome
         if solved:
-            path.unlink()
+            os.unlink(path.name, dir_fd=directory)
     finally:
         os.close(fd)
 
