@@ -22,6 +22,7 @@ from upcall.install.wanted import PAM, SYSTEMD
 
 REASON = packed.why_not()
 pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(REASON), reason=f"cannot build packages here: {REASON}")]
+SCRIPTS = ROOT / "release/debian"
 SITE = re.compile(rf"{HOME}/lib/python3\.\d+/site-packages")
 
 
@@ -102,6 +103,15 @@ def test_the_command_searches_no_current_folder(packages: dict[str, Package]) ->
     start = packages["upcall"].data["/usr/bin/upcall"].decode()
     assert start == f'#!/bin/sh\nexec {HOME}/bin/python3 -P -m upcall "$@"\n'
     assert "include-system-site-packages = false" in packages["upcall"].data[f"{HOME}/pyvenv.cfg"].decode()
+
+
+def test_scripts_wait_for_users_managers_with_a_limit() -> None:
+    """A user can stop the own one (SIGSTOP), and each call would wait for the bus's time-out."""
+    lines = [
+        line.strip() for file in SCRIPTS.glob("*.p*") for line in file.read_text().splitlines() if "--user " in line
+    ]
+    assert len(lines) > 1
+    assert all(line.startswith("timeout ") for line in lines)
 
 
 def test_pages_and_completions_are_where_debian_has_them(packages: dict[str, Package]) -> None:
