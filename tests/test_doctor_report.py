@@ -76,13 +76,31 @@ def test_a_check_that_raises_becomes_a_finding_after_its_earlier_ones(error: Exc
 def test_without_problems_the_report_ends_with_exit_code_0(monkeypatch: pytest.MonkeyPatch) -> None:
     code, text = run(monkeypatch, [check(ok("good"), note("a note", "think", "true"))])
     assert code == 0
-    assert text.splitlines() == ["✓ it: good", "- it: a note", "    think", "    $ true", "no problems"]
+    assert text.splitlines() == ["✓ it: good", "- it: a note", "    think", f"    {PROMPT} true", "no problems"]
 
 
 def test_a_problem_is_printed_with_its_remedy_and_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
     code, text = run(monkeypatch, [check(ok("good"), problem("bad\x1b[2J", "do", "rm 'a\nb'"))], "--quiet")
     assert code == 1
-    assert text.splitlines() == ["✗ it: bad\\x1b[2J", "    do", "    $ rm 'a\\nb'"]
+    assert text.splitlines() == ["✗ it: bad\\x1b[2J", "    do", f"    {PROMPT} rm 'a\\nb'"]
+
+
+@pytest.mark.parametrize(
+    ("uid", "command", "prompt"),
+    [
+        (1000, "systemctl start upcall-broker.service", "#"),
+        (1000, "upcall request-key install --type cifs.spnego", "#"),
+        (1000, "systemctl --user restart upcall-daemon.service", "$"),
+        (1000, "upcall key generate", "$"),
+        (0, "upcall key generate", "#"),
+    ],
+)
+def test_a_command_that_root_must_run_is_shown_after_a_hash(
+    monkeypatch: pytest.MonkeyPatch, uid: int, command: str, prompt: str
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: uid)
+    _, text = run(monkeypatch, [check(problem("bad", "", command))], "--quiet")
+    assert text.splitlines()[-1] == f"    {prompt} {command}"
 
 
 def test_findings_are_printed_as_json(monkeypatch: pytest.MonkeyPatch) -> None:

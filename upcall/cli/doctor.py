@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -14,6 +15,17 @@ from upcall.observe.doctor.system import Scene
 from upcall.observe.doctor.table import Check, examine
 
 _MARKS = {OK: "✓", NOTE: "-", PROBLEM: "✗"}
+_ROOTS = (  # how commands begin that root must run
+    "apt-get ",
+    "chown ",
+    "mknod ",
+    "modprobe ",
+    "rm /dev/",
+    "sysctl ",
+    "systemctl ",
+    "upcall request-key install",
+    "upcall setup",
+)
 _COLOURS = {OK: "green", NOTE: "yellow", PROBLEM: "red"}
 
 
@@ -30,7 +42,7 @@ _COLOURS = {OK: "green", NOTE: "yellow", PROBLEM: "red"}
 def command(ctx: click.Context, as_json: bool, runtime: Path | None, root: Path) -> None:
     """Check the whole installation: kernel, broker, your daemon, keys, plugins, configuration.
 
-    Prints problems (✗), notes (-) and, after $, the commands that help. Nothing is changed. Run it as yourself for
+    Prints problems (✗), notes (-) and the commands that help, after $, or after # if root must run them. Nothing is changed. Run it as yourself for
     your daemon and keys, and as root for the system's part.
 
     With --quiet, only problems are printed. `upcall lab doctor` checks what the virtual machine for tests needs.
@@ -62,4 +74,10 @@ def _print(check: Check, finding: Finding) -> None:
     if finding.remedy:
         click.echo(f"    {for_terminal(finding.remedy)}")
     if finding.command:
-        click.echo(f"    $ {for_terminal(finding.command)}")
+        click.echo(f"    {_shell(finding.command)} {for_terminal(finding.command)}")
+
+
+def _shell(command: str) -> str:
+    """Returns the prompt before a command: # if root must run it, $ otherwise."""
+    needs_root = command.startswith(_ROOTS) and " --user " not in command
+    return "#" if needs_root or os.geteuid() == 0 else "$"

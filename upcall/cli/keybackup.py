@@ -35,7 +35,7 @@ from upcall.keys.passphrase import (
     wipe,
 )
 from upcall.keys.plugins import available
-from upcall.keys.private_file import read_private, replace_private, write_new
+from upcall.keys.private_file import read_private, write_new, write_over
 from upcall.keys.replacing import values_of
 from upcall.keys.sharing import sharing, users_of
 from upcall.keys.store import COMPAT, Entry, KeyStore, check_name
@@ -100,8 +100,7 @@ def backup(
     """
     if everything is bool(names):
         raise UsageError("name the keys, or give --all: one of the two")
-    if not force and os.path.lexists(file):
-        raise FileExistsError(errno.EEXIST, "is there already: --force replaces it", str(file))
+    _check_output(file, force)
     store = KeyStore()
     with changing(store, *(store.names() if everything else names)):
         entries = {entry.name: entry for entry in (store.find(name) for name in names or store.names())}
@@ -115,11 +114,21 @@ def backup(
         data = _with_memory(lambda: pack_backup(keys, secret))
     finally:
         wipe(secret)
-    (replace_private if force else write_new)(file, data)
+    (write_over if force else write_new)(file, data)
     for key in keys:
         for missing in _not_in_it(key):
             output.note(f"{key.name}: {missing}")
     output.done(f"{file}: {', '.join(entries)}")
+
+
+def _check_output(file: Path, force: bool) -> None:
+    """FileExistsError, OSError: a device or FIFO is never replaced."""
+    if str(file) == "-":
+        raise UsageError("a backup is not written to standard output: name a file (`./-` is one, too)")
+    if file.exists() and not file.is_file():
+        raise OSError(errno.EINVAL, "is not a regular file", str(file))
+    if not force and os.path.lexists(file):
+        raise FileExistsError(errno.EEXIST, "is there already: --force replaces it", str(file))
 
 
 def _kept(entry: Entry) -> Kept:
@@ -143,9 +152,19 @@ def _not_in_it(key: Kept) -> list[str]:
         found.append(f"its passphrase is in {source.removeprefix('file:')}, which is not in the backup")
     elif source in ("ask", COMPAT):
         found.append("its passphrase is kept nowhere, and not in the backup: remember it, too")
-    if not _takes_passphrase(key.entry):
+    if _in_hardware(key):
         found.append("what the token or TPM holds is not in the backup: only there can the key be used")
     return found
+
+
+def _in_hardware(key: Kept) -> bool:
+    """Returns whether a token or TPM holds the key: it has no file, or a PIN. Then its file is of use only there."""
+    try:
+        module = load(key.entry.module)
+    except UpcallError:
+        return False
+    no_passphrase = not getattr(module, "takes_passphrase", True)
+    return no_passphrase and (key.file is None or getattr(module, "changes", "") == "PIN")
 
 
 def _takes_passphrase(entry: Entry) -> bool:

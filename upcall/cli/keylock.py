@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from typing import Any
 
 import click
 
@@ -14,8 +15,10 @@ from upcall.cli.passphrases import Given, passphrase_options
 from upcall.cli.secrets import CliSecrets
 from upcall.core.errors import UsageError
 from upcall.kernel import keyring
-from upcall.keys.passphrase import from_file, wipe
+from upcall.keys.passphrase import NoTerminal, from_file, wipe
 from upcall.keys.store import KeyStore
+from upcall.protocols.ecryptfs.lock_cause import since
+from upcall.protocols.ecryptfs.locks import COMMAND
 
 _FILE = "file:"  # prefix of the path of a passphrase's file
 _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
@@ -41,11 +44,22 @@ def lock(name: str | None, as_json: bool) -> None:
 
     signature = None if name is None else target_of(name).signature
     with DaemonControl() as daemon:
+        before = _locked_since(daemon.status(), signature)
         count = daemon.lock(signature)
     if as_json:
         click.echo(json.dumps({"all": signature is None, "signature": signature, "forgotten": count}))
         return
-    click.echo(_counted(count, "locked"))
+    locked = "all keys are locked" if name is None else f"{name} is locked"
+    output.done(f"{locked} already, {since(before)}" if before else locked)
+
+
+def _locked_since(status: dict[str, Any], signature: str | None) -> float:
+    """Returns since when `upcall lock` has locked this key, or all (None), in seconds since the epoch; 0.0: it has
+    not."""
+    for one in status.get("locks", ()):
+        if one["cause"] == COMMAND and one["signature"] == signature and not one.get("unlocked"):
+            return float(one["since"])
+    return 0.0
 
 
 @click.command(short_help="Let the daemon use keys again.")
@@ -76,12 +90,18 @@ def unlock(name: str | None, as_json: bool, given: Given) -> None:
         targets = [_known_to_the_kernel(name)] if name is not None else _all_known()
         unlocked: list[str] = []
         handed_over = 0
-        missing: list[OSError] = []
+        missing: list[OSError | NoTerminal] = []
         for target in targets:
             with contextlib.closing(CliSecrets(given, target.name, target.signature)) as secrets:
                 if target.source in ("ask", None) or given.any():
-                    with opened(target, secrets):
-                        pass
+                    try:
+                        with opened(target, secrets):
+                            pass
+                    except NoTerminal as error:
+                        if name is not None:
+                            raise
+                        missing.append(NoTerminal(_without_terminal(error, target.name)))
+                        continue
                 elif target.source.startswith(_FILE):
                     try:
                         wipe(from_file(target.source.removeprefix(_FILE)))
@@ -91,18 +111,23 @@ def unlock(name: str | None, as_json: bool, given: Given) -> None:
                 handed_over += secrets.kept is not None
                 if daemon.unlock(target.signature, secrets.kept or bytearray()):
                     unlocked.append(target.signature)
-        others = name is None and daemon.unlock_all()  # locks of keys that are not added now
+        others = name is None and not missing and daemon.unlock_all()  # locks of keys that are not added now
     if missing:
         raise missing[0]
     if as_json:
         click.echo(json.dumps({"all": name is None, "unlocked": unlocked}))
     elif unlocked or others:
-        output.done(_counted(len(unlocked), "unlocked"))
+        output.done("all keys are unlocked" if name is None else f"{name} is unlocked")
     elif not targets:
         output.done("no key is in the user keyring: `upcall key add NAME` adds one")
     else:
         kept = f"; the daemon has {_counted(handed_over, 'now', 'passphrase', 'passphrases')}" if handed_over else ""
         output.done(f"no key was locked{kept}" if name is None else f"{name} was not locked{kept}")
+
+
+def _without_terminal(error: NoTerminal, name: str) -> str:
+    asked = str(error).partition(": use ")[0]
+    return f"{asked}: use `upcall unlock {name} --passphrase-file FILE`"
 
 
 def _counted(count: int, what: str, one: str = "key", several: str = "keys") -> str:

@@ -51,6 +51,7 @@ def remove(name: str, keyring_only: bool, delete_file: bool, yes: bool) -> None:
         if not (yes or keyring_only):
             confirm(f"Take the auth token {signature} out of the user keyring? {_NO_ENTRY.capitalize()}.")
         _forget(signature)
+        output.done(f"{name} is out of the user keyring" + ("" if entry is None else "; its files are kept"))
         return
     shared = sharing(store, entry)
     file = _doomed(store, entry, shared, delete_file)
@@ -69,6 +70,7 @@ def remove(name: str, keyring_only: bool, delete_file: bool, yes: bool) -> None:
         store.remove(entry.name)
         if _passphrase_goes(entry, shared, file):
             delete_from_keyring(entry.signature)
+    output.done(f"the key {entry.name} is removed" + (f", and {file} is deleted" if file is not None else ""))
     if entry.path is not None and file is None:
         output.note(f"kept {_kept(entry, shared)}")
 

@@ -106,7 +106,8 @@ def run(
 ) -> None:
     """Run COMMAND in the guest as root.
 
-    It runs in this folder, with this Python first in its PATH. Its output and exit code are passed on; its input is
+    It runs in this folder, with this Python first in its PATH. The guest's /tmp is its own, and empty: a file from
+    this machine's /tmp is not there. Its output and exit code are passed on; its input is
     empty. 71 means a fault of the guest's kernel although COMMAND succeeded, 75 a time-out, 69 that the lab cannot
     run here (see `upcall lab doctor`).
 

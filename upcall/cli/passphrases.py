@@ -105,7 +105,12 @@ def passphrase_to_set(given: Given, name: str) -> bytearray:
     it. UsageError, OSError."""
     secret = _from_options(given)
     if secret is None:
-        secret = from_terminal(f"New passphrase for the key {name}: ", "The same once more: ")
+        secret = from_terminal(
+            f"New passphrase for the key {name}: ",
+            "The same once more: ",
+            "--passphrase-fd, --passphrase-file or --no-passphrase",
+            "--no-passphrase makes a key without a passphrase",
+        )
     return secret
 
 

@@ -149,7 +149,7 @@ def _fail(text: str, code: int) -> int:
 def _usage(error: click.ClickException) -> int:
     """Tells about a wrong call in one line, and in a second one where its help is."""
     ctx = error.ctx if isinstance(error, click.UsageError) else None
-    text = error.format_message().rstrip(".")
+    text = " ".join(error.format_message().split()).rstrip(".")  # click lists choices on lines of their own
     first = text[:1].lower() + text[1:] if text[1:2].islower() else text
     _fail(first, os.EX_USAGE)
     if ctx is not None:

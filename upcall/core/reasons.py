@@ -130,7 +130,7 @@ REASONS: Final[dict[str, Reason]] = {
         errno.EIO,
         DATAERR,
         "the key module could not use the key{named}, or another key wrapped this",
-        "`upcall unlock {key}` tries PIN and passphrase, `upcall doctor` checks keys",
+        "unwrap it with the key that wrapped it; `upcall unlock {key}` tries PIN and passphrase",
     ),
     "module-broke": Reason(
         errno.EFAULT,

@@ -108,7 +108,7 @@ def listen(path: Path, mode: int) -> socket.socket:
     try:
         if path.is_socket():
             if listens(path):
-                raise UsageError(f"{path}: another process listens there already")
+                raise UsageError(f"{path}: another process listens there already: `upcall status` shows what runs")
             path.unlink()
         before = os.umask(0o777 & ~mode)
         try:

@@ -33,6 +33,10 @@ class NoPassphrase(UpcallError):
     """The passphrase cannot be obtained from its source. The text names the reason, for people."""
 
 
+class NoTerminal(UsageError):
+    """There is no terminal to type a passphrase on."""
+
+
 def from_fd(fd: int) -> bytearray:
     """Reads a passphrase from a descriptor to its end; drops one newline at its end. Blocks. UsageError if it
     is empty, longer than MAX_SIZE bytes, or cannot be read."""
@@ -53,22 +57,23 @@ def from_file(path: str | Path) -> bytearray:
 
 
 def from_terminal(
-    prompt: str, again: str | None = None, other: str = "--passphrase-fd or --passphrase-file"
+    prompt: str, again: str | None = None, other: str = "--passphrase-fd or --passphrase-file", empty: str = ""
 ) -> bytearray:
     """Reads a passphrase from the controlling terminal, without echo. Blocks until a line is typed.
 
     `again`: a second prompt, to type it twice; None: once. `other`: options that the error names if there is no
-    terminal; "": none. UsageError if there is no terminal, nothing is typed, or the two differ.
+    terminal; "": none. `empty`: what helps if nothing is typed. NoTerminal; UsageError if nothing is typed, or the
+    two differ.
     """
     try:
         fd = os.open(TTY, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
         hint = f": use {other}" if other else ""
-        raise UsageError(f"no terminal to ask on ({prompt.rstrip(': ')}){hint}") from None
+        raise NoTerminal(f"no terminal to ask on ({prompt.rstrip(': ')}){hint}") from None
     try:
-        secret = _ask(fd, prompt)
+        secret = _ask(fd, prompt, empty)
         if again is not None:
-            repeated = _ask(fd, again)
+            repeated = _ask(fd, again, empty)
             same = secret == repeated
             wipe(repeated)
             if not same:
@@ -79,7 +84,7 @@ def from_terminal(
         os.close(fd)
 
 
-def _ask(fd: int, prompt: str) -> bytearray:
+def _ask(fd: int, prompt: str, empty: str) -> bytearray:
     before = termios.tcgetattr(fd)
     hidden = list(before)
     hidden[3] &= ~termios.ECHO  # the fourth field holds the local modes
@@ -91,7 +96,9 @@ def _ask(fd: int, prompt: str) -> bytearray:
     finally:
         termios.tcsetattr(fd, termios.TCSAFLUSH, before)  # discards input after the line
         os.write(fd, b"\n")
-    return _strip(buffer, size, "the passphrase")
+    if buffer[:size] in (b"", b"\n"):
+        raise UsageError("nothing was typed" + (f": {empty}" if empty else ""))
+    return _strip(buffer, size, "what was typed")
 
 
 def _fill(fd: int, buffer: bytearray, *, stop_at_line_end: bool = False) -> int:
@@ -112,7 +119,7 @@ def _strip(buffer: bytearray, size: int, what: str) -> bytearray:
     wipe(buffer)
     if not 1 <= size <= MAX_SIZE:
         wipe(secret)
-        found = f"more than {MAX_SIZE} bytes" if size else "nothing"
+        found = f"more than {MAX_SIZE} bytes" if size else "is empty"
         raise UsageError(f"{what}: {found}; a passphrase has 1 to {MAX_SIZE} bytes")
     return secret
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 from pathlib import Path
 from typing import NamedTuple
@@ -79,7 +80,7 @@ def _check_private(found: os.stat_result, name: str) -> None:
         raise PermissionError(errno.EPERM, f"belongs to uid {found.st_uid}, not to us", name)
     if found.st_mode & 0o077:
         mode = stat.S_IMODE(found.st_mode)
-        raise PermissionError(errno.EPERM, f"mode {mode:04o} lets others in, chmod 600 it", name)
+        raise PermissionError(errno.EPERM, f"mode {mode:04o} lets others in: `chmod 600 {shlex.quote(name)}`", name)
 
 
 def _read_into(fd: int, buffer: bytearray) -> int:

@@ -121,9 +121,7 @@ class KeyStore:
             with self._opened() as directory:
                 text, _ = read_private(path, MAX_FILE, directory)
         except FileNotFoundError:
-            raise UsageError(
-                f"there is no key '{name}' in {self.directory}{did_you_mean(name, self.names())}"
-            ) from None
+            raise UsageError(f"there is no key '{name}'{self._others(name)}") from None
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
@@ -188,7 +186,8 @@ class KeyStore:
     def check_free(self, name: str) -> None:
         """FileExistsError if there is a key with this name."""
         if os.path.lexists(self._path(name)):
-            raise FileExistsError(errno.EEXIST, "there is a key of this name already", str(self._path(name)))
+            why = f"is there already: `upcall key show {name}` shows it, `upcall key remove {name}` removes it"
+            raise FileExistsError(errno.EEXIST, why, f"the key {name}")
 
     def prepare(self) -> None:
         """Creates the directory with mode 0700. OSError if other users could create files in it."""
@@ -213,6 +212,13 @@ class KeyStore:
             yield fd
         finally:
             os.close(fd)
+
+    def _others(self, name: str) -> str:
+        """Returns the end of the sentence that there is no key of this name: what to do instead."""
+        names = self.names()
+        if not names:
+            return f", nor any other in {self.directory}: `upcall key generate` makes one"
+        return did_you_mean(name, names) or f" in {self.directory}: `upcall key list` shows yours"
 
     def _path(self, name: str) -> Path:
         check_name(name)

@@ -44,7 +44,8 @@ def unseal(sealed: bytes, private: X25519PrivateKey) -> bytes:
     Any holder of the public key can seal any bytes, so the size is checked in addition to the tag.
     """
     if not OVERHEAD < len(sealed) <= OVERHEAD + MAX_KEY:
-        raise PeerError(WHAT, f"{len(sealed)} bytes, {OVERHEAD + 1} to {OVERHEAD + MAX_KEY} are possible")
+        possible = f"{OVERHEAD + 1} to {OVERHEAD + MAX_KEY} bytes are possible"
+        raise PeerError(WHAT, f"this key did not seal these {len(sealed)} bytes: {possible}")
     suite = SUITES.get(sealed[0])
     if suite is None:
         raise PeerError(WHAT, f"unknown form {sealed[0]:#04x}", 0)
