@@ -354,13 +354,75 @@ def test_lock_stops_a_key_until_it_is_added_again(daemon: Running) -> None:
     run("generate", "--bits", "2048", word=WORD)
     signature = shown("default")["signature"]
     assert daemon.works(signature)
-    assert run("lock", "default").stdout == "1 key locked\n"
+    assert run("lock", "default").stdout == "default is locked\n"
     assert not daemon.works(signature)
     run("add", word=WORD)
     assert daemon.works(signature)
-    assert run("lock").stdout == "1 key locked\n"
+    assert run("lock").stdout == "all keys are locked\n"
+    assert re.fullmatch(r"all keys are locked already, since \d\d:\d\d\n", run("lock").stdout)
+    assert run("lock", "--quiet").stdout == ""
     assert not daemon.works(signature)
     assert "no key 'other'" in run("lock", "other", code=os.EX_USAGE).stderr
+
+
+def test_lock_and_unlock_speak_of_all_keys_and_not_of_those_that_were_open(daemon: Running) -> None:
+    run("generate", "one", "--bits", "2048", "--no-passphrase")
+    run("generate", "two", "--bits", "2048", "--no-passphrase")
+    assert run("lock").stdout == "all keys are locked\n"
+    assert {row["state"] for row in json.loads(run("list", "--json").stdout)} == {"locked"}
+    assert run("unlock").stdout == "all keys are unlocked\n"
+
+
+def test_unlock_without_a_terminal_unlocks_what_it_can_and_names_the_command_for_the_rest(daemon: Running) -> None:
+    run("generate", "asked", "--bits", "2048", word=WORD)
+    run("generate", "open", "--bits", "2048", "--no-passphrase")
+    run("lock")
+    command = [sys.executable, "-c", "from upcall.cli import main; main()", "unlock"]
+    done = subprocess.run(command, start_new_session=True, capture_output=True, text=True, timeout=120)
+    assert done.returncode == os.EX_USAGE
+    assert done.stderr == (
+        "upcall: no terminal to ask on (Passphrase for the key asked): "
+        "use `upcall unlock asked --passphrase-file FILE`\n"
+    )
+    assert daemon.works(shown("open")["signature"])
+    assert shown("asked")["state"] == "locked"
+
+
+# --- remedies ---------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_key_names_the_command_that_helps(home: Path) -> None:
+    assert "`upcall key generate` makes one" in run("show", "default", code=os.EX_USAGE).stderr
+    run("generate", "work", "--module", "x25519", "--no-add", "--no-passphrase")
+    assert "did you mean 'work'?" in run("show", "wrok", code=os.EX_USAGE).stderr
+    assert "`upcall key list` shows yours" in run("show", "xyz", code=os.EX_USAGE).stderr
+
+
+def test_a_name_in_use_is_refused_with_the_key_and_commands(home: Path) -> None:
+    run("generate", "work", "--module", "x25519", "--no-add", "--no-passphrase")
+    text = run("generate", "work", "--no-passphrase", code=os.EX_CANTCREAT).stderr
+    assert text == (
+        "upcall: there is a key 'work' already: `upcall key show work` shows it, `upcall key remove work` deletes it\n"
+    )
+
+
+def test_generate_without_a_terminal_names_no_passphrase_too(home: Path) -> None:
+    command = [sys.executable, "-c", "from upcall.cli import main; main()", "key", "generate"]
+    done = subprocess.run(command, start_new_session=True, capture_output=True, text=True, timeout=120)
+    assert done.returncode == os.EX_USAGE
+    assert "use --passphrase-fd, --passphrase-file or --no-passphrase" in done.stderr
+
+
+def test_an_empty_new_passphrase_is_refused_with_the_option_for_none(home: Path) -> None:
+    code, seen = on_a_terminal(["generate", "work", "--module", "x25519"], [""])
+    assert code == os.EX_USAGE
+    assert "upcall: nothing was typed: --no-passphrase makes a key without a passphrase" in seen
+
+
+def test_remove_says_that_the_key_is_gone_and_whether_its_file_is(home: Path) -> None:
+    run("generate", "work", "--module", "x25519", "--no-add", "--no-passphrase")
+    path = home / "DATA/upcall/keys/work.pem"
+    assert run("remove", "work", "--yes").stdout == f"the key work is removed, and {path} is deleted\n"
 
 
 def test_list_and_show_tell_whether_a_key_is_open_or_locked(daemon: Running) -> None:

@@ -136,7 +136,7 @@ def test_restore_refuses_names_in_use_and_keys_that_are_there_under_another_name
     removed("two")
     generate("one")
     before = KeyStore().load("one")
-    assert "there is a key of this name already" in restored(home, code=os.EX_CANTCREAT)
+    assert "already: `upcall key show" in restored(home, code=os.EX_CANTCREAT)
     assert KeyStore().load("one") == before
     restored(home, "one", "--as", "first")
 
@@ -199,6 +199,20 @@ def test_backup_overwrites_no_file_unless_forced(home: Path) -> None:
     assert file.read_text() == "mine"
     run("backup", "--all", "-o", file, "--force", *given)
     assert file.read_bytes().startswith(b"upcall-backup 1\n")
+
+
+def test_backup_replaces_no_fifo_and_writes_through_a_link(home: Path) -> None:
+    generate("work")
+    given = ["--backup-passphrase-file", str(word(home, "b", OF_BACKUP))]
+    os.mkfifo(home / "fifo")
+    for options in ([], ["--force"]):
+        told = run("backup", "--all", "-o", home / "fifo", *options, *given, code=os.EX_OSERR).stderr
+        assert "is not a regular file" in told
+    assert (home / "fifo").is_fifo()
+    (home / "link").symlink_to("target")
+    run("backup", "--all", "-o", home / "link", "--force", *given)
+    assert (home / "link").is_symlink() and (home / "target").read_bytes().startswith(b"upcall-backup 1\n")
+    assert "name a file" in run("backup", "--all", "-o", "-", *given, code=os.EX_USAGE).stderr
 
 
 def test_backup_names_what_is_not_in_it(home: Path) -> None:

@@ -220,11 +220,11 @@ def test_unlock_makes_locked_keys_work_with_the_right_passphrase_only(home: Path
         wrong = run("unlock", "default", word="nonsense", code=os.EX_DATAERR)
         assert "wrong passphrase" in wrong.stderr
         assert not running.works(one)
-        assert run("unlock", one, word="correct horse").stdout == "1 key unlocked\n"
+        assert run("unlock", one, word="correct horse").stdout == f"{one} is unlocked\n"
         again = run("unlock", one, word="correct horse").stdout
         assert again == f"{one} was not locked; the daemon has 1 passphrase now\n"
         assert running.works(one)
-        assert run("unlock", "open").stdout == "1 key unlocked\n"
+        assert run("unlock", "open").stdout == "open is unlocked\n"
         assert run("unlock", "open").stdout == "open was not locked\n"
         assert json.loads(run("unlock", "open", "--json").stdout) == {"all": False, "unlocked": []}
         assert running.works(two)
@@ -233,7 +233,7 @@ def test_unlock_makes_locked_keys_work_with_the_right_passphrase_only(home: Path
         assert "NAME is required" in run("unlock", word="correct horse", code=os.EX_USAGE).stderr
         code, seen = on_a_terminal(["unlock"], ["correct horse"])
         assert code == 0, seen
-        assert "2 keys unlocked" in seen
+        assert "all keys are unlocked" in seen
         assert running.works(one)
         assert running.works(two)
         run("remove", "default", "--keyring-only")

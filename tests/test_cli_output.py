@@ -167,3 +167,9 @@ def test_control_characters_of_cells_are_escaped() -> None:
 )
 def test_a_suggestion_is_made_for_what_is_close(name: str, end: str) -> None:
     assert did_you_mean(name, ["list", "show"]) == end
+
+
+def test_a_missing_choice_is_refused_on_one_line_without_escapes() -> None:
+    result = CliRunner().invoke(main, ["completion"])
+    assert result.exit_code == os.EX_USAGE
+    assert "Choose from: bash, zsh, fish" in result.stderr and "\\" not in result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from upcall.observe.doctor.findings import NOTE, OK, Finding, note, ok, problem
 from upcall.observe.doctor.system import Scene
 from upcall.observe.doctor.table import CHECKS, Check, bounded
 
+PROMPT = "#" if os.geteuid() == 0 else "$"
 DOCS = Path(__file__).parents[1] / "docs" / "observing.md"
 
 

@@ -155,10 +155,17 @@ def test_a_repeated_passphrase_must_be_the_same() -> None:
     assert b"ho" not in seen
 
 
-@pytest.mark.parametrize("answer", [b"\n", b"\x04", b"x" * 1100 + b"\n"])
-def test_a_typed_passphrase_of_a_bad_length_is_refused(answer: bytes) -> None:
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"\n", b"nothing was typed"),
+        (b"\x04", b"nothing was typed"),
+        (b"x" * 1100 + b"\n", b"what was typed: more than 1024 bytes"),
+    ],
+)
+def test_a_typed_passphrase_of_a_bad_length_is_refused(answer: bytes, why: bytes) -> None:
     report, _ = typed([answer])
-    assert report.startswith(b"UsageError: the passphrase: ")
+    assert report.startswith(b"UsageError: " + why)
 
 
 def test_without_a_terminal_the_error_names_passphrase_fd() -> None:

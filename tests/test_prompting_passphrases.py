@@ -207,7 +207,7 @@ def test_the_commands_lock_and_unlock_close_and_open_keys(
     assert asked(broker, signature) == "locked"
     assert run("unlock", "--json") == '{"all": true, "unlocked": []}\n'
     assert asked(broker, signature) == "answered"
-    assert run("lock") == "1 key locked\n"
+    assert run("lock") == "all keys are locked\n"
     daemon.kill()
     until(lambda: broker.daemon() is None, "it has gone")
     assert run("lock", code=os.EX_UNAVAILABLE) == ""

@@ -93,7 +93,7 @@ def test_listening_on_a_socket_in_use_is_refused_and_on_a_stale_one_works(tmp_pa
     path = tmp_path / "sock"
     first = listen(path, 0o600)
     assert path.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(UsageError, match="another process listens"):
+    with pytest.raises(UsageError, match="another process listens there already: `upcall status`"):
         listen(path, 0o600)
     first.accept()[0].close()  # that was the one who asked whether somebody is there
     first.close()

@@ -42,8 +42,8 @@ _COLOURS = {OK: "green", NOTE: "yellow", PROBLEM: "red"}
 def command(ctx: click.Context, as_json: bool, runtime: Path | None, root: Path) -> None:
     """Check the whole installation: kernel, broker, your daemon, keys, plugins, configuration.
 
-    Prints problems (✗), notes (-) and the commands that help, after $, or after # if root must run them. Nothing is changed. Run it as yourself for
-    your daemon and keys, and as root for the system's part.
+    Prints problems (✗), notes (-) and the commands that help: after $, or after # if root must run them. Nothing is
+    changed. Run it as yourself for your daemon and keys, and as root for the system's part.
 
     With --quiet, only problems are printed. `upcall lab doctor` checks what the virtual machine for tests needs.
 

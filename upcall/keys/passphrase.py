@@ -96,7 +96,7 @@ def _ask(fd: int, prompt: str, empty: str) -> bytearray:
     finally:
         termios.tcsetattr(fd, termios.TCSAFLUSH, before)  # discards input after the line
         os.write(fd, b"\n")
-    if buffer[:size] in (b"", b"\n"):
+    if not size or (size == 1 and buffer[0] == 0x0A):
         raise UsageError("nothing was typed" + (f": {empty}" if empty else ""))
     return _strip(buffer, size, "what was typed")
 

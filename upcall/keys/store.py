@@ -186,8 +186,8 @@ class KeyStore:
     def check_free(self, name: str) -> None:
         """FileExistsError if there is a key with this name."""
         if os.path.lexists(self._path(name)):
-            why = f"is there already: `upcall key show {name}` shows it, `upcall key remove {name}` removes it"
-            raise FileExistsError(errno.EEXIST, why, f"the key {name}")
+            why = f"`upcall key show {name}` shows it, `upcall key remove {name}` deletes it"
+            raise FileExistsError(errno.EEXIST, f"there is a key '{name}' already: {why}")
 
     def prepare(self) -> None:
         """Creates the directory with mode 0700. OSError if other users could create files in it."""

@@ -238,7 +238,7 @@ def test_a_well_sealed_key_of_a_bad_size_is_refused(tmp_path: Path, form: int, s
     key = x25519.X25519PrivateKey.generate()
     path = write_key(tmp_path / "key.pem", key, None)
     handle = open_(module.import_key(making(path)))
-    with pytest.raises(ModuleFailed, match=f"{size + 49} bytes, 50 to 116 are possible"):
+    with pytest.raises(ModuleFailed, match=f"did not seal these {size + 49} bytes: 50 to 116 bytes are possible"):
         handle.unwrap(seal(form, bytes(size), key.public_key()))
 
 
