@@ -174,7 +174,12 @@ class Vault:
     def fill(self, count: int) -> list[Path]:
         """Makes files as their owner, all with CONTENT."""
         paths = [self.upper / f"file-{number}" for number in range(count)]
-        do_as(self.who, lambda: [path.write_bytes(CONTENT) for path in paths] and None)
+
+        def work() -> None:
+            for path in paths:
+                _written(path)
+
+        do_as(self.who, work)
         return paths
 
     def cold(self, count: int) -> list[Path]:
@@ -182,6 +187,19 @@ class Vault:
         paths = self.fill(count)
         self.remount()
         return paths
+
+
+def _written(path: Path) -> None:
+    """Makes a file; not what a test is about. An emulated processor may be so busy that eCryptfs gives up."""
+    for _ in range(5):
+        try:
+            path.write_bytes(CONTENT)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+        else:
+            return
+    path.write_bytes(CONTENT)
 
 
 @contextlib.contextmanager

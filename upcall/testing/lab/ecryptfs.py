@@ -73,14 +73,14 @@ def _write(content: bytes, path: Path) -> int:
 
 
 def _unless_given_up(path: Path, work: Callable[[Path], T]) -> T:
-    """Does it to a file, three times at most: eCryptfs waits for 3 s, which a busy emulated processor may exceed."""
-    for last in (False, False, True):
+    """Does it to a file, ten times at most: eCryptfs waits for 3 s, which a busy emulated processor may exceed."""
+    for _ in range(_TRIES - 1):
         try:
             return work(path)
         except OSError as error:
-            if last or error.errno != errno.EIO:
+            if error.errno != errno.EIO:
                 raise
-    raise AssertionError("unreachable")
+    return work(path)
 
 
 # --- the acts ------------------------------------------------------------------------------------------------
