@@ -243,6 +243,25 @@ def test_the_start_command_is_systemctl_if_our_units_are_installed(folder: Path,
     assert daemon_checks.start_command(Scene(folder, machine=made)).startswith("upcall daemon --runtime")
 
 
+@pytest.mark.parametrize("script", ["/etc/init.d/upcall-broker", "/etc/init.d/upcall"])
+def test_the_start_command_is_the_init_script_where_systemd_does_not_run(home: Path, script: str) -> None:
+    made = machine(home)
+    for path in (
+        "usr/lib/systemd/system/" + broker_checks.UNIT,
+        "usr/lib/systemd/user/" + daemon_checks.UNIT,
+        script[1:],
+    ):
+        (made / path).parent.mkdir(parents=True, exist_ok=True)
+        (made / path).touch()
+    scene = Scene(machine=made)
+    scene.uid = 1000
+    assert broker_checks.start_command(scene) == f"{script} start"
+    assert daemon_checks.start_command(scene) == "upcall daemon &"
+    (made / "run/systemd/system").mkdir(parents=True)
+    assert broker_checks.start_command(scene) == "systemctl start upcall-broker.service"
+    assert daemon_checks.start_command(scene) == "systemctl --user restart upcall-daemon.service"
+
+
 # --- the daemon ------------------------------------------------------------------------------------------------
 
 

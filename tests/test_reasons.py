@@ -141,3 +141,14 @@ def test_a_command_without_a_broker_says_how_to_start_one(tmp_path: Path) -> Non
     assert result.exit_code == os.EX_UNAVAILABLE
     assert result.stderr.startswith(f"upcall: no broker at {tmp_path}/broker.sock: ")
     assert "; start it: `" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_without_systemd_the_broker_is_started_by_its_init_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "upcall-broker"
+    script.touch()
+    monkeypatch.setattr(remedies, "_RUNNING", tmp_path / "nix")
+    monkeypatch.setattr(remedies, "_SCRIPTS", (str(script),))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert remedies.start_of_broker() == f"`{script} start` as root"

@@ -16,6 +16,7 @@ from upcall.observe.doctor.table import Check, examine
 
 _MARKS = {OK: "✓", NOTE: "-", PROBLEM: "✗"}
 _ROOTS = (  # how commands begin that root must run
+    "/etc/init.d/",
     "apt-get ",
     "chown ",
     "mknod ",

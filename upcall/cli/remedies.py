@@ -11,11 +11,14 @@ from upcall.core.reasons import described
 
 _UNITS: Final = ("/etc/systemd", "/usr/local/lib/systemd", "/usr/lib/systemd", "/lib/systemd")
 _RUNNING: Final = Path("/run/systemd/system")  # is there if systemd is process 1
+_SCRIPTS: Final = ("/etc/init.d/upcall-broker", "/etc/init.d/upcall")  # of the package, and of `upcall setup`
 _BROKER, _DAEMON, _ROOTS_DAEMON = "upcall-broker", "upcall-daemon", "upcall-root-daemon"
 
 
 def start_of_broker() -> str:
     """Returns the command that starts the broker, in backquotes, and who may run it."""
+    if not _RUNNING.is_dir() and (script := next(filter(os.path.exists, _SCRIPTS), "")):
+        return f"`{script} start`" + ("" if os.geteuid() == 0 else " as root")
     if not _installed("system", _BROKER):
         return "`upcall broker`"
     return f"`systemctl start {_BROKER}`" + ("" if os.geteuid() == 0 else " as root")

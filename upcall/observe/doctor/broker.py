@@ -21,9 +21,8 @@ UNIT = "upcall-broker.service"
 
 def start_command(scene: Scene) -> str:
     """Returns the command that starts a broker in the examined folder."""
-    if scene.folder is None and scene.has_unit("system", UNIT):
-        return f"systemctl start {UNIT}"
-    return f"upcall broker{scene.runtime_option()} &"
+    service = scene.service_command("start", UNIT) if scene.folder is None else ""
+    return service or f"upcall broker{scene.runtime_option()} &"
 
 
 def running(scene: Scene) -> Iterator[Finding]:

@@ -16,9 +16,9 @@ UNIT, ROOT_UNIT = "upcall-daemon.service", "upcall-root-daemon.service"  # of us
 def start_command(scene: Scene) -> str:
     """Returns the command that starts or restarts this user's daemon."""
     if scene.folder is None:
-        if scene.uid == 0 and scene.has_unit("system", ROOT_UNIT):
+        if scene.uid == 0 and scene.has_unit("system", ROOT_UNIT) and not scene.init_script():
             return f"systemctl restart {ROOT_UNIT}"
-        if scene.uid != 0 and scene.has_unit("user", UNIT):
+        if scene.uid != 0 and scene.has_unit("user", UNIT) and not scene.init_script():
             return f"systemctl --user restart {UNIT}"
     return f"upcall daemon{scene.runtime_option()} &"  # replaces an older one
 
@@ -73,20 +73,18 @@ def machines(scene: Scene) -> Iterator[Finding]:
     pids = [one["pid"] for one in status["daemons"] if one["uid"] == uid]
     if uid != machine.uid():
         what = f"the broker takes the machine's daemon to be of uid {uid}, and it is of uid {machine.uid()}"
-        yield problem(what, "have the broker read its configuration", "systemctl reload upcall-broker.service")
+        yield problem(
+            what, "have the broker read its configuration", scene.service_command("reload", "upcall-broker.service")
+        )
     elif uid == machine.ROOT:
         what = "root's daemon parses what KDCs, name servers and mail servers send: there is no system user upcall"
         yield note(what, "`upcall setup` makes one, and has the machine's daemon run as it")
     elif not pids:
         what = f"the machine has no daemon (uid {uid}): root's mounts and the kernel's name look-ups fail"
-        yield problem(what, "start it", f"systemctl restart {machine.UNIT}" if _has_unit(scene) else "")
+        yield problem(what, "start it", scene.service_command("restart", machine.UNIT))
     else:
         yield ok(f"the machine's daemon (pid {pids[0]}) runs as uid {uid}")
         yield from _keytab(scene)
-
-
-def _has_unit(scene: Scene) -> bool:
-    return scene.has_unit("system", machine.UNIT)
 
 
 def _keytab(scene: Scene) -> Iterator[Finding]:
@@ -107,4 +105,4 @@ def _keytab(scene: Scene) -> Iterator[Finding]:
         same = False
     if not same:
         what = "the machine's daemon has an older copy of /etc/krb5.keytab"
-        yield problem(what, "hand it over again", f"systemctl restart {machine.UNIT}" if _has_unit(scene) else "")
+        yield problem(what, "hand it over again", scene.service_command("restart", machine.UNIT))

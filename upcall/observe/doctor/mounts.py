@@ -52,9 +52,8 @@ def _listens(path: Path) -> bool:
 
 
 def _start(scene: Scene) -> str:
-    if scene.folder is None and scene.has_unit("system", UNIT):
-        return f"systemctl restart {UNIT}"
-    return f"upcall mounts serve{scene.runtime_option()} &"
+    service = scene.service_command("restart", UNIT) if scene.folder is None else ""
+    return service or f"upcall mounts serve{scene.runtime_option()} &"
 
 
 def _stop(scene: Scene) -> str:

@@ -34,6 +34,5 @@ def listening(scene: Scene) -> Iterator[Finding]:
 
 def start_command(scene: Scene) -> str:
     """Returns the command that starts the source of the examined broker."""
-    if scene.folder is None and scene.has_unit("system", UNIT):
-        return f"systemctl start {UNIT}"
-    return f"upcall quota serve{scene.runtime_option()} &"
+    service = scene.service_command("start", UNIT) if scene.folder is None else ""
+    return service or f"upcall quota serve{scene.runtime_option()} &"

@@ -28,6 +28,9 @@ class StatusAnswer(NamedTuple):
     why: str = ""
 
 
+INIT_SCRIPTS = ("/etc/init.d/upcall-broker", "/etc/init.d/upcall")  # of the package, and of `upcall setup`
+
+
 class Scene:
     """The system to examine. `folder`: the broker's; None: the usual one. `root`: above request-key's configuration.
     `machine`: above /proc, /dev and so on."""
@@ -43,6 +46,19 @@ class Scene:
     def has_unit(self, kind: str, name: str) -> bool:
         """Returns whether systemd has this unit. `kind`: "system" or "user"."""
         return any(self.at(f"{folder}/systemd/{kind}/{name}").exists() for folder in ("/etc", "/usr/lib", "/lib"))
+
+    def service_command(self, verb: str, unit: str) -> str:
+        """Returns the command by which root starts or stops a service of the system's: by systemd, or, where that does
+        not run, by the init script, which has all services in one. "" if neither has it."""
+        if script := self.init_script():
+            return f"{script} {verb}"
+        return f"systemctl {verb} {unit}" if self.has_unit("system", unit) else ""
+
+    def init_script(self) -> str:
+        """Returns the init script of upcall's services, where systemd does not run; otherwise ""."""
+        if self.at("/run/systemd/system").is_dir():
+            return ""
+        return next((script for script in INIT_SCRIPTS if self.at(script).exists()), "")
 
     def text(self, path: str) -> str:
         """Returns the content of a file of the machine's; empty if it is missing or not readable."""

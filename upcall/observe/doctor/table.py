@@ -82,5 +82,11 @@ def bounded(check: Check, scene: Scene) -> list[Finding]:
     thread.start()
     thread.join(check.patience)
     if thread.is_alive():
-        return [*found, problem(f"no result within {check.patience:g} s", "something that it reads hangs")]
+        return [
+            *found,
+            problem(
+                f"no result within {check.patience:g} s",
+                "something that it reads hangs, or this machine is overloaded: run it again",
+            ),
+        ]
     return [*dict.fromkeys(found)]
