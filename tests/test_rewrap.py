@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import random
+import resource
 import signal
 import stat
 import subprocess
@@ -19,6 +21,7 @@ from typing import Any
 import pytest
 
 from upcall.core.errors import PeerError, Refused, UpcallError, UsageError
+from upcall.kernel.mounts import Mount
 from upcall.protocols.ecryptfs import rewrap as rewrap_module
 from upcall.protocols.ecryptfs.header import (
     ENCRYPTED,
@@ -35,6 +38,7 @@ from upcall.protocols.ecryptfs.header import (
     take_header,
 )
 from upcall.protocols.ecryptfs.lower_file import Found, Skipped, Walk
+from upcall.protocols.ecryptfs.mounted import check_unmounted, lower_folders
 from upcall.protocols.ecryptfs.packets import CIPHER_AES_128, CIPHER_OPAQUE, FileKey, pack_file_key, take_file_key
 from upcall.protocols.ecryptfs.rewrap import BATCH, Entry, Survey, Wish, prove, rewrap
 from upcall.protocols.ecryptfs.rewrap_journal import Journal, Record, pack_records, recover, restore, take_records
@@ -354,6 +358,45 @@ def test_folders_that_are_too_deep_are_reported_and_what_follows_them_is_found(h
     assert skipped.error is not None and "more than 200 folders deep" in skipped.why
 
 
+def test_the_path_that_is_shown_is_that_of_what_was_opened(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = lower(home / "lower/a/f")
+    monkeypatch.chdir(home / "lower")
+    for named in ("a", ".", "../lower/a", "a/f"):
+        walk = Walk(Path(named), recursive=True)
+        assert [found.path for found in walk] == [path]
+        walk.close()
+    walk = Walk(Path("a"), recursive=True)
+    (home / "lower/a").rename(home / "moved")
+    (home / "lower/a").symlink_to(lower(home / "outside/f").parent)
+    (found,) = walk
+    assert isinstance(found, Found)
+    with found.open() as file:
+        assert file.stat.st_ino == (home / "moved/f").stat().st_ino
+    walk.close()
+
+
+def test_a_walk_needs_few_descriptors_and_goes_on_when_they_run_out(home: Path) -> None:
+    nested = lower(home / "lower" / "/".join("a" * 60) / "f")
+    beside = lower(home / "lower/z/f")
+    walk = Walk(home / "lower", recursive=True)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 8, limits[1]))
+        assert [found.path for found in walk] == [nested, beside]
+        taken = []
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(walk.top))
+        failed = list(walk)
+        for fd in taken:
+            os.close(fd)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert [(type(entry), entry.path) for entry in failed] == [(Skipped, home / "lower")]
+    walk.close()
+
+
 def test_a_folder_swapped_for_a_link_after_the_survey_is_not_followed(home: Path) -> None:
     lower(home / "lower/a/f")
     outside = lower(home / "outside/f")
@@ -507,6 +550,40 @@ def test_a_mounted_folder_is_not_entered(home: Path) -> None:
     found = (home / "lower/a").stat()
     entries = run(home, closed=[((found.st_dev, found.st_ino), "it is mounted")])
     assert [(entry.path.name, entry.outcome, entry.why) for entry in entries] == [("a", "failed", "it is mounted")]
+
+
+def mounted_at(point: Path, source: str) -> Mount:
+    return Mount(point.stat().st_dev, "/", str(point), "ecryptfs", source, frozenset())
+
+
+def test_the_lower_folder_of_a_mount_by_upcall_is_named_with_the_command_that_unmounts(home: Path) -> None:
+    lower(home / "lower/a/f")
+    known = lower_folders([mounted_at(home / "lower", f"upcall:{os.geteuid()}:private")])
+    walk = Walk(home / "lower/a", recursive=True)
+    with pytest.raises(UsageError, match=f"eCryptfs has {home}/lower mounted at .*upcall unmount private"):
+        check_unmounted(home / "lower/a", walk.top, known)
+    walk.close()
+
+
+def test_the_lower_folder_of_another_users_mount_is_found_by_its_inode_number(home: Path) -> None:
+    # As eCryptfs does it: the root of the mount has the number of the lower folder.
+    lower(home / "lower/a/f")
+    known = lower_folders([mounted_at(home / "lower", "upcall:64999:private")])
+    walk = Walk(home / "lower/a", recursive=True)
+    with pytest.raises(UsageError, match="unmount it first, or add --mounted"):
+        check_unmounted(home / "lower/a", walk.top, known)
+    walk.close()
+    entries = run(home, path=home, closed=[(inode, "it is mounted") for inode in known.folders])
+    assert [(entry.path.name, entry.outcome) for entry in entries] == [("lower", "failed")]
+
+
+def test_a_mount_of_ones_own_whose_lower_folder_cannot_be_told_is_refused(home: Path) -> None:
+    hidden = mounted_at(home, f"upcall:{os.geteuid()}:private")._replace(point=str(home / "none"))
+    known = lower_folders([hidden])
+    walk = Walk(home / "lower", recursive=True)
+    with pytest.raises(UsageError, match=r"cannot be told .* --mounted"):
+        check_unmounted(home / "lower", walk.top, known)
+    walk.close()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
@@ -745,6 +822,47 @@ def test_a_journal_of_another_user_is_not_taken(home: Path) -> None:
     os.chown(journal, os.geteuid(), os.getegid())
     assert [entry.outcome for entry in recover(home / "journal")] == ["restored"]
     assert signatures(path) == [OLD]
+
+
+def test_journals_are_those_of_the_folder_that_was_checked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = lower(home / "lower/f")
+    record = record_of(path)
+    patched(path, record, 486)
+    before = path.read_bytes()
+    planted = left_behind(home, record)
+    planted.parent.rename(home / "planted")
+    (home / "journal").mkdir(0o700)
+    listdir = os.listdir
+
+    def swapped(folder: int) -> list[str]:
+        (home / "journal").rename(home / "checked")
+        (home / "planted").rename(home / "journal")
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", swapped)
+    assert list(recover(home / "journal")) == []
+    assert path.read_bytes() == before
+
+
+def test_a_journal_that_another_run_takes_before_it_is_locked_is_made_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = lower(home / "lower/f")
+    flock = fcntl.flock
+    taken: list[int] = []
+
+    def late(fd: int, how: int) -> None:
+        if not taken:
+            taken.append(fd)
+            assert list(recover(home / "journal")) == []
+        flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    journal = Journal(home / "journal")
+    journal.write([record_of(path)])
+    assert [one.name for one in (home / "journal").iterdir()] == [journal.path.name]
+    journal.clear()
+    journal.close()
 
 
 def test_records_are_read_back_as_written(home: Path) -> None:

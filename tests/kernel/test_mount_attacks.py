@@ -601,10 +601,14 @@ def test_a_filesystem_of_the_users_own_that_hangs_is_not_asked(
 def test_what_works_on_lower_files_sees_that_they_are_mounted(alice: Person, lower: Path, upper: Path) -> None:
     assert ask(alice, KEY.signature, lower, upper).status == 0
     (lower / "below").mkdir(exist_ok=True)
-    found = lower_folders(mounts())
-    above = mount_above(lower / "below", found)
-    assert above is not None and above.point == str(upper)
-    assert mount_above(upper, found) is None and mount_above(ROOT, found) is None
+    lowers = lower_folders(mounts())
+    above = []
+    for path in (lower / "below", upper, ROOT):
+        top = os.open(path, os.O_PATH)
+        above.append(mount_above(top, lowers))
+        os.close(top)
+    assert above[0] is not None and (above[0][0].point, above[0][1]) == (str(upper), lower)
+    assert above[1:] == [None, None]
     (lower / "below").rmdir()
 
 

@@ -23,7 +23,7 @@ from upcall.cli.parameter_types import runtime_option
 from upcall.core.errors import UpcallError, UsageError
 from upcall.kernel.mounts import Mount, mounts
 from upcall.protocols.ecryptfs.lower_file import Inode, Walk
-from upcall.protocols.ecryptfs.mounted import lower_folders, mount_above, mount_of
+from upcall.protocols.ecryptfs.mounted import check_unmounted, lower_folders, mount_of
 from upcall.protocols.ecryptfs.packets import is_signature
 from upcall.protocols.ecryptfs.rewrap import Entry, Survey, Task, Wish, prove, rewrap
 from upcall.protocols.ecryptfs.rewrap_journal import Journal, Recovery, default_folder, recover
@@ -128,15 +128,14 @@ class _Run:
 
     def run(self) -> int:
         """Returns the exit code."""
-        closed = self._check_mounts()
-        if not self._dry_run:
-            if not self._yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
-                raise UsageError("no terminal to ask on: add --yes, or --dry-run to see what would be done")
-            self._recover()
         with contextlib.ExitStack() as stack:
-            walks = [self._walk(path, closed, stack) for path in self._paths]
+            walks = self._walks(stack)
+            if not self._dry_run:
+                if not self._yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
+                    raise UsageError("no terminal to ask on: add --yes, or --dry-run to see what would be done")
+                self._recover()
             survey = Survey(self._wish, self._keys)
-            self._look(survey, [walk for walk in walks if walk is not None])
+            self._look(survey, walks)
             stopped = self._prove(survey.tasks)
             if stopped or self._dry_run or not survey.tasks:
                 return self._finish(self._dry_run or bool(stopped))
@@ -149,33 +148,33 @@ class _Run:
 
     # --- before ---------------------------------------------------------------------------------------------
 
-    def _check_mounts(self) -> dict[Inode, str]:
-        """Returns the folders not to be entered. UsageError if a path is mounted, or in a mounted folder."""
+    def _walks(self, stack: contextlib.ExitStack) -> list[Walk]:
+        """Opens the paths. UsageError if one is mounted, or in a mounted folder."""
         known = mounts()
         lowers = lower_folders(known)
+        closed: dict[Inode, str] = {}
+        if not self._mounted:
+            closed = {inode: f"eCryptfs has it mounted at {mount.point}" for inode, mount in lowers.folders.items()}
+        walks = []
         for path in self._paths:
-            with contextlib.suppress(OSError):
-                if above := mount_of(path, known):
+            if walk := self._walk(path, closed, stack):
+                if above := mount_of(walk.device, known):
                     where = above.source if above.source.startswith("/") else "see `upcall mounts`"
                     raise UsageError(
                         f"{path} is in {above.point}, where eCryptfs shows files in clear: "
                         f"give the lower folder, {where}"
                     )
-                if not self._mounted and (mount := mount_above(path, lowers)):
-                    what = mount.source if mount.source.startswith("/") else "it"
-                    raise UsageError(
-                        f"{path}: eCryptfs has {what} mounted at {mount.point}: unmount it first, or add --mounted"
-                    )
+                if not self._mounted:
+                    check_unmounted(path, walk.top, lowers)
+                walks.append(walk)
         if not self._dry_run and any(mount.type == "ecryptfs" for mount in known):
             self._check_journal(known)
-        if self._mounted:
-            return {}
-        return {inode: f"eCryptfs has it mounted at {mount.point}" for inode, mount in lowers.items()}
+        return walks
 
     def _check_journal(self, known: list[Mount]) -> None:
         """UsageError if the journal would be in a folder that a crash might make unreadable."""
         existing = next(folder for folder in (self._folder, *self._folder.parents) if folder.exists())
-        if mount_of(existing, known):
+        if mount_of(existing.stat().st_dev, known):
             raise UsageError(f"{self._folder} is on eCryptfs itself: name a folder elsewhere with --journal")
 
     def _walk(self, path: Path, closed: dict[Inode, str], stack: contextlib.ExitStack) -> Walk | None:

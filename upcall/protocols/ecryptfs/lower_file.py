@@ -18,9 +18,9 @@ from upcall.protocols.ecryptfs.header import MAX_HEADER, XATTR, Header, has_mark
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW  # NONBLOCK: a FIFO must not hang
 _FOLDER = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW
 _MAX_LINKS: Final = 40  # on the way to a path; the kernel's limit
-_MAX_DEPTH: Final = 200  # folders below each other, each of which takes a descriptor
+_MAX_DEPTH: Final = 200  # folders below each other; eCryptfs's names are so long that paths end at about forty
 
-Inode = tuple[int, int]  # device and inode number
+Inode = tuple[int | None, int]  # device, None for whichever, and inode number
 
 
 class NotEncrypted(PeerError):
@@ -103,17 +103,23 @@ class Found(NamedTuple):
 
     def open(self) -> LowerFile:
         """As `open_lower`."""
-        directory, opened = self.top, -1
+        directory = _open_below(self.top, self.parts[:-1])
         try:
-            for name in self.parts[:-1]:
-                deeper = os.open(name, _FOLDER, dir_fd=directory)
-                if opened >= 0:
-                    os.close(opened)
-                directory = opened = deeper
             return open_lower(self.parts[-1], directory)
         finally:
-            if opened >= 0:
-                os.close(opened)
+            os.close(directory)
+
+
+def _open_below(top: int, parts: tuple[str, ...]) -> int:
+    """Opens the folder that these names lead to, one by one. OSError: also if one is a symbolic link."""
+    here = os.dup(top)
+    for name in parts:
+        try:
+            deeper = os.open(name, _FOLDER, dir_fd=here)
+        finally:
+            os.close(here)
+        here = deeper
+    return here
 
 
 class Skipped(NamedTuple):
@@ -126,8 +132,10 @@ class Skipped(NamedTuple):
 
 class Walk:
     """Finds the files at and below a path. `recursive`: also below a folder; `across`: also on other filesystems;
-    `closed`: folders that are not entered, with the reason. Keeps a descriptor until `close`. OSError. `is_file`:
-    whether the path is no folder."""
+    `closed`: folders that are not entered, with the reason. Keeps a descriptor until `close`. OSError.
+
+    `is_file`: whether the path is no folder; `top`: a descriptor of the folder, or of the one that the file is in;
+    `device`: of that."""
 
     def __init__(
         self, path: Path, recursive: bool, across: bool = False, closed: Collection[tuple[Inode, str]] = ()
@@ -140,60 +148,64 @@ class Walk:
             self.is_file = not stat.S_ISDIR(found.st_mode)
             if not self.is_file and not recursive:
                 raise IsADirectoryError(errno.EISDIR, "is a folder: -r goes through it", str(path))
-            self._top = os.dup(directory) if self.is_file else os.open(name, _FOLDER, dir_fd=directory)
+            self.top = os.dup(directory) if self.is_file else os.open(name, _FOLDER, dir_fd=directory)
         finally:
             os.close(directory)
-        folder = Path(os.readlink(f"/proc/self/fd/{self._top}"))  # noqa: PTH115 - not what `path` leads to by now
+        folder = Path(os.readlink(f"/proc/self/fd/{self.top}"))  # noqa: PTH115 - not what `path` leads to by now
         self._path = folder / name if self.is_file else folder
         self._across, self._closed = across, dict(closed)
-        self._device = os.fstat(self._top).st_dev
+        self.device = os.fstat(self.top).st_dev
 
     def close(self) -> None:
-        os.close(self._top)
+        os.close(self.top)
 
     def __iter__(self) -> Iterator[Found | Skipped]:
         if self.is_file:
-            yield Found(self._path, self._top, (self._path.name,))
+            yield Found(self._path, self.top, (self._path.name,))
             return
-        yield from self._below(self._top, self._path, ())
-
-    def _below(self, directory: int, path: Path, parts: tuple[str, ...]) -> Iterator[Found | Skipped]:
-        inode = _inode(os.fstat(directory))
-        if inode in self._closed:
-            yield Skipped(path, self._closed[inode], OSError(errno.EBUSY, self._closed[inode], str(path)))
-            return
-        folders = []
-        try:
-            if len(parts) > _MAX_DEPTH:
-                raise OSError(errno.ENAMETOOLONG, f"is more than {_MAX_DEPTH} folders deep: name one of those in it")
-            with os.scandir(directory) as entries:
-                listed = sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            yield Skipped(path, error.strerror or "", OSError(error.errno, error.strerror, str(path)))
-            return
-        for entry in listed:
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(entry.name)
-            elif entry.is_file(follow_symlinks=False):
-                yield Found(path / entry.name, self._top, (*parts, entry.name))
-            else:
-                why = "a symbolic link" if entry.is_symlink() else "no regular file"
-                yield Skipped(path / entry.name, why)
-        for name in folders:
+        waiting: list[tuple[str, ...]] = [()]
+        while waiting:
+            parts = waiting.pop()
+            path = self._path.joinpath(*parts)
             try:
-                deeper = os.open(name, _FOLDER, dir_fd=directory)
+                listed = self._listed(parts)
             except OSError as error:
-                yield Skipped(
-                    path / name, error.strerror or "", OSError(error.errno, error.strerror, str(path / name))
-                )
+                why = error.strerror or ""
+                yield Skipped(path, why, OSError(error.errno, why, str(path)))
                 continue
-            try:
-                if os.fstat(deeper).st_dev != self._device and not self._across:
-                    yield Skipped(path / name, "on another filesystem")
-                else:
-                    yield from self._below(deeper, path / name, (*parts, name))
-            finally:
-                os.close(deeper)
+            if isinstance(listed, str):
+                yield Skipped(path, listed)
+                continue
+            for name, kind in listed:
+                if kind == stat.S_IFREG:
+                    yield Found(path / name, self.top, (*parts, name))
+                elif kind != stat.S_IFDIR:
+                    yield Skipped(path / name, "a symbolic link" if kind == stat.S_IFLNK else "no regular file")
+            waiting += [(*parts, name) for name, kind in reversed(listed) if kind == stat.S_IFDIR]
+
+    def _listed(self, parts: tuple[str, ...]) -> list[tuple[str, int]] | str:
+        """Returns the names in a folder with their kinds, or why it is passed over. OSError if that is an error."""
+        if len(parts) > _MAX_DEPTH:
+            raise OSError(errno.ENAMETOOLONG, f"is more than {_MAX_DEPTH} folders deep: name one of those in it")
+        folder = _open_below(self.top, parts)
+        try:
+            found = os.fstat(folder)
+            if found.st_dev != self.device and not self._across:
+                return "on another filesystem"
+            if why := self._closed.get((found.st_dev, found.st_ino)) or self._closed.get((None, found.st_ino)):
+                raise OSError(errno.EBUSY, why)
+            with os.scandir(folder) as entries:
+                return sorted((entry.name, _kind(entry)) for entry in entries)
+        finally:
+            os.close(folder)
+
+
+def _kind(entry: os.DirEntry[str]) -> int:
+    if entry.is_symlink():
+        return stat.S_IFLNK
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    return stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0
 
 
 def _open_above(path: Path) -> tuple[int, str]:
@@ -227,7 +239,3 @@ def _open_above(path: Path) -> tuple[int, str]:
         os.close(directory)
         raise
     return directory, left[0]
-
-
-def _inode(found: os.stat_result) -> Inode:
-    return found.st_dev, found.st_ino

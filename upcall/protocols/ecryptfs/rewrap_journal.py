@@ -96,17 +96,27 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         own_folder(folder, 0o700)
-        self.path = folder / f"{os.getpid()}-{os.urandom(6).hex()}{SUFFIX}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._directory = _open_own(folder)
         try:
-            self._fd = os.open(self.path.name, flags, 0o600, dir_fd=self._directory)
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            self._fd, name = self._new()
             os.fsync(self._directory)
         except BaseException:
             os.close(self._directory)
             raise
+        self.path = folder / name
         self._unfinished = False
+
+    def _new(self) -> tuple[int, str]:
+        """Makes an empty journal and locks it. Until it is locked, another process may take it for one that was left,
+        and remove it: then makes another."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        while True:
+            name = f"{os.getpid()}-{os.urandom(6).hex()}{SUFFIX}"
+            fd = os.open(name, flags, 0o600, dir_fd=self._directory)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                return fd, name
+            os.close(fd)
 
     def write(self, records: Iterable[Record]) -> None:
         """Replaces the records. When it returns, they are on disk."""
@@ -117,7 +127,7 @@ class Journal:
         while at < len(data):
             at += os.pwrite(self._fd, data[at:], at)
         os.fsync(self._fd)
-        if os.fstat(self._fd).st_nlink == 0:  # another process took it for one that was left, before it was locked
+        if os.fstat(self._fd).st_nlink == 0:
             raise OSError(errno.ENOENT, "was removed meanwhile, start again", str(self.path))
 
     def clear(self) -> None:
