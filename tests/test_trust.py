@@ -251,7 +251,10 @@ def test_doctor_does_not_run_a_planted_plugin(place: Path, how: str) -> None:
     mark = place.parent / "mark"
     made = plugin(place, mark)
     words = ("upcall", "doctor", "--json", "--runtime", str(place.parent / "broker"))
-    run(place, *words)
+    for _ in range(5):  # on a busy machine doctor's check gives up before the plugin was imported
+        run(place, *words)
+        if mark.exists():
+            break
     assert mark.exists()  # else what follows shows nothing
     mark.unlink()
     if how == "the plugin's file":
