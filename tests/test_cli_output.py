@@ -14,6 +14,8 @@ from rich.console import Console
 from upcall.cli import main, output
 from upcall.cli.commands import Group
 from upcall.cli.output import Cell, Column, table_lines
+from upcall.cli.passphrases import Given
+from upcall.cli.secrets import CliSecrets
 from upcall.core.suggestion import did_you_mean
 from upcall.observe.tables import print_table
 
@@ -173,3 +175,12 @@ def test_a_missing_choice_is_refused_on_one_line_without_escapes() -> None:
     result = CliRunner().invoke(main, ["completion"])
     assert result.exit_code == os.EX_USAGE
     assert "Choose from: bash, zsh, fish" in result.stderr and "\\" not in result.stderr
+
+
+def test_what_a_token_or_a_plugin_says_sends_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output.reset()
+    output.add_verbosity(1)
+    CliSecrets(Given(None, None, False), "work", "0" * 16).touch("token", "touch \x1b]0;PWNED\a it")
+    output.detail("caused by \x1b[2J")
+    output.reset()
+    assert capsys.readouterr().err == "upcall: touch \\x1b]0;PWNED\\x07 it\nupcall: caused by \\x1b[2J\n"

@@ -12,6 +12,7 @@ import click
 from upcall.cli import completing, output
 from upcall.cli.keychange import changing, forget_passphrase, put_token
 from upcall.cli.keyopen import blob_of, importer_of, load
+from upcall.cli.output import for_terminal
 from upcall.cli.passphrases import Given, check_descriptors, passphrase_options
 from upcall.cli.secrets import CliSecrets
 from upcall.core.errors import ModuleFailed, Refused, UpcallError, UsageError
@@ -216,4 +217,4 @@ class _New:
             raise Refused("pin-refused")
 
     def touch(self, token: str, prompt: str, /) -> None:
-        click.echo(f"upcall: {prompt}", err=True)
+        click.echo(f"upcall: {for_terminal(prompt)}", err=True)

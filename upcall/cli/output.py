@@ -85,7 +85,7 @@ def note(text: str) -> None:
 def detail(text: str) -> None:
     """Prints how the result came about, on standard error. With --verbose only."""
     if verbose():
-        click.echo(f"upcall: {text}", err=True)
+        click.echo(f"upcall: {for_terminal(text)}", err=True)
 
 
 # --- tables ------------------------------------------------------------------------------------------------------

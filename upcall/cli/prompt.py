@@ -8,6 +8,7 @@ import signal
 
 import click
 
+from upcall.cli.output import for_terminal
 from upcall.core.errors import UsageError
 
 
@@ -48,4 +49,4 @@ def command() -> None:
             if str(error) != REPLACED:
                 raise NoDaemon(str(error)) from None
             with contextlib.suppress(OSError):
-                click.echo(f"upcall: {error}", err=True)
+                click.echo(f"upcall: {for_terminal(str(error))}", err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from upcall.cli.output import for_terminal
 from upcall.cli.passphrases import Given, passphrase_to_open
 from upcall.core.errors import Refused
 from upcall.keys.passphrase import from_terminal, wipe
@@ -47,7 +48,7 @@ class CliSecrets:
         wipe(self._pins.pop(token, bytearray()))
 
     def touch(self, token: str, prompt: str, /) -> None:
-        click.echo(f"upcall: {prompt}", err=True)
+        click.echo(f"upcall: {for_terminal(prompt)}", err=True)
 
     def close(self) -> None:
         """Wipes the kept secrets."""
