@@ -23,7 +23,7 @@ from upcall.protocols.ecryptfs.mounting.process import MountProcess
 from upcall.protocols.ecryptfs.mounting.requester import MountRequester
 
 DEADLINE = 1.0
-_DISK = 1  # id of the only other mount
+_DISK, _STACKED = 1, 2  # ids of other mounts
 
 
 class PlayedMounting:
@@ -31,6 +31,9 @@ class PlayedMounting:
 
     def __init__(self, state: Path) -> None:
         self._state = state
+        self._stacked = state.with_name("stacked")  # holds the point of a mount of root's over, or in, a user's
+        self._marks: set[str] = set()
+        self._new = ""
 
     def _made(self) -> dict[str, str]:
         """Returns the sources of mounts by their points."""
@@ -49,7 +52,9 @@ class PlayedMounting:
         found = {_DISK: Mount(0, "/", "/", "ext4", "/dev/x", frozenset({"rw"}))}
         for point, source in self._made().items():
             options = frozenset({"rw", "nosuid", "nodev"})
-            found[Path(point).stat().st_ino] = Mount(0, "/", point, "ecryptfs", source, options)
+            found[Path(point).stat().st_ino] = Mount(0, "/", point, "ecryptfs", source, options, _DISK)
+        if self._stacked.exists():
+            found[_STACKED] = Mount(0, "/", self._stacked.read_text(), "tmpfs", "none", frozenset({"rw"}))
         return found
 
     def is_folder(self, fd: int) -> bool:
@@ -73,24 +78,48 @@ class PlayedMounting:
     def lies_within(self, inner: int, outer: int) -> bool:
         return mounting.lies_within(inner, outer)
 
-    def mount(self, made: Made, request: MountRequest, lower: int, upper: int, noexec: bool) -> int:
+    def root(self) -> int:
+        return os.open("/", os.O_PATH)
+
+    def open_entry(self, folder: int, name: str) -> int:
+        return os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=folder)
+
+    def create(self, made: Made, request: MountRequest, lower: int, noexec: bool) -> int:
         if made.name == "hang":
             signal.pause()
+        if made.name == "moved":  # while the user could stop this process
+            (self._state.parent.parent / "upper-moved" / "file").touch()
         if made.name == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if made.name == "fail":
             raise OSError(errno.ENOKEY, "no key")
-        self._save({**self._made(), self.path(upper): str(made)})
-        return upper
+        self._new = str(made)
+        return os.dup(lower)
+
+    def options(self, mount: int) -> frozenset[str]:
+        return frozenset() if self._new.endswith(":weak") else frozenset({"nosuid", "nodev"})
+
+    def attach(self, mount: int, upper: int) -> None:
+        os.dup2(upper, mount)
+        self._save({**self._made(), self.path(upper): self._new})
 
     def detach(self, mount: int) -> None:
-        self._save({point: made for point, made in self._made().items() if point != self.path(mount)})
+        self._take_away(self.path(mount))
 
-    def entry(self, parent: int, name: str) -> int:
-        return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    def expire(self, parent: int, name: str) -> None:
+        point = f"{self.path(parent)}/{name}"
+        if (Path(point) / "busy").exists():
+            raise OSError(errno.EBUSY, "busy")
+        if (Path(point) / "stacked").exists():  # by root, just before
+            self._stacked.write_text(point)
+        marked = point in self._marks
+        self._marks.add(point)
+        if not marked or self._stacked.exists():
+            raise OSError(errno.EAGAIN, "marked")
+        self._take_away(point)
 
-    def is_used(self, parent: int, name: str) -> bool:
-        return Path(self.path(parent), name, "busy").exists()
+    def _take_away(self, point: str) -> None:
+        self._save({one: made for one, made in self._made().items() if one != point})
 
 
 def main(folder: Path) -> None:

@@ -92,6 +92,40 @@ def test_a_mount_in_use_is_taken_away_only_if_asked_for(place: Path) -> None:
     assert unmount(place, upper, lazy=True) == (0, str(upper))
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("where", ["", "/inner"])
+def test_a_mount_with_another_over_it_is_not_taken_away(place: Path, where: str, lazy: bool) -> None:
+    _, upper = pair(place)
+    assert mount(place)[0] == 0
+    (place / "stacked").write_text(f"{upper}{where}")
+    status, text = unmount(place, upper, lazy)
+    assert (status, text) == (os.EX_TEMPFAIL, f"{upper}: something else is mounted on it or in it: unmount that first")
+    (place / "stacked").unlink()
+    assert unmount(place, upper, lazy) == (0, str(upper))
+
+
+def test_a_mount_that_another_is_just_put_over_is_not_taken_away(place: Path) -> None:
+    _, upper = pair(place)
+    assert mount(place)[0] == 0
+    (upper / "stacked").touch()
+    status, text = unmount(place, upper)
+    assert status == os.EX_TEMPFAIL and "mounts have changed meanwhile" in text
+    (upper / "stacked").unlink()
+    (place / "stacked").unlink()
+    assert unmount(place, upper) == (0, str(upper))
+
+
+def test_folders_are_checked_again_after_the_mount_was_made(place: Path) -> None:
+    assert "is not empty" in mount(place, "moved")[1]
+    assert not (place / "mounts.json").exists()
+
+
+def test_a_mount_without_the_options_is_not_attached(place: Path) -> None:
+    status, text = mount(place, "weak")
+    assert status == os.EX_OSERR and "has not set all of nodev, nosuid" in text
+    assert not (place / "mounts.json").exists()
+
+
 def test_the_number_of_mounts_is_limited(place: Path) -> None:
     assert [mount(place, f"m{number}")[0] for number in range(4)] == [0, 0, 0, os.EX_TEMPFAIL]
     assert "you have 3 mounts, and may have 3" in mount(place, "m3")[1]

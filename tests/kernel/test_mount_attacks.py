@@ -612,6 +612,40 @@ def test_what_works_on_lower_files_sees_that_they_are_mounted(alice: Person, low
     (lower / "below").rmdir()
 
 
+def test_a_filesystem_that_hangs_above_a_folder_is_not_asked(alice: Person, lower: Path) -> None:
+    """It was mounted after the folder below was opened."""
+    above = folder(ROOT / "above-all", alice)
+    inner = folder(above / "inner", alice)
+    go, ready = ROOT / "go", ROOT / "ready"
+
+    def work() -> Answer:
+        folders = [client.open_folder(lower), client.open_folder(inner)]
+        ready.touch()
+        wait_until(go.exists, "it is mounted")
+        be_seen()
+        return raw_and_closed(request(KEY.signature), folders)
+
+    task = Task(alice, work)
+    wait_until(lambda: ready.exists() or task.ended, "alice has opened the folders")
+    with contextlib.suppress(OSError):
+        os.system("modprobe fuse")
+    if not Path("/dev/fuse").exists():
+        go.touch()
+        pytest.skip("this kernel has no FUSE")
+    device = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={device},rootmode=40000,user_id={alice.uid},group_id={alice.gid},allow_other".encode()
+    libc.call("mount", b"hanging", os.fsencode(above), b"fuse", 0, ctypes.c_char_p(options))
+    try:
+        go.touch()
+        answer = task.result()
+    finally:
+        libc.call("umount2", os.fsencode(above), 2)
+        os.close(device)
+        for path in (go, ready):
+            path.unlink(missing_ok=True)
+    refused(answer, "a folder above is on fuse", status=os.EX_OSERR)
+
+
 # --- taking away ---------------------------------------------------------------------------------------------------
 
 
@@ -709,6 +743,133 @@ def test_a_mount_of_roots_whose_mount_point_is_exchanged_with_a_users_stays(alic
         ready.unlink()
         stop.unlink()
     assert is_there, told
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_mount_of_roots_over_or_in_ones_own_is_not_taken_away(
+    alice: Person, lower: Path, upper: Path, inside: bool, lazy: bool
+) -> None:
+    """alice keeps a descriptor of her own mount, which lies below."""
+    assert ask(alice, KEY.signature, lower, upper).status == 0
+    point = folder(upper / "inner", alice) if inside else upper
+    go, ready = ROOT / "go", ROOT / "ready"
+
+    def work() -> Answer:
+        folders = [client.open_folder(upper)]
+        ready.touch()
+        wait_until(go.exists, "root has mounted")
+        be_seen()
+        return raw_and_closed(unmount_request(lazy), folders)
+
+    task = Task(alice, work)
+    wait_until(lambda: ready.exists() or task.ended, "alice has a descriptor")
+    libc.call("mount", b"tmpfs", os.fsencode(point), b"tmpfs", 0, b"mode=0755")
+    try:
+        go.touch()
+        answer = task.result()
+        types = [one.type for one in mounts() if one.point.startswith(str(upper))]
+    finally:
+        libc.call("umount2", os.fsencode(point), 2)
+        for path in (go, ready):
+            path.unlink(missing_ok=True)
+    assert types == ["ecryptfs", "tmpfs"], answer
+    refused(answer, f"{upper}: something else is mounted on it or in it", status=os.EX_TEMPFAIL)
+    assert ask_away(alice, upper, lazy=lazy).status == 0
+
+
+def unmount_request(lazy: bool = False) -> bytes:
+    return pack_request(MountRequest(UNMOUNT, "private", key_bytes=0, lazy=lazy))
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_mount_of_roots_does_not_go_when_its_point_gets_the_name_of_ones_own(
+    alice: Person, lower: Path, lazy: bool
+) -> None:
+    """In a mount namespace that was made before, mount points are ordinary folders, and a loop exchanges them."""
+    nest = folder(ROOT / "points", alice)
+    mine, roots = folder(nest / "mine", alice), folder(nest / "roots", alice)
+    ready, go, stop = ROOT / "ready", ROOT / "go", ROOT / "stop"
+
+    def swap() -> int:
+        unshare(NEW_USER | NEW_MOUNTS)
+        libc.call("mount", b"none", b"/", None, 1 << 18 | 1 << 14, None)  # MS_PRIVATE | MS_REC
+        ready.touch()
+        wait_until(go.exists, "all is mounted")
+        done = 0
+        while not stop.exists():
+            for _ in range(100):
+                libc.call("renameat2", -100, os.fsencode(mine), -100, os.fsencode(roots), 2)  # RENAME_EXCHANGE
+                done += 1
+        return done
+
+    swapper = Task(alice, swap)
+    device = 0
+    try:
+        wait_until(lambda: ready.exists() or swapper.ended, "the namespace")
+        libc.call("mount", b"tmpfs", os.fsencode(roots), b"tmpfs", 0, b"mode=0755")
+        device = os.stat(roots).st_dev
+        assert ask(alice, KEY.signature, lower, mine).status == 0
+
+        def attack() -> list[Answer]:
+            be_seen()
+            folders = [client.open_folder(mine)]
+            go.touch()
+            return [raw(unmount_request(lazy), folders) for _ in range(10)]
+
+        told = Task(alice, attack).result()
+    finally:
+        go.touch()
+        stop.touch()
+        done = swapper.result()
+        left = [one.device for one in mounts() if one.point.startswith(str(nest))]
+        take_all_away()
+        for one in list(mounts()):
+            if one.device == device:
+                libc.call("umount2", os.fsencode(one.point), 2)
+        for path in (ready, go, stop):
+            path.unlink(missing_ok=True)
+    assert done and device in left, told
+
+
+def test_a_mount_beside_those_of_root_is_taken_away(alice: Person, lower: Path, upper: Path) -> None:
+    beside = folder(ROOT / "beside", alice)
+    libc.call("mount", b"tmpfs", os.fsencode(beside), b"tmpfs", 0, b"mode=0755")
+    try:
+        assert ask(alice, KEY.signature, lower, upper).status == 0
+        assert ask_away(alice, upper) == (0, str(upper))
+        assert beside.is_mount()
+    finally:
+        libc.call("umount2", os.fsencode(beside), 2)
+
+
+def test_a_user_cannot_end_the_child_that_has_attached_a_mount(
+    serving: Task[None], alice: Person, lower: Path, upper: Path
+) -> None:
+    stop = ROOT / "stop"
+
+    def hunt() -> list[int]:
+        """Ends all children, as soon as something is mounted; returns those that it could."""
+        children = Path(f"/proc/{serving.pid}/task/{serving.pid}/children")
+        hit = []
+        while not stop.exists():
+            for kid in map(int, children.read_text().split() if points() else ()):
+                with contextlib.suppress(OSError):
+                    os.kill(kid, signal.SIGKILL)
+                    hit.append(kid)
+        return hit
+
+    hunter = Task(alice, hunt)
+    answers = []
+    try:
+        for _ in range(4):
+            answers.append(ask(alice, KEY.signature, lower, upper))
+            take_all_away()
+    finally:
+        stop.touch()
+        hit = hunter.result()
+        stop.unlink()
+    assert not hit, answers
+    assert [answer.status for answer in answers] == [0] * 4, answers
 
 
 def test_a_configuration_that_is_wrong_allows_nobody(alice: Person, lower: Path, upper: Path) -> None:

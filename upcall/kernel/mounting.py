@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from upcall.kernel import libc
@@ -54,17 +53,11 @@ def attach(mount: int, folder: int) -> None:
     libc.syscall(_MOVE_MOUNT, mount, _text(""), folder, _text(""), _F_EMPTY_PATH | _T_EMPTY_PATH)
 
 
-def is_used(name: str) -> bool:
-    """Returns whether the mount on `name` in the working directory is in use: open files, mounts within it. OSError.
-
-    The kernel marks it for expiry; the next use of the mount, such as opening `name`, takes the mark away."""
-    try:
-        libc.call("umount2", os.fsencode(name), _EXPIRE | _NOFOLLOW, about=name)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EBUSY):
-            return error.errno == errno.EBUSY
-        raise
-    return False  # it had been marked already, and is unmounted
+def expire(folder: int, name: str) -> None:
+    """Marks what is mounted on the entry `name` of a folder, and raises OSError EAGAIN; or, if it has a mark and was
+    not used since, unmounts it. OSError EBUSY, and no mark, if it is in use. Changes the working directory."""
+    os.fchdir(folder)
+    libc.call("umount2", os.fsencode(name), _EXPIRE | _NOFOLLOW)
 
 
 def enter(pidfd: int) -> None:
@@ -101,10 +94,10 @@ class OwnProcess:
         return os.readlink(f"fd/{fd}", dir_fd=self._fd)
 
     def detach(self, fd: int) -> None:
-        """Unmounts the mount whose root a descriptor is, and no other one that lies on it or has taken its place, also
-        if it is in use. Changes the working directory. OSError."""
+        """Takes away the mount of whose root this is a descriptor, in use or not, wherever it has been moved; but
+        if something was mounted on its root, that. Changes the working directory. OSError."""
         os.fchdir(self._fd)
-        libc.call("umount2", f"fd/{fd}".encode(), _DETACH, about=f"descriptor {fd}")
+        libc.call("umount2", f"fd/{fd}".encode(), _DETACH)
 
     def mounts(self) -> dict[int, Mount]:
         """Returns the mounts in the current mount namespace by id. OSError."""
@@ -146,9 +139,10 @@ def is_empty(folder: int) -> bool:
         return next(it, None) is None
 
 
-def lies_within(inner: int, outer: int, most: int = 256) -> bool:
-    """Returns whether the folder `inner` is `outer` or below it; both O_PATH descriptors. OSError; also if `inner` is
-    more than `most` folders deep."""
+def lies_within(inner: int, outer: int, check: Callable[[int], None] = lambda _: None, most: int = 256) -> bool:
+    """Returns whether the folder `inner` is `outer` or below it; both O_PATH descriptors. `check` is called with a
+    descriptor of each folder above, before its filesystem is asked, and may raise. OSError; also if `inner` is more
+    than `most` folders deep."""
     wanted = _identity(outer)
     here = os.dup(inner)
     try:
@@ -156,9 +150,12 @@ def lies_within(inner: int, outer: int, most: int = 256) -> bool:
             if _identity(here) == wanted:
                 return True
             above = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=here)
-            at_root = _identity(above) == _identity(here)
-            os.close(here)
-            here = above
+            below, here = here, above
+            try:
+                check(above)
+                at_root = _identity(above) == _identity(below)
+            finally:
+                os.close(below)
             if at_root:
                 return False
     finally:

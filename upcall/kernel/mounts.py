@@ -33,6 +33,12 @@ class Mount(NamedTuple):
     type: str
     source: str
     options: frozenset[str]
+    parent: int = 0  # id of the mount that it lies on
+
+    @property
+    def is_users_fuse(self) -> bool:
+        """Whether a user's process answers for this filesystem, when it wants to. Root's has user_id=0."""
+        return self.type.partition(".")[0] in ("fuse", "fuseblk") and "user_id=0" not in self.options
 
 
 def take_mounts(text: bytes) -> list[Mount]:
@@ -58,6 +64,7 @@ def numbered_mounts(text: bytes) -> dict[int, Mount]:
                 _unescaped(last[0]),
                 _unescaped(last[1]),
                 frozenset(map(os.fsdecode, options)),
+                int(fields[1]),
             )
     return found
 

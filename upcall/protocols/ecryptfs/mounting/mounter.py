@@ -32,6 +32,7 @@ LOWER: Final = frozenset(
 )
 # A mount can lie on these, too, besides; nothing is read from them but whether the folder is empty.
 UPPER: Final = LOWER | {"nfs", "nfs4", "overlay"}
+_STEPS: Final = 8  # of unmounting what somebody may look at meanwhile
 
 
 class Mounting(Protocol):
@@ -62,17 +63,28 @@ class Mounting(Protocol):
 
     def lies_within(self, inner: int, outer: int, /) -> bool: ...
 
-    def mount(self, made: Made, request: MountRequest, lower: int, upper: int, noexec: bool, /) -> int:
-        """Mounts with nosuid, nodev and, if wanted, noexec; returns a descriptor of the mount."""
+    def root(self) -> int:
+        """Returns a descriptor of the namespace's root folder."""
+
+    def open_entry(self, folder: int, name: str, /) -> int:
+        """Returns an O_PATH descriptor of an entry, or of what is mounted on it; a link is not followed. Does not ask
+        what is mounted there."""
+
+    def create(self, made: Made, request: MountRequest, lower: int, noexec: bool, /) -> int:
+        """Makes a detached mount with nosuid, nodev and, if wanted, noexec; returns its descriptor. The user can stop
+        this process meanwhile."""
+
+    def options(self, mount: int, /) -> frozenset[str]:
+        """Returns which of nosuid, nodev and noexec a mount has."""
+
+    def attach(self, mount: int, upper: int, /) -> None: ...
 
     def detach(self, mount: int, /) -> None:
-        """Takes away the mount whose root this descriptor is, also if it is in use."""
+        """Takes away the mount of a descriptor, in use or not."""
 
-    def entry(self, parent: int, name: str, /) -> int:
-        """Returns a descriptor of an entry of a folder: of what is mounted on it."""
-
-    def is_used(self, parent: int, name: str, /) -> bool:
-        """Returns whether what is mounted on this entry is in use. No descriptor may be open on it."""
+    def expire(self, parent: int, name: str, /) -> None:
+        """Marks what is mounted on the entry `name` of the folder `parent`, with OSError EAGAIN; or unmounts it if it
+        has a mark and was not used since. OSError EBUSY if it is in use."""
 
 
 class Mounter:
@@ -107,6 +119,33 @@ class Mounter:
     # --- mounting ------------------------------------------------------------------------------------------
 
     def _mount(self, request: MountRequest, requester: MountRequester, lower: int, upper: int) -> str:
+        """Everything is checked before the mount is made, and again before it is attached: between these the user can
+        stop this process (`Mounting.create`). What is attached has its options already."""
+        system = self._system
+        self._check_folders(requester, lower, upper)
+        mounts = system.mounts()
+        self._check_number(request, requester, mounts)
+        made = Made(requester.uid, request.name)
+        # Programs in the mount are those in the lower folder.
+        noexec = any("noexec" in mounts[system.mount_id(fd)].options for fd in (lower, upper))
+        wanted = {"nosuid", "nodev", *(["noexec"] if noexec else [])}
+        about = f"{_shown(system.path(lower))} on {_shown(system.path(upper))}"
+        with _explained(about):
+            mount = system.create(made, request, lower, noexec)
+            if not wanted <= system.options(mount):
+                raise Denied(FAILED, f"the kernel has not set all of {', '.join(sorted(wanted))}")
+        upper_path = self._check_folders(requester, lower, upper)
+        with _explained(about):
+            system.attach(mount, upper)
+            try:
+                self._verify(mount, made, upper_path)
+            except BaseException:
+                system.detach(mount)
+                raise
+        return upper_path
+
+    def _check_folders(self, requester: MountRequester, lower: int, upper: int) -> str:
+        """Returns the path of the upper folder. Denied unless the one may be mounted on the other."""
         system = self._system
         mounts = system.mounts()
         lower_path = self._checked("lower", lower, requester.uid, mounts, LOWER)
@@ -122,17 +161,6 @@ class Mounter:
                     WRONG,
                     f"{_shown(upper_path)}: is not empty, and a mount would hide its files: choose an empty folder",
                 )
-        self._check_number(request, requester, mounts)
-        made = Made(requester.uid, request.name)
-        # Programs in the mount are those in the lower folder.
-        noexec = any("noexec" in mounts[system.mount_id(fd)].options for fd in (lower, upper))
-        with _explained(f"{_shown(lower_path)} on {_shown(upper_path)}"):
-            mount = system.mount(made, request, lower, upper, noexec)
-        try:
-            self._verify(mount, made, upper_path, {"nosuid", "nodev", *(["noexec"] if noexec else [])})
-        except BaseException:
-            system.detach(mount)
-            raise
         return upper_path
 
     def _checked(
@@ -181,24 +209,23 @@ class Mounter:
         if len(mine) >= self._most:
             raise Denied(LATER, f"you have {len(mine)} mounts, and may have {self._most}: `upcall umount` one of them")
 
-    def _verify(self, fd: int, made: Made, upper_path: str, options: set[str]) -> None:
-        """Denied unless the mount is where it was meant to be, with these options."""
+    def _verify(self, fd: int, made: Made, upper_path: str) -> None:
+        """Denied unless the mount is where it was meant to be."""
         found = self._system.mounts().get(self._system.mount_id(fd))
         if found is None or _made(found) != made or found.point != upper_path:
             where = "nowhere" if found is None else _shown(found.point)
             raise Denied(LATER, f"{_shown(upper_path)}: was moved meanwhile (the mount was {where}): try again")
-        if not options <= found.options:
-            raise Denied(FAILED, f"the kernel has not set all of {', '.join(sorted(options))}")
 
     # --- unmounting ----------------------------------------------------------------------------------------
 
     def _unmount(self, request: MountRequest, requester: MountRequester, folders: list[int]) -> str:
-        """The mount is taken away by a descriptor of it: by its path it could be another one, which lies on it, or
-        whose mount point was exchanged with this one in another mount namespace."""
+        """umount2(2) takes what lies on top, so nothing may lie on, or in, the mount. If it is to go although it is
+        in use, it is named by its own descriptor, and cannot be another."""
         system = self._system
         (fd,) = folders
         number = system.mount_id(fd)
-        mount = system.mounts().get(number)
+        mounts = system.mounts()
+        mount = mounts.get(number)
         made = None if mount is None else _made(mount)
         if mount is None or made is None or system.path(fd) != mount.point:
             raise Denied(NOT_PERMITTED, f"{_shown(system.path(fd))}: is not a mount that `upcall mount` has made")
@@ -206,36 +233,116 @@ class Mounter:
             raise Denied(NOT_PERMITTED, f"{_shown(mount.point)}: was mounted for uid {made.uid}, not for you")
         if made.name != request.name:
             raise Denied(WRONG, f"{_shown(mount.point)}: is the mount {made.name}: `upcall umount {made.name}`")
-        within = f"{mount.point}/"
-        if any(f"{one.point}/".startswith(within) for other, one in system.mounts().items() if other != number):
+        if any(other is not mount and _hinders(other, mount, made.uid) for other in mounts.values()):
             raise Denied(LATER, f"{_shown(mount.point)}: something else is mounted on it or in it: unmount that first")
         with _explained(_shown(mount.point)):
-            if not request.lazy:
-                fd = self._unused(fd, number, mount.point, made.name)
-                folders[:] = [fd]
-            system.detach(fd)
-            os.close(folders.pop())  # the last use, at which the kernel writes what is left
-        if number in system.mounts():
-            raise Denied(FAILED, f"{_shown(mount.point)}: is still mounted")
+            if request.lazy:
+                system.detach(fd)
+                os.close(folders.pop())
+            else:
+                self._unmount_unused(number, mounts, made, folders)
+        left = system.mounts().get(number)
+        if left is not None and _made(left) == made:
+            raise Denied(LATER, f"{_shown(mount.point)}: was moved meanwhile, and is still mounted: try again")
         return mount.point
 
-    def _unused(self, fd: int, number: int, point: str, called: str) -> int:
-        """Returns another descriptor of the mount, which is not in use. Denied if it is, or has been moved. Closes
-        the descriptor that the user has sent: any descriptor, even with O_PATH, is a use."""
-        system, name = self._system, Path(point).name
-        parent = system.parent(fd)
-        os.close(fd)
-        os.close(self._entry(parent, name, number, point))  # also takes an older mark for expiry away
-        if system.is_used(parent, name):
-            raise Denied(LATER, f"{_shown(point)}: is in use: end what uses it, or `upcall umount --lazy {called}`")
-        return self._entry(parent, name, number, point)
+    def _unmount_unused(self, number: int, mounts: Mapping[int, Mount], made: Made, folders: list[int]) -> None:
+        """Unmounts exactly this mount if nobody uses it.
 
-    def _entry(self, parent: int, name: str, number: int, point: str) -> int:
-        fd = self._system.entry(parent, name)
-        if self._system.mount_id(fd) != number:
-            os.close(fd)
-            raise Denied(LATER, f"{_shown(point)}: was moved meanwhile, or something was mounted on it: try again")
-        return fd
+        Its own descriptor, even with O_PATH, would keep it busy. So it is named by an entry of the folder that
+        contains the mount point; and the user can rename that entry, in another mount namespace, and give its name to
+        the mount point of another mount. Two things prevent that the other one goes. Whatever could get the name is
+        held open, hence busy. What was mounted since is found in mountinfo after the first step, which only leaves a
+        mark, and has no mark at the second step, which takes only what has one."""
+        system = self._system
+        shown = _shown(mounts[number].point)
+        parent, name = system.parent(folders[0]), Path(mounts[number].point).name
+        held = self._hold(mounts, number, made.uid)
+        try:
+            os.close(folders.pop())
+            for _ in range(_STEPS):
+                try:
+                    system.expire(parent, name)
+                except OSError as error:
+                    if error.errno == errno.EBUSY:
+                        break
+                    if error.errno != errno.EAGAIN:
+                        raise
+                    if system.mounts() != mounts:
+                        raise Denied(LATER, f"{shown}: mounts have changed meanwhile: try again") from None
+                else:
+                    return
+        finally:
+            for one in held:
+                os.close(one)
+        raise Denied(LATER, f"{shown}: is in use: end what uses it, or `upcall umount --lazy {made.name}`")
+
+    def _hold(self, mounts: Mapping[int, Mount], number: int, uid: int) -> list[int]:
+        """Opens the other mounts to whose points the user could give another name: those on the same mount as `number`
+        of which a folder above is the user's, or others can write to it. Denied if one cannot be found."""
+        held: list[int] = []
+        try:
+            for one, mount in mounts.items():
+                if one == number or mount.parent != mounts[number].parent:
+                    continue
+                fd = self._open_changeable(mount.point, uid, mounts)
+                if fd < 0:
+                    continue
+                held.append(fd)
+                if self._system.mount_id(fd) != _top(mounts, one):
+                    raise Denied(LATER, f"{_shown(mount.point)}: was moved meanwhile: try again")
+        except BaseException as error:
+            for fd in held:
+                os.close(fd)
+            if isinstance(error, OSError):
+                raise Denied(LATER, f"{_shown(mount.point)}: was moved meanwhile: try again") from None
+            raise
+        return held
+
+    def _open_changeable(self, path: str, uid: int, mounts: Mapping[int, Mount]) -> int:
+        """Returns a descriptor of what is mounted at a path; -1 if the user can change no folder above, or only some
+        that cannot be reached, behind another mount or another user's folder. OSError."""
+        system = self._system
+        here, changeable = system.root(), False
+        parts = Path(path).parts[1:]
+        try:
+            for number, part in enumerate(parts, 1):
+                above = mounts.get(system.mount_id(here))
+                if above is None or (above.is_users_fuse and (changeable or f"user_id={uid}" in above.options)):
+                    raise OSError(f"{path}: something was mounted above")
+                if above.is_users_fuse:
+                    return -1
+                found = system.stat(here)
+                try:
+                    below = system.open_entry(here, part)
+                except OSError:
+                    if changeable or found.st_uid == uid:
+                        raise
+                    return -1
+                os.close(here)
+                here = below
+                # In a folder like /tmp, entries of others cannot be renamed. Whose a mount point is cannot be seen.
+                fixed = found.st_mode & stat.S_ISVTX and number < len(parts)
+                changeable = changeable or found.st_uid == uid or bool(found.st_mode & 0o022 and not fixed)
+            return os.dup(here) if changeable else -1
+        finally:
+            os.close(here)
+
+
+def _hinders(other: Mount, mount: Mount, uid: int) -> bool:
+    """Returns whether another mount lies on a mount, or in it, and would go with it. A FUSE of the same user's may."""
+    if other.point == mount.point:
+        return True
+    is_mine = other.is_users_fuse and f"user_id={uid}" in other.options
+    return other.point.startswith(f"{mount.point}/") and not is_mine
+
+
+def _top(mounts: Mapping[int, Mount], number: int) -> int:
+    """Returns the mount that lies on top of a mount's root."""
+    for one, mount in mounts.items():
+        if one != number and mount.parent == number and mount.point == mounts[number].point:
+            return _top(mounts, one)
+    return number
 
 
 def _made(mount: Mount) -> Made | None:

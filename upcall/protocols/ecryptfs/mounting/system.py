@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import sys
@@ -35,11 +36,20 @@ class System:
         self._uid = requester.uid
         os.setgroups([])
         os.setresgid(requester.gid, requester.gid, requester.gid)
-        os.setresuid(requester.uid, 0, 0)  # real: whose keyring it is, and that setns(2) admits this process
-        with self._as_user():
+        with self._real_uid(), self._as_user():  # whose keyring it is; setns(2) admits this process to its equals
             keyring.ensure_user_keyring_linked()
             mounting.enter(requester.pidfd)
         self._theirs = self._process.namespace()
+
+    @contextlib.contextmanager
+    def _real_uid(self) -> Iterator[None]:
+        """A context in which the real uid is the user's. The user can signal this process in it, and stop or end it
+        (kill(2)): nothing that was checked before may be relied on after it."""
+        os.setresuid(self._uid, 0, 0)
+        try:
+            yield
+        finally:
+            os.setresuid(0, 0, 0)
 
     @contextlib.contextmanager
     def _as_user(self) -> Iterator[None]:
@@ -78,10 +88,26 @@ class System:
 
     def lies_within(self, inner: int, outer: int) -> bool:
         with self._as_user():
-            return mounting.lies_within(inner, outer)
+            mounts = self.mounts()
+            return mounting.lies_within(inner, outer, lambda above: self._check_above(above, mounts))
 
-    def mount(self, made: Made, request: MountRequest, lower: int, upper: int, noexec: bool) -> int:
-        """The detached mount is made in this process's own mount namespace, whose /proc is this process's."""
+    def _check_above(self, folder: int, mounts: Mapping[int, Mount]) -> None:
+        """OSError if a folder is on a FUSE of a user's, which answers when it wants to. Does not ask it."""
+        mount = mounts.get(self.mount_id(folder))
+        if mount is None or mount.is_users_fuse:
+            where = "was mounted meanwhile" if mount is None else f"is on {mount.type}, which cannot be used"
+            raise OSError(errno.EXDEV, f"a folder above {where}")
+
+    def open_entry(self, folder: int, name: str) -> int:
+        with self._as_user():
+            return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+
+    def root(self) -> int:
+        return os.open("/", os.O_PATH | os.O_CLOEXEC)
+
+    def create(self, made: Made, request: MountRequest, lower: int, noexec: bool) -> int:
+        """The detached mount is made in this process's own mount namespace, whose /proc is this process's. The real
+        uid is the one to which `ecryptfs_check_dev_ruid` compares the folder's owner."""
         options: list[Option] = [("ecryptfs_sig", one) for one in request.signatures]
         options += [("ecryptfs_cipher", _CIPHER), ("ecryptfs_key_bytes", str(request.key_bytes))]
         if request.names_signature:
@@ -94,21 +120,24 @@ class System:
         link.unlink(missing_ok=True)
         link.symlink_to(f"/proc/self/fd/{lower}")
         try:
-            mount = mounting.create("ecryptfs", str(link), options, attributes)
+            with self._real_uid():
+                mount = mounting.create("ecryptfs", str(link), options, attributes)
         finally:
             link.unlink()
         mounting.enter_namespace(self._theirs)
-        mounting.attach(mount, upper)
         return mount
+
+    def options(self, mount: int) -> frozenset[str]:
+        flags = os.fstatvfs(mount).f_flag
+        names = {"nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC}
+        return frozenset(name for name, flag in names.items() if flags & flag)
+
+    def attach(self, mount: int, upper: int) -> None:
+        mounting.attach(mount, upper)
 
     def detach(self, mount: int) -> None:
         self._process.detach(mount)
 
-    def entry(self, parent: int, name: str) -> int:
+    def expire(self, parent: int, name: str) -> None:
         with self._as_user():
-            return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-
-    def is_used(self, parent: int, name: str) -> bool:
-        with self._as_user():
-            os.fchdir(parent)
-            return mounting.is_used(name)
+            mounting.expire(parent, name)
