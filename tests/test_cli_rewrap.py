@@ -236,6 +236,7 @@ def test_interrupted_it_ends_with_130_and_the_next_run_goes_on(scene: Scene) -> 
         (("-r", "{folder}", "--to", "nosuch", "--yes"), "there is no key 'nosuch'", os.EX_USAGE),
         (("-r", "{folder}", "--to", "new", "--from", "new", "--yes"), "are the same key", os.EX_USAGE),
         (("-r", "{folder}", "--to", "new"), "add --yes, or --dry-run", os.EX_USAGE),
+        (("{folder}/none", "--to", "new"), "none: No such file or directory", os.EX_NOINPUT),
         (("{folder}/none", "--to", "new", "--yes"), "No such file or directory", os.EX_NOINPUT),
         (("{folder}/plain", "--to", "new", "--yes"), "this is no eCryptfs file", os.EX_DATAERR),
     ],

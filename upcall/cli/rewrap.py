@@ -132,6 +132,8 @@ class _Run:
             walks = self._walks(stack)
             if not self._dry_run:
                 if not self._yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
+                    if not walks:
+                        return self._finish(True)  # no path could be opened, as was told
                     raise UsageError("no terminal to ask on: add --yes, or --dry-run to see what would be done")
                 self._recover()
             survey = Survey(self._wish, self._keys)
