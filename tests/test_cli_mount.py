@@ -170,6 +170,7 @@ def test_without_a_service_the_error_says_who_can_help(folders: tuple[str, str],
     assert f"mount -i -t ecryptfs -o nosuid,nodev,ecryptfs_sig={KeyStore().load('default').signature}" in result.stderr
     assert result.stderr.count("\n") == 1
     assert MountStore().names() == []
+    assert not any(map(os.path.lexists, folders)), "what is written to them would be in clear"
 
 
 def test_a_refusal_of_the_source_is_passed_on(source: Source, folders: tuple[str, str]) -> None:
@@ -177,6 +178,7 @@ def test_a_refusal_of_the_source_is_passed_on(source: Source, folders: tuple[str
     result = run("mount", "private", *folders, "--create", code=os.EX_NOPERM)
     assert result.stderr == "upcall: mounting is off\\x1b[31m\n"
     assert MountStore().names() == []
+    assert not any(map(os.path.lexists, folders))
 
 
 def test_a_mount_in_use_stays_at_a_lock_and_goes_at_a_logout(source: Source, folders: tuple[str, str]) -> None:

@@ -113,13 +113,15 @@ def mount(
     store.check(entry)
     where = mounted(os.getuid()).get(name)
     if where is None:
-        _make_folders(entry, create)
+        made = _make_folders(entry, create)
         _add_keys(ctx, entry)
         try:
             where = _ask(entry, runtime)
         except NoMountSource as error:
+            _take_back(made)
             raise _no_source(error, entry) from None
         except MountRefused as refused:
+            _take_back(made)
             click.echo(f"upcall: {for_terminal(str(refused))}", err=True)
             ctx.exit(refused.status)
         output.done(f"{name}: mounted on {for_terminal(where)}")
@@ -208,16 +210,24 @@ def _absolute(path: Path) -> str:
     return os.path.abspath(path)  # noqa: PTH100 - resolve() would follow symbolic links
 
 
-def _make_folders(entry: MountEntry, create: bool) -> None:
+def _make_folders(entry: MountEntry, create: bool) -> list[str]:
+    """Makes the folders that are missing. Returns them."""
     missing = [path for path in (entry.lower, entry.upper) if not os.path.lexists(path)]
-    if not missing:
-        return
-    if not create:
+    if missing and not create:
         if not sys.stdin.isatty():
             raise FileNotFoundError(errno.ENOENT, "is not there: --create makes it", missing[0])
         click.confirm(f"Make {' and '.join(missing)}?", default=True, abort=True, err=True)
     for path in missing:
         Path(path).mkdir(0o700, parents=True)
+    return missing
+
+
+def _take_back(made: list[str]) -> None:
+    """Removes folders that were made for a mount that is not there: what is written to them would be in clear. If it
+    is there after all, the upper one cannot be removed, and the lower one stays, too."""
+    with contextlib.suppress(OSError):
+        for path in reversed(made):
+            Path(path).rmdir()
 
 
 def _add_keys(ctx: click.Context, entry: MountEntry) -> None:
@@ -269,7 +279,8 @@ def _no_source(error: NoMountSource, entry: MountEntry) -> NoMountSource:
     except KeyError:
         name = str(os.getuid())
     return NoMountSource(
-        f"{error}: an administrator allows it by {remedy(name)}; or, once, as root: {mount_command(entry)}"
+        f"{error}: an administrator allows it by {remedy(name)}; or, once both "
+        f"folders are there, as root: {mount_command(entry)}"
     )
 
 
