@@ -560,7 +560,7 @@ def test_the_lower_folder_of_a_mount_by_upcall_is_named_with_the_command_that_un
     lower(home / "lower/a/f")
     known = lower_folders([mounted_at(home / "lower", f"upcall:{os.geteuid()}:private")])
     walk = Walk(home / "lower/a", recursive=True)
-    with pytest.raises(UsageError, match=f"eCryptfs has {home}/lower mounted at .*upcall unmount private"):
+    with pytest.raises(UsageError, match=f"eCryptfs has {home}/lower mounted at .*upcall umount private"):
         check_unmounted(home / "lower/a", walk.top, known)
     walk.close()
 

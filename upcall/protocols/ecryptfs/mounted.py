@@ -81,7 +81,7 @@ def check_unmounted(path: Path, top: int, lowers: Lowers) -> None:
         mount, folder = found
         made = take_made(mount.source)
         own = made is not None and made.uid == os.geteuid()
-        how = f"unmount it first (upcall unmount {made.name})" if made and own else "unmount it first"
+        how = f"unmount it first (upcall umount {made.name})" if made and own else "unmount it first"
         raise UsageError(f"{path}: eCryptfs has {folder} mounted at {mount.point}: {how}, or add --mounted")
     for mount in lowers.hidden:
         raise UsageError(
