@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import stat
 import time
 from pathlib import Path
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from upcall.core.errors import Refused
-from upcall.kernel.local import connect
+from upcall.kernel.local import connect, listen
 from upcall.kernel.netlink import give_pair, is_control, pair
+from upcall.process import control as control_module
 from upcall.process.control import DaemonControl, NoDaemon
+from upcall.process.paths import daemon_socket
 from upcall.testing.keys import FolderKeyring
 from upcall.testing.played import PlayedBroker
 from upcall.testing.processes import ONLY_AGENT, RunningBroker, RunningDaemon, StartDaemon, in_child, until
@@ -175,6 +178,28 @@ def test_a_newer_daemon_takes_over_the_control_socket(
         assert control.status()["pid"] == second.pid
     second.signal(signal.SIGTERM)
     assert second.wait() == 0
+    with pytest.raises(NoDaemon):
+        DaemonControl()
+
+
+def test_a_socket_that_is_taken_over_after_a_failed_connection_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon's own socket gets the common name between the two looks of a command."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    path = daemon_socket()
+
+    def taken_over(_: Path) -> list[tuple[Path, bool]]:
+        listener.append(listen(path, 0o600))
+        return []
+
+    listener: list[socket.socket] = []
+    monkeypatch.setattr(control_module, "own_daemon_sockets", taken_over)
+    DaemonControl()
+    (listening,) = listener
+    listening.close()
+    path.unlink()
+    monkeypatch.setattr(control_module, "own_daemon_sockets", lambda _: [])
     with pytest.raises(NoDaemon):
         DaemonControl()
 

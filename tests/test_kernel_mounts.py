@@ -20,7 +20,8 @@ TEXT = rb"""21 1 254:3 / / rw,relatime shared:1 - ext4 /dev/vda3 rw,prjquota
 
 def test_mountinfo_lines_are_parsed_with_escapes_and_options() -> None:
     root, disk, bind = take_mounts(TEXT)
-    assert root == Mount(os.makedev(254, 3), "/", "/", "ext4", "/dev/vda3", frozenset({"rw", "relatime", "prjquota"}))
+    options = frozenset({"rw", "relatime", "prjquota"})
+    assert root == Mount(os.makedev(254, 3), "/", "/", "ext4", "/dev/vda3", options, parent=1)
     assert (disk.point, disk.type, disk.source) == ("/tmp/x y\\\tz", "xfs", "/dev/loop1")
     assert (bind.root, bind.point, bind.device) == ("/sub", "/mnt", os.makedev(0, 45))
 

@@ -181,6 +181,9 @@ def test_the_doctor_notes_a_machines_daemon_that_runs_as_root(monkeypatch: pytes
 
 
 def test_the_doctor_suggests_a_reload_of_a_broker_with_another_machines_uid(as_nobody: None, tmp_path: Path) -> None:
+    unit = tmp_path / "usr/lib/systemd/system/upcall-broker.service"
+    unit.parent.mkdir(parents=True)
+    unit.touch()
     (finding,) = findings(tmp_path, 0, 0)
     assert finding.command == "systemctl reload upcall-broker.service"
 

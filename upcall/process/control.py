@@ -32,12 +32,15 @@ class DaemonControl:
     def _connect(self) -> LocalConnection:
         """Waits for a daemon that is about to take the socket over: for a moment no process listens there."""
         until = time.monotonic() + _HANDOVER
+        waits = True
         while True:
             try:
                 return LocalConnection(self._path, frozenset({os.geteuid()}))
             except (ConnectionRefusedError, FileNotFoundError) as error:
-                if time.monotonic() > until or not any(lives for _, lives in own_daemon_sockets(self._path)):
+                if time.monotonic() > until or not waits:
                     raise NoDaemon(f"no daemon at {self._path}: {error_words(error)}") from error
+                # Without such a daemon once more: it may have taken the socket over since the connection failed.
+                waits = any(lives for _, lives in own_daemon_sockets(self._path))
                 time.sleep(0.02)
             except (OSError, UsageError) as error:
                 raise NoDaemon(f"no daemon at {self._path}: {error_words(error)}") from error
