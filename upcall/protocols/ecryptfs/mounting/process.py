@@ -31,10 +31,10 @@ from upcall.kernel.process import harden, raise_descriptor_limit
 from upcall.process.hardening import of_mount_source
 from upcall.process.log import EventLog
 from upcall.process.loop import LISTENER, URGENT, Loop
+from upcall.process.loop_process import LoopProcess
 from upcall.process.paths import SYSTEM_FOLDER, Place, own_folder, own_place
 from upcall.process.people import People
 from upcall.process.trust import Fault, log_faults
-from upcall.process.waker import Waker
 from upcall.protocols.ecryptfs.mounting.allowed import MountRules, check_allowed, rules
 from upcall.protocols.ecryptfs.mounting.denied import FAILED, LATER, MISCONFIGURED, WRONG, Denied
 from upcall.protocols.ecryptfs.mounting.messages import (
@@ -327,8 +327,10 @@ def _received(connection: socket.socket) -> tuple[MountRequest, list[int], ucred
 # --- the process -------------------------------------------------------------------------------------------------
 
 
-class MountProcess:
-    """Runs a source until `stop`. `manager`: the service manager's notification socket."""
+class MountProcess(LoopProcess):
+    """Runs a source until `stop`. A request that is being served then is given up."""
+
+    ready = "mounting for users"
 
     def __init__(
         self,
@@ -339,44 +341,11 @@ class MountProcess:
         log: EventLog | None = None,
         deadline: float = _DEADLINE,
     ) -> None:
-        self.log = log or EventLog("upcall-mount")
-        self._manager = manager or Manager({})
-        self._loop = Loop()
-        self._stopping = False
-        self._waker = Waker()
-        self._loop.add(self._waker, self._waker.heard, URGENT)
-        self._watchdog = self._loop.timer(self._alive)
-        self._watchdog.at(self._manager.next_wake())
-        self._source = MountSource(self._loop, place, self.log, make_system, get_rules, deadline)
+        super().__init__(log or EventLog("upcall-mount"), manager)
+        self._source = MountSource(self.loop, place, self.log, make_system, get_rules, deadline)
 
-    def stop(self, *_: object) -> None:
-        """Makes `run` return soon. May be called from a signal handler or another thread."""
-        self._stopping = True
-        self._waker.wake()
-
-    def heed_signals(self) -> None:
-        """Makes SIGTERM, SIGINT and SIGHUP end `run`. Call it in the main thread."""
-        self._waker.heed_signals(self.stop)
-        signal.signal(signal.SIGHUP, self.stop)
-
-    def run(self) -> None:
-        """Serves until `stop`."""
-        self._manager.ready("mounting for users")
-        try:
-            while not self._stopping:
-                self._loop.turn()
-        finally:
-            self._manager.stopping()
-            self._source.close()
-            self._loop.remove(self._waker)
-            self._waker.close()
-            self._loop.close()
-            self.log("source-closed")
-            self.log.flush()
-
-    def _alive(self, now: float) -> None:
-        self._manager.alive(now)
-        self._watchdog.at(self._manager.next_wake())
+    def close_source(self) -> None:
+        self._source.close()
 
 
 def main(settings: MountSettings, faults: Sequence[Fault] = ()) -> None:
