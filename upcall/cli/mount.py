@@ -25,8 +25,9 @@ from upcall.process import start_python as startpython
 from upcall.process.paths import SYSTEM_FOLDER
 from upcall.process.settings import dumps
 from upcall.protocols.ecryptfs.mounting.client import MountRefused, NoMountSource, ask_mount, ask_unmount, mounted
-from upcall.protocols.ecryptfs.mounting.messages import MOUNT, MountRequest, is_signature
+from upcall.protocols.ecryptfs.mounting.messages import MOUNT, MountRequest
 from upcall.protocols.ecryptfs.mounting.settings import MountSettings
+from upcall.protocols.ecryptfs.packets import is_signature
 
 _CIPHER: Final = "aes"
 _NAME = click.argument("name", shell_complete=completing.mounts)

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tomllib
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from upcall.core.errors import PeerError, UsageError
-from upcall.keys.private_file import read_private, write_new
-from upcall.keys.store import SUFFIX, default_directory
+from upcall.keys.private_file import read_private, replace_private
+from upcall.keys.store import NAME, SIGNATURE, SUFFIX, default_directory
 
 MAX_FILE: Final = 16 * 1024  # bytes
 EVENTS: Final = ("lock", "logout")  # of the user's session, at which a mount can be taken away
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,63}", re.ASCII)
-_SIGNATURE = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 
 class MountEntry(NamedTuple):
@@ -54,7 +51,7 @@ def mounts_directory() -> Path:
 
 def check_mount_name(name: str) -> None:
     """UsageError unless `name` is valid as the name of a mount and of its file."""
-    if not _NAME.fullmatch(name) or name.endswith(SUFFIX):
+    if not NAME.fullmatch(name) or name.endswith(SUFFIX):
         raise UsageError(f"{name!r} cannot be the name of a mount: letters, digits and ._@+- are allowed, at most 64")
 
 
@@ -71,7 +68,7 @@ class MountStore:
         except FileNotFoundError:
             return []
         names = [file.removesuffix(SUFFIX) for file in files if file.endswith(SUFFIX)]
-        return sorted(name for name in names if _NAME.fullmatch(name))
+        return sorted(name for name in names if NAME.fullmatch(name))
 
     def load(self, name: str) -> MountEntry:
         """Reads an entry. UsageError if there is no such mount; PeerError if its file is malformed."""
@@ -94,13 +91,7 @@ class MountStore:
         """Writes an entry, or replaces it atomically. UsageError as `check`."""
         path = self._path(entry.name)
         self.directory.mkdir(0o700, parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
-        write_new(beside, _text_of(entry))
-        try:
-            beside.replace(path)
-        except BaseException:
-            beside.unlink()
-            raise
+        replace_private(path, _text_of(entry))
 
     def remove(self, name: str) -> None:
         """UsageError if there is no such mount."""
@@ -151,7 +142,7 @@ def _parse(name: str, text: bytes, where: str) -> MountEntry:
     if not entry.lower.startswith("/") or not entry.upper.startswith("/"):
         raise PeerError(where, "'lower' and 'upper' must be absolute paths")
     names = (entry.names_signature,) if entry.names_signature else ()
-    if not 1 <= len(entry.signatures) <= 4 or not all(map(_SIGNATURE.fullmatch, (*entry.signatures, *names))):
+    if not 1 <= len(entry.signatures) <= 4 or not all(map(SIGNATURE.fullmatch, (*entry.signatures, *names))):
         raise PeerError(where, "signatures must be one to four, of 16 hexadecimal digits each")
     if entry.key_bytes not in (16, 24, 32):
         raise PeerError(where, "'key_bytes' must be 16, 24 or 32")

@@ -31,8 +31,8 @@ MAX_FILE: Final = 16 * 1024  # bytes
 SUFFIX: Final = ".toml"
 COMPAT: Final = "compat"  # a source: the passphrase is in the auth token, as with ecryptfs-utils
 _PATIENCE: Final = 10.0  # seconds that a command waits for another one
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,63}", re.ASCII)
-_SIGNATURE = re.compile(r"[0-9a-f]{16}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,63}", re.ASCII)
+SIGNATURE = re.compile(r"[0-9a-f]{16}")
 
 
 class Entry(NamedTuple):
@@ -74,7 +74,7 @@ def default_directory() -> Path:
 
 def check_name(name: str) -> None:
     """UsageError unless `name` is valid as the name of a key and of its file."""
-    if not _NAME.fullmatch(name) or name.endswith(SUFFIX):
+    if not NAME.fullmatch(name) or name.endswith(SUFFIX):
         raise UsageError(f"{name!r} cannot be the name of a key: letters, digits and ._@+- are allowed, at most 64")
 
 
@@ -111,7 +111,7 @@ class KeyStore:
         except FileNotFoundError:
             return []
         names = [name.removesuffix(SUFFIX) for name in files if name.endswith(SUFFIX)]
-        return sorted(name for name in names if _NAME.fullmatch(name))
+        return sorted(name for name in names if NAME.fullmatch(name))
 
     def load(self, name: str) -> Entry:
         """Reads an entry. UsageError if there is no such key; PeerError if its file is malformed: it names file and
@@ -130,7 +130,7 @@ class KeyStore:
 
     def find(self, name_or_signature: str) -> Entry:
         """Returns the entry with this name, otherwise the one with this signature. UsageError if there is neither."""
-        if not _SIGNATURE.fullmatch(name_or_signature) or name_or_signature in self.names():
+        if not SIGNATURE.fullmatch(name_or_signature) or name_or_signature in self.names():
             return self.load(name_or_signature)
         for name in self.names():
             entry = self.load(name)
@@ -277,7 +277,7 @@ def parse(name: str, text: bytes, where: str) -> Entry:
     except RecursionError:
         raise PeerError(where, "is nested too deeply") from None
     _check_types(told, where)
-    if not _SIGNATURE.fullmatch(told["signature"]):
+    if not SIGNATURE.fullmatch(told["signature"]):
         raise PeerError(where, "'signature' is not 16 hexadecimal digits")
     if not told.get("path", "/").startswith("/"):
         raise PeerError(where, "'path' is not absolute")

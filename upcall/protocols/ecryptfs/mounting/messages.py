@@ -28,7 +28,6 @@ _HEAD: Final = struct.Struct(
 )  # version, kind, flags, bytes of new files' keys, signatures, length of the name
 _REPLY: Final = struct.Struct("<BB")  # version, exit status; the text follows
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,63}", re.ASCII)
-_SIGNATURE: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _MADE: Final = re.compile(r"upcall:(\d{1,10}):(.+)", re.ASCII)
 
 
@@ -133,8 +132,3 @@ def take_reply(data: bytes) -> MountReply:
         raise PeerError("version", f"{version}, this is {_VERSION}", 0)
     text = data[_REPLY.size :].decode("utf-8", "replace")
     return MountReply(status, "".join(c if c.isprintable() else "?" for c in text))
-
-
-def is_signature(text: str) -> bool:
-    """Returns whether this is the signature of a key."""
-    return bool(_SIGNATURE.fullmatch(text))
