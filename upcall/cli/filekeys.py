@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 
 from upcall.cli.keyshow import token_in_keyring
+from upcall.cli.parameter_types import DESCRIPTOR
 from upcall.client import Client, NoBroker, TimedOut
 from upcall.core.errors import Refused, UpcallError, UsageError
 from upcall.keys.passphrase import NoPassphrase, from_fd, from_file, from_terminal, wipe
@@ -145,7 +146,7 @@ def mount_passphrase_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 _FD = click.option(
     "--passphrase-fd",
-    type=click.IntRange(min=0),
+    type=DESCRIPTOR,
     metavar="N",
     help="Read the mount's passphrase from this descriptor.",
 )

@@ -19,6 +19,7 @@ from upcall.cli.asking import confirm
 from upcall.cli.keychange import changing
 from upcall.cli.keyopen import importer_of, load
 from upcall.cli.output import for_terminal
+from upcall.cli.parameter_types import DESCRIPTOR
 from upcall.cli.passphrases import Given, check_descriptors, passphrase_options
 from upcall.cli.secrets import CliSecrets
 from upcall.core.errors import ModuleFailed, UpcallError, UsageError
@@ -46,7 +47,7 @@ _WORDS = re.compile(rb"[\x21-\x7e]{4,}")  # of a blob: where its token is
 
 _BACKUP_FD = click.option(
     "--backup-passphrase-fd",
-    type=click.IntRange(min=0),
+    type=DESCRIPTOR,
     metavar="N",
     help="Read the backup's passphrase from this descriptor.",
 )

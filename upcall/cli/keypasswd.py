@@ -13,6 +13,7 @@ from upcall.cli import completing, output
 from upcall.cli.keychange import changing, forget_passphrase, put_token
 from upcall.cli.keyopen import blob_of, importer_of, load
 from upcall.cli.output import for_terminal
+from upcall.cli.parameter_types import DESCRIPTOR
 from upcall.cli.passphrases import Given, check_descriptors, passphrase_options
 from upcall.cli.secrets import CliSecrets
 from upcall.core.errors import ModuleFailed, Refused, UpcallError, UsageError
@@ -28,7 +29,7 @@ _PLACES = ("ask", "keyring")
 
 @click.command(short_help="Change the passphrase or PIN of a key.")
 @click.argument("name", shell_complete=completing.keys)
-@click.option("--new-fd", type=click.IntRange(min=0), metavar="N", help="Read the new one from this descriptor.")
+@click.option("--new-fd", type=DESCRIPTOR, metavar="N", help="Read the new one from this descriptor.")
 @click.option(
     "--new-file",
     type=click.Path(path_type=Path),

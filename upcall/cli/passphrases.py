@@ -85,9 +85,7 @@ _FILE = click.option(
     type=click.Path(path_type=Path),
     help="Read it from this file, which no other user may read. A new key's daemon will read it there, too.",
 )
-_PIN_FD = click.option(
-    "--pin-fd", type=click.IntRange(min=0), metavar="N", help="Read the token's PIN from this descriptor."
-)
+_PIN_FD = click.option("--pin-fd", type=DESCRIPTOR, metavar="N", help="Read the token's PIN from this descriptor.")
 _PIN_FILE = click.option(
     "--pin-file",
     type=click.Path(path_type=Path),
