@@ -191,7 +191,7 @@ class Vault:
 
 def _written(path: Path) -> None:
     """Makes a file; not what a test is about. An emulated processor may be so busy that eCryptfs gives up."""
-    for _ in range(20):
+    for _ in range(5):
         try:
             path.write_bytes(CONTENT)
         except OSError as error:
@@ -307,9 +307,9 @@ def outcome_counts() -> dict[str, int]:
 
 
 def answered(who: Person, work: Callable[[], object]) -> Outcome:
-    """Repeats the attempt until the daemon has answered, twenty times at most: on a busy machine requests time
+    """Repeats the attempt until the daemon has answered, five times at most: on a busy machine requests time
     out in the broker."""
-    for _ in range(20):
+    for _ in range(5):
         before = outcome_counts().get("timed-out", 0)
         outcome = attempt(who, work)
         if outcome_counts().get("timed-out", 0) == before:

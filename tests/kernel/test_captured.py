@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from tests.kernel.scene import VECTORS, answered, attempt, enrol, key_service, keys, nothing_given_up, opening, vault
 from upcall.protocols.ecryptfs import packets as wire
+from upcall.protocols.ecryptfs.key_handler import KeyHandler
 from upcall.testing.lab.stage import Person, do_as, fork_broker, fork_daemon
 
 CAPTURED = keys()["captured"]
@@ -50,10 +51,18 @@ def _captured() -> list[_Captured]:
 def _people(alice: Person) -> Iterator[None]:
     enrol(alice, CAPTURED)
     broker = fork_broker()
-    daemon = fork_daemon(alice, key_service)
+    daemon = fork_daemon(alice, _with_its_key_open)
     yield
     daemon.end()
     broker.end()
+
+
+def _with_its_key_open() -> KeyHandler:
+    """As `upcall daemon` does before it registers: the first opening of a key can take an emulated processor longer
+    than the kernel waits."""
+    handler = key_service()
+    handler.warm([CAPTURED.signature], ahead=True)
+    return handler
 
 
 def _lower_file(captured: _Captured, content: bytes) -> bytes:
