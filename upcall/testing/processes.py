@@ -234,6 +234,7 @@ def in_child(function: Callable[[], object], uid: int | None = None, timeout: fl
 
     ChildFailed with the child's traceback; NotInTime after `timeout` seconds, which are more than `function` waits for
     itself."""
+    _let_threads_leave()
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -257,6 +258,16 @@ def in_child(function: Callable[[], object], uid: int | None = None, timeout: fl
         os.close(reader)
         os.kill(pid, signal.SIGKILL)  # it has ended, or hangs
         os.waitpid(pid, 0)
+
+
+def _let_threads_leave(timeout: float = 1.0) -> None:
+    """Waits until the threads that have ended for Python have left the process, `timeout` seconds at most.
+
+    After `join` a thread still runs the clean-up of C libraries. OpenSSL's holds a lock, which a fork in that instant
+    would copy: the child would wait for it for ever. A library's own threads never leave, hence the time-out."""
+    end = time.monotonic() + timeout
+    while Path("/proc/self/task").stat().st_nlink - 2 > threading.active_count() and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 def _result(reader: int, timeout: float) -> Any:
