@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.test_cli_key import home
+from tests.test_cli_key import WORD, Running, daemon, home
+from tests.typing_there import Typist
 from upcall.cli import main
 from upcall.cli import mount as commands
 from upcall.core.errors import PeerError, UsageError
@@ -21,9 +23,14 @@ from upcall.protocols.ecryptfs.mounting.client import MountRefused
 from upcall.protocols.ecryptfs.mounting.messages import MountRequest
 from upcall.testing.processes import until
 
-__all__ = ["home"]  # the fixture
+__all__ = ["daemon", "home"]  # the fixtures
 
 SIGNATURE = "0123456789abcdef"
+WITHOUT_SOURCE = """
+from upcall.cli import main, mount
+mount.ask_mount, mount.mounted = lambda request, lower, upper, folder: str(upper), lambda uid: {}
+main()
+"""  # a program: `upcall`, whose source always mounts
 
 
 class Source:
@@ -95,6 +102,68 @@ def test_options_are_remembered_and_changed_while_it_is_mounted(source: Source, 
     run("mount", "private", "--no-auto", "--on-lock")
     entry = MountStore().load("private")
     assert (entry.auto, entry.unmount_on, entry.key_bytes) == (False, ("lock", "logout"), 32)
+
+
+def _with_a_passphrase(home: Path) -> tuple[str, list[str]]:
+    """Makes a key whose passphrase is asked for. Returns its signature and the words of a mount with it."""
+    command = CliRunner().invoke(main, ["key", "generate", "--bits", "2048", "--passphrase-fd", str(_pipe(WORD))])
+    assert command.exit_code == 0, command.output
+    return KeyStore().load("default").signature, ["mount", "private", str(home / "lower"), str(home / "upper")]
+
+
+def _pipe(word: str) -> int:
+    reader, writer = os.pipe()
+    os.write(writer, f"{word}\n".encode())
+    os.close(writer)
+    return reader
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_a_passphrase_that_the_daemon_lacks_is_asked_for_before_mounting(
+    daemon: Running, home: Path, locked: bool
+) -> None:
+    """As after a login: the token can still be in the user keyring, while the daemon has forgotten the passphrase."""
+    signature, words = _with_a_passphrase(home)
+    if locked:
+        run("lock")
+    else:
+        daemon.keys.cache.lock(None, "screen-lock")
+        daemon.keys.cache.unlock_all("screen-lock")
+    assert not daemon.works(signature)
+    with Typist(["-c", WITHOUT_SOURCE, *words, "--create"]) as there:
+        there.expect("Passphrase for the key default: ")
+        there.type(f"{WORD}\n")
+        there.expect("private: mounted on ")
+        assert there.ended() == 0
+    assert daemon.works(signature)
+
+
+def test_a_wrong_passphrase_mounts_nothing(daemon: Running, home: Path) -> None:
+    _, words = _with_a_passphrase(home)
+    run("lock")
+    with Typist(["-c", WITHOUT_SOURCE, *words, "--create"]) as there:
+        there.expect("Passphrase for the key default: ")
+        there.type("wrong\n")
+        assert there.ended() == os.EX_DATAERR
+    assert "mounted" not in there.seen
+    assert not (home / "lower").exists() and not (home / "upper").exists()
+
+
+def test_a_key_that_is_open_is_mounted_without_a_question(daemon: Running, home: Path) -> None:
+    signature, words = _with_a_passphrase(home)
+    assert daemon.works(signature)
+    with Typist(["-c", WITHOUT_SOURCE, *words, "--create"]) as there:
+        assert there.ended() == 0
+    assert "assphrase" not in there.seen
+
+
+def test_without_a_terminal_the_command_that_unlocks_is_named(daemon: Running, home: Path) -> None:
+    _, words = _with_a_passphrase(home)
+    run("lock")
+    command = [sys.executable, "-c", WITHOUT_SOURCE, *words, "--create"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert "files cannot be opened until `upcall unlock default`" in done.stderr
 
 
 def test_a_missing_folder_is_not_made_unasked(source: Source, folders: tuple[str, str]) -> None:

@@ -114,17 +114,17 @@ def mount(
     store.check(entry)
     where = mounted(os.getuid()).get(name)
     if where is None:
-        made = _make_folders(entry, create)
-        _add_keys(ctx, entry)
-        try:
-            where = _ask(entry, runtime)
-        except NoMountSource as error:
-            _take_back(made)
-            raise _no_source(error, entry) from None
-        except MountRefused as refused:
-            _take_back(made)
-            click.echo(f"upcall: {for_terminal(str(refused))}", err=True)
-            ctx.exit(refused.status)
+        with contextlib.ExitStack() as undone:
+            undone.callback(_take_back, _make_folders(entry, create))
+            _add_keys(ctx, entry)
+            try:
+                where = _ask(entry, runtime)
+            except NoMountSource as error:
+                raise _no_source(error, entry) from None
+            except MountRefused as refused:
+                click.echo(f"upcall: {for_terminal(str(refused))}", err=True)
+                ctx.exit(refused.status)
+            undone.pop_all()
         output.done(f"{name}: mounted on {for_terminal(where)}")
         _warn_without_daemon()
     else:
@@ -232,21 +232,30 @@ def _take_back(made: list[str]) -> None:
 
 
 def _add_keys(ctx: click.Context, entry: MountEntry) -> None:
-    """Puts the auth tokens of the mount's keys into the user keyring, where the kernel looks for them."""
+    """Puts the auth tokens of the mount's keys into the user keyring, where the kernel looks for them, and unlocks the
+    keys: asks for passphrases that the daemon does not have, if there is a terminal."""
     from upcall.cli.key import add
+    from upcall.cli.keylock import unlock
+    from upcall.cli.keystate import LOCKED, MISSING, NOT_ADDED, ask_daemon, state_of
     from upcall.protocols.ecryptfs.auto_add import add_token
 
     keyring.ensure_user_keyring_linked()
-    store = KeyStore()
+    store, daemon = KeyStore(), ask_daemon()
     for signature in entry.signatures:
-        if keyring.find(signature) is not None:
-            continue
-        key = store.find(signature)
-        if sys.stdin.isatty() or key.blob is None:
-            with contextlib.redirect_stdout(sys.stderr):
-                ctx.invoke(add, name=key.name)
-        else:
+        try:
+            key = store.find(signature)
+        except UsageError:
+            if keyring.find(signature) is not None:
+                continue  # made by another program
+            raise
+        state = state_of(signature, key.source, daemon)
+        if state.state == NOT_ADDED and not sys.stdin.isatty() and key.blob is not None:
             add_token(key)
+        elif state.state == NOT_ADDED or (state.state in (LOCKED, MISSING) and sys.stdin.isatty()):
+            with contextlib.redirect_stdout(sys.stderr):
+                ctx.invoke(add if state.state == NOT_ADDED else unlock, name=key.name)
+        elif state.state in (LOCKED, MISSING):
+            output.note(f"the key {key.name} is {state}: files cannot be opened until `upcall unlock {key.name}`")
 
 
 def _warn_without_daemon() -> None:
