@@ -682,6 +682,22 @@ def test_the_system_daemons_copy_is_kept_until_a_broker_is_there(folder: Path, w
     house.close()
 
 
+def test_a_source_that_ends_while_it_connects_delivers_first(folder: Path, house: House) -> None:
+    house.open()
+    house.end_broker()
+    house.kernel.warn(ALICE)
+    house.until(lambda: house.quota.status()["undelivered"] == 1, "it waits")
+    house.broker = BrokerThread(folder)
+    house.quota, quota = None, house.quota
+    house.daemon(ALICE)
+    house.quota = quota
+    house.until(lambda: quota.link.lives, "connecting")
+    assert not quota.link.connected
+    house.quota.close()
+    house.quota = None
+    assert events(house.told(ALICE)) == ["over-hard"]
+
+
 def test_a_source_that_ends_without_a_broker_saves_its_undelivered_notices(house: House) -> None:
     house.open()
     house.end_broker()

@@ -79,6 +79,11 @@ class SourceLink:
         self._expiring = loop.timer(self._expire)
         self._connecting.at(time.monotonic())
 
+    @property
+    def lives(self) -> bool:
+        """Whether there is a connection, accepted by the broker or about to be."""
+        return self._socket is not None
+
     # --- sending ---------------------------------------------------------------------------------------------
 
     def notice(self, uid: int, service: str, requester: Requester, body: bytes, settle: Settle) -> bool:

@@ -356,7 +356,7 @@ class QuotaSource:
                 posted.listener.close()
         self._send()
         end = time.monotonic() + _LAST_WORDS
-        while self._deliveries and self.link.connected and time.monotonic() < end:
+        while self._deliveries and self.link.lives and time.monotonic() < end:
             self._loop.turn(end)
 
     def status(self) -> dict[str, object]:
