@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,11 +15,14 @@ from click.testing import CliRunner, Result
 
 from tests.test_cli_key import WORD, Running, daemon, home
 from tests.typing_there import Typist
+from upcall import config
 from upcall.cli import main
 from upcall.cli import mount as commands
 from upcall.core.errors import PeerError, UsageError
 from upcall.keys.mounts import MountEntry, MountStore
 from upcall.keys.store import KeyStore
+from upcall.protocols.ecryptfs.mounting import allowed
+from upcall.protocols.ecryptfs.mounting.allowed import MountRules
 from upcall.protocols.ecryptfs.mounting.client import MountRefused
 from upcall.protocols.ecryptfs.mounting.messages import MountRequest
 from upcall.testing.processes import until
@@ -233,13 +237,33 @@ def test_without_a_key_the_command_that_makes_one_is_named(source: Source, home:
     assert "`upcall key generate`" in run("mount", "private", "/a", "/b", code=os.EX_USAGE).stderr
 
 
-def test_without_a_service_the_error_says_who_can_help(folders: tuple[str, str], home: Path) -> None:
+def test_without_a_service_the_error_says_in_one_sentence_what_the_administrator_can_do(
+    folders: tuple[str, str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "SYSTEM", Path("/etc/upcall/config.toml"))
+    monkeypatch.setattr(allowed, "rules", MountRules)
+    user = pwd.getpwuid(os.getuid()).pw_name
     result = run("mount", "private", *folders, "--create", "--runtime", str(home / "run"), code=os.EX_UNAVAILABLE)
-    assert "[mount] users" in result.stderr and "systemctl restart upcall-mount" in result.stderr
-    assert f"mount -i -t ecryptfs -o nosuid,nodev,ecryptfs_sig={KeyStore().load('default').signature}" in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert result.stderr == (
+        f'upcall: mounting is off: the administrator can allow it: `[mount] users = ["{user}"]` in '
+        "/etc/upcall/config.toml, then `systemctl restart upcall-mount`\n"
+    )
+    assert len(result.stderr) < 170
     assert MountStore().names() == []
     assert not any(map(os.path.lexists, folders)), "what is written to them would be in clear"
+
+
+def test_a_service_that_does_not_run_although_users_may_mount_is_started_by_the_command_in_the_error(
+    folders: tuple[str, str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allowed, "rules", lambda: MountRules(("@staff",)))
+    nowhere = ("--runtime", str(home / "none"))
+    text = f"upcall: no service mounts for users here ({home}/none/mount.sock: No such file or directory): "
+    text += "start it as root: `systemctl restart upcall-mount`\n"
+    assert run("mount", "private", *folders, "--create", *nowhere, code=os.EX_UNAVAILABLE).stderr == text
+    Path(folders[1]).mkdir()
+    monkeypatch.setattr(commands, "mounted", lambda uid: {"private": folders[1]})
+    assert run("umount", "private", *nowhere, code=os.EX_UNAVAILABLE).stderr == text
 
 
 def test_a_refusal_of_the_source_is_passed_on(source: Source, folders: tuple[str, str]) -> None:

@@ -66,7 +66,21 @@ NOT_RUN: dict[str, str] = {
 
 # What root's commands begin with, besides upcall.
 ROOTS_PROGRAMS = frozenset(
-    ["apt", "apt-get", "install", "echo", "ln", "modprobe", "mount", "printf", "python3", "rm", "systemctl", "usermod"]
+    [
+        "apt",
+        "apt-get",
+        "install",
+        "echo",
+        "keyctl",
+        "ln",
+        "modprobe",
+        "mount",
+        "printf",
+        "python3",
+        "rm",
+        "systemctl",
+        "usermod",
+    ]
 )
 
 # Commands that succeed with another status than 0 here, and why.

@@ -50,8 +50,7 @@ def test_without_the_service_the_error_says_what_root_can_do(alice: Person) -> N
     done = upcall(alice, "mount", "private", ".private", "private", "--create")
     assert done.returncode == os.EX_UNAVAILABLE
     assert '[mount] users = ["alice"]' in done.stderr and "systemctl restart upcall-mount" in done.stderr
-    assert f"{alice.home}/.private {alice.home}/private" in done.stderr  # of the command for root
-    assert "nosuid,nodev,ecryptfs_sig=" in done.stderr and done.stderr.count("\n") == 1
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_ordinary_user_mounts_writes_reads_locks_and_unmounts(

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +29,6 @@ from upcall.protocols.ecryptfs.mounting.messages import MOUNT, MountRequest
 from upcall.protocols.ecryptfs.mounting.settings import MountSettings
 from upcall.protocols.ecryptfs.packets import is_signature
 
-_CIPHER: Final = "aes"
 _NAME = click.argument("name", shell_complete=completing.mounts)
 _RUNTIME = click.option(
     "--runtime",
@@ -92,8 +91,8 @@ def mount(
     your own, and UPPER must be empty. No root is needed, but an administrator has to allow it: see upcall-mounts(1).
 
     \b
-    Exit codes: 0 it is mounted; 64 something was asked for that cannot be; 66 a folder is missing; 69 nothing mounts
-    for users here, or there is no such key; 75 not now; 77 it is not allowed.
+    Exit codes: 0 it is mounted; 64 something was asked for that cannot be; 66 a folder is missing; 69 mounting
+    is off, its service does not run, or there is no such key; 75 try again later; 77 it is not allowed.
 
     \b
     Examples:
@@ -119,8 +118,6 @@ def mount(
             _add_keys(ctx, entry)
             try:
                 where = _ask(entry, runtime)
-            except NoMountSource as error:
-                raise _no_source(error, entry) from None
             except MountRefused as refused:
                 click.echo(f"upcall: {for_terminal(str(refused))}", err=True)
                 ctx.exit(refused.status)
@@ -135,7 +132,8 @@ def mount(
 
 def _ask(entry: MountEntry, runtime: Path) -> str:
     request = MountRequest(MOUNT, entry.name, entry.signatures, entry.key_bytes, entry.names_signature)
-    return ask_mount(request, Path(entry.lower), Path(entry.upper), runtime)
+    with _remedy_of_no_source():
+        return ask_mount(request, Path(entry.lower), Path(entry.upper), runtime)
 
 
 def _mount_at_login(store: MountStore, runtime: Path) -> int:
@@ -268,30 +266,23 @@ def _warn_without_daemon() -> None:
         output.note("no daemon runs: files cannot be opened until `upcall daemon` runs")
 
 
-def mount_command(entry: MountEntry) -> str:
-    """Returns the command with which root makes the same mount, from a session that possesses the user's keyring."""
-    from shlex import quote
-
-    options = ["nosuid", "nodev", *(f"ecryptfs_sig={one}" for one in entry.signatures)]
-    options += [f"ecryptfs_cipher={_CIPHER}", f"ecryptfs_key_bytes={entry.key_bytes}"]
-    if entry.names_signature:
-        options.append(f"ecryptfs_fnek_sig={entry.names_signature}")
-    return f"mount -i -t ecryptfs -o {','.join(options)} {quote(entry.lower)} {quote(entry.upper)}"
-
-
-def _no_source(error: NoMountSource, entry: MountEntry) -> NoMountSource:
-    import pwd
-
-    from upcall.protocols.ecryptfs.mounting.allowed import remedy
-
+@contextlib.contextmanager
+def _remedy_of_no_source() -> Iterator[None]:
+    """Adds to a NoMountSource what the administrator has to do: allow it, or start the service. ConfigError."""
     try:
-        name = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        name = str(os.getuid())
-    return NoMountSource(
-        f"{error}: an administrator allows it by {remedy(name)}; or, once both "
-        f"folders are there, as root: {mount_command(entry)}"
-    )
+        yield
+    except NoMountSource as error:
+        import pwd
+
+        from upcall.protocols.ecryptfs.mounting.allowed import OFF, START, remedy, rules
+
+        if rules().users:
+            raise NoMountSource(f"{error}: start it as root: `{START}`") from None
+        try:
+            name = pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:
+            name = str(os.getuid())
+        raise NoMountSource(f"{OFF}: {remedy(name)}") from None
 
 
 # --- umount ------------------------------------------------------------------------------------------------------
@@ -310,8 +301,8 @@ def umount(
     """Take a mount away, given its NAME: the files can be read no more; LOWER keeps them, encrypted.
 
     \b
-    Exit codes: 0 it is not mounted any more, or was not; 64 no such mount; 69 nothing mounts for users here; 75 it is
-    in use; 77 it is not yours.
+    Exit codes: 0 it is not mounted any more, or was not; 64 no such mount; 69 the service that unmounts does not run; 75
+    it is in use; 77 it is not yours.
 
     \b
     Examples:
@@ -345,12 +336,13 @@ def umount(
 
 
 def _unmount(name: str, upper: Path, lazy: bool, insist: bool, runtime: Path) -> None:
-    try:
-        ask_unmount(name, upper, lazy, runtime)
-    except MountRefused as refused:
-        if not insist or refused.status != os.EX_TEMPFAIL:
-            raise
-        ask_unmount(name, upper, True, runtime)
+    with _remedy_of_no_source():
+        try:
+            ask_unmount(name, upper, lazy, runtime)
+        except MountRefused as refused:
+            if not insist or refused.status != os.EX_TEMPFAIL:
+                raise
+            ask_unmount(name, upper, True, runtime)
 
 
 def _users_of(point: str) -> list[str]:

@@ -17,6 +17,8 @@ from upcall.config import ConfigError
 from upcall.protocols.ecryptfs.mounting.denied import NOT_PERMITTED, Denied
 
 MAX: int = 16  # mounts of a user
+OFF = "mounting is off: the administrator can allow it"
+START = "systemctl restart upcall-mount"  # the service, which does not run while nobody may mount
 
 
 class MountRules(NamedTuple):
@@ -43,13 +45,13 @@ def check_allowed(uid: int, allowed: MountRules) -> None:
     if name in allowed.users or groups & {*allowed.users}:
         return
     if not allowed.users:
-        raise Denied(NOT_PERMITTED, f"mounting is off: the administrator can allow it: {remedy(name)}")
+        raise Denied(NOT_PERMITTED, f"{OFF}: {remedy(name)}")
     raise Denied(NOT_PERMITTED, f"{name} may not mount: the administrator can allow it: {remedy(name)}")
 
 
 def remedy(name: str) -> str:
     """Returns what the administrator has to do."""
-    return f'`[mount] users = ["{name}"]` in {config.SYSTEM}, then `systemctl restart upcall-mount`'
+    return f'`[mount] users = ["{name}"]` in {config.SYSTEM}, then `{START}`'
 
 
 def _has_groups(users: tuple[str, ...]) -> bool:

@@ -78,7 +78,7 @@ def _ask(request: MountRequest, paths: Sequence[Path], folder: Path) -> str:
     try:
         connection = connect(socket_path, owners)
     except (OSError, UsageError) as error:
-        raise NoMountSource(f"nothing mounts for users here: {socket_path}: {_why(error)}") from None
+        raise NoMountSource(f"no service mounts for users here ({socket_path}: {_why(error)})") from None
     with connection:
         connection.settimeout(_PATIENCE)
         with _opened(paths) as folders, contextlib.suppress(BrokenPipeError):  # refused already: the answer is there
