@@ -27,9 +27,12 @@ from upcall.cli import main as commands
 from upcall.install.completion import script
 from upcall.install.manifest import Manifest, digest, shown
 from upcall.install.manual.written import written
-from upcall.install.packaged import HOME, PACKAGE, RECORD
+from upcall.install.packaged import PACKAGE
 from upcall.install.wanted import PAM, SYSTEMD, content
+from upcall.process.debian import HOME, RECORD
 from upcall.protocols.request_key.install.our_file import Ours, body
+from upcall.protocols.request_key.install.packages import lines_of
+from upcall.protocols.request_key.key_types import KEY_TYPES
 
 HERE: Final = Path(__file__).parent / "debian"
 PYTHON: Final = Path("/usr/bin/python3")  # Debian's, which runs upcall
@@ -64,9 +67,8 @@ OWNERS: Final = {
     **{f"upcall-{name}": f"upcall-{name}" for name in ("dns", "idmap", "pkcs11", "quota", "spnego", "tpm2")},
 }
 SERVED: Final = {  # types of keys that a package has upcall answer
-    "upcall-dns": ("dns_resolver",),
-    "upcall-idmap": ("id_resolver", "cifs.idmap"),
-    "upcall-spnego": ("cifs.spnego",),
+    package: tuple(name for name, key_type in KEY_TYPES.items() if key_type.package == package)
+    for package in sorted({key_type.package for key_type in KEY_TYPES.values()})
 }
 COMPLETIONS: Final = {
     "bash": "usr/share/bash-completion/completions/upcall",
@@ -222,7 +224,7 @@ def fill(tree: Tree, wheels: Iterable[Path], python: str) -> None:
         told = f"# Of the package {package}, which replaces it: put lines of your own into other files.\n"
         lines = body(Ours(types, (f"{HOME}/upcall-request-key",)))
         # Its postinst copies it to /etc/request-key.d.
-        tree.write(package, f"{HOME}/request-key/{package}.conf", told.encode() + lines)
+        tree.write(package, lines_of(package), told.encode() + lines)
     for shell, path in COMPLETIONS.items():
         tree.write(PACKAGE, path, script(shell).encode())
     for name, text in written(commands).items():

@@ -17,8 +17,8 @@ from release.deb import COMPLETIONS, DEBIANS, SERVED, moved, owner_of
 from release.deb import packages as names
 from tests import packed
 from upcall.install.manifest import digest, read
-from upcall.install.packaged import HOME, RECORD
 from upcall.install.wanted import PAM, SYSTEMD
+from upcall.process.debian import HOME, RECORD
 
 REASON = packed.why_not()
 pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(REASON), reason=f"cannot build packages here: {REASON}")]

@@ -92,6 +92,13 @@ def test_a_problem_is_printed_with_its_remedy_and_exit_code_1(monkeypatch: pytes
     [
         (1000, "systemctl start upcall-broker.service", "#"),
         (1000, "upcall request-key install --type cifs.spnego", "#"),
+        (1000, "apt install ./upcall-spnego_*.deb", "#"),
+        (1000, "chmod 0600 /etc/passwd", "#"),
+        (1000, "mv /etc/request-key.d/upcall.conf /etc/request-key.d/upcall.conf.old", "#"),
+        (os.getuid(), f"kill -CONT {os.getpid()}", PROMPT),
+        (os.getuid() + 1, f"kill -CONT {os.getpid()}", "#"),
+        (1000, "chmod 0600 /no/such/file", "$"),
+        (1000, "rm 'a b'", "$"),
         (1000, "systemctl --user restart upcall-daemon.service", "$"),
         (1000, "upcall key generate", "$"),
         (0, "upcall key generate", "#"),

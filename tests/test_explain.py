@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from upcall.cli import explain as commands
 from upcall.cli import main
 from upcall.core.errors import UsageError
 from upcall.keys.plugins import handlers
@@ -254,6 +255,27 @@ def test_a_missing_handler_and_one_that_cannot_explain_are_reported(
     assert result.exit_code == 1 and "handler played:silent: cannot explain itself" in result.output
     points.write_text("[upcall.handlers]\ncifs.spnego = played:absent\n")
     assert "answer       module-failed: handler played:absent" in explain("--host", "fs").output
+
+
+@pytest.mark.parametrize(
+    ("installed", "others"),
+    [({"quota": "q:q", "ecryptfs": "e:e"}, "; there are handlers for quota, ecryptfs"), ({}, "")],
+)
+def test_a_handler_that_is_not_installed_is_reported_with_those_that_are(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], others: str
+) -> None:
+    monkeypatch.setattr(child, "handlers", lambda: installed)
+    found = child.explained("cifs.spnego", BODY, False)
+    assert found == {"answer": "no-service", "why": f"no handler for 'cifs.spnego' is installed{others}"}
+
+
+def test_the_plugin_of_a_handler_that_is_not_installed_is_the_remedy(
+    explain: Explain, daemon: PlayedDaemon, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "explained_as", lambda *_: {"answer": "no-service", "why": "not installed"})
+    monkeypatch.setattr(commands, "handlers", dict)
+    remedy = report(explain("--host", "fs", "--json"))["remedy"]
+    assert remedy == "install the plugin upcall-spnego; `upcall plugin list` shows the installed ones"
 
 
 def test_a_handler_that_is_not_allowed_is_reported_as_no_service(

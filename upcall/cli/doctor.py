@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 from pathlib import Path
 
 import click
 
 from upcall.cli import for_terminal, output
 from upcall.cli.parameter_types import runtime_option
+from upcall.kernel import procfs
 from upcall.observe.doctor.findings import NOTE, OK, PROBLEM, Finding
 from upcall.observe.doctor.system import Scene
 from upcall.observe.doctor.table import Check, examine
@@ -17,8 +20,11 @@ from upcall.observe.doctor.table import Check, examine
 _MARKS = {OK: "✓", NOTE: "-", PROBLEM: "✗"}
 _ROOTS = (  # how commands begin that root must run
     "/etc/init.d/",
+    "apt ",
     "apt-get ",
     "chown ",
+    "chroot ",
+    "cp ",
     "mknod ",
     "modprobe ",
     "rm /dev/",
@@ -80,5 +86,18 @@ def _print(check: Check, finding: Finding) -> None:
 
 def _shell(command: str) -> str:
     """Returns the prompt before a command: # if root must run it, $ otherwise."""
-    needs_root = command.startswith(_ROOTS) and " --user " not in command
+    needs_root = (command.startswith(_ROOTS) and " --user " not in command) or _is_on_anothers(command)
     return "#" if needs_root or os.geteuid() == 0 else "$"
+
+
+def _is_on_anothers(command: str) -> bool:
+    """Returns whether a command changes a file, or signals a process, of another user."""
+    program, *words = shlex.split(command)
+    owner = None
+    if program == "kill":
+        owner = procfs.real_uid(int(words[-1]))
+    elif program in ("chmod", "mv"):
+        path = Path(next(filter(os.path.isabs, words), "."))
+        with contextlib.suppress(OSError):
+            owner = (path.parent if program == "mv" else path).stat().st_uid
+    return owner is not None and owner != os.geteuid()

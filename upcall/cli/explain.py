@@ -18,9 +18,11 @@ from upcall.cli.tracebacks import TRACEBACK
 from upcall.cli.tracebacks import show as show_trace
 from upcall.core.errors import UsageError
 from upcall.core.reasons import REASONS, in_words, remedy
+from upcall.keys.plugins import handlers
 from upcall.process.paths import SYSTEM_FOLDER
 from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.explain.steps import WOULD, explain
+from upcall.protocols.request_key.install.packages import command_to_install, is_packaged, lacks_package
 from upcall.protocols.request_key.install.system import System
 from upcall.protocols.request_key.key_type import Option
 from upcall.protocols.request_key.key_types import KEY_TYPES
@@ -80,8 +82,9 @@ def command(
       # upcall explain dns_resolver --name fs.example.com
     """
     key = _key(service, {name: value for name, value in told.items() if value is not None})
-    report = explain(key, runtime or SYSTEM_FOLDER, contact, System(root))
-    report["remedy"] = _remedy(report["answer"])
+    system = System(root)
+    report = explain(key, runtime or SYSTEM_FOLDER, contact, system)
+    report["remedy"] = _remedy(report, service, system)
     trace = report.get("handler", {}).pop("traceback", None)
     if show_traceback and isinstance(trace, str):
         show_trace("\n".join(map(for_terminal, trace.splitlines())))
@@ -117,10 +120,18 @@ def _lines(report: dict[str, Any]) -> list[str]:
     return out + _pairs({"answer": _said(report["answer"], words), "remedy": report["remedy"]}, "")
 
 
-def _remedy(answer: str) -> str:
+def _remedy(report: dict[str, Any], service: str, system: System) -> str:
     """Returns what helps, for the reason of a refusal or the answer of a step; "" if nothing needs help."""
-    if answer == "not-asked":
-        return "`upcall request-key install` as root; `upcall request-key status` shows what is in the way"
+    answer, line = report["answer"], report["request-key"]["line"]
+    if answer in ("not-asked", "no-service"):
+        install = f"`{command_to_install(system, [service])}` as root"
+        status = "`upcall request-key status` shows what is in the way"
+        if lacks_package(system, service):
+            return install
+        if answer == "not-asked":
+            return status if line is not None and is_packaged(system) else f"{install}; {status}"
+    if answer == "no-service" and service not in handlers():
+        return f"install the plugin {KEY_TYPES[service].package}; `upcall plugin list` shows the installed ones"
     if answer == "no-broker":
         return f"start it: {start_of_broker()}"
     return remedy(answer, daemon=start_of_daemon()) if answer in REASONS else ""

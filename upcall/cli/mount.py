@@ -301,8 +301,8 @@ def umount(
     """Take a mount away, given its NAME: the files can be read no more; LOWER keeps them, encrypted.
 
     \b
-    Exit codes: 0 it is not mounted any more, or was not; 64 no such mount; 69 the service that unmounts does not run; 75
-    it is in use; 77 it is not yours.
+    Exit codes: 0 it is not mounted any more, or was not; 64 no such mount; 69 the service that unmounts does not run;
+    75 it is in use; 77 it is not yours.
 
     \b
     Examples:

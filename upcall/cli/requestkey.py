@@ -15,6 +15,7 @@ from upcall.core.errors import UpcallError
 from upcall.protocols.request_key.conf import RequestedKey
 from upcall.protocols.request_key.install.key_makers import Standing, standing, standing_of_type
 from upcall.protocols.request_key.install.lines import Plan, check_winning, install, missing, others, plan, uninstall
+from upcall.protocols.request_key.install.packages import command_to_install, is_packaged, lacks_package
 from upcall.protocols.request_key.install.system import REQUEST_KEY, SOCKET, System
 from upcall.protocols.request_key.key_types import KEY_TYPES
 
@@ -77,6 +78,9 @@ def install_command(ctx: click.Context, types: tuple[str, ...], copy: bool | Non
     for line in install(system, planned) or ["nothing to do"]:
         click.echo(line)
     _tell_others(system, planned.ours.types)
+    for name in planned.ours.types:
+        if lacks_package(system, name):
+            click.echo(f"no handler for {name} is installed: `{command_to_install(system, [name])}`")
     if why := system.request_key():
         click.echo(f"{REQUEST_KEY} {why}")
 
@@ -150,6 +154,8 @@ def status_command(ctx: click.Context, key: tuple[str, str] | None, callout: str
         click.echo(json.dumps(report, indent=2))
     else:
         _print(report)
+        if not (report["problem"] or report["installed"] or report["packaged"]):
+            click.echo(f"upcall answers none of them: {_remedy(system)}")
     ctx.exit(0 if report["ready"] else 1)
 
 
@@ -183,6 +189,12 @@ def _works(one: Standing) -> bool:
     return one.ours and not one.problems
 
 
+def _remedy(system: System) -> str:
+    if is_packaged(system):
+        return f"`{command_to_install(system, KEY_TYPES)}` as root"
+    return "see `upcall request-key install`"
+
+
 def _print(report: dict[str, Any]) -> None:
     for key in report["keys"]:
         line = key["line"]
@@ -195,5 +207,3 @@ def _print(report: dict[str, Any]) -> None:
         click.echo(f"{one['path']} {one['problem'] or 'is there'}")
     if report["problem"]:
         click.echo(report["problem"])
-    elif report["installed"] is None and not report["packaged"]:
-        click.echo("upcall is not installed here: see `upcall request-key install`")

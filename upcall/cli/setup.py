@@ -16,6 +16,7 @@ from upcall.install.manifest import Manifest
 from upcall.install.manual.written import written
 from upcall.install.services import SetupPlan, install, kind_of, missing, undo
 from upcall.install.wanted import KINDS
+from upcall.process.debian import RECORD
 from upcall.protocols.request_key.install.system import System
 from upcall.protocols.request_key.key_types import KEY_TYPES
 
@@ -107,7 +108,7 @@ def _of_package(system: System, record: Manifest, python: str, check: bool, undo
         return [*undo(system, packaged.orders(system)), "the package stays: apt-get remove upcall"], True
     if not check and not packaged.is_of_package(python):
         why = "Debian's package upcall has set up this machine: `apt-get remove upcall` comes first"
-        raise ConfigError(system.at(packaged.RECORD), why)
+        raise ConfigError(system.at(RECORD), why)
     lines = packaged.missing(system, record)
     return (lines, False) if lines else (["nothing to do: the package upcall has set up this machine"], True)
 

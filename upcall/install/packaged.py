@@ -8,11 +8,10 @@ from typing import Final
 from upcall.install import manifest
 from upcall.install.manifest import Manifest, digest
 from upcall.install.wanted import SYSTEMD, Order
+from upcall.process.debian import HOME, RECORD
 from upcall.protocols.request_key.install.system import System
 
 PACKAGE: Final = "upcall"
-HOME: Final = "/usr/lib/upcall"  # the interpreter's prefix: modules of upcall, and libraries that Debian lacks
-RECORD: Final = f"{HOME}/install.json"  # a manifest, part of the package
 _UNITS: Final = ("/lib/systemd/system", "/usr/lib/systemd/user")
 _MENDS: Final = f"apt-get install --reinstall {PACKAGE}"
 

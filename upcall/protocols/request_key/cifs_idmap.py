@@ -161,6 +161,7 @@ KEY_TYPE = KeyType(
     options=(Option("name", "NAME", "os:SID, gs:SID, oi:UID or gi:GID.", required=True),),
     described=by_name(TYPE, take_description),
     kernel=("CIFS can ask for SIDs and ids", "cifs", "CONFIG_CIFS_UPCALL"),
+    package="upcall-idmap",
     of_the_system=True,
     network=True,  # winbind returns data of a domain controller; querying it needs no privilege
 )

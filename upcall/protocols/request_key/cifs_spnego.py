@@ -194,5 +194,6 @@ KEY_TYPE = KeyType(
     ),
     described=described,
     kernel=("CIFS can ask for Kerberos tickets", "cifs", "CONFIG_CIFS_UPCALL"),
+    package="upcall-spnego",
     machine=True,
 )

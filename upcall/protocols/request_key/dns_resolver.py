@@ -297,5 +297,6 @@ KEY_TYPE = KeyType(
     ),
     described=described,
     kernel=("the kernel can ask for names", "dns_resolver", "CONFIG_DNS_RESOLVER"),
+    package="upcall-dns",
     of_the_system=True,
 )

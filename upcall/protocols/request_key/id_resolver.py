@@ -133,6 +133,7 @@ KEY_TYPE = KeyType(
     options=(Option("name", "NAME", "uid:NAME@DOMAIN, gid:NAME@DOMAIN, user:ID or group:ID.", required=True),),
     described=by_name(TYPE, take_description),
     kernel=("NFSv4 can ask for names and ids", "nfsv4", "CONFIG_NFS_V4"),
+    package="upcall-idmap",
     of_the_system=True,
     network=True,  # name services return data from the network; querying them needs no privilege
 )

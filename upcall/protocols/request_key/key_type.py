@@ -67,6 +67,7 @@ class KeyType(NamedTuple):
     options: tuple[Option, ...]  # of `upcall explain`
     described: Callable[[Mapping[str, str]], RequestedKey]  # builds a request from the options' values; PeerError
     kernel: tuple[str, str, str]  # capability for people, kernel module, CONFIG_ option
+    package: str  # the wheel and Debian package of its handler, which have one name
     # Its descriptions name no uid. Root's daemon answers (the machine's if `network`) unless the configuration names
     # another user.
     of_the_system: bool = False

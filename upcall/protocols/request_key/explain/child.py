@@ -135,7 +135,8 @@ def explained(service: str, ask: bytes, contact: bool) -> Report:
 def _spec(service: str) -> str:
     found = handlers()
     if service not in found:
-        raise UsageError(f"no handler for {service!r} is installed: {', '.join(found) or 'none'} are")
+        others = f"; there are handlers for {', '.join(found)}" if found else ""
+        raise UsageError(f"no handler for {service!r} is installed{others}")
     configured = config.load()
     if not configured.allows(service):
         raise UsageError(configured.refusal(service))
