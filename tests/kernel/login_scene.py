@@ -128,6 +128,7 @@ def ssh(who: Person, port: int = 22) -> Iterator[Session]:
 @contextlib.contextmanager
 def terminal(who: Person) -> Iterator[Session]:
     """A login on a terminal, as getty starts it."""
+    _have_login_wait()
     ours, theirs = pty.openpty()
     try:
         process = subprocess.Popen(
@@ -138,6 +139,12 @@ def terminal(who: Person) -> Iterator[Session]:
             yield session
     finally:
         os.close(ours)
+
+
+def _have_login_wait() -> None:
+    """login(1) gives up after a minute, which the start of a user's manager takes on a busy machine."""
+    file = Path("/etc/login.defs")
+    file.write_text(re.sub(r"^LOGIN_TIMEOUT.*$", "LOGIN_TIMEOUT 900", file.read_text(), flags=re.MULTILINE))
 
 
 @contextlib.contextmanager

@@ -106,12 +106,6 @@ def offline() -> None:
         command("mount", "-t", "tmpfs", "-o", "mode=0755", "none", folder)
 
 
-def patient_login() -> None:
-    """login(1) gives up after a minute, which the first start of a user's manager takes on a busy machine."""
-    file = Path("/etc/login.defs")
-    file.write_text(re.sub(r"^LOGIN_TIMEOUT.*$", "LOGIN_TIMEOUT 900", file.read_text(), flags=re.MULTILINE))
-
-
 def quick_to_compile(compiled: Path) -> None:
     """Has py3compile copy what was compiled outside (tests/packed.py)."""
     Path("/usr/bin/py3compile").write_text(f'#!/bin/sh\nexec cp -r "{compiled}/$2/usr/lib/upcall/." "$3/"\n')
@@ -207,7 +201,6 @@ def main() -> int:
     CLONE.joinpath("dist/deb").symlink_to(packages)
     with step("what the text takes for granted"), contextlib.ExitStack() as before:
         furnish()
-        patient_login()
         offline()
         quick_to_compile(Path(packages).with_suffix(".compiled"))
         alice = person("alice")
