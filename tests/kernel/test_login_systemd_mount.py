@@ -81,6 +81,9 @@ def _machine(alice: Person) -> Iterator[None]:
         CONFIG.write_text(before)
         with Path("/results/journal-mount").open("wb") as kept:
             subprocess.run(["journalctl", "--no-pager"], stdout=kept, check=False, timeout=SLOW)
+        for path in MORE:  # the next file needs these services
+            Path(path).unlink()
+        systemctl("daemon-reload")
 
 
 def is_active() -> bool:
