@@ -128,7 +128,7 @@ def ssh(who: Person, port: int = 22) -> Iterator[Session]:
 @contextlib.contextmanager
 def terminal(who: Person) -> Iterator[Session]:
     """A login on a terminal, as getty starts it."""
-    _have_login_wait()
+    have_login_wait()
     ours, theirs = pty.openpty()
     try:
         process = subprocess.Popen(
@@ -141,7 +141,7 @@ def terminal(who: Person) -> Iterator[Session]:
         os.close(ours)
 
 
-def _have_login_wait() -> None:
+def have_login_wait() -> None:
     """login(1) gives up after a minute, which the start of a user's manager takes on a busy machine."""
     file = Path("/etc/login.defs")
     file.write_text(re.sub(r"^LOGIN_TIMEOUT.*$", "LOGIN_TIMEOUT 900", file.read_text(), flags=re.MULTILINE))
