@@ -16,6 +16,7 @@ from tests.pinned import PIN
 from tests.test_cli_key import WORD, Running, home, on_a_terminal, run, shown
 from tests.test_cli_key_modules import GIVEN, pinned
 from tests.test_key_changes_killed import files, killed_everywhere, restoring
+from tests.test_keys_pem import pbkdf2
 from upcall.kernel import keyring
 from upcall.keys import backup as format_
 from upcall.keys import plugins
@@ -358,3 +359,14 @@ def test_restore_killed_anywhere_can_be_repeated(home: Path) -> None:
         restored(home)
         assert files(home) == ["k.pem", "k.toml"]
         assert KeyStore().load("k") == before
+
+
+def test_a_key_file_whose_passphrase_takes_too_long_is_not_restored(home: Path) -> None:
+    generate("work")
+    entry = KeyStore().load("work")
+    removed("work")
+    kept = Kept("work", entry, pbkdf2(400_000_000), ".pem", None)
+    (home / "keys.backup").write_bytes(pack_backup([kept], bytearray(OF_BACKUP.encode())))
+    seen = restored(home, code=os.EX_DATAERR)
+    assert seen.startswith(f"upcall: {home}/DATA/upcall/keys/work.pem: its passphrase takes 400000000 rounds, ")
+    assert not files(home)
