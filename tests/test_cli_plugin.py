@@ -125,7 +125,7 @@ def test_check_of_a_sound_module_finds_nothing_broken(site: Site) -> None:
     done = site.run("check", "broken")
     assert done.returncode == 0, done.stdout
     assert "✓ garbage is refused\n" in done.stdout
-    assert done.stdout.endswith("0 broken, 0 do not apply\n")
+    assert done.stdout.endswith("0 failed, 0 not applicable\n")
 
 
 @pytest.mark.parametrize("what", ["openssl --param bits=2048", "x25519 --isolated", "passphrase --param passes=1"])
@@ -141,7 +141,7 @@ def test_check_names_the_broken_check_and_exits_with_1(site: Site) -> None:
     done = site.run("check", "broken")
     assert done.returncode == 1
     assert "✗ it is stale once its file has changed: another file is in the place of its own" in done.stdout
-    assert ", 1 broken, " in done.stdout
+    assert ", 1 failed, " in done.stdout
 
 
 CRASHES = """
@@ -247,7 +247,7 @@ def test_check_of_our_own_handlers_finds_nothing_broken(site: Site, name: str) -
     done = site.run("check", name)
     assert done.returncode == 0, done.stdout
     assert ("it has no `explain`" in done.stdout) is (name == "quota")
-    assert " kept, 0 broken, " in done.stdout
+    assert " passed, 0 failed, " in done.stdout
 
 
 def test_check_of_a_handler_of_another_service_needs_a_request(site: Site, tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_check_of_a_sink_uses_given_settings_and_those_of_the_configuration(site
     file = tmp_path / "told"
     done = site.run("check", "diary", "--param", f"file={file}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("8 kept, 0 broken, 0 do not apply\n")
+    assert done.stdout.endswith("8 passed, 0 failed, 0 not applicable\n")
     assert "/home" in file.read_text()
     file.unlink()
     (site.config / "upcall").mkdir(parents=True)

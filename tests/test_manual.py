@@ -331,7 +331,7 @@ def test_manual_list_shows_every_page_with_its_summary() -> None:
     listed = CliRunner().invoke(main, ["manual", "--list"]).output.splitlines()
     assert (
         len(listed) == len(pages(main))
-        and "upcall-setup(8) - set up this machine's services, or take them away" in listed
+        and "upcall-setup(8) - install upcall's services on this machine, or remove them" in listed
     )
 
 

@@ -43,7 +43,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_a_plugin_made_by_the_guide_keeps_the_contract(project: Path) -> None:
     said = run(*upcall("plugin", "check", NAME), folder=project)
-    assert ", 0 broken, " in said
+    assert ", 0 failed, " in said
 
 
 def test_a_plugin_made_by_the_guide_writes_and_reads_on_ecryptfs(project: Path) -> None:

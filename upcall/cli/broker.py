@@ -26,14 +26,14 @@ from upcall.protocols.ecryptfs.device import DEVICE
 @click.option(
     "--contexts",
     type=click.IntRange(4, 4096),
-    help="Message contexts of each uid, for each service: what may be pending at once.  [default: 32]",
+    help="Message contexts of each uid, for each service: how many requests can be pending.  [default: 32]",
 )
 @click.option("--quota/--no-quota", default=None, hidden=True)  # of versions in which the broker heard them itself
 @click.option(
     "--log-requests",
     metavar="WHERE",
-    help="Write a record of each request: to stderr, journal, or a file by its whole path; no: none. See `upcall "
-    "log`.  [default: as [log] in the configuration says, or no]",
+    help="Where to write a record of each request: stderr, journal, or a file's absolute path; no: nowhere. See "
+    "`upcall log`.  [default: as [log] in the configuration says, or no]",
 )
 def command(
     runtime: Path | None, ecryptfs: bool | None, contexts: int | None, quota: bool | None, log_requests: str | None
@@ -45,8 +45,8 @@ def command(
     pending requests.
 
     \b
-    Exit codes: 0 ended as asked; 69 it could not start (stderr names the process in the way); 78
-    others could change what root would run, or the configuration is wrong.
+    Exit codes: 0 ended by a signal; 69 it could not start (the error names the conflicting process); 78 other
+    users could change what root would run, or the configuration is invalid.
 
     \b
     Examples:

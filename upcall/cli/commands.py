@@ -119,6 +119,6 @@ _GLOBAL = (
         expose_value=False,
         is_eager=True,
         callback=_set_verbose,
-        help="Print on standard error, too, where things were looked for, and what caused an error.",
+        help="Print on standard error, too, which places were searched, and what caused an error.",
     ),
 )

@@ -34,7 +34,7 @@ def command() -> None:
 # --- show --------------------------------------------------------------------------------------------------------
 
 
-@command.command("show", short_help="Show the values that count, and where they come from.")
+@command.command("show", short_help="Show the effective values, and where they are set.")
 @click.argument("name", required=False, metavar="[TABLE[.KEY]]", shell_complete=completing.config_names)
 @click.option("--origin", is_flag=True, help="Where each value comes from: file and line.")
 @click.option(
@@ -47,7 +47,7 @@ def show(name: str | None, origin: bool, user: bool, as_json: bool) -> None:
     """Show the effective values: of all keys, of a TABLE, or of one KEY, with its description.
 
     \b
-    Exit codes: 0 shown; 64 there is no such key; 78 a file is wrong: see `upcall config check`.
+    Exit codes: 0 shown; 64 there is no such key; 78 a file is invalid: see `upcall config check`.
 
     \b
     Examples:
@@ -107,17 +107,17 @@ def _print_values(found: Sequence[Shown], origin: bool) -> None:
 # --- check -------------------------------------------------------------------------------------------------------
 
 
-@command.command("check", short_help="Check the files, and tell all that is wrong.")
+@command.command("check", short_help="Check the files, and report every error.")
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--user/--system", default=None, help="FILE is a user's own, or the system's.  [default: by its place]")
 @_JSON
 def check(files: tuple[Path, ...], user: bool | None, as_json: bool) -> None:
-    """Check every file of the configuration, or each FILE, and tell all that is wrong.
+    """Check every file of the configuration, or each FILE, and report every error.
 
     Without FILE: the vendor's, the system's and your own; with --system, not your own.
 
     \b
-    Exit codes: 0 all is right; 78 something is wrong.
+    Exit codes: 0 there is no error; 78 there is one at least.
 
     \b
     Examples:
@@ -202,13 +202,14 @@ def _print_checked(looked: Sequence[Said], problems: Sequence[ConfigError]) -> N
 
 @command.command("reload", short_help="Have your daemon read the configuration again.")
 def reload() -> None:
-    """Have your daemon read the configuration again; what it has in hand comes to its end.
+    """Have your daemon read the configuration again. Requests in progress are completed.
 
-    It follows [plugins] allow at once. The broker is told by `systemctl reload`, or SIGHUP.
+    `[plugins] allow` takes effect at once. The broker reads its configuration again on `systemctl reload
+    upcall-broker`, or SIGHUP.
 
     \b
-    Exit codes: 0 the daemon was signalled, and logs the outcome; 69 you have no daemon; 78 a file is wrong, and
-    the daemon was not signalled.
+    Exit codes: 0 the daemon was signalled, and logs the outcome; 69 you have no daemon; 78 a file is invalid,
+    and the daemon was not signalled.
     """
     config.read(user=True)
     from upcall.process.control import DaemonControl  # `show` and `check` need no daemon

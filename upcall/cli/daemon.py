@@ -33,8 +33,8 @@ _FOREVER: Final = 1e9  # seconds, for "--pin-time inf"
 @click.option(
     "--prove-all",
     is_flag=True,
-    help="Unwrap every wrapped key before it is answered, not only the first of each size: slower, and safe from a "
-    "key module that goes bad later.",
+    help="Unwrap every wrapped key before it is answered, not only the first of each size: slower, but detects a key "
+    "module that fails later.",
 )
 @click.option(
     "--isolate",
@@ -48,7 +48,7 @@ _FOREVER: Final = 1e9  # seconds, for "--pin-time inf"
     multiple=True,
     metavar="ALIAS",
     shell_complete=completing.key_modules,
-    help="Run it in the daemon itself, whatever its author says.",
+    help="Run it in the daemon itself, whatever the plugin recommends.",
 )
 @click.option(
     "--pin-time",
@@ -56,7 +56,7 @@ _FOREVER: Final = 1e9  # seconds, for "--pin-time inf"
     default=PIN_TIME,
     show_default=True,
     metavar="SECONDS",
-    help="Keep a PIN in locked memory for so long after its token took it; 0: type it each time.",
+    help="How long a PIN stays in locked memory after its token accepted it; 0: it is asked for each time.",
 )
 @click.option(
     "--prompt-time",
@@ -64,7 +64,7 @@ _FOREVER: Final = 1e9  # seconds, for "--pin-time inf"
     default=PROMPT_TIME,
     show_default=True,
     metavar="SECONDS",
-    help="Cancel a prompt that was not answered for so long.",
+    help="The time-out of a prompt.",
 )
 @click.option(
     "--pinentry",
@@ -77,13 +77,13 @@ _FOREVER: Final = 1e9  # seconds, for "--pin-time inf"
     default=",".join(WAYS),
     show_default=True,
     metavar="WAY,...",
-    help="How people are asked for PINs, the best first.",
+    help="How to ask for PINs, in order of preference.",
 )
 @click.option(
     "--log-requests",
     metavar="WHERE",
-    help="Write a record of each request: to stderr, journal, or a file by its whole path; no: none. See `upcall "
-    "log`.  [default: as [log] in the configuration says, or no]",
+    help="Where to write a record of each request: stderr, journal, or a file's absolute path; no: nowhere. See "
+    "`upcall log`.  [default: as [log] in the configuration says, or no]",
 )
 @TRACEBACK
 def command(
@@ -107,16 +107,16 @@ def command(
     If there is a system user `upcall`, it runs the machine's daemon; root's daemon then uses root's keys only, and
     has no network.
 
-    Keys that are marked (`upcall key auto`) are put into the user keyring first. A key in a token needs a PIN, another
-    one perhaps a passphrase: see `upcall prompt`.
+    At its start it adds the keys that are marked by `upcall key auto` to the user keyring. Keys may need a PIN or a
+    passphrase: see `upcall prompt`.
 
     A key module that loads foreign libraries runs in a process of its own, where a crash or a hang affects that
     module only. A module that [plugins] allow in the configuration does not name is never loaded; SIGHUP and
     `upcall config reload` make the daemon read a changed configuration.
 
     \b
-    Exit codes: 0 ended as asked; 69 it could not start; 75 a newer daemon of this user took over; 78 others could
-    change what root would run, or the configuration is wrong.
+    Exit codes: 0 ended by a signal; 69 it could not start; 75 a newer daemon of this user took over; 78 other
+    users could change what root would run, or the configuration is invalid.
 
     \b
     Examples:

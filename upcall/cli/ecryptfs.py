@@ -59,7 +59,7 @@ class _Group(Group):
 
 @click.group(cls=_Group)
 def command() -> None:
-    """Work on eCryptfs files from below: on the lower files, in which they are kept."""
+    """Inspect, decrypt and rewrap the lower files of eCryptfs, which hold the encrypted data."""
 
 
 @command.command(short_help="Show the header of lower files.")
@@ -71,11 +71,11 @@ def command() -> None:
 def inspect(ctx: click.Context, files: tuple[Path, ...], check: bool, as_json: bool, runtime: Path | None) -> None:
     """Show the header of each lower FILE: size, format, which keys wrapped the file's key, and which of them is yours.
 
-    --check asks your own daemon; what it unwraps is compared with itself and thrown away.
+    With --check, your own daemon unwraps the file's key, and the result is discarded.
 
     \b
-    Exit codes: 65 a header is damaged, or is none; 66 a file is not there; 69 with --check: none of the keys is
-    at hand, or no broker or daemon; 75 with --check: the daemon refused.
+    Exit codes: 65 a header is damaged, or there is none; 66 a file is missing; 69 with --check: the user keyring
+    has none of the keys, or there is no broker or daemon; 75 with --check: the daemon refused.
 
     \b
     Examples:

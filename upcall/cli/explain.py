@@ -72,8 +72,8 @@ def command(
     machine's daemon.
 
     \b
-    Exit codes: 0 upcall would answer; 1 it would not (the last lines say why, and what helps); 64 no kernel would ask
-    for this; 77 only root may.
+    Exit codes: 0 upcall would answer; 1 it would not (the last lines say why, and what helps); 64 the kernel
+    makes no such request; 77 root's privileges are needed.
 
     \b
     Examples:

@@ -50,7 +50,7 @@ _MODULE = click.option(
     show_default=True,
     metavar="ALIAS",
     shell_complete=completing.key_modules,
-    help="Which key module keeps the key.",
+    help="The key module that uses the key.",
 )
 _NO_ADD = click.option("--no-add", is_flag=True, help="Do not put the key's auth token into the user keyring.")
 _AUTO = click.option("--auto", is_flag=True, help="Have the daemon add the key at each login: see `upcall key auto`.")
@@ -188,10 +188,12 @@ def _removed_if_it_fails(store: KeyStore, name: str, path: Path | None) -> Itera
         raise
 
 
-@command.command("import", short_help="Take in a key that exists.")
+@command.command("import", short_help="Enrol an existing key.")
 @click.argument("name")
 @_MODULE
-@click.option("--file", "path", type=click.Path(path_type=Path), help="The key file, if it is in one. It stays there.")
+@click.option(
+    "--file", "path", type=click.Path(path_type=Path), help="The key file, if there is one. It stays in place."
+)
 @click.option(
     "--compat",
     is_flag=True,
@@ -354,12 +356,12 @@ def _add(entry: Entry, blob: bytes, secret: bytearray) -> None:
 
 @command.command(short_help="Have the daemon add a key whenever it starts.")
 @click.argument("name", shell_complete=completing.keys)
-@click.option("--off", is_flag=True, help="Do so no more. What is in the user keyring now stays there.")
+@click.option("--off", is_flag=True, help="Turn this off. The auth token in the user keyring stays.")
 def auto(name: str, off: bool) -> None:
     """Make the daemon add a key, given its NAME or signature, at each start, that is, at each login.
 
-    Nothing is asked for then. A passphrase that is not stored is asked for when the key is first needed, in one of
-    the ways of `upcall prompt`.
+    The daemon does not prompt then. A passphrase that is not stored is asked for when the key is first needed, in one
+    of the ways of `upcall prompt`.
 
     \b
     Examples:

@@ -91,8 +91,8 @@ def backup(
     them. A key in a token or TPM cannot leave it: only what says how it is found is in the backup.
 
     \b
-    Exit codes: 0; 64 there is no such key, or an option is wrong; 65 an entry is damaged; 66 a key file is missing;
-    69 the keyring library gives no passphrase; 73 FILE is there; 77 others can read a key file.
+    Exit codes: 0; 64 there is no such key, or an option is wrong; 65 an entry is damaged; 66 a key file is
+    missing; 69 the keyring library gives no passphrase; 73 FILE exists; 77 other users can read a key file.
 
     \b
     Examples:
@@ -199,7 +199,7 @@ def _with_memory(work: Callable[[], T]) -> T:
 # --- restore ---------------------------------------------------------------------------------------------------
 
 
-@click.command(short_help="Take keys back from a backup.")
+@click.command(short_help="Restore keys from a backup.")
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--as", "new_name", metavar="NEW", help="Restore one key under another name.")
@@ -220,15 +220,15 @@ def restore(
     backup_passphrase_file: Path | None,
     given: Given,
 ) -> None:
-    """Take all keys, or those called NAME, back from the file that `upcall key backup` has written.
+    """Restore all keys, or those called NAME, from a file that `upcall key backup` wrote.
 
     The backup's passphrase is asked for, and that of each key which has one: every key is opened and proved, as a new
-    one is. Key files go into upcall's own folder, whatever their places were. A name that is in use is refused, unless
-    it is that of the same key. Each key is restored completely or not at all.
+    one is. Key files are written to upcall's own folder, wherever they were before. A name that is in use is refused,
+    unless it is that of the same key. Each key is restored completely or not at all.
 
     A key in a token or TPM is proved there, by the library or device that FILE names. They are shown first, and you
-    are asked: use only what you know. Without a terminal, `--yes` is needed. No key is added at login before `upcall
-    key auto` says so.
+    are asked: use only what you know. Without a terminal, `--yes` is needed. No key is added at login until `upcall
+    key auto` marks it.
 
     \b
     Exit codes: 0; 64 there is no such key in FILE, or an option is wrong; 65 FILE is damaged, or a passphrase is

@@ -51,7 +51,7 @@ def passwd(
     it opens. Its file is replaced at once, with the old one intact until then; a daemon that runs forgets the old
     passphrase and gets the new one. Copies and backups of the key file keep the old passphrase.
 
-    A key that is made of its passphrase cannot have another one: make a new key, and rewrap the files to it.
+    A key that is derived from its passphrase cannot have another one: make a new key, and rewrap the files to it.
 
     \b
     Exit codes: 0; 64 there is no such key, it cannot be changed, or an option is wrong; 65 the present passphrase is

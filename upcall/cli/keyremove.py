@@ -19,13 +19,15 @@ from upcall.keys.store import Entry, KeyStore
 from upcall.protocols.ecryptfs.packets import is_signature
 
 
-@click.command(short_help="Take a key out of keyring and daemon, and delete it.")
+@click.command(short_help="Remove a key from keyring and daemon, and delete it.")
 @click.argument("name", shell_complete=completing.keys)
-@click.option("--keyring-only", is_flag=True, help="Take it out of the user keyring only; the files stay.")
-@click.option("--delete-file", is_flag=True, help="Delete the key file, too, if `key import` took it in where it was.")
+@click.option("--keyring-only", is_flag=True, help="Remove it from the user keyring only; the files stay.")
+@click.option(
+    "--delete-file", is_flag=True, help="Delete the key file, too, although `key import` left it where it was."
+)
 @click.option("--yes", is_flag=True, help="Do not ask. Needed where there is no terminal.")
 def remove(name: str, keyring_only: bool, delete_file: bool, yes: bool) -> None:
-    """Take a key, given its NAME or signature, out of the user keyring and the daemon, and delete its files.
+    """Remove a key, given its NAME or signature, from the user keyring and the daemon, and delete its files.
 
     Asks first; nothing is changed before the answer. A key file that `key generate` put into upcall's own folder is
     deleted. Any other is kept unless --delete-file is given. What another key of yours uses (its file, or the auth

@@ -31,7 +31,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 @click.group(cls=Group)
 def command() -> None:
-    """Run things on a real kernel in a virtual machine.
+    """Run commands on a real kernel in a virtual machine.
 
     The guest is Debian's own kernel in QEMU, with this machine's files under a scratch layer: it may write
     anywhere, and nothing of it reaches this machine but what it puts into /results. eCryptfs is loaded; the
@@ -83,7 +83,7 @@ log_option = click.option(
     "--kernel-log",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Where the kernel's log goes besides.",
+    help="Write the kernel's log to this file, too.",
 )
 
 
@@ -169,7 +169,7 @@ def shell(kernel: str, memory: int, cpus: int | None, results: Path | None, kern
     type=click.Choice(["2048", "3072", "4096"]),
     default="2048",
     show_default=True,
-    help="Of each person's key.",
+    help="Of each user's key.",
 )
 @timeout_option(300.0)
 @kernel_option
@@ -187,7 +187,7 @@ def ecryptfs(
     results: Path | None,
     kernel_log: Path | None,
 ) -> None:
-    """Show three people's files on the real kernel's eCryptfs.
+    """Show three users' files on the real kernel's eCryptfs.
 
     root, alice and bob have a key, a daemon and a mount each; they create files, remount and read them at the
     same time; then alice's daemon is killed and started again. Exits with 0 only if every file came back equal, every
@@ -198,7 +198,7 @@ def ecryptfs(
     _demonstrate("upcall.testing.lab.ecryptfs", arguments, timeout, kernel, memory, cpus, results, kernel_log)
 
 
-@command.command(short_help="Show two people's files on a Kerberos file share.")
+@command.command(short_help="Show two users' files on a Kerberos file share.")
 @click.option(
     "--files", type=click.IntRange(1, 5000), default=40, show_default=True, metavar="N", help="For each person."
 )
@@ -217,12 +217,12 @@ def cifs(
     results: Path | None,
     kernel_log: Path | None,
 ) -> None:
-    """Show two people's files on a Kerberos file share, as the kernel's CIFS client mounts it.
+    """Show two users' files on a Kerberos file share, as the kernel's CIFS client mounts it.
 
     In the guest there are a KDC, an encrypting file server, and one mount on which alice and bob act in their own
     names. They write and read files; connections break and reconnect; a ticket is missing, a daemon is stopped.
     Needs krb5-kdc, krb5-admin-server, krb5-user, samba, cifs-utils and keyutils on this machine. Exits with 0 only
-    if all was as it must be and the kernel's log is clean. What broker and daemons log is in `log` in the results."""
+    if all checks passed and the kernel's log is clean. What broker and daemons log is in `log` in the results."""
     _check_cpus(kernel, cpus)
     _demonstrate("upcall.testing.lab.cifs", [str(files)], timeout, kernel, memory, cpus, results, kernel_log)
 

@@ -50,7 +50,7 @@ class _Told(NamedTuple):
 
 
 @click.command("log")
-@click.option("--follow", "-f", is_flag=True, help="Go on with what is still to come, until ^C.")
+@click.option("--follow", "-f", is_flag=True, help="Print further records as they are written, until Ctrl-C.")
 @click.option("--uid", type=UID, metavar="UID", help="Of this uid's daemon only.")
 @click.option(
     "--service",
@@ -74,7 +74,7 @@ def command(
     """Show the outcome of each request, from FILE (- is standard input) or from systemd's journal.
 
     Broker and daemon record requests if `--log-requests` or [log] in the configuration says so. The broker's record
-    has the whole time, the daemon's only its own; the sequence number is the same. Damaged records are skipped and
+    has the total time, the daemon's its own; both have the same sequence number. Damaged records are skipped and
     counted, and so are entries of the journal that another user wrote in the broker's or daemon's name.
 
     \b

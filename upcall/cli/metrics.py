@@ -14,11 +14,11 @@ from upcall.core.errors import UsageError
 
 @click.command("metrics")
 @runtime_option()
-@click.option("--per-uid", is_flag=True, help="Figures of each registered uid, too.")
+@click.option("--per-uid", is_flag=True, help="Also the metrics of each registered uid.")
 @click.option(
     "--textfile",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write them to this file, at once or not at all, for node_exporter's textfile collector.",
+    help="Write them to this file, atomically, for node_exporter's textfile collector.",
 )
 @click.option(
     "--listen",
@@ -30,7 +30,7 @@ from upcall.core.errors import UsageError
 )
 @click.option("--group", help="The group that may read the socket, by name or gid; without it this process's own.")
 def command(runtime: Path | None, per_uid: bool, textfile: Path | None, listen: str | None, group: str | None) -> None:
-    """Print the broker's figures for Prometheus: once, to a file, or whenever they are asked for.
+    """Print the broker's metrics for Prometheus: once, to a file, or on each HTTP request.
 
     Root, and the owner of the broker's process, get the figures of all users, other users their own. If the broker
     does not answer, upcall_up is 0.

@@ -63,11 +63,11 @@ _YES = click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--key-bytes", type=click.Choice(["16", "24", "32"]), help="Of new files' AES keys.  [default: 16]")
 @click.option("--names-key", metavar="SIGNATURE", help="Encrypt file names, with this passphrase's auth token.")
 @click.option("--create", is_flag=True, help="Make the folders, if they are missing, without asking.")
-@click.option("--auto/--no-auto", default=None, help="Have your daemon mount it at each login, or do so no more.")
+@click.option("--auto/--no-auto", default=None, help="Have your daemon mount it at each login, or not.")
 @click.option(
-    "--on-lock/--no-on-lock", default=None, help="Take it away when the screen is locked, or the machine sleeps."
+    "--on-lock/--no-on-lock", default=None, help="Unmount it when the screen is locked, or the machine sleeps."
 )
-@click.option("--on-logout/--no-on-logout", default=None, help="Take it away at your last logout.")
+@click.option("--on-logout/--no-on-logout", default=None, help="Unmount it at your last logout.")
 @click.option("--login", is_flag=True, hidden=True)
 @_RUNTIME
 @click.pass_context
@@ -85,14 +85,14 @@ def mount(
     login: bool,
     runtime: Path,
 ) -> None:
-    """Mount an encrypted folder: what is written to UPPER is kept in LOWER, encrypted with your key.
+    """Mount an encrypted folder: what is written to UPPER is stored in LOWER, encrypted with your key.
 
     The first time, NAME, LOWER and UPPER are given, and remembered; from then on NAME suffices. Both folders must be
     your own, and UPPER must be empty. No root is needed, but an administrator has to allow it: see upcall-mounts(1).
 
     \b
-    Exit codes: 0 it is mounted; 64 something was asked for that cannot be; 66 a folder is missing; 69 mounting
-    is off, its service does not run, or there is no such key; 75 try again later; 77 it is not allowed.
+    Exit codes: 0 it is mounted; 64 an argument is wrong; 66 a folder is missing; 69 mounting is off, its service
+    does not run, or there is no such key; 75 try again later; 77 it is not allowed.
 
     \b
     Examples:
@@ -291,14 +291,14 @@ def _remedy_of_no_source() -> Iterator[None]:
 @click.command("umount")
 @click.argument("names", nargs=-1, metavar="NAME...", shell_complete=completing.mounts)
 @click.option("--all", "everything", is_flag=True, help="All of your mounts.")
-@click.option("--lazy", is_flag=True, help="Take it away although it is in use: what is open stays open.")
+@click.option("--lazy", is_flag=True, help="Unmount it although it is in use: files that are open stay open.")
 @click.option("--on", "event", type=click.Choice(EVENTS), hidden=True)
 @_RUNTIME
 @click.pass_context
 def umount(
     ctx: click.Context, names: tuple[str, ...], everything: bool, lazy: bool, event: str | None, runtime: Path
 ) -> None:
-    """Take a mount away, given its NAME: the files can be read no more; LOWER keeps them, encrypted.
+    """Unmount the folder that was mounted as NAME. Its files stay in LOWER, encrypted.
 
     \b
     Exit codes: 0 it is not mounted any more, or was not; 64 no such mount; 69 the service that unmounts does not run;
@@ -482,7 +482,7 @@ def forget(name: str) -> None:
 
 
 @mounts_command.command(short_help="Run the process that mounts for users.")
-@click.option("--check", is_flag=True, help="Only tell whether any user is allowed to mount; if not, exit with 1.")
+@click.option("--check", is_flag=True, help="Only report whether any user is allowed to mount; if not, exit with 1.")
 @click.option(
     "--runtime",
     type=click.Path(file_okay=False, path_type=Path),

@@ -46,7 +46,7 @@ _PARAM = click.option(
     "--param",
     multiple=True,
     metavar="NAME[=VALUE]",
-    help="What the key module lets you choose; without a value it is typed on the terminal, unseen.",
+    help="A parameter of the key module. Without a value, it is typed in the terminal, without echo.",
 )
 _FD = click.option("--param-fd", multiple=True, metavar="NAME=N", help="Read a parameter from this descriptor.")
 _FILE = click.option(

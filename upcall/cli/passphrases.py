@@ -83,7 +83,7 @@ _FD = click.option("--passphrase-fd", type=DESCRIPTOR, metavar="N", help="Read t
 _FILE = click.option(
     "--passphrase-file",
     type=click.Path(path_type=Path),
-    help="Read it from this file, which no other user may read. A new key's daemon will read it there, too.",
+    help="Read it from this file, which no other user may read. For a new key, the daemon reads it from there, too.",
 )
 _PIN_FD = click.option("--pin-fd", type=DESCRIPTOR, metavar="N", help="Read the token's PIN from this descriptor.")
 _PIN_FILE = click.option(

@@ -24,7 +24,7 @@ _NAME = click.argument("name", shell_complete=completing.plugins)
 
 @click.group(cls=Group)
 def command() -> None:
-    """List, show, check and begin plugins: key modules, handlers of messages, and sinks of notices."""
+    """List, show, check and create plugins: key modules, handlers of messages, and sinks of notices."""
 
 
 # --- list and show ---------------------------------------------------------------------------------------------

@@ -44,22 +44,24 @@ def allowed_plugin(name: str) -> modules.Installed:
     return found[name]
 
 
-@click.command("check", short_help="Check whether a plugin keeps its contract.")
+@click.command("check", short_help="Check whether a plugin meets its contract.")
 @click.argument("name", shell_complete=completing.plugins)
 @parameter_options
 @click.option(
     "--isolated/--inline",
     default=None,
-    help="A key module: in a process of its own, or in ours.  [default: as installed]",
+    help="A key module: in a process of its own, or in this one.  [default: as installed]",
 )
 @click.option("--import", "importing", is_flag=True, help="Check a key that exists, instead of making one.")
 @click.option("--file", type=click.Path(path_type=Path, exists=True), help="The key file to import; implies --import.")
-@click.option("--passphrase-file", type=click.Path(path_type=Path), help="Whose passphrase is in this file.")
+@click.option(
+    "--passphrase-file", type=click.Path(path_type=Path), help="The passphrase of the key to import is in this file."
+)
 @click.option("--pin-file", type=click.Path(path_type=Path), help="The token's PIN, if a throw-away one does not fit.")
 @click.option(
     "--request-file",
     type=click.Path(path_type=Path, exists=True),
-    help="A handler: the body of a request that makes sense.  [default: one that upcall knows]",
+    help="A handler: the body of a valid request.  [default: one that upcall knows]",
 )
 @click.option(
     "--timeout", type=Seconds(above=True), default=60.0, show_default=True, metavar="SECONDS", help="For each check."
@@ -67,18 +69,18 @@ def allowed_plugin(name: str) -> modules.Installed:
 @TRACEBACK
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def command(name: str, as_json: bool, show_traceback: bool, **rest: Any) -> None:
-    """Check whether the plugin NAME keeps the contract of its kind: key module, handler or sink.
+    """Check whether the plugin NAME meets the contract of its kind: key module, handler or sink.
 
-    A key module makes a key in a temporary folder, with a throw-away passphrase or PIN, which is tried in every way
-    that the daemon, the kernel and bad luck might. Pass its required parameters with --param. One that makes no
-    keys is given one with --import, or with --param signature=... --param blob=HEX.
+    A key module makes a key in a temporary folder, with a throw-away passphrase or PIN. The key is used with valid,
+    malformed and oversized input, by several threads, and after faults. Pass its required parameters with --param. One
+    that makes no keys is given one with --import, or with --param signature=... --param blob=HEX.
 
-    A handler is asked what makes sense, and much that does not. A sink is opened with your configuration's settings,
-    or with those of --param, and gets test notices, which it really delivers.
+    A handler gets valid and malformed requests. A sink is opened with your configuration's settings, or with those of
+    --param, and gets test notices, which it delivers.
 
     \b
-    ✓ kept   ✗ broken   - does not apply
-    Exit codes: 0 all checks are kept; 1 one is not; 64 there is no such plugin.
+    ✓ passed   ✗ failed   - not applicable
+    Exit codes: 0 no check has failed; 1 one has; 64 there is no such plugin.
 
     \b
     Examples:
@@ -104,7 +106,7 @@ def command(name: str, as_json: bool, show_traceback: bool, **rest: Any) -> None
         click.echo(json.dumps(verdicts, indent=2))
     else:
         kept = len(verdicts) - broken - left_out
-        click.echo(f"{name}: {kept} kept, {broken} broken, {left_out} do not apply")
+        click.echo(f"{name}: {kept} passed, {broken} failed, {left_out} not applicable")
     sys.exit(1 if broken else os.EX_OK)
 
 

@@ -17,7 +17,7 @@ from upcall.sink import GROUP as SINKS
 _DEFAULT: Final = "dns_resolver"
 
 
-@click.command("new", short_help="Write a new plugin project that works, to be changed.")
+@click.command("new", short_help="Create a plugin project that works, as a template.")
 @click.argument("name")
 @click.option("--handler", is_flag=True, help="A handler, which answers the kernel's requests for keys of one type.")
 @click.option("--sink", is_flag=True, help="A sink, which delivers quota notices to users.")
@@ -26,9 +26,9 @@ _DEFAULT: Final = "dns_resolver"
     metavar="TYPE",
     help=f"What a handler answers: {', '.join(sorted(KEY_TYPES))}.  [default: {_DEFAULT}]",
 )
-@click.option("--folder", type=click.Path(path_type=Path), help="Where to.  [default: upcall-NAME]")
+@click.option("--folder", type=click.Path(path_type=Path), help="The folder to create.  [default: upcall-NAME]")
 def command(name: str, handler: bool, sink: bool, service: str | None, folder: Path | None) -> None:
-    """Write a new plugin project called NAME: it works, with its tests, for you to change.
+    """Create a plugin project called NAME, as a template: it works, and has tests.
 
     It is a key module, which wraps and unwraps keys, or a handler or a sink if that is asked for. What you have to
     write is marked; everything else may stay as it is.

@@ -21,8 +21,8 @@ def command() -> None:
     prompts ends the command. A newer `upcall prompt` replaces an older one.
 
     \b
-    Exit codes: 0 ended here, or another terminal took over; 64 no terminal; 69 there is no daemon, it has ended, or
-    takes no terminal; 129 the terminal was closed.
+    Exit codes: 0 ended by Ctrl-C, or another terminal took over; 64 there is no terminal; 69 there is no daemon,
+    it has ended, or it is configured not to prompt in terminals; 129 the terminal was closed.
 
     \b
     Examples:

@@ -55,7 +55,7 @@ def command() -> None:
 # --- serve -------------------------------------------------------------------------------------------------------
 
 
-@command.command(short_help="Run the process that hears the kernel's warnings.")
+@command.command(short_help="Run the process that receives the kernel's warnings.")
 @click.option(
     "--runtime",
     type=FOLDER,
@@ -94,7 +94,7 @@ class Row(NamedTuple):
     figures: Figures
 
 
-@command.command(short_help="Show what is used and allowed.")
+@command.command(short_help="Show usage and limits.")
 @click.option("--user", type=str, metavar="NAME", shell_complete=completing.users, help="Of this user (for root).")
 @click.option("--group", type=str, metavar="NAME", shell_complete=completing.groups, help="Of this group.")
 @click.option("--project", type=str, metavar="NAME", help="Of this project (for root).")
@@ -249,12 +249,12 @@ _SAYS = {
 
 @command.command(short_help="Show the kernel's warnings as they come.")
 @_JSON
-@click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many warnings.")
-@click.option("--timeout", type=Seconds(above=True), metavar="SECONDS", help="End after so long.")
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N warnings.")
+@click.option("--timeout", type=Seconds(above=True), metavar="SECONDS", help="End after this time.")
 def watch(as_json: bool, count: int | None, timeout: float | None) -> None:
-    """Show the kernel's warnings as they come: yours and what you caused; for root, everybody's.
+    """Show the kernel's warnings as they come: yours, and those that you caused; for root, those of all users.
 
-    Equal warnings in a row are shown once, with their number. It needs no broker and no privileges, but the first
+    Equal warnings in a row are shown once, with their number. It needs no broker and no privileges, only the initial
     network namespace.
 
     \b

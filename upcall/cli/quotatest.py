@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
     multiple=True,
     metavar="NAME",
     shell_complete=completing.sinks,
-    help="Only this one, whether it is used or not.",
+    help="Only this sink, even if it is not used.",
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @TRACEBACK
@@ -57,7 +57,8 @@ def command(context: click.Context, only: tuple[str, ...], as_json: bool, show_t
     first, and has that daemon's credentials.
 
     \b
-    Exit codes: 0 every sink has delivered; 64 there is no such sink; 69 one could not; 78 the configuration is wrong.
+    Exit codes: 0 every sink has delivered; 64 there is no such sink; 69 a sink has failed; 78 the configuration
+    is invalid.
 
     \b
     Examples:

@@ -24,7 +24,7 @@ _ROOT = click.option(
     "--root",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default="/",
-    help="A system's image: its configuration, and its programs, which need to be there.",
+    help="The root folder of a system's image, which has the configuration and the programs.",
 )
 
 
@@ -36,32 +36,33 @@ def command() -> None:
     """
 
 
-@command.command("install", short_help="Have upcall make keys of some types.")
+@command.command("install", short_help="Have upcall answer requests for some types of keys.")
 @click.option(
     "--type",
     "types",
     multiple=True,
     type=click.Choice(list(KEY_TYPES)),
-    help="A type of keys that upcall is to make; may be repeated.  [default: as installed, or cifs.spnego]",
+    help="A type of keys that upcall is to answer; may be repeated.  [default: as installed, or cifs.spnego]",
 )
 @click.option(
     "--copy/--no-copy",
     default=None,
-    help="Run a copy of the program that only root can change; needed where upcall is installed in somebody's "
-    "folder.  [default: as installed, or --no-copy]",
+    help="Run a copy of the program that only root can change; needed where upcall is installed in a "
+    "user's folder.  [default: as installed, or --no-copy]",
 )
 @click.option("--check", is_flag=True, help="Change nothing; exit with 1 if something would have to be changed.")
 @_ROOT
 @click.pass_context
 def install_command(ctx: click.Context, types: tuple[str, ...], copy: bool | None, check: bool, root: Path) -> None:
-    """Write /etc/request-key.d/upcall.conf, whose lines win over those of other packages.
+    """Write /etc/request-key.d/upcall.conf, whose lines take precedence over those of other packages.
 
-    No other file is changed. It is refused if another line would still win, if request-key cannot parse a line, if
-    another program has written the file, or if users other than root could change the program.
+    No other file is changed. It is refused if another line would still take precedence, if request-key cannot parse a
+    line, if another program has written the file, or if users other than root could change the program. Debian's
+    packages of handlers bring their own lines: with these, install the package of the type instead.
 
     \b
-    Exit codes: 0 it is there; 1 with --check: it is not as it should be; 73 another program has written our file;
-    77 only root may; 78 another line, or the program, is in the way.
+    Exit codes: 0 it is installed; 1 with --check: something would be changed; 73 another program has written the
+    file; 77 root's privileges are needed; 78 another line takes precedence, or the program is not safe.
 
     \b
     Examples:
@@ -115,14 +116,14 @@ def _tell_others(system: System, types: tuple[str, ...]) -> None:
         click.echo(for_terminal(f"{line}: {name} by {line.program}: {which}"))
 
 
-@command.command("uninstall", short_help="Take away what `install` made.")
+@command.command("uninstall", short_help="Remove what `install` wrote.")
 @_ROOT
 def uninstall_command(root: Path) -> None:
-    """Take away what `upcall request-key install` made; other packages' lines count again.
+    """Remove what `upcall request-key install` wrote; then other packages' lines apply again.
 
     \b
-    Exit codes: 0 it is not there; 73 our file was edited, or another program has written it: it is left; 77 only
-    root may.
+    Exit codes: 0 it is not installed any more; 73 the file was edited, or another program has written it: it is
+    kept; 77 root's privileges are needed.
     """
     for line in uninstall(System(root)) or ["nothing to do"]:
         click.echo(line)
@@ -132,7 +133,7 @@ def uninstall_command(root: Path) -> None:
 @click.option(
     "--key", nargs=2, metavar="TYPE DESCRIPTION", help="Show the program for this key.  [default: of each type]"
 )
-@click.option("--callout", default="", metavar="TEXT", help="What the key is asked for with; only for --key.")
+@click.option("--callout", default="", metavar="TEXT", help="The callout information of the request; only with --key.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @_ROOT
 @click.pass_context
@@ -140,8 +141,8 @@ def status_command(ctx: click.Context, key: tuple[str, str] | None, callout: str
     """Show which programs answer the kernel's requests for keys, and whether they can.
 
     \b
-    Exit codes: 0 upcall makes them (this key, or all of the types that it is installed for), and all it needs is
-    there; 1 it does not, or something is missing.
+    Exit codes: 0 upcall answers (for this key, or for all types that it is installed for), and all that it needs
+    is there; 1 it does not, or something is missing.
 
     \b
     Examples:

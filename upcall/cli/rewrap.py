@@ -40,7 +40,7 @@ _WORDS: Final = {
 }
 
 
-@click.command("rewrap", short_help="Have lower files opened by another of your keys.")
+@click.command("rewrap", short_help="Change the key that opens lower files.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 @click.option("--to", "target", required=True, metavar="KEY", shell_complete=completing.keys, help="The new key.")
 @click.option(
@@ -62,7 +62,7 @@ _WORDS: Final = {
 @runtime_option()
 @click.pass_context
 def command(ctx: click.Context, /, passphrase: bytearray | None, **options: Any) -> None:
-    """Put a key file's new wrapping into lower files: from now on, the key of --to opens them.
+    """Rewrap the file keys of lower files with the key of --to, which opens them from then on.
 
     Works on the *lower* files, without eCryptfs in the kernel, and writes only the packet with the wrapped key in each
     file's header: not the data, and not the names. Encrypted names stay encrypted with their own key. Your daemon
@@ -73,10 +73,10 @@ def command(ctx: click.Context, /, passphrase: bytearray | None, **options: Any)
     written. It can be interrupted at any time: run it again, and it goes on.
 
     \b
-    Exit codes: 0 all files are opened by the new key, or need not be; 1 you said no; 64 wrong options, no such key, or
-    the folder is mounted; 65 a header is damaged, or a file is none of eCryptfs's; 66 a PATH is not there; 69 nobody
-    to ask, or a file's keys are not yours; 71 the disk failed; 75 a file is in use, or the daemon is busy: run it
-    again; 77 a key is locked, or a file is not yours.
+    Exit codes: 0 the new key opens all files; 1 the answer was no; 64 an option is wrong, there is no such key,
+    or the folder is mounted; 65 a header is damaged, or a file is no lower file of eCryptfs; 66 a PATH is
+    missing; 69 there is no broker or daemon, or a file's keys are not yours; 71 a disk error; 75 a file is in
+    use, or the daemon is busy: run it again; 77 a key is locked, or a file is not yours.
 
     \b
     Examples:

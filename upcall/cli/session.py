@@ -14,8 +14,8 @@ from upcall.process import start_python as startpython
 def command() -> None:
     """Count logins: a daemon starts with a user's first session and ends with the last.
 
-    For pam_exec(8), on machines without systemd; `upcall setup` writes the lines. PAM_TYPE and PAM_USER are read
-    from the environment. No login fails by this, or waits longer than two seconds: errors are in the system's log
+    For pam_exec(8), on machines without systemd; `upcall setup` writes the lines. PAM_TYPE and PAM_USER are read from
+    the environment. It never makes a login fail, and delays it by two seconds at most. Errors are written to syslog
     (authpriv).
 
     \b
@@ -33,17 +33,17 @@ _ALSO = click.option(
 )
 
 
-@command.command("open")
+@command.command("open", short_help="Count the start of a session.")
 @_ALSO
 def open_command(also: tuple[str, ...]) -> None:
-    """A session begins (type=open_session)."""
+    """Count the start of a session (type=open_session), and start the daemon with the first one."""
     _run("open", *(f"also={service}" for service in also))
 
 
-@command.command("close")
+@command.command("close", short_help="Count the end of a session.")
 @_ALSO
 def close_command(also: tuple[str, ...]) -> None:
-    """A session ends (type=close_session)."""
+    """Count the end of a session (type=close_session), and end the daemon with the last one."""
     _run("close", *(f"also={service}" for service in also))
 
 
@@ -52,7 +52,7 @@ def close_command(also: tuple[str, ...]) -> None:
 def start_command(uid: int) -> None:
     """Start the daemon of the user UID, who need not be logged in.
 
-    It runs as long as the program that asked for it (the broker, see [daemon] start), or a session of the user.
+    It ends when the program that asked for it has ended (the broker, see [daemon] start), and the user has no session.
 
     \b
     Exit codes: 0; 69 it could not be started.

@@ -25,12 +25,12 @@ _DEFAULT = ("cifs.spnego",)
 
 @click.command("setup")
 @click.option("--check", is_flag=True, help="Change nothing; exit with 1 if something would have to be changed.")
-@click.option("--undo", "undoing", is_flag=True, help="Take away what was set up, and nothing else.")
+@click.option("--undo", "undoing", is_flag=True, help="Remove what `upcall setup` has made, and nothing else.")
 @click.option(
     "--root",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default="/",
-    help="A system's image, instead of this machine.",
+    help="The root folder of a system's image, instead of this machine.",
 )
 @click.option(
     "--manager",
@@ -41,14 +41,14 @@ _DEFAULT = ("cifs.spnego",)
     "--python",
     default=sys.executable,
     metavar="PATH",
-    help="The interpreter that has upcall, there.  [default: the one that runs this]",
+    help="The interpreter of that system that has upcall.  [default: the one that runs this]",
 )
 @click.option(
     "--request-key",
     "types",
     multiple=True,
     type=click.Choice([*KEY_TYPES, "none"]),
-    help="A type of keys that upcall is to make; may be repeated.  [default: cifs.spnego where keyutils is]",
+    help="A type of keys that upcall is to answer; may be repeated.  [default: cifs.spnego where keyutils is]",
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @click.pass_context
@@ -62,7 +62,7 @@ def command(
     types: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Set up this machine: each login gets a daemon, and the last logout ends it.
+    """Install upcall's services: a daemon starts with a user's first login and ends with the last logout.
 
     The broker and the machine's daemon run as services, the latter as the system user `upcall`, which is created,
     and kept by --undo; a daemon for root's keys runs if root has any. With systemd, users' daemons are units of
@@ -70,13 +70,13 @@ def command(
     for bash, zsh and fish are installed. Each change is printed. Files that upcall did not write are never
     overwritten; those that it wrote are recorded in /var/lib/upcall/install.json.
 
-    Where Debian's package upcall is installed, that has set up the machine: --check checks its files, and --undo takes
-    away only what an earlier `upcall setup` has made.
+    Debian's package upcall sets the machine up by itself. With it, --check checks the package's files, and --undo
+    removes only what an earlier `upcall setup` has made.
 
     \b
-    Exit codes: 0 done, or nothing to do; 1 with --check: something is missing or different; 71 a program that was
-    called failed; 73 a file belongs to another program, or was edited; 77 only root may; 78 users other than root
-    could change what root would run.
+    Exit codes: 0 done, or nothing to do; 1 with --check: something is missing or different; 71 a program that it
+    runs has failed; 73 a file belongs to another program, or was edited; 77 root's privileges are needed; 78
+    users other than root could change what root would run.
 
     \b
     Examples:

@@ -29,7 +29,7 @@ _LOOK_AGAIN = 0.05  # seconds
     "patience",
     type=Seconds(),
     metavar="SECONDS",
-    help="Wait until your own daemon is registered, and serves /dev/ecryptfs if there is one; at most so long.",
+    help="Wait until your own daemon is registered, and serves /dev/ecryptfs if there is one; at most this long.",
 )
 def command(everything: bool, as_json: bool, runtime: Path | None, patience: float | None) -> None:
     """Show the state of your keys and your daemon, and with --all what the broker does: daemons, contexts, outcomes,

@@ -27,14 +27,14 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["raw", "hex", "base64"]),
             default="raw",
             show_default=True,
-            help="Of the wrapped side; the clear side is always raw.",
+            help="Encoding of the wrapped bytes; the clear bytes are always raw.",
         ),
         click.option(
             "-o",
             "--output",
             type=click.Path(path_type=Path, allow_dash=True),
             metavar="FILE",
-            help="Write to this file, with mode 0600, replacing it at once or not at all; `-`: to standard output, "
+            help="Write to this file, atomically, with mode 0600; `-`: to standard output, "
             "even if it is a terminal.  [default: standard output]",
         ),
         click.option("--uid", type=UID, metavar="UID", help="Ask this uid's daemon (root only)."),
@@ -60,9 +60,9 @@ def wrap(key: str, encoding: str, output: Path | None, uid: int | None, timeout:
     NAME or SIGNATURE names the key. The request goes through the broker to your own daemon, as the kernel's would.
 
     \b
-    Exit codes: 0 it was done; 64 there is no such key, not that many bytes, or a terminal for binary data; 65 the key
-    module could not do it; 69 there is no broker or daemon, or the key is not in the user keyring; 75 try again; 77
-    the key is locked.
+    Exit codes: 0 wrapped; 64 there is no such key, the size is wrong, or the output is binary and a terminal; 65
+    the key module failed; 69 there is no broker or daemon, or the key is not in the user keyring; 75 try again;
+    77 the key is locked.
 
     \b
     Examples:
@@ -81,12 +81,14 @@ def wrap(key: str, encoding: str, output: Path | None, uid: int | None, timeout:
 def unwrap(
     key: str, encoding: str, output: Path | None, uid: int | None, timeout: float, runtime: Path | None
 ) -> None:
-    """Unwrap what `upcall wrap` gave, from standard input to standard output; with the key of this NAME or SIGNATURE.
+    """Unwrap bytes from standard input that `upcall wrap` wrote; write the clear bytes to standard output.
+
+    NAME or SIGNATURE names the key that wrapped them.
 
     \b
-    Exit codes: 0 it was done; 64 there is no such key, the input is not so encoded, or a terminal for binary data; 65
-    another key wrapped it, or the PIN or passphrase is wrong; 69 there is no broker or daemon, or the key is not in
-    the user keyring; 75 try again; 77 the key is locked.
+    Exit codes: 0 unwrapped; 64 there is no such key, the input has another encoding, or the output is a
+    terminal; 65 another key wrapped it, or the PIN or passphrase is wrong; 69 there is no broker or daemon, or
+    the key is not in the user keyring; 75 try again; 77 the key is locked.
 
     \b
     Examples:

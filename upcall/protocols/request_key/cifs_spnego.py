@@ -187,8 +187,8 @@ KEY_TYPE = KeyType(
     patterns=(b"ver=0x2;host=*",),
     typical=(_typical(b""), _typical(b";upcall_target=app"), _typical(b";upcall_target=mount")),
     options=(
-        Option("host", "HOST", "the file server, as mount is told it.", required=True),
-        Option("uid", "UID", "for whom.  [default: you]", is_uid=True),
+        Option("host", "HOST", "the file server, as in the mount command.", required=True),
+        Option("uid", "UID", "the user whose session it is.  [default: you]", is_uid=True),
         Option("sec", "SEC", "the mount option sec=.  [default: krb5]"),
         Option("user", "NAME", "the mount option user=."),
     ),
