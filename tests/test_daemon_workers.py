@@ -23,8 +23,12 @@ class Pool:
     def __init__(self) -> None:
         self.socket: queue.Queue[tuple[Job, str, float]] = queue.Queue()
         self.refused: list[str] = []
-        self.workers: Workers[Job] = Workers(self.socket.get, lambda job: job(), self._refuse)
+        self.workers: Workers[Job] = Workers(self._receive, lambda job: job(), self._refuse)
         self.workers.start()
+
+    def _receive(self) -> tuple[Job, str, None, float, float]:
+        job, lane, deadline = self.socket.get()
+        return job, lane, None, deadline, time.monotonic()
 
     def _refuse(self, _: Job, refused: Refused) -> None:
         self.refused.append(refused.reason)

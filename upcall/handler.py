@@ -38,6 +38,15 @@ class Handler(Protocol):
 
 
 @runtime_checkable
+class Varied(Protocol):
+    """A handler whose requests in one lane take differently long. The daemon learns how long each kind takes, and runs
+    quick ones one after another in the same thread."""
+
+    def kind(self, envelope: Envelope, /) -> str | int:
+        """Returns the kind of a request that `lane` has accepted, such as its verb; one of a few. Must not block."""
+
+
+@runtime_checkable
 class Notified(Protocol):
     """A handler that takes notices: messages without an answer."""
 

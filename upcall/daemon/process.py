@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from upcall.core.errors import ModuleFailed, PeerError, Refused, UpcallError, UsageError, error_words
@@ -22,7 +22,7 @@ from upcall.core.messages import Answer, Refusal
 from upcall.daemon.broker_link import BrokerLink
 from upcall.daemon.control import Control
 from upcall.daemon.workers import Workers
-from upcall.handler import Handler, Named, Notified, SelfWaiting, Waits
+from upcall.handler import Handler, Named, Notified, SelfWaiting, Varied, Waits
 from upcall.kernel.netlink import Packet
 from upcall.kernel.notify import Manager
 from upcall.process.log import EventLog
@@ -63,6 +63,9 @@ class _Job(NamedTuple):
     notice: bool = False  # must not be answered
 
 
+_Work = tuple[_Job, str, str | int | None, float, float]  # as Workers' `receive` returns it
+
+
 class Daemon:
     """The daemon of one user. `run` blocks in the main thread; workers call the handlers."""
 
@@ -84,7 +87,7 @@ class Daemon:
         self._uid = os.getuid()
         self.place, self._control, self._manager = place, control, manager or Manager({})
         self._find = find
-        self._handlers = _by_service(handlers)
+        self._handlers, self._kinds = _by_service(handlers), _kinds_by_service(handlers)
         self.on_reload: Callable[[], None] = lambda: None  # called in the main thread; must not block
         self._link: BrokerLink | None = None
         self._change = threading.Condition()  # of the link
@@ -135,6 +138,7 @@ class Daemon:
         """Removes the services in `gone` and adds those of `new`, from the next request on. From any thread."""
         handlers = {service: handler for service, handler in self._handlers.items() if service not in gone}
         self._handlers = handlers | _by_service(new)
+        self._kinds = _kinds_by_service(self._handlers.values())
 
     def _register(self) -> None:
         """Registers with a broker; retries with back-off until that succeeds or the daemon is stopped."""
@@ -255,8 +259,8 @@ class Daemon:
 
     # --- the workers ---------------------------------------------------------------------------------------
 
-    def _receive(self) -> tuple[_Job, str, float] | None:
-        """Blocks until a message arrives; returns (job, lane, deadline) if a handler must be called, else None."""
+    def _receive(self) -> _Work | None:
+        """Blocks until a message arrives. None if no handler must be called for it."""
         link = self._link
         if link is None:
             with self._change:
@@ -264,7 +268,7 @@ class Daemon:
             return None
         try:
             packet = link.receive()
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self.log("receive-failed", why=error)
             return None
         if packet is None:
@@ -293,7 +297,7 @@ class Daemon:
             self.strangers += 1
             self.log("unexpected-sender", uid=packet.uid, pid=packet.pid)
 
-    def _job(self, data: bytes, link: BrokerLink) -> tuple[_Job, str, float] | None:
+    def _job(self, data: bytes, link: BrokerLink) -> _Work | None:
         """Makes a job of a request; refuses it if that fails. It is answered exactly once as soon as its envelope is
         known, even if the rest is malformed."""
         try:
@@ -307,20 +311,23 @@ class Daemon:
             if handler is None:
                 raise Refused("no-service")
             lane = handler.lane(envelope)
+            kind_of = self._kinds.get(envelope.service)
+            kind = None if kind_of is None else kind_of(envelope)
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything; the worker must go on
             self._send(link, envelope, self._refusal(envelope, error))
             return None
         deadline = envelope.deadline_ns / 1e9 or math.inf
-        if deadline <= time.monotonic():
+        now = time.monotonic()
+        if deadline <= now:
             return None  # its deadline passed in the socket's queue: the broker has refused it
         job = _Job(envelope, handler, link)
         waits = self._waits.get(envelope.service)
         if waits is not None and not waits.hold(envelope.seq, deadline, lane, job):
             self._refuse_own(job, "the worker of a refused request is still busy")
             return None
-        return job, lane, deadline
+        return job, lane, kind, deadline, now
 
-    def _notice(self, data: bytes, link: BrokerLink) -> tuple[_Job, str, float] | None:
+    def _notice(self, data: bytes, link: BrokerLink) -> _Work | None:
         try:
             envelope = take_request(data)
         except PeerError as error:
@@ -330,7 +337,8 @@ class Daemon:
         if handler is None:
             self.log("notice-unhandled", service=envelope.service, why="no handler is installed and allowed")
             return None
-        return _Job(envelope, handler, link, notice=True), f"notices {envelope.service}", math.inf
+        job = _Job(envelope, handler, link, notice=True)
+        return job, f"notices {envelope.service}", None, math.inf, time.monotonic()
 
     def _tell(self, job: _Job) -> None:
         try:
@@ -450,6 +458,13 @@ class Daemon:
 
 def _by_service(handlers: Sequence[Handler]) -> dict[str, Handler]:
     return {service: handler for handler in handlers for service in handler.services}
+
+
+def _kinds_by_service(handlers: Iterable[Handler]) -> dict[str, Callable[[Envelope], str | int]]:
+    """Found out once: isinstance with a protocol takes longer than most of a request."""
+    return {
+        service: handler.kind for handler in handlers if isinstance(handler, Varied) for service in handler.services
+    }
 
 
 def _where(error: BaseException) -> str:
