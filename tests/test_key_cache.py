@@ -400,6 +400,15 @@ def test_a_typed_passphrase_does_not_replace_one_that_a_command_has_set_meanwhil
     assert scene.cache.passphrase(KEY) == bytearray(b"of the command")
 
 
+def test_a_request_is_known_to_its_thread_while_it_is_served_and_not_held_longer(scene: Scene) -> None:
+    """It holds a file key."""
+    deadlines: list[float] = []
+    scene.module.look = lambda: deadlines.append(scene.keys.deadline())
+    scene.keys.answer(WRAP._replace(deadline_ns=3_000_000_000))
+    assert set(deadlines) == {3.0}
+    assert scene.keys.deadline() == 0.0
+
+
 def test_keys_are_opened_ahead_without_prompts(asking: Scene) -> None:
     asking.keys.warm([KEY], ahead=True)
     assert not asking.is_open()

@@ -98,6 +98,44 @@ def test_a_key_is_served_again_after_the_deadline_of_a_worker_that_never_returns
     assert scene.own.hold(3, math.inf, "key", "three")
 
 
+def test_each_request_is_answered_or_refused_whoever_is_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers let go of requests, and take new ones, while another thread refuses late ones."""
+    refused: list[int] = []
+    own: OwnWaits[int] = OwnWaits(lambda job, by: refused.append(job), lambda: ["thread worker-1"])
+    monkeypatch.setattr(ownwaits, "PATIENCE", 0.0)  # each is late at once
+    answered: list[int] = []
+    over = threading.Event()
+
+    def work(first: int) -> None:
+        for seq in range(first, first + 3000):
+            assert own.hold(seq, math.inf, f"key {seq}", seq)
+            os.sched_yield()
+            if own.let_go(seq):
+                answered.append(seq)
+
+    def look() -> None:
+        while not over.is_set():
+            own.look()
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in (0, 10_000, 20_000)]
+    looking = threading.Thread(target=look)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        looking.start()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        over.set()
+        looking.join()
+        sys.setswitchinterval(interval)
+    assert sorted(answered + refused) == [first + n for first in (0, 10_000, 20_000) for n in range(3000)]
+    assert refused, "the threads have met"
+    assert not own.held
+
+
 def test_slow_requests_are_not_refused_while_nothing_waits_for_ecryptfs(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(monkeypatch)
     scene.own.hold(1, math.inf, "key", "slow")

@@ -86,7 +86,9 @@ def test_messages_round_trip(kind: int, seq: int, index: int, data: bytes | None
 def test_requests_round_trip(envelope: Envelope, kind: int) -> None:
     data = wire.pack_request(envelope, kind)
     assert len(data) <= wire.MAX_MESSAGE
-    assert wire.take_request(data) == envelope
+    taken = wire.take_request(data)
+    assert taken == envelope
+    assert (type(taken), type(taken.requester)) == (Envelope, Requester)
     assert wire.take_message(data).data is not None
 
 

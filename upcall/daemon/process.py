@@ -11,14 +11,15 @@ import math
 import os
 import select
 import signal
+import struct
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from upcall.core.errors import ModuleFailed, PeerError, Refused, UpcallError, UsageError, error_words
-from upcall.core.messages import Answer, Refusal
+from upcall.core.messages import Refusal
 from upcall.daemon.broker_link import BrokerLink
 from upcall.daemon.control import Control
 from upcall.daemon.workers import Workers
@@ -37,6 +38,7 @@ from upcall.wire.envelope import (
     QUIT,
     REQUEST,
     Envelope,
+    pack_answer,
     pack_control,
     pack_response,
     refusal,
@@ -51,18 +53,25 @@ _RETRY_FIRST, _RETRY_MOST = 0.05, 1.0  # seconds between attempts to register: e
 _KEY_OF = {"too-many-daemons": " ([broker] daemons-per-person or daemons)"}  # reason -> settings that limit it
 _HELLO_PATIENCE = 1.0  # seconds, the time-out of a broker's answer to HELO
 _WAKE_TRIES = 100
+_REQUEST_TYPE = struct.pack("=H", REQUEST)  # nlmsg_type, after nlmsg_len
 _LASTING = frozenset({"locked", "prompting", "pin-refused"})  # reasons that every request has until a person acts
 # Seconds until the daemon ends after its QUIT: slightly more than the longest patience; less if no request is left.
 _QUIT_PATIENCE, _QUIT_PATIENCE_IDLE = 10.5, 2.0
 
 
-class _Job(NamedTuple):
-    envelope: Envelope
-    handler: Handler
-    link: BrokerLink
-    notice: bool = False  # must not be answered
+class _Route:
+    """What the daemon must know of the handler of a service. Found out once: isinstance with a protocol takes longer
+    than most of a request."""
+
+    __slots__ = ("handler", "kind", "waits")
+
+    def __init__(self, handler: Handler, waits: Waits | None) -> None:
+        self.handler, self.waits = handler, waits
+        self.kind = handler.kind if isinstance(handler, Varied) else None
 
 
+# Plain tuples: they are made for each request.
+_Job = tuple[Envelope, _Route, BrokerLink, bool]  # the last: whether it is a notice, which must not be answered
 _Work = tuple[_Job, str, str | int | None, float, float]  # as Workers' `receive` returns it
 
 
@@ -87,13 +96,13 @@ class Daemon:
         self._uid = os.getuid()
         self.place, self._control, self._manager = place, control, manager or Manager({})
         self._find = find
-        self._handlers, self._kinds = _by_service(handlers), _kinds_by_service(handlers)
         self.on_reload: Callable[[], None] = lambda: None  # called in the main thread; must not block
         self._link: BrokerLink | None = None
         self._change = threading.Condition()  # of the link
         self._stopping = self._over = self._reloading = False
         self._waker = Waker()
         self._waits = {service: one for one in self._waits_of(handlers) for service in one.services}
+        self._routes = self._routes_to(handlers)
         self._workers: Workers[_Job] = Workers(self._receive, self._work, self._refuse, look=self._look)
         self.strangers = 0  # messages from unexpected senders
         self.tracebacks = False  # whether those of plugins' exceptions are printed on standard error
@@ -136,9 +145,13 @@ class Daemon:
 
     def use(self, gone: Collection[str], new: Sequence[Handler]) -> None:
         """Removes the services in `gone` and adds those of `new`, from the next request on. From any thread."""
-        handlers = {service: handler for service, handler in self._handlers.items() if service not in gone}
-        self._handlers = handlers | _by_service(new)
-        self._kinds = _kinds_by_service(self._handlers.values())
+        routes = {service: route for service, route in self._routes.items() if service not in gone}
+        self._routes = routes | self._routes_to(new)
+
+    def _routes_to(self, handlers: Sequence[Handler]) -> dict[str, _Route]:
+        return {
+            service: _Route(handler, self._waits.get(service)) for handler in handlers for service in handler.services
+        }
 
     def _register(self) -> None:
         """Registers with a broker; retries with back-off until that succeeds or the daemon is stopped."""
@@ -274,6 +287,13 @@ class Daemon:
         if packet is None:
             return None
         data = packet.data
+        if link is self._link and data[4:6] == _REQUEST_TYPE and packet[1:] == link.sender:
+            return self._job(data, link)
+        return self._other(packet, link)
+
+    def _other(self, packet: Packet, link: BrokerLink) -> _Work | None:
+        """Handles what is not a request of the present broker."""
+        data = packet.data
         kind = HEADER.unpack_from(data)[1] if len(data) >= HEADER.size else 0
         if link is not self._link:
             # The broker has ended, and its requests with it. Wake the next worker that waits at this link, too.
@@ -306,23 +326,20 @@ class Daemon:
             self.log("request-rejected", why=error)
             self._refuse_position(data, link)
             return None
-        handler = self._handlers.get(envelope.service)
+        route = self._routes.get(envelope.service)
         try:
-            if handler is None:
+            if route is None:
                 raise Refused("no-service")
-            lane = handler.lane(envelope)
-            kind_of = self._kinds.get(envelope.service)
-            kind = None if kind_of is None else kind_of(envelope)
+            lane = route.handler.lane(envelope)
+            kind = None if route.kind is None else route.kind(envelope)
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything; the worker must go on
             self._send(link, envelope, self._refusal(envelope, error))
             return None
-        deadline = envelope.deadline_ns / 1e9 or math.inf
-        now = time.monotonic()
+        deadline, now = envelope.deadline_ns / 1e9 or math.inf, time.monotonic()
         if deadline <= now:
             return None  # its deadline passed in the socket's queue: the broker has refused it
-        job = _Job(envelope, handler, link)
-        waits = self._waits.get(envelope.service)
-        if waits is not None and not waits.hold(envelope.seq, deadline, lane, job):
+        job = envelope, route, link, False
+        if route.waits is not None and not route.waits.hold(envelope.seq, deadline, lane, job):
             self._refuse_own(job, "the worker of a refused request is still busy")
             return None
         return job, lane, kind, deadline, now
@@ -333,36 +350,35 @@ class Daemon:
         except PeerError as error:
             self.log("notice-rejected", why=error)
             return None
-        handler = self._handlers.get(envelope.service)
-        if handler is None:
+        route = self._routes.get(envelope.service)
+        if route is None:
             self.log("notice-unhandled", service=envelope.service, why="no handler is installed and allowed")
             return None
-        job = _Job(envelope, handler, link, notice=True)
-        return job, f"notices {envelope.service}", None, math.inf, time.monotonic()
+        return (envelope, route, link, True), f"notices {envelope.service}", None, math.inf, time.monotonic()
 
-    def _tell(self, job: _Job) -> None:
+    def _tell(self, envelope: Envelope, handler: Handler) -> None:
         try:
-            if not isinstance(job.handler, Notified):
+            if not isinstance(handler, Notified):
                 raise ModuleFailed("the handler takes no notices")
-            job.handler.notice(job.envelope)
+            handler.notice(envelope)
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything; the worker must go on
-            self._refusal(job.envelope, error)
+            self._refusal(envelope, error)
 
     def _work(self, job: _Job) -> None:
-        outcome: Answer | Refusal
-        if job.notice:
-            return self._tell(job)
+        envelope, route, link, notice = job
+        if notice:
+            return self._tell(envelope, route.handler)
         begun = 0.0 if self._record is None else time.monotonic()
+        outcome: bytes | Refusal
         try:
-            body = job.handler.answer(job.envelope)
-            if not isinstance(body, bytes):
+            outcome = route.handler.answer(envelope)
+            if not isinstance(outcome, bytes):
                 raise TypeError
-            outcome = Answer(body)
         except BaseException as error:  # noqa: BLE001 - any exception of a module becomes a refusal
-            outcome = self._refusal(job.envelope, error)
-        if not self._let_go(job.envelope):
+            outcome = self._refusal(envelope, error)
+        if route.waits is not None and not route.waits.let_go(envelope.seq):
             return None  # it was refused meanwhile
-        return self._send(job.link, job.envelope, outcome, begun)
+        return self._send(link, envelope, outcome, begun)
 
     def _waits_of(self, handlers: Sequence[Handler]) -> Iterator[Waits]:
         for handler in handlers:
@@ -374,13 +390,10 @@ class Daemon:
         for waits in self._waits.values():
             waits.look()
 
-    def _let_go(self, envelope: Envelope) -> bool:
-        waits = self._waits.get(envelope.service)
-        return waits is None or waits.let_go(envelope.seq)
-
     def _refuse_own(self, job: _Job, by: str) -> None:
-        self.log("deadlock-refused", service=job.envelope.service, seq=job.envelope.seq, waiting=by)
-        self._send(job.link, job.envelope, refusal("own-request"))
+        envelope, _, link, _ = job
+        self.log("deadlock-refused", service=envelope.service, seq=envelope.seq, waiting=by)
+        self._send(link, envelope, refusal("own-request"))
 
     def _refusal(self, envelope: Envelope, error: BaseException) -> Refusal:
         """Translates a handler's exception to a refusal and logs it. The texts of unexpected exceptions are not
@@ -414,10 +427,11 @@ class Daemon:
         return refused._replace(why="")
 
     def _refuse(self, job: _Job, refused: Refused) -> None:
-        if job.notice:
-            self.log("notice-dropped", service=job.envelope.service, why=refused.reason)
-        elif self._let_go(job.envelope):
-            self._send(job.link, job.envelope, Refusal(refused.reason, refused.errno))
+        envelope, route, link, notice = job
+        if notice:
+            self.log("notice-dropped", service=envelope.service, why=refused.reason)
+        elif route.waits is None or route.waits.let_go(envelope.seq):
+            self._send(link, envelope, Refusal(refused.reason, refused.errno))
 
     def _refuse_position(self, data: bytes, link: BrokerLink) -> None:
         try:
@@ -426,23 +440,28 @@ class Daemon:
             return
         self._send_bytes(link, pack_response(seq, index, refusal("bad-request")))
 
-    def _send(self, link: BrokerLink, envelope: Envelope, outcome: Answer | Refusal, begun: float = 0.0) -> None:
+    def _send(self, link: BrokerLink, envelope: Envelope, outcome: bytes | Refusal, begun: float = 0.0) -> None:
+        """Sends an answer's body, or a refusal."""
+        seq, index = envelope.seq, envelope.index
         try:
-            data = pack_response(envelope.seq, envelope.index, outcome)
+            data = (
+                pack_answer(seq, index, outcome) if isinstance(outcome, bytes) else pack_response(seq, index, outcome)
+            )
         except PeerError as error:
-            self.log("module-broke", seq=envelope.seq, why=error)
+            self.log("module-broke", seq=seq, why=error)
             outcome = refusal("module-broke")
-            data = pack_response(envelope.seq, envelope.index, outcome)
+            data = pack_response(seq, index, outcome)
+        if self._record is None:
+            return self._send_bytes(link, data)
         seconds = time.monotonic() - begun if begun else 0.0
         self._send_bytes(link, data)
-        if self._record is not None:
-            self._tell_of(self._record, envelope, outcome, seconds)
+        return self._tell_of(self._record, envelope, outcome, seconds)
 
-    def _tell_of(self, record: Recorder, envelope: Envelope, outcome: Answer | Refusal, seconds: float) -> None:
+    def _tell_of(self, record: Recorder, envelope: Envelope, outcome: bytes | Refusal, seconds: float) -> None:
         """Records a request. `seconds`: time in the handler; 0 if it was refused before."""
-        handler = self._handlers.get(envelope.service)
-        name = "answered" if isinstance(outcome, Answer) else outcome.reason
-        by = handler.answered_by(envelope) if isinstance(handler, Named) else ""
+        route = self._routes.get(envelope.service)
+        name = outcome.reason if isinstance(outcome, Refusal) else "answered"
+        by = route.handler.answered_by(envelope) if route and isinstance(route.handler, Named) else ""
         record(self._uid, envelope.service, name, seconds, envelope.seq, by)
 
     def _send_bytes(self, link: BrokerLink, data: bytes) -> None:
@@ -454,17 +473,6 @@ class Daemon:
                 self.log("answer-send-failed", why="the broker reads nothing")
         except OSError as error:
             self.log("answer-send-failed", why=error)
-
-
-def _by_service(handlers: Sequence[Handler]) -> dict[str, Handler]:
-    return {service: handler for handler in handlers for service in handler.services}
-
-
-def _kinds_by_service(handlers: Iterable[Handler]) -> dict[str, Callable[[Envelope], str | int]]:
-    """Found out once: isinstance with a protocol takes longer than most of a request."""
-    return {
-        service: handler.kind for handler in handlers if isinstance(handler, Varied) for service in handler.services
-    }
 
 
 def _where(error: BaseException) -> str:

@@ -59,6 +59,8 @@ class NetlinkSocket:
         self.socket = made
         self.portid: int = made.getsockname()[0]
         self._peer: tuple[int, int] = (made.getpeername()[0], 0)
+        # The latest credentials: as they came, pid, uid. Most messages have the same sender. One tuple, for threads.
+        self._seen: tuple[list[tuple[int, int, bytes]], int, int] = [], -1, -1
         self.closed = False
 
     @classmethod
@@ -124,14 +126,21 @@ class NetlinkSocket:
             data, ancillary, got, address = self.socket.recvmsg(MAX_MESSAGE, _ANCILLARY, flags)
         except BlockingIOError:
             return None
-        pid = uid = -1
+        seen, pid, uid = self._seen
+        if ancillary != seen or got & _NO_ROOM:
+            pid, uid = self._credentials(ancillary, got)
+        return tuple.__new__(Packet, (data, pid, uid, address[0]))  # as Packet(...), in half the time
+
+    def _credentials(self, ancillary: list[tuple[int, int, bytes]], got: int) -> tuple[int, int]:
+        """Returns pid and uid from the ancillary data of a message; -1, -1 if they do not say it."""
         if len(ancillary) == 1 and not got & _NO_ROOM:
             level, kind, value = ancillary[0]
             if kind == _SCM_CREDENTIALS and level == _SOL_SOCKET and len(value) == _UCRED.size:
                 pid, uid, _ = _UCRED.unpack(value)
-                return Packet(data, pid, uid, address[0])
+                self._seen = ancillary, pid, uid
+                return pid, uid
         _close_pidfds(ancillary)
-        return Packet(data, pid, uid, address[0])
+        return -1, -1
 
     def drain(self, most: int = 1024) -> None:
         """Reads and discards waiting packets, at most `most`."""

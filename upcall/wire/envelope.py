@@ -37,6 +37,8 @@ REQUEST_HEAD = struct.Struct("=IHHII II BBHIIQ")  # nlmsghdr, ecryptfs_message, 
 RESPONSE_HEAD = struct.Struct("=IHHII II BBH")
 
 _BEFORE_DATA = HEADER.size + MESSAGE.size
+_REQUEST_HEAD_SIZE, _RESPONSE_HEAD_SIZE = REQUEST_HEAD.size, RESPONSE_HEAD.size
+_new = tuple.__new__  # a NamedTuple's own constructor is Python code, which takes as long again
 MAX_MESSAGE = REQUEST_HEAD.size + MAX_NAME + MAX_BODY
 _WITH_MESSAGE = frozenset({REQUEST, RESPONSE, NOTICE})
 
@@ -129,41 +131,48 @@ def pack_request(envelope: Envelope, kind: int = REQUEST) -> bytes:
 def take_request(data: bytes, kinds: Collection[int] = (REQUEST, NOTICE)) -> Envelope:
     """Parses a REQUEST or NOTICE (or another of `kinds` with an envelope) that fills `data`. PeerError if it is
     malformed."""
-    if len(data) < REQUEST_HEAD.size:
-        raise PeerError("request", f"{len(data)} bytes, at least {REQUEST_HEAD.size} are needed")
+    there = len(data)
+    if there < _REQUEST_HEAD_SIZE:
+        raise PeerError("request", f"{there} bytes, at least {_REQUEST_HEAD_SIZE} are needed")
     length, kind, _, seq, _, index, size, version, name_len, flags, uid, pid, deadline_ns = REQUEST_HEAD.unpack_from(
         data
     )
-    if kind not in kinds or length != len(data) or size != length - _BEFORE_DATA:
+    if kind not in kinds or length != there or size != length - _BEFORE_DATA:
         raise PeerError("request", f"type {kind}, nlmsg_len {length} and data_len {size} do not fit", 0)
     if version != VERSION:
         raise PeerError("request", f"version {version}, {VERSION} is known", _BEFORE_DATA)
-    at = REQUEST_HEAD.size + name_len
+    at = _REQUEST_HEAD_SIZE + name_len
     if not 1 <= name_len <= MAX_NAME or at > length or length - at > MAX_BODY:
         raise PeerError("request", f"name_len {name_len} does not fit", _BEFORE_DATA + 1)
-    name = data[REQUEST_HEAD.size : at]
     try:
-        service = name.decode("ascii")
+        service = data[_REQUEST_HEAD_SIZE:at].decode("ascii")
     except UnicodeDecodeError:
-        raise PeerError("request", "the service's name is not ASCII", REQUEST_HEAD.size) from None
-    return Envelope(seq, index, service, Requester(uid, pid), deadline_ns, data[at:], flags & WANTS_WHY == WANTS_WHY)
+        raise PeerError("request", "the service's name is not ASCII", _REQUEST_HEAD_SIZE) from None
+    requester = _new(Requester, (uid, pid))
+    return _new(Envelope, (seq, index, service, requester, deadline_ns, data[at:], flags & WANTS_WHY == WANTS_WHY))
+
+
+def pack_answer(seq: int, index: int, body: bytes) -> bytes:
+    """Returns the bytes of a RESPONSE that grants a request. PeerError if the body is longer than MAX_BODY."""
+    size = _RESPONSE_HEAD_SIZE + len(body)
+    if size > _RESPONSE_HEAD_SIZE + MAX_BODY:
+        raise PeerError("response", f"a body of {len(body)} bytes, at most {MAX_BODY} are allowed")
+    return (
+        RESPONSE_HEAD.pack(size, RESPONSE, 0, seq, 0, index, size - _BEFORE_DATA, VERSION, STATUS_ANSWERED, 0) + body
+    )
 
 
 def pack_response(seq: int, index: int, outcome: Answer | Refusal) -> bytes:
     """Returns the bytes of a RESPONSE. PeerError if an answer's body is longer than MAX_BODY. A refusal's reason is
     made printable ASCII and cut at MAX_REASON bytes; its `why` is made printable and cut at MAX_WHY bytes."""
     if isinstance(outcome, Answer):
-        status, code, body = STATUS_ANSWERED, 0, outcome.body
-        if len(body) > MAX_BODY:
-            raise PeerError("response", f"a body of {len(body)} bytes, at most {MAX_BODY} are allowed")
-    else:
-        status, code = STATUS_REFUSED, outcome.errno
-        body = _printable(outcome.reason).encode("ascii", "replace")[:MAX_REASON]
-        if outcome.why:
-            why = _printable(outcome.why).encode("utf-8")[:MAX_WHY].decode("utf-8", "ignore")
-            body += b"\0" + why.encode("utf-8")
-    size = RESPONSE_HEAD.size + len(body)
-    head = RESPONSE_HEAD.pack(size, RESPONSE, 0, seq, 0, index, size - _BEFORE_DATA, VERSION, status, code & 0xFFFF)
+        return pack_answer(seq, index, outcome.body)
+    body = _printable(outcome.reason).encode("ascii", "replace")[:MAX_REASON]
+    if outcome.why:
+        why = _printable(outcome.why).encode("utf-8")[:MAX_WHY].decode("utf-8", "ignore")
+        body += b"\0" + why.encode("utf-8")
+    size, code = RESPONSE_HEAD.size + len(body), outcome.errno & 0xFFFF
+    head = RESPONSE_HEAD.pack(size, RESPONSE, 0, seq, 0, index, size - _BEFORE_DATA, VERSION, STATUS_REFUSED, code)
     return head + body
 
 
@@ -238,6 +247,7 @@ __all__ = [
     "Envelope",
     "NetlinkMessage",
     "Response",
+    "pack_answer",
     "pack_control",
     "pack_message",
     "pack_request",

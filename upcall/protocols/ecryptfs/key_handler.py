@@ -8,23 +8,21 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from upcall.core.errors import ModuleFailed, PeerError, Refused
-from upcall.daemon.secrets import Asker, NoPrompter, Prompter
+from upcall.daemon.secrets import NoPrompter, Prompter
 from upcall.handler import Waits
 from upcall.protocols.ecryptfs.key_cache import KeyCache
 from upcall.protocols.ecryptfs.key_modules import KeyModules, Loaders
 from upcall.protocols.ecryptfs.key_opening import KeyOpener, Keyring
 from upcall.protocols.ecryptfs.key_secrets import KeySecrets, Serving
+from upcall.protocols.ecryptfs.opened_key import Opened
 from upcall.protocols.ecryptfs.packets import (
     SIGNATURE_LENGTH,
-    STATUS_OK,
     TAG_64,
     TAG_65,
     TAG_67,
-    Ask,
-    Reply,
-    pack_reply,
+    check_file_key,
+    pack_success,
     take_ask,
-    take_file_key,
 )
 from upcall.protocols.ecryptfs.self_deadlock import OwnWaits
 from upcall.wire.envelope import Envelope
@@ -79,27 +77,19 @@ class KeyHandler:
             # The broker admits only this uid and root. Do not trust it: no other uid may use the keys.
             why = f"uid {envelope.requester.uid} asks for a key of uid {os.getuid()}"
             raise Refused("not-permitted", why=why)
-        ask = take_ask(envelope.body)
-        if ask.tag != TAG_64:
-            take_file_key(ask.content)  # modules rely on its size; another format could not be unwrapped
-        self._serving.request = Asker(envelope.service, envelope.requester, envelope.deadline_ns / 1e9)
+        tag, signature, content = take_ask(envelope.body)
+        if tag != TAG_64:
+            check_file_key(content)  # modules rely on its size; another format could not be unwrapped
+        serving = self._serving
+        serving.request = envelope
         try:
-            return self._answer(ask)
+            opened = self.opener.open(signature)
+            self.cache.used(signature)
+            return pack_success(TAG_67, opened.wrap(content)) if tag != TAG_64 else _unwrapped(opened, content)
         finally:
-            if self._serving.asked:
-                self._serving.over(self._prompter)
-
-    def _answer(self, ask: Ask) -> bytes:
-        opened = self.opener.open(ask.signature)
-        self.cache.used(ask.signature)
-        if ask.tag != TAG_64:
-            return pack_reply(Reply(TAG_67, STATUS_OK, opened.wrap(ask.content)))
-        content = opened.unwrap(ask.content)
-        try:
-            take_file_key(content)
-        except PeerError:
-            raise ModuleFailed("what came out is no file key: another key wrapped it") from None
-        return pack_reply(Reply(TAG_65, STATUS_OK, content))
+            serving.request = None  # it holds a file key
+            if serving.asked:
+                serving.over(self._prompter)
 
     def deadline(self) -> float:
         """Returns the deadline of the request that this thread serves (s of CLOCK_MONOTONIC); 0.0 without one."""
@@ -119,3 +109,12 @@ class KeyHandler:
                 self._serving.over(self._prompter)
         finally:
             self._serving.ahead = False
+
+
+def _unwrapped(opened: Opened, wrapped: bytes) -> bytes:
+    content = opened.unwrap(wrapped)
+    try:
+        check_file_key(content)
+    except PeerError:
+        raise ModuleFailed("what came out is no file key: another key wrapped it") from None
+    return pack_success(TAG_65, content)

@@ -10,19 +10,23 @@ from upcall.core.errors import ModuleFailed, Refused
 from upcall.core.messages import Requester
 from upcall.daemon.secrets import Asker, Prompter
 from upcall.protocols.ecryptfs.key_cache import KeyCache
+from upcall.wire.envelope import Envelope
 
 
 class Serving(threading.local):
     """The request that each thread serves."""
 
-    request: Asker | None = None
+    request: Envelope | None = None
     asked = False  # it has asked for a PIN
     ahead = False  # the key is opened before it is needed: no prompts
     typed: bytearray | None = None  # a passphrase that is being tried
 
     def asker(self) -> Asker:
         """Returns the request that this thread serves; without one (keys opened ahead), one with deadline 0."""
-        return self.request or Asker("", Requester(os.geteuid(), os.getpid()), 0.0)
+        request = self.request
+        if request is None:
+            return Asker("", Requester(os.geteuid(), os.getpid()), 0.0)
+        return Asker(request.service, request.requester, request.deadline_ns / 1e9)
 
     def over(self, prompter: Prompter) -> None:
         """Ends this thread's request for the prompter, if it has asked for a PIN."""

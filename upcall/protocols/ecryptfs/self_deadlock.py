@@ -42,7 +42,8 @@ class OwnWaits(Generic[Job]):
     ) -> None:
         self.refuse, self._waiting = refuse, waiting or waiting_for_ecryptfs
         self._lock = threading.Lock()
-        # by sequence number: (time of receipt, deadline, key, job); seconds of CLOCK_MONOTONIC
+        # By sequence number: (time of receipt, deadline, key, job); seconds of CLOCK_MONOTONIC. Items are set and
+        # popped without the lock, which CPython does atomically: who pops one answers the request.
         self._held: dict[int, tuple[float, float, str, Job]] = {}
         # Refused while a worker still handles it: (until when requests for the key are refused at once, key)
         self._astray: dict[int, tuple[float, str]] = {}
@@ -51,19 +52,20 @@ class OwnWaits(Generic[Job]):
         """Registers a request. `deadline`: seconds of CLOCK_MONOTONIC. False: the caller must refuse it at once, since
         the worker of a refused request for the same `key` has not returned."""
         now = time.monotonic()
-        with self._lock:
-            if self._astray:
+        if self._astray:  # without the lock: a request that is refused meanwhile may as well have come later
+            with self._lock:
                 self._astray = {seq: one for seq, one in self._astray.items() if one[0] > now - _REMEMBERED}
                 if any(until > now and refused == key for until, refused in self._astray.values()):
                     return False
-            self._held[seq] = now, deadline, key, job
+        self._held[seq] = now, deadline, key, job
         return True
 
     def let_go(self, seq: int) -> bool:
         """Unregisters a request. Returns whether to answer it: not if it was refused meanwhile. The broker rejects
         answers after the deadline."""
+        if self._held.pop(seq, None) is not None:  # what `look` has refused, it has removed before
+            return True
         with self._lock:
-            self._held.pop(seq, None)
             return self._astray.pop(seq, None) is None
 
     @property
@@ -76,18 +78,19 @@ class OwnWaits(Generic[Job]):
         it every few milliseconds while requests are handled; it reads /proc only when one is late."""
         now = time.monotonic()
         with self._lock:
-            for seq in [seq for seq, (_, deadline, _, _) in self._held.items() if deadline <= now]:
-                del self._held[seq]  # the broker has refused it
-            late = [seq for seq, (since, _, _, _) in self._held.items() if now - since >= PATIENCE]
+            held = self._held.copy()
+            for seq in [seq for seq, (_, deadline, _, _) in held.items() if deadline <= now]:
+                self._held.pop(seq, None)  # the broker has refused it
+            late = [seq for seq, (since, deadline, _, _) in held.items() if now - since >= PATIENCE and deadline > now]
         if not late or not (waiting := self._waiting()):
             return
         for seq in late:
             with self._lock:
-                held = self._held.pop(seq, None)
-                if held is not None:
-                    self._astray[seq] = min(held[1], now + _ASTRAY), held[2]
-            if held is not None:
-                self.refuse(held[3], ", ".join(waiting))
+                one = self._held.pop(seq, None)
+                if one is not None:
+                    self._astray[seq] = min(one[1], now + _ASTRAY), one[2]
+            if one is not None:
+                self.refuse(one[3], ", ".join(waiting))
 
 
 def waiting_for_ecryptfs() -> list[str]:
