@@ -26,6 +26,8 @@ def test_an_owner_whose_callback_was_slow_waits_and_others_are_served(
     slow: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_module, "_PAUSE", 1e6)  # longer than the test, however busy the machine is
+    monkeypatch.setattr(loop_module, "_LONGEST", 1e6)
+    monkeypatch.setattr(loop_module, "_IN_A_ROW", 1)
     loop, calls = Loop(), Counter[str]()
     pairs = [socket.socketpair() for _ in range(3)]
     for (ours, theirs), name in zip(pairs, ("slow", "slow too", "other"), strict=True):
@@ -56,6 +58,41 @@ def test_an_owner_whose_callback_was_slow_waits_and_others_are_served(
         for one in pair:
             one.close()
     loop.close()
+
+
+def _played(monkeypatch: pytest.MonkeyPatch, *used: float) -> dict[int, float]:
+    """Serves an owner whose callbacks take these seconds of processor time. Returns who is paused, and until when: at
+    the time 0."""
+    clock = [0.0]
+    loop = Loop()
+    monkeypatch.setattr(time, "thread_time", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    times = iter(used)
+
+    def callback() -> None:
+        clock[0] += next(times)
+
+    source = loop_module.Pollable(7, callback, SLOW_UID)
+    loop._sources[7] = source
+    for _ in used:
+        clock[0] = 0.0
+        loop.run([source], 0.0)
+    loop.close()
+    return loop._paused
+
+
+def test_slow_callbacks_among_quick_ones_pause_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the host of a virtual machine preempts at random."""
+    assert _played(monkeypatch, *[0.1, 0.1, 0.1, 0.0] * 10) == {}
+
+
+def test_several_slow_callbacks_in_a_row_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _played(monkeypatch, 0.01, 0.01, 0.01, 0.01) == {SLOW_UID: pytest.approx(0.01 * loop_module._PAUSE)}
+
+
+def test_no_pause_is_longer_than_a_request_can_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is suspended in a callback, or moved to another host, finds that it took minutes."""
+    assert _played(monkeypatch, 100.0, 100.0, 100.0, 100.0) == {SLOW_UID: 1.0}
 
 
 def test_what_is_deferred_runs_on_its_owners_account() -> None:

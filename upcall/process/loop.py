@@ -21,10 +21,13 @@ LISTENER = -2  # the owner of listening sockets, which belong to no person
 IDLE = -3  # `Loop.running` outside of owners' callbacks: in timers and at shutdown
 PER_TURN = 4  # callbacks, urgent ones not counted; another epoll_wait costs less than one of them
 # A peer can make a send to it, or a close, slow: 50,000 epoll watches on its socket cost 12 ms. An owner with a slow
-# callback is watched; the next slow one (by processor time, so that preemption does not count) pauses it for a
-# multiple. Root is never paused. A turn ends after _TURN; sources left out are reported again in the next. The times
-# are for a processor that counts to ten thousand in _COUNTED, and longer on a slower one (emulated: 20 times).
+# callback is watched; from the fourth slow one in a row on (by processor time, so that preemption does not count) each
+# pauses it for a multiple. In a virtual machine the host's preemption may count as processor time: it can last for
+# seconds, but it hits callbacks at random. Root is never paused. A turn ends after _TURN; sources left out are
+# reported again in the next. The times are for a processor that counts to ten thousand in _COUNTED, and longer on a
+# slower one (emulated: 20 times).
 _SLOW, _PAUSE, _TURN = 0.00025, 20, 0.0005  # seconds of a callback; its multiple; seconds of a turn
+_IN_A_ROW, _LONGEST = 3, 1.0  # slow callbacks, the unmeasured first one not counted; seconds of a pause
 _COUNTED = 0.0003  # seconds
 _CHARGED = 0.002  # seconds of work in another owner's callback until the owner is paused
 _WATCHED = 1024  # owners watched; above this only paused ones are kept
@@ -82,7 +85,8 @@ class Loop:
         self.over = False  # shutdown: `defer` calls back at once
         self._paused: dict[int, float] = {}  # by owner: paused until, after a slow callback
         self._charged: dict[int, float] = {}  # the same, after work in another owner's callback
-        self._watched: set[int] = set()  # owners whose last callback was slow: their processor time is read
+        # Owners whose last callback was slow: their processor time is read. How many more were slow in a row.
+        self._watched: dict[int, int] = {}
         self._halved = 0.0
         self._timers: list[tuple[float, int, Timer]] = []  # a heap
         self._numbers = itertools.count()
@@ -196,7 +200,7 @@ class Loop:
                 source.callback()
                 ended = time.monotonic()
                 if ended - began > self._slow and owner > 0:
-                    self._watched.add(owner)
+                    self._watched[owner] = 0
             used[owner] = used.get(owner, 0.0) + ended - began
             began = ended
             if ended - now > self._turn and owner != URGENT:
@@ -220,9 +224,11 @@ class Loop:
         source.callback()
         used = time.thread_time() - began
         if used > self._slow:
-            self._paused[owner] = now + used * _PAUSE
+            self._watched[owner] += 1
+            if self._watched[owner] >= _IN_A_ROW:
+                self._paused[owner] = now + min(used * _PAUSE, _LONGEST)
         elif owner not in self._paused:
-            self._watched.discard(owner)
+            del self._watched[owner]
 
     def pays(self, owner: int) -> bool:
         """Returns whether work for the owner delays only the owner: its own callback is running, or it is root."""
@@ -241,8 +247,8 @@ class Loop:
         """Charges processor time of work for an owner in another owner's callback; more than _CHARGED pauses the
         owner."""
         if seconds > self._much and owner > 0:
-            self._watched.add(owner)
-            self._paused[owner] = self._charged[owner] = self.now + seconds * _PAUSE
+            self._watched[owner] = _IN_A_ROW
+            self._paused[owner] = self._charged[owner] = self.now + min(seconds * _PAUSE, _LONGEST)
 
     def charged(self, owner: int) -> bool:
         """Returns whether the owner is paused because of work in others' callbacks; further work should be skipped."""
@@ -253,7 +259,7 @@ class Loop:
         self._paused = {owner: until for owner, until in self._paused.items() if until > now}
         self._charged = {owner: until for owner, until in self._charged.items() if until > now}
         if len(self._watched) > _WATCHED:
-            self._watched.intersection_update(self._paused)
+            self._watched = {owner: slow for owner, slow in self._watched.items() if owner in self._paused}
         self._used = {owner: used / 2 for owner, used in self._used.items() if used > 1e-5}
 
     def close(self) -> None:
