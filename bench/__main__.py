@@ -9,7 +9,20 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import files, flooding, footprint, hardening, isolation, library, modules, quota, requestkey, roundtrip, rsa
+from bench import (
+    files,
+    flooding,
+    footprint,
+    hardening,
+    isolation,
+    library,
+    modules,
+    native,
+    quota,
+    requestkey,
+    roundtrip,
+    rsa,
+)
 from bench.rows import FULL, QUICK, Effort, Row, show, write_json
 from bench.stage import BenchError, Stage
 
@@ -21,6 +34,7 @@ GROUPS: dict[str, Callable[[Stage, Effort], Iterator[Row]]] = {
     "daemon": roundtrip.daemon_rows,
     "broker": roundtrip.broker_rows,
     "rsa": rsa.rows,
+    "ecryptfsd": native.rows,
     "modules": modules.rows,
     "pyroute2": library.rows,
     "flooding": flooding.rows,

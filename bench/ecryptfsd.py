@@ -4,18 +4,21 @@
     python bench/ecryptfsd.py prove FOLDER     boots the lab and reads a file through it
 
 Debian's ecryptfs-utils lacks the openssl key module, so the module is compiled from Debian's source package, with a
-few changes for OpenSSL 3. Everything stays in FOLDER: nothing is installed, and apt's configuration is not changed.
-Needs a compiler and OpenSSL's headers."""
+few changes for OpenSSL 1.1 and 3. Everything stays in FOLDER: nothing is installed, and apt's configuration is not
+changed. Needs a compiler and OpenSSL's headers.
+
+With OpenSSL 3 most of ecryptfsd's time is reading its PEM file, twice for each request, which OpenSSL 1.1.1 does 25
+times as fast. So it is also built with Debian 11's OpenSSL 1.1.1, which is downloaded and unpacked beside it."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import secrets
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from dataclasses import dataclass
@@ -41,8 +44,17 @@ BINARIES = [
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 MODULE = "libecryptfs_key_mod_openssl.so"
 MODULE_FOLDER = Path("/") / LIBRARIES / "ecryptfs"  # compiled into libecryptfs
+SOURCE_FOLDER = "source"
 
-# Replacements for what OpenSSL 1.1 made opaque or removed.
+OLDER = "openssl-1.1.1"  # folder of what is built with OpenSSL 1.1.1
+OLDER_RELEASE = "bullseye"  # Debian 11, the last with OpenSSL 1.1.1
+OLDER_VERSION = "1.1.1w-0+deb11u1"
+OLDER_HASHES = {  # SHA-256, of amd64
+    "libssl1.1": "aadf8b4b197335645b230c2839b4517aa444fd2e8f434e5438c48a18857988f7",
+    "libssl-dev": "56aab36e214954ff19e55cb7ebc96921ebd6387c266c906649ad909933d455b7",
+}
+
+# Replacements for what OpenSSL 1.1.0 made opaque or removed.
 CHANGES = {
     "key->n": "RSA_get0_n(key)",
     "key->e": "RSA_get0_e(key)",
@@ -72,19 +84,55 @@ def build(dest: Path) -> Path:
         work = Path(temporary)
         for package in packages.download(BINARIES, work, say_on_stderr):
             packages.unpack(package, dest)
-        module = _compile(_source(work), dest, work)
-        shutil.move(module, dest / MODULE)  # last: its presence marks the rest as complete
+        shutil.move(_source(work), dest / SOURCE_FOLDER)
+    flags = [f"-L{dest / LIBRARIES}", "-l:libecryptfs.so.1", "-lcrypto"]
+    _compile(dest / SOURCE_FOLDER, flags, dest / MODULE)  # last: its presence marks the rest as complete
+    return dest
+
+
+def build_older(built: Path) -> Path:
+    """Builds the key module with OpenSSL 1.1.1, below `built`, which `build` has returned. Returns its folder, which
+    has the module and `LIBRARIES`.
+
+    Raises LabUnavailable if Debian 11's packages cannot be downloaded or are not the pinned ones."""
+    dest = built / OLDER
+    if (dest / MODULE).exists():
+        return dest
+    dest.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="ecryptfsd-") as temporary:
+        work = Path(temporary)
+        say_on_stderr(f"downloading OpenSSL {OLDER_VERSION}")
+        apt_get = _private_apt(work, _archive("deb", OLDER_RELEASE))
+        _succeed([*apt_get, "download", *(f"{package}={OLDER_VERSION}" for package in OLDER_HASHES)], work)
+        for package, wanted in OLDER_HASHES.items():
+            file = next(work.glob(f"{package}_*.deb"))
+            if hashlib.sha256(file.read_bytes()).hexdigest() != wanted:
+                raise LabUnavailable(f"{file.name} is not the pinned one: its SHA-256 is not {wanted}")
+            packages.unpack(file, dest)
+    flags = [f"-I{dest / 'usr/include'}", f"-I{dest / 'usr/include/x86_64-linux-gnu'}"]
+    flags += [f"-L{built / LIBRARIES}", "-l:libecryptfs.so.1", f"-L{dest / LIBRARIES}", "-l:libcrypto.so.1.1"]
+    _compile(built / SOURCE_FOLDER, flags, dest / MODULE)
     return dest
 
 
 def _source(work: Path) -> Path:
     """Downloads the source package's tar file, whose hash apt checks, and unpacks it."""
     say_on_stderr(f"downloading the source of {SOURCE}")
+    apt_get = _private_apt(work, _archive("deb-src"))
+    _succeed([*apt_get, "source", "--download-only", "--tar-only", SOURCE], work)
+    (work / "source").mkdir()
+    archive = next(work.glob(f"{SOURCE}_*.orig.tar.*"))
+    _succeed(["tar", "--extract", "--no-same-owner", "--file", str(archive), "--directory", "source"], work)
+    return next((work / "source").iterdir())
+
+
+def _private_apt(work: Path, archive: str) -> list[str]:
+    """Returns an apt-get command with lists of its own, of `archive` (sources.list(5)) only, and updates them."""
     private = work / "apt"
     for folder in ("lists/partial", "cache/archives/partial"):
         (private / folder).mkdir(parents=True)
-    sources = private / "deb-src.sources"
-    sources.write_text(_deb_src())
+    sources = private / "private.sources"
+    sources.write_text(archive)
     settings = {
         "Dir::Etc::sourcelist": sources,
         "Dir::Etc::sourceparts": "/dev/null",
@@ -96,43 +144,43 @@ def _source(work: Path) -> Path:
     for name, value in settings.items():
         apt_get += ["-o", f"{name}={value}"]
     _succeed([*apt_get, "update"], work)
-    _succeed([*apt_get, "source", "--download-only", "--tar-only", SOURCE], work)
-    with tarfile.open(next(work.glob(f"{SOURCE}_*.orig.tar.*"))) as tar:
-        tar.extractall(work / "source", filter="data")
-    return next((work / "source").iterdir())
+    return apt_get
 
 
-def _deb_src() -> str:
-    """Returns apt lines for source packages from the system's Debian archives."""
+def _archive(kind: str, release: str | None = None) -> str:
+    """Returns the system's Debian archives as sources.list(5) of `kind`, "deb" or "deb-src". `release`: that one
+    instead of the system's own."""
     wanted = "$(REPO_URI)\t$(RELEASE)\t$(COMPONENT)\t$(SIGNED_BY)"
     which = ["Created-By: Packages", "Origin: Debian", "Component: main"]
+    which += ["Label: Debian"] if release else []  # not Debian-Security, which has other names of releases
     found = subprocess.run(
         ["apt-get", "indextargets", "--format", wanted, *which], capture_output=True, text=True, check=True
     ).stdout
     if not found:
         raise LabUnavailable("apt's lists know no Debian archive: run `apt-get update` as root")
     stanzas = []
-    for line in dict.fromkeys(found.splitlines()):
-        uri, release, component, keys = line.split("\t")
-        stanza = f"Types: deb-src\nURIs: {uri}\nSuites: {release}\nComponents: {component}\n"
+    for line in found.splitlines():
+        uri, own, component, keys = line.split("\t")
+        stanza = f"Types: {kind}\nURIs: {uri}\nSuites: {release or own}\nComponents: {component}\n"
         stanzas.append(stanza + (f"Signed-By: {keys}\n" if keys.startswith("/") else ""))
-    return "\n".join(stanzas)
+    return "\n".join(dict.fromkeys(stanzas))
 
 
-def _compile(source: Path, dest: Path, work: Path) -> Path:
+def _compile(source: Path, libraries: list[str], module: Path) -> None:
+    """Compiles the openssl key module. `libraries`: flags of the compiler."""
     code = source / "src/key_mod/ecryptfs_key_mod_openssl.c"
     text = code.read_text()
     for old, new in CHANGES.items():
         if old not in text:
             raise LabUnavailable(f"{code.name} is not what it was: it has no {old!r}")
         text = text.replace(old, new)
-    code.write_text(text)
-    module = work / MODULE
     # Lazy binding, because the module refers to a function that is not defined anywhere (and never called).
     flags = ["-D_GNU_SOURCE", "-O2", "-w", "-shared", "-fPIC", "-Wl,-z,lazy"]
-    libraries = [f"-L{dest / LIBRARIES}", "-l:libecryptfs.so.1", "-lcrypto"]
-    _succeed(["gcc", *flags, str(code), "-o", str(module), *libraries], work)
-    return module
+    with tempfile.TemporaryDirectory(prefix="ecryptfsd-") as temporary:
+        changed, made = Path(temporary) / code.name, Path(temporary) / module.name
+        changed.write_text(text)
+        _succeed(["gcc", *flags, f"-I{code.parent}", str(changed), "-o", str(made), *libraries], code.parent)
+        shutil.move(made, module)
 
 
 def _succeed(command: list[str], folder: Path) -> None:
@@ -199,14 +247,18 @@ def _wait_for_device(daemon: subprocess.Popen[bytes]) -> None:
     raise RuntimeError(f"ecryptfsd did not open /dev/ecryptfs (its exit code: {daemon.poll()})")
 
 
-def _mount_options(work: Path, bits: int) -> str:
-    passphrase = secrets.token_hex(8)
-    pem = rsa.generate_private_key(public_exponent=65537, key_size=bits).private_bytes(
+def new_key(passphrase: bytes, bits: int) -> bytes:
+    """Returns a new RSA key as a PEM file under a passphrase, in the format that ecryptfs-manager writes."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=bits).private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.TraditionalOpenSSL,
-        serialization.BestAvailableEncryption(passphrase.encode()),
+        serialization.BestAvailableEncryption(passphrase),
     )
-    (work / "key.pem").write_bytes(pem)
+
+
+def _mount_options(work: Path, bits: int) -> str:
+    passphrase = secrets.token_hex(8)
+    (work / "key.pem").write_bytes(new_key(passphrase.encode("ascii"), bits))
     (work / "passphrase").write_text(f"openssl_passwd={passphrase}\n")
     for secret in ("key.pem", "passphrase"):
         (work / secret).chmod(0o600)

@@ -27,6 +27,7 @@ from upcall.protocols.ecryptfs.authtok import AuthTok, pack_auth_tok
 from upcall.testing.lab import LabError, run, why_not
 from upcall.testing.lab import stage as guest
 
+_GROUP = "eCryptfs's files on a real kernel, emulated"
 TIME_LIMIT = 400.0
 GOALS = {"create": 8, "cold open": 3, "create x8": 15, "cold open x8": 5}
 PROCESSES, EACH = 8, 20
@@ -54,7 +55,7 @@ def rows(_: Stage, effort: Effort) -> Iterator[Row]:
         found = json.loads((results / "files.json").read_text())
     for name, goal in GOALS.items():
         ours, peer = found["ours"][name], found["peer"][name]
-        yield compared("files", name, "files/s", ours, peer, "ecryptfsd, RSA-2048", at_least=goal)
+        yield compared(_GROUP, name, "files/s", ours, peer, "ecryptfsd, RSA-2048", at_least=goal)
 
 
 # --- in the guest --------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 
 class Effort(NamedTuple):
@@ -68,10 +70,10 @@ def bounded(
     return Row(group, name, unit, ours, peer, peer_is, ratio, f"<= {at_most:g} {unit}", ours <= at_most)
 
 
-def by_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def by_turns(contenders: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
     """Runs each contender once per round; in every other round in reverse order, so that none always follows the same
     one."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+    found: dict[str, list[T]] = {name: [] for name in contenders}
     for number in range(rounds):
         names = list(contenders)
         for name in names if number % 2 == 0 else reversed(names):

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +47,7 @@ class Sample(NamedTuple):
     wrong: int
     p50: float
     p99: float
+    p999: float
     wall: float
 
     @property
@@ -96,10 +97,16 @@ class Client:
         self.other = int(self._line().split()[1])
         return self
 
-    def body(self, asked: bytes, expected: bytes) -> Client:
-        self._tell(f"body {asked.hex()} {expected.hex() or '-'}")
+    def body(self, asked: bytes, expected: bytes, size: int | None = None) -> Client:
+        """Sets the request, and the right answer. `size`: of an answer of which `expected` is the beginning."""
+        self._tell(f"body {asked.hex()} {expected.hex() or '-'} {len(expected) if size is None else size}")
         self._line()
         return self
+
+    def answers(self) -> list[bytes]:
+        """Returns the last answers of the last run, at most 64."""
+        self._tell("answers")
+        return [bytes.fromhex(answer) for answer in self._line().decode("ascii").split()]
 
     def run(self, count: int, inflight: int = 1, seconds: float = 5.0) -> Sample:
         """Makes a run. BenchError if any answer was wrong, refused or missing."""
@@ -120,8 +127,9 @@ class Client:
     def sample(self, count: int, inflight: int, seconds: float) -> Sample:
         """Makes a run of `count` requests, and accepts any outcome."""
         self._tell(f"run {count} {inflight} {int(seconds * 1000)}")
-        answered, refused, wrong, p50, p99, wall = (int(field) for field in self._line(seconds).split())
-        return Sample(answered, refused, wrong, p50 / 1000, p99 / 1000, wall / 1000)
+        answered, refused, wrong, *times = (int(field) for field in self._line(seconds).split())
+        p50, p99, p999, wall = (time / 1000 for time in times)
+        return Sample(answered, refused, wrong, p50, p99, p999, wall)
 
     def _tell(self, line: str) -> None:
         assert self.process.stdin is not None
@@ -135,6 +143,8 @@ class Client:
         line = self.process.stdout.readline()
         if not line:
             raise BenchError("a client has ended; its reason is above")
+        if line == b"what?\n":
+            raise BenchError("a client refuses a command, or its numbers")
         return line
 
 
@@ -168,9 +178,11 @@ class Stage:
         compiler = shutil.which("cc")
         if compiler is None:
             raise BenchError("there is no C compiler (cc); the peers that we compare with are written in C")
+        flags = [compiler, "-O2", "-Wall", "-Wextra", "-Werror"]
         sources = [str(path) for path in sorted(_SOURCES.glob("*.c"))]
-        flags = ["-O2", "-Wall", "-Wextra", "-Werror"]
-        subprocess.run([compiler, *flags, "-o", str(self.folder / "peer"), *sources], check=True, timeout=60)
+        subprocess.run([*flags, "-o", str(self.folder / "peer"), *sources], check=True, timeout=60)
+        preload = [str(_SOURCES / "ecryptfsd" / "preload.c"), "-o", str(self.folder / "preload.so")]
+        subprocess.run([*flags, "-shared", "-fPIC", *preload], check=True, timeout=60)
 
     def place(self) -> Path:
         """Makes a folder for one more broker."""
@@ -179,13 +191,22 @@ class Stage:
         folder.mkdir(mode=0o755)
         return folder
 
-    def start(self, command: list[str], uid: int | None = None, talks: bool = False) -> subprocess.Popen[bytes]:
-        """Starts a program. `uid`: runs as that user. `talks`: with pipes for stdin and stdout."""
+    def start(
+        self,
+        command: list[str],
+        uid: int | None = None,
+        talks: bool = False,
+        variables: Mapping[str, str] = {},
+        inherits: Collection[int] = (),
+    ) -> subprocess.Popen[bytes]:
+        """Starts a program. `uid`: runs as that user. `talks`: with pipes for stdin and stdout. `variables`: more of
+        its environment. `inherits`: descriptors."""
         pipe = subprocess.PIPE if talks else subprocess.DEVNULL
         other = {} if uid in (None, os.geteuid()) else {"user": uid, "group": uid, "extra_groups": []}
         process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=sys.stderr if talks else self.log, cwd=self.folder,
-            preexec_fn=_end_with_parent, env={**os.environ, **self._environment(uid)}, **other,  # type: ignore[call-overload]
+            preexec_fn=_end_with_parent, env={**os.environ, **self._environment(uid), **variables},
+            pass_fds=inherits, **other,  # type: ignore[call-overload]
         )  # fmt: skip
         self._running[process.pid] = process
         return process  # type: ignore[no-any-return]

@@ -1,20 +1,28 @@
 /* Measuring clients. They execute commands from stdin and answer each with a line on stdout:
  *
- *   body HEX EXPECTED         sets the request's body and the expected answer's             ready
- *   run COUNT INFLIGHT MS     makes COUNT requests, for at most MS     answered refused wrong p50 p99 wall  (ns)
+ *   body HEX EXPECTED SIZE    sets the request's body, and how the answer's begins and how long it is     ready
+ *   run COUNT INFLIGHT MS     makes COUNT requests, for at most MS     answered refused wrong p50 p99 p99.9 wall  (ns)
+ *   answers                   the bodies of the last answers, at most 64, in hex
  */
 #include "wire.h"
 
 #include <poll.h>
 
-enum { SLOTS = 256, SAMPLES = 2000000 };
+enum { SLOTS = 256, SAMPLES = 2000000, KEPT = 64 };
 
 struct client {
 	int fd, netlink;
+	uint32_t most; /* requests in flight */
+	size_t (*pack)(uint8_t *out, uint32_t seq, uint32_t index, uint32_t uid, const void *body, size_t size);
+	int (*parse)(const uint8_t *data, ssize_t size, struct answer *answer);
 	struct sender peer; /* expected sender of answers */
 	uint32_t uid, seq;
 	uint8_t body[BUFFER], expected[BUFFER];
-	size_t body_size, expected_size;
+	size_t body_size, expected_size, answer_size;
+	struct {
+		size_t size;
+		uint8_t body[MAX_PACKET];
+	} kept[KEPT];
 	struct {
 		uint64_t since;
 		uint32_t seq;
@@ -24,7 +32,10 @@ struct client {
 	uint32_t *took;
 };
 
-static struct client client;
+static size_t pack_request(uint8_t *out, uint32_t seq, uint32_t index, uint32_t uid, const void *body, size_t size);
+static int parse_response(const uint8_t *data, ssize_t size, struct answer *answer);
+
+static struct client client = {.most = SLOTS, .pack = pack_request, .parse = parse_response};
 
 static size_t from_hex(const char *text, uint8_t *out)
 {
@@ -52,7 +63,7 @@ static size_t pack_request(uint8_t *out, uint32_t seq, uint32_t index, uint32_t 
 static void ask(struct client *c, uint32_t index)
 {
 	static uint8_t out[BUFFER];
-	size_t size = pack_request(out, ++c->seq, index, c->uid, c->body, c->body_size);
+	size_t size = c->pack(out, ++c->seq, index, c->uid, c->body, c->body_size);
 	c->slots[index].seq = c->seq;
 	c->slots[index].busy = 1;
 	c->slots[index].since = now();
@@ -72,33 +83,63 @@ static ssize_t take(struct client *c, uint8_t *data)
 	}
 }
 
+static int parse_response(const uint8_t *data, ssize_t size, struct answer *answer)
+{
+	const struct response *response = (const void *)data;
+	if (!is_response(data, size))
+		return 0;
+	*answer = (struct answer){.index = response->message.index, .seq = response->message.header.nlmsg_seq,
+				  .refused = response->status, .body = (const uint8_t *)(response + 1),
+				  .size = (size_t)size - sizeof *response};
+	return 1;
+}
+
+static void keep(struct client *c, const struct answer *answer)
+{
+	size_t slot = c->answered % KEPT;
+	c->kept[slot].size = answer->size > MAX_PACKET ? 0 : answer->size;
+	memcpy(c->kept[slot].body, answer->body, c->kept[slot].size);
+}
+
 /* Receives one answer. Returns its slot, which is free again. */
 static uint32_t taken(struct client *c)
 {
 	static uint8_t data[BUFFER];
-	const struct response *response = (void *)data;
+	struct answer answer;
 	for (;;) {
 		ssize_t size = take(c, data);
 		if (size <= 0)
 			die("no answer");
-		uint32_t index = response->message.index;
-		if (!is_response(data, size) || index >= SLOTS || !c->slots[index].busy ||
-		    response->message.header.nlmsg_seq != c->slots[index].seq) {
+		int parsed = c->parse(data, size, &answer);
+		if (parsed < 0)
+			continue;
+		if (!parsed || answer.index >= SLOTS || !c->slots[answer.index].busy ||
+		    answer.seq != c->slots[answer.index].seq) {
 			c->wrong++;
 			continue;
 		}
-		uint64_t took = now() - c->slots[index].since;
-		c->slots[index].busy = 0;
+		uint64_t took = now() - c->slots[answer.index].since;
+		c->slots[answer.index].busy = 0;
 		if (c->answered < SAMPLES)
 			c->took[c->answered] = took > UINT32_MAX ? UINT32_MAX : (uint32_t)took;
-		if (response->status)
+		if (answer.refused)
 			c->refused++;
-		else if ((size_t)size - sizeof *response != c->expected_size ||
-			 memcmp(response + 1, c->expected, c->expected_size))
+		else if (answer.size != c->answer_size || memcmp(answer.body, c->expected, c->expected_size))
 			c->wrong++;
+		keep(c, &answer);
 		c->answered++;
-		return index;
+		return answer.index;
 	}
+}
+
+static void tell_answers(const struct client *c)
+{
+	for (size_t i = 0; i < c->answered && i < KEPT; i++) {
+		for (size_t at = 0; at < c->kept[i].size; at++)
+			printf("%02x", c->kept[i].body[at]);
+		putchar(' ');
+	}
+	putchar('\n');
 }
 
 static int by_size(const void *left, const void *right)
@@ -123,8 +164,9 @@ static void run(struct client *c, uint64_t count, uint32_t inflight, uint64_t mi
 	uint64_t wall = now() - start;
 	size_t kept = c->answered < SAMPLES ? c->answered : SAMPLES;
 	qsort(c->took, kept, sizeof *c->took, by_size);
-	printf("%llu %llu %llu %u %u %llu\n", (unsigned long long)c->answered, (unsigned long long)c->refused,
-	       (unsigned long long)c->wrong, c->took[kept / 2], c->took[kept * 99 / 100], (unsigned long long)wall);
+	printf("%llu %llu %llu %u %u %u %llu\n", (unsigned long long)c->answered, (unsigned long long)c->refused,
+	       (unsigned long long)c->wrong, c->took[kept / 2], c->took[kept * 99 / 100], c->took[kept * 999 / 1000],
+	       (unsigned long long)wall);
 }
 
 static int obey(struct client *c)
@@ -133,18 +175,22 @@ static int obey(struct client *c)
 	struct timeval patience = {.tv_sec = 20};
 	unsigned long long count, milliseconds;
 	unsigned inflight;
+	size_t size;
 	setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
 	setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
 	c->took = calloc(SAMPLES, sizeof *c->took);
 	printf("ready %d\n", c->peer.who.pid);
 	while (c->took && fgets(line, sizeof line, stdin)) {
-		if (sscanf(line, "body %s %s", asked, expected) == 2) {
+		if (sscanf(line, "body %s %s %zu", asked, expected, &size) == 3) {
 			c->body_size = from_hex(asked, c->body);
 			c->expected_size = from_hex(expected, c->expected);
+			c->answer_size = size < c->expected_size ? c->expected_size : size;
 			printf("ready\n");
 		} else if (sscanf(line, "run %llu %u %llu", &count, &inflight, &milliseconds) == 3 && count &&
-			   inflight >= 1 && inflight <= SLOTS) {
+			   inflight >= 1 && inflight <= c->most) {
 			run(c, count, inflight, milliseconds);
+		} else if (!strcmp(line, "answers\n")) {
+			tell_answers(c);
 		} else {
 			printf("what?\n");
 		}
@@ -178,6 +224,16 @@ int drive_broker(const char *path, uint32_t uid)
 	client.fd = local_connect(path);
 	client.peer.who = local_peer(client.fd);
 	client.uid = uid;
+	return obey(&client);
+}
+
+/* Plays fs/ecryptfs on one end of a SEQPACKET pair, whose other end a server has in the place of /dev/ecryptfs. */
+int drive_device(int fd)
+{
+	client.fd = fd;
+	client.most = KERNEL_CONTEXTS;
+	client.pack = pack_frame;
+	client.parse = parse_frame;
 	return obey(&client);
 }
 

@@ -4,6 +4,7 @@
  *   peer broker FOLDER              a broker's hop, for one daemon
  *   peer drive-daemon FOLDER        simulates the broker for one daemon, and measures it (client.c)
  *   peer drive-broker SOCKET UID    a requester for the daemon of UID, and measures it (client.c)
+ *   peer drive-device FD            plays fs/ecryptfs for what reads the other end of FD, and measures it (client.c)
  *   peer junk FOLDER                floods a broker with malformed messages
  *   peer ask SOCKET UID BODY        floods a broker with valid requests
  *   peer hold SOCKET UID COUNT [BODY]   holds COUNT connections; with a body, each makes requests and never reads
@@ -16,19 +17,6 @@
 
 #include <linux/keyctl.h>
 #include <sys/syscall.h>
-
-static size_t take_length(const uint8_t **at, const uint8_t *end)
-{
-	const uint8_t *p = *at;
-	if (p < end && *p < 192) {
-		*at = p + 1;
-		return *p;
-	}
-	if (end - p < 2 || *p > 223)
-		return (size_t)-1;
-	*at = p + 2;
-	return ((size_t)(p[0] - 192) << 8) + p[1] + 192;
-}
 
 /* Makes the tag 67 packet for a tag 66 packet. Returns its size; 0 if that is malformed, or the keyring
  * does not have its key. */
@@ -141,6 +129,8 @@ int main(int argc, char **argv)
 		return drive_daemon(where);
 	if (!strcmp(what, "drive-broker"))
 		return drive_broker(where, uid);
+	if (!strcmp(what, "drive-device") && argc > 2)
+		return drive_device(atoi(where));
 	if (!strcmp(what, "quota-send"))
 		return quota_send();
 	if (!strcmp(what, "quota-flood") && argc > 4)

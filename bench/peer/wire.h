@@ -82,6 +82,20 @@ static inline void netlink_connect(int fd, uint32_t portid)
 		die("connect");
 }
 
+/* Parses the length of an eCryptfs packet and moves *at behind it. Returns (size_t)-1 if it is malformed. */
+static inline size_t take_length(const uint8_t **at, const uint8_t *end)
+{
+	const uint8_t *p = *at;
+	if (p < end && *p < 192) {
+		*at = p + 1;
+		return *p;
+	}
+	if (end - p < 2 || *p > 223)
+		return (size_t)-1;
+	*at = p + 2;
+	return ((size_t)(p[0] - 192) << 8) + p[1] + 192;
+}
+
 static inline ssize_t netlink_take(int fd, void *data, struct sender *sender, int flags)
 {
 	union {
@@ -243,6 +257,21 @@ int serve_as_daemon(const char *folder, int keyring);
 int serve_as_broker(const char *folder);
 int drive_daemon(const char *folder);
 int drive_broker(const char *path, uint32_t uid);
+int drive_device(int fd);
+
+/* device.c */
+enum { KERNEL_CONTEXTS = 32, MAX_PACKET = 531 };
+
+/* What `parse` finds in an answer. `body` points into the received data. */
+struct answer {
+	uint32_t index, seq;
+	int refused;
+	const uint8_t *body;
+	size_t size;
+};
+
+size_t pack_frame(uint8_t *out, uint32_t seq, uint32_t index, uint32_t uid, const void *body, size_t size);
+int parse_frame(const uint8_t *data, ssize_t size, struct answer *answer);
 
 /* quota.c */
 int quota_send(void);
