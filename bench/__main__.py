@@ -23,7 +23,8 @@ from bench import (
     roundtrip,
     rsa,
 )
-from bench.rows import FULL, QUICK, Effort, Row, show, write_json
+from bench.conditions import drift, interpreter, load, processors
+from bench.rows import FULL, QUICK, WATCH, Effort, Row, show, write_json
 from bench.stage import BenchError, Stage
 
 sys._xoptions["upcall-environment"] = (
@@ -57,8 +58,10 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # runs the clean-up of stages
     effort = QUICK if options.quick else FULL
+    WATCH.left = effort.patience
     rows: list[Row] = []
     failed = False
+    print(f"interpreter  {interpreter()}\nprocessors   {processors()}\nload         {load()}", flush=True)
     for name in options.only or GROUPS:
         start = time.monotonic()
         try:
@@ -72,6 +75,7 @@ def main() -> int:
         show(found)
         print(f"  {time.monotonic() - start:.0f} s", flush=True)
         rows += found
+    print(f"\nspeed        {drift(row.spread for row in rows)}\nload         {WATCH}; {load()}")
     if options.json:
         write_json(options.json, rows)
     return 1 if failed else 0

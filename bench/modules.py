@@ -104,7 +104,7 @@ def _row(contender: _Contender, verb: str, ours: list[float], peer: list[float] 
         row = row._replace(peer=statistics.median(peer), peer_is=contender.beside, ratio=ratio)
     if contender.goal is not None:
         row = row._replace(goal=f">= {contender.goal:,} /s", met=median >= contender.goal)
-    return row
+    return row if peer is None else row.judged(ours, peer)
 
 
 def _opener(contender: _Contender, folder: Path) -> Callable[[], KeyHandle]:

@@ -13,10 +13,12 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from bench import ecryptfsd
+from bench.conditions import Series
 from bench.rows import Effort, Row, by_turns, compared
 from bench.stage import BenchError, Client, Stage, cpu_us
 from upcall import client as requester
@@ -128,13 +130,13 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
         built = ecryptfsd.build(stage.folder / "ecryptfsd")
     except LabError as error:
         raise BenchError(str(error)) from error
-    older, why_not = _older(built)
+    folder, why_not = older(built)
     key = _new_key(stage)
     hardened, ours = _ours(stage)
     servers = {"ours": ours, _NEWER: _peer(stage, built, built / ecryptfsd.MODULE)}
-    if older is not None:
-        libraries = older / ecryptfsd.LIBRARIES
-        servers[_OLDER] = _peer(stage, built, older / ecryptfsd.MODULE, libraries)
+    if folder is not None:
+        libraries = folder / ecryptfsd.LIBRARIES
+        servers[_OLDER] = _peer(stage, built, folder / ecryptfsd.MODULE, libraries)
     found = _measured(servers, key, effort)
     for peer, goals in _GOALS.items():
         group = f"ecryptfsd with {peer}, natively, RSA-{_BITS}"
@@ -143,14 +145,14 @@ def rows(stage: Stage, effort: Effort) -> Iterator[Row]:
             continue
         for what, goal in goals.items():
             for field, (title, unit) in _TITLES.items():
-                mine, theirs = ([getattr(one, field) for one in found[what][name]] for name in ("ours", peer))
+                mine, theirs = (found[what][name].map(attrgetter(field)) for name in ("ours", peer))
                 wanted = goal if field == "per_second" else None
                 name = f"{what}, {title}" if wanted else title
                 yield compared(group, name, unit, mine, theirs, "ecryptfsd", at_least=wanted, note=hardened)
     stage.end(pid for server in servers.values() for pid in (server.kernel.pid, *server.pids))
 
 
-def _measured(servers: Mapping[str, _Server], key: _Key, effort: Effort) -> dict[str, dict[str, list[_Figures]]]:
+def _measured(servers: Mapping[str, _Server], key: _Key, effort: Effort) -> dict[str, dict[str, Series[_Figures]]]:
     """Returns the figures of each round: of what -> of which server."""
     found = {}
     for title, work in key.works().items():
@@ -165,12 +167,12 @@ def _measured(servers: Mapping[str, _Server], key: _Key, effort: Effort) -> dict
     return found
 
 
-def _older(built: Path) -> tuple[Path | None, str]:
+def older(built: Path) -> tuple[Path | None, str]:
     """Builds with OpenSSL 1.1.1. Returns the folder; or None, and why."""
     try:
         return ecryptfsd.build_older(built), ""
     except LabError as error:
-        return None, f"{_OLDER} cannot be had: {error}"
+        return None, f"{_OLDER} cannot be had: {' '.join(str(error).split())}"
 
 
 def _new_key(stage: Stage) -> _Key:

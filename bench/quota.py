@@ -249,7 +249,7 @@ def main(peer: str, rounds: int) -> None:
             house.end()
             return cost
 
-        cost = by_turns({"ours": ours, "nld": lambda: alone("nld"), "c": lambda: alone("c")}, min(rounds, 3))
+        cost = by_turns({"ours": ours, "nld": lambda: alone("nld"), "c": lambda: alone("c")}, min(rounds, 3), None)
         house.close()
     found = {"cost": cost, "rate": sum(rates) / len(rates), **status}
     Path("/results/quota.json").write_text(json.dumps(found))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.conditions import Series
 from bench.packets import NOOP_MODULES, new_signature, noop_wrap
 from bench.rows import Effort, Row, by_turns, compared
 from bench.stage import Client, Stage, cpu_us, together
@@ -51,7 +52,7 @@ class Line(NamedTuple):
 _Lines = dict[str, Line]
 
 
-def compare(lines: _Lines, effort: Effort, measure: Callable[[Line], float]) -> dict[str, list[float]]:
+def compare(lines: _Lines, effort: Effort, measure: Callable[[Line], float]) -> dict[str, Series[float]]:
     return by_turns({name: partial(measure, line) for name, line in lines.items()}, effort.rounds)
 
 
@@ -142,7 +143,7 @@ def broker_rows(stage: Stage, effort: Effort) -> Iterator[Row]:
     end(stage, lines)
 
 
-def _hop(group: str, found: dict[str, list[float]]) -> Row:
+def _hop(group: str, found: Mapping[str, Sequence[float]]) -> Row:
     """Returns the row for the broker's cost: a difference of medians, because single rounds vary too much."""
     middle = {name: statistics.median(figures) for name, figures in found.items()}
     ours, theirs = middle["ours"] - middle["ours, no broker"], middle["C"] - middle["C, no broker"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FIELDS = {"group", "name", "unit", "ours", "peer", "peer_is", "ratio", "goal", "met", "note"}
+FIELDS = {"group", "name", "unit", "ours", "peer", "peer_is", "ratio", "goal", "met", "note", "spread", "unsure"}
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (cc) for the peers")
@@ -24,10 +24,14 @@ def test_the_quickest_group_runs_and_its_json_has_the_agreed_fields(tmp_path: Pa
     rows = json.loads(found.read_text())
     assert set(rows) == {"machine", "rows"}
     assert rows["machine"]["processors"] >= 1
+    assert sys.executable in rows["machine"]["interpreter"]
+    assert "spread by" in rows["machine"]["drift"]
     (row,) = rows["rows"]
     assert set(row) == FIELDS
     assert row["peer_is"] == "pyroute2"
     assert row["name"] in done.stdout
+    heads = [line.split()[0] for line in done.stdout.splitlines()[:3]]
+    assert heads == ["interpreter", "processors", "load"]
     assert all(math.isfinite(row[name]) and row[name] > 0 for name in ("ours", "peer", "ratio"))
 
 
