@@ -137,7 +137,7 @@ def test_a_passphrase_that_takes_too_long_is_not_tried_and_the_remedy_is_named(
     pem: bytes, takes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("upcall.keys.pem.load_pem_private_key", lambda *_, **__: pytest.fail("no signal ends this"))
-    remedy = "encrypt it anew, by `openssl pkcs8 -topk8 -iter 1000000`"
+    remedy = "encrypt it again, by `openssl pkcs8 -topk8 -iter 1000000`"
     with pytest.raises(ModuleFailed) as caught:
         load_pem(bytearray(pem), bytearray(WORD), "/k")
     assert str(caught.value) == f"/k: its passphrase takes {takes}: {remedy}"

@@ -91,7 +91,7 @@ def test_a_file_that_is_not_as_packed_is_named_with_the_remedy(
         put(system, UNIT, changed)
     done = setup(system, "--check", "--json")
     report = json.loads(done.output)
-    assert report["lines"] == [f"{UNIT}: {told}: apt-get install --reinstall upcall"]
+    assert report["lines"] == [f"{UNIT}: {told}: apt install --reinstall ./upcall_*.deb"]
     assert (done.exit_code, report["ready"]) == (1, False)
 
 

@@ -54,7 +54,7 @@ def refresh_token(entry: Entry) -> str:
         return ""
     if entry.blob is None:
         keyring.unlink(serial)
-        return f"; `upcall key add {entry.name}` makes its auth token anew"
+        return f"; `upcall key add {entry.name}` makes a new auth token"
     with contextlib.suppress(UpcallError, OSError):
         if take_auth_tok(keyring.read(serial)).blob == entry.blob:
             return ""

@@ -148,7 +148,7 @@ REASONS: Final[dict[str, Reason]] = {
         errno.EBUSY,
         TEMPFAIL,
         "all calls for the key{named} hang",
-        f"{_AGAIN}; `upcall lock {{key}}` and `upcall unlock {{key}}` open it anew",
+        f"{_AGAIN}; `upcall lock {{key}}` and `upcall unlock {{key}}` open it again",
     ),
     # --- names (dns_resolver, id_resolver, cifs.idmap) ---
     "no-name-server": Reason(

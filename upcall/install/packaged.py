@@ -13,7 +13,7 @@ from upcall.protocols.request_key.install.system import System
 
 PACKAGE: Final = "upcall"
 _UNITS: Final = ("/lib/systemd/system", "/usr/lib/systemd/user")
-_MENDS: Final = f"apt-get install --reinstall {PACKAGE}"
+_MENDS: Final = f"apt install --reinstall ./{PACKAGE}_*.deb"  # it is in no archive
 
 
 def packaged(system: System) -> Manifest | None:

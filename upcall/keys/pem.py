@@ -82,7 +82,7 @@ def check_cost(pem: bytes | bytearray, path: str) -> None:
             raise ModuleFailed(f"{path}: a damaged PEM file") from None
         unit, most = ("(N * r * p) of scrypt", _MOST_SCRYPT) if _SCRYPT in algorithm else ("rounds", _MOST_ROUNDS)
         if rounds > most:
-            remedy = "encrypt it anew, by `openssl pkcs8 -topk8 -iter 1000000`"
+            remedy = "encrypt it again, by `openssl pkcs8 -topk8 -iter 1000000`"
             raise ModuleFailed(f"{path}: its passphrase takes {rounds} {unit}, at most {most} are accepted: {remedy}")
 
 

@@ -201,7 +201,7 @@ def _short(value: object) -> str:
 
 class BrokerConnection:
     """Sends requests to the broker, one at a time. Raises UpcallError only. Thread-safe: threads take turns. After a
-    fork, the child connects anew."""
+    fork, the child makes a new connection."""
 
     def __init__(
         self, folder: str | os.PathLike[str] | None = None, uid: int | None = None, timeout: float = 10.0
