@@ -18,6 +18,7 @@ from upcall.keys.replacing import leftovers, record_path
 from upcall.keys.store import KeyStore
 from upcall.process.control import DaemonControl
 from upcall.protocols.ecryptfs.authtok import take_auth_tok
+from upcall.testing.processes import until
 
 __all__ = ["daemon", "home", "pinned"]  # the fixtures
 
@@ -219,6 +220,7 @@ def test_a_record_with_foreign_paths_or_fields_is_refused(home: Path, field: str
 
 def test_rename_keeps_signature_token_and_file(home: Path, daemon: Running) -> None:
     run("generate", "k", "--bits", "2048", "--no-passphrase")
+    until(lambda: shown("k")["state"] == "open", "the daemon has opened it")
     before = shown("k")
     assert run("rename", "k", "new").stdout == "k is new now\n"
     assert {**shown("new"), "name": "k"} == before
