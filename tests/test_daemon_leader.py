@@ -124,6 +124,16 @@ def test_after_cheap_jobs_a_parked_follower_is_promoted_before_an_expensive_one(
     assert pool.workers.threads == WAITING, "no thread was started"
 
 
+def test_no_other_worker_is_woken_for_a_job_while_one_is_at_the_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "WAITING", 4)
+    pool = Pool(monkeypatch)
+    pool.teach("expensive", WORTH_IT)
+    for _ in range(10):
+        pool.run("expensive", pool.taking(WORTH_IT))
+    assert (pool.workers._receiving, len(pool.workers._parked)) == (2, 2)
+    pool.end_watch()
+
+
 def test_a_cheap_job_that_blocks_gives_the_socket_to_a_parked_follower(pool: Pool) -> None:
     pool.teach("cheap", CHEAP)
     gate, entered, done = threading.Event(), threading.Event(), threading.Event()

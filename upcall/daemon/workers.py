@@ -178,10 +178,9 @@ class Workers(Generic[Job]):
 
     def _share(self, pace: _Pace, now: float) -> None:
         """Promotes a follower before the leader runs a job, if there is something to do for it."""
-        others = self._receiving
-        if pace.quick:
-            others += sum(len(lane.deadlines) for lane in self._lanes.values() if lane.quick)
-        if others < (WAITING if pace.quick else 1):
+        if self._receiving:
+            return
+        if not pace.quick or sum(len(lane.deadlines) for lane in self._lanes.values() if lane.quick) < WAITING:
             self._promote(pace, now)
 
     # --- the workers ---------------------------------------------------------------------------------------
