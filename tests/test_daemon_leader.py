@@ -267,10 +267,10 @@ def test_a_kind_of_jobs_that_is_not_known_is_slow() -> None:
 
 @pytest.mark.parametrize(
     ("arrival", "took", "helped"),
-    [(50e-6, 15e-6, False), (50e-6, 40e-6, False), (50e-6, 265e-6, True), (10e-6, 60e-6, True), (1e-3, 7e-4, False)],
+    [(30e-6, 15e-6, False), (18e-6, 45e-6, False), (50e-6, 265e-6, True), (10e-6, 60e-6, True), (1e-3, 7e-4, False)],
     ids=["no-op", "RSA, wrap", "RSA, unwrap", "RSA on a fast machine", "RSA on an emulated machine"],
 )
-def test_a_follower_helps_if_it_comes_before_half_of_the_job_is_over(
+def test_a_follower_helps_if_it_comes_before_a_quarter_of_the_job_is_over(
     arrival: float, took: float, helped: bool
 ) -> None:
     pace = learned(arrival, took, took, took)
@@ -298,6 +298,18 @@ def test_a_follower_that_did_not_help_is_tried_again_rarely() -> None:
         pace.took(15e-6)
         tried += pace.shared
     assert tried == 10
+
+
+def test_jobs_too_short_for_a_follower_leave_all_as_it_is_and_longer_ones_count() -> None:
+    pace = learned(50e-6, 15e-6, 15e-6)
+    for _ in range(100):
+        pace.took(150e-6)
+    assert pace.least == 15e-6
+    assert not pace.shared
+    for _ in range(100):
+        pace.took(300e-6)
+    assert pace.helped
+    assert pace.shared
 
 
 def test_waiting_for_other_threads_does_not_make_a_job_expensive() -> None:

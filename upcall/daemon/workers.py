@@ -5,7 +5,7 @@ another one costs more than they do. Before a job that is worth it, the leader p
 to the socket in its place:
 
 - A job of a kind that usually takes longer than QUICK, or is not known, never leaves the socket unattended.
-- A quicker job is worth it if a follower comes to the socket before half of the job is over, and a processor is free.
+- A quicker job is worth it if a follower comes to the socket before a quarter of it is over, and a processor is free.
   Both times are learned by each lane and kind of job. A job that does not release the interpreter's lock is never
   worth it: no follower gets past it.
 
@@ -35,24 +35,30 @@ QUICK = 1e-3  # seconds; longer jobs never leave the socket unattended
 OVERLONG = 0.02  # seconds; the watcher's rounds
 _LANES = 256  # that are remembered with what is known of their jobs
 _KINDS = 8  # of a lane, likewise
+_SOON = 4  # a follower helps if it comes within a 4th of a job: the interpreter's lock changes hands several times
 _TRIED = 1024  # jobs, after which a follower is promoted again although that did not help
 
 
 class _Pace:
     """What is known of one kind of jobs in a lane. Times in seconds."""
 
-    __slots__ = ("arrival", "helped", "jobs", "least", "quick", "shared", "usual")
+    __slots__ = ("arrival", "helped", "jobs", "least", "quick", "shared", "too_short", "usual")
 
     def __init__(self) -> None:
         self.jobs = 0
         self.usual = OVERLONG  # smoothed; until the first job is done, it is assumed to be slow
         self.least = math.inf  # near the minimum, which contains next to no waiting for other threads
         self.arrival = 0.0  # likewise: from a job's begin until a promoted follower is at the socket; 0: unknown
-        self.quick = self.helped = False  # usually QUICK at most; a follower is there before half of a job is over
+        self.quick = self.helped = (
+            False  # usually QUICK at most; a follower is there before a quarter of a job is over
+        )
         self.shared = True  # a follower is promoted before the next job, if there is something to do for it
+        self.too_short = 0.0  # jobs up to this change nothing of it
 
     def took(self, seconds: float) -> None:
         self.jobs += 1
+        if seconds < self.too_short and self.jobs % _TRIED:
+            return
         if self.jobs == 1:
             self.usual = seconds
         else:
@@ -60,15 +66,16 @@ class _Pace:
         least = self.least
         self.least = least = seconds if seconds < least else least + (seconds - least) / 8
         self.quick = self.usual <= QUICK
-        self.helped = 0 < 2 * self.arrival < least
+        self.helped = 0 < _SOON * self.arrival < least
         self.shared = self.helped or not self.quick or not self.arrival or not self.jobs % _TRIED
+        self.too_short = 0.0 if self.shared else min(_SOON * self.arrival, QUICK)
 
     def arrived(self, seconds: float) -> None:
         known = self.arrival
         self.arrival = seconds if seconds < known or not known else known + (seconds - known) / 8
 
     def is_slow(self) -> None:
-        self.usual, self.quick, self.shared = OVERLONG, False, True
+        self.usual, self.quick, self.shared, self.too_short = OVERLONG, False, True, 0.0
 
 
 class _Lane(Generic[Job]):
