@@ -486,6 +486,18 @@ def test_keys_expire_with_their_passphrases_after_a_time_without_use(asking: Sce
     assert asking.cache.status() == []
 
 
+def test_a_key_counts_as_just_used_when_the_time_without_use_is_set(scene: Scene, clock: list[float]) -> None:
+    assert scene.outcome() == "answered"
+    clock[0] += 1000
+    scene.cache.lock_after = 60.0
+    assert scene.cache.expire() == ([], 60.0)
+    clock[0] += 59
+    scene.cache.lock_after = 70.0  # which is no use
+    assert scene.cache.expire() == ([], 11.0)
+    clock[0] += 11
+    assert scene.cache.expire() == ([KEY], None)
+
+
 def test_a_key_that_was_opened_ahead_expires_though_no_request_has_used_it(scene: Scene, clock: list[float]) -> None:
     scene.cache.lock_after = 60.0
     scene.keys.warm([KEY], ahead=True)

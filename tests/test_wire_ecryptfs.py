@@ -92,6 +92,13 @@ def test_every_packet_length_is_read_back_and_others_are_refused() -> None:
             wire.pack_length(size)
 
 
+@pytest.mark.parametrize("tag", [0x41, 0x43])
+def test_an_answer_of_every_size_is_packed_as_by_its_parts(tag: int) -> None:
+    for size in range(600):
+        content = bytes(size)
+        assert wire.pack_success(tag, content) == bytes((tag, 0)) + wire.pack_length(size) + content
+
+
 def test_two_length_bytes_cannot_say_a_small_size() -> None:
     """So there is one way only to write a size, and what was taken is what would be packed."""
     for first in range(192, 224):

@@ -34,7 +34,7 @@ class KeyCache:
     """Thread-safe. `prompter` is told when keys are locked and unlocked."""
 
     def __init__(self, modules: KeyModules, prompter: Prompter) -> None:
-        self.lock_after = 0.0  # seconds without use after which a key is closed and its passphrase forgotten; 0: never
+        self._lock_after = 0.0
         self._modules, self._prompter = modules, prompter
         self._lock = threading.Lock()
         self._opened: dict[str, Opened] = {}
@@ -42,19 +42,33 @@ class KeyCache:
         self._locks = Locks()
         self._used: dict[str, float] = {}  # signature -> when, by `now`; of what is open, or has a passphrase
 
+    @property
+    def lock_after(self) -> float:
+        """Seconds without use after which a key is closed and its passphrase forgotten; 0: never. Uses are recorded
+        only then; when it is set, all keys count as just used."""
+        return self._lock_after
+
+    @lock_after.setter
+    def lock_after(self, seconds: float) -> None:
+        with self._lock:
+            if not self._lock_after:
+                self._used = dict.fromkeys(self._used, now())
+            self._lock_after = seconds
+
     # --- opened keys ---------------------------------------------------------------------------------------
 
     def find(self, signature: str) -> Opened | None:
         """Returns an opened key, unless it is overdue; then it is closed. Refused("locked"). Takes no lock."""
         if self._locks.refuses(signature):
             raise Refused("locked", why=self._why(signature))
-        if self.lock_after and self._overdue(signature, now()):
+        if self._lock_after and self._overdue(signature, now()):
             self.forget(signature)
         return self._opened.get(signature)
 
     def used(self, signature: str) -> None:
-        """Records that a key has just been used."""
-        self._used[signature] = now()
+        """Records that a key has just been used, if that matters."""
+        if self._lock_after:
+            self._used[signature] = now()
 
     def opened_by(self, signature: str) -> str:
         """Returns the alias of the module that has opened the key; "" if it is not open."""
@@ -218,7 +232,7 @@ class KeyCache:
     # --- with the lock held, except for `_overdue` ---------------------------------------------------------
 
     def _overdue(self, signature: str, at: float) -> bool:
-        return bool(self.lock_after) and at - self._used.get(signature, at) >= self.lock_after
+        return bool(self._lock_after) and at - self._used.get(signature, at) >= self._lock_after
 
     def _drop(self, signature: str) -> Opened | None:
         """Removes a key from the cache and wipes its passphrase. Returns the key, for the caller to close later."""
