@@ -300,6 +300,17 @@ def test_a_follower_that_did_not_help_is_tried_again_rarely() -> None:
     assert tried == 10
 
 
+def test_one_follower_that_comes_late_does_not_count_but_many_do() -> None:
+    pace = learned(50e-6, 265e-6)
+    pace.arrived(5e-3)
+    pace.took(265e-6)
+    assert pace.helped
+    for _ in range(10):
+        pace.arrived(5e-3)
+    pace.took(265e-6)
+    assert not pace.helped
+
+
 def test_jobs_too_short_for_a_follower_leave_all_as_it_is_and_longer_ones_count() -> None:
     pace = learned(50e-6, 15e-6, 15e-6)
     for _ in range(100):

@@ -49,9 +49,8 @@ class _Pace:
         self.usual = OVERLONG  # smoothed; until the first job is done, it is assumed to be slow
         self.least = math.inf  # near the minimum, which contains next to no waiting for other threads
         self.arrival = 0.0  # likewise: from a job's begin until a promoted follower is at the socket; 0: unknown
-        self.quick = self.helped = (
-            False  # usually QUICK at most; a follower is there before a quarter of a job is over
-        )
+        self.quick = False  # it usually takes QUICK at most
+        self.helped = False  # a follower is at the socket before a quarter of a job is over
         self.shared = True  # a follower is promoted before the next job, if there is something to do for it
         self.too_short = 0.0  # jobs up to this change nothing of it
 
@@ -72,7 +71,8 @@ class _Pace:
 
     def arrived(self, seconds: float) -> None:
         known = self.arrival
-        self.arrival = seconds if seconds < known or not known else known + (seconds - known) / 8
+        # Grows slowly: one follower that was held up by something else does not count.
+        self.arrival = seconds if seconds < known or not known else known + min(seconds - known, known) / 8
 
     def is_slow(self) -> None:
         self.usual, self.quick, self.shared, self.too_short = OVERLONG, False, True, 0.0
