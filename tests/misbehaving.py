@@ -123,7 +123,12 @@ class BadHandler:
     def lane(self, envelope: Envelope, /) -> str:
         if envelope.body == b"lane":
             raise RuntimeError(SECRET)
-        return "bad"
+        return [] if envelope.body == b"lane of a wrong type" else "bad"  # type: ignore[return-value]
+
+    def kind(self, envelope: Envelope, /) -> str:
+        if envelope.body == b"kind":
+            raise RuntimeError(SECRET)
+        return [] if envelope.body == b"kind of a wrong type" else "bad"  # type: ignore[return-value]
 
     def answer(self, envelope: Envelope, /) -> Any:
         results = {b"none": None, b"text": "text", b"huge": bytes(100_000), b"good": b"it"}

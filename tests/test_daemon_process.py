@@ -237,7 +237,10 @@ def test_malformed_requests_of_a_broker_are_refused_and_junk_is_dropped(
     assert daemon.process.poll() is None
 
 
-@pytest.mark.parametrize("how", [b"lane", b"none", b"text", b"huge", b"raise"])
+@pytest.mark.parametrize(
+    "how",
+    [b"lane", b"lane of a wrong type", b"kind", b"kind of a wrong type", b"none", b"text", b"huge", b"raise"],
+)
 def test_a_handler_that_misbehaves_is_refused_and_the_daemon_lives(
     folder: Path, start_daemon: StartDaemon, how: bytes
 ) -> None:

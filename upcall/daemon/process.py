@@ -72,7 +72,7 @@ class _Route:
 
 # Plain tuples: they are made for each request.
 _Job = tuple[Envelope, _Route, BrokerLink, bool]  # the last: whether it is a notice, which must not be answered
-_Work = tuple[_Job, str, str | int | None, float, float]  # as Workers' `receive` returns it
+_Work = tuple[_Job, str, str | int, float, float]  # as Workers' `receive` returns it
 
 
 class Daemon:
@@ -331,7 +331,9 @@ class Daemon:
             if route is None:
                 raise Refused("no-service")
             lane = route.handler.lane(envelope)
-            kind = None if route.kind is None else route.kind(envelope)
+            kind = 0 if route.kind is None else route.kind(envelope)
+            if not isinstance(lane, str) or not isinstance(kind, (int, str)):
+                raise TypeError  # the workers must be able to look them up
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything; the worker must go on
             self._send(link, envelope, self._refusal(envelope, error))
             return None
@@ -354,7 +356,7 @@ class Daemon:
         if route is None:
             self.log("notice-unhandled", service=envelope.service, why="no handler is installed and allowed")
             return None
-        return (envelope, route, link, True), f"notices {envelope.service}", None, math.inf, time.monotonic()
+        return (envelope, route, link, True), f"notices {envelope.service}", 0, math.inf, time.monotonic()
 
     def _tell(self, envelope: Envelope, handler: Handler) -> None:
         try:
