@@ -66,6 +66,11 @@ class Laneless(Echo):
         return None
 
 
+class Kindless(Echo):
+    def kind(self, envelope: Envelope, /) -> Any:
+        return [envelope.body[0]]
+
+
 class Breaking(Echo):
     def lane(self, envelope: Envelope, /) -> Any:
         return envelope.body.decode("ascii")
@@ -125,6 +130,7 @@ class Cryptic(Echo):
         (Another(), {"services_are_names"}),
         (Slow(), {"lanes_are_found_quickly"}),
         (Laneless(), {"lanes_are_found_quickly"}),
+        (Kindless(), {"lanes_are_found_quickly"}),
         (Breaking(), {"nonsense_has_no_lane"}),
         (Credulous(), {"nonsense_is_refused"}),
         (Wordy(), {"answers_are_bytes", "several_threads_may_ask"}),

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 
 from upcall.core.errors import ModuleFailed, PeerError, Refused
 from upcall.core.messages import Answer
-from upcall.handler import Explaining, Handler
+from upcall.handler import Explaining, Handler, Varied
 from upcall.testing.subject import ContractBroken, NotApplicable, described
 from upcall.wire.envelope import MAX_BODY, MAX_NAME, Envelope, pack_response
 
-QUICK = 0.005  # seconds for the fastest of a few calls of `lane`, which runs in the worker at the socket
+QUICK = 0.005  # seconds for the fastest of a few calls of `lane` and `kind`, which run in the worker at the socket
 PATIENCE = 20.0  # seconds for one answer
 THREADS, CALLS = 8, 4
 
@@ -40,9 +40,12 @@ def lanes_are_found_quickly(handler: Handler, asking: Envelope) -> None:
     for _ in range(5):
         begun = time.perf_counter()
         lane = handler.lane(asking)
+        kind = handler.kind(asking) if isinstance(handler, Varied) else 0
         times.append(time.perf_counter() - begun)
         if not isinstance(lane, str) or not lane:
             raise ContractBroken(f"`lane` gave {type(lane).__name__}, a text is needed")
+        if not isinstance(kind, (int, str)):
+            raise ContractBroken(f"`kind` gave {type(kind).__name__}, a text or a number is needed")
     if min(times) > QUICK:
         raise ContractBroken(f"`lane` takes {min(times) * 1e3:.0f} ms, at most {QUICK * 1e3:.0f} are right")
 
