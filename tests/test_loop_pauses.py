@@ -114,3 +114,38 @@ def test_what_is_deferred_runs_on_its_owners_account() -> None:
     loop.defer(SLOW_UID, lambda: ran.append(10))
     assert ran[-1] == 10, "at the end nothing is deferred"
     loop.close()
+
+
+def test_an_owner_whose_work_for_others_is_slow_twice_is_paused_and_others_are_not() -> None:
+    loop = Loop()
+    loop._much = 0.001
+    loop.now = time.monotonic()
+    loop.measured(OTHER, busy_for, 0.0)
+    loop.measured(SLOW_UID, busy_for, 0.01)  # slow by the clock: it may have been preempted
+    assert not loop.charged(SLOW_UID)
+    assert loop.measured(SLOW_UID, lambda: 7) == 7
+    assert not loop.charged(SLOW_UID)
+    with pytest.raises(ConnectionError):
+        loop.measured(SLOW_UID, slow_failure)
+    assert loop.charged(SLOW_UID)
+    assert not loop.charged(OTHER)
+    loop.close()
+
+
+def slow_failure() -> None:
+    busy_for(0.01)
+    raise ConnectionError
+
+
+def test_an_owner_that_only_waited_is_not_paused() -> None:
+    loop, (ours, theirs) = Loop(), socket.socketpair()
+    loop._much = 0.001
+    loop.now = time.monotonic()
+    ours.settimeout(0.01)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            loop.measured(SLOW_UID, ours.recv, 1)
+    assert not loop.charged(SLOW_UID)
+    for one in (ours, theirs):
+        one.close()
+    loop.close()

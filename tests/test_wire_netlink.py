@@ -184,10 +184,16 @@ def test_any_bytes_give_a_value_that_packs_to_the_same_or_a_peer_error(data: byt
         response = wire.take_response(data)
         assert wire.pack_response(*response) == masked_response(data)
         assert wire.response_position(data) == response[:2]
+        head = wire.response_head(data)
+        assert (head[3], head[5], wire.take_outcome(head, data)) == response
 
 
 @given(st.binary(max_size=40))
 def test_a_position_is_read_from_any_bytes_that_are_long_enough(data: bytes) -> None:
+    head = wire.response_head(data)
+    assert bool(head) == (len(data) >= 28)
+    if head:
+        assert (head[3], head[5]) == wire.response_position(data)
     if len(data) < 24:
         with pytest.raises(PeerError):
             wire.response_position(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from functools import partial
+import struct
 from typing import TYPE_CHECKING
 
 from upcall.core.registry import Association
@@ -17,6 +17,8 @@ from upcall.wire.envelope import HEADER, HELO, QUIT, RESPONSE, pack_control, pac
 if TYPE_CHECKING:
     from upcall.broker.registration import DaemonConnection, Registration
 
+_CONTROL = HEADER.size  # bytes of HELO and QUIT
+_HELO, _QUIT, _RESPONSE = (struct.pack("=H", kind) for kind in (HELO, QUIT, RESPONSE))  # nlmsg_type, after nlmsg_len
 _JUNK_IN_A_ROW, _JUNK_PAUSE = 8, 0.02  # useless messages until the link is muted; seconds
 _LAST_WORDS, _AT_ONCE = 256, 8  # messages read after the process has ended, in all and per turn
 
@@ -72,7 +74,7 @@ class DaemonLink:
     def send(self, data: bytes) -> bool:
         """Sends one message without blocking. False if the daemon's buffer is full, or its sends were too slow lately.
         ConnectionError if its portid is free."""
-        if len(data) == HEADER.size:
+        if len(data) == _CONTROL:
             # Send QUIT on the connection, too. The daemon's main thread reads it there before the end of file; on
             # the link, a worker may have received it and not handled it yet.
             self._connection.tell(data)
@@ -80,7 +82,7 @@ class DaemonLink:
         if loop.pays(person):
             return self.socket.send(data)
         # Called for another person, or for the kernel. The daemon can make the send slow, so its person is charged.
-        return not loop.charged(person) and loop.measured(person, partial(self.socket.send, data))
+        return not loop.charged(person) and loop.measured(person, self.socket.send, data)
 
     def connection_closed(self) -> None:
         """Handles the end of the daemon's connection. Answers that it sent before are still accepted."""
@@ -131,24 +133,22 @@ class DaemonLink:
 
     def _take(self, packet: Packet) -> bool:
         """Handles one message. False if it was rejected."""
-        data = packet.data
-        kind = HEADER.unpack_from(data)[1] if len(data) >= HEADER.size else 0
-        if packet.uid != self.uid or packet.pid != self.pid:
+        data, pid, uid, _ = packet
+        if uid != self.uid or pid != self.pid:
             # The sender inherited the sockets or was given them; it is not the process that requested the link.
             # A daemon in another pid namespace is rejected here, too: AF_UNIX translates pids, netlink does not.
-            self._registration.reject(
-                "uid" if packet.uid != self.uid else "pid", self.uid, self.pid, packet.uid, packet.pid
-            )
+            self._registration.reject("uid" if uid != self.uid else "pid", self.uid, self.pid, uid, pid)
             return False
+        kind = data[4:6] if len(data) >= _CONTROL else b""
         if self.association is None:
-            return self._register(kind == HELO and len(data) == HEADER.size)
-        if kind == RESPONSE:
+            return self._register(kind == _HELO and len(data) == _CONTROL)
+        if kind == _RESPONSE:
             return self._router.answered(self.association, data)
-        if kind == QUIT and len(data) == HEADER.size:
+        if kind == _QUIT and len(data) == _CONTROL:
             self._log("daemon-quit", uid=self.uid, pid=self.pid)
             self._router.quit(self.association)
             return True
-        if kind == HELO and len(data) == HEADER.size:
+        if kind == _HELO and len(data) == _CONTROL:
             return True
         self._registration.reject("message", self.uid, self.pid)
         return False

@@ -64,6 +64,7 @@ class Origin(Protocol):
 
 
 _NOBODY = Requester(0, 0)
+_FREE, _PENDING, _DONE = State.FREE, State.PENDING, State.DONE  # a look-up in an enumeration costs on the hot path
 
 
 class Context:
@@ -89,7 +90,7 @@ class Context:
 
     def __init__(self, index: int, service: str) -> None:
         self.index, self.service = index, service
-        self.state = State.FREE
+        self.state = _FREE
         self.counter = self.pid = 0
         self.requester = _NOBODY
         self.line = NO_LINE
@@ -99,7 +100,7 @@ class Context:
 
     def clear(self) -> None:
         """Drops the request: body and origin are released, and no reply matches any more."""
-        self.state = State.FREE
+        self.state = _FREE
         self.counter, self.service, self.body, self.origin = 0, "", b"", None
 
     def __repr__(self) -> str:
@@ -173,7 +174,7 @@ class Contexts:
         self._used += 1
         context.counter = (self._start + self._used) % COUNTERS
         context.pid = pid
-        context.state = State.PENDING
+        context.state = _PENDING
         return context.counter
 
     def match(self, index: int, seq: int, uid: int, pid: int) -> Context:
@@ -182,7 +183,7 @@ class Contexts:
         if not 0 <= index < self._size:
             raise self._reject("index")
         context = self._allocated.get(index)
-        if context is None or context.state is not State.PENDING:
+        if context is None or context.state is not _PENDING:
             raise self._reject("state")
         if uid != self.uid:
             raise self._reject("uid")
@@ -190,7 +191,7 @@ class Contexts:
             raise self._reject("pid")
         if seq != context.counter:
             raise self._reject("sequence")
-        context.state = State.DONE
+        context.state = _DONE
         return context
 
     def _reject(self, on: str) -> Rejected:
@@ -199,18 +200,18 @@ class Contexts:
 
     def withdraw(self, context: Context) -> None:
         """Makes the context done without a reply. The caller must settle it, and free it."""
-        context.state = State.DONE
+        context.state = _DONE
 
     def expired(self, now: float) -> list[Context]:
         """Withdraws and returns the contexts whose deadline has passed. The caller must settle and free each."""
-        late = [c for c in self._allocated.values() if c.state is State.PENDING and c.deadline <= now]
+        late = [c for c in self._allocated.values() if c.state is _PENDING and c.deadline <= now]
         for context in late:
             self.withdraw(context)
         return late
 
     def next_deadline(self) -> float | None:
         """Returns the earliest deadline of the pending contexts; None if none is pending."""
-        return min((c.deadline for c in self._allocated.values() if c.state is State.PENDING), default=None)
+        return min((c.deadline for c in self._allocated.values() if c.state is _PENDING), default=None)
 
     def free(self, context: Context) -> None:
         """Clears the context and makes its index available. ValueError if it is not in use."""

@@ -21,12 +21,13 @@ from upcall.core.service import Service
 from upcall.wire.envelope import (
     NOTICE,
     QUIT,
-    Envelope,
+    REQUEST,
     pack_control,
-    pack_request,
+    pack_request_of,
     refusal,
+    response_head,
     response_position,
-    take_response,
+    take_outcome,
 )
 
 Log = Callable[..., None]
@@ -118,7 +119,9 @@ class Router:
         if uid == ROOT and rules.network:
             uid = self.machine
         association = self.registry.get(uid)
-        deadline = min(deadline, now + rules.patience)
+        latest = now + rules.patience
+        if deadline > latest:
+            deadline = latest
         if association is None or association.leaving:
             return self._without_daemon(uid, rules, _Parked(service, requester, body, origin, deadline, line), now)
         contexts = self._contexts[uid]
@@ -131,7 +134,8 @@ class Router:
         context.origin, context.body, context.requester = origin, body, requester
         context.since, context.line = now, line
         context.deadline = deadline
-        self._wake = min(self._wake, context.deadline)
+        if deadline < self._wake:
+            self._wake = deadline
         self._send(association, contexts, context)
         return None
 
@@ -157,7 +161,7 @@ class Router:
 
     def _send(self, association: Association, contexts: Contexts, context: Context) -> None:
         """Sends a context to a daemon; settles it with a refusal if it would deadlock or cannot be sent."""
-        if association.who in context.line:
+        if context.line and association.who in context.line:
             who = context.requester
             self.log(
                 "deadlock-refused", uid=association.uid, service=context.service, pid=who.pid, daemon=association.pid
@@ -172,14 +176,12 @@ class Router:
             contexts.withdraw(context)
             self._finish(contexts, context, refusal("no-context"))
             return
-        envelope = Envelope(
-            seq, context.index, context.service, context.requester, int(context.deadline * 1e9), context.body
-        )
-        origin = context.origin
-        if origin is not None and origin.wants_why and _may_know_why(association, context):
-            envelope = envelope._replace(wants_why=True)
+        data = pack_request_of(
+            REQUEST, seq, context.index, context.service, context.requester, int(context.deadline * 1e9),
+            context.body, _may_know_why(association, context),
+        )  # fmt: skip
         try:
-            taken = association.link.send(pack_request(envelope))
+            taken = association.link.send(data)
         except ConnectionError:
             self.gone(association)
             return
@@ -195,8 +197,9 @@ class Router:
         matched.
         """
         contexts = self._contexts[association.uid]
+        head = response_head(data)
         try:
-            seq, index = response_position(data)
+            seq, index = (head[3], head[5]) if head else response_position(data)
             context = contexts.match(index, seq, association.uid, association.pid)
         except (Rejected, PeerError) as error:
             on = error.on if isinstance(error, Rejected) else "length"
@@ -204,7 +207,7 @@ class Router:
             association.rejected += 1
             self.log("reply-rejected", uid=association.uid, pid=association.pid, on=on)
             return False
-        outcome = self._checked(association, context, data)
+        outcome = self._checked(association, context, data, head)
         self._finish(contexts, context, outcome)
         if isinstance(outcome, Answer):
             association.answered += 1
@@ -214,11 +217,13 @@ class Router:
             self._let_go(association)
         return True
 
-    def _checked(self, association: Association, context: Context, data: bytes) -> Answer | Refusal:
+    def _checked(
+        self, association: Association, context: Context, data: bytes, head: tuple[int, ...]
+    ) -> Answer | Refusal:
         """Returns the outcome of a matched reply: the daemon's, or "bad-answer" if it is malformed or fails the
         check."""
         try:
-            outcome = take_response(data).outcome
+            outcome = take_outcome(head, data)
             if isinstance(outcome, Answer):
                 self.services[context.service].check(context.body, outcome.body)
             elif outcome.why and not _may_know_why(association, context):
@@ -271,7 +276,7 @@ class Router:
         if association.leaving:
             return "daemon-full"  # a newer daemon may register soon
         try:
-            taken = association.link.send(pack_request(Envelope(0, 0, service, requester, 0, body), NOTICE))
+            taken = association.link.send(pack_request_of(NOTICE, 0, 0, service, requester, 0, body, False))
         except ConnectionError:
             self.gone(association)
             return "no-daemon"

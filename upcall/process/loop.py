@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 URGENT = -1  # the owner of what is served in every turn: the kernel, signals, ends of processes
 LISTENER = -2  # the owner of listening sockets, which belong to no person
@@ -35,6 +35,7 @@ _HALVED_EVERY = 0.05  # seconds until an owner's used time counts half
 
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class HasFileno(Protocol):
@@ -85,6 +86,7 @@ class Loop:
         self.over = False  # shutdown: `defer` calls back at once
         self._paused: dict[int, float] = {}  # by owner: paused until, after a slow callback
         self._charged: dict[int, float] = {}  # the same, after work in another owner's callback
+        self._suspected: set[int] = set()  # owners whose work in others' callbacks was slow by the clock
         # Owners whose last callback was slow: their processor time is read. How many more were slow in a row.
         self._watched: dict[int, int] = {}
         self._halved = 0.0
@@ -148,8 +150,11 @@ class Loop:
     def wait_until(self, when: float) -> list[Pollable]:
         """Waits until a source is ready, a timer is due, or `when` (seconds of CLOCK_MONOTONIC). Returns the ready
         sources, for `run`, and sets `now` and `since`."""
-        wake = min(when, self.wake)
-        ready = self.wait(-1 if wake == math.inf else max(0.0, wake - time.monotonic()))
+        wake = when if when < self.wake else self.wake
+        timeout = -1.0
+        if wake != math.inf and (timeout := wake - time.monotonic()) < 0.0:
+            timeout = 0.0
+        ready = self.wait(timeout)
         self.since, self.now = self.now, time.monotonic()
         return ready
 
@@ -164,7 +169,8 @@ class Loop:
         if self._deferred:
             due = max(0.0, min(self._paused.get(owner, 0.0) for owner in self._deferred) - time.monotonic())
             timeout = due if timeout < 0 else min(timeout, due)
-        return [self._sources[fd] for fd, _ in self._epoll.poll(timeout) if fd in self._sources]
+        sources = self._sources
+        return [sources[fd] for fd, _ in self._epoll.poll(timeout) if fd in sources]
 
     def defer(self, owner: int, callback: Callable[[], None]) -> None:
         """Calls back soon, charged to `owner`: for work that another owner's callback, a timer or the end of a process
@@ -181,7 +187,7 @@ class Loop:
             self._halve(now)
         if self._deferred:
             ready = [*ready, *(Pollable(-1, partial(self._run_deferred, owner), owner) for owner in self._deferred)]
-        used = self._used
+        used, sources, watched, clock = self._used, self._sources, self._watched, time.monotonic
         if len(ready) > 1:
             urgent = [source for source in ready if source.owner == URGENT]
             others = [source for source in ready if source.owner != URGENT]
@@ -190,17 +196,17 @@ class Loop:
             ready = urgent + others
         began = now
         for source in ready:
-            if source.fd >= 0 and self._sources.get(source.fd) is not source:
+            if sources.get(source.fd) is not source and source.fd >= 0:
                 continue
             owner = self.running = source.owner
-            if owner in self._watched:
+            if owner in watched:
                 self._run_watched(source, now)
-                ended = time.monotonic()
+                ended = clock()
             else:
                 source.callback()
-                ended = time.monotonic()
+                ended = clock()
                 if ended - began > self._slow and owner > 0:
-                    self._watched[owner] = 0
+                    watched[owner] = 0
             used[owner] = used.get(owner, 0.0) + ended - began
             began = ended
             if ended - now > self._turn and owner != URGENT:
@@ -234,14 +240,24 @@ class Loop:
         """Returns whether work for the owner delays only the owner: its own callback is running, or it is root."""
         return owner in (self.running, 0)
 
-    def measured(self, owner: int, work: Callable[[], T]) -> T:
+    def measured(self, owner: int, work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
         """Does work for an owner in another owner's callback, and charges its processor time to the owner. Returns
-        what `work` returns, raises what it raises."""
-        began = time.thread_time()  # preemption must not be charged
+        what `work` returns, raises what it raises.
+
+        Reading the processor time is a system call, which few owners deserve: it begins with the owner's first work
+        that was slow by the clock, which is not charged because preemption may have been the cause."""
+        if owner in self._suspected:
+            began = time.thread_time()
+            try:
+                return work(*args, **named)
+            finally:
+                self.charge(owner, time.thread_time() - began)
+        began = time.monotonic()
         try:
-            return work()
+            return work(*args, **named)
         finally:
-            self.charge(owner, time.thread_time() - began)
+            if time.monotonic() - began > self._much:
+                self._suspected.add(owner)
 
     def charge(self, owner: int, seconds: float) -> None:
         """Charges processor time of work for an owner in another owner's callback; more than _CHARGED pauses the
@@ -260,6 +276,8 @@ class Loop:
         self._charged = {owner: until for owner, until in self._charged.items() if until > now}
         if len(self._watched) > _WATCHED:
             self._watched = {owner: slow for owner, slow in self._watched.items() if owner in self._paused}
+        if len(self._suspected) > _WATCHED:
+            self._suspected.intersection_update(self._charged)
         self._used = {owner: used / 2 for owner, used in self._used.items() if used > 1e-5}
 
     def close(self) -> None:

@@ -117,7 +117,14 @@ class Envelope(NamedTuple):
 def pack_request(envelope: Envelope, kind: int = REQUEST) -> bytes:
     """Returns the bytes of a REQUEST or NOTICE (`kind`). PeerError if the name is not 1 to MAX_NAME bytes long or the
     body is longer than MAX_BODY; UnicodeEncodeError if the name is not ASCII."""
-    seq, index, service, (uid, pid), deadline_ns, body, wants_why = envelope
+    return pack_request_of(kind, *envelope)
+
+
+def pack_request_of(
+    kind: int, seq: int, index: int, service: str, requester: Requester, deadline_ns: int, body: bytes, wants_why: bool
+) -> bytes:
+    """As `pack_request`, of the envelope's fields."""
+    uid, pid = requester
     name = service.encode("ascii")
     if not 1 <= len(name) <= MAX_NAME or len(body) > MAX_BODY:
         raise PeerError("request", f"a name of {len(name)} and a body of {len(body)} bytes are out of bounds")
@@ -201,23 +208,36 @@ def response_position(data: bytes) -> tuple[int, int]:
 
 def take_response(data: bytes) -> Response:
     """Parses a RESPONSE that fills `data`. PeerError if it is malformed. An unknown reason is kept."""
-    if len(data) < RESPONSE_HEAD.size:
-        raise PeerError("response", f"{len(data)} bytes, at least {RESPONSE_HEAD.size} are needed")
-    length, kind, _, seq, _, index, size, version, status, code = RESPONSE_HEAD.unpack_from(data)
+    head = response_head(data)
+    outcome = take_outcome(head, data)
+    return Response(head[3], head[5], outcome)
+
+
+def response_head(data: bytes) -> tuple[int, ...]:
+    """Returns the numbers before the body of a RESPONSE, unchecked, for `take_outcome`; seq is [3], index is [5].
+    Empty if `data` is too short."""
+    return RESPONSE_HEAD.unpack_from(data) if len(data) >= _RESPONSE_HEAD_SIZE else ()
+
+
+def take_outcome(head: tuple[int, ...], data: bytes) -> Answer | Refusal:
+    """Parses a RESPONSE that fills `data`, of which `head` is the response_head. PeerError if it is malformed."""
+    if not head:
+        raise PeerError("response", f"{len(data)} bytes, at least {_RESPONSE_HEAD_SIZE} are needed")
+    length, kind, _, _, _, _, size, version, status, code = head
     if kind != RESPONSE or length != len(data) or size != length - _BEFORE_DATA:
         raise PeerError("response", f"type {kind}, nlmsg_len {length} and data_len {size} do not fit", 0)
     if version != VERSION:
         raise PeerError("response", f"version {version}, {VERSION} is known", _BEFORE_DATA)
-    body = data[RESPONSE_HEAD.size :]
+    body = data[_RESPONSE_HEAD_SIZE:]
     if status == STATUS_ANSWERED:
         if len(body) > MAX_BODY:
             raise PeerError("response", f"a body of {len(body)} bytes", RESPONSE_HEAD.size)
-        return Response(seq, index, Answer(body))
+        return _new(Answer, (body,))
     body, has_why, why = body.partition(b"\0")
     if len(body) > MAX_REASON or not body.isascii() or not body.decode("ascii").isprintable():
         raise PeerError("response", "the reason is not a short printable text", RESPONSE_HEAD.size)
     text = _take_why(why, RESPONSE_HEAD.size + len(body) + 1) if has_why else ""
-    return Response(seq, index, Refusal(body.decode("ascii"), code, text))
+    return Refusal(body.decode("ascii"), code, text)
 
 
 def _take_why(data: bytes, where: int) -> str:
@@ -251,10 +271,13 @@ __all__ = [
     "pack_control",
     "pack_message",
     "pack_request",
+    "pack_request_of",
     "pack_response",
     "refusal",
+    "response_head",
     "response_position",
     "take_message",
+    "take_outcome",
     "take_request",
     "take_response",
 ]
