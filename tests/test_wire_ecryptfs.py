@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from upcall.core.errors import PeerError
@@ -306,6 +306,63 @@ def test_any_answer_passes_the_check_and_fits_a_frame_or_is_a_peer_error(answer:
             continue
         # What passed fits the longest frame that the kernel takes.
         assert len(wire.pack_frame(Frame(wire.RESPONSE, 0, 0, answer))) <= wire.MAX_WRITE
+
+
+def accepts(check: Callable[..., object], *packets: bytes) -> bool:
+    try:
+        check(*packets)
+    except PeerError:
+        return False
+    return True
+
+
+@st.composite
+def damaged(draw: st.DrawFn, packets: st.SearchStrategy[bytes]) -> bytes:
+    """A packet with up to two bytes changed, inserted or deleted."""
+    data = bytearray(draw(packets))
+    for _ in range(draw(st.integers(0, 2))):
+        at, what = draw(st.integers(0, max(0, len(data) - 1))), draw(st.sampled_from(["change", "insert", "delete"]))
+        data[at : at + (what != "insert")] = b"" if what == "delete" else bytes((draw(u8),))
+    return bytes(data)
+
+
+asks = st.builds(Ask, st.sampled_from([0x40, 0x42]), signatures, contents | file_keys().map(wire.pack_file_key))
+packed_asks = asks.map(wire.pack_ask)
+long_contents = st.integers(0, 600).flatmap(lambda n: st.binary(min_size=n, max_size=n))
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> tuple[bytes, bytes]:
+    """A valid request, and an answer that is nearly right: of any size, sometimes with the key in clear."""
+    asked = draw(packed_asks)
+    content = draw(long_contents | contents | file_keys().map(wire.pack_file_key))
+    if draw(st.booleans()):
+        at = draw(st.integers(0, len(content)))
+        content = content[:at] + wire.take_ask(asked).content[1:-2] + content[at:]
+    reply = Reply(draw(st.sampled_from([0x41, 0x43])), 0, content[:8100])
+    return asked, draw(damaged(st.just(wire.pack_reply(reply))))
+
+
+@settings(max_examples=1000)
+@given(answers())
+@example((DECRYPT, b"\x41\0\xe6" + bytes(230)))
+@example((ENCRYPT, b"\x43\0\xe6" + bytes(230)))
+@example((ENCRYPT, b"\x43\0\xc0"))
+def test_the_fast_check_of_answers_accepts_what_the_exact_one_does(pair: tuple[bytes, bytes]) -> None:
+    asked, answer = pair
+    assert accepts(wire.check_answer, asked, answer) == accepts(wire._find_fault, asked, answer)
+
+
+@settings(max_examples=1000)
+@given(damaged(packed_asks))
+@example(b"\x40\x10" + SIGNATURE.encode() + b"\xe6" + bytes(230))
+def test_a_request_passes_the_check_if_it_can_be_parsed(data: bytes) -> None:
+    assert accepts(wire.check_ask, data) == accepts(wire.take_ask, data)
+
+
+@given(u32, u32, contents)
+def test_the_frame_of_an_answer_is_read_back(seq: int, index: int, packet: bytes) -> None:
+    assert wire.take_frame(wire.pack_response_frame(seq, index, packet)) == Frame(wire.RESPONSE, seq, index, packet)
 
 
 def test_the_longest_answer_that_passes_is_the_longest_that_the_kernel_takes() -> None:

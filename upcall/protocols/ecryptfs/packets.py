@@ -92,29 +92,40 @@ class Frame(NamedTuple):
 
 def pack_frame(frame: Frame) -> bytes:
     """Packs a frame. PeerError if a value does not fit the kernel's field widths."""
-    head = _FRAME.pack(frame.type, frame.seq)
     if frame.data is None or frame.index is None:
-        return head
-    size = _MESSAGE.size + len(frame.data)
-    return b"".join((head, pack_length(size), _MESSAGE.pack(frame.index, len(frame.data)), frame.data))
+        return _FRAME.pack(frame.type, frame.seq)
+    return _pack_whole(frame.type, frame.seq, frame.index, frame.data)
+
+
+def pack_response_frame(seq: int, index: int, packet: bytes) -> bytes:
+    """Packs the frame of a RESPONSE. PeerError if a value does not fit the kernel's field widths."""
+    return _pack_whole(RESPONSE, seq, index, packet)
+
+
+def _pack_whole(kind: int, seq: int, index: int, data: bytes) -> bytes:
+    size = len(data)
+    return b"".join((_FRAME.pack(kind, seq), pack_length(8 + size), _MESSAGE.pack(index, size), data))
 
 
 def take_frame(data: bytes) -> Frame:
     """Parses a frame that fills `data`. PeerError if it is malformed, or its lengths contradict each other."""
-    if len(data) < _FRAME.size:
-        raise PeerError("frame", f"{len(data)} bytes, at least {_FRAME.size} are needed")
+    there = len(data)
+    if there < 5:
+        raise PeerError("frame", f"{there} bytes, at least 5 are needed")
     kind, seq = _FRAME.unpack_from(data)
-    if len(data) == _FRAME.size:
+    if there == 5:
         return Frame(kind, seq)
-    size, at = take_length(data, _FRAME.size, "frame")
-    if at + size != len(data):
-        raise PeerError("frame", f"says {size} bytes, {len(data) - at} are there", _FRAME.size)
-    if size < _MESSAGE.size:
+    size, at = data[5], 6
+    if size >= 192:
+        size, at = take_length(data, 5, "frame")
+    if at + size != there:
+        raise PeerError("frame", f"says {size} bytes, {there - at} are there", 5)
+    if size < 8:
         raise PeerError("frame", f"{size} bytes hold no struct ecryptfs_message", at)
     index, length = _MESSAGE.unpack_from(data, at)
-    if length != size - _MESSAGE.size:
-        raise PeerError("frame", f"data_len {length}, {size - _MESSAGE.size} bytes are there", at + 4)
-    return Frame(kind, seq, index, data[at + _MESSAGE.size :])
+    if length != size - 8:
+        raise PeerError("frame", f"data_len {length}, {size - 8} bytes are there", at + 4)
+    return tuple.__new__(Frame, (kind, seq, index, data[at + 8 :]))  # as Frame(...), in half the time
 
 
 # --- signatures ----------------------------------------------------------------------------------------------
@@ -188,6 +199,19 @@ def take_ask(data: bytes) -> Ask:
     if end != len(data):
         raise PeerError(what, f"{len(data) - end} bytes too many", end)
     return Ask(tag, signature.decode("ascii"), content)
+
+
+def check_ask(data: bytes) -> None:
+    """Checks a packet of tag 64 or 66 that fills `data`. PeerError if it is malformed."""
+    at = _ASK_HEAD.size
+    if len(data) >= at:  # the fast path of take_ask, without its copies
+        tag, size, signature, count = _ASK_HEAD.unpack_from(data)
+        if count >= 192:
+            count, at = take_length(data, at - 1, "request packet")
+        fits = tag in ANSWER_TO and size == SIGNATURE_LENGTH and at + count == len(data)
+        if fits and not signature.strip(b"0123456789abcdef"):
+            return
+    take_ask(data)
 
 
 def pack_reply(reply: Reply) -> bytes:
@@ -268,11 +292,34 @@ def check_file_key(data: bytes) -> None:
 
 
 def check_answer(asked: bytes, answer: bytes) -> None:
-    """Checks the packet of an answer. PeerError unless it is a valid, successful answer to the packet `asked`.
+    """Checks the packet of an answer. PeerError unless it is a valid, successful answer to the packet `asked`, which
+    has passed check_ask.
 
     The kernel checks less: it accepts an encrypted key of any size, including 0, and writes it into the file's header.
     The file is then lost (fs/ecryptfs/keystore.c, parse_tag_67_packet).
     """
+    if len(answer) < 4 or answer[1] != STATUS_OK or not _fits(asked, answer):
+        _find_fault(asked, answer)
+
+
+def _fits(asked: bytes, answer: bytes) -> bool:
+    """Returns True only if `_find_fault` finds none; in a third of its time for nearly all valid answers."""
+    tag, size, at = answer[0], answer[2], 3
+    if size >= 192:
+        size, at = take_length(answer, 2, "answer packet")
+    if at + size != len(answer):
+        return False
+    if tag == TAG_65:
+        if asked[0] != TAG_64:
+            return False
+        take_file_key(answer[at:])
+        return True
+    if tag != TAG_67 or len(asked) < 30 or asked[0] != TAG_66 or asked[18] != len(asked) - 19:
+        return False
+    return asked[18] <= size <= MAX_WRAPPED and asked[20:-2] not in answer
+
+
+def _find_fault(asked: bytes, answer: bytes) -> None:
     reply = take_reply(answer)
     if ANSWER_TO.get(asked[0]) != reply.tag:
         raise PeerError("answer packet", f"tag {reply.tag:#04x} is no answer to tag {asked[0]:#04x}", 0)

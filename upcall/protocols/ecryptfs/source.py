@@ -10,6 +10,7 @@ import errno
 import math
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from upcall.core.errors import PeerError, error_words
@@ -19,7 +20,7 @@ from upcall.kernel.process import schedule_as_batch
 from upcall.process.log import EventLog
 from upcall.process.loop import URGENT, Loop
 from upcall.process.source import Source
-from upcall.protocols.ecryptfs.packets import REQUEST, RESPONSE, Frame, pack_failure, pack_frame, take_ask, take_frame
+from upcall.protocols.ecryptfs.packets import REQUEST, Frame, check_ask, pack_failure, pack_response_frame, take_frame
 from upcall.wire.envelope import refusal
 
 _SERVICE = "ecryptfs"
@@ -56,7 +57,7 @@ class _FromKernel:
 
     def settle(self, outcome: Answer | Refusal) -> None:
         packet = outcome.body if isinstance(outcome, Answer) else pack_failure(self._asked)
-        self._devices.write(self._device, Frame(RESPONSE, self._seq, self._index, packet))
+        self._devices.write(self._device, self._seq, self._index, packet)
 
 
 class Devices(Source):
@@ -95,7 +96,7 @@ class Devices(Source):
         self._wanted.pop(uid, None)
         self._open[uid] = device
         schedule_as_batch()
-        self.loop.add(device, lambda: self._on_readable(device), URGENT)
+        self.loop.add(device, partial(self._on_readable, device, Requester(uid, 0)), URGENT)
         self.log("device-opened", uid=uid)
         self._heartbeat.at(self.loop.now + _HEARTBEAT)
 
@@ -121,8 +122,8 @@ class Devices(Source):
             if not device.readable():
                 break
             frame = self._read(device)
-            if frame is not None and frame.data is not None:
-                self.write(device, Frame(RESPONSE, frame.seq, frame.index, pack_failure(frame.data)))
+            if frame is not None and frame.data is not None and frame.index is not None:
+                self.write(device, frame.seq, frame.index, pack_failure(frame.data))
                 self.counts["refused at closing"] += 1
         device.close()
         self.log("device-closed", uid=uid)
@@ -131,17 +132,17 @@ class Devices(Source):
         for uid in tuple(self._open):
             self.close_of(uid)
 
-    def write(self, device: Device, frame: Frame) -> None:
+    def write(self, device: Device, seq: int, index: int, packet: bytes) -> None:
         """Writes an answer. If its requester has gone (EINVAL) it is counted and logged."""
         if device.fd < 0:
             return
         try:
-            device.write(pack_frame(frame))
+            device.write(pack_response_frame(seq, index, packet))
         except OSError as error:
             self.counts["not taken"] += 1
-            self.log("device-write-failed", uid=device.uid, seq=frame.seq, index=frame.index, why=error)
+            self.log("device-write-failed", uid=device.uid, seq=seq, index=index, why=error)
 
-    def _on_readable(self, device: Device) -> None:
+    def _on_readable(self, device: Device, requester: Requester) -> None:
         frame = self._read(device)
         if frame is None:
             return
@@ -150,12 +151,11 @@ class Devices(Source):
             return
         origin = _FromKernel(self, device, frame.seq, frame.index, frame.data)
         try:
-            take_ask(frame.data)
+            check_ask(frame.data)
         except PeerError as error:
             self.log("request-rejected", uid=device.uid, why=error)
             origin.settle(refusal("bad-request"))
             return
-        requester = Requester(device.uid, 0)
         self.router.ask(device.uid, _SERVICE, requester, frame.data, origin, self.loop.since)
 
     def _read(self, device: Device) -> Frame | None:
