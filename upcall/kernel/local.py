@@ -26,7 +26,6 @@ _MOST_QUEUED = (
 )
 _TIMEVAL = struct.Struct("@ll")
 _FIVE_SECONDS, _NO_LIMIT = _TIMEVAL.pack(5, 0), _TIMEVAL.pack(0, 0)
-_TRUNC = int(socket.MSG_TRUNC)
 
 
 def pidfd_of(connection: socket.socket) -> int:
@@ -153,10 +152,10 @@ def receive(connection: socket.socket) -> bytes | None:
     """Returns the next datagram; empty at the end of file; None if there is none now. ConnectionError if it was
     truncated."""
     try:
-        data, _, flags, _ = connection.recvmsg(MAX_MESSAGE)
+        data = connection.recv(MAX_MESSAGE + 1)  # one byte more shows truncation, for less than recvmsg(2) costs
     except BlockingIOError:
         return None
-    if flags & _TRUNC:
+    if len(data) > MAX_MESSAGE:
         raise ConnectionError("a message longer than the protocol has")
     return data
 

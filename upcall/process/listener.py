@@ -87,18 +87,20 @@ class Connection:
 
     def _take(self, data: bytes) -> None:
         try:
+            envelope = take_request(data)
+        except PeerError as error:
+            self._refuse_malformed(data, error)
+        else:
+            self._listener.ask(self, envelope, Asked(self, envelope.seq, envelope.index))
+
+    def _refuse_malformed(self, data: bytes, error: PeerError) -> None:
+        try:
             seq, index = response_position(data)
         except PeerError:
             self.close()  # without seq and index it cannot be answered
             return
-        origin = Asked(self, seq, index)
-        try:
-            envelope = take_request(data)
-        except PeerError as error:
-            self._listener.log("request-rejected", uid=self.uid, pid=self.pid, why=error)
-            origin.settle(refusal("bad-request"))
-            return
-        self._listener.ask(self, envelope, origin)
+        self._listener.log("request-rejected", uid=self.uid, pid=self.pid, why=error)
+        Asked(self, seq, index).settle(refusal("bad-request"))
 
     def answer(self, data: bytes) -> None:
         """Sends the answer to one request without blocking. A requester whose buffer is full loses its connection."""
