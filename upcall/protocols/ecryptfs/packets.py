@@ -312,7 +312,7 @@ def _fits(asked: bytes, answer: bytes) -> bool:
     if tag == TAG_65:
         if asked[0] != TAG_64:
             return False
-        take_file_key(answer[at:])
+        check_file_key(answer[at:])
         return True
     if tag != TAG_67 or len(asked) < 30 or asked[0] != TAG_66 or asked[18] != len(asked) - 19:
         return False
@@ -326,7 +326,7 @@ def _find_fault(asked: bytes, answer: bytes) -> None:
     if reply.status != STATUS_OK:
         raise PeerError("answer packet", f"status {reply.status:#04x}", 1)
     if reply.tag == TAG_65:
-        take_file_key(reply.content)
+        check_file_key(reply.content)
         return
     content = take_ask(asked).content
     if not len(content) <= len(reply.content) <= MAX_WRAPPED:
