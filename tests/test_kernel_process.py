@@ -6,7 +6,9 @@ import ctypes
 import errno
 import mmap
 import os
+import platform
 import resource
+import threading
 from pathlib import Path
 
 import pytest
@@ -121,3 +123,40 @@ def test_a_process_name_that_imitates_a_uid_line_does_not_change_the_uid_read(se
         return procfs.real_uid(os.getpid())
 
     assert in_child(told) == os.getuid()
+
+
+def heaps_of_threads() -> int:
+    """The heaps that glibc reserves for threads: 64 MB each, aligned to that, of which the end is inaccessible."""
+    size, count = 64 << 20, 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, flags, *_ = line.split()
+        start, end = (int(one, 16) for one in span.split("-"))
+        count += flags == "---p" and end % size == 0 and start // size == (end - 1) // size
+    return count
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have one heap")
+@pytest.mark.parametrize("shared", [True, False])
+def test_threads_share_one_heap(shared: bool) -> None:
+    def told() -> int:
+        if shared:
+            process.share_heap()
+        before, ready = heaps_of_threads(), threading.Barrier(5)
+
+        def allocate() -> None:
+            kept = bytes(100_000)
+            ready.wait()
+            ready.wait()
+            assert kept
+
+        threads = [threading.Thread(target=allocate) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        ready.wait()
+        found = heaps_of_threads() - before
+        ready.wait()
+        for thread in threads:
+            thread.join()
+        return found
+
+    assert (in_child(told) == 0) is shared

@@ -23,7 +23,7 @@ from upcall.daemon.reload import Renewing
 from upcall.daemon.settings import DaemonSettings
 from upcall.kernel import keyring
 from upcall.kernel.notify import Manager
-from upcall.kernel.process import harden
+from upcall.kernel.process import harden, share_heap
 from upcall.process import entry
 from upcall.process.hardening import done_listening, of_daemon
 from upcall.process.log import EventLog
@@ -50,6 +50,7 @@ def serve_with(settings: DaemonSettings, faults: Sequence[Fault] = ()) -> int:
     hangup = Hangup()
     manager = Manager()
     harden()
+    share_heap()
     hardened = of_daemon(settings.hardening, settings.records, _own_folder())
     log = EventLog("upcall-daemon")
     log("privileges-dropped", **hardened._asdict())
