@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,20 @@ def works(broker: RunningBroker, signature: str) -> bool:
 
 def busy_key(keyring: FolderKeyring, gate: Gate) -> str:
     return keyring.add("feedfeedfeedfeed", "bad", f"gate {gate.path}".encode())
+
+
+def test_sequence_numbers_of_a_broker_do_not_go_on_from_those_of_an_earlier_one(tmp_path: Path) -> None:
+    """A reply to an earlier broker's request would match otherwise."""
+    numbers = set()
+    for name in ("1", "2", "3"):
+        with (
+            RunningBroker(tmp_path / name) as broker,
+            PlayedDaemon(broker.folder) as daemon,
+            PlayedRequester(broker.folder) as requester,
+        ):
+            requester.ask(PLEASE)
+            numbers.add(daemon.request().seq)
+    assert len(numbers) == 3
 
 
 # --- HELO, QUIT, replacement ---------------------------------------------------------------------------------

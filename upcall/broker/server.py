@@ -64,7 +64,7 @@ class Server:
         self.log.person_of = self.people.of
         self.loop = Loop()
         self.launcher = Launcher(self.loop, self.log, lambda uid: self.router.given_up(uid), start)
-        self.router = Router(services, self.log, self.launcher.start, machine)
+        self.router = Router(services, self.log, self.launcher.start, machine, _random_u32)
         self.router.person_of = self.people.of
         self._stopping = self._rereading = False
         self.hardening: Hardening | None = None
@@ -187,6 +187,10 @@ class Server:
         for source in self.sources:
             found |= source.status(uid)
         return found
+
+
+def _random_u32() -> int:
+    return int.from_bytes(os.urandom(4), "little")  # `secrets` would cost 4 MB and 5 ms: it loads OpenSSL
 
 
 def main(settings: BrokerSettings, faults: Sequence[Fault] = ()) -> None:

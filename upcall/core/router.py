@@ -7,7 +7,6 @@ when it is taken out: by a matching reply, its deadline, the daemon's end, or th
 from __future__ import annotations
 
 import math
-import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
@@ -65,7 +64,8 @@ class Router:
 
     `services`: by name. `log(event, **fields)` must not block. `start(uid)` begins to start a daemon and returns
     whether one is on its way; `given_up` must be called if none comes. `machine`: the uid of the machine's daemon,
-    which is asked instead of root's for services with `network`.
+    which is asked instead of root's for services with `network`. `random_u32`: where a daemon's sequence numbers
+    begin; unpredictable, so that no reply to an earlier broker matches. The default is for tests.
     """
 
     def __init__(
@@ -74,10 +74,11 @@ class Router:
         log: Log,
         start: Callable[[int], bool] = lambda _: False,
         machine: int = ROOT,
+        random_u32: Callable[[], int] = lambda: 0,
     ) -> None:
         self.services = services
         self.machine = machine
-        self._start = start
+        self._start, self._random_u32 = start, random_u32
         self._parked: dict[int, list[_Parked]] = {}
         self.registry = Registry()
         self.log = log
@@ -309,7 +310,7 @@ class Router:
         association = Association(uid, pid, portid, link, now, began)
         contexts = self._contexts.get(uid)
         if contexts is None:
-            contexts = self._contexts[uid] = Contexts(uid, self._shares, secrets.randbits(32))
+            contexts = self._contexts[uid] = Contexts(uid, self._shares, self._random_u32())
         old = self.registry.helo(association)
         if old is not None:
             self.log("daemon-replaced", uid=uid, pid=old.pid, by=pid)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from upcall.core.service import Service
 from upcall.protocols.ecryptfs.configuration import TABLES
-from upcall.protocols.ecryptfs.packets import check_answer, take_ask
+from upcall.protocols.ecryptfs.packets import check_answer, check_ask
 from upcall.protocols.protocol import Given, Protocol
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 # The kernel's time-out is 3 s (ecryptfs_message_wait_timeout). A late answer could reach a context that is in use
 # again, so half a second is reserved for the answer. The kernel has 32 contexts (ecryptfs_message_buf_len) for all
 # uids together, so some are reserved: one user's hanging key module must not use up all.
-ECRYPTFS: Final = Service("ecryptfs", 2.5, 32, 8, check_answer, take_ask, local=False)
+ECRYPTFS: Final = Service("ecryptfs", 2.5, 32, 8, check_answer, check_ask, local=False)
 
 # The same packets, requested by processes, which may wait longer than the kernel.
-KEY: Final = Service("key", 10.0, 32, 0, check_answer, take_ask, local=True)
+KEY: Final = Service("key", 10.0, 32, 0, check_answer, check_ask, local=True)
 
 
 def source(given: Given) -> MakeSource | None:
