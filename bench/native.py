@@ -54,7 +54,7 @@ _GOALS = {
     _OLDER: {"create x1": 1.0, "open x1": 2.5, "create x8": 1.8, "open x8": 5.5},
 }
 # Rounds are many and short, so that a drift of the processor's speed affects both sides of each ratio.
-_SHORTER = 3
+_ROUNDS, _SECONDS = 3, 0.25  # of each round, and of each second of the effort
 
 
 class _Figures(NamedTuple):
@@ -160,10 +160,10 @@ def _measured(servers: Mapping[str, _Server], key: _Key, effort: Effort) -> dict
             server.kernel.body(*work).run(100, max(_INFLIGHT))
         for inflight in _INFLIGHT:
             contenders = {
-                name: partial(server.measure, key, work, inflight, effort.seconds / _SHORTER)
+                name: partial(server.measure, key, work, inflight, effort.seconds * _SECONDS)
                 for name, server in servers.items()
             }
-            found[f"{title} x{inflight}"] = by_turns(contenders, effort.rounds * _SHORTER)
+            found[f"{title} x{inflight}"] = by_turns(contenders, effort.rounds * _ROUNDS)
     return found
 
 
