@@ -745,6 +745,7 @@ def test_a_mount_of_roots_whose_mount_point_is_exchanged_with_a_users_stays(alic
     assert is_there, told
 
 
+@pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_mount_of_roots_over_or_in_ones_own_is_not_taken_away(
     alice: Person, lower: Path, upper: Path, inside: bool, lazy: bool
