@@ -161,13 +161,19 @@ def test_a_key_that_is_open_is_mounted_without_a_question(daemon: Running, home:
     assert "assphrase" not in there.seen
 
 
-def test_without_a_terminal_the_command_that_unlocks_is_named(daemon: Running, home: Path) -> None:
+@pytest.mark.parametrize(("cause", "why"), [("command", "is locked since"), ("", "waits for its passphrase")])
+def test_without_a_terminal_the_command_that_unlocks_is_named(
+    daemon: Running, home: Path, cause: str, why: str
+) -> None:
     _, words = _with_a_passphrase(home)
-    run("lock")
+    daemon.keys.cache.lock(None, cause or "screen-lock")
+    if not cause:
+        daemon.keys.cache.unlock_all("screen-lock")
     command = [sys.executable, "-c", WITHOUT_SOURCE, *words, "--create"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
-    assert "files cannot be opened until `upcall unlock default`" in done.stderr
+    assert f"the key default {why}" in done.stderr
+    assert "no file can be opened until `upcall unlock default`" in done.stderr
 
 
 def test_a_missing_folder_is_not_made_unasked(source: Source, folders: tuple[str, str]) -> None:

@@ -253,7 +253,8 @@ def _add_keys(ctx: click.Context, entry: MountEntry) -> None:
             with contextlib.redirect_stdout(sys.stderr):
                 ctx.invoke(add if state.state == NOT_ADDED else unlock, name=key.name)
         elif state.state in (LOCKED, MISSING):
-            output.note(f"the key {key.name} is {state}: files cannot be opened until `upcall unlock {key.name}`")
+            why = f"the key {key.name} is {state}" if state.cause else f"the key {key.name} waits for its passphrase"
+            output.note(f"{why}: no file can be opened until `upcall unlock {key.name}`")
 
 
 def _warn_without_daemon() -> None:
