@@ -153,9 +153,11 @@ PASSPHRASE = rb"(New passphrase for the key \w+|The same once more|Passphrase fo
 
 
 def quick_start(document: str) -> tuple[list[str], list[str]]:
-    """The commands of root and of the user in a document's blocks about mounts, and what the user's print."""
+    """The commands of root and of the user in a document's blocks about mounts, and what the user's print; but for
+    mounts whose keys need a package of their own, which is not here."""
     text = (HERE / document).read_text()
     blocks = [block for block in BLOCK.findall(text) if "upcall mount " in block or "[mount]" in block]
+    blocks = [block for block in blocks if "apt install" not in block]
     lines = [line for block in blocks for line in block.splitlines()]
     return [line[2:] for line in lines if line.startswith("# ")], [line for line in lines if line[:2] != "# "]
 
