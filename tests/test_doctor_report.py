@@ -95,8 +95,8 @@ def test_a_problem_is_printed_with_its_remedy_and_exit_code_1(monkeypatch: pytes
         (1000, "apt install ./upcall-spnego_*.deb", "#"),
         (1000, "chmod 0600 /etc/passwd", "#"),
         (1000, "mv /etc/request-key.d/upcall.conf /etc/request-key.d/upcall.conf.old", "#"),
-        (os.getuid(), f"kill -CONT {os.getpid()}", PROMPT),
-        (os.getuid() + 1, f"kill -CONT {os.getpid()}", "#"),
+        (os.getuid(), "kill -CONT OURS", PROMPT),
+        (os.getuid() + 1, "kill -CONT OURS", "#"),
         (1000, "chmod 0600 /no/such/file", "$"),
         (1000, "rm 'a b'", "$"),
         (1000, "systemctl --user restart upcall-daemon.service", "$"),
@@ -107,6 +107,7 @@ def test_a_problem_is_printed_with_its_remedy_and_exit_code_1(monkeypatch: pytes
 def test_a_command_that_root_must_run_is_shown_after_a_hash(
     monkeypatch: pytest.MonkeyPatch, uid: int, command: str, prompt: str
 ) -> None:
+    command = command.replace("OURS", str(os.getpid()))
     monkeypatch.setattr("os.geteuid", lambda: uid)
     _, text = run(monkeypatch, [check(problem("bad", "", command))], "--quiet")
     assert text.splitlines()[-1] == f"    {prompt} {command}"
