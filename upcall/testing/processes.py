@@ -266,7 +266,7 @@ def _let_threads_leave(timeout: float = 1.0) -> None:
     After `join` a thread still runs the clean-up of C libraries. OpenSSL's holds a lock, which a fork in that instant
     would copy: the child would wait for it for ever. A library's own threads never leave, hence the time-out."""
     end = time.monotonic() + timeout
-    while Path("/proc/self/task").stat().st_nlink - 2 > threading.active_count() and time.monotonic() < end:
+    while Path("/proc/self/task").stat().st_nlink - 2 > len(sys._current_frames()) and time.monotonic() < end:
         time.sleep(0.001)
 
 
