@@ -8,6 +8,8 @@ import mmap
 import os
 import platform
 import resource
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -135,28 +137,34 @@ def heaps_of_threads() -> int:
     return count
 
 
+def heaps_made(shared: bool) -> int:
+    """How many heaps four threads make that allocate at the same time."""
+    if shared:
+        process.share_heap()
+    before, ready = heaps_of_threads(), threading.Barrier(5)
+
+    def allocate() -> None:
+        kept = bytes(100_000)
+        ready.wait()
+        ready.wait()
+        assert kept
+
+    threads = [threading.Thread(target=allocate) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    ready.wait()
+    found = heaps_of_threads() - before
+    ready.wait()
+    for thread in threads:
+        thread.join()
+    return found
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have one heap")
 @pytest.mark.parametrize("shared", [True, False])
 def test_threads_share_one_heap(shared: bool) -> None:
-    def told() -> int:
-        if shared:
-            process.share_heap()
-        before, ready = heaps_of_threads(), threading.Barrier(5)
-
-        def allocate() -> None:
-            kept = bytes(100_000)
-            ready.wait()
-            ready.wait()
-            assert kept
-
-        threads = [threading.Thread(target=allocate) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        ready.wait()
-        found = heaps_of_threads() - before
-        ready.wait()
-        for thread in threads:
-            thread.join()
-        return found
-
-    assert (in_child(told) == 0) is shared
+    """In a new process: threads take over heaps that earlier ones have left."""
+    program = f"from tests.test_kernel_process import heaps_made; print(heaps_made({shared}))"
+    here = Path(__file__).parents[1]
+    said = subprocess.run([sys.executable, "-c", program], cwd=here, capture_output=True, check=True, timeout=120)
+    assert (int(said.stdout) == 0) is shared
