@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import statistics
@@ -226,6 +227,7 @@ def test_answers_and_refusals_leak_neither_descriptors_nor_memory(
     good, bad, took = asking(), asking(sec="iakerb"), []
     for _ in range(300):
         handler.answer(good)
+    gc.collect()  # what earlier tests of this process have left
     descriptors, memory = _descriptors(), _resident()
     for number in range(2000):
         begun = time.perf_counter()
@@ -235,7 +237,7 @@ def test_answers_and_refusals_leak_neither_descriptors_nor_memory(
             with pytest.raises(Refused):
                 handler.answer(bad)
     print(f"\nwarm answer: p50 {statistics.median(took) * 1e3:.3f} ms, least {min(took) * 1e3:.3f} ms")
-    assert _descriptors() == descriptors
+    assert _descriptors() <= descriptors
     assert _resident() - memory < 1 << 20
 
 
