@@ -17,7 +17,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import ecryptfsd
+from bench import ecryptfsd, packets
 from bench.conditions import Series
 from bench.rows import Effort, Row, by_turns, compared
 from bench.stage import BenchError, Client, Stage, cpu_us
@@ -26,20 +26,7 @@ from upcall.broker.settings import BrokerSettings
 from upcall.keymodule import KeyHandle, Limits, Making
 from upcall.process.settings import dumps
 from upcall.protocols.ecryptfs.device import DEVICE
-from upcall.protocols.ecryptfs.packets import (
-    CIPHER_AES_128,
-    STATUS_OK,
-    TAG_64,
-    TAG_65,
-    TAG_66,
-    TAG_67,
-    Ask,
-    FileKey,
-    Reply,
-    pack_ask,
-    pack_file_key,
-    pack_reply,
-)
+from upcall.protocols.ecryptfs.packets import CIPHER_AES_128
 from upcall.testing.lab import LabError
 from upcall.testing.secrets import GivenSecrets
 
@@ -91,14 +78,14 @@ class _Key(NamedTuple):
 
     def works(self) -> dict[str, _Work]:
         """Returns what the kernel asks when a file is created, and when one is opened that is not cached."""
-        right = pack_reply(Reply(TAG_65, STATUS_OK, self.clear))
         wrapped = self.handle.wrap(self.clear)
+        create, begins = packets.wrap(self.signature, self.clear, wrapped)
+        opening, right = packets.unwrap(self.signature, self.clear, wrapped)
         # Each wrap is another one (PKCS #1's padding is random), so only its length is known.
-        begins = pack_reply(Reply(TAG_67, STATUS_OK, wrapped))
         head = len(begins) - len(wrapped)
         return {
-            "create": _Work(pack_ask(Ask(TAG_66, self.signature, self.clear)), begins[:head], len(begins)),
-            "open": _Work(pack_ask(Ask(TAG_64, self.signature, wrapped)), right, len(right)),
+            "create": _Work(create, begins[:head], len(begins)),
+            "open": _Work(opening, right, len(right)),
         }
 
     def check_wraps(self, answers: list[bytes], head: int) -> None:
@@ -185,7 +172,7 @@ def _new_key(stage: Stage) -> _Key:
     made = module.import_key(Making(path, {}, bytearray(_PASSPHRASE), COMPAT, Limits(), GivenSecrets()))
     stage.add_key(made.signature, _ALIAS, made.blob)
     handle = module.open(made.signature, made.blob, GivenSecrets())
-    return _Key(made.signature, handle, pack_file_key(FileKey(CIPHER_AES_128, os.urandom(16))))
+    return _Key(made.signature, handle, packets.new_file_key(CIPHER_AES_128))
 
 
 def _kernel(stage: Stage) -> tuple[Client, socket.socket]:

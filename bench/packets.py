@@ -6,6 +6,7 @@ import os
 
 from bench.noop import Handle
 from upcall.protocols.ecryptfs.packets import (
+    AES_SIZES,
     CIPHER_AES_256,
     STATUS_OK,
     TAG_64,
@@ -31,8 +32,12 @@ def new_signature() -> str:
 def noop_wrap(signature: str) -> tuple[bytes, bytes]:
     """Returns a tag 66 packet with an AES-256 key, and the no-op module's answer, a tag 67 packet."""
     clear = new_file_key()
-    answer = Reply(TAG_67, STATUS_OK, Handle().wrap(clear))
-    return pack_ask(Ask(TAG_66, signature, clear)), pack_reply(answer)
+    return wrap(signature, clear, Handle().wrap(clear))
+
+
+def wrap(signature: str, clear: bytes, wrapped: bytes) -> tuple[bytes, bytes]:
+    """Returns a tag 66 packet, and a tag 67 packet that answers it."""
+    return pack_ask(Ask(TAG_66, signature, clear)), pack_reply(Reply(TAG_67, STATUS_OK, wrapped))
 
 
 def unwrap(signature: str, clear: bytes, wrapped: bytes) -> tuple[bytes, bytes]:
@@ -40,5 +45,5 @@ def unwrap(signature: str, clear: bytes, wrapped: bytes) -> tuple[bytes, bytes]:
     return pack_ask(Ask(TAG_64, signature, wrapped)), pack_reply(Reply(TAG_65, STATUS_OK, clear))
 
 
-def new_file_key() -> bytes:
-    return pack_file_key(FileKey(CIPHER_AES_256, os.urandom(32)))
+def new_file_key(cipher: int = CIPHER_AES_256) -> bytes:
+    return pack_file_key(FileKey(cipher, os.urandom(AES_SIZES[cipher])))
