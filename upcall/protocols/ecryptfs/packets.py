@@ -178,14 +178,8 @@ def pack_ask(ask: Ask) -> bytes:
 
 def take_ask(data: bytes) -> Ask:
     """Parses a packet of tag 64 or 66 that fills `data`. PeerError if it is malformed."""
-    if len(data) >= _ASK_HEAD.size:  # fast path for valid packets; the code below finds the error in others
-        tag, size, signature, count = _ASK_HEAD.unpack_from(data)
-        at = _ASK_HEAD.size
-        if count >= 192:
-            count, at = take_length(data, at - 1, "request packet")
-        fits = tag in ANSWER_TO and size == SIGNATURE_LENGTH and at + count == len(data)
-        if fits and not signature.strip(b"0123456789abcdef"):
-            return tuple.__new__(Ask, (tag, signature.decode("ascii"), data[at:]))  # as Ask(...), in half the time
+    if at := _content_at(data):  # the code below finds the error in others
+        return tuple.__new__(Ask, (data[0], data[2:18].decode("ascii"), data[at:]))  # as Ask(...), in half the time
     if not data:
         raise PeerError("request packet", "is empty")
     tag = data[0]
@@ -203,15 +197,20 @@ def take_ask(data: bytes) -> Ask:
 
 def check_ask(data: bytes) -> None:
     """Checks a packet of tag 64 or 66 that fills `data`. PeerError if it is malformed."""
+    if not _content_at(data):
+        take_ask(data)
+
+
+def _content_at(data: bytes) -> int:
+    """Returns where the content of a valid packet of tag 64 or 66 begins; 0 if it may be malformed. PeerError."""
     at = _ASK_HEAD.size
-    if len(data) >= at:  # the fast path of take_ask, without its copies
-        tag, size, signature, count = _ASK_HEAD.unpack_from(data)
-        if count >= 192:
-            count, at = take_length(data, at - 1, "request packet")
-        fits = tag in ANSWER_TO and size == SIGNATURE_LENGTH and at + count == len(data)
-        if fits and not signature.strip(b"0123456789abcdef"):
-            return
-    take_ask(data)
+    if len(data) < at:
+        return 0
+    tag, size, signature, count = _ASK_HEAD.unpack_from(data)
+    if count >= 192:
+        count, at = take_length(data, at - 1, "request packet")
+    fits = tag in ANSWER_TO and size == SIGNATURE_LENGTH and at + count == len(data)
+    return at if fits and not signature.strip(b"0123456789abcdef") else 0
 
 
 def pack_reply(reply: Reply) -> bytes:
