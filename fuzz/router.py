@@ -126,7 +126,7 @@ class World:
     def __init__(self) -> None:
         self.now = 0.0
         self.can_start = True
-        self.broker = Router(SERVICES, lambda event, **fields: None, lambda uid: self.can_start)
+        self.broker = Router(SERVICES, lambda event, **fields: None, lambda uid: self.can_start, random_u32=lambda: 0)
         self.requests: list[Request] = []
         self.links: list[Link] = []
         self.sent: list[Sent] = []

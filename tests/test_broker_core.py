@@ -91,7 +91,7 @@ def played() -> Played:
 
 def play() -> Played:
     events: list[str] = []
-    broker = Router(SERVICES, lambda event, **fields: events.append(event))
+    broker = Router(SERVICES, lambda event, **fields: events.append(event), random_u32=lambda: 0)
     link = Link()
     return Played(broker, link, broker.helo(UID, 7, 70, link, 0.0), events)
 
@@ -394,7 +394,7 @@ class AnyOrder(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.broker = Router(SERVICES, lambda event, **fields: None)
+        self.broker = Router(SERVICES, lambda event, **fields: None, random_u32=lambda: 0)
         self.pids = itertools.count(1)
         self.asked: list[tuple[int, float, Origin]] = []  # uid, deadline, who asked
         self.daemons: list[tuple[Association, Link]] = []
@@ -499,7 +499,7 @@ TestAnyOrder = AnyOrder.TestCase
 def test_reserved_contexts_are_kept_for_another_uid_while_one_is_registered() -> None:
     """All uids share the kernel's contexts: while another uid is registered, no uid gets the last ones."""
     services = {"short": SERVICES["short"]._replace(contexts=4, reserve=1)}
-    broker = Router(services, lambda *_, **__: None)
+    broker = Router(services, lambda *_, **__: None, random_u32=lambda: 0)
     broker.helo(UID, 1, 1, Link(), 0.0)
     alone = [ask(broker) for _ in range(5)]
     assert [origin.outcomes for origin in alone] == [[], [], [], [], [refusal("no-context")]]
@@ -515,7 +515,7 @@ def register(broker: Router, *uids: int) -> list[Association]:
 
 
 def test_daemons_per_person_are_limited_without_limiting_other_people() -> None:
-    broker = Router(SERVICES, lambda *_, **__: None)
+    broker = Router(SERVICES, lambda *_, **__: None, random_u32=lambda: 0)
     broker.person_of = lambda uid: UID if uid >= 100_000 else uid
     broker.limits = Limits(daemons=100, daemons_per_person=3)
     (mine, *_) = register(broker, UID, 100_000, 100_001)
@@ -527,7 +527,7 @@ def test_daemons_per_person_are_limited_without_limiting_other_people() -> None:
 
 
 def test_daemons_are_limited_in_total_except_roots() -> None:
-    broker = Router(SERVICES, lambda *_, **__: None)
+    broker = Router(SERVICES, lambda *_, **__: None, random_u32=lambda: 0)
     broker.limits = Limits(daemons=2, daemons_per_person=16)
     register(broker, UID, OTHER)
     assert broker.refuses(OTHER + 1) == "too-many-daemons"
@@ -535,7 +535,7 @@ def test_daemons_are_limited_in_total_except_roots() -> None:
 
 
 def test_counters_of_uids_without_a_daemon_are_folded_and_none_is_lost() -> None:
-    broker = Router(SERVICES, lambda *_, **__: None)
+    broker = Router(SERVICES, lambda *_, **__: None, random_u32=lambda: 0)
     register(broker, UID)
     broker.ask(UID, "short", WHO, b"x", Origin(), 0.0, 0.5)
     broker.expire(1.0)

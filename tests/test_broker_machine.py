@@ -45,7 +45,7 @@ class House:
             name: service._replace(absent=absent, check=lambda asked, answer: None)
             for name, service in SERVICES.items()
         }
-        self.broker = Router(services, lambda event, **fields: None, self._start, MACHINE)
+        self.broker = Router(services, lambda event, **fields: None, self._start, MACHINE, random_u32=lambda: 0)
         self.links = {uid: Link() for uid in uids}
         self.daemons = {uid: self.broker.helo(uid, uid + 1, uid + 1, link, 0.0) for uid, link in self.links.items()}
 

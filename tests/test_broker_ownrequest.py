@@ -113,7 +113,7 @@ class _Origin:
 
 def _outcome(pid: int, when: int) -> Answer | Refusal | None:
     """How a request of this process ends at once, if the daemon is `pid` and began `when`."""
-    broker, origin = Router(SERVICES, lambda event, **fields: None), _Origin()
+    broker, origin = Router(SERVICES, lambda event, **fields: None, random_u32=lambda: 0), _Origin()
     broker.helo(7, pid, 1, _Link(), 0.0, when)
     broker.ask(7, "key", Requester(7, os.getpid()), b"", origin, 0.0, line=line_of(os.getpid()))
     return origin.outcome
@@ -121,7 +121,7 @@ def _outcome(pid: int, when: int) -> Answer | Refusal | None:
 
 def test_a_pending_request_is_refused_to_a_newer_daemon_that_made_it() -> None:
     """A starting daemon asks its predecessor; once it has registered, its own request would be sent to it."""
-    broker, origin = Router(SERVICES, lambda event, **fields: None), _Origin()
+    broker, origin = Router(SERVICES, lambda event, **fields: None, random_u32=lambda: 0), _Origin()
     broker.helo(7, 1, 1, _Link(), 0.0, 1)
     broker.ask(7, "key", Requester(7, os.getpid()), b"", origin, 0.0, line=line_of(os.getpid()))
     assert origin.outcome is None

@@ -31,7 +31,7 @@ def starter() -> Starter:
 
 @pytest.fixture
 def broker(starter: Starter) -> Router:
-    return Router(SERVICES, lambda *_, **__: None, starter.start)
+    return Router(SERVICES, lambda *_, **__: None, starter.start, random_u32=lambda: 0)
 
 
 def register(broker: Router, uid: int = UID, now: float = 1.0) -> Link:

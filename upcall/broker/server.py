@@ -64,7 +64,7 @@ class Server:
         self.log.person_of = self.people.of
         self.loop = Loop()
         self.launcher = Launcher(self.loop, self.log, lambda uid: self.router.given_up(uid), start)
-        self.router = Router(services, self.log, self.launcher.start, machine, _random_u32)
+        self.router = Router(services, self.log, self.launcher.start, machine, random_u32=_random_u32)
         self.router.person_of = self.people.of
         self._stopping = self._rereading = False
         self.hardening: Hardening | None = None

@@ -65,7 +65,7 @@ class Router:
     `services`: by name. `log(event, **fields)` must not block. `start(uid)` begins to start a daemon and returns
     whether one is on its way; `given_up` must be called if none comes. `machine`: the uid of the machine's daemon,
     which is asked instead of root's for services with `network`. `random_u32`: where a daemon's sequence numbers
-    begin; unpredictable, so that no reply to an earlier broker matches. The default is for tests.
+    begin; unpredictable, so that no reply to an earlier broker matches.
     """
 
     def __init__(
@@ -74,7 +74,8 @@ class Router:
         log: Log,
         start: Callable[[int], bool] = lambda _: False,
         machine: int = ROOT,
-        random_u32: Callable[[], int] = lambda: 0,
+        *,
+        random_u32: Callable[[], int],
     ) -> None:
         self.services = services
         self.machine = machine

@@ -129,7 +129,7 @@ def test_a_notice_from_the_router_reaches_the_registered_uid_only(folder: Path, 
     """The router refuses notices for other uids."""
     told = Told(folder, settings("terminal"))
     with told.daemon:
-        core = Router(SERVICES, lambda *_, **__: None)
+        core = Router(SERVICES, lambda *_, **__: None, random_u32=lambda: 0)
         core.helo(UID, told.daemon.pid, told.broker.portid, told.broker.socket, time.monotonic())
         assert core.notice(UID + 1, "quota", Requester(0, 0), pack(notice(UID + 1, "you"))) == "no-daemon"
         assert core.notice(UID, "quota", Requester(UID, 0), pack(notice(UID, "me", event="over-soft"))) == ""
